@@ -1,0 +1,117 @@
+"""The errors a user can cause or meet, each with one clear sentence.
+
+Every error names what is wrong and where (``message``), what to do (``remedy``) and, for a bug report, technical
+``details``. They cross the worker protocol by class name (:meth:`SPDError.to_wire`, :func:`error_from_wire`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SPDError(Exception):
+    """Base of the family.
+
+    Args:
+        message: what is wrong, with which file, slice or setting; one sentence.
+        remedy: what the user can do about it; one sentence or empty.
+        details: text to copy into a report (a traceback, the last lines of a log); never shown unasked.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, remedy: str = "", details: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.details = details
+
+    @property
+    def sentence(self) -> str:
+        """The text for the user: message and remedy."""
+        return f"{self.message} {self.remedy}".strip()
+
+    def __str__(self) -> str:
+        return self.sentence
+
+    def to_wire(self) -> dict[str, str]:
+        """JSON-ready form; :func:`error_from_wire` restores it."""
+        return {
+            "error": type(self).__name__,
+            "message": self.message,
+            "remedy": self.remedy,
+            "details": self.details,
+        }
+
+
+class BadInput(SPDError):
+    """A file, a click or a setting of the user's cannot be used."""
+
+    exit_code = 2
+
+
+class GeometryUnsupported(SPDError):
+    """The volume's or the points' geometry cannot be handled (non-linear transform, sheared axes)."""
+
+    exit_code = 2
+
+
+class DependencyMissing(SPDError):
+    """A Python package that this step needs is not installed or cannot be imported."""
+
+    exit_code = 3
+
+
+class ModelMissing(SPDError):
+    """A model bundle or its base weights are not on this machine."""
+
+    exit_code = 3
+
+
+class ModelCorrupt(SPDError):
+    """A model bundle or base weights are damaged, of another format, or do not fit together."""
+
+    exit_code = 2
+
+
+class OutOfMemory(SPDError):
+    """The device has not enough memory, even for one slice at a time."""
+
+    exit_code = 4
+
+
+class WorkerDied(SPDError):
+    """The background process ended while it was needed."""
+
+    exit_code = 5
+
+
+class Cancelled(SPDError):
+    """The user cancelled."""
+
+    exit_code = 130
+
+    def __init__(self, message: str = "Cancelled.", remedy: str = "", details: str = "") -> None:
+        super().__init__(message, remedy, details)
+
+
+_FAMILY: dict[str, type[SPDError]] = {
+    cls.__name__: cls
+    for cls in (
+        SPDError,
+        BadInput,
+        GeometryUnsupported,
+        DependencyMissing,
+        ModelMissing,
+        ModelCorrupt,
+        OutOfMemory,
+        WorkerDied,
+        Cancelled,
+    )
+}
+
+
+def error_from_wire(wire: dict[str, str]) -> SPDError:
+    """Restore an error from :meth:`SPDError.to_wire`; an unknown name becomes a plain :class:`SPDError`."""
+    cls = _FAMILY.get(wire.get("error", ""), SPDError)
+    return cls(wire.get("message", "Unknown error."), wire.get("remedy", ""), wire.get("details", ""))
