@@ -1,0 +1,115 @@
+"""The square field of view that the network sees of a slice, and the way there and back.
+
+A bundle has a fixed physical field of view, so that a structure has the same size in pixels whatever the scanner's
+matrix. The window has the same place in all slices of a volume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class InputWindow:
+    """Axis-aligned map between slice pixels and network pixels; both count from the first pixel's centre.
+
+    Attributes:
+        size: S, side of the network input in pixels.
+        scale_xy: slice pixels per network pixel, (column, row).
+        origin_xy: slice position of network pixel (0, 0), (column, row).
+        slice_shape: (H, W) of a slice.
+    """
+
+    size: int
+    scale_xy: tuple[float, float]
+    origin_xy: tuple[float, float]
+    slice_shape: tuple[int, int]
+
+    def to_input(self, xy: np.ndarray) -> np.ndarray:
+        """Slice pixels (N, 2) to network pixels (N, 2)."""
+        return (np.asarray(xy, dtype=np.float64) - self.origin_xy) / self.scale_xy
+
+    def to_slice(self, uv: np.ndarray) -> np.ndarray:
+        """Network pixels (N, 2) to slice pixels (N, 2)."""
+        return np.asarray(uv, dtype=np.float64) * self.scale_xy + self.origin_xy
+
+    def contains(self, xy: np.ndarray) -> np.ndarray:
+        """Which of (N, 2) slice positions lie in the window."""
+        uv = self.to_input(xy)
+        return ((uv >= -0.5) & (uv <= self.size - 0.5)).all(axis=1)
+
+    def resample(self, slices: np.ndarray) -> np.ndarray:
+        """Slices (T, H, W) to the network's pixels (T, S, S) float32, area-weighted; zero outside the slice."""
+        rows, columns = self._to_input_weights()
+        return np.matmul(rows, np.matmul(slices.astype(np.float32, copy=False), columns.T))
+
+    def restore(self, maps: np.ndarray, outside: float) -> np.ndarray:
+        """Network maps (T, S, S) to slice pixels (T, H, W) by linear interpolation; ``outside`` beyond the window."""
+        height, width = self.slice_shape
+        rows = self._to_slice_weights(height, self.scale_xy[1], self.origin_xy[1])
+        columns = self._to_slice_weights(width, self.scale_xy[0], self.origin_xy[0])
+        inside_rows, inside_columns = rows.any(axis=1), columns.any(axis=1)
+        restored = np.full((len(maps), height, width), outside, dtype=np.float32)
+        part = np.matmul(rows[inside_rows], np.matmul(maps.astype(np.float32, copy=False), columns[inside_columns].T))
+        restored[np.ix_(np.arange(len(maps)), inside_rows, inside_columns)] = part
+        return restored
+
+    def _to_input_weights(self) -> tuple[np.ndarray, np.ndarray]:
+        height, width = self.slice_shape
+        return (
+            _triangle_weights(self.size, height, self.scale_xy[1], self.origin_xy[1]),
+            _triangle_weights(self.size, width, self.scale_xy[0], self.origin_xy[0]),
+        )
+
+    def _to_slice_weights(self, length: int, scale: float, origin: float) -> np.ndarray:
+        """(length, S) linear interpolation weights; rows of zeros outside the window."""
+        position = (np.arange(length) - origin) / scale
+        inside = (position >= -0.5) & (position <= self.size - 0.5)
+        position = position.clip(0, self.size - 1)
+        weights = np.maximum(0.0, 1 - np.abs(position[:, None] - np.arange(self.size)[None]))
+        return (weights * inside[:, None]).astype(np.float32)
+
+
+def _triangle_weights(size: int, length: int, scale: float, origin: float) -> np.ndarray:
+    """(size, length) weights of a triangle filter as wide as the coarser of both grids (no aliasing)."""
+    center = np.arange(size) * scale + origin
+    width = max(scale, 1.0)
+    weights = np.maximum(0.0, 1 - np.abs(center[:, None] - np.arange(length)[None]) / width)
+    total = weights.sum(axis=1, keepdims=True)
+    inside = (center >= -0.5) & (center <= length - 0.5)
+    return np.where(inside[:, None], weights / np.where(total > 0, total, 1), 0).astype(np.float32)
+
+
+def place_window(
+    slice_shape: tuple[int, int],
+    pixel_mm: tuple[float, float],
+    size: int,
+    fov_mm: float,
+    center_xy: np.ndarray | None = None,
+) -> InputWindow:
+    """Choose the window of a volume.
+
+    Args:
+        slice_shape: (H, W).
+        pixel_mm: (row, column) spacing.
+        size: S.
+        fov_mm: side of the field of view; 0 fits the whole slice.
+        center_xy: where to look, (column, row) in slice pixels, usually the median click. Along an axis that fits into
+            the field of view the slice's middle is taken instead. The centre is rounded to an eighth of the field of
+            view, so that small changes of the clicks leave it in place.
+    """
+    height, width = slice_shape
+    middle = np.array([(width - 1) / 2, (height - 1) / 2])
+    spacing = np.array([pixel_mm[1], pixel_mm[0]])
+    extent = np.array([width, height]) * spacing
+    fov = fov_mm if fov_mm > 0 else float(extent.max())
+    center = middle.copy()
+    if center_xy is not None:
+        grid = fov / 8 / spacing
+        wanted = middle + np.round((np.asarray(center_xy, float) - middle) / grid) * grid
+        center = np.where(extent <= fov * 1.001, middle, wanted)
+    scale = fov / size / spacing
+    origin = center - scale * (size - 1) / 2
+    return InputWindow(size, (float(scale[0]), float(scale[1])), (float(origin[0]), float(origin[1])), (height, width))

@@ -1,0 +1,1 @@
+"""Backbones, adapters, saliency head, the SPD model and its losses (torch)."""

@@ -1,0 +1,60 @@
+"""What the SPD network consists of: a frozen dataclass that validates itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from SPDSegmentLib.errors import BadInput
+
+BACKBONES = ("lite_medsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b", "tiny_random")
+DECODER_MODES = ("lora", "full", "frozen")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Architecture of one SPD model.
+
+    Attributes:
+        backbone: name of the SAM variant, one of :data:`BACKBONES`.
+        image_size: side of the square network input in pixels.
+        lora_rank: rank of every LoRA update, 0 for none (SAMed: 4).
+        lora_alpha: LoRA scale numerator; the update is scaled by ``lora_alpha / lora_rank``.
+        lora_encoder_blocks: number of attention blocks of the encoder, counted from its end, that LoRA adapts;
+            -1 for all of them.
+        decoder: how stage II adapts the mask decoder: ``lora`` (paper), ``full`` fine-tuning, ``frozen``.
+        decoder_lora_rank: rank in the decoder.
+        saliency_slice_context: let the saliency head see the features of the two adjoining slices as well.
+        dense_saliency_prompt: give the saliency logits to the decoder as SAM's mask prompt as well (ours).
+    """
+
+    backbone: str = "lite_medsam"
+    image_size: int = 256
+    lora_rank: int = 4
+    lora_alpha: float = 4.0
+    lora_encoder_blocks: int = -1
+    decoder: str = "lora"
+    decoder_lora_rank: int = 4
+    saliency_slice_context: bool = False
+    dense_saliency_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise BadInput(f"Unknown backbone '{self.backbone}'.", f"Choose one of {', '.join(BACKBONES)}.")
+        if self.image_size < 16 or self.image_size % 16:
+            raise BadInput(f"image_size {self.image_size} is not a positive multiple of 16.")
+        if self.decoder not in DECODER_MODES:
+            raise BadInput(f"Unknown decoder mode '{self.decoder}'.", f"Choose one of {', '.join(DECODER_MODES)}.")
+        if self.lora_rank < 0 or self.decoder_lora_rank < 0:
+            raise BadInput("A LoRA rank cannot be negative.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
+        """Build from a mapping; an unknown key raises :class:`BadInput`."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise BadInput(f"Unknown network setting '{unknown[0]}'.", f"Known: {', '.join(sorted(known))}.")
+        return cls(**values)

@@ -1,0 +1,143 @@
+"""Low-rank adaptation of SAM's encoder and mask decoder through ``peft``.
+
+Encoder: rank-r updates of the q and v rows of the fused ``qkv`` projection of every adapted attention block, with B
+initialised to zero (Hu et al. 2022; placement after SAMed, Zhang and Liu 2023). Decoder: the q and v projections of its
+self-attention and of both cross-attentions. With adapters disabled the base model's output comes back bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from SPDSegmentLib.errors import DependencyMissing
+
+DECODER_TARGETS = r"transformer\..*\.(q_proj|v_proj)|transformer\.final_attn_token_to_image\.(q_proj|v_proj)"
+
+
+class AdaptableQKV(nn.Module):
+    """A fused qkv projection whose q and v rows can be adapted.
+
+    The frozen fused layer computes as before; ``q`` and ``v`` are layers of zeros that ``peft`` wraps, so their output
+    is the low-rank update alone and nothing is added while adapters are off.
+
+    Args:
+        fused: the layer to adapt, rows in the order q, k, v.
+    """
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        self.fused = fused
+        self.q: nn.Module = ZeroLinear(fused.in_features, fused.out_features // 3)
+        self.v: nn.Module = ZeroLinear(fused.in_features, fused.out_features // 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.fused(x)
+        if not adapters_active(self.q):
+            return qkv
+        q, v = self.q(x), self.v(x)
+        return qkv + torch.cat((q, torch.zeros_like(q), v), dim=-1)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """One plain linear layer with the updates added to its weights."""
+        rows = self.fused.out_features // 3
+        merged = nn.Linear(self.fused.in_features, self.fused.out_features, self.fused.bias is not None)
+        merged.load_state_dict(self.fused.state_dict())
+        merged.weight[:rows] += low_rank_update(self.q)
+        merged.weight[2 * rows :] += low_rank_update(self.v)
+        return merged.to(self.fused.weight.device).requires_grad_(False)
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that stands for a zero matrix without storing or multiplying one."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.weight = nn.Parameter(torch.zeros(1).expand(out_features, in_features), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(()).expand(*x.shape[:-1], self.out_features)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Nothing to save."""
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to load."""
+
+
+def adapters_active(layer: nn.Module) -> bool:
+    """Whether ``layer`` is wrapped by peft and its adapters are on."""
+    return hasattr(layer, "lora_A") and not layer.disable_adapters
+
+
+def low_rank_update(layer: nn.Module) -> Tensor:
+    """The matrix B A scaled by alpha / r of a peft layer, zero when it is not wrapped."""
+    if not hasattr(layer, "lora_A"):
+        assert isinstance(layer, nn.Linear)
+        return torch.zeros(layer.out_features, layer.in_features)
+    return layer.get_delta_weight("default")  # type: ignore[operator]
+
+
+def attention_modules(encoder: nn.Module) -> list[nn.Module]:
+    """Attention modules with a fused ``qkv``, first to last (segment-anything's ViT and TinyViT alike)."""
+    return [module for module in encoder.modules() if hasattr(module, "qkv")]
+
+
+def add_encoder_lora(encoder: nn.Module, rank: int, alpha: float, blocks: int = -1) -> None:
+    """Adapt q and v of the last ``blocks`` attention blocks (-1: all), in place; everything else is frozen."""
+    encoder.requires_grad_(False)
+    if rank == 0 or blocks == 0:
+        return
+    attentions = attention_modules(encoder)
+    for attention in attentions if blocks < 0 else attentions[-blocks:]:
+        attention.qkv = AdaptableQKV(attention.qkv)  # type: ignore[arg-type]
+    _inject(encoder, r".*\.qkv\.(q|v)", rank, alpha)
+
+
+def add_decoder_lora(decoder: nn.Module, rank: int, alpha: float) -> None:
+    """Adapt the q and v projections of the decoder's attentions, in place; everything else is frozen."""
+    decoder.requires_grad_(False)
+    if rank:
+        _inject(decoder, DECODER_TARGETS, rank, alpha)
+
+
+def _inject(module: nn.Module, targets: str, rank: int, alpha: float) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise DependencyMissing(
+            "The Python package 'peft' cannot be imported.", "Install it with: pip install peft", str(error)
+        ) from error
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+    inject_adapter_in_model(config, module)
+
+
+@contextmanager
+def adapters_off(module: nn.Module) -> Iterator[None]:
+    """Within the context every LoRA update below ``module`` is off."""
+    layers = [m for m in module.modules() if hasattr(m, "lora_A") and hasattr(m, "enable_adapters")]
+    states = [not bool(layer.disable_adapters) for layer in layers]
+    for layer in layers:
+        layer.enable_adapters(False)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for layer, state in zip(layers, states, strict=True):
+            layer.enable_adapters(state)  # type: ignore[operator]
+
+
+def merge_adapters(module: nn.Module) -> None:
+    """Add every update below ``module`` to its base weights and drop the adapters, in place (for inference)."""
+    for attention in attention_modules(module):
+        if isinstance(attention.qkv, AdaptableQKV):
+            attention.qkv = attention.qkv.merged()
+    for name, layer in list(module.named_modules()):
+        if hasattr(layer, "lora_A"):
+            layer.merge(safe_merge=True)  # type: ignore[operator]
+            parent = module.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], layer.get_base_layer())  # type: ignore[operator]

@@ -1,0 +1,159 @@
+"""The SPD model: LoRA-adapted SAM encoder, saliency head, LoRA-adapted mask decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from SPDSegmentLib.errors import ModelCorrupt
+from SPDSegmentLib.networks.backbones import build_sam
+from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.lora import add_decoder_lora, add_encoder_lora, merge_adapters
+from SPDSegmentLib.networks.saliency_head import SaliencyHead
+
+# Parts of the prompt encoder and decoder that learn with the decoder: clicks never occurred in LiteMedSAM's training.
+PROMPT_PARAMETERS = ("point_embeddings.1.", "not_a_point_embed.", "mask_downscaling.")
+
+
+class SPDModel(nn.Module):
+    """Saliency-guided Prompt Distillation on one SAM.
+
+    Args:
+        config: architecture.
+        weights: base weights of the backbone, ``None`` for random ones.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: NetworkConfig, weights: str | Path | None = None) -> None:
+        super().__init__()
+        sam = build_sam(config, weights)
+        self.config = config
+        self.stride = sam.stride
+        self.image_encoder = sam.image_encoder
+        self.prompt_encoder = sam.prompt_encoder
+        self.mask_decoder = sam.mask_decoder
+        self.register_buffer("pixel_mean", sam.pixel_mean, persistent=False)
+        self.register_buffer("pixel_std", sam.pixel_std, persistent=False)
+        channels: int = self.prompt_encoder.embed_dim  # type: ignore[assignment]
+        self.saliency_head = SaliencyHead(channels, config.saliency_slice_context)
+        self.requires_grad_(False)
+        add_encoder_lora(self.image_encoder, config.lora_rank, config.lora_alpha, config.lora_encoder_blocks)
+        if config.decoder == "lora":
+            rank = config.decoder_lora_rank
+            add_decoder_lora(self.mask_decoder, rank, float(rank))
+        self.eval()
+
+    def train(self, mode: bool = True) -> SPDModel:
+        """Keep evaluation mode: the network has no dropout, and its batch norms are frozen."""
+        return super().train(False)
+
+    def stage1_parameters(self) -> list[nn.Parameter]:
+        """Trainable in stage I: the encoder's LoRA and the saliency head (paper, stage I)."""
+        lora = [p for name, p in self.image_encoder.named_parameters() if "lora_" in name]
+        return lora + list(self.saliency_head.parameters())
+
+    def stage2_parameters(self) -> list[nn.Parameter]:
+        """Trainable in stage II: the decoder's LoRA, or all of it, with the point embeddings and the quality head."""
+        if self.config.decoder == "frozen":
+            return []
+        full = self.config.decoder == "full"
+        chosen = [
+            p
+            for name, p in self.mask_decoder.named_parameters()
+            if full or "lora_" in name or name.startswith("iou_prediction_head")
+        ]
+        prompts = [
+            p for name, p in self.prompt_encoder.named_parameters() if full and name.startswith(PROMPT_PARAMETERS)
+        ]
+        return chosen + prompts
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Embed slices (B, 1, S, S) with values in [0, 1]: (B, C, S / stride, S / stride)."""
+        images = (images.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
+        return self.image_encoder(images)
+
+    def saliency_logits(
+        self, embeddings: Tensor, previous: Tensor | None = None, following: Tensor | None = None
+    ) -> Tensor:
+        """Saliency logits at image size, (B, 1, S, S); S_t is their sigmoid."""
+        logits = self.saliency_head(embeddings, previous, following).float()
+        size = self.config.image_size
+        if logits.shape[-1] != size:
+            logits = nn.functional.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+        return logits
+
+    def decode(
+        self, embeddings: Tensor, points: Tensor, labels: Tensor, saliency_logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Segment a batch of slices with different numbers of points.
+
+        Args:
+            embeddings: (B, C, h, w).
+            points: (B, K, 2) column and row in input pixels; unused places are padded.
+            labels: (B, K): 1 a point of the target, -1 padding.
+            saliency_logits: (B, 1, S, S); used when the model has a dense saliency prompt.
+
+        Returns:
+            Mask logits at image size (B, 1, S, S) and the predicted IoU (B,).
+        """
+        dense = None
+        if self.config.dense_saliency_prompt and saliency_logits is not None:
+            side = 4 * embeddings.shape[-1]
+            dense = nn.functional.interpolate(
+                saliency_logits.float().clamp(-12, 12), (side, side), mode="bilinear", align_corners=False
+            )
+        sparse, dense = self.prompt_encoder((points, labels), None, dense)
+        logits, quality = self._decode_batch(embeddings, sparse, dense)
+        size = self.config.image_size
+        logits = logits.float()
+        if logits.shape[-1] != size:
+            logits = nn.functional.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+        return logits, quality.float()
+
+    def _decode_batch(self, embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """SAM's mask decoder for one prompt per image; upstream's own forward takes one image at a time."""
+        decoder = self.mask_decoder
+        batch, channels, height, width = embeddings.shape
+        output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))  # type: ignore[union-attr, arg-type]
+        tokens = torch.cat((output_tokens.expand(batch, -1, -1), sparse), dim=1)
+        position = self.prompt_encoder.get_dense_pe().expand(batch, -1, -1, -1)  # type: ignore[operator]
+        tokens_out, image_out = decoder.transformer(embeddings + dense, position, tokens)  # type: ignore[operator]
+        image_out = image_out.transpose(1, 2).reshape(batch, channels, height, width)
+        upscaled = decoder.output_upscaling(image_out)  # type: ignore[operator]
+        hyper = decoder.output_hypernetworks_mlps[0](tokens_out[:, 1])  # type: ignore[index, operator]
+        logits = torch.einsum("bc,bchw->bhw", hyper, upscaled)[:, None]
+        quality = decoder.iou_prediction_head(tokens_out[:, 0])[:, 0]  # type: ignore[operator]
+        return logits, quality
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """What training changed: encoder LoRA, saliency head, decoder updates; the content of a bundle."""
+        names = {id(p): name for name, p in self.named_parameters()}
+        chosen = self.stage1_parameters() + self.stage2_parameters()
+        return {names[id(p)]: p.detach().cpu().contiguous() for p in chosen}
+
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        """Load :meth:`adapter_state`; names and shapes must match exactly.
+
+        Raises:
+            ModelCorrupt: when they do not.
+        """
+        expected = self.adapter_state()
+        missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+        wrong = sorted(k for k in set(state) & set(expected) if state[k].shape != expected[k].shape)
+        if missing or extra or wrong:
+            raise ModelCorrupt(
+                "The adapter does not fit the network that its model.json describes.",
+                "Fetch or copy the bundle again.",
+                f"missing {missing[:3]}, unknown {extra[:3]}, other shape {wrong[:3]}",
+            )
+        self.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+
+    def merge(self) -> SPDModel:
+        """Add the LoRA updates to the weights for faster inference, in place; returns self."""
+        merge_adapters(self.image_encoder)
+        merge_adapters(self.mask_decoder)
+        return self.requires_grad_(False)

@@ -1,0 +1,65 @@
+"""Settings of Contextual Prompt Distillation: a frozen dataclass that validates itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from SPDSegmentLib.errors import BadInput
+
+STRATEGIES = ("consensus", "local", "raw", "interpolated", "sampled")
+UNSUPPORTED_POLICIES = ("synthesize", "abstain")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How clicks become prompts.
+
+    Attributes:
+        threshold: tau, a click is supported where the saliency exceeds it (paper: 0.5).
+        n_neighbors: n, slices on each side whose clicks are borrowed (paper: 2).
+        local_validation: keep only the clicks that their own slice supports (paper, CPD step 1).
+        context_enrichment: borrow neighbours' clicks after dual validation (paper, CPD step 2).
+        min_distance_px: of two points closer than this in a slice, the more salient stays (ours).
+        max_points: K, at most this many points a slice by farthest-point sampling, 0 for the paper's no limit (ours).
+        unsupported: what happens in a salient slice that no click supports (ours): ``synthesize`` or ``abstain``.
+        single_component: the target is one piece per slice, so the consensus keeps to the salient component that most
+            of its points lie in (ours; off for branching structures).
+        follow_components: synthesise only in salient components that connect, slice by slice, with a supported slice;
+            off: in the component nearest to the centreline, as far as the saliency goes (ours).
+        bridge_gaps: with ``follow_components``, also synthesise between two supported slices where nothing connects,
+            in the component nearest to the centreline.
+    """
+
+    threshold: float = 0.5
+    n_neighbors: int = 2
+    local_validation: bool = True
+    context_enrichment: bool = True
+    min_distance_px: float = 2.0
+    max_points: int = 10
+    unsupported: str = "synthesize"
+    single_component: bool = True
+    follow_components: bool = True
+    bridge_gaps: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.threshold < 1.0:
+            raise BadInput(f"threshold {self.threshold} is not between 0 and 1.")
+        if self.n_neighbors < 0 or self.max_points < 0 or self.min_distance_px < 0:
+            raise BadInput("n_neighbors, max_points and min_distance_px cannot be negative.")
+        if self.unsupported not in UNSUPPORTED_POLICIES:
+            raise BadInput(
+                f"Unknown policy '{self.unsupported}' for unsupported slices.",
+                f"Choose one of {', '.join(UNSUPPORTED_POLICIES)}.",
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PromptConfig:
+        """Build from a mapping; an unknown key raises :class:`BadInput`."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise BadInput(f"Unknown prompt setting '{unknown[0]}'.", f"Known: {', '.join(sorted(known))}.")
+        return cls(**values)

@@ -1,0 +1,220 @@
+"""CPD, Contextual Prompt Distillation: which clicks prompt which slice (paper, stage II).
+
+For slice t with clicks P_t, saliency S_t and neighbours j in t-n .. t+n:
+
+1. local validation     local_t      = {p in P_t : S_t(p) > tau}
+2. context enrichment   candidates_t = union over j of {p in P_j : S_j(p) > tau}
+                        context_t    = {p in candidates_t : S_t(p) > tau}
+3. consensus            P*_t         = local_t union context_t
+
+Slices with an empty consensus follow :mod:`SPDSegmentLib.prompts.unsupported`. All functions are pure; clicks are given
+in network pixels, (column, row).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+
+KEPT = "kept"
+REJECTED_OWN_SLICE = "rejected_own_slice"
+REJECTED_NEIGHBOR = "rejected_neighbor"
+BORROWED = "borrowed"
+SYNTHESIZED = "synthesized"
+OUTSIDE = "outside"
+
+SUPPORTED = "supported"
+ABSTAINED = "abstained"
+EMPTY = "empty"
+
+
+@dataclass(frozen=True, eq=False)
+class SliceClicks:
+    """Clicks in network pixels.
+
+    Attributes:
+        slice_index: (N,) int.
+        xy: (N, 2) float, (column, row).
+    """
+
+    slice_index: np.ndarray
+    xy: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.slice_index)
+
+    def on(self, t: int) -> np.ndarray:
+        """Indexes of the clicks on slice t."""
+        return np.flatnonzero(self.slice_index == t)
+
+
+@dataclass(frozen=True)
+class PointFate:
+    """What became of one point in one slice.
+
+    Attributes:
+        click: index of the click, -1 for a synthesised point.
+        slice_index: the slice that the decision is about.
+        fate: one of the constants of this module.
+        xy: (column, row) in network pixels.
+        from_slice: the slice that the click was made on.
+        reason: short English text for the user.
+    """
+
+    click: int
+    slice_index: int
+    fate: str
+    xy: tuple[float, float]
+    from_slice: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class SlicePrompts:
+    """The prompts of one slice.
+
+    Attributes:
+        points: (M, 2) (column, row) in network pixels, all positive.
+        sources: (M,) index of the click, -1 for a synthesised point.
+        status: ``supported``, ``synthesized``, ``abstained`` (salient or not, nothing vouches for it) or ``empty``.
+    """
+
+    slice_index: int
+    points: np.ndarray
+    sources: np.ndarray
+    status: str
+
+    def same_as(self, other: SlicePrompts | None) -> bool:
+        """Whether decoding would get exactly the same input."""
+        return (
+            other is not None and self.status == other.status and np.array_equal(self.points, other.points)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """Prompts of every slice of a volume, and the fate of every point."""
+
+    slices: tuple[SlicePrompts, ...]
+    fates: tuple[PointFate, ...]
+
+
+def local_validation(saliency: SaliencyMaps, t: int, clicks: SliceClicks) -> np.ndarray:
+    """Step 1: indexes of the clicks of slice t that its saliency supports, {p in P_t : S_t(p) > tau}."""
+    own = clicks.on(t)
+    return own[saliency.at(t, clicks.xy[own]) > saliency.threshold]
+
+
+def context_enrichment(
+    saliency: SaliencyMaps, t: int, clicks: SliceClicks, n_neighbors: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Step 2: dual validation of the neighbours' clicks.
+
+    Returns:
+        ``context``, indexes of neighbours' clicks that their own slice and slice t both support, and ``refused``,
+        those that their own slice supports and slice t does not.
+    """
+    neighbors = [j for j in range(t - n_neighbors, t + n_neighbors + 1) if j != t and 0 <= j < saliency.n_slices]
+    validated = [local_validation(saliency, j, clicks) for j in neighbors]
+    candidates = np.concatenate(validated) if validated else np.empty(0, int)
+    supported = saliency.at(t, clicks.xy[candidates]) > saliency.threshold
+    return candidates[supported], candidates[~supported]
+
+
+def consensus(
+    saliency: SaliencyMaps, t: int, clicks: SliceClicks, config: PromptConfig
+) -> tuple[np.ndarray, list[PointFate]]:
+    """Step 3: indexes of P*_t = local_t union context_t, and the fate of every click looked at."""
+    own = clicks.on(t)
+    local = local_validation(saliency, t, clicks) if config.local_validation else own
+    context, refused = np.empty(0, int), np.empty(0, int)
+    if config.context_enrichment:
+        context, refused = context_enrichment(saliency, t, clicks, config.n_neighbors)
+    chosen = np.concatenate((local, context))
+    stray = np.empty(0, int)
+    if config.single_component and len(chosen):
+        labels = saliency.component_at(t, clicks.xy[chosen])
+        main = _dominant(labels, saliency.at(t, clicks.xy[chosen]))
+        chosen, stray = chosen[labels == main], chosen[labels != main]
+    fates = [_fate(clicks, p, t, KEPT, "The saliency of its slice supports it.") for p in np.intersect1d(local, chosen)]
+    fates += [
+        _fate(clicks, p, t, REJECTED_OWN_SLICE, "Its slice shows no sign of the structure there.")
+        for p in np.setdiff1d(own, local)
+    ]
+    fates += [
+        _fate(clicks, p, t, REJECTED_OWN_SLICE, "Most clicks around it lie in another part of the slice.")
+        for p in np.intersect1d(own, stray)
+    ]
+    fates += [_fate(clicks, p, t, BORROWED, "Both slices support it.") for p in np.intersect1d(context, chosen)]
+    fates += [
+        _fate(clicks, p, t, REJECTED_NEIGHBOR, "Supported in its own slice, not in this one.")
+        for p in np.union1d(refused, np.setdiff1d(stray, own))
+    ]
+    return chosen, fates
+
+
+def thin_out(
+    points: np.ndarray, saliency: np.ndarray, min_distance_px: float, max_points: int
+) -> np.ndarray:
+    """Indexes of at most ``max_points`` of (N, 2) points, none closer than ``min_distance_px`` to another.
+
+    Farthest-point sampling from the most salient point; the result does not depend on the order of the points.
+    """
+    if len(points) == 0:
+        return np.empty(0, int)
+    order = np.lexsort((points[:, 1], points[:, 0], -saliency))
+    ordered = points[order]
+    kept = [0]
+    gap = np.linalg.norm(ordered - ordered[0], axis=1)
+    while max_points == 0 or len(kept) < max_points:
+        farthest = int(np.argmax(gap))
+        if gap[farthest] < max(min_distance_px, 1e-9):
+            break
+        kept.append(farthest)
+        gap = np.minimum(gap, np.linalg.norm(ordered - ordered[farthest], axis=1))
+    return order[kept]
+
+
+def supported_prompts(
+    saliency: SaliencyMaps, t: int, clicks: SliceClicks, chosen: np.ndarray, config: PromptConfig
+) -> SlicePrompts:
+    """The prompts of a slice whose points are the clicks ``chosen``."""
+    points = clicks.xy[chosen]
+    kept = thin_out(points, saliency.at(t, points), config.min_distance_px, config.max_points)
+    return SlicePrompts(t, points[kept], chosen[kept], SUPPORTED)
+
+
+def empty_prompts(t: int, status: str) -> SlicePrompts:
+    """The prompts of a slice that gets none."""
+    return SlicePrompts(t, np.empty((0, 2)), np.empty(0, int), status)
+
+
+def _dominant(labels: np.ndarray, saliency: np.ndarray) -> int:
+    """The label with most points, ties by summed saliency, then by label."""
+    candidates = np.unique(labels)
+    score = [((labels == c).sum(), float(saliency[labels == c].sum()), -int(c)) for c in candidates]
+    return int(candidates[max(range(len(candidates)), key=score.__getitem__)])
+
+
+def _fate(clicks: SliceClicks, click: int, t: int, fate: str, reason: str) -> PointFate:
+    column, row = clicks.xy[click]
+    return PointFate(int(click), t, fate, (float(column), float(row)), int(clicks.slice_index[click]), reason)
+
+
+def consensus_of_slices(
+    saliency: SaliencyMaps, slices: Iterable[int], clicks: SliceClicks, config: PromptConfig
+) -> tuple[dict[int, SlicePrompts], list[PointFate]]:
+    """Consensus prompts of those of ``slices`` that have a consensus, with all fates."""
+    prompts: dict[int, SlicePrompts] = {}
+    fates: list[PointFate] = []
+    for t in slices:
+        chosen, looked_at = consensus(saliency, t, clicks, config)
+        fates += looked_at
+        if len(chosen):
+            prompts[t] = supported_prompts(saliency, t, clicks, chosen, config)
+    return prompts, fates

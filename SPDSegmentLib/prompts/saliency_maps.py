@@ -1,0 +1,89 @@
+"""The saliency of a volume's slices, with its connected components; what CPD asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import ndimage
+
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+
+
+class SaliencyMaps:
+    """Saliency per slice in network pixels, with components worked out once and kept.
+
+    Args:
+        n_slices: T.
+        load: gives S_t, (S, S) in [0, 1], for a slice index; called at most once per slice.
+        threshold: tau.
+    """
+
+    def __init__(self, n_slices: int, load: Callable[[int], np.ndarray], threshold: float) -> None:
+        self.n_slices = n_slices
+        self.threshold = threshold
+        self._load = load
+        self._maps: dict[int, np.ndarray] = {}
+        self._components: dict[int, np.ndarray] = {}
+
+    @classmethod
+    def from_array(cls, saliency: np.ndarray, threshold: float) -> SaliencyMaps:
+        """From S as one array (T, S, S)."""
+        return cls(len(saliency), saliency.__getitem__, threshold)
+
+    def map(self, t: int) -> np.ndarray:
+        """S_t, (S, S)."""
+        if t not in self._maps:
+            self._maps[t] = np.asarray(self._load(t))
+        return self._maps[t]
+
+    def at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
+        """S_t at points (N, 2) in (column, row), nearest pixel; 0 outside the map."""
+        saliency = self.map(t)
+        columns, rows = np.rint(np.asarray(points_xy, float).reshape(-1, 2)).astype(int).T
+        height, width = saliency.shape
+        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+        values = np.zeros(len(columns), dtype=np.float32)
+        values[inside] = saliency[rows[inside], columns[inside]]
+        return values
+
+    def components(self, t: int) -> np.ndarray:
+        """Labels (S, S) of the connected regions of S_t > tau, 0 for the rest."""
+        if t not in self._components:
+            self._components[t] = ndimage.label(self.map(t) > self.threshold, _EIGHT_CONNECTED)[0].astype(np.int32)
+        return self._components[t]
+
+    def component_at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
+        """Component label under each of (N, 2) points, 0 where not salient."""
+        labels = self.components(t)
+        columns, rows = np.rint(np.asarray(points_xy, float).reshape(-1, 2)).astype(int).T
+        height, width = labels.shape
+        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+        found = np.zeros(len(columns), dtype=np.int32)
+        found[inside] = labels[rows[inside], columns[inside]]
+        return found
+
+    def is_salient(self, t: int) -> bool:
+        """Whether any pixel of S_t exceeds tau."""
+        return bool(self.components(t).any())
+
+    def nearest_component(self, t: int, point_xy: np.ndarray) -> int:
+        """Label of the component nearest to a point; the slice must be salient."""
+        labels = self.components(t)
+        rows, columns = np.nonzero(labels)
+        squared = (columns - point_xy[0]) ** 2 + (rows - point_xy[1]) ** 2
+        return int(labels[rows[np.argmin(squared)], columns[np.argmin(squared)]])
+
+    def deepest_point(self, t: int, label: int) -> np.ndarray:
+        """(column, row) of the place of a component farthest from its border; ties go to the first in raster order."""
+        region = np.pad(self.components(t) == label, 1)
+        depth = ndimage.distance_transform_cdt(region, "chessboard")
+        row, column = np.unravel_index(int(np.argmax(depth)), depth.shape)
+        return np.array([column - 1, row - 1], dtype=np.float64)
+
+    def most_overlapping(self, t: int, region: np.ndarray) -> int:
+        """Label of the component of slice t that shares most pixels with ``region`` (S, S); 0 if none does."""
+        labels = self.components(t)[region]
+        counts = np.bincount(labels, minlength=1)
+        counts[0] = 0
+        return int(np.argmax(counts)) if counts.any() else 0

@@ -1,0 +1,111 @@
+"""Slices whose consensus is empty: abstain, or synthesise one point (our policy, always flagged).
+
+A slice without any salient pixel abstains. Otherwise one point is put at the deepest place of a salient component:
+
+- ``follow_components``: the component that connects with a supported slice through overlapping components, slice by
+  slice, from either side; where nothing connects, between two supported slices the component nearest to the centreline
+  through the supported points (``bridge_gaps``), beyond them none.
+- otherwise the component nearest to the centreline, however far the slice is from any click.
+
+Both depend only on the nearest supported slice on each side, so a changed click reaches no farther than those.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import (
+    ABSTAINED,
+    SYNTHESIZED,
+    PointFate,
+    SlicePrompts,
+    empty_prompts,
+)
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+
+
+def fill_unsupported(
+    saliency: SaliencyMaps, supported: dict[int, SlicePrompts], config: PromptConfig
+) -> tuple[dict[int, SlicePrompts], list[PointFate]]:
+    """Prompts for every slice that is not in ``supported``, and the fates of synthesised points."""
+    anchors = sorted(supported)
+    prompts: dict[int, SlicePrompts] = {}
+    fates: list[PointFate] = []
+    gaps = list(zip([None, *anchors], [*anchors, None], strict=True))
+    for before, after in gaps:
+        first = 0 if before is None else before + 1
+        last = saliency.n_slices if after is None else after
+        chosen = _choose_components(saliency, supported, before, after, range(first, last), config)
+        for t in range(first, last):
+            if t not in chosen:
+                prompts[t] = empty_prompts(t, ABSTAINED)
+                continue
+            point = saliency.deepest_point(t, chosen[t])
+            prompts[t] = SlicePrompts(t, point[None], np.array([-1]), SYNTHESIZED)
+            reason = "No click supports this slice; the point is the middle of what its saliency shows."
+            fates.append(PointFate(-1, t, SYNTHESIZED, (float(point[0]), float(point[1])), t, reason))
+    return prompts, fates
+
+
+def centerline_at(before: SlicePrompts | None, after: SlicePrompts | None, t: int) -> np.ndarray:
+    """(column, row) of the centreline in slice t, linear between the mean points of the supported slices around it."""
+    if before is None or after is None:
+        nearest = after if before is None else before
+        assert nearest is not None
+        return nearest.points.mean(axis=0)
+    share = (t - before.slice_index) / (after.slice_index - before.slice_index)
+    return (1 - share) * before.points.mean(axis=0) + share * after.points.mean(axis=0)
+
+
+def _choose_components(
+    saliency: SaliencyMaps,
+    supported: dict[int, SlicePrompts],
+    before: int | None,
+    after: int | None,
+    gap: range,
+    config: PromptConfig,
+) -> dict[int, int]:
+    """Component label for each slice of a gap between supported slices that gets a synthesised point."""
+    left = None if before is None else supported[before]
+    right = None if after is None else supported[after]
+    if config.unsupported == "abstain" or (left is None and right is None):
+        return {}
+    chosen: dict[int, int] = {}
+    if config.follow_components:
+        if right is not None:
+            chosen |= _follow(saliency, right, reversed(gap))
+        if left is not None:
+            chosen = _nearer_side(chosen, _follow(saliency, left, iter(gap)), left, right)
+    for t in gap:
+        inside = left is not None and right is not None and config.bridge_gaps
+        if t not in chosen and (inside or not config.follow_components) and saliency.is_salient(t):
+            chosen[t] = saliency.nearest_component(t, centerline_at(left, right, t))
+    return chosen
+
+
+def _follow(saliency: SaliencyMaps, anchor: SlicePrompts, slices) -> dict[int, int]:  # type: ignore[no-untyped-def]
+    """Components that connect with the anchor's, away from it, until none overlaps."""
+    t0 = anchor.slice_index
+    labels = saliency.component_at(t0, anchor.points)
+    region = np.isin(saliency.components(t0), labels[labels > 0])
+    chosen: dict[int, int] = {}
+    for t in slices:
+        label = saliency.most_overlapping(t, region)
+        if label == 0:
+            break
+        chosen[t] = label
+        region = saliency.components(t) == label
+    return chosen
+
+
+def _nearer_side(
+    from_right: dict[int, int], from_left: dict[int, int], left: SlicePrompts, right: SlicePrompts | None
+) -> dict[int, int]:
+    """Union of two sets of choices; where both have one, that of the nearer supported slice."""
+    chosen = dict(from_right)
+    for t, label in from_left.items():
+        nearer = right is None or t - left.slice_index <= right.slice_index - t
+        if t not in chosen or nearer:
+            chosen[t] = label
+    return chosen
