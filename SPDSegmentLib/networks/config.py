@@ -43,8 +43,9 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
             raise BadInput(f"Unknown backbone '{self.backbone}'.", f"Choose one of {', '.join(BACKBONES)}.")
-        if self.image_size < 16 or self.image_size % 16:
-            raise BadInput(f"image_size {self.image_size} is not a positive multiple of 16.")
+        multiple = 8 if self.backbone in ("lite_medsam", "tiny_random") else 16
+        if self.image_size < 16 or self.image_size % multiple:
+            raise BadInput(f"image_size {self.image_size} is not a positive multiple of {multiple}.")
         if self.decoder not in DECODER_MODES:
             raise BadInput(f"Unknown decoder mode '{self.decoder}'.", f"Choose one of {', '.join(DECODER_MODES)}.")
         if self.lora_rank < 0 or self.decoder_lora_rank < 0:

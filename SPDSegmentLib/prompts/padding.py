@@ -1,0 +1,27 @@
+"""Prompts of several slices as one batch for SAM's prompt encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+POSITIVE, PADDING = 1, -1
+
+
+def pad_points(points: Sequence[np.ndarray], length: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Pad B lists of points (M_i, 2) to one length.
+
+    Args:
+        length: K; 0 takes the longest list. A fixed K makes a slice's result independent of the rest of its batch.
+
+    Returns:
+        Points (B, K, 2) float32 and labels (B, K) int64: 1 for a point of the target, -1 for padding.
+    """
+    length = max([length, 1, *(len(p) for p in points)])
+    padded = np.zeros((len(points), length, 2), dtype=np.float32)
+    labels = np.full((len(points), length), PADDING, dtype=np.int64)
+    for i, p in enumerate(points):
+        padded[i, : len(p)] = p
+        labels[i, : len(p)] = POSITIVE
+    return padded, labels

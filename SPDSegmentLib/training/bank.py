@@ -1,0 +1,126 @@
+"""Embeddings of augmented targets, computed once: everything before the decoder is frozen after stage I.
+
+An entry holds the slices around one target in one random view. Entries lie as safetensors files in the run's folder, so
+a stopped run goes on without computing them again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.networks.saliency_head import adjoining
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.training.augmentation import View, apply_view, random_view
+from SPDSegmentLib.training.cases import Case, Target
+from SPDSegmentLib.training.config import TrainingConfig
+from SPDSegmentLib.training.stage1 import field_of_view, slice_middle
+
+
+@dataclass(frozen=True, eq=False)
+class BankEntry:
+    """One target in one view.
+
+    Attributes:
+        first: slice index of the entry's first slice in its case.
+        view: maps clicks.
+        path: file with ``embeddings`` (R, C, h, w) bfloat16, ``mask`` and ``salient`` (R, S, S) uint8.
+    """
+
+    target: Target
+    first: int
+    last: int
+    view: View
+    path: Path
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read the entry's file."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path)
+
+
+class EmbeddingBank:
+    """All entries of a run, and their saliency once the head is frozen."""
+
+    def __init__(self, entries: Sequence[BankEntry]) -> None:
+        self.entries = list(entries)
+        self.saliency: list[np.ndarray] = []
+
+    @torch.no_grad()
+    def compute_saliency(self, model: SPDModel, device: torch.device) -> None:
+        """S of every entry, (R, S, S) float16."""
+        self.saliency = []
+        for entry in self.entries:
+            embeddings = entry.tensors()["embeddings"].to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = model.saliency_logits(embeddings, *adjoining(embeddings))
+            self.saliency.append(logits[:, 0].sigmoid().half().cpu().numpy())
+
+
+def build_bank(
+    model: SPDModel,
+    cases: Sequence[Case],
+    config: TrainingConfig,
+    folder: Path,
+    device: torch.device,
+    on_entry: Callable[[int, int], None] = lambda done, total: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> EmbeddingBank:
+    """Compute (or find) ``variants`` views of every target of ``cases``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (case, target, variant)
+        for variant in range(config.stage2.variants)
+        for case in cases
+        for target in case.targets
+    ]
+    entries = []
+    for k, (case, target, variant) in enumerate(jobs):
+        entry = _entry(case, target, variant, k, config, folder)
+        if not entry.path.exists():
+            _compute(model, case, entry, device)
+        entries.append(entry)
+        on_entry(k + 1, len(jobs))
+        if cancelled():
+            raise Cancelled("Training was cancelled; its state is kept.", "Run the same command to go on.")
+    return EmbeddingBank(entries)
+
+
+def _entry(case: Case, target: Target, variant: int, k: int, config: TrainingConfig, folder: Path) -> BankEntry:
+    rng = np.random.default_rng([config.seed, 2, k])
+    center = target.center_xy if config.fov_mm > 0 else slice_middle(case)
+    view = random_view(
+        rng, config.augmentation, config.network.image_size, field_of_view(case, config.fov_mm), case.pixel_mm, center
+    )
+    first = max(0, target.first - config.stage2.margin)
+    last = min(len(case.images) - 1, target.last + config.stage2.margin)
+    name = target.name.replace(":", "_").replace("+", "-")
+    return BankEntry(target, first, last, view, folder / f"{k:05d}_{name}_{variant}.safetensors")
+
+
+@torch.no_grad()
+def _compute(model: SPDModel, case: Case, entry: BankEntry, device: torch.device) -> None:
+    from safetensors.torch import save_file
+
+    part = slice(entry.first, entry.last + 1)
+    images = apply_view(case.images[part], entry.view, image=True)
+    embeddings = []
+    for batch in images.split(4):
+        with torch.autocast(device.type, torch.bfloat16):
+            embeddings.append(model.encode(batch.to(device)).to(torch.bfloat16).cpu())
+    tensors = {
+        "embeddings": torch.cat(embeddings).contiguous(),
+        "mask": (apply_view(entry.target.mask[part], entry.view, image=False)[:, 0] > 0.5).to(torch.uint8),
+        "salient": (apply_view(case.salient[part], entry.view, image=False)[:, 0] > 0.5).to(torch.uint8),
+    }
+    beside = entry.path.with_suffix(".tmp")
+    save_file(tensors, beside)
+    os.replace(beside, entry.path)

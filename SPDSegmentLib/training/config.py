@@ -1,0 +1,250 @@
+"""The training configuration, read from TOML into frozen dataclasses that validate themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.intensity import IntensityConfig
+from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.losses import SegmentationLossConfig
+from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
+from SPDSegmentLib.prompts.noise import SEVERITIES
+
+
+@dataclass(frozen=True)
+class BundleText:
+    """What the bundle says of itself."""
+
+    name: str
+    title: str
+    structure: str
+    modality: str
+    dataset: str = ""
+    licence: str = ""
+    attribution: str = ""
+    color: tuple[float, ...] = (0.87, 0.56, 0.35)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Cases and their split.
+
+    Attributes:
+        folder: where the volumes lie; relative to the configuration file.
+        image, label: file names with ``{case}`` in place of the case's name.
+        targets: label values of each structure that can be clicked; values of one inner list belong together.
+        saliency: label values that the saliency head learns, the union of the targets when empty.
+        clicks: file name of given clicks (``.mrk.json``) with ``{case}``; empty for simulated ones.
+        plane: slicing plane, as in :class:`SPDSegmentLib.geometry.slices.SliceStack`.
+        train, validation: case names; nobody may be in both.
+        patient_pattern: regular expression whose first group names the patient of a case.
+    """
+
+    folder: str
+    image: str
+    label: str
+    targets: tuple[tuple[int, ...], ...]
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    saliency: tuple[int, ...] = ()
+    clicks: str = ""
+    plane: str = "auto"
+    patient_pattern: str = "(.*)"
+
+    def saliency_values(self) -> tuple[int, ...]:
+        """Label values of the saliency target."""
+        return self.saliency or tuple(sorted({value for target in self.targets for value in target}))
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of a run of slices, the same for all its slices; clicks move along.
+
+    Attributes:
+        flip: probability of a left-right flip.
+        rotation_deg, scale, shift: largest rotation; largest relative change of size; largest shift as a share of the
+            field of view.
+        gamma: largest relative change of the gamma exponent.
+        bias_field: strength of a smooth multiplicative field (MR).
+        noise: standard deviation of added noise.
+    """
+
+    flip: float = 0.5
+    rotation_deg: float = 12.0
+    scale: float = 0.15
+    shift: float = 0.12
+    gamma: float = 0.3
+    bias_field: float = 0.25
+    noise: float = 0.02
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """Stage I, the anatomical prior: encoder LoRA and saliency head.
+
+    Attributes:
+        steps: optimiser steps with encoder LoRA.
+        runs_per_step, run_length: a batch is this many runs of neighbouring slices.
+        background_share: share of runs drawn from anywhere in the volume instead of around the target.
+        margin: slices beyond the target that still count as around it.
+    """
+
+    steps: int = 500
+    runs_per_step: int = 2
+    run_length: int = 3
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: int = 250
+    background_share: float = 0.15
+    margin: int = 4
+    loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """Stage II, the decoder, on embeddings that are computed once because everything before it is frozen.
+
+    Attributes:
+        steps: optimiser steps; 0 skips the stage.
+        variants: augmented copies of each target whose embeddings are computed and kept.
+        head_steps: steps of the saliency head alone on the kept embeddings before it is frozen (part of stage I).
+        strategy: prompts during training: ``consensus`` for SPD, ``raw`` for SAM-Tuning.
+        severities: range of the noise simulator's severity, drawn anew at every visit (1 mild, 2 clinic, 3 severe).
+        psc_weight, psc_direction, psc_stop_gradient: Pairwise Slice Consistency.
+        quality_weight: weight of the quality head's error.
+    """
+
+    steps: int = 1500
+    variants: int = 4
+    head_steps: int = 0
+    runs_per_step: int = 2
+    run_length: int = 4
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: int = 250
+    margin: int = 5
+    strategy: str = "consensus"
+    severities: tuple[float, float] = (0.5, 3.0)
+    psc_weight: float = 0.1
+    psc_direction: str = "next"
+    psc_stop_gradient: bool = False
+    quality_weight: float = 1.0
+    loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise BadInput(f"Unknown prompt strategy '{self.strategy}'.", f"Choose one of {', '.join(STRATEGIES)}.")
+        if self.psc_direction not in ("none", "previous", "next", "both"):
+            raise BadInput(f"Unknown PSC direction '{self.psc_direction}'.", "Choose none, previous, next or both.")
+        low, high = self.severities
+        if not 0 <= low <= high <= len(SEVERITIES) - 1:
+            raise BadInput(f"severities {low} to {high} is not a range within 0 and {len(SEVERITIES) - 1}.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that ``spdsegment train`` needs.
+
+    Attributes:
+        fov_mm: physical side of the network's field of view, 0 for the whole slice.
+        initialize_from: a bundle whose stage I (encoder LoRA, saliency head) is taken over instead of trained.
+        checkpoint_seconds: how often progress is saved.
+    """
+
+    bundle: BundleText
+    data: DataConfig
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    intensity: IntensityConfig = field(default_factory=IntensityConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+    fov_mm: float = 0.0
+    seed: int = 0
+    initialize_from: str = ""
+    checkpoint_seconds: float = 120.0
+
+
+def read_training_config(path: str | Path) -> TrainingConfig:
+    """Read and check a TOML file.
+
+    Raises:
+        BadInput: naming the file and the setting that is missing, unknown, or of the wrong kind.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"The training configuration {path} cannot be read.", "Check the path.", str(error)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path} is not valid TOML: {error}.", "Correct that line.") from error
+    config = _build(TrainingConfig, values, str(path))
+    _check_split(config.data, path)
+    return config
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    """A dataclass from nested tables; lists become tuples."""
+    if not isinstance(values, dict):
+        raise BadInput(f"{where} must be a table.")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise BadInput(f"Unknown setting '{unknown[0]}' in {where}.", f"Known: {', '.join(sorted(known))}.")
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = _NESTED.get((cls, name))
+        arguments[name] = _build(nested, value, f"{where} [{name}]") if nested else _tuples(value)
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise BadInput(f"{where} is incomplete: {error}.") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+_NESTED: dict[tuple[type, str], type] = {
+    (TrainingConfig, "bundle"): BundleText,
+    (TrainingConfig, "data"): DataConfig,
+    (TrainingConfig, "network"): NetworkConfig,
+    (TrainingConfig, "prompts"): PromptConfig,
+    (TrainingConfig, "intensity"): IntensityConfig,
+    (TrainingConfig, "augmentation"): AugmentationConfig,
+    (TrainingConfig, "stage1"): Stage1Config,
+    (TrainingConfig, "stage2"): Stage2Config,
+    (Stage1Config, "loss"): SegmentationLossConfig,
+    (Stage2Config, "loss"): SegmentationLossConfig,
+}
+
+
+def _check_split(data: DataConfig, path: Path) -> None:
+    import re
+
+    try:
+        pattern = re.compile(data.patient_pattern)
+    except re.error as error:
+        raise BadInput(f"patient_pattern in {path} is not a regular expression: {error}.") from error
+    patients = {part: {_patient(pattern, case) for case in cases} for part, cases in _parts(data).items()}
+    both = sorted(patients["train"] & patients["validation"])
+    if both:
+        raise BadInput(
+            f"Patient {both[0]} is in both train and validation of {path}.", "Keep every patient in one of the two."
+        )
+    if not data.train:
+        raise BadInput(f"{path} names no training case.", "List at least one in [data] train.")
+
+
+def _parts(data: DataConfig) -> dict[str, tuple[str, ...]]:
+    return {"train": data.train, "validation": data.validation}
+
+
+def _patient(pattern: Any, case: str) -> str:
+    match = pattern.match(case)
+    return match.group(1) if match else case

@@ -1,0 +1,167 @@
+"""The optimisation loop that both stages share: schedule, checkpoints, exact resume, progress, cancellation."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from SPDSegmentLib.errors import Cancelled, ModelCorrupt
+from SPDSegmentLib.training.distributed import Processes
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with one set of parameters.
+
+    Attributes:
+        name: unique within a run; part of file names and of the random seed.
+        loss: step number to named loss terms; ``total`` is minimised. It must depend on the step number and the
+            parameters alone, so that a resumed run repeats it.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    warmup: int
+    loss: Callable[[int], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class LoopProgress:
+    """Where the loop is; ``seconds_left`` is estimated from the steps of this session."""
+
+    phase: str
+    step: int
+    steps: int
+    losses: dict[str, float]
+    seconds_left: float
+
+
+@dataclass
+class Loop:
+    """Runs phases with checkpoints in ``folder``.
+
+    Attributes:
+        checkpoint_seconds: how often a checkpoint is written.
+        on_progress: called after every step.
+        cancelled: polled after every step; a checkpoint is written before :class:`Cancelled` is raised.
+    """
+
+    folder: Path
+    checkpoint_seconds: float = 120.0
+    on_progress: Callable[[LoopProgress], None] = lambda progress: None
+    cancelled: Callable[[], bool] = lambda: False
+    processes: Processes = field(default_factory=Processes)
+
+    def run(self, phase: Phase) -> None:
+        """Train ``phase.parameters`` in place, from its checkpoint if there is one."""
+        if phase.steps == 0 or not phase.parameters:
+            return
+        for parameter in phase.parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(phase.parameters, lr=phase.learning_rate, weight_decay=phase.weight_decay)
+        start = self._restore(phase, optimizer)
+        begun = saved = time.monotonic()
+        for step in range(start, phase.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = phase.learning_rate * schedule(step, phase.steps, phase.warmup)
+            optimizer.zero_grad(set_to_none=True)
+            losses = phase.loss(step)
+            losses["total"].backward()
+            self.processes.average_gradients(phase.parameters)
+            torch.nn.utils.clip_grad_norm_(phase.parameters, 1.0)
+            optimizer.step()
+            now = time.monotonic()
+            values = {name: float(value.detach()) for name, value in losses.items()}
+            self._record(phase, step, values)
+            left = (now - begun) / (step + 1 - start) * (phase.steps - step - 1)
+            self.on_progress(LoopProgress(phase.name, step + 1, phase.steps, values, left))
+            last = step + 1 == phase.steps
+            stop = self.cancelled() and not last
+            if last or stop or now - saved > self.checkpoint_seconds:
+                self._save(phase, optimizer, step + 1)
+                saved = now
+            if stop:
+                raise Cancelled("Training was cancelled; its state is kept.", "Run the same command to go on.")
+        for parameter in phase.parameters:
+            parameter.requires_grad_(False)
+
+    def _checkpoint(self, phase: Phase) -> Path:
+        return self.folder / f"{phase.name}.ckpt"
+
+    def _save(self, phase: Phase, optimizer: torch.optim.Optimizer, step: int) -> None:
+        if not self.processes.is_main:
+            return
+        state = {
+            "step": step,
+            "parameters": [p.detach().clone() for p in phase.parameters],
+            "optimizer": optimizer.state_dict(),
+        }
+        path = self._checkpoint(phase)
+        beside = path.with_suffix(".tmp")
+        torch.save(state, beside)
+        os.replace(beside, path)
+
+    def _restore(self, phase: Phase, optimizer: torch.optim.Optimizer) -> int:
+        path = self._checkpoint(phase)
+        if not path.exists():
+            return 0
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            for parameter, value in zip(phase.parameters, state["parameters"], strict=True):
+                parameter.data.copy_(value)
+            optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:
+            raise ModelCorrupt(
+                f"The checkpoint {path} cannot be continued.",
+                "Remove it to train this phase from the beginning, or restore the configuration that made it.",
+                str(error),
+            ) from error
+        self._forget_after(phase, state["step"])
+        return int(state["step"])
+
+    def _curve(self, phase: Phase) -> Path:
+        return self.folder / f"{phase.name}.csv"
+
+    def _record(self, phase: Phase, step: int, values: dict[str, float]) -> None:
+        if not self.processes.is_main:
+            return
+        path = self._curve(phase)
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", *values])
+            writer.writerow([step + 1, *(f"{value:.6g}" for value in values.values())])
+
+    def _forget_after(self, phase: Phase, step: int) -> None:
+        """Drop curve rows that are newer than the checkpoint."""
+        path = self._curve(phase)
+        if path.exists() and self.processes.is_main:
+            rows = list(_rows(path))
+            kept = [rows[0], *(row for row in rows[1:] if int(row[0]) <= step)]
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(kept)
+
+
+def schedule(step: int, steps: int, warmup: int, power: float = 0.9) -> float:
+    """Linear warm-up, then polynomial decay; the factor on the learning rate. Warm-up is at most a tenth of all steps."""
+    warmup = max(1, min(warmup, steps // 10))
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 - (step - warmup) / max(1, steps - warmup)) ** power
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from csv.reader(file)

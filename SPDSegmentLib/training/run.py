@@ -1,0 +1,157 @@
+"""One training run from configuration to bundle; stopped runs go on where they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.training.bank import EmbeddingBank, build_bank
+from SPDSegmentLib.training.cases import Case, load_cases
+from SPDSegmentLib.training.config import TrainingConfig
+from SPDSegmentLib.training.distributed import Processes
+from SPDSegmentLib.training.loop import Loop, LoopProgress
+from SPDSegmentLib.training.stage1 import Stage1
+from SPDSegmentLib.training.stage2 import Stage2
+
+
+@dataclass
+class RunHooks:
+    """What the caller wants to hear and say while training runs.
+
+    Attributes:
+        on_progress: (what is being done, done, total, seconds left or None, loss terms).
+        cancelled: polled often; the state is kept before :class:`Cancelled` is raised.
+    """
+
+    on_progress: Callable[[str, int, int, float | None, dict[str, float]], None] = lambda *args: None
+    cancelled: Callable[[], bool] = lambda: False
+
+
+def train(
+    config: TrainingConfig,
+    data_folder: Path,
+    run_folder: Path,
+    weights: Path | None,
+    processes: Processes,
+    hooks: RunHooks | None = None,
+    stage1_state: dict[str, torch.Tensor] | None = None,
+    cases: Sequence[Case] | None = None,
+) -> SPDModel:
+    """Train stage I, then stage II.
+
+    Args:
+        data_folder: where ``config.data`` finds its files.
+        run_folder: checkpoints, curves and kept embeddings; made if missing.
+        weights: base weights of the backbone, ``None`` for random ones.
+        stage1_state: adapter tensors of a bundle whose stage I is taken over.
+        cases: already loaded training cases.
+
+    Returns:
+        The trained model with its adapters unmerged.
+
+    Raises:
+        BadInput: the run folder belongs to another configuration.
+        Cancelled: the user stopped; the same call goes on.
+    """
+    hooks = hooks or RunHooks()
+    run_folder.mkdir(parents=True, exist_ok=True)
+    _claim(run_folder, config, processes)
+    torch.manual_seed(config.seed)
+    model = SPDModel(config.network, weights).to(processes.device)
+    if stage1_state is not None:
+        load_stage1(model, stage1_state)
+    if cases is None:
+        cases = load_cases(
+            data_folder,
+            config.data.train,
+            config.data,
+            config.intensity,
+            lambda done, total: hooks.on_progress("reading cases", done, total, None, {}),
+        )
+    loop = Loop(run_folder, config.checkpoint_seconds, _forward(hooks), hooks.cancelled, processes)
+    if stage1_state is None:
+        loop.run(Stage1(model, cases, config, processes).phase())
+    if config.stage2.steps == 0 and config.stage2.head_steps == 0:
+        return model
+    bank = _bank(model, cases, config, run_folder, processes, hooks)
+    stage2 = Stage2(model, bank, config, processes)
+    if stage1_state is None:
+        loop.run(stage2.head_phase())
+    bank.compute_saliency(model, processes.device)
+    loop.run(stage2.decoder_phase())
+    return model
+
+
+def load_stage1(model: SPDModel, state: dict[str, torch.Tensor]) -> None:
+    """Take over the encoder's LoRA and the saliency head of another bundle.
+
+    Raises:
+        BadInput: when its network differs from this one.
+    """
+    own = model.adapter_state()
+    wanted = {name for name in own if name.startswith(("image_encoder.", "saliency_head."))}
+    if not wanted <= set(state) or any(state[name].shape != own[name].shape for name in wanted):
+        raise BadInput(
+            "The bundle in initialize_from has another encoder or saliency head than [network] describes.",
+            "Use the same [network] settings as that bundle.",
+        )
+    model.load_state_dict({name: state[name].float() for name in wanted}, strict=False)
+
+
+def _bank(
+    model: SPDModel,
+    cases: Sequence[Case],
+    config: TrainingConfig,
+    run_folder: Path,
+    processes: Processes,
+    hooks: RunHooks,
+) -> EmbeddingBank:
+    def build() -> EmbeddingBank:
+        return build_bank(
+            model,
+            cases,
+            config,
+            run_folder / "embeddings",
+            processes.device,
+            lambda done, total: hooks.on_progress("computing embeddings", done, total, None, {}),
+            hooks.cancelled,
+        )
+
+    if processes.is_main:
+        build()
+    processes.wait()
+    return build()
+
+
+def _forward(hooks: RunHooks) -> Callable[[LoopProgress], None]:
+    def forward(progress: LoopProgress) -> None:
+        hooks.on_progress(progress.phase, progress.step, progress.steps, progress.seconds_left, progress.losses)
+
+    return forward
+
+
+def _claim(run_folder: Path, config: TrainingConfig, processes: Processes) -> None:
+    """Write the configuration into the run's folder, or check that it is the one that started the run."""
+    if not processes.is_main:
+        return
+    path = run_folder / "config.json"
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    values.pop("checkpoint_seconds")
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")) != values:
+            raise BadInput(
+                f"{run_folder} holds a run with another configuration.",
+                "Choose another run folder, or remove this one to start again.",
+            )
+        return
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    os.replace(beside, path)

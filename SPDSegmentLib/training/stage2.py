@@ -1,0 +1,154 @@
+"""Stage II, the decoder: prompts by CPD, segmentation loss and Pairwise Slice Consistency (paper, stage II).
+
+L_total = mean(L_seg(M_t, G_t) + lambda_psc L_psc(M_t, M_t+1)), with the quality head's squared error beside it (ours).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from SPDSegmentLib.networks.losses import consistency_of_run, segmentation_loss, soft_iou
+from SPDSegmentLib.networks.saliency_head import adjoining
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.distillation import SliceClicks, SlicePrompts
+from SPDSegmentLib.prompts.padding import pad_points
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.strategies import distill_prompts
+from SPDSegmentLib.training.bank import BankEntry, EmbeddingBank
+from SPDSegmentLib.training.config import TrainingConfig
+from SPDSegmentLib.training.distributed import Processes
+from SPDSegmentLib.training.loop import Phase
+from SPDSegmentLib.training.stage1 import saliency_losses
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Prompted slices of one run of neighbouring slices; ``slices`` are indexes into the entry."""
+
+    slices: np.ndarray
+    prompts: list[SlicePrompts]
+    embeddings: Tensor
+    mask: Tensor
+    saliency: Tensor
+
+
+class Stage2:
+    """Draws prompted runs from the bank and computes the stage's losses."""
+
+    def __init__(self, model: SPDModel, bank: EmbeddingBank, config: TrainingConfig, processes: Processes) -> None:
+        self.model = model
+        self.bank = bank
+        self.config = config
+        self.processes = processes
+
+    def head_phase(self) -> Phase:
+        """The end of stage I: the saliency head alone, on the bank's embeddings."""
+        stage1, steps = self.config.stage1, self.config.stage2.head_steps
+        parameters = list(self.model.saliency_head.parameters())
+        return Phase("stage1_head", parameters, steps, stage1.learning_rate, stage1.weight_decay, 50, self.head_loss)
+
+    def decoder_phase(self) -> Phase:
+        """The decoder's phase; the bank's saliency must have been computed."""
+        stage = self.config.stage2
+        return Phase(
+            "stage2",
+            self.model.stage2_parameters(),
+            stage.steps,
+            stage.learning_rate,
+            stage.weight_decay,
+            stage.warmup,
+            self.loss,
+        )
+
+    def head_loss(self, step: int) -> dict[str, Tensor]:
+        """Saliency loss on a run of slices of a random entry."""
+        rng = np.random.default_rng([self.config.seed, 3, step, self.processes.rank])
+        logits, targets = [], []
+        for _ in range(2):
+            tensors = self.bank.entries[int(rng.integers(len(self.bank.entries)))].tensors()
+            count = len(tensors["mask"])
+            length = min(6, count)
+            first = int(rng.integers(0, count - length + 1))
+            embeddings = tensors["embeddings"][first : first + length].to(self.processes.device)
+            with torch.autocast(self.processes.device.type, torch.bfloat16):
+                logits.append(self.model.saliency_logits(embeddings, *adjoining(embeddings)))
+            targets.append(tensors["salient"][first : first + length, None].bool().to(self.processes.device))
+        return saliency_losses(torch.cat(logits), torch.cat(targets), self.config.stage1)
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """L_total over a fresh batch of runs, each with fresh click noise."""
+        stage = self.config.stage2
+        rng = np.random.default_rng([self.config.seed, 4, step, self.processes.rank])
+        runs = [self._draw(rng) for _ in range(stage.runs_per_step)]
+        device = self.processes.device
+        points, labels = pad_points([p.points for run in runs for p in run.prompts], self.config.prompts.max_points)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits, quality = self.model.decode(
+                torch.cat([run.embeddings for run in runs]).to(device),
+                torch.from_numpy(points).to(device),
+                torch.from_numpy(labels).to(device),
+                torch.cat([run.saliency for run in runs]).to(device),
+            )
+        target = torch.cat([run.mask for run in runs]).to(device)
+        segmentation = segmentation_loss(logits, target, stage.loss).mean()
+        consistency = self._consistency(runs, logits, target)
+        with torch.no_grad():
+            iou = soft_iou(logits, target)
+            predicted = logits > 0
+            hard = 2 * (predicted & target).sum() / (predicted.sum() + target.sum()).clamp(min=1)
+        quality_error = ((quality - iou) ** 2).mean()
+        total = segmentation + stage.psc_weight * consistency + stage.quality_weight * quality_error
+        return {"total": total, "segmentation": segmentation, "psc": consistency, "quality": quality_error, "dsc": hard}
+
+    def _consistency(self, runs: list[Run], logits: Tensor, target: Tensor) -> Tensor:
+        """Mean PSC over the valid pairs of all runs."""
+        stage = self.config.stage2
+        total, count, position = logits.new_zeros(()), logits.new_zeros(()), 0
+        for run in runs:
+            breaks = np.flatnonzero(np.diff(run.slices) != 1) + 1
+            for stretch in np.split(np.arange(len(run.slices)), breaks):
+                part = slice(position + int(stretch[0]), position + int(stretch[-1]) + 1)
+                losses, pairs = consistency_of_run(
+                    logits[part], target[part], stage.psc_direction, stage.psc_stop_gradient
+                )
+                total, count = total + losses.sum(), count + pairs
+            position += len(run.slices)
+        return total / count.clamp(min=1)
+
+    def _draw(self, rng: np.random.Generator) -> Run:
+        """A run of slices of a random entry that has at least one prompted slice."""
+        while True:
+            k = int(rng.integers(len(self.bank.entries)))
+            entry = self.bank.entries[k]
+            prompts = self._prompts(entry, self.bank.saliency[k], rng)
+            usable = [p.slice_index for p in prompts if len(p.points)]
+            if usable:
+                break
+        length = self.config.stage2.run_length
+        anchor = usable[int(rng.integers(len(usable)))]
+        first = int(np.clip(anchor - rng.integers(length), 0, max(0, len(prompts) - length)))
+        chosen = [p for p in prompts[first : first + length] if len(p.points)]
+        slices = np.array([p.slice_index for p in chosen])
+        tensors = entry.tensors()
+        saliency = np.clip(self.bank.saliency[k][slices].astype(np.float32), 1e-4, 1 - 1e-4)
+        return Run(
+            slices,
+            chosen,
+            tensors["embeddings"][slices],
+            tensors["mask"][slices, None].bool(),
+            torch.from_numpy(np.log(saliency / (1 - saliency)))[:, None],
+        )
+
+    def _prompts(self, entry: BankEntry, saliency: np.ndarray, rng: np.random.Generator) -> list[SlicePrompts]:
+        low, high = self.config.stage2.severities
+        clicks = entry.target.clicks(float(rng.uniform(low, high)), int(rng.integers(2**31)))
+        inside = (clicks.slice_index >= entry.first) & (clicks.slice_index <= entry.last)
+        uv = entry.view.to_input(clicks.xy[inside])
+        visible = ((uv >= 0) & (uv <= entry.view.size - 1)).all(axis=1)
+        network_clicks = SliceClicks(clicks.slice_index[inside][visible] - entry.first, uv[visible])
+        maps = SaliencyMaps.from_array(saliency, self.config.prompts.threshold)
+        return list(distill_prompts(maps, network_clicks, self.config.prompts, self.config.stage2.strategy).slices)
