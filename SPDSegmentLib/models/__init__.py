@@ -1,0 +1,1 @@
+"""Model bundles and base weights: manifest, checksums, download, licence. Free of torch."""

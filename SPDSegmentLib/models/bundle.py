@@ -1,0 +1,238 @@
+"""Bundles on disk: a folder with ``model.json``, ``adapter.safetensors`` and ``README.md`` (the model card)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing, SPDError
+from SPDSegmentLib.models.base_weights import base_weights_sha256, find_base_weights
+from SPDSegmentLib.models.bundle_info import BundleInfo, read_info
+from SPDSegmentLib.models.checksum import sha256_of
+from SPDSegmentLib.models.files import staging_folder, storage_error, write_json
+from SPDSegmentLib.models.folders import shipped_models_folder, user_models_folder
+from SPDSegmentLib.models.manifest import WEIGHTLESS_BACKBONES
+from SPDSegmentLib.models.safetensors_header import read_tensor_shapes
+
+if TYPE_CHECKING:
+    import torch
+
+INFO_NAME = "model.json"
+ADAPTER_NAME = "adapter.safetensors"
+CARD_NAME = "README.md"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle; ``adapter_path`` is its safetensors file."""
+
+    info: BundleInfo
+    folder: Path
+    adapter_path: Path
+
+    @property
+    def card(self) -> str:
+        """Text of the model card, empty where there is none."""
+        try:
+            return (self.folder / CARD_NAME).read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it came with the library."""
+        return self.folder.parent == shipped_models_folder()
+
+
+def read_bundle(folder: str | Path) -> Bundle:
+    """Read and check a bundle; its tensors are not loaded.
+
+    Raises:
+        ModelMissing: the folder holds no bundle.
+        ModelCorrupt: a damaged or newer description, a wrong checksum, a truncated adapter.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if not (folder / INFO_NAME).is_file():
+        raise ModelMissing(f"{folder} holds no model bundle ({INFO_NAME} is missing).", "Choose a bundle's folder.")
+    info = read_info(folder / INFO_NAME)
+    adapter = folder / ADAPTER_NAME
+    if not adapter.is_file():
+        raise ModelCorrupt(f"{adapter} is missing.", "Get a fresh copy of the bundle.")
+    read_tensor_shapes(adapter)
+    digest = sha256_of(adapter)
+    if digest != info.adapter_sha256:
+        raise ModelCorrupt(
+            f"{adapter} has the wrong checksum.",
+            "Get a fresh copy of the bundle.",
+            details=f"expected {info.adapter_sha256}\nactual   {digest}",
+        )
+    return Bundle(info, folder, adapter)
+
+
+def write_bundle(folder: str | Path, info: BundleInfo, tensors: Mapping[str, torch.Tensor], card_text: str) -> Bundle:
+    """Write a bundle beside its place, then move it there; an older bundle in its place is replaced.
+
+    Args:
+        folder: its last part is by custom ``info.name``.
+        info: ``adapter_sha256`` is filled in here.
+        tensors: the adapter, written as safetensors.
+        card_text: Markdown of the model card.
+
+    Raises:
+        BadInput: ``folder`` exists and is no bundle.
+        ModelMissing: no permission or no space.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder).expanduser().resolve()
+    _check_replaceable(folder)
+    with staging_folder(folder.parent) as staging:
+        new = staging / folder.name
+        new.mkdir()
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, new / ADAPTER_NAME
+        )
+        info = dataclasses.replace(info, adapter_sha256=sha256_of(new / ADAPTER_NAME))
+        write_json(new / INFO_NAME, info.to_dict())
+        (new / CARD_NAME).write_text(card_text, encoding="utf-8")
+        _move_into_place(new, folder)
+    return read_bundle(folder)
+
+
+def add_bundle(source: str | Path) -> Bundle:
+    """Copy a bundle into the user's folder of models; raises as :func:`read_bundle` and :func:`write_bundle`."""
+    bundle = read_bundle(source)
+    target = user_models_folder() / bundle.info.name
+    if target.resolve() == bundle.folder:
+        return bundle
+    _check_replaceable(target)
+    with staging_folder(target.parent) as staging:
+        new = staging / target.name
+        new.mkdir()
+        for name in (INFO_NAME, ADAPTER_NAME, CARD_NAME):
+            if (bundle.folder / name).is_file():
+                shutil.copyfile(bundle.folder / name, new / name)
+        read_bundle(new)
+        _move_into_place(new, target)
+    return read_bundle(target)
+
+
+def remove_bundle(bundle: Bundle) -> None:
+    """Delete a bundle of the user's folder; raises :class:`BadInput` for any other."""
+    if bundle.folder.parent != user_models_folder().resolve():
+        raise BadInput(
+            f"{bundle.info.name} lies in {bundle.folder}, not in the folder of your models.",
+            "Delete that folder yourself if you want to.",
+        )
+    try:
+        shutil.rmtree(bundle.folder)
+    except OSError as error:
+        raise storage_error(error, bundle.folder) from error
+
+
+def scan_bundles(extra_folders: Iterable[str | Path] = ()) -> tuple[list[Bundle], list[tuple[Path, SPDError]]]:
+    """All bundles in the shipped, the user's and further folders, and those that cannot be used, with the reason.
+
+    Of two bundles of one name the first counts, in the order: further folders, the user's, the shipped ones.
+    """
+    roots = [Path(folder).expanduser().resolve() for folder in extra_folders] + [user_models_folder().resolve()]
+    shipped = shipped_models_folder()
+    if shipped is not None:
+        roots.append(shipped)
+    found: dict[str, Bundle] = {}
+    broken: list[tuple[Path, SPDError]] = []
+    for root in roots:
+        for folder in _bundle_folders(root):
+            try:
+                bundle = read_bundle(folder)
+            except SPDError as error:
+                broken.append((folder, error))
+            else:
+                found.setdefault(bundle.info.name, bundle)
+    return sorted(found.values(), key=lambda bundle: bundle.info.name), broken
+
+
+def list_bundles(extra_folders: Iterable[str | Path] = ()) -> list[Bundle]:
+    """The usable bundles of :func:`scan_bundles`."""
+    return scan_bundles(extra_folders)[0]
+
+
+def find_bundle(name_or_path: str | Path, extra_folders: Iterable[str | Path] = ()) -> Bundle:
+    """A bundle by its folder or by its name.
+
+    Raises:
+        ModelMissing: none such; the known names are listed.
+        ModelCorrupt: it is damaged.
+    """
+    path = Path(name_or_path).expanduser()
+    if (path / INFO_NAME).is_file():
+        return read_bundle(path)
+    bundles, broken = scan_bundles(extra_folders)
+    for bundle in bundles:
+        if str(name_or_path) in (bundle.info.name, bundle.folder.name):
+            return bundle
+    for folder, error in broken:
+        if folder.name == str(name_or_path):
+            raise error
+    if path.is_dir():
+        raise ModelMissing(f"{path} holds no model bundle ({INFO_NAME} is missing).", "Choose a bundle's folder.")
+    known = ", ".join(bundle.info.name for bundle in bundles) or "none"
+    raise ModelMissing(f"There is no model '{name_or_path}'.", f"Give a folder or one of these: {known}.")
+
+
+def base_weights_for(bundle: Bundle) -> Path | None:
+    """Verified base weights of a bundle, None for a backbone without any (initialised at random).
+
+    Raises:
+        ModelMissing: they are not on this machine.
+        ModelCorrupt: damaged, or others than the bundle was trained on.
+    """
+    info = bundle.info
+    if info.backbone in WEIGHTLESS_BACKBONES:
+        return None
+    path = find_base_weights(info.backbone)
+    digest = base_weights_sha256(info.backbone)
+    if digest != info.backbone_sha256:
+        raise ModelCorrupt(
+            f"The model {info.name} was trained on other weights of {info.backbone} than those on this machine.",
+            f"Add the file with the SHA-256 {info.backbone_sha256} by: spdsegment models add --as {info.backbone} FILE",
+            details=f"on this machine: {digest} ({path})",
+        )
+    return path
+
+
+def _bundle_folders(root: Path) -> list[Path]:
+    try:
+        children = sorted(root.iterdir())
+    except OSError:
+        return []
+    return [child for child in children if not child.name.startswith(".") and (child / INFO_NAME).is_file()]
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / INFO_NAME).is_file():
+        raise BadInput(f"{folder} exists and is no model bundle.", "Choose another folder.")
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file.", "Choose another folder.")
+
+
+def _move_into_place(new: Path, folder: Path) -> None:
+    """Rename ``new`` to ``folder``; a bundle that is there steps aside first and comes back on failure."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=".replaced-", dir=folder.parent))
+    os.replace(folder, aside / folder.name)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        os.replace(aside / folder.name, folder)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,44 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real volumes beside the repository; the test is skipped where there is none."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the folder ../shared/data is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lite_medsam() -> Path:
+    """Verified base weights of the user; the test is skipped where they were not fetched."""
+    from SPDSegmentLib.errors import SPDError
+    from SPDSegmentLib.models.base_weights import find_base_weights
+
+    try:
+        return find_base_weights("lite_medsam")
+    except SPDError as error:
+        pytest.skip(error.sentence)
+
+
+@pytest.fixture
+def spd_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home folder of SPDSegment for one test."""
+    home = tmp_path / "spdsegment-home"
+    monkeypatch.setenv("SPDSEGMENT_HOME", str(home))
+    return home

