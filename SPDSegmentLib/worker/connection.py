@@ -1,0 +1,163 @@
+"""The life of one worker process as the client sees it: start, hello, messages down, events up, end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from typing import Protocol
+
+from .codec import decode_message, encode_message
+from .commands import Ending, WorkerCommand, log_tail
+from .messages import EVENTS, Cancel, Event, Hello, HelloReply, Request
+from .outbox import Buffers
+from .protocol import ContentError, FrameParser, decode_frame
+from .transports import Transport
+
+PREAMBLE_BYTES = 1 << 16
+LOG_LINES = 200
+
+
+class ConnectionOwner(Protocol):
+    """Who hears from a connection."""
+
+    def on_event(self, connection: Connection, event: Event) -> None:
+        """An event arrived."""
+
+    def on_log_line(self, connection: Connection, line: str) -> None:
+        """The worker wrote a line to its log."""
+
+    def on_ended(self, connection: Connection, ending: Ending) -> None:
+        """The process is gone; called once, the last call."""
+
+
+class Connection:
+    """One worker process from start to end; a broken stream or a missing hello ends it.
+
+    Attributes:
+        hello: the worker's answer to the greeting, or None so far.
+        model_sent: the model it was told to load, in the owner's own terms.
+        volumes_sent: identifiers of the volumes it was sent.
+        log_lines: last lines of its log.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        owner: ConnectionOwner,
+        *,
+        library_version: str,
+        start_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.transport = transport
+        self.hello: HelloReply | None = None
+        self.model_sent: Hashable = None
+        self.volumes_sent: set[str] = set()
+        self.log_lines: deque[str] = deque(maxlen=LOG_LINES)
+        self.ended = False
+        self._owner = owner
+        self._clock = clock
+        self._parser = FrameParser(preamble_bytes=PREAMBLE_BYTES)
+        self._events: deque[Event] = deque()
+        self._half_line = ""
+        self._reason = ""
+        self._library_version = library_version
+        self._start_seconds = start_seconds
+        self._answer_due = clock() + start_seconds
+
+    def start(self, command: WorkerCommand, hello_id: int) -> None:
+        """Start the process and greet it."""
+        self.send(Hello(hello_id, self._library_version))
+        self.transport.start(command, self)
+        if not self.ended:
+            self.transport.call_later(self._start_seconds, self.check_start)
+
+    def send(self, message: Request, tag: Hashable = None) -> None:
+        """Queue one message.
+
+        Raises:
+            ProtocolError: it is larger than the protocol allows.
+        """
+        self.send_frames([encode_message(message)], tag)
+
+    def send_frames(self, frames: Iterable[Buffers], tag: Hashable = None) -> None:
+        """Queue frames that are made when their turn comes."""
+        self.transport.outbox.put(frames, tag)
+        self.transport.wake()
+
+    def send_cancel(self, request_id: int, *, urgent: bool) -> bool:
+        """Withdraw a request; return whether the worker has heard of it and will answer."""
+        if self.transport.outbox.discard(request_id):
+            return False
+        self.transport.outbox.put_urgent(encode_message(Cancel(request_id, urgent)))
+        self.transport.wake()
+        return True
+
+    def check_start(self) -> None:
+        """End a process that has not said hello in time."""
+        if not self.ended and self.hello is None and self._clock() >= self._answer_due:
+            self.abort(f"it did not answer within {self._start_seconds:g} s")
+
+    def start_seconds_left(self) -> float | None:
+        """Return how long the hello may still take, or None once it came."""
+        return None if self.hello is not None else max(0.0, self._answer_due - self._clock())
+
+    def abort(self, reason: str) -> None:
+        """Kill the process; ``reason`` is told to whoever waits."""
+        self._reason = self._reason or reason
+        self.transport.close_input()
+        self.transport.kill()
+
+    def close_input(self) -> None:
+        """Let the process end by itself."""
+        self.transport.close_input()
+
+    def on_output(self, data: bytes) -> None:
+        """Take bytes of the event stream.
+
+        Events are told in order, also when a callback polls again; what a callback raises is raised after the last one.
+        """
+        if self.ended or self._reason:
+            return
+        for raw in self._parser.feed(data):
+            try:
+                self._events.append(decode_message(decode_frame(raw), EVENTS))
+            except ContentError as error:
+                self.abort(f"it sent something that cannot be read: {error}")
+                return
+        if self._parser.preamble:
+            self.on_log(bytes(self._parser.preamble))
+            self._parser.preamble.clear()
+        failed_callback: Exception | None = None
+        while self._events and not self.ended and not self._reason:
+            try:
+                self._tell(self._events.popleft())
+            except Exception as error:
+                failed_callback = failed_callback or error
+        if self._parser.failure is not None:
+            self.abort(str(self._parser.failure).rstrip("."))
+        if failed_callback is not None:
+            raise failed_callback
+
+    def on_log(self, data: bytes) -> None:
+        """Take bytes of the log."""
+        *lines, self._half_line = (self._half_line + data.decode(errors="replace")).split("\n")
+        self._half_line = self._half_line[-4096:]
+        for line in lines:
+            self.log_lines.append(line.rstrip("\r"))
+            self._owner.on_log_line(self, line.rstrip("\r"))
+
+    def on_ended(self, code: int | None, reason: str) -> None:
+        """Note that the process is gone."""
+        if self.ended:
+            return
+        self.ended = True
+        if self._half_line:
+            self.log_lines.append(self._half_line)
+        self._owner.on_ended(self, Ending(code, self._reason or reason, log_tail(self.log_lines)))
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, HelloReply) and self.hello is None:
+            self.hello = event
+        self._owner.on_event(self, event)

@@ -1,0 +1,350 @@
+"""What the inference thread does: one loaded model, the open volumes, and the answers to requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
+
+from . import messages as m
+from .codec import json_ready
+from .failures import to_error
+from .fates import Fate, pack_fates
+from .machine import free_memory_bytes, list_devices, resident_memory_bytes
+from .masks import pack_mask, unpack_masks
+from .points import restore_markups
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.geometry.centerline import Clicks
+    from SPDSegmentLib.geometry.slices import SliceStack
+
+Emit = Callable[[m.Event], None]
+Stop = Callable[[], bool]
+Work = m.LoadModel | m.Segment | m.Reach | m.Saliency | m.Status
+
+PROGRESS_SECONDS = 0.1
+
+
+class Session(Protocol):
+    """What the engine needs of ``inference.predictor.Session``."""
+
+    def segment(
+        self,
+        clicks: Clicks,
+        *,
+        prompts: str,
+        first_slice: int | None,
+        on_slice: Callable[[Any], None] | None,
+        on_progress: Callable[[Any], None] | None,
+        cancelled: Stop | None,
+        locked: Mapping[int, np.ndarray] | None,
+    ) -> Any:
+        """Return a ``SegmentationResult``."""
+
+    def reach(self, before: Clicks, after: Clicks) -> set[int]:
+        """Return the slices that the change can alter."""
+
+    def saliency(self, t: int) -> np.ndarray:
+        """Return the saliency (H, W) of a slice."""
+
+
+class Predictor(Protocol):
+    """What the engine needs of ``inference.predictor.Predictor``."""
+
+    def open(self, stack: SliceStack) -> Session:
+        """Return the session of a volume."""
+
+
+LoadPredictor = Callable[[str, str, str], Predictor]
+
+
+def load_predictor(bundle: str, device: str, precision: str) -> Predictor:
+    """Load a bundle, by folder or name; imports torch.
+
+    Raises:
+        SPDError: the bundle, its base weights, the device or torch is not there.
+    """
+    from SPDSegmentLib.inference.predictor import Predictor as TorchPredictor
+    from SPDSegmentLib.models.bundle import find_bundle
+
+    predictor: Predictor = TorchPredictor.load(find_bundle(bundle), device=device, precision=precision)
+    return predictor
+
+
+@dataclass
+class OpenedVolume:
+    """A volume the worker holds, its slices, and its session with the loaded model once one was needed."""
+
+    stack: SliceStack
+    session: Session | None = None
+
+
+class Engine:
+    """Answers requests, one after the other, on one thread.
+
+    Args:
+        load: loads a predictor.
+        emit: takes the events that precede an answer.
+    """
+
+    def __init__(self, load: LoadPredictor, emit: Emit) -> None:
+        self._load = load
+        self._emit = emit
+        self._predictor: Predictor | None = None
+        self._loaded: m.ModelLoaded | None = None
+        self._asked: tuple[str, str, str] | None = None
+        self._load_error: SPDError | None = None
+        self._volumes: dict[str, OpenedVolume] = {}
+        self._volume_errors: dict[str, SPDError] = {}
+
+    def answer(self, request: Work, stop: Stop) -> m.Answer:
+        """Return the answer to a request.
+
+        Raises:
+            SPDError: what went wrong; Cancelled where ``stop`` became true.
+        """
+        if isinstance(request, m.LoadModel):
+            return self._answer_load(request)
+        if isinstance(request, m.Segment):
+            return self._answer_segment(request, stop)
+        if isinstance(request, m.Reach):
+            return self._answer_reach(request)
+        if isinstance(request, m.Saliency):
+            return self._answer_saliency(request)
+        devices = list_devices() if request.probe else None
+        return self.status(request.request_id, running=None, waiting=0, devices=devices)
+
+    def status(
+        self, request_id: int, *, running: int | None, waiting: int, devices: tuple[m.Device, ...] | None = None
+    ) -> m.StatusReply:
+        """Return what the engine holds; safe from any thread."""
+        loaded = self._loaded
+        return m.StatusReply(
+            request_id=request_id,
+            running=running,
+            waiting=waiting,
+            bundle=loaded.bundle if loaded else None,
+            device=loaded.device if loaded else None,
+            precision=loaded.precision if loaded else None,
+            volumes=tuple(self._volumes.copy()),
+            free_bytes=free_memory_bytes(),
+            resident_bytes=resident_memory_bytes(),
+            devices=devices,
+        )
+
+    def open_volume(self, announcement: m.OpenVolume, array: np.ndarray) -> m.VolumeOpened:
+        """Take a complete volume (K, J, I).
+
+        Raises:
+            SPDError: it cannot be segmented; later requests on it fail with the same error.
+        """
+        from SPDSegmentLib.geometry.slices import SliceStack
+        from SPDSegmentLib.geometry.volume import Volume, check_image
+
+        volume_id = announcement.volume_id
+        self.close_volume(volume_id)
+        try:
+            volume = Volume(array, np.array(announcement.ijk_to_ras, dtype=float))
+            check_image(volume)
+            stack = SliceStack(volume, announcement.axis)
+        except Exception as raised:
+            self.refuse_volume(volume_id, to_error(raised))
+            raise
+        self._volumes[volume_id] = OpenedVolume(stack)
+        slices, height, width = (int(n) for n in stack.shape)
+        return m.VolumeOpened(
+            announcement.request_id,
+            volume_id,
+            int(stack.axis),
+            stack.plane,
+            (slices, height, width),
+            (float(stack.pixel_mm[0]), float(stack.pixel_mm[1])),
+            float(stack.slice_mm),
+        )
+
+    def refuse_volume(self, volume_id: str, error: SPDError) -> None:
+        """Remember why a volume cannot be used."""
+        self._volume_errors[volume_id] = error
+
+    def close_volume(self, volume_id: str) -> None:
+        """Forget a volume and what was computed for it."""
+        self._volume_errors.pop(volume_id, None)
+        opened = self._volumes.pop(volume_id, None)
+        if opened is not None:
+            _close(opened.session)
+
+    def _answer_load(self, request: m.LoadModel) -> m.ModelLoaded:
+        asked = (request.bundle, request.device, request.precision)
+        started = time.monotonic()
+        if self._predictor is None or asked != self._asked:
+            self._emit(m.Progress(request.request_id, "load_model", 0, 1, None))
+            self._give_up_predictor()
+            try:
+                self._predictor = self._load(*asked)
+            except Exception as raised:
+                self._load_error = to_error(raised)
+                raise
+            self._asked = asked
+        self._loaded = m.ModelLoaded(
+            request.request_id,
+            request.bundle,
+            _told(self._predictor, "device", request.device),
+            _told(self._predictor, "precision", request.precision),
+            time.monotonic() - started,
+        )
+        return self._loaded
+
+    def _give_up_predictor(self) -> None:
+        for opened in self._volumes.values():
+            _close(opened.session)
+            opened.session = None
+        _close(self._predictor)
+        self._predictor = self._loaded = self._asked = self._load_error = None
+
+    def _answer_segment(self, request: m.Segment, stop: Stop) -> m.Segmented:
+        stack, session = self._opened(request.volume_id)
+        clicks = _clicks(request.points_ras, request.point_ids, request.groups, stack)
+        slices, height, width = stack.shape
+        locked = unpack_masks(request.locked_table, request.locked_bits, (height, width))
+        if any(not 0 <= t < slices for t in locked):
+            raise BadInput("A slice edited by hand lies outside the volume.")
+        if request.first_slice is not None and not 0 <= request.first_slice < slices:
+            raise BadInput(f"The slice {request.first_slice} to begin with lies outside the volume.")
+        sent: set[int] = set()
+
+        def send(result: Any) -> None:
+            sent.add(int(result.slice_index))
+            self._emit(_slice_ready(request, result, stack))
+
+        result = session.segment(
+            clicks,
+            prompts=request.prompts,
+            first_slice=request.first_slice,
+            on_slice=send,
+            on_progress=_Throttle(request.request_id, self._emit),
+            cancelled=stop,
+            locked=locked or None,
+        )
+        recomputed = tuple(sorted(int(t) for t in result.recomputed))
+        wanted = set(range(slices)) if request.send_all else set(recomputed)
+        for slice_result in result.slices:
+            if int(slice_result.slice_index) in wanted - sent:
+                send(slice_result)
+        return m.Segmented(
+            request.request_id,
+            request.volume_id,
+            recomputed,
+            *pack_fates(_fates(result.fates, stack)),
+            seconds=float(result.seconds),
+            device=str(result.device),
+            report=json_ready(result.report()),
+        )
+
+    def _answer_reach(self, request: m.Reach) -> m.Reached:
+        stack, session = self._opened(request.volume_id)
+        if not len(request.before_ras) or not len(request.after_ras):
+            return m.Reached(request.request_id, tuple(range(stack.shape[0])))
+        before = _clicks(request.before_ras, request.before_ids, request.before_groups, stack)
+        after = _clicks(request.after_ras, request.after_ids, request.after_groups, stack)
+        return m.Reached(request.request_id, tuple(sorted(int(t) for t in session.reach(before, after))))
+
+    def _answer_saliency(self, request: m.Saliency) -> m.SaliencyReady:
+        stack, session = self._opened(request.volume_id)
+        if not 0 <= request.slice_index < stack.shape[0]:
+            raise BadInput(f"The volume has no slice {request.slice_index}.")
+        saliency = np.nan_to_num(np.asarray(session.saliency(request.slice_index), dtype="<f4"))
+        return m.SaliencyReady(request.request_id, request.volume_id, request.slice_index, saliency)
+
+    def _opened(self, volume_id: str) -> tuple[SliceStack, Session]:
+        if volume_id in self._volume_errors:
+            raise self._volume_errors[volume_id]
+        opened = self._volumes.get(volume_id)
+        if opened is None:
+            raise BadInput(f"The volume {volume_id!r} is not open in the background process.", "Open it again.")
+        if self._predictor is None:
+            raise self._load_error or ModelMissing("No model is loaded.", "Choose a model.")
+        if opened.session is None:
+            opened.session = self._predictor.open(opened.stack)
+        return opened.stack, opened.session
+
+
+class _Throttle:
+    """Passes progress on, at most every ``PROGRESS_SECONDS`` within a stage; first and last always."""
+
+    def __init__(self, request_id: int, emit: Emit) -> None:
+        self._request_id = request_id
+        self._emit = emit
+        self._stage = ""
+        self._due = 0.0
+
+    def __call__(self, progress: Any) -> None:
+        now = time.monotonic()
+        if progress.stage == self._stage and progress.done < progress.total and now < self._due:
+            return
+        self._stage, self._due = progress.stage, now + PROGRESS_SECONDS
+        left = json_ready(progress.seconds_left)
+        seconds_left = None if left is None else float(left)
+        self._emit(
+            m.Progress(self._request_id, str(progress.stage), int(progress.done), int(progress.total), seconds_left)
+        )
+
+
+def _clicks(points: np.ndarray, ids: tuple[str, ...], groups: tuple[m.PointGroup, ...], stack: SliceStack) -> Clicks:
+    from SPDSegmentLib.geometry.centerline import clicks_from_markups
+
+    return clicks_from_markups(restore_markups(points, ids, groups), stack)
+
+
+def _slice_ready(request: m.Segment, result: Any, stack: SliceStack) -> m.SliceReady:
+    packed = pack_mask(np.asarray(result.mask, dtype=bool))
+    quality = json_ready(None if result.quality is None else float(result.quality))
+    return m.SliceReady(
+        request.request_id,
+        request.volume_id,
+        int(result.slice_index),
+        packed.shape,
+        packed.box,
+        packed.bits,
+        quality,
+        str(result.status),
+        *pack_fates(_fates(getattr(result, "fates", ()), stack)),
+    )
+
+
+def _fates(fates: Iterable[Any], stack: SliceStack) -> list[Fate]:
+    listed = list(fates)
+    if not listed:
+        return []
+    xy = np.array([fate.xy for fate in listed], dtype=float).reshape(-1, 2)
+    ras = np.asarray(stack.to_ras(np.array([fate.slice_index for fate in listed], dtype=float), xy))
+    return [
+        Fate(
+            int(fate.click),
+            str(fate.click_id or ""),
+            int(fate.slice_index),
+            str(fate.fate),
+            (x, y),
+            (r, a, s),
+            None if fate.from_slice is None else int(fate.from_slice),
+            str(fate.reason or ""),
+        )
+        for fate, (x, y), (r, a, s) in zip(listed, xy.tolist(), ras.tolist(), strict=True)
+    ]
+
+
+def _told(predictor: Any, name: str, asked: str) -> str:
+    for owner in (predictor, getattr(predictor, "engine", None)):
+        if (value := getattr(owner, name, None)) is not None:
+            return str(value).removeprefix("torch.")
+    return asked
+
+
+def _close(thing: Any) -> None:
+    close = getattr(thing, "close", None)
+    if callable(close):
+        close()

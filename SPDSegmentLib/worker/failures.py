@@ -1,0 +1,44 @@
+"""Any exception of the worker's as the typed error that crosses the protocol."""
+
+from __future__ import annotations
+
+import traceback
+
+from SPDSegmentLib.errors import BadInput, DependencyMissing, OutOfMemory, SPDError
+
+from .messages import Failed
+from .protocol import ContentError
+
+MAX_DETAILS = 20_000
+
+
+def to_error(raised: BaseException) -> SPDError:
+    """Return the error that says what happened; an unforeseen exception keeps its traceback as details."""
+    if isinstance(raised, SPDError):
+        return raised
+    details = "".join(traceback.format_exception(raised))[-MAX_DETAILS:]
+    if isinstance(raised, ContentError):
+        return BadInput(str(raised), "", details)
+    if isinstance(raised, MemoryError) or type(raised).__name__ == "OutOfMemoryError":
+        return OutOfMemory("The device ran out of memory.", "Close other programs or choose the CPU.", details)
+    if isinstance(raised, ImportError):
+        missing = (raised.name or "").split(".")[0]
+        what = f"The Python package {missing!r}" if missing else "A Python package"
+        return DependencyMissing(f"{what} cannot be imported.", "Install it in the set-up.", details)
+    return SPDError(
+        f"Something unforeseen went wrong in the background process ({type(raised).__name__}: {str(raised)[:200]}).",
+        "Copy the details into a report.",
+        details,
+    )
+
+
+def to_event(request_id: int, raised: BaseException) -> Failed:
+    """Return the event that tells a request's failure."""
+    error = to_error(raised)
+    return Failed(
+        request_id,
+        type(error).__name__,
+        error.message[:MAX_DETAILS],
+        error.remedy[:MAX_DETAILS],
+        error.details[:MAX_DETAILS],
+    )

@@ -1,0 +1,366 @@
+"""What client and server say to each other: requests downwards, events upwards; no torch.
+
+Every request that wants an answer carries a ``request_id``; its answer is exactly one event of ``ANSWERS`` with the
+same id, after any number of ``Progress`` and ``SliceReady``.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+
+from .codec import ArrayOf
+from .fates import Fate, unpack_fates
+from .masks import PackedMask
+
+NO_REQUEST = 0
+
+FateNumbers = Annotated[np.ndarray, ArrayOf("<i4", (None, 6))]
+FatePlaces = Annotated[np.ndarray, ArrayOf("<f8", (None, 5))]
+
+
+@dataclass(frozen=True)
+class PointGroup:
+    """One markups node within the flat list of points: its name, its kind and how many of the points are its own."""
+
+    name: str
+    kind: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that torch can use; memory in bytes, None where unknown."""
+
+    name: str
+    title: str
+    free_bytes: int | None
+    total_bytes: int | None
+
+
+# ---- requests
+
+
+@dataclass(frozen=True)
+class Hello:
+    """First request of a connection; answered at once, even while the worker is busy."""
+
+    kind: ClassVar[str] = "hello"
+    request_id: int
+    library_version: str
+
+
+@dataclass(frozen=True)
+class LoadModel:
+    """Load a model bundle (a folder or a name) on a device; the one loaded before is given up."""
+
+    kind: ClassVar[str] = "load_model"
+    request_id: int
+    bundle: str
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class OpenVolume:
+    """Announce a volume whose bytes follow in ``VolumeChunk``; answered when the last byte is there.
+
+    ``shape`` is (K, J, I); ``ijk_to_ras`` is 4x4 in millimetres; ``axis`` as in ``geometry.slices.SliceStack``.
+    """
+
+    kind: ClassVar[str] = "open_volume"
+    request_id: int
+    volume_id: str
+    dtype: str
+    shape: tuple[int, int, int]
+    ijk_to_ras: Annotated[np.ndarray, ArrayOf("<f8", (4, 4))]
+    axis: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeChunk:
+    """Bytes of a volume in C order; chunks follow one another without a gap."""
+
+    kind: ClassVar[str] = "volume_chunk"
+    volume_id: str
+    offset: int
+    data: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Segment an open volume from clicks.
+
+    Attributes:
+        points_ras: (N, 3) millimetres.
+        point_ids: N control point ids.
+        groups: the markups nodes of the points, in order; their counts add up to N.
+        prompts: prompting strategy of the predictor.
+        first_slice: slice index to begin with, nearest first.
+        send_all: send every slice of the result, not only the recomputed ones.
+        locked_table: (L, 7) and ``locked_bits``: slices edited by hand, see ``masks.pack_masks``.
+    """
+
+    kind: ClassVar[str] = "segment"
+    request_id: int
+    volume_id: str
+    points_ras: Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
+    point_ids: tuple[str, ...]
+    groups: tuple[PointGroup, ...]
+    locked_table: Annotated[np.ndarray, ArrayOf("<i8", (None, 7))]
+    locked_bits: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
+    prompts: str = "consensus"
+    first_slice: int | None = None
+    send_all: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """Ask which slices a change of the clicks can alter; fields as in ``Segment``, once before and once after."""
+
+    kind: ClassVar[str] = "reach"
+    request_id: int
+    volume_id: str
+    before_ras: Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
+    before_ids: tuple[str, ...]
+    before_groups: tuple[PointGroup, ...]
+    after_ras: Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
+    after_ids: tuple[str, ...]
+    after_groups: tuple[PointGroup, ...]
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """Ask for the saliency map of one slice."""
+
+    kind: ClassVar[str] = "saliency"
+    request_id: int
+    volume_id: str
+    slice_index: int
+
+
+@dataclass(frozen=True)
+class CloseVolume:
+    """Forget a volume and what was computed for it; no answer."""
+
+    kind: ClassVar[str] = "close_volume"
+    volume_id: str
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop a request; it is answered with ``Failed`` by Cancelled unless its answer was already under way.
+
+    With ``urgent`` the worker ends itself if it cannot stop within its grace time; otherwise it takes its time.
+    """
+
+    kind: ClassVar[str] = "cancel"
+    request_id: int
+    urgent: bool = True
+
+
+@dataclass(frozen=True)
+class Status:
+    """Ask what the worker holds; ``probe`` also lists the devices, which imports torch."""
+
+    kind: ClassVar[str] = "status"
+    request_id: int
+    probe: bool = False
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """End the worker, as the end of stdin does; no answer."""
+
+    kind: ClassVar[str] = "shutdown"
+
+
+# ---- events
+
+
+@dataclass(frozen=True)
+class HelloReply:
+    """Versions and memory; a package that is not installed is None."""
+
+    kind: ClassVar[str] = "hello_reply"
+    request_id: int
+    library_version: str
+    python_version: str
+    platform: str
+    packages: dict[str, str | None]
+    process_id: int
+    free_bytes: int | None
+
+
+@dataclass(frozen=True)
+class ModelLoaded:
+    """The model is on its device; ``device`` and ``precision`` are what ``auto`` became."""
+
+    kind: ClassVar[str] = "model_loaded"
+    request_id: int
+    bundle: str
+    device: str
+    precision: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class VolumeOpened:
+    """The volume is complete; how it is cut: axis, plane, (T, H, W), spacing in mm."""
+
+    kind: ClassVar[str] = "volume_opened"
+    request_id: int
+    volume_id: str
+    axis: int
+    plane: str
+    shape: tuple[int, int, int]
+    pixel_mm: tuple[float, float]
+    slice_mm: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a request is; ``seconds_left`` is None while unknown."""
+
+    kind: ClassVar[str] = "progress"
+    request_id: int
+    stage: str
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class SliceReady:
+    """The result of one slice, as soon as it is known; ``quality`` is the predicted IoU or None."""
+
+    kind: ClassVar[str] = "slice"
+    request_id: int
+    volume_id: str
+    slice_index: int
+    shape: tuple[int, int]
+    box: tuple[int, int, int, int]
+    bits: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
+    quality: float | None
+    status: str
+    fate_numbers: FateNumbers
+    fate_places: FatePlaces
+    fate_texts: tuple[str, ...]
+
+    @property
+    def packed(self) -> PackedMask:
+        """The mask in packed form."""
+        return PackedMask(self.shape, self.box, self.bits)
+
+    @functools.cached_property
+    def fates(self) -> tuple[Fate, ...]:
+        """The fates of the clicks on this slice."""
+        return unpack_fates(self.fate_numbers, self.fate_places, self.fate_texts)
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """The end of a segmentation; every slice of ``recomputed`` was sent before it."""
+
+    kind: ClassVar[str] = "segmented"
+    request_id: int
+    volume_id: str
+    recomputed: tuple[int, ...]
+    fate_numbers: FateNumbers
+    fate_places: FatePlaces
+    fate_texts: tuple[str, ...]
+    seconds: float
+    device: str
+    report: dict[str, Any]
+
+    @functools.cached_property
+    def fates(self) -> tuple[Fate, ...]:
+        """The fate of every click, and the synthesised points."""
+        return unpack_fates(self.fate_numbers, self.fate_places, self.fate_texts)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Slices that a change of clicks can alter, ascending."""
+
+    kind: ClassVar[str] = "reached"
+    request_id: int
+    slices: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SaliencyReady:
+    """Saliency of one slice, (H, W) float32 in [0, 1]."""
+
+    kind: ClassVar[str] = "saliency_ready"
+    request_id: int
+    volume_id: str
+    slice_index: int
+    saliency: Annotated[np.ndarray, ArrayOf("<f4", (None, None))]
+
+
+@dataclass(frozen=True)
+class StatusReply:
+    """What the worker holds; ``devices`` is None unless it was asked to probe. Memory in bytes."""
+
+    kind: ClassVar[str] = "status_reply"
+    request_id: int
+    running: int | None
+    waiting: int
+    bundle: str | None
+    device: str | None
+    precision: str | None
+    volumes: tuple[str, ...]
+    free_bytes: int | None
+    resident_bytes: int | None
+    devices: tuple[Device, ...] | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request failed (or, with ``NO_REQUEST``, something outside one); ``error`` names a class of ``errors``."""
+
+    kind: ClassVar[str] = "failed"
+    request_id: int
+    error: str
+    message: str
+    remedy: str = ""
+    details: str = ""
+
+
+@dataclass(frozen=True)
+class Log:
+    """A note for the person in front of the screen; ``level`` is info or warning."""
+
+    kind: ClassVar[str] = "log"
+    level: str
+    text: str
+
+
+Request = (
+    Hello | LoadModel | OpenVolume | VolumeChunk | Segment | Reach | Saliency | CloseVolume | Cancel | Status | Shutdown
+)
+Answer = HelloReply | ModelLoaded | VolumeOpened | Segmented | Reached | SaliencyReady | StatusReply | Failed
+Event = Answer | Progress | SliceReady | Log
+
+REQUESTS: dict[str, type[Request]] = {
+    cls.kind: cls
+    for cls in (
+        Hello,
+        LoadModel,
+        OpenVolume,
+        VolumeChunk,
+        Segment,
+        Reach,
+        Saliency,
+        CloseVolume,
+        Cancel,
+        Status,
+        Shutdown,
+    )
+}
+ANSWERS = (HelloReply, ModelLoaded, VolumeOpened, Segmented, Reached, SaliencyReady, StatusReply, Failed)
+EVENTS: dict[str, type[Event]] = {cls.kind: cls for cls in (*ANSWERS, Progress, SliceReady, Log)}

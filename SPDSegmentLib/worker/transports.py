@@ -1,0 +1,162 @@
+"""How bytes get to a worker process and back: what the client needs, and the way with ``subprocess`` for scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import IO, Protocol
+
+from .commands import WorkerCommand
+from .outbox import Outbox
+from .stdio import write_all
+
+READ_BYTES = 1 << 18
+
+
+class TransportSink(Protocol):
+    """Who hears from a transport; always on the thread of the client."""
+
+    def on_output(self, data: bytes) -> None:
+        """Bytes of the event stream."""
+
+    def on_log(self, data: bytes) -> None:
+        """Bytes of the log."""
+
+    def on_ended(self, code: int | None, reason: str) -> None:
+        """Called once, after the last byte: the process is gone or never came."""
+
+
+class Transport(Protocol):
+    """One worker process; the frames to send wait in ``outbox``."""
+
+    outbox: Outbox
+
+    @property
+    def process_id(self) -> int | None:
+        """The process's number once it runs."""
+
+    def start(self, command: WorkerCommand, sink: TransportSink) -> None:
+        """Start the process; a failure is told to the sink, now or later."""
+
+    def wake(self) -> None:
+        """The outbox has frames."""
+
+    def poll(self, timeout: float) -> None:
+        """Tell the sink what has happened; wait up to ``timeout`` seconds for something to happen."""
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call back on the client's thread, where an event loop runs; else the client looks while it polls."""
+
+    def close_input(self) -> None:
+        """Close the worker's stdin, after which it ends by itself."""
+
+    def kill(self) -> None:
+        """End the process at once."""
+
+
+class SubprocessTransport:
+    """A worker started with ``subprocess``; threads read and write, ``poll`` hands over what they got."""
+
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+        self._arrived: queue.SimpleQueue[tuple[str, bytes, int | None]] = queue.SimpleQueue()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sink: TransportSink | None = None
+
+    @property
+    def process_id(self) -> int | None:
+        """The process's number once it runs."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self, command: WorkerCommand, sink: TransportSink) -> None:
+        """Start the process; a failure is told to the sink at the next ``poll``."""
+        self._sink = sink
+        try:
+            process = subprocess.Popen(
+                command.arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                cwd=command.folder,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except (OSError, ValueError) as error:
+            reason = f"{command.arguments[0]!r} could not be started: {getattr(error, 'strerror', None) or error}"
+            self._arrived.put(("ended", reason.encode(), None))
+            return
+        self._process = process
+        readers = [
+            self._thread("output", self._read, process.stdout, "output"),
+            self._thread("log", self._read, process.stderr, "log"),
+        ]
+        self._thread("write", self._write, process.stdin)
+        self._thread("wait", self._wait, process, readers)
+
+    def wake(self) -> None:
+        """The writing thread wakes by itself."""
+
+    def poll(self, timeout: float) -> None:
+        """Hand over what the threads got; wait up to ``timeout`` seconds for the first piece."""
+        if self._sink is None:
+            return
+        with contextlib.suppress(queue.Empty):
+            kind, data, code = self._arrived.get(timeout=timeout) if timeout > 0 else self._arrived.get_nowait()
+            while True:
+                self._hand_over(self._sink, kind, data, code)
+                kind, data, code = self._arrived.get_nowait()
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """There is no event loop: the client looks at its deadlines while it polls."""
+
+    def close_input(self) -> None:
+        """Let the writing thread close stdin after what it has begun to write."""
+        self.outbox.close(drop=True)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._process.kill()
+
+    @staticmethod
+    def _hand_over(sink: TransportSink, kind: str, data: bytes, code: int | None) -> None:
+        if kind == "output":
+            sink.on_output(data)
+        elif kind == "log":
+            sink.on_log(data)
+        else:
+            sink.on_ended(code, data.decode(errors="replace"))
+
+    def _thread(self, name: str, target: Callable[..., None], *arguments: object) -> threading.Thread:
+        thread = threading.Thread(target=target, args=arguments, name=f"spdsegment-worker-{name}", daemon=True)
+        thread.start()
+        return thread
+
+    def _read(self, pipe: IO[bytes], kind: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while data := os.read(pipe.fileno(), READ_BYTES):
+                self._arrived.put((kind, data, None))
+
+    def _write(self, pipe: IO[bytes]) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while (frame := self.outbox.wait_next()) is not None:
+                for part in frame:
+                    write_all(pipe.fileno(), part)
+        self.outbox.close(drop=True)
+        with contextlib.suppress(OSError):
+            pipe.close()
+
+    def _wait(self, process: subprocess.Popen[bytes], readers: list[threading.Thread]) -> None:
+        code = process.wait()
+        self.outbox.close(drop=True)
+        for reader in readers:
+            reader.join(timeout=1.0)
+        for pipe, reader in zip((process.stdout, process.stderr), readers, strict=True):
+            if pipe is not None and not reader.is_alive():
+                pipe.close()
+        self._arrived.put(("ended", b"", code))

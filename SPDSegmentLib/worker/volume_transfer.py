@@ -1,0 +1,123 @@
+"""A volume's way through the pipe: cut into bounded chunks here, put together there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from SPDSegmentLib.errors import BadInput, OutOfMemory
+
+from .codec import encode_message
+from .messages import OpenVolume, VolumeChunk
+from .protocol import Buffer, array_bytes
+
+CHUNK_BYTES = 1 << 20
+MAX_VOLUME_BYTES = 32 << 30
+MEMORY_MARGIN_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeSource:
+    """A volume of the caller's, referenced and not copied: who changes its values must give it another ``volume_id``.
+
+    Attributes:
+        volume_id: the caller's name for this state of the volume.
+        array: (K, J, I) numeric.
+        ijk_to_ras: (4, 4), millimetres.
+        axis: slicing axis, as in ``geometry.slices.SliceStack``.
+    """
+
+    volume_id: str
+    array: np.ndarray
+    ijk_to_ras: np.ndarray
+    axis: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 3:
+            raise BadInput(f"The volume has {self.array.ndim} dimensions instead of three.", "Choose a scalar volume.")
+        if self.array.dtype.kind not in "biuf" or self.array.dtype.itemsize > 8:
+            raise BadInput(f"Volumes of type {self.array.dtype} cannot be used.", "Convert the volume to numbers.")
+        if np.shape(self.ijk_to_ras) != (4, 4) or not np.isfinite(self.ijk_to_ras).all():
+            raise BadInput("The volume's geometry is not a 4x4 matrix of finite numbers.")
+
+    def announcement(self, request_id: int) -> OpenVolume:
+        """Return the message that precedes the chunks."""
+        shape = (int(self.array.shape[0]), int(self.array.shape[1]), int(self.array.shape[2]))
+        affine = np.asarray(self.ijk_to_ras, dtype="<f8")
+        dtype = self.array.dtype.newbyteorder("<").str
+        return OpenVolume(request_id, self.volume_id, dtype, shape, affine, self.axis)
+
+    def frames(self, request_id: int) -> Iterator[list[Buffer]]:
+        """Yield the frames of announcement and chunks, each cut only when it is asked for."""
+        yield encode_message(self.announcement(request_id))
+        offset = 0
+        for piece in _pieces(self.array):
+            chunk = VolumeChunk(self.volume_id, offset, piece)
+            yield encode_message(chunk, check_payload=False)
+            offset += piece.nbytes
+
+
+class VolumeAssembly:
+    """Collects the chunks of one announced volume.
+
+    Raises:
+        BadInput: a type or size the protocol does not carry.
+        OutOfMemory: it would not fit into the free memory.
+    """
+
+    def __init__(self, announcement: OpenVolume, free_bytes: int | None) -> None:
+        size = array_bytes(announcement.dtype, announcement.shape)
+        if not 0 < size <= MAX_VOLUME_BYTES:
+            raise BadInput(f"A volume of shape {announcement.shape} cannot be opened.", "Check the volume.")
+        if free_bytes is not None and size > max(free_bytes - MEMORY_MARGIN_BYTES, 0):
+            raise OutOfMemory(
+                f"The volume needs {math.ceil(size / 2**20)} MB and {free_bytes >> 20} MB of memory are free.",
+                "Close other programs or crop the volume.",
+            )
+        self.announcement = announcement
+        try:
+            self.array = np.empty(announcement.shape, dtype=announcement.dtype)
+        except MemoryError as error:
+            raise OutOfMemory(
+                f"The volume needs {math.ceil(size / 2**20)} MB, which the system refused.",
+                "Close other programs or crop the volume.",
+            ) from error
+        self._bytes = self.array.reshape(-1).view(np.uint8)
+        self._filled = 0
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes are still to come."""
+        return int(self._bytes.size) - self._filled
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte has arrived."""
+        return self._filled == self._bytes.size
+
+    def add(self, chunk: VolumeChunk) -> None:
+        """Put one chunk in its place.
+
+        Raises:
+            BadInput: the chunk does not continue the bytes so far or goes past the end.
+        """
+        end = chunk.offset + chunk.data.size
+        if chunk.offset != self._filled or end > self._bytes.size:
+            raise BadInput("A part of the volume arrived out of order.", "Run again; the volume is sent again.")
+        self._bytes[chunk.offset : end] = chunk.data
+        self._filled = end
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    if not array.size:
+        return
+    per_slice = array[0].nbytes
+    step = max(1, CHUNK_BYTES // per_slice)
+    for start in range(0, array.shape[0], step):
+        slab = array[start : start + step]
+        flat = np.ascontiguousarray(slab, dtype=slab.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+        for offset in range(0, flat.size, CHUNK_BYTES):
+            yield flat[offset : offset + CHUNK_BYTES]
