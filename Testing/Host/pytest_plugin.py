@@ -1,0 +1,52 @@
+"""Pytest fixtures: `host` gives an application with an empty scene, `slot_errors` what slots raised.
+
+A conftest.py takes them with `from Testing.Host.pytest_plugin import host, slot_errors`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from . import environment
+from .errors import SlotErrors
+from .errors import slot_errors as recorded_errors
+
+if TYPE_CHECKING:
+    from .host import Host
+
+
+def require_host() -> None:
+    """Skip where the host's packages are not installed; fail there if CI or SPDSEGMENT_REQUIRE_HOST is set."""
+    missing = environment.missing_packages()
+    if not missing:
+        return
+    message = f"The test host needs {' and '.join(missing)}."
+    if os.environ.get("CI") or os.environ.get("SPDSEGMENT_REQUIRE_HOST"):
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture
+def slot_errors() -> SlotErrors:
+    """What slots, event handlers and observers raised; a test that expects errors calls `take()`."""
+    return recorded_errors
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """The application with an empty scene; afterwards modules are unloaded, and no slot may have failed."""
+    require_host()
+    from .host import start_host
+
+    running = start_host()
+    recorded_errors.install()
+    recorded_errors.take()
+    yield running
+    running.reset()
+    errors = recorded_errors.take()
+    if errors:
+        pytest.fail("An exception left a slot:\n" + "\n".join(str(error) for error in errors), pytrace=False)

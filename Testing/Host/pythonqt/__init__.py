@@ -1,0 +1,1 @@
+"""PySide6 with the semantics of PythonQt, as the module `qt`."""

@@ -1,0 +1,33 @@
+"""Assembles the module `qt` that Slicer's Python code imports."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+from .attributes import install_attributes
+from .dialogs import install_dialogs
+from .properties import install_properties
+from .qt_classes import qt_names
+from .signals import install_signals
+from .uiloader import CheckedUiLoader
+
+# Names of PySide6 that PythonQt does not have.
+_PYSIDE_ONLY = ("Property", "Slot", "Signal", "SignalInstance", "SIGNAL", "SLOT", "ClassInfo")
+
+
+def install_qt() -> ModuleType:
+    """Patch PySide6 once and register the module `qt`."""
+    if "qt" in sys.modules:
+        return sys.modules["qt"]
+    install_properties()
+    install_signals()
+    install_attributes()
+    install_dialogs()
+    qt = ModuleType("qt")
+    for name, value in qt_names().items():
+        if name not in _PYSIDE_ONLY:
+            setattr(qt, name, value)
+    qt.QUiLoader = CheckedUiLoader  # type: ignore[attr-defined]
+    sys.modules["qt"] = qt
+    return qt

@@ -1,0 +1,163 @@
+"""Behaviour of the embedded Segment Editor, on Slicer's own segment editor logic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+from PySide6 import QtWidgets
+
+from .factory import behavior
+from .nodes import SceneObservations
+
+_EFFECTS = ("Paint", "Erase", "Threshold", "Islands")
+
+
+@behavior
+class qMRMLSegmentEditorWidget:
+    """Table of segments, effect buttons, undo and redo; edits go through vtkSlicerSegmentEditorLogic."""
+
+    _defaults_ = {
+        "segmentationNodeSelectorVisible": True,
+        "sourceVolumeNodeSelectorVisible": True,
+        "switchToSegmentationsButtonVisible": True,
+        "maskingSectionVisible": True,
+        "undoEnabled": True,
+        "autoShowSourceVolumeNode": True,
+        "maximumNumberOfUndoStates": 10,
+    }
+
+    def __init__(self: Any, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._scene: Any = None
+        self._logic = slicer.vtkSlicerSegmentEditorLogic()
+        self._logic.SetMaximumNumberOfUndoStates(self.maximumNumberOfUndoStates)
+        layout = QtWidgets.QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self._segments = self._host_factory_.create("qMRMLSegmentsTableView")
+        layout.addWidget(self._segments)
+        effects = QtWidgets.QHBoxLayout()
+        layout.addLayout(effects)
+        self._buttons: dict[str, QtWidgets.QToolButton] = {}
+        for name in ("", *_EFFECTS):
+            button = QtWidgets.QToolButton()
+            button.text = name or "None"
+            button.setCheckable(True)
+            button.connect("clicked()", lambda name=name: self.setActiveEffectByName(name))
+            effects.addWidget(button)
+            self._buttons[name] = button
+        self._undo = self._history_button("Undo", self.undo)
+        self._redo = self._history_button("Redo", self.redo)
+        for button in (self._undo, self._redo):
+            effects.addWidget(button)
+        self._segments.connect("selectionChanged(QItemSelection,QItemSelection)", self._row_selected)
+        self._observations = SceneObservations(self)
+        changed = self._logic.SegmentationHistoryChangedEvent
+        self._observations.add(self._logic, lambda *_: self._refresh(), changed)
+        self._refresh()
+
+    def _history_button(self: Any, text: str, action: Any) -> QtWidgets.QToolButton:
+        button = QtWidgets.QToolButton()
+        button.text = text
+        button.connect("clicked()", action)
+        return button
+
+    def setMRMLScene(self: Any, scene: Any) -> None:
+        """Set the scene."""
+        self._scene = scene
+        self._logic.SetMRMLScene(scene)
+        self.mrmlSceneChanged.emit(scene)
+
+    def mrmlScene(self: Any) -> Any:
+        """Return the scene."""
+        return self._scene
+
+    def setMRMLSegmentEditorNode(self: Any, node: Any) -> None:
+        """Use a parameter node of the editor."""
+        self._logic.SetSegmentEditorNode(node)
+        if node is not None:
+            self._segments.setSegmentationNode(node.GetSegmentationNode())
+        self._refresh()
+
+    def mrmlSegmentEditorNode(self: Any) -> Any:
+        """Return the editor's parameter node."""
+        return self._logic.GetSegmentEditorNode()
+
+    def setSegmentationNode(self: Any, node: Any) -> None:
+        """Edit a segmentation; without a parameter node nothing happens, as in Slicer."""
+        if self.mrmlSegmentEditorNode() is None or node is self.segmentationNode():
+            return
+        self._logic.SetSegmentationNode(node)
+        self._segments.setSegmentationNode(node)
+        if node is not None and node.GetSegmentation().GetNumberOfSegments() and not self.currentSegmentID():
+            self.setCurrentSegmentID(node.GetSegmentation().GetNthSegmentID(0))
+        self.segmentationNodeChanged.emit(node)
+        self._refresh()
+
+    def segmentationNode(self: Any) -> Any:
+        """Return the edited segmentation."""
+        node = self.mrmlSegmentEditorNode()
+        return node.GetSegmentationNode() if node is not None else None
+
+    def setSourceVolumeNode(self: Any, node: Any) -> None:
+        """Use a volume for intensities and geometry."""
+        if self.mrmlSegmentEditorNode() is None or node is self.sourceVolumeNode():
+            return
+        self._logic.SetSourceVolumeNode(node)
+        self.sourceVolumeNodeChanged.emit(node)
+        self.masterVolumeNodeChanged.emit(node)
+
+    def sourceVolumeNode(self: Any) -> Any:
+        """Return the source volume."""
+        node = self.mrmlSegmentEditorNode()
+        return node.GetSourceVolumeNode() if node is not None else None
+
+    def setCurrentSegmentID(self: Any, segment_id: str) -> None:
+        """Select a segment."""
+        node = self.mrmlSegmentEditorNode()
+        if node is None or segment_id == self.currentSegmentID():
+            return
+        node.SetSelectedSegmentID(segment_id)
+        self._segments.setSelectedSegmentIDs([segment_id])
+        self.currentSegmentIDChanged.emit(segment_id)
+
+    def currentSegmentID(self: Any) -> str:
+        """Return the selected segment, empty if none."""
+        node = self.mrmlSegmentEditorNode()
+        return (node.GetSelectedSegmentID() or "") if node is not None else ""
+
+    def saveStateForUndo(self: Any) -> None:
+        """Remember the segmentation before a change."""
+        self._logic.SaveStateForUndo()
+
+    def undo(self: Any) -> None:
+        """Go one remembered state back."""
+        self._logic.Undo()
+
+    def redo(self: Any) -> None:
+        """Go one state forward again."""
+        self._logic.Redo()
+
+    def _changed_maximumNumberOfUndoStates(self: Any, count: int) -> None:
+        self._logic.SetMaximumNumberOfUndoStates(count)
+
+    def availableEffectNames(self: Any) -> tuple[str, ...]:
+        """Return the names of the effects."""
+        return _EFFECTS
+
+    def setActiveEffectByName(self: Any, name: str) -> None:
+        """Choose an effect, none by an empty name."""
+        node = self.mrmlSegmentEditorNode()
+        if node is not None:
+            node.SetActiveEffectName(name)
+        for effect, button in self._buttons.items():
+            button.setChecked(effect == name)
+
+    def _row_selected(self: Any, *_: Any) -> None:
+        selected = self._segments.selectedSegmentIDs()
+        if selected:
+            self.setCurrentSegmentID(selected[0])
+
+    def _refresh(self: Any) -> None:
+        self._undo.setEnabled(self._logic.CanUndo())
+        self._redo.setEnabled(self._logic.CanRedo())
