@@ -1,4 +1,4 @@
-"""The light saliency head of stage I: S_t = f_sal(I_t) (paper, stage I; layers are our choice, after SAM's upscaling)."""
+"""The light saliency head, S_t = f_sal(I_t) (paper, stage I; the layers are our choice, after SAM's upscaling)."""
 
 from __future__ import annotations
 

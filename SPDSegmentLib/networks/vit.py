@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def interpolate_positions(state: dict[str, Tensor], embedding_size: int, global_blocks: tuple[int, ...]) -> dict[str, Tensor]:
+def interpolate_positions(
+    state: dict[str, Tensor], embedding_size: int, global_blocks: tuple[int, ...]
+) -> dict[str, Tensor]:
     """Resize the position embeddings of an ``ImageEncoderViT`` state dict.
 
     Args:

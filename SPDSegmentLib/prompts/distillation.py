@@ -91,9 +91,7 @@ class SlicePrompts:
 
     def same_as(self, other: SlicePrompts | None) -> bool:
         """Whether decoding would get exactly the same input."""
-        return (
-            other is not None and self.status == other.status and np.array_equal(self.points, other.points)
-        )
+        return other is not None and self.status == other.status and np.array_equal(self.points, other.points)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +156,7 @@ def consensus(
     return chosen, fates
 
 
-def thin_out(
-    points: np.ndarray, saliency: np.ndarray, min_distance_px: float, max_points: int
-) -> np.ndarray:
+def thin_out(points: np.ndarray, saliency: np.ndarray, min_distance_px: float, max_points: int) -> np.ndarray:
     """Indexes of at most ``max_points`` of (N, 2) points, none closer than ``min_distance_px`` to another.
 
     Farthest-point sampling from the most salient point; the result does not depend on the order of the points.

@@ -11,6 +11,7 @@ from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.distillation import (
     EMPTY,
     KEPT,
+    SUPPORTED,
     SYNTHESIZED,
     Distillation,
     PointFate,
@@ -26,7 +27,11 @@ from SPDSegmentLib.prompts.unsupported import fill_unsupported
 
 
 def distill_prompts(
-    saliency: SaliencyMaps, clicks: SliceClicks, config: PromptConfig, strategy: str = "consensus"
+    saliency: SaliencyMaps,
+    clicks: SliceClicks,
+    config: PromptConfig,
+    strategy: str = "consensus",
+    owned: frozenset[int] = frozenset(),
 ) -> Distillation:
     """Prompts for all slices of a volume.
 
@@ -34,6 +39,7 @@ def distill_prompts(
         strategy: ``consensus`` (CPD), ``local`` (CPD without enrichment), ``raw`` (all clicks), ``interpolated`` (raw,
             and along the centreline in slices without a click between the first and the last), ``sampled`` (points
             from the saliency alone; clicks ignored).
+        owned: slices whose map is a person's own mask; each supports its neighbours like a validated click.
 
     Raises:
         BadInput: unknown strategy.
@@ -47,6 +53,11 @@ def distill_prompts(
     if strategy == "local":
         config = dataclasses.replace(config, context_enrichment=False)
     supported, fates = consensus_of_slices(saliency, range(saliency.n_slices), clicks, config)
+    for t in sorted(owned - supported.keys()):
+        if saliency.is_salient(t):
+            labels = range(1, int(saliency.components(t).max()) + 1)
+            points = np.stack([saliency.deepest_point(t, label) for label in labels])
+            supported[t] = SlicePrompts(t, points, np.full(len(points), -1), SUPPORTED)
     others, synthesized = fill_unsupported(saliency, supported, config)
     prompts = supported | others
     return Distillation(tuple(prompts[t] for t in range(saliency.n_slices)), tuple(fates + synthesized))
@@ -81,7 +92,9 @@ def _raw(saliency: SaliencyMaps, clicks: SliceClicks, config: PromptConfig, inte
         elif t in between:
             slices.append(SlicePrompts(t, between[t], np.array([-1]), SYNTHESIZED))
             fates.append(
-                PointFate(-1, t, SYNTHESIZED, (float(between[t][0, 0]), float(between[t][0, 1])), t, "On the centerline.")
+                PointFate(
+                    -1, t, SYNTHESIZED, (float(between[t][0, 0]), float(between[t][0, 1])), t, "On the centerline."
+                )
             )
         else:
             slices.append(empty_prompts(t, EMPTY))

@@ -109,9 +109,7 @@ def load_cases(
     return cases
 
 
-def _target(
-    name: str, mask: np.ndarray, stack: SliceStack, folder: Path, case: str, data: DataConfig
-) -> Target:
+def _target(name: str, mask: np.ndarray, stack: SliceStack, folder: Path, case: str, data: DataConfig) -> Target:
     mask = np.ascontiguousarray(mask)
     spans = np.flatnonzero(mask.any(axis=(1, 2)))
     _, rows, columns = np.nonzero(mask)

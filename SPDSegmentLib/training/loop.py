@@ -155,7 +155,7 @@ class Loop:
 
 
 def schedule(step: int, steps: int, warmup: int, power: float = 0.9) -> float:
-    """Linear warm-up, then polynomial decay; the factor on the learning rate. Warm-up is at most a tenth of all steps."""
+    """Factor on the learning rate: linear warm-up over at most a tenth of all steps, then polynomial decay."""
     warmup = max(1, min(warmup, steps // 10))
     if step < warmup:
         return (step + 1) / warmup

@@ -1,0 +1,64 @@
+"""Labelled cases for an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.run import EvaluationTarget, patient_of
+from SPDSegmentLib.geometry.labelmap import read_labelmap
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import check_image, read_volume
+from SPDSegmentLib.prompts.noise import click_path
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Where labelled cases lie.
+
+    Attributes:
+        folder: their folder.
+        image, label: file names with ``{case}``.
+        targets: label values of each structure that can be clicked.
+        plane: slicing plane.
+        patient_pattern: regular expression whose first group is the patient.
+    """
+
+    folder: Path
+    image: str
+    label: str
+    targets: tuple[tuple[int, ...], ...]
+    plane: str = "auto"
+    patient_pattern: str = "(.*)"
+
+
+def load_targets(files: CaseFiles, cases: Sequence[str]) -> list[EvaluationTarget]:
+    """Read every target of the cases.
+
+    Raises:
+        BadInput: a file is missing, grids differ, or no case holds a target.
+    """
+    targets = []
+    for case in cases:
+        volume = read_volume(files.folder / files.image.format(case=case))
+        check_image(volume)
+        label_path = files.folder / files.label.format(case=case)
+        labels = read_labelmap(label_path)
+        if labels.array.shape != volume.array.shape:
+            raise BadInput(f"{label_path} does not have the same grid as its image.", "Resample it to the image.")
+        stack = SliceStack(volume, files.plane)
+        slices = stack.from_volume(labels.array)
+        for values in files.targets:
+            mask = np.ascontiguousarray(np.isin(slices, values))
+            if mask.any():
+                path = click_path(mask, stack.pixel_mm, stack.slice_mm)
+                name = "+".join(map(str, values))
+                patient = patient_of(case, files.patient_pattern)
+                targets.append(EvaluationTarget(patient, case, name, stack, mask, path))
+    if not targets:
+        raise BadInput(f"No case in {files.folder} holds the label values {files.targets}.", "Check the targets.")
+    return targets

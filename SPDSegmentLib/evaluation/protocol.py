@@ -1,0 +1,72 @@
+"""What is evaluated: cases, severities, seeds, and the ways of prompting that are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.prompts.config import STRATEGIES
+from SPDSegmentLib.prompts.noise import SEVERITIES
+
+SALIENCY_ONLY = "saliency-only"
+SHUFFLED = "shuffled"
+METHODS = (*STRATEGIES, SALIENCY_ONLY, SHUFFLED)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """One evaluation of one bundle.
+
+    Attributes:
+        severities: noise of the clicks, names or numbers of :mod:`SPDSegmentLib.prompts.noise`.
+        seeds: click sets per target and severity.
+        methods: prompt strategies; ``saliency-only`` (S > tau as the mask); ``shuffled`` (another patient's clicks).
+        first_seed: seeds count from here; the same numbers give the same clicks for every bundle.
+    """
+
+    severities: tuple[str, ...] = ("clean", "mild", "clinic", "severe")
+    seeds: int = 3
+    methods: tuple[str, ...] = ("consensus",)
+    first_seed: int = 1000
+
+    def __post_init__(self) -> None:
+        for severity in self.severities:
+            if severity not in SEVERITIES:
+                raise BadInput(f"Unknown severity '{severity}'.", f"Choose from {', '.join(SEVERITIES)}.")
+        for method in self.methods:
+            if method not in METHODS:
+                raise BadInput(f"Unknown method '{method}'.", f"Choose from {', '.join(METHODS)}.")
+        if self.seeds < 1:
+            raise BadInput("At least one seed is needed.")
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One segmentation of one target.
+
+    Attributes:
+        bundle, method, severity, seed: what was run.
+        patient, case, target: on what.
+        clicks, outside_share: how many clicks, and which share of them lay outside the target.
+        dsc, iou, nsd: per volume; hd95_mm in millimetres; ``None`` where the empty-mask policy leaves a case out.
+        slice_dsc, slice_iou, slice_hd95_mm: means over the slices that hold the target.
+        seconds: of the call, encoding included unless kept from an earlier call.
+    """
+
+    bundle: str
+    method: str
+    severity: str
+    seed: int
+    patient: str
+    case: str
+    target: str
+    clicks: int
+    outside_share: float
+    dsc: float | None
+    iou: float | None
+    hd95_mm: float | None
+    nsd: float | None
+    slice_dsc: float | None
+    slice_iou: float | None
+    slice_hd95_mm: float | None
+    seconds: float

@@ -1,0 +1,150 @@
+"""The model on its device: batches in, arrays out, smaller batches when memory runs short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from SPDSegmentLib.errors import BadInput, OutOfMemory
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.padding import pad_points
+
+T = TypeVar("T")
+SALIENCY_CLIP = 1e-4
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:n``.
+
+    Raises:
+        BadInput: unknown, or CUDA asked for where torch has none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BadInput(f"Unknown device '{name}'.", "Choose auto, cpu, cuda or cuda:0.", str(error)) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput("No CUDA device can be used by the installed torch.", "Choose --device cpu or auto.")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise BadInput(f"There is no device {name}.", f"This machine has {torch.cuda.device_count()} CUDA device(s).")
+    if device.type not in ("cpu", "cuda"):
+        raise BadInput(f"Device '{name}' is not supported.", "Choose auto, cpu, cuda or cuda:0.")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """``auto``: bfloat16 where the hardware multiplies it natively, float32 elsewhere; or one of them by name."""
+    if name not in ("auto", "bfloat16", "float32"):
+        raise BadInput(f"Unknown precision '{name}'.", "Choose auto, bfloat16 or float32.")
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.bfloat16 if native else torch.float32
+
+
+class Engine:
+    """A merged SPD model ready for inference.
+
+    Args:
+        model: adapters loaded; they are merged here.
+        device, precision: see :func:`choose_device` and :func:`choose_precision`.
+        batch_size: slices per encoder call; halved when memory runs out.
+        max_points: K of the prompts, 0 for no limit.
+    """
+
+    def __init__(
+        self, model: SPDModel, device: torch.device, precision: torch.dtype, batch_size: int, max_points: int
+    ) -> None:
+        self.model = model.merge().to(device)
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+        self.max_points = max_points
+
+    @property
+    def image_size(self) -> int:
+        """S, side of the network input."""
+        return self.model.config.image_size
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+    @torch.inference_mode()
+    def encode(self, images: np.ndarray) -> Tensor:
+        """Embed (B, S, S) slices in [0, 1]; (B, C, h, w) on the device, in the engine's precision."""
+        batch = torch.from_numpy(np.ascontiguousarray(images))[:, None].to(self.device)
+        with self._autocast():
+            return self.model.encode(batch).to(self.precision)
+
+    @torch.inference_mode()
+    def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> np.ndarray:
+        """S_t of (B, C, h, w) embeddings and their neighbours': (B, S, S) float16."""
+        with self._autocast():
+            logits = self.model.saliency_logits(embeddings, previous, following)
+        return logits[:, 0].sigmoid().half().cpu().numpy()
+
+    @torch.inference_mode()
+    def decode(
+        self, embeddings: Tensor, points: Sequence[np.ndarray], saliency: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Masks of B slices.
+
+        Args:
+            embeddings: (B, C, h, w).
+            points: B arrays (M_i, 2), (column, row) in network pixels.
+            saliency: (B, S, S).
+
+        Returns:
+            Logits (B, S, S) float32 and predicted IoU (B,).
+        """
+        padded, labels = pad_points(points, self.max_points)
+        s = torch.from_numpy(saliency.astype(np.float32)).clamp(SALIENCY_CLIP, 1 - SALIENCY_CLIP).to(self.device)
+        with self._autocast():
+            logits, quality = self.model.decode(
+                embeddings,
+                torch.from_numpy(padded).to(self.device),
+                torch.from_numpy(labels).to(self.device),
+                torch.logit(s)[:, None],
+            )
+        return logits[:, 0].cpu().numpy(), quality.clamp(0, 1).cpu().numpy()
+
+    def with_smaller_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], None]) -> None:
+        """Call ``run`` on batches of ``items``; when memory runs out the batch is halved, down to one.
+
+        Raises:
+            OutOfMemory: one item alone does not fit.
+        """
+        position = 0
+        while position < len(items):
+            batch = items[position : position + self.batch_size]
+            try:
+                run(batch)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                if self.batch_size == 1:
+                    raise OutOfMemory(
+                        f"The device {self.device} has not enough memory for one slice.",
+                        "Close other programs that use it, or choose the CPU.",
+                        str(error),
+                    ) from error
+                self.batch_size = max(1, self.batch_size // 2)
+                continue
+            position += len(batch)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text

@@ -1,0 +1,90 @@
+"""A loaded bundle that opens volumes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from SPDSegmentLib.geometry.intensity import IntensityConfig
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.inference.engine import Engine, choose_device, choose_precision
+from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.config import PromptConfig
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.models.bundle import Bundle
+
+DEFAULT_BATCH = {"cpu": 4, "cuda": 32}
+
+
+class Predictor:
+    """One model on one device.
+
+    Args:
+        engine: the merged model.
+        prompts: how clicks become prompts.
+        intensity: how volumes are normalised.
+        fov_mm: side of the field of view, 0 for the whole slice.
+        plane: slicing plane that the model was trained on.
+        identity: JSON-ready description for reports.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: PromptConfig,
+        intensity: IntensityConfig,
+        fov_mm: float,
+        plane: str = "auto",
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.prompts = prompts
+        self.intensity = intensity
+        self.fov_mm = fov_mm
+        self.plane = plane
+        self.identity = identity or {}
+
+    @classmethod
+    def load(cls, bundle: Bundle, device: str = "auto", precision: str = "auto", batch_size: int = 0) -> Predictor:
+        """Load a bundle and its base weights.
+
+        Args:
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+            precision: ``auto``, ``bfloat16`` or ``float32``.
+            batch_size: slices per encoder call, 0 for the device's default.
+
+        Raises:
+            ModelMissing, ModelCorrupt, DependencyMissing, BadInput.
+        """
+        from SPDSegmentLib.models.base_weights import find_base_weights
+
+        info = bundle.info
+        network = NetworkConfig.from_dict({**info.network, "backbone": info.backbone, "image_size": info.image_size})
+        weights = None if info.backbone == "tiny_random" else find_base_weights(info.backbone)
+        chosen = choose_device(device)
+        model = SPDModel(network, weights)
+        model.load_adapter_state(load_state_dict(bundle.adapter_path))
+        prompts = PromptConfig.from_dict(info.prompts)
+        engine = Engine(
+            model,
+            chosen,
+            choose_precision(precision, chosen),
+            batch_size or DEFAULT_BATCH[chosen.type],
+            prompts.max_points,
+        )
+        identity = {
+            "name": info.name,
+            "title": info.title,
+            "backbone": info.backbone,
+            "adapter_sha256": info.adapter_sha256,
+            "precision": str(engine.precision).removeprefix("torch."),
+        }
+        intensity = IntensityConfig.from_dict(info.normalization)
+        return cls(engine, prompts, intensity, info.fov_mm, info.slicing_axis, identity)
+
+    def open(self, stack: SliceStack) -> Session:
+        """Start working on a volume; nothing is computed yet."""
+        return Session(self, stack)

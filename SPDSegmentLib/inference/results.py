@@ -1,0 +1,133 @@
+"""What a segmentation returns: masks, quality, the state of every slice and the fate of every point."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from SPDSegmentLib.prompts.distillation import OUTSIDE, REJECTED_NEIGHBOR
+
+LOCKED = "locked"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a segmentation is.
+
+    Attributes:
+        stage: ``encoding`` or ``decoding``.
+        done, total: slices.
+        seconds_left: estimate, ``None`` while there is none.
+    """
+
+    stage: str
+    done: int
+    total: int
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SliceResult:
+    """One slice.
+
+    Attributes:
+        slice_index: position in the stack.
+        mask: (H, W) bool.
+        quality: predicted IoU in [0, 1]; 0 where nothing was segmented.
+        status: ``supported``, ``synthesized``, ``abstained``, ``empty`` or ``locked``.
+    """
+
+    slice_index: int
+    mask: np.ndarray
+    quality: float
+    status: str
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """The fate of one point in one slice, in the slice's own pixels.
+
+    Attributes:
+        click: index of the click among those given, -1 for a synthesised point.
+        click_id: its control point id, empty for a synthesised point.
+        fate: ``kept``, ``rejected_own_slice``, ``rejected_neighbor``, ``borrowed``, ``synthesized`` or ``outside``.
+        xy: (column, row).
+        from_slice: slice that the click was made on.
+    """
+
+    click: int
+    click_id: str
+    slice_index: int
+    fate: str
+    xy: tuple[float, float]
+    from_slice: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationResult:
+    """A whole volume.
+
+    Attributes:
+        mask: (T, H, W) bool.
+        recomputed: slices that this call decoded or changed, sorted; all others are bit-identical to the last call's.
+        encoded: number of slices that this call had to encode.
+        notes: sentences that the user should read (clicks outside, field of view moved, ...).
+    """
+
+    mask: np.ndarray
+    slices: list[SliceResult]
+    fates: list[PointResult]
+    recomputed: list[int]
+    encoded: int
+    seconds: float
+    device: str
+    model: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def click_fates(self) -> dict[int, PointResult]:
+        """For every click the decision about its own slice."""
+        own: dict[int, PointResult] = {}
+        for fate in self.fates:
+            if fate.click >= 0 and (fate.fate == OUTSIDE or fate.slice_index == fate.from_slice):
+                own[fate.click] = fate
+        return own
+
+    def report(self) -> dict[str, Any]:
+        """JSON-ready summary: model, counts, every slice that is not empty, every decision about a point."""
+        return {
+            "model": self.model,
+            "device": self.device,
+            "seconds": round(self.seconds, 3),
+            "slices_encoded": self.encoded,
+            "slices_recomputed": self.recomputed,
+            "notes": self.notes,
+            "clicks": dict(Counter(fate.fate for fate in self.click_fates().values())),
+            "slice_status": dict(Counter(s.status for s in self.slices)),
+            "slices": [
+                {
+                    "slice": s.slice_index,
+                    "status": s.status,
+                    "quality": round(s.quality, 4),
+                    "pixels": int(s.mask.sum()),
+                }
+                for s in self.slices
+                if s.mask.any() or s.status not in ("empty", "abstained")
+            ],
+            "points": [
+                {
+                    "click": f.click,
+                    "id": f.click_id,
+                    "slice": f.slice_index,
+                    "fate": f.fate,
+                    "column_row": [round(f.xy[0], 2), round(f.xy[1], 2)],
+                    "from_slice": f.from_slice,
+                    "reason": f.reason,
+                }
+                for f in self.fates
+                if f.fate != REJECTED_NEIGHBOR
+            ],
+        }

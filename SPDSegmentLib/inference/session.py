@@ -1,0 +1,281 @@
+"""One volume under one model: a changed click costs only decoder calls on the slices it can reach.
+
+Embeddings and saliency stay (:mod:`SPDSegmentLib.inference.features`). A slice is decoded again only if its prompts
+changed; everything else stays as it is, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.inference.call import Call, OnProgress, OnSlice
+from SPDSegmentLib.inference.features import SliceFeatures
+from SPDSegmentLib.inference.results import LOCKED, PointResult, SegmentationResult, SliceResult
+from SPDSegmentLib.prompts.distillation import (
+    EMPTY,
+    OUTSIDE,
+    SUPPORTED,
+    Distillation,
+    SliceClicks,
+    SlicePrompts,
+    consensus,
+    supported_prompts,
+)
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.strategies import distill_prompts
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.inference.predictor import Predictor
+
+OUTSIDE_LOGIT = -1.0
+
+
+class Session:
+    """The slices of one volume as one model sees them.
+
+    Args:
+        predictor: the model.
+        stack: the volume's slices.
+    """
+
+    def __init__(self, predictor: Predictor, stack: SliceStack) -> None:
+        self.predictor = predictor
+        self.stack = stack
+        self._features = SliceFeatures(predictor.engine, stack, predictor.intensity, predictor.fov_mm)
+        self._maps: SaliencyMaps | None = None
+        self._locked: dict[int, np.ndarray] = {}
+        self._slices: dict[int, tuple[SlicePrompts, SliceResult]] = {}
+        self._strategy = ""
+        self._call = Call()
+
+    def segment(
+        self,
+        clicks: Clicks,
+        *,
+        prompts: str = "consensus",
+        saliency_only: bool = False,
+        first_slice: int | None = None,
+        on_slice: OnSlice | None = None,
+        on_progress: OnProgress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        locked: Mapping[int, np.ndarray] | None = None,
+    ) -> SegmentationResult:
+        """Segment the volume with these clicks.
+
+        Args:
+            clicks: in the stack's pixels; those outside the volume get the fate ``outside``.
+            prompts: strategy, see :func:`SPDSegmentLib.prompts.strategies.distill_prompts`.
+            saliency_only: return S_t > tau as the mask (a control); no decoding.
+            first_slice: slices nearest to it come first, by default the middle of the clicks.
+            on_slice: called with each new slice as soon as it is there.
+            on_progress: called after each batch.
+            cancelled: polled between batches.
+            locked: slices that a person owns, (H, W) masks by slice; kept, and context for their neighbours.
+
+        Raises:
+            BadInput: no click inside the volume.
+            Cancelled: between two batches; what has been computed stays in the session.
+            OutOfMemory: one slice alone does not fit.
+        """
+        call = Call(on_slice, on_progress, cancelled)
+        encoded_before = self._features.encoded
+        inside = np.flatnonzero(~clicks.outside)
+        if len(inside) == 0:
+            raise BadInput("No click lies inside the volume.", "Place points on the structure in this volume.")
+        notes = self._place_window(clicks.xy[inside])
+        self._set_locked(locked or {})
+        network_clicks, seen = self._network_clicks(clicks, inside)
+        center = int(np.median(clicks.slice_index[inside])) if first_slice is None else first_slice
+        fates: list[PointResult] = []
+        if saliency_only:
+            results = self._saliency_masks(call, center)
+            recomputed = set(results)
+        else:
+            if self._strategy != prompts:
+                self._slices.clear()
+                self._strategy = prompts
+            recomputed = self._decode_early(network_clicks, prompts, center, call)
+            distillation = self._distill(network_clicks, prompts, call)
+            recomputed |= self._decode(_nearest_first(distillation.slices, center), call)
+            fates = self._point_results(clicks, seen, distillation)
+            results = {t: result for t, (_, result) in self._slices.items()}
+        slices = [results.get(t) or self._blank(t, EMPTY) for t in range(self.stack.n_slices)]
+        return SegmentationResult(
+            np.stack([s.mask for s in slices]),
+            slices,
+            fates,
+            sorted(recomputed),
+            self._features.encoded - encoded_before,
+            call.seconds,
+            str(self.predictor.engine.device),
+            self.predictor.identity,
+            notes + _note_outside(fates),
+        )
+
+    def reach(self, before: Clicks, after: Clicks, prompts: str = "consensus") -> set[int]:
+        """Slices that a change of clicks reaches: those whose prompts differ. No other slice can change."""
+        found = []
+        for clicks in (before, after):
+            inside = np.flatnonzero(~clicks.outside)
+            if len(inside):
+                self._place_window(clicks.xy[inside])
+            found.append(self._distill(self._network_clicks(clicks, inside)[0], prompts, Call()))
+        return {a.slice_index for a, b in zip(found[0].slices, found[1].slices, strict=True) if not a.same_as(b)}
+
+    def saliency(self, t: int) -> np.ndarray:
+        """S_t in the slice's own pixels, (H, W) float32, 0 outside the field of view."""
+        saliency = self._features.saliency(t, Call()).astype(np.float32)
+        return self._features.window.restore(saliency[None], 0.0)[0]
+
+    def _place_window(self, xy: np.ndarray) -> list[str]:
+        first = not self._slices
+        if not self._features.place_window(xy):
+            return []
+        self._maps = None
+        self._slices.clear()
+        return [] if first else ["Most clicks left the field of view; it was moved and everything computed again."]
+
+    def _network_clicks(self, clicks: Clicks, inside: np.ndarray) -> tuple[SliceClicks, np.ndarray]:
+        """Clicks in network pixels, and their indexes among the given ones."""
+        window = self._features.window
+        seen = inside[window.contains(clicks.xy[inside])] if len(inside) else inside
+        return SliceClicks(clicks.slice_index[seen].astype(int), window.to_input(clicks.xy[seen])), seen
+
+    def _set_locked(self, locked: Mapping[int, np.ndarray]) -> None:
+        """Take over the person's slices; where they changed, saliency components are worked out anew."""
+        same = locked.keys() == self._locked.keys() and all(np.array_equal(locked[t], self._locked[t]) for t in locked)
+        if not same:
+            self._locked = {t: np.asarray(mask, dtype=bool).copy() for t, mask in locked.items()}
+            self._maps = None
+
+    def _saliency_maps(self, call: Call) -> SaliencyMaps:
+        self._call = call
+        if self._maps is None:
+            self._maps = self._features.maps(self.predictor.prompts.threshold, self._locked, lambda: self._call)
+        return self._maps
+
+    def _distill(self, clicks: SliceClicks, strategy: str, call: Call) -> Distillation:
+        maps = self._saliency_maps(call)
+        return distill_prompts(maps, clicks, self.predictor.prompts, strategy, frozenset(self._locked))
+
+    def _decode_early(self, clicks: SliceClicks, strategy: str, center: int, call: Call) -> set[int]:
+        """Encode around the clicks, nearest to the view first, and decode supported slices as soon as they can be."""
+        n, last = self.predictor.prompts.n_neighbors, self.stack.n_slices - 1
+        span = {s for t in clicks.slice_index for s in range(max(0, t - n), min(last, t + n) + 1)}
+        order = sorted(span, key=lambda t: (abs(t - center), t))
+        call.expect("encoding", len(self._features.missing(order)))
+        changed: set[int] = set()
+        waiting, size = list(order), self.predictor.engine.batch_size
+        for start in range(0, len(order), size):
+            self._features.ensure(order[start : start + size], call)
+            if strategy != "consensus":
+                continue
+            ready = [t for t in waiting if self._features.has_saliency(range(max(0, t - n), min(last, t + n) + 1))]
+            waiting = [t for t in waiting if t not in ready]
+            changed |= self._decode(self._early_prompts(ready, clicks, call), call)
+        return changed
+
+    def _early_prompts(self, ready: list[int], clicks: SliceClicks, call: Call) -> list[SlicePrompts]:
+        """Prompts of those slices that have a consensus; the same as the whole distillation will find."""
+        maps, config = self._saliency_maps(call), self.predictor.prompts
+        found = []
+        for t in ready:
+            chosen = np.empty(0, int) if t in self._locked else consensus(maps, t, clicks, config)[0]
+            if len(chosen):
+                found.append(supported_prompts(maps, t, clicks, chosen, config))
+        return found
+
+    def _decode(self, prompts: Iterable[SlicePrompts], call: Call) -> set[int]:
+        """Bring slices up to date with their prompts; returns those whose mask or state changed."""
+        changed: set[int] = set()
+        to_decode: list[SlicePrompts] = []
+        for p in prompts:
+            t = p.slice_index
+            known = self._slices.get(t)
+            if t in self._locked:
+                if known is None or known[1].status != LOCKED or not np.array_equal(known[1].mask, self._locked[t]):
+                    changed.add(t)
+                    self._keep(p, SliceResult(t, self._locked[t], 1.0, LOCKED), call)
+            elif known is None or known[1].status == LOCKED or not p.same_as(known[0]):
+                if len(p.points):
+                    to_decode.append(p)
+                    changed.add(t)
+                else:
+                    if known is not None:
+                        changed.add(t)
+                    self._keep(p, self._blank(t, p.status), call)
+        self._features.ensure([p.slice_index for p in to_decode], call)
+        call.expect("decoding", len(to_decode))
+        self.predictor.engine.with_smaller_batches(to_decode, lambda batch: self._decode_batch(batch, call))
+        return changed
+
+    def _decode_batch(self, batch: Sequence[SlicePrompts], call: Call) -> None:
+        call.check()
+        slices = [p.slice_index for p in batch]
+        logits, quality = self.predictor.engine.decode(
+            self._features.embeddings(slices),
+            [p.points for p in batch],
+            np.stack([self._features.saliency(t, call) for t in slices]),
+        )
+        masks = self._features.window.restore(logits, OUTSIDE_LOGIT) > 0
+        for p, mask, q in zip(batch, masks, quality, strict=True):
+            self._keep(p, SliceResult(p.slice_index, mask, float(q) if mask.any() else 0.0, p.status), call)
+        call.decoded(len(batch))
+
+    def _keep(self, prompts: SlicePrompts, result: SliceResult, call: Call) -> None:
+        before = self._slices.get(prompts.slice_index)
+        self._slices[prompts.slice_index] = (prompts, result)
+        if result.mask.any() or result.status == SUPPORTED or (before is not None and before[1].mask.any()):
+            call.on_slice(result)
+
+    def _blank(self, t: int, status: str) -> SliceResult:
+        return SliceResult(t, np.zeros(self.stack.array.shape[1:], dtype=bool), 0.0, status)
+
+    def _saliency_masks(self, call: Call, center: int) -> dict[int, SliceResult]:
+        """S_t > tau of every slice."""
+        order = sorted(range(self.stack.n_slices), key=lambda t: (abs(t - center), t))
+        call.expect("encoding", len(self._features.missing(order)))
+        results: dict[int, SliceResult] = {}
+        size = self.predictor.engine.batch_size
+        for start in range(0, len(order), size):
+            self._features.ensure(order[start : start + size], call)
+            for t in order[start : start + size]:
+                saliency = self.saliency(t)
+                mask = saliency > self.predictor.prompts.threshold
+                quality = float(saliency[mask].mean()) if mask.any() else 0.0
+                results[t] = SliceResult(t, mask, quality, "saliency" if mask.any() else EMPTY)
+                call.on_slice(results[t])
+        return results
+
+    def _point_results(self, clicks: Clicks, seen: np.ndarray, distillation: Distillation) -> list[PointResult]:
+        results = []
+        for fate in distillation.fates:
+            column, row = self._features.window.to_slice(np.array([fate.xy]))[0]
+            click = int(seen[fate.click]) if fate.click >= 0 else -1
+            click_id = clicks.ids[click] if click >= 0 else ""
+            xy = (float(column), float(row))
+            results.append(PointResult(click, click_id, fate.slice_index, fate.fate, xy, fate.from_slice, fate.reason))
+        for click in np.setdiff1d(np.arange(len(clicks.slice_index)), seen):
+            t = int(clicks.slice_index[click])
+            reason = "Outside the volume." if clicks.outside[click] else "Outside the model's field of view."
+            xy = (float(clicks.xy[click][0]), float(clicks.xy[click][1]))
+            results.append(PointResult(int(click), clicks.ids[click], t, OUTSIDE, xy, t, reason))
+        return results
+
+
+def _nearest_first(prompts: Iterable[SlicePrompts], center: int) -> list[SlicePrompts]:
+    return sorted(prompts, key=lambda p: (abs(p.slice_index - center), p.slice_index))
+
+
+def _note_outside(fates: Iterable[PointResult]) -> list[str]:
+    outside = [f.click_id or str(f.click) for f in fates if f.fate == OUTSIDE]
+    if not outside:
+        return []
+    names = ", ".join(outside[:5]) + (", ..." if len(outside) > 5 else "")
+    return [f"{len(outside)} of the clicks lie outside the volume or the field of view and were left out: {names}."]
