@@ -22,9 +22,7 @@ _VARIABLES = {
 def missing_packages() -> list[str]:
     """Return the requirements of the host that are not installed."""
     return [
-        requirement
-        for module, requirement in REQUIRED_PACKAGES.items()
-        if importlib.util.find_spec(module) is None
+        requirement for module, requirement in REQUIRED_PACKAGES.items() if importlib.util.find_spec(module) is None
     ]
 
 

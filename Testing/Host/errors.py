@@ -50,9 +50,7 @@ class SlotErrors:
 
     def __init__(self) -> None:
         self._records: list[SlotError] = []
-        self._previous: (
-            Callable[[type[BaseException], BaseException, TracebackType | None], object] | None
-        ) = None
+        self._previous: Callable[[type[BaseException], BaseException, TracebackType | None], object] | None = None
 
     def install(self) -> None:
         """Catch what PySide and VTK hand to `sys.excepthook`."""

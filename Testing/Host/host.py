@@ -16,35 +16,14 @@ import numpy as np
 
 from . import environment
 from .errors import SlotError, slot_errors
-
-environment.prepare()
-
-from .pythonqt.module import install_qt  # noqa: E402
-
-install_qt()
-
-import slicer  # noqa: E402
-import slicer.util  # noqa: E402
-import vtk  # noqa: E402
-from PySide6 import QtCore, QtWidgets  # noqa: E402
-
-from .widgets import (  # noqa: E402, F401
-    application,
-    ctk_widgets,
-    markups,
-    modules,
-    nodes,
-    segment_editor,
-    segments,
-    views,
-)
-from .mrml.scene import SceneSetup, set_up_scene  # noqa: E402
-from .pythonqt.dialogs import Dialogs, dialogs  # noqa: E402
-from .pythonqt.uiloader import CheckedUiLoader  # noqa: E402
-from .slicer_package import complete_slicer_package, load_standin  # noqa: E402
-from .view_driver import SliceViewDriver, ViewDriver  # noqa: E402
-from .widget_api import load_own_list, load_slicer_table  # noqa: E402
-from .widgets.factory import IdleCall, WidgetFactory  # noqa: E402
+from .mrml.scene import SceneSetup, set_up_scene
+from .pythonqt.dialogs import Dialogs, dialogs
+from .pythonqt.uiloader import CheckedUiLoader
+from .runtime import qt, slicer, vtk
+from .slicer_package import complete_slicer_package, load_standin
+from .view_driver import SliceViewDriver, ViewDriver
+from .widget_api import load_own_list, load_slicer_table
+from .widgets.factory import IdleCall, WidgetFactory
 
 WINDOW_SIZE = (1280, 900)
 
@@ -156,7 +135,7 @@ class Host:
             for attribute in (name.lower(), f"{name}Instance", f"{name}Widget"):
                 vars(slicer.modules).pop(attribute, None)
             del self._modules[name]
-        QtCore.QCoreApplication.sendPostedEvents(None, QtCore.QEvent.Type.DeferredDelete)
+        qt.QCoreApplication.sendPostedEvents(None, qt.QEvent.Type.DeferredDelete)
         self.process_events()
 
     def quit(self) -> None:
@@ -212,7 +191,7 @@ class Host:
         """Let timers, processes and drawing go on, at least for a time."""
         end = time.monotonic() + milliseconds / 1000
         while True:
-            QtWidgets.QApplication.processEvents(QtCore.QEventLoop.ProcessEventsFlag.AllEvents, 20)
+            qt.QApplication.processEvents(qt.QEventLoop.ProcessEventsFlag.AllEvents, 20)
             if time.monotonic() >= end:
                 return
 
@@ -222,8 +201,8 @@ class Host:
         while not (value := condition()):
             if time.monotonic() > end:
                 raise TimeoutError(f"Waited {milliseconds} ms for {what or condition}.")
-            loop = QtCore.QEventLoop()
-            QtCore.QTimer.singleShot(5, loop.quit)
+            loop = qt.QEventLoop()
+            qt.QTimer.singleShot(5, loop.quit)
             loop.exec()
         return value
 
@@ -277,7 +256,7 @@ class BlockTimer:
     def __init__(self) -> None:
         self.longest_ms = 0.0
         self._last = 0.0
-        self._timer = QtCore.QTimer()
+        self._timer = qt.QTimer()
         self._timer.setInterval(1)
         self._timer.connect("timeout()", self._tick)
 

@@ -13,11 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import slicer
-import slicer.util
-
 from .environment import real_slicer_python
 from .pythonqt.dialogs import dialogs
+from .runtime import qt, slicer
 from .widgets.factory import WidgetFactory
 
 _STANDINS = Path(__file__).with_name("standins")
@@ -110,8 +108,6 @@ def _confirm(text: str, windowTitle: Any = None, parent: Any = None, **options: 
 
 
 def _message_box(text: str, parent: Any = None, **options: Any) -> int:
-    import qt
-
     accepted = dialogs.confirm(str(text), str(options.get("detailedText", "")))
     return int(qt.QMessageBox.Ok if accepted else qt.QMessageBox.Cancel)
 

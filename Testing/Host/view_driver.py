@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtTest import QTest
 
-_LEFT = QtCore.Qt.MouseButton.LeftButton
-_NO_KEYS = QtCore.Qt.KeyboardModifier.NoModifier
+from .runtime import qt
+
+_LEFT = qt.Qt.MouseButton.LeftButton
+_NO_KEYS = qt.Qt.KeyboardModifier.NoModifier
 Point = tuple[int, int]
 
 
@@ -28,35 +29,33 @@ class ViewDriver:
 
     def move(self, position: Point) -> None:
         """Move the pointer."""
-        QTest.mouseMove(self.widget, QtCore.QPoint(*position))
+        QTest.mouseMove(self.widget, qt.QPoint(*position))
         _settle()
 
     def click(self, position: Point, button: Any = _LEFT, keys: Any = _NO_KEYS) -> None:
         """Move and click."""
         self.move(position)
-        QTest.mouseClick(self.widget, button, keys, QtCore.QPoint(*position))
+        QTest.mouseClick(self.widget, button, keys, qt.QPoint(*position))
         _settle()
 
-    def drag(
-        self, start: Point, end: Point, button: Any = _LEFT, keys: Any = _NO_KEYS, steps: int = 8
-    ) -> None:
+    def drag(self, start: Point, end: Point, button: Any = _LEFT, keys: Any = _NO_KEYS, steps: int = 8) -> None:
         """Press at one position, move in steps, release at another."""
         self.move(start)
-        QTest.mousePress(self.widget, button, keys, QtCore.QPoint(*start))
+        QTest.mousePress(self.widget, button, keys, qt.QPoint(*start))
         for step in range(1, steps + 1):
             share = step / steps
-            between = QtCore.QPoint(*(round(a + share * (b - a)) for a, b in zip(start, end, strict=True)))
-            moved = QtGui.QMouseEvent(
-                QtCore.QEvent.Type.MouseMove,
-                QtCore.QPointF(between),
-                QtCore.QPointF(self.widget.mapToGlobal(between)),
-                QtCore.Qt.MouseButton.NoButton,
+            between = qt.QPoint(*(round(a + share * (b - a)) for a, b in zip(start, end, strict=True)))
+            moved = qt.QMouseEvent(
+                qt.QEvent.Type.MouseMove,
+                qt.QPointF(between),
+                qt.QPointF(self.widget.mapToGlobal(between)),
+                qt.Qt.MouseButton.NoButton,
                 button,
                 keys,
             )
-            QtWidgets.QApplication.sendEvent(self.widget, moved)
+            qt.QApplication.sendEvent(self.widget, moved)
             _settle()
-        QTest.mouseRelease(self.widget, button, keys, QtCore.QPoint(*end))
+        QTest.mouseRelease(self.widget, button, keys, qt.QPoint(*end))
         _settle()
 
     def pixels(self) -> np.ndarray:
@@ -111,20 +110,20 @@ class SliceViewDriver(ViewDriver):
 
     def scroll(self, steps: int) -> None:
         """Turn the wheel: forward if positive."""
-        middle = QtCore.QPointF(self.size[0] / 2, self.size[1] / 2)
-        turn = QtCore.QPoint(0, 120 if steps > 0 else -120)
+        middle = qt.QPointF(self.size[0] / 2, self.size[1] / 2)
+        turn = qt.QPoint(0, 120 if steps > 0 else -120)
         for _ in range(abs(steps)):
-            event = QtGui.QWheelEvent(
+            event = qt.QWheelEvent(
                 middle,
                 middle,
-                QtCore.QPoint(0, 0),
+                qt.QPoint(0, 0),
                 turn,
-                QtCore.Qt.MouseButton.NoButton,
+                qt.Qt.MouseButton.NoButton,
                 _NO_KEYS,
-                QtCore.Qt.ScrollPhase.NoScrollPhase,
+                qt.Qt.ScrollPhase.NoScrollPhase,
                 False,
             )
-            QtWidgets.QApplication.sendEvent(self.widget, event)
+            qt.QApplication.sendEvent(self.widget, event)
         _settle()
 
     def _inside(self, position: Point) -> Point:
@@ -134,4 +133,4 @@ class SliceViewDriver(ViewDriver):
 
 
 def _settle() -> None:
-    QtWidgets.QApplication.processEvents()
+    qt.QApplication.processEvents()

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import slicer
-import vtk
+from ..runtime import slicer, vtk
 
 # Longest extensions first: ".seg.nrrd" is a segmentation, ".nrrd" a volume.
 FILE_TYPES = {
@@ -142,9 +141,7 @@ class NodeFiles:
 
     def export(self, node_ids: list[str], paths: list[str], properties: Properties, harden: bool) -> bool:
         """Write nodes without touching their storage nodes; `harden` applies parent transforms to a copy."""
-        return all(
-            self._export_one(i, str(p), properties, harden) for i, p in zip(node_ids, paths, strict=True)
-        )
+        return all(self._export_one(i, str(p), properties, harden) for i, p in zip(node_ids, paths, strict=True))
 
     def writable_formats(self, node: Any) -> list[str]:
         """Return the formats as `Description (.extension)`."""

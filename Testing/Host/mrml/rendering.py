@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import slicer
-import vtk
 from vtkmodules.util.numpy_support import vtk_to_numpy
+
+from ..runtime import slicer, vtk
 
 _SLICE_MANAGERS = (
     "vtkMRMLCrosshairDisplayableManager",
@@ -49,9 +49,7 @@ class OffscreenView:
         self.interactor.Initialize()
         self.managers: Any = None
 
-    def _start_managers(
-        self, factory: Any, names: tuple[str, ...], application_logic: Any, node: Any
-    ) -> None:
+    def _start_managers(self, factory: Any, names: tuple[str, ...], application_logic: Any, node: Any) -> None:
         factory.SetMRMLApplicationLogic(application_logic)
         for name in names:
             if hasattr(slicer, name) and not factory.IsDisplayableManagerRegistered(name):
@@ -84,9 +82,7 @@ class OffscreenView:
 class OffscreenSliceView(OffscreenView):
     """One slice view with its slice logic and slice node."""
 
-    def __init__(
-        self, scene: Any, application_logic: Any, name: str, orientation: str, size: tuple[int, int]
-    ) -> None:
+    def __init__(self, scene: Any, application_logic: Any, name: str, orientation: str, size: tuple[int, int]) -> None:
         super().__init__(size)
         self.renderer.GetActiveCamera().ParallelProjectionOn()
         overlay = vtk.vtkRenderer()

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import slicer
-import vtk
+from ..runtime import slicer, vtk
 
 MODULE_LOGICS = {
     "Units": "vtkSlicerUnitsLogic",
@@ -61,9 +60,7 @@ def set_up_scene() -> SceneSetup:
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene, True)
     slicer.mrmlScene = scene
     logics = {name: _start_logic(name, application_logic, scene) for name in MODULE_LOGICS}
-    return SceneSetup(
-        scene, application_logic, logics, folder, _start_data_io(scene, application_logic, folder)
-    )
+    return SceneSetup(scene, application_logic, logics, folder, _start_data_io(scene, application_logic, folder))
 
 
 def _start_logic(name: str, application_logic: Any, scene: Any) -> Any:

@@ -75,9 +75,7 @@ class Dialogs:
     def execute(self, dialog: QtWidgets.QDialog) -> int:
         """Stand in for the event loop of a modal dialog."""
         text = getattr(dialog, "text", "")
-        self.messages.append(
-            Message("dialog", text if isinstance(text, str) else "", str(dialog.windowTitle))
-        )
+        self.messages.append(Message("dialog", text if isinstance(text, str) else "", str(dialog.windowTitle)))
         if not self._handlers:
             raise UnexpectedDialog(f"A modal {type(dialog).__name__} '{dialog.windowTitle}' opened: {text}")
         return self._handlers.popleft()(dialog)
@@ -94,9 +92,7 @@ def install_dialogs() -> None:
     files.exec = files.exec_ = lambda self: dialogs.execute(self)
     for name in ("getOpenFileName", "getSaveFileName", "getExistingDirectory"):
         setattr(files, name, staticmethod(_one_path))
-    files.getOpenFileNames = staticmethod(
-        lambda *arguments: [p for p in _one_path(*arguments).split(";") if p]
-    )
+    files.getOpenFileNames = staticmethod(lambda *arguments: [p for p in _one_path(*arguments).split(";") if p])
     box: Any = QtWidgets.QMessageBox
     box.exec = box.exec_ = lambda self: dialogs.execute(self)
     for kind in ("information", "warning", "critical", "about"):

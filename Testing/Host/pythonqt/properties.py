@@ -34,9 +34,7 @@ class QtProperty:
 
     def __set__(self, instance: QtCore.QObject, value: Any) -> None:
         if not self.writable:
-            raise AttributeError(
-                f"Property '{self.name}' of {type(instance).__name__} object is not writable"
-            )
+            raise AttributeError(f"Property '{self.name}' of {type(instance).__name__} object is not writable")
         if value is not None and self._assign(instance, value):
             return
         raise AttributeError(
@@ -88,18 +86,14 @@ def install_properties() -> None:
     QtCore.QObject.className = lambda self: self.metaObject().className()  # type: ignore[attr-defined]
 
 
-def _install_on(cls: type[QtCore.QObject]) -> None:
+def _install_on(cls: Any) -> None:
     meta_object = cls.staticMetaObject
     for index in range(meta_object.propertyCount()):
         meta = meta_object.property(index)
         name = str(meta.name())
         own = cls.__dict__.get(name)
         redeclared = callable(own)
-        if (
-            name in _VIRTUAL
-            or name == "objectName"
-            or (index < meta_object.propertyOffset() and not redeclared)
-        ):
+        if name in _VIRTUAL or name == "objectName" or (index < meta_object.propertyOffset() and not redeclared):
             continue
         if cls is QtCore.QTimer and name == "singleShot":
             continue  # PythonQt offers the static function under this name.

@@ -21,18 +21,12 @@ MODULES: tuple[ModuleType, ...] = (
 
 def qt_names() -> dict[str, Any]:
     """Return everything public in the Qt modules; PySide fills their dictionaries only on access."""
-    return {
-        name: getattr(module, name) for module in MODULES for name in dir(module) if not name.startswith("_")
-    }
+    return {name: getattr(module, name) for module in MODULES for name in dir(module) if not name.startswith("_")}
 
 
 def qobject_classes() -> list[type[QtCore.QObject]]:
     """Return every QObject class, base classes before derived ones."""
-    found = {
-        value
-        for value in qt_names().values()
-        if isinstance(value, type) and issubclass(value, QtCore.QObject)
-    }
+    found = {value for value in qt_names().values() if isinstance(value, type) and issubclass(value, QtCore.QObject)}
     return sorted(found, key=lambda cls: (len(cls.__mro__), cls.__name__))
 
 

@@ -14,14 +14,14 @@ from .qt_classes import qobject_classes
 
 Slot = Callable[..., Any]
 
-_static_connect = QtCore.QObject.connect
-_static_disconnect = QtCore.QObject.disconnect
+_static_connect: Any = QtCore.QObject.connect
+_static_disconnect: Any = QtCore.QObject.disconnect
 _connections: dict[int, dict[str, list[tuple[Slot, Slot]]]] = {}
 
 
 def normalize(signature: str) -> str:
     """Return a signature as Qt's meta-object system writes it."""
-    return bytes(QtCore.QMetaObject.normalizedSignature(signature).data()).decode()
+    return bytes(QtCore.QMetaObject.normalizedSignature(signature.encode()).data()).decode()
 
 
 def resolve(source: QtCore.QObject, signature: str) -> str:
@@ -137,10 +137,7 @@ def _first_signature(instance: QtCore.QObject, name: str) -> str:
     meta_object = instance.metaObject()
     for index in range(meta_object.methodCount()):
         method = meta_object.method(index)
-        if (
-            method.methodType() == QtCore.QMetaMethod.MethodType.Signal
-            and method.name().data() == name.encode()
-        ):
+        if method.methodType() == QtCore.QMetaMethod.MethodType.Signal and method.name().data() == name.encode():
             return bytes(method.methodSignature().data()).decode()
     raise UnknownSignal(f"{type(instance).__name__} has no signal '{name}'.")
 

@@ -27,7 +27,7 @@ class WidgetRegistry(Protocol):
     def has_property(self, name: str, property_name: str) -> bool:
         """Tell whether a Slicer class adds this property."""
 
-    def qt_base(self, name: str) -> type[QtWidgets.QWidget]:
+    def qt_base(self, name: str) -> Any:
         """Return the Qt class below a Slicer class."""
 
     def enum_number(self, name: str, text: str) -> int:
@@ -61,7 +61,9 @@ class CheckedUiLoader(QtUiTools.QUiLoader):
             raise UiFileError(f"Widget class {className} of '{name}' is unknown.")
         return widget
 
-    def load(self, device: QtCore.QIODevice, parent: QtWidgets.QWidget | None = None) -> QtWidgets.QWidget:
+    def load(  # type: ignore[override]
+        self, device: QtCore.QIODevice, parent: QtWidgets.QWidget | None = None
+    ) -> QtWidgets.QWidget:
         """Load a .ui file; UiFileError names every class, property, signal and slot that Slicer lacks."""
         root = ET.fromstring(bytes(device.readAll().data()))
         assignments = self._take_properties(root)
@@ -98,9 +100,7 @@ class CheckedUiLoader(QtUiTools.QUiLoader):
                 name = str(entry.get("name"))
                 if self.registry.has_property(class_name, name):
                     taken.append(
-                        _Assignment(
-                            widget, class_name, name, property_value(entry), entry[0].tag in ("enum", "set")
-                        )
+                        _Assignment(widget, class_name, name, property_value(entry), entry[0].tag in ("enum", "set"))
                     )
                     element.remove(entry)
                 elif entry.get("stdset") != "0" and self._qt_lacks(class_name, name):
@@ -130,9 +130,7 @@ _READERS: dict[str, Callable[[ET.Element], Any]] = {
     "double": lambda value: float(value.text or 0),
     "float": lambda value: float(value.text or 0),
     "stringlist": lambda value: [part.text or "" for part in value],
-    "color": lambda value: QtGui.QColor(
-        *(int(value.findtext(part) or 0) for part in ("red", "green", "blue"))
-    ),
+    "color": lambda value: QtGui.QColor(*(int(value.findtext(part) or 0) for part in ("red", "green", "blue"))),
 }
 
 

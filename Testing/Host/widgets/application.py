@@ -6,20 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import slicer
-from PySide6 import QtCore, QtWidgets
-
 from ..mrml.files import NodeFiles
 from ..mrml.rendering import OffscreenSliceView, OffscreenThreeDView
 from ..mrml.scene import SceneSetup
-from .factory import behavior
+from ..runtime import qt, slicer
+from .behavior import Behavior
 
 SLICE_VIEWS = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
 _VIEW_SIZE = (400, 400)
 
 
-@behavior
-class qSlicerCoreApplication:
+class qSlicerCoreApplication(Behavior):
     """`slicer.app`, a QApplication too; `_start` connects it to the scene."""
 
     _beyond_table_ = ("testingEnabled",)  # Slicer's own slicer.util calls it; the table misses it.
@@ -38,18 +35,18 @@ class qSlicerCoreApplication:
         "isInstalled": True,
     }
 
-    def __init__(self: Any, _parent: Any = None) -> None:
-        QtWidgets.QApplication.__init__(self, ["Slicer"])
+    def __init__(self, _parent: Any = None) -> None:
+        qt.QApplication.__init__(self, ["Slicer"])
         self.applicationName = "Slicer"
         self.organizationName = "SlicerHost"
         self.applicationVersion = "5.12.3"
 
-    def _start(self: Any, setup: SceneSetup, slicer_home: Path) -> None:
+    def _start(self, setup: SceneSetup, slicer_home: Path) -> None:
         self._setup = setup
         folder = setup.temporary_folder
-        QtCore.QSettings.setDefaultFormat(QtCore.QSettings.Format.IniFormat)
-        for scope in (QtCore.QSettings.Scope.UserScope, QtCore.QSettings.Scope.SystemScope):
-            QtCore.QSettings.setPath(QtCore.QSettings.Format.IniFormat, scope, str(folder / "settings"))
+        qt.QSettings.setDefaultFormat(qt.QSettings.Format.IniFormat)
+        for scope in (qt.QSettings.Scope.UserScope, qt.QSettings.Scope.SystemScope):
+            qt.QSettings.setPath(qt.QSettings.Format.IniFormat, scope, str(folder / "settings"))
         values = self.__dict__.setdefault("_values_", dict(self._defaults_))
         values["temporaryPath"] = str(folder)
         values["slicerHome"] = str(slicer_home)
@@ -60,97 +57,91 @@ class qSlicerCoreApplication:
         self._layout = self._host_factory_.create("qSlicerLayoutManager")
         self._testing = False
 
-    def mrmlScene(self: Any) -> Any:
+    def mrmlScene(self) -> Any:
         """Return the scene."""
         return self._setup.scene
 
-    def applicationLogic(self: Any) -> Any:
+    def applicationLogic(self) -> Any:
         """Return the application logic."""
         return self._setup.application_logic
 
-    def coreIOManager(self: Any) -> Any:
+    def coreIOManager(self) -> Any:
         """Return the object that loads and saves."""
         return self._files
 
-    def moduleManager(self: Any) -> Any:
+    def moduleManager(self) -> Any:
         """Return the module manager."""
         return self._modules
 
-    def moduleLogic(self: Any, name: str) -> Any:
+    def moduleLogic(self, name: str) -> Any:
         """Return the logic of a core module."""
         return self._setup.module_logics[name]
 
-    def settings(self: Any) -> QtCore.QSettings:
+    def settings(self) -> qt.QSettings:
         """Return the settings of this run, kept in the temporary folder."""
-        return QtCore.QSettings()
+        return qt.QSettings()
 
     userSettings = revisionUserSettings = settings
 
-    def moduleDocumentationUrl(self: Any, name: str) -> str:
+    def moduleDocumentationUrl(self, name: str) -> str:
         """Return the address of a module's documentation."""
         return f"{self.documentationBaseUrl}user_guide/modules/{name.lower()}.html"
 
-    def pauseRender(self: Any) -> None:
+    def pauseRender(self) -> None:
         """Draw nothing until `resumeRender`."""
         for view in self._layout._widgets():
             view.pauseRender()
 
-    def resumeRender(self: Any) -> None:
+    def resumeRender(self) -> None:
         """Draw again."""
         for view in self._layout._widgets():
             view.resumeRender()
 
-    def testingEnabled(self: Any) -> bool:
+    def testingEnabled(self) -> bool:
         """Tell whether Slicer runs its own tests: dialogs are then skipped."""
         return self._testing
 
-    def restart(self: Any) -> None:
+    def restart(self) -> None:
         """Refuse: a test that restarts the application is wrong."""
         raise RuntimeError("The application was asked to restart.")
 
-    def startupEnvironment(self: Any) -> QtCore.QProcessEnvironment:
+    def startupEnvironment(self) -> qt.QProcessEnvironment:
         """Return the environment of this process."""
-        return QtCore.QProcessEnvironment.systemEnvironment()
+        return qt.QProcessEnvironment.systemEnvironment()
 
     environment = startupEnvironment
 
 
-@behavior
-class qSlicerApplication:
+class qSlicerApplication(Behavior):
     """What the application has with a main window."""
 
-    def ioManager(self: Any) -> Any:
+    def ioManager(self) -> Any:
         """Return the object that loads and saves."""
         return self._files
 
-    def layoutManager(self: Any) -> Any:
+    def layoutManager(self) -> Any:
         """Return the layout manager."""
         return self._layout
 
 
-@behavior
-class qSlicerCoreIOManager:
+class qSlicerCoreIOManager(Behavior):
     """`slicer.app.coreIOManager()`."""
 
-    def _start(self: Any, files: NodeFiles) -> None:
+    def _start(self, files: NodeFiles) -> None:
         self._files = files
 
-    def fileType(self: Any, path: str) -> str:
+    def fileType(self, path: str) -> str:
         """Return the type of a file by its name."""
         return self._files.file_type(path)
 
-    def loadNodes(
-        self: Any, file_type: str, properties: Any, nodes: Any = None, messages: Any = None
-    ) -> bool:
+    def loadNodes(self, file_type: str, properties: Any, nodes: Any = None, messages: Any = None) -> bool:
         """Load a file."""
         done = self._files.load(file_type, properties, nodes, messages)
         if done:
             self.newFileLoaded.emit(properties)
         return done
 
-    def saveNodes(
-        self: Any, file_type: str, properties: Any, messages: Any = None, _scene: Any = None
-    ) -> bool:
+    def saveNodes(self, file_type: str, properties: Any, messages: Any = None, _scene: Any = None) -> bool:
         """Save a node or the scene."""
         done = self._files.save(file_type, properties, messages)
         if done:
@@ -158,81 +149,80 @@ class qSlicerCoreIOManager:
         return done
 
     def exportNodes(
-        self: Any, ids: Any, paths: Any, properties: Any = None, harden: bool = False, _messages: Any = None
+        self, ids: Any, paths: Any, properties: Any = None, harden: bool = False, _messages: Any = None
     ) -> bool:
         """Write nodes without changing their storage."""
         return self._files.export(list(ids), list(paths), properties or {}, harden)
 
-    def loadScene(self: Any, path: str, clear: bool = True, _messages: Any = None) -> bool:
+    def loadScene(self, path: str, clear: bool = True, _messages: Any = None) -> bool:
         """Open a scene file."""
         return self._files.load_scene(path, clear)
 
-    def fileWriterFileType(self: Any, node: Any, _format: str = "") -> str:
+    def fileWriterFileType(self, node: Any, _format: str = "") -> str:
         """Return the type a node is written as."""
         return self._files.writer_type(node)
 
-    def fileWriterExtensions(self: Any, node: Any) -> list[str]:
+    def fileWriterExtensions(self, node: Any) -> list[str]:
         """Return the formats a node can be written in."""
         return self._files.writable_formats(node)
 
-    def extractKnownExtension(self: Any, path: str, _node: Any) -> str:
+    def extractKnownExtension(self, path: str, _node: Any) -> str:
         """Return the extension, with both parts of `.nii.gz`."""
         return self._files.known_extension(path)
 
-    def addDefaultStorageNodes(self: Any) -> None:
+    def addDefaultStorageNodes(self) -> None:
         """Give every storable node its storage node."""
         for node in slicer.util.getNodesByClass("vtkMRMLStorableNode"):
             if node.GetSaveWithScene() and node.GetStorageNode() is None:
                 node.AddDefaultStorageNode()
 
 
-@behavior
-class qMRMLLayoutManager:
+class qMRMLLayoutManager(Behavior):
     """Three slice views and one 3-D view; they are made when first asked for."""
 
-    def __init__(self: Any, parent: Any = None) -> None:
+    def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._slices: dict[str, Any] = {}
         self._threed: list[Any] = []
 
-    def sliceViewNames(self: Any) -> tuple[str, ...]:
+    def sliceViewNames(self) -> tuple[str, ...]:
         """Return the names of the slice views."""
         return tuple(self._slice_widgets())
 
-    def sliceWidget(self: Any, name: str) -> Any:
+    def sliceWidget(self, name: str) -> Any:
         """Return a slice widget, None if there is none of this name."""
         return self._slice_widgets().get(name)
 
-    def mrmlSliceLogics(self: Any) -> Any:
+    def mrmlSliceLogics(self) -> Any:
         """Return all slice logics."""
         self._slice_widgets()
         return slicer.app.applicationLogic().GetSliceLogics()
 
-    def threeDWidget(self: Any, index: int | str) -> Any:
+    def threeDWidget(self, index: int | str) -> Any:
         """Return the 3-D widget."""
         return self._threed_widgets()[index if isinstance(index, int) else 0]
 
-    def resetSliceViews(self: Any) -> None:
+    def resetSliceViews(self) -> None:
         """Fit all slices to their background."""
         for widget in self._slice_widgets().values():
             widget.fitSliceToBackground()
 
-    def resetThreeDViews(self: Any) -> None:
+    def resetThreeDViews(self) -> None:
         """Show everything in 3-D."""
         for widget in self._threed_widgets():
             widget.threeDView().resetCamera()
 
-    def mrmlScene(self: Any) -> Any:
+    def mrmlScene(self) -> Any:
         """Return the scene."""
         return slicer.mrmlScene
 
-    def _read_threeDViewCount(self: Any) -> int:
+    def _read_threeDViewCount(self) -> int:
         return 1
 
-    def _widgets(self: Any) -> list[Any]:
+    def _widgets(self) -> list[Any]:
         return [w.sliceView() for w in self._slices.values()] + [w.threeDView() for w in self._threed]
 
-    def _slice_widgets(self: Any) -> dict[str, Any]:
+    def _slice_widgets(self) -> dict[str, Any]:
         if not self._slices:
             logic = slicer.app.applicationLogic()
             for name, orientation in SLICE_VIEWS.items():
@@ -241,26 +231,21 @@ class qMRMLLayoutManager:
                 self._slices[name] = widget
         return self._slices
 
-    def _threed_widgets(self: Any) -> list[Any]:
+    def _threed_widgets(self) -> list[Any]:
         if not self._threed:
             widget = self._host_factory_.create("qMRMLThreeDWidget")
-            widget._attach(
-                OffscreenThreeDView(slicer.mrmlScene, slicer.app.applicationLogic(), "1", _VIEW_SIZE)
-            )
+            widget._attach(OffscreenThreeDView(slicer.mrmlScene, slicer.app.applicationLogic(), "1", _VIEW_SIZE))
             self._threed.append(widget)
         return self._threed
 
 
-@behavior
-class qSlicerModuleManager:
+class qSlicerModuleManager(Behavior):
     """Names of the loaded modules."""
 
-    def modulesNames(self: Any) -> list[str]:
+    def modulesNames(self) -> list[str]:
         """Return the names of all modules."""
-        return [
-            module.name for module in vars(slicer.modules).values() if hasattr(module, "widgetRepresentation")
-        ]
+        return [module.name for module in vars(slicer.modules).values() if hasattr(module, "widgetRepresentation")]
 
-    def module(self: Any, name: str) -> Any:
+    def module(self, name: str) -> Any:
         """Return a module, None if it is not loaded."""
         return getattr(slicer.modules, name.lower(), None)

@@ -1,7 +1,6 @@
 """Makes PySide6 classes for Slicer's widget classes.
 
-A class has exactly the members of the tables. Behaviour comes from a class of the same name that is registered
-with `behavior`; it may define the listed methods, `_read_<property>(self)` and `_changed_<property>(self, value)`.
+A class has exactly the members of the tables. Behaviour comes from a `Behavior` of the same name.
 """
 
 from __future__ import annotations
@@ -12,23 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from PySide6 import QtCore, QtWidgets
+from PySide6 import QtCore
 
 from ..errors import HostError, UnknownWidget
 from ..pythonqt.signals import SignalAttribute, normalize
+from ..runtime import qt
 from ..widget_api import ClassInfo, PropertyInfo, WidgetApi
+from .behavior import Behavior, behavior_of
 
 _PYTHON_TYPES: dict[str, type] = {"bool": bool, "int": int, "double": float, "float": float, "QString": str}
+_QtProperty: Any = QtCore.Property
 _DEFAULTS: dict[str, Any] = {"bool": False, "int": 0, "double": 0.0, "float": 0.0, "QString": ""}
 _MEMBER_KINDS = ("properties", "signals", "methods")
-
-_behaviors: dict[str, type] = {}
-
-
-def behavior(cls: type) -> type:
-    """Register a class as the behaviour of Slicer's class of the same name."""
-    _behaviors[cls.__name__] = cls
-    return cls
 
 
 @dataclass(frozen=True)
@@ -70,11 +64,11 @@ class WidgetFactory:
             name = infos[-1].base
         return infos
 
-    def create(self, name: str, parent: QtWidgets.QWidget | None = None) -> Any:
+    def create(self, name: str, parent: qt.QWidget | None = None) -> Any:
         """Make a widget."""
         return self.build(name)(parent)
 
-    def qt_base(self, name: str) -> type[Any]:
+    def qt_base(self, name: str) -> Any:
         """Return the Qt class below a class of Slicer."""
         return _qt_class(self.chain(name)[-1].base)
 
@@ -94,7 +88,7 @@ class WidgetFactory:
         for info in self.chain(name):
             if value in info.enums:
                 return info.enums[value]
-        for holder in (self.qt_base(name), QtCore.Qt, QtWidgets.QFrame):
+        for holder in (self.qt_base(name), qt.Qt, qt.QFrame):
             found = getattr(holder, value, None)
             if found is not None:
                 return int(found)
@@ -121,17 +115,15 @@ class WidgetFactory:
             getter, setter = _accessors(property_name, details)
             if self._is_unlisted(name, property_name):
                 getter, setter = self._noted(getter, property_name), self._noted(setter, property_name)
-            qt_type = "QVariant" if details.type not in _PYTHON_TYPES else _PYTHON_TYPES[details.type]
-            namespace[property_name] = QtCore.Property(qt_type, getter, setter if details.writable else None)
+            qt_type: Any = _PYTHON_TYPES.get(details.type, "QVariant")
+            namespace[property_name] = _QtProperty(qt_type, getter, setter if details.writable else None)
             namespace["_host_setters_"][property_name] = setter if details.writable else None
         namespace.update({key: value for key, value in info.enums.items() if key not in namespace})
         self._add_methods(namespace, info, base)
         generated = type(name, (base,), namespace)
         for attribute, signature in signal_names.items():
-            setattr(
-                generated, attribute, SignalAttribute(attribute, signature, generated.__dict__[attribute])
-            )
-        hand_written = _behaviors.get(name)
+            setattr(generated, attribute, SignalAttribute(attribute, signature, generated.__dict__[attribute]))
+        hand_written = behavior_of(name)
         if hand_written is None:
             return generated
         self._check_behavior(name, hand_written)
@@ -163,8 +155,8 @@ class WidgetFactory:
 
         return access
 
-    def _check_behavior(self, name: str, hand_written: type) -> None:
-        known = set(getattr(hand_written, "_beyond_table_", ()))
+    def _check_behavior(self, name: str, hand_written: type[Behavior]) -> None:
+        known = set(hand_written._beyond_table_)
         known = known.union(*(info.members() for info in self.chain(name)))
         extra = [
             member
@@ -183,10 +175,8 @@ class WidgetFactory:
         return self._table is not None and not any(member in info.members() for info in self._own.chain(name))
 
 
-def _qt_class(name: str) -> type[Any]:
-    import qt
-
-    return getattr(qt, name, QtWidgets.QWidget)
+def _qt_class(name: str) -> Any:
+    return getattr(qt, name, qt.QWidget)
 
 
 def _add_signals(namespace: dict[str, Any], info: ClassInfo) -> dict[str, str]:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import vtk
-from PySide6 import QtWidgets
-
-from .factory import behavior
+from ..runtime import qt, vtk
+from .behavior import Behavior
 from .nodes import SceneObservations
 
 _FORCE_SINGLE = 2
 _FORCE_MULTIPLE = 3
 
 
-@behavior
-class qSlicerMarkupsPlaceWidget:
+class qSlicerMarkupsPlaceWidget(Behavior):
     """Buttons for placing and deleting control points of one markups node."""
 
     _defaults_ = {
@@ -24,18 +21,18 @@ class qSlicerMarkupsPlaceWidget:
         "deleteAllControlPointsOptionVisible": True,
     }
 
-    def __init__(self: Any, parent: Any = None) -> None:
+    def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
-        layout = QtWidgets.QHBoxLayout(self)
+        layout = qt.QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         self._node: Any = None
         self._scene: Any = None
         self._was_placing = False
         self._observations = SceneObservations(self)
-        self._place = QtWidgets.QToolButton()
+        self._place = qt.QToolButton()
         self._place.text = "Place"
         self._place.setCheckable(True)
-        self._delete = QtWidgets.QToolButton()
+        self._delete = qt.QToolButton()
         self._delete.text = "Delete"
         for button in (self._place, self._delete):
             layout.addWidget(button)
@@ -43,51 +40,51 @@ class qSlicerMarkupsPlaceWidget:
         self._delete.connect("clicked()", self.deleteLastPoint)
         self._refresh()
 
-    def setMRMLScene(self: Any, scene: Any) -> None:
+    def setMRMLScene(self, scene: Any) -> None:
         """Follow the interaction mode of a scene."""
         self._scene = scene
         self._observe()
         self.mrmlSceneChanged.emit(scene)
 
-    def interactionNode(self: Any) -> Any:
+    def interactionNode(self) -> Any:
         """Return the scene's interaction node."""
         return self._scene.GetNodeByID("vtkMRMLInteractionNodeSingleton") if self._scene is not None else None
 
-    def selectionNode(self: Any) -> Any:
+    def selectionNode(self) -> Any:
         """Return the scene's selection node."""
         return self._scene.GetNodeByID("vtkMRMLSelectionNodeSingleton") if self._scene is not None else None
 
-    def placeButton(self: Any) -> QtWidgets.QToolButton:
+    def placeButton(self) -> qt.QToolButton:
         """Return the button that starts and ends placing."""
         return self._place
 
-    def deleteButton(self: Any) -> QtWidgets.QToolButton:
+    def deleteButton(self) -> qt.QToolButton:
         """Return the button that deletes the last point."""
         return self._delete
 
-    def setCurrentNode(self: Any, node: Any) -> None:
+    def setCurrentNode(self, node: Any) -> None:
         """Choose the node that gets the points; placing into another node ends."""
         if node is not self._node and self._placing():
             self._changed_placeModeEnabled(False)
         self._node = node
         self._observe()
 
-    def currentNode(self: Any) -> Any:
+    def currentNode(self) -> Any:
         """Return the node that gets the points."""
         return self._node
 
     currentMarkupsNode = currentNode
 
-    def _read_currentNodeActive(self: Any) -> bool:
+    def _read_currentNodeActive(self) -> bool:
         selection = self.selectionNode()
         return bool(self._node and selection and selection.GetActivePlaceNodeID() == self._node.GetID())
 
-    def _changed_currentNodeActive(self: Any, active: bool) -> None:
+    def _changed_currentNodeActive(self, active: bool) -> None:
         if active and self._node is not None:
             self.selectionNode().SetReferenceActivePlaceNodeClassName(self._node.GetClassName())
             self.selectionNode().SetActivePlaceNodeID(self._node.GetID())
 
-    def _placing(self: Any) -> bool:
+    def _placing(self) -> bool:
         interaction = self.interactionNode()
         return bool(
             interaction
@@ -97,7 +94,7 @@ class qSlicerMarkupsPlaceWidget:
 
     _read_placeModeEnabled = _placing
 
-    def _changed_placeModeEnabled(self: Any, on: bool) -> None:
+    def _changed_placeModeEnabled(self, on: bool) -> None:
         interaction = self.interactionNode()
         if on and self._node is not None and interaction is not None:
             self._changed_currentNodeActive(True)
@@ -108,33 +105,33 @@ class qSlicerMarkupsPlaceWidget:
             interaction.SetCurrentInteractionMode(interaction.ViewTransform)
         self._refresh()
 
-    def _read_placeModePersistency(self: Any) -> bool:
+    def _read_placeModePersistency(self) -> bool:
         interaction = self.interactionNode()
         return bool(interaction and interaction.GetPlaceModePersistence())
 
-    def _changed_placeModePersistency(self: Any, on: bool) -> None:
+    def _changed_placeModePersistency(self, on: bool) -> None:
         interaction = self.interactionNode()
         if interaction is not None:
             interaction.SetPlaceModePersistence(1 if on else 0)
 
-    def deleteLastPoint(self: Any) -> None:
+    def deleteLastPoint(self) -> None:
         """Delete the control point placed last."""
         if self._node is not None and self._node.GetNumberOfControlPoints():
             self._node.RemoveNthControlPoint(self._node.GetNumberOfControlPoints() - 1)
 
-    def deleteAllPoints(self: Any) -> None:
+    def deleteAllPoints(self) -> None:
         """Delete all control points."""
         if self._node is not None:
             self._node.RemoveAllControlPoints()
 
-    def _observe(self: Any) -> None:
+    def _observe(self) -> None:
         self._observations.clear()
         for target in (self.interactionNode(), self.selectionNode(), self._node):
             if target is not None:
                 self._observations.add(target, lambda *_: self._refresh(), vtk.vtkCommand.ModifiedEvent)
         self._refresh()
 
-    def _refresh(self: Any) -> None:
+    def _refresh(self) -> None:
         placing = self._placing()
         self._place.blockSignals(True)
         self._place.setChecked(placing)
@@ -148,5 +145,5 @@ class qSlicerMarkupsPlaceWidget:
             self.activeMarkupsPlaceModeChanged.emit(placing)
             self.activeMarkupsFiducialPlaceModeChanged.emit(placing)
 
-    def _changed_buttonsVisible(self: Any, _visible: bool) -> None:
+    def _changed_buttonsVisible(self, _visible: bool) -> None:
         self._refresh()

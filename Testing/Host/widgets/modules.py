@@ -8,39 +8,35 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import slicer
-from PySide6 import QtWidgets
-
-from .factory import behavior
+from ..runtime import qt, slicer
+from .behavior import Behavior
 
 
-@behavior
-class qSlicerAbstractCoreModule:
+class qSlicerAbstractCoreModule(Behavior):
     """A core module: its name and its logic."""
 
-    def __init__(self: Any, parent: Any = None) -> None:
+    def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._logic: Any = None
 
-    def _start(self: Any, name: str, logic: Any) -> None:
+    def _start(self, name: str, logic: Any) -> None:
         self._logic = logic
         values = self.__dict__.setdefault("_values_", {})
         values["name"] = values["title"] = name
 
-    def logic(self: Any) -> Any:
+    def logic(self) -> Any:
         """Return the module logic."""
         return self._logic
 
-    def mrmlScene(self: Any) -> Any:
+    def mrmlScene(self) -> Any:
         """Return the scene."""
         return slicer.mrmlScene
 
 
-@behavior
-class qSlicerScriptedLoadableModule:
+class qSlicerScriptedLoadableModule(Behavior):
     """A scripted module loaded from its file."""
 
-    def _load(self: Any, path: Path) -> ModuleType:
+    def _load(self, path: Path) -> ModuleType:
         name = path.stem
         values = self.__dict__.setdefault("_values_", {})
         values.update(name=name, path=str(path), categories=[], dependencies=[], contributors=[])
@@ -58,90 +54,88 @@ class qSlicerScriptedLoadableModule:
         setattr(slicer.modules, name.lower(), self)
         return module
 
-    def widgetRepresentation(self: Any) -> Any:
+    def widgetRepresentation(self) -> Any:
         """Return the panel, made at the first call."""
         if self._panel is None:
             self._panel = self._host_factory_.create("qSlicerScriptedLoadableModuleWidget")
             self._panel._start(self)
         return self._panel
 
-    def createNewWidgetRepresentation(self: Any) -> Any:
+    def createNewWidgetRepresentation(self) -> Any:
         """Return another panel."""
         panel = self._host_factory_.create("qSlicerScriptedLoadableModuleWidget")
         panel._start(self)
         return panel
 
 
-@behavior
-class qSlicerScriptedLoadableModuleWidget:
+class qSlicerScriptedLoadableModuleWidget(Behavior):
     """The panel of a scripted module and the Python object behind it."""
 
-    def _start(self: Any, module: Any) -> None:
+    def _start(self, module: Any) -> None:
         self._module = module
         self._python_widget: Any = None
         self._entered = False
-        self.setLayout(QtWidgets.QVBoxLayout())
+        self.setLayout(qt.QVBoxLayout())
         self.setMRMLScene(slicer.mrmlScene)
         self.reload()
 
-    def reload(self: Any) -> None:
+    def reload(self) -> None:
         """Make the Python object anew from the loaded code and set it up."""
         name = self._module.name
         self._python_widget = getattr(sys.modules[name], f"{name}Widget")(self)
         setattr(slicer.modules, f"{name}Widget", self._python_widget)
         self._python_widget.setup()
 
-    def self(self: Any) -> Any:
+    def self(self) -> Any:
         """Return the Python object."""
         return self._python_widget
 
-    def module(self: Any) -> Any:
+    def module(self) -> Any:
         """Return the module."""
         return self._module
 
-    def enter(self: Any) -> None:
+    def enter(self) -> None:
         """The user turned to this module."""
         self._entered = True
         self._call("enter")
 
-    def exit(self: Any) -> None:
+    def exit(self) -> None:
         """The user turned to another module."""
         self._entered = False
         self._call("exit")
 
-    def _call(self: Any, name: str) -> None:
+    def _call(self, name: str) -> None:
         method = getattr(self._python_widget, name, None)
         if method is not None:
             method()
 
-    def _read_moduleName(self: Any) -> str:
+    def _read_moduleName(self) -> str:
         return self._module.name
 
-    def _read_isEntered(self: Any) -> bool:
+    def _read_isEntered(self) -> bool:
         return self._entered
 
 
-@behavior
-class qSlicerMainWindow:
+class qSlicerMainWindow(Behavior):
     """Module panel on the left, four views on the right, a status bar."""
 
-    def __init__(self: Any, parent: Any = None) -> None:
+    def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self.objectName = "qSlicerMainWindow"
         self.windowTitle = "3D Slicer"
-        self._scroll = QtWidgets.QScrollArea()
+        self._scroll = qt.QScrollArea()
         self._scroll.setWidgetResizable(True)
         self._scroll.setFixedWidth(460)
         self._selector = self._host_factory_.create("qSlicerModuleSelectorToolBar")
-        central = QtWidgets.QWidget()
-        self._row = QtWidgets.QHBoxLayout(central)
+        central = qt.QWidget()
+        self._row = qt.QHBoxLayout(central)
         self._row.setContentsMargins(0, 0, 0, 0)
         self._row.addWidget(self._scroll)
         self.setCentralWidget(central)
         self.statusBar()
 
-    def _add_views(self: Any) -> None:
-        grid = QtWidgets.QGridLayout()
+    def _add_views(self) -> None:
+        grid = qt.QGridLayout()
         grid.setSpacing(2)
         manager = slicer.app.layoutManager()
         grid.addWidget(manager.sliceWidget("Red"), 0, 0)
@@ -150,26 +144,25 @@ class qSlicerMainWindow:
         grid.addWidget(manager.sliceWidget("Yellow"), 1, 1)
         self._row.addLayout(grid, 1)
 
-    def _show_panel(self: Any, panel: Any) -> None:
+    def _show_panel(self, panel: Any) -> None:
         self._scroll.takeWidget()
         if panel is not None:
             self._scroll.setWidget(panel)
             panel.show()
 
-    def moduleSelector(self: Any) -> Any:
+    def moduleSelector(self) -> Any:
         """Return the tool bar that selects modules."""
         return self._selector
 
 
-@behavior
-class qSlicerModuleSelectorToolBar:
+class qSlicerModuleSelectorToolBar(Behavior):
     """Selects the module whose panel is shown."""
 
-    def __init__(self: Any, parent: Any = None) -> None:
+    def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._selected = ""
 
-    def selectModule(self: Any, name: str) -> None:
+    def selectModule(self, name: str) -> None:
         """Leave the present module and enter another; core modules have no panel here."""
         before = getattr(slicer.modules, self._selected.lower(), None) if self._selected else None
         if before is not None and hasattr(before, "widgetRepresentation"):
@@ -182,5 +175,5 @@ class qSlicerModuleSelectorToolBar:
             panel.enter()
         self.moduleSelected.emit(name)
 
-    def _read_selectedModule(self: Any) -> str:
+    def _read_selectedModule(self) -> str:
         return self._selected

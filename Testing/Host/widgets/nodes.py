@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-import slicer
-from PySide6 import QtWidgets
-
-from .factory import behavior
+from ..runtime import qt, slicer
+from .behavior import Behavior
 
 
 class SceneObservations:
@@ -29,32 +28,29 @@ class SceneObservations:
         self._tags.clear()
 
 
-@behavior
-class qMRMLWidget:
+class qMRMLWidget(Behavior):
     """A widget that knows the scene."""
 
-    def setMRMLScene(self: Any, scene: Any) -> None:
+    def setMRMLScene(self, scene: Any) -> None:
         """Set the scene and tell about it."""
         self._scene = scene
         self.mrmlSceneChanged.emit(scene)
 
-    def mrmlScene(self: Any) -> Any:
+    def mrmlScene(self) -> Any:
         """Return the scene, None before it is set."""
         return self.__dict__.get("_scene")
 
 
-@behavior
-class qSlicerWidget:
+class qSlicerWidget(Behavior):
     """Slicer's own widget that knows the scene."""
 
-    def setMRMLScene(self: Any, scene: Any) -> None:
+    def setMRMLScene(self, scene: Any) -> None:
         """Set the scene and tell about it."""
         self._scene = scene
         self.mrmlSceneChanged.emit(scene)
 
 
-@behavior
-class qMRMLNodeComboBox:
+class qMRMLNodeComboBox(Behavior):
     """A combo box of the scene's nodes of given types."""
 
     _defaults_ = {
@@ -70,14 +66,12 @@ class qMRMLNodeComboBox:
         "baseName": "",
     }
 
-    def __init__(self: Any, parent: Any = None) -> None:
+    def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
-        layout = QtWidgets.QHBoxLayout(self)
+        layout = qt.QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        self._combo = QtWidgets.QComboBox()
-        self._combo.setSizeAdjustPolicy(
-            QtWidgets.QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-        )
+        self._combo = qt.QComboBox()
+        self._combo.setSizeAdjustPolicy(qt.QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self._combo.setMinimumContentsLength(8)
         layout.addWidget(self._combo)
         self._scene: Any = None
@@ -89,7 +83,7 @@ class qMRMLNodeComboBox:
         self._combo.connect("activated(int)", self._activate)
         self.setEnabled(False)
 
-    def setMRMLScene(self: Any, scene: Any) -> None:
+    def setMRMLScene(self, scene: Any) -> None:
         """Follow the nodes of a scene."""
         self._observations.clear()
         self._scene = scene
@@ -100,68 +94,68 @@ class qMRMLNodeComboBox:
             self._observations.add(scene, lambda *_: self._refresh(), *events)
         self._refresh()
 
-    def mrmlScene(self: Any) -> Any:
+    def mrmlScene(self) -> Any:
         """Return the scene."""
         return self._scene
 
-    def currentNode(self: Any) -> Any:
+    def currentNode(self) -> Any:
         """Return the selected node or None."""
         return self._scene.GetNodeByID(self._current) if self._scene is not None and self._current else None
 
-    def currentNodeId(self: Any) -> str:
+    def currentNodeId(self) -> str:
         """Return the ID of the selected node, empty if none."""
         return self._current
 
-    def _read_currentNodeID(self: Any) -> str:
+    def _read_currentNodeID(self) -> str:
         return self._current
 
     _read_currentNodeId = _read_currentNodeID
 
-    def setCurrentNode(self: Any, node: Any) -> None:
+    def setCurrentNode(self, node: Any) -> None:
         """Select a node, or a node by its ID."""
         self._select(node if isinstance(node, str) else (node.GetID() if node is not None else ""))
 
-    def setCurrentNodeID(self: Any, node_id: str) -> None:
+    def setCurrentNodeID(self, node_id: str) -> None:
         """Select a node by its ID."""
         self._select(node_id)
 
-    def _changed_currentNodeID(self: Any, node_id: str) -> None:
+    def _changed_currentNodeID(self, node_id: str) -> None:
         self._select(node_id)
 
     _changed_currentNodeId = _changed_currentNodeID
 
-    def setCurrentNodeIndex(self: Any, index: int) -> None:
+    def setCurrentNodeIndex(self, index: int) -> None:
         """Select the n-th node."""
         self._select(self._nodes()[index].GetID())
 
-    def nodeCount(self: Any) -> int:
+    def nodeCount(self) -> int:
         """Return how many nodes can be picked."""
         return len(self._nodes())
 
-    def nodeFromIndex(self: Any, index: int) -> Any:
+    def nodeFromIndex(self, index: int) -> Any:
         """Return the n-th node."""
         return self._nodes()[index]
 
-    def addAttribute(self: Any, node_type: str, name: str, value: Any = None) -> None:
+    def addAttribute(self, node_type: str, name: str, value: Any = None) -> None:
         """Show only nodes of the type that have an attribute."""
         self._attributes.append((node_type, name, None if value is None else str(value)))
         self._refresh()
 
-    def removeAttribute(self: Any, node_type: str, name: str) -> None:
+    def removeAttribute(self, node_type: str, name: str) -> None:
         """Drop a condition."""
         self._attributes = [entry for entry in self._attributes if entry[:2] != (node_type, name)]
         self._refresh()
 
-    def setNodeTypeLabel(self: Any, label: str, node_type: str) -> None:
+    def setNodeTypeLabel(self, label: str, node_type: str) -> None:
         """Set what a type is called in the menu."""
         self._labels[node_type] = label
         self._refresh()
 
-    def nodeTypeLabel(self: Any, node_type: str) -> str:
+    def nodeTypeLabel(self, node_type: str) -> str:
         """Return what a type is called in the menu."""
         return self._labels.get(node_type, node_type.removeprefix("vtkMRML").removesuffix("Node"))
 
-    def addNode(self: Any, node_type: str = "") -> Any:
+    def addNode(self, node_type: str = "") -> Any:
         """Make a node of a type, the first by default, and select it."""
         kind = node_type or self.nodeTypes[0]
         base = self.baseName or self.nodeTypeLabel(kind)
@@ -175,26 +169,24 @@ class qMRMLNodeComboBox:
         self.nodeAddedByUser.emit(node)
         return node
 
-    def removeCurrentNode(self: Any) -> None:
+    def removeCurrentNode(self) -> None:
         """Delete the selected node."""
         node = self.currentNode()
         if node is not None:
             self.nodeAboutToBeRemoved.emit(node)
             self._scene.RemoveNode(node)
 
-    def renameCurrentNode(self: Any) -> None:
+    def renameCurrentNode(self) -> None:
         """Tell that a new name was asked for."""
         self.currentNodeRenamed.emit(self.currentNode().GetName())
 
-    def _nodes(self: Any) -> list[Any]:
+    def _nodes(self) -> list[Any]:
         if self._scene is None:
             return []
         nodes = self._scene.GetNodes()
-        return [
-            n for n in (nodes.GetItemAsObject(i) for i in range(nodes.GetNumberOfItems())) if self._accepts(n)
-        ]
+        return [n for n in (nodes.GetItemAsObject(i) for i in range(nodes.GetNumberOfItems())) if self._accepts(n)]
 
-    def _accepts(self: Any, node: Any) -> bool:
+    def _accepts(self, node: Any) -> bool:
         types = self.nodeTypes
         if self.showChildNodeTypes:
             fits = any(node.IsA(t) for t in types)
@@ -208,7 +200,7 @@ class qMRMLNodeComboBox:
             for t, a, v in self._attributes
         )
 
-    def _refresh(self: Any, *_: Any) -> None:
+    def _refresh(self, *_: Any) -> None:
         if self._scene is not None and self._scene.IsBatchProcessing():
             return
         combo = self._combo
@@ -231,26 +223,24 @@ class qMRMLNodeComboBox:
     _changed_showChildNodeTypes = _changed_noneDisplay = _changed_hideChildNodeTypes = _refresh
     _changed_removeEnabled = _changed_renameEnabled = _changed_editEnabled = _refresh
 
-    def _wanted(self: Any) -> str:
+    def _wanted(self) -> str:
         ids = [entry for entry in self._entries if isinstance(entry, str)]
         if self._current in ids:
             return self._current
         return "" if self.noneEnabled or not ids else ids[0]
 
-    def _add_entry(self: Any, text: str, entry: str | Callable[[], None]) -> None:
+    def _add_entry(self, text: str, entry: str | Callable[[], None]) -> None:
         self._combo.addItem(text)
         self._entries.append(entry)
 
-    def _add_commands(self: Any) -> None:
+    def _add_commands(self) -> None:
         if self.removeEnabled and self._current:
             self._add_entry("Delete current node", self.removeCurrentNode)
         if self.addEnabled:
             for kind in self.nodeTypes:
-                self._add_entry(
-                    f"Create new {self.nodeTypeLabel(kind)}", lambda kind=kind: self.addNode(kind)
-                )
+                self._add_entry(f"Create new {self.nodeTypeLabel(kind)}", functools.partial(self.addNode, kind))
 
-    def _activate(self: Any, index: int) -> None:
+    def _activate(self, index: int) -> None:
         entry = self._entries[index]
         if callable(entry):
             self._refresh()
@@ -259,14 +249,14 @@ class qMRMLNodeComboBox:
         self._select(entry)
         self.nodeActivated.emit(self.currentNode())
 
-    def _select(self: Any, node_id: str | None) -> None:
+    def _select(self, node_id: str | None) -> None:
         node_id = node_id if node_id in self._entries else ""
         self._combo.setCurrentIndex(self._entries.index(node_id) if node_id in self._entries else -1)
         if node_id != self._current:
             self._current = node_id
             self._tell()
 
-    def _tell(self: Any) -> None:
+    def _tell(self) -> None:
         node = self.currentNode()
         self.currentNodeChanged.emit(node)
         self._currentNodeChanged_overload.emit(node is not None)

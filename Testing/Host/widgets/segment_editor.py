@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import slicer
-from PySide6 import QtWidgets
-
-from .factory import behavior
+from ..runtime import qt, slicer
+from .behavior import Behavior
 from .nodes import SceneObservations
 
 _EFFECTS = ("Paint", "Erase", "Threshold", "Islands")
 
 
-@behavior
-class qMRMLSegmentEditorWidget:
+class qMRMLSegmentEditorWidget(Behavior):
     """Table of segments, effect buttons, undo and redo; edits go through vtkSlicerSegmentEditorLogic."""
 
     _defaults_ = {
@@ -27,20 +24,20 @@ class qMRMLSegmentEditorWidget:
         "maximumNumberOfUndoStates": 10,
     }
 
-    def __init__(self: Any, parent: Any = None) -> None:
+    def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._scene: Any = None
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
         self._logic.SetMaximumNumberOfUndoStates(self.maximumNumberOfUndoStates)
-        layout = QtWidgets.QVBoxLayout(self)
+        layout = qt.QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         self._segments = self._host_factory_.create("qMRMLSegmentsTableView")
         layout.addWidget(self._segments)
-        effects = QtWidgets.QHBoxLayout()
+        effects = qt.QHBoxLayout()
         layout.addLayout(effects)
-        self._buttons: dict[str, QtWidgets.QToolButton] = {}
+        self._buttons: dict[str, qt.QToolButton] = {}
         for name in ("", *_EFFECTS):
-            button = QtWidgets.QToolButton()
+            button = qt.QToolButton()
             button.text = name or "None"
             button.setCheckable(True)
             button.connect("clicked()", lambda name=name: self.setActiveEffectByName(name))
@@ -56,34 +53,34 @@ class qMRMLSegmentEditorWidget:
         self._observations.add(self._logic, lambda *_: self._refresh(), changed)
         self._refresh()
 
-    def _history_button(self: Any, text: str, action: Any) -> QtWidgets.QToolButton:
-        button = QtWidgets.QToolButton()
+    def _history_button(self, text: str, action: Any) -> qt.QToolButton:
+        button = qt.QToolButton()
         button.text = text
         button.connect("clicked()", action)
         return button
 
-    def setMRMLScene(self: Any, scene: Any) -> None:
+    def setMRMLScene(self, scene: Any) -> None:
         """Set the scene."""
         self._scene = scene
         self._logic.SetMRMLScene(scene)
         self.mrmlSceneChanged.emit(scene)
 
-    def mrmlScene(self: Any) -> Any:
+    def mrmlScene(self) -> Any:
         """Return the scene."""
         return self._scene
 
-    def setMRMLSegmentEditorNode(self: Any, node: Any) -> None:
+    def setMRMLSegmentEditorNode(self, node: Any) -> None:
         """Use a parameter node of the editor."""
         self._logic.SetSegmentEditorNode(node)
         if node is not None:
             self._segments.setSegmentationNode(node.GetSegmentationNode())
         self._refresh()
 
-    def mrmlSegmentEditorNode(self: Any) -> Any:
+    def mrmlSegmentEditorNode(self) -> Any:
         """Return the editor's parameter node."""
         return self._logic.GetSegmentEditorNode()
 
-    def setSegmentationNode(self: Any, node: Any) -> None:
+    def setSegmentationNode(self, node: Any) -> None:
         """Edit a segmentation; without a parameter node nothing happens, as in Slicer."""
         if self.mrmlSegmentEditorNode() is None or node is self.segmentationNode():
             return
@@ -94,12 +91,12 @@ class qMRMLSegmentEditorWidget:
         self.segmentationNodeChanged.emit(node)
         self._refresh()
 
-    def segmentationNode(self: Any) -> Any:
+    def segmentationNode(self) -> Any:
         """Return the edited segmentation."""
         node = self.mrmlSegmentEditorNode()
         return node.GetSegmentationNode() if node is not None else None
 
-    def setSourceVolumeNode(self: Any, node: Any) -> None:
+    def setSourceVolumeNode(self, node: Any) -> None:
         """Use a volume for intensities and geometry."""
         if self.mrmlSegmentEditorNode() is None or node is self.sourceVolumeNode():
             return
@@ -107,12 +104,12 @@ class qMRMLSegmentEditorWidget:
         self.sourceVolumeNodeChanged.emit(node)
         self.masterVolumeNodeChanged.emit(node)
 
-    def sourceVolumeNode(self: Any) -> Any:
+    def sourceVolumeNode(self) -> Any:
         """Return the source volume."""
         node = self.mrmlSegmentEditorNode()
         return node.GetSourceVolumeNode() if node is not None else None
 
-    def setCurrentSegmentID(self: Any, segment_id: str) -> None:
+    def setCurrentSegmentID(self, segment_id: str) -> None:
         """Select a segment."""
         node = self.mrmlSegmentEditorNode()
         if node is None or segment_id == self.currentSegmentID():
@@ -121,31 +118,31 @@ class qMRMLSegmentEditorWidget:
         self._segments.setSelectedSegmentIDs([segment_id])
         self.currentSegmentIDChanged.emit(segment_id)
 
-    def currentSegmentID(self: Any) -> str:
+    def currentSegmentID(self) -> str:
         """Return the selected segment, empty if none."""
         node = self.mrmlSegmentEditorNode()
         return (node.GetSelectedSegmentID() or "") if node is not None else ""
 
-    def saveStateForUndo(self: Any) -> None:
+    def saveStateForUndo(self) -> None:
         """Remember the segmentation before a change."""
         self._logic.SaveStateForUndo()
 
-    def undo(self: Any) -> None:
+    def undo(self) -> None:
         """Go one remembered state back."""
         self._logic.Undo()
 
-    def redo(self: Any) -> None:
+    def redo(self) -> None:
         """Go one state forward again."""
         self._logic.Redo()
 
-    def _changed_maximumNumberOfUndoStates(self: Any, count: int) -> None:
+    def _changed_maximumNumberOfUndoStates(self, count: int) -> None:
         self._logic.SetMaximumNumberOfUndoStates(count)
 
-    def availableEffectNames(self: Any) -> tuple[str, ...]:
+    def availableEffectNames(self) -> tuple[str, ...]:
         """Return the names of the effects."""
         return _EFFECTS
 
-    def setActiveEffectByName(self: Any, name: str) -> None:
+    def setActiveEffectByName(self, name: str) -> None:
         """Choose an effect, none by an empty name."""
         node = self.mrmlSegmentEditorNode()
         if node is not None:
@@ -153,11 +150,11 @@ class qMRMLSegmentEditorWidget:
         for effect, button in self._buttons.items():
             button.setChecked(effect == name)
 
-    def _row_selected(self: Any, *_: Any) -> None:
+    def _row_selected(self, *_: Any) -> None:
         selected = self._segments.selectedSegmentIDs()
         if selected:
             self.setCurrentSegmentID(selected[0])
 
-    def _refresh(self: Any) -> None:
+    def _refresh(self) -> None:
         self._undo.setEnabled(self._logic.CanUndo())
         self._redo.setEnabled(self._logic.CanRedo())

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import slicer
-from PySide6 import QtCore, QtGui, QtWidgets
-
-from .factory import behavior
+from ..runtime import qt, slicer
+from .behavior import Behavior
 from .nodes import SceneObservations
 
 _VISIBLE, _COLOR, _NAME = range(3)
@@ -25,20 +23,19 @@ def _segment_ids(node: Any) -> list[str]:
     return [segmentation.GetNthSegmentID(index) for index in range(segmentation.GetNumberOfSegments())]
 
 
-@behavior
-class qMRMLSegmentsTableView:
+class qMRMLSegmentsTableView(Behavior):
     """A table with visibility, color and name of each segment."""
 
     _defaults_ = {"headerVisible": True, "visibilityColumnVisible": True, "colorColumnVisible": True}
 
-    def __init__(self: Any, parent: Any = None) -> None:
+    def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
-        layout = QtWidgets.QVBoxLayout(self)
+        layout = qt.QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        table = QtWidgets.QTableWidget(0, 3)
+        table = qt.QTableWidget(0, 3)
         table.setHorizontalHeaderLabels(["", "", "Name"])
         table.horizontalHeader().setStretchLastSection(True)
-        table.setSelectionBehavior(QtWidgets.QAbstractItemView.SelectionBehavior.SelectRows)
+        table.setSelectionBehavior(qt.QAbstractItemView.SelectionBehavior.SelectRows)
         table.setColumnWidth(_VISIBLE, 30)
         table.setColumnWidth(_COLOR, 30)
         layout.addWidget(table)
@@ -52,15 +49,15 @@ class qMRMLSegmentsTableView:
         )
         table.connect("itemChanged(QTableWidgetItem*)", self._edited)
 
-    def segmentationNode(self: Any) -> Any:
+    def segmentationNode(self) -> Any:
         """Return the shown segmentation node."""
         return self._node
 
-    def tableWidget(self: Any) -> QtWidgets.QTableWidget:
+    def tableWidget(self) -> qt.QTableWidget:
         """Return the inner table."""
         return self._table
 
-    def setSegmentationNode(self: Any, node: Any) -> None:
+    def setSegmentationNode(self, node: Any) -> None:
         """Show the segments of a node."""
         self._observations.clear()
         self._node = node
@@ -68,33 +65,33 @@ class qMRMLSegmentsTableView:
             self._observations.add(node.GetSegmentation(), lambda *_: self._refresh(), *_segment_events())
         self._refresh()
 
-    def selectedSegmentIDs(self: Any) -> list[str]:
+    def selectedSegmentIDs(self) -> list[str]:
         """Return the IDs of the selected rows."""
         return [self._ids[index.row()] for index in self._table.selectionModel().selectedRows()]
 
-    def setSelectedSegmentIDs(self: Any, ids: list[str]) -> None:
+    def setSelectedSegmentIDs(self, ids: list[str]) -> None:
         """Select rows."""
         self._table.clearSelection()
         for segment_id in ids:
             if segment_id in self._ids:
                 self._table.selectRow(self._ids.index(segment_id))
 
-    def clearSelection(self: Any) -> None:
+    def clearSelection(self) -> None:
         """Select nothing."""
         self._table.clearSelection()
 
-    def rowForSegmentID(self: Any, segment_id: str) -> int:
+    def rowForSegmentID(self, segment_id: str) -> int:
         """Return the row of a segment, -1 if it is not there."""
         return self._ids.index(segment_id) if segment_id in self._ids else -1
 
-    def segmentIDForRow(self: Any, row: int) -> str:
+    def segmentIDForRow(self, row: int) -> str:
         """Return the segment of a row."""
         return self._ids[row]
 
-    def _read_segmentCount(self: Any) -> int:
+    def _read_segmentCount(self) -> int:
         return len(self._ids)
 
-    def _refresh(self: Any) -> None:
+    def _refresh(self) -> None:
         selected = self.selectedSegmentIDs() if self._ids else []
         self._table.blockSignals(True)
         self._ids = _segment_ids(self._node)
@@ -105,29 +102,28 @@ class qMRMLSegmentsTableView:
         if selected:
             self.setSelectedSegmentIDs(selected)
 
-    def _fill_row(self: Any, row: int, segment_id: str) -> None:
+    def _fill_row(self, row: int, segment_id: str) -> None:
         segment = self._node.GetSegmentation().GetSegment(segment_id)
         display = self._node.GetDisplayNode()
         shown = display is not None and display.GetSegmentVisibility(segment_id)
-        visible = QtWidgets.QTableWidgetItem()
-        visible.setCheckState(QtCore.Qt.CheckState.Checked if shown else QtCore.Qt.CheckState.Unchecked)
-        color = QtWidgets.QTableWidgetItem()
-        color.setBackground(QtGui.QColor.fromRgbF(*segment.GetColor()))
-        for column, item in enumerate((visible, color, QtWidgets.QTableWidgetItem(segment.GetName()))):
+        visible = qt.QTableWidgetItem()
+        visible.setCheckState(qt.Qt.CheckState.Checked if shown else qt.Qt.CheckState.Unchecked)
+        color = qt.QTableWidgetItem()
+        color.setBackground(qt.QColor.fromRgbF(*segment.GetColor()))
+        for column, item in enumerate((visible, color, qt.QTableWidgetItem(segment.GetName()))):
             self._table.setItem(row, column, item)
 
-    def _edited(self: Any, item: QtWidgets.QTableWidgetItem) -> None:
+    def _edited(self, item: qt.QTableWidgetItem) -> None:
         segment_id = self._ids[item.row()]
         if item.column() == _NAME:
             self.segmentAboutToBeModified.emit(segment_id)
             self._node.GetSegmentation().GetSegment(segment_id).SetName(item.text())
         elif item.column() == _VISIBLE and self._node.GetDisplayNode() is not None:
-            shown = item.checkState() == QtCore.Qt.CheckState.Checked
+            shown = item.checkState() == qt.Qt.CheckState.Checked
             self._node.GetDisplayNode().SetSegmentVisibility(segment_id, shown)
 
 
-@behavior
-class qMRMLSegmentSelectorWidget:
+class qMRMLSegmentSelectorWidget(Behavior):
     """Selectors of a segmentation and of one segment in it."""
 
     _defaults_ = {
@@ -136,14 +132,14 @@ class qMRMLSegmentSelectorWidget:
         "selectNodeUponCreation": True,
     }
 
-    def __init__(self: Any, parent: Any = None) -> None:
+    def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
-        layout = QtWidgets.QHBoxLayout(self)
+        layout = qt.QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         self._nodes = self._host_factory_.create("qMRMLNodeComboBox")
         self._nodes.nodeTypes = ["vtkMRMLSegmentationNode"]
         self._nodes.addEnabled = False
-        self._segments = QtWidgets.QComboBox()
+        self._segments = qt.QComboBox()
         layout.addWidget(self._nodes, 1)
         layout.addWidget(self._segments, 1)
         self._ids: list[str] = []
@@ -152,49 +148,49 @@ class qMRMLSegmentSelectorWidget:
         self._nodes.connect("currentNodeChanged(vtkMRMLNode*)", self._node_changed)
         self._segments.connect("currentIndexChanged(int)", self._segment_changed)
 
-    def setMRMLScene(self: Any, scene: Any) -> None:
+    def setMRMLScene(self, scene: Any) -> None:
         """Follow the segmentations of a scene."""
         self._scene = scene
         self._nodes.setMRMLScene(scene)
         self.mrmlSceneChanged.emit(scene)
 
-    def currentNode(self: Any) -> Any:
+    def currentNode(self) -> Any:
         """Return the selected segmentation node."""
         return self._nodes.currentNode()
 
-    def currentNodeID(self: Any) -> str:
+    def currentNodeID(self) -> str:
         """Return the ID of the selected segmentation node."""
         return self._nodes.currentNodeID
 
-    def setCurrentNode(self: Any, node: Any) -> None:
+    def setCurrentNode(self, node: Any) -> None:
         """Select a segmentation node."""
         self._nodes.setCurrentNode(node)
 
-    def setCurrentNodeID(self: Any, node_id: str) -> None:
+    def setCurrentNodeID(self, node_id: str) -> None:
         """Select a segmentation node by its ID."""
         self._nodes.setCurrentNodeID(node_id)
 
-    def currentSegmentID(self: Any) -> str:
+    def currentSegmentID(self) -> str:
         """Return the ID of the selected segment, empty if none."""
         return self._segment
 
-    def setCurrentSegmentID(self: Any, segment_id: str) -> None:
+    def setCurrentSegmentID(self, segment_id: str) -> None:
         """Select a segment."""
         if segment_id in self._ids:
             self._segments.setCurrentIndex(self._ids.index(segment_id))
 
-    def segmentIDs(self: Any) -> list[str]:
+    def segmentIDs(self) -> list[str]:
         """Return the segments that can be selected."""
         return [segment_id for segment_id in self._ids if segment_id]
 
-    def _changed_noneEnabled(self: Any, on: bool) -> None:
+    def _changed_noneEnabled(self, on: bool) -> None:
         self._nodes.noneEnabled = on
         self._refresh()
 
-    def _changed_segmentationNodeSelectorVisible(self: Any, on: bool) -> None:
+    def _changed_segmentationNodeSelectorVisible(self, on: bool) -> None:
         self._nodes.setVisible(on)
 
-    def _node_changed(self: Any, node: Any) -> None:
+    def _node_changed(self, node: Any) -> None:
         self._observations.clear()
         if node is not None:
             self._observations.add(node.GetSegmentation(), lambda *_: self._refresh(), *_segment_events())
@@ -202,7 +198,7 @@ class qMRMLSegmentSelectorWidget:
         self.currentNodeChanged.emit(node)
         self._currentNodeChanged_overload.emit(node is not None)
 
-    def _refresh(self: Any) -> None:
+    def _refresh(self) -> None:
         node = self.currentNode()
         self._segments.blockSignals(True)
         self._segments.clear()
@@ -215,10 +211,10 @@ class qMRMLSegmentSelectorWidget:
         self._segments.blockSignals(False)
         self._tell(wanted)
 
-    def _segment_changed(self: Any, index: int) -> None:
+    def _segment_changed(self, index: int) -> None:
         self._tell(self._ids[index] if 0 <= index < len(self._ids) else "")
 
-    def _tell(self: Any, segment_id: str) -> None:
+    def _tell(self, segment_id: str) -> None:
         if segment_id != self._segment:
             self._segment = segment_id
             self.currentSegmentChanged.emit(segment_id)

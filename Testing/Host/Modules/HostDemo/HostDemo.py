@@ -128,7 +128,7 @@ class HostDemoLogic(ScriptedLoadableModuleLogic):
 
     def getParameterNode(self) -> Any:
         """Return the typed parameters."""
-        return HostDemoParameters(super().getParameterNode())
+        return HostDemoParameters(super().getParameterNode())  # type: ignore[call-arg]
 
     def threshold(self, volume: Any, threshold: float, invert: bool = False) -> Any:
         """Return a segmentation node with one segment of what is brighter than a threshold."""

@@ -146,20 +146,15 @@ class EnumSerializer(Serializer):
 class NodeSerializer(Serializer):
     """Stores a node as a reference of the parameter node, so that it follows the scene."""
 
-    caches = False
-
     def default(self) -> Any:
         """Return no node."""
         return None
-
-    def contains(self, node: Any, name: str) -> bool:
-        """Tell whether the parameter node refers to a node."""
-        return node.GetNumberOfNodeReferences(name) > 0
 
     def write(self, node: Any, name: str, value: Any) -> None:
         """Refer to a node of the scene, or to none."""
         if value is not None and not isinstance(value, self.kind):
             raise TypeError(f"{value!r} is not a node of the type {self.kind}.")
+        node.SetParameter(name, "")  # Tells that no node is a value too.
         node.SetNodeReferenceID(name, value.GetID() if value is not None else None)
 
     def read(self, node: Any, name: str) -> Any:
@@ -169,6 +164,8 @@ class NodeSerializer(Serializer):
 
 class NodeListSerializer(NodeSerializer):
     """Stores several nodes under one role."""
+
+    caches = False
 
     def default(self) -> Any:
         """Return no nodes."""
@@ -180,15 +177,14 @@ class NodeListSerializer(NodeSerializer):
             if not isinstance(item, self.kind):
                 raise TypeError(f"{item!r} is not a node of the type {self.kind}.")
         with slicer.util.NodeModify(node):
+            node.SetParameter(name, "")
             node.RemoveNodeReferenceIDs(name)
             for item in value:
                 node.AddNodeReferenceID(name, item.GetID())
 
     def read(self, node: Any, name: str) -> Any:
         """Return the nodes that still exist."""
-        nodes = [
-            node.GetNthNodeReference(name, index) for index in range(node.GetNumberOfNodeReferences(name))
-        ]
+        nodes = [node.GetNthNodeReference(name, index) for index in range(node.GetNumberOfNodeReferences(name))]
         return [item for item in nodes if item is not None]
 
 

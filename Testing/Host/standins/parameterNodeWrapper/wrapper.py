@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 import weakref
 from typing import Any
@@ -23,9 +24,7 @@ class Parameter:
         self.annotation = annotation
         self.serializer: Serializer
         self.serializer, rest = create_serializer(annotation)
-        annotated = next(
-            (item.value for item in rest if isinstance(item, Default)), self.serializer.default()
-        )
+        annotated = next((item.value for item in rest if isinstance(item, Default)), self.serializer.default())
         self.default = annotated if default is _NOT_GIVEN else default
 
     def __get__(self, wrapper: Any, owner: type | None = None) -> Any:
@@ -76,9 +75,7 @@ class ParameterNode:
         with slicer.util.NodeModify(self.parameterNode):
             parameter.serializer.write(self.parameterNode, self._key(parameter), value)
             if parameter.serializer.caches:
-                self._cache[parameter.name] = parameter.serializer.read(
-                    self.parameterNode, self._key(parameter)
-                )
+                self._cache[parameter.name] = parameter.serializer.read(self.parameterNode, self._key(parameter))
 
     def _refresh_cache(self) -> None:
         for parameter in self.allParameters.values():
@@ -136,7 +133,7 @@ class ParameterNode:
         self._guis[tag] = connectors
         for name, connector in connectors.items():
             connector.write(self.getValue(name))
-            connector.onChanged(lambda name=name, connector=connector: self._follow_gui(name, connector))
+            connector.onChanged(functools.partial(self._follow_gui, name, connector))
         self.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self._update_gui())
         return tag
 
@@ -199,12 +196,8 @@ def _wrap(cls: type) -> type:
         if hasattr(ParameterNode, name):
             raise ValueError(f"'{name}' cannot be the name of a parameter.")
     parameters = {name: Parameter(name, hint, getattr(cls, name, _NOT_GIVEN)) for name, hint in hints.items()}
-    members = {
-        key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__", *parameters)
-    }
-    return type(
-        cls.__name__, (ParameterNode, *cls.__bases__), {**members, **parameters, "allParameters": parameters}
-    )
+    members = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__", *parameters)}
+    return type(cls.__name__, (ParameterNode, *cls.__bases__), {**members, **parameters, "allParameters": parameters})
 
 
 def isParameterNodeWrapper(classOrObj: Any) -> bool:
