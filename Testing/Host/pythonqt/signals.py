@@ -14,6 +14,7 @@ from .qt_classes import qobject_classes
 
 Slot = Callable[..., Any]
 
+_normalized: Any = QtCore.QMetaObject.normalizedSignature  # Takes str; its type hint says bytes.
 _static_connect: Any = QtCore.QObject.connect
 _static_disconnect: Any = QtCore.QObject.disconnect
 _connections: dict[int, dict[str, list[tuple[Slot, Slot]]]] = {}
@@ -21,7 +22,7 @@ _connections: dict[int, dict[str, list[tuple[Slot, Slot]]]] = {}
 
 def normalize(signature: str) -> str:
     """Return a signature as Qt's meta-object system writes it."""
-    return bytes(QtCore.QMetaObject.normalizedSignature(signature.encode()).data()).decode()
+    return bytes(_normalized(signature).data()).decode()
 
 
 def resolve(source: QtCore.QObject, signature: str) -> str:
