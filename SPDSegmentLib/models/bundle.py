@@ -123,17 +123,15 @@ def add_bundle(source: str | Path) -> Bundle:
     return read_bundle(target)
 
 
-def remove_bundle(bundle: Bundle) -> None:
-    """Delete a bundle of the user's folder; raises :class:`BadInput` for any other."""
-    if bundle.folder.parent != user_models_folder().resolve():
-        raise BadInput(
-            f"{bundle.info.name} lies in {bundle.folder}, not in the folder of your models.",
-            "Delete that folder yourself if you want to.",
-        )
+def remove_bundle(folder: str | Path) -> None:
+    """Delete a bundle, sound or damaged, of the user's folder; raises :class:`BadInput` for any other folder."""
+    folder = Path(folder).resolve()
+    if folder.parent != user_models_folder().resolve():
+        raise BadInput(f"{folder} is not in the folder of your models.", "Delete that folder yourself if you want to.")
     try:
-        shutil.rmtree(bundle.folder)
+        shutil.rmtree(folder)
     except OSError as error:
-        raise storage_error(error, bundle.folder) from error
+        raise storage_error(error, folder) from error
 
 
 def scan_bundles(extra_folders: Iterable[str | Path] = ()) -> tuple[list[Bundle], list[tuple[Path, SPDError]]]:

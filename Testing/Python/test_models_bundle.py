@@ -214,9 +214,10 @@ def test_further_folders_come_first(home_with_bundles: Path, tmp_path: Path, ten
 
 
 def test_only_bundles_of_the_users_folder_can_be_removed(home_with_bundles: Path, folder: Path) -> None:
-    with pytest.raises(BadInput, match="not in the folder of your models"):
-        remove_bundle(read_bundle(folder))
-    remove_bundle(find_bundle("tiny-test"))
+    with pytest.raises(BadInput, match="is not in the folder of your models"):
+        remove_bundle(folder)
+    assert folder.is_dir()
+    remove_bundle(find_bundle("tiny-test").folder)
     with pytest.raises(ModelMissing):
         find_bundle("tiny-test")
 

@@ -1,0 +1,1 @@
+"""The command line ``spdsegment``. Importing it loads neither torch nor SimpleITK."""

@@ -1,0 +1,126 @@
+"""``spdsegment demo``: the shipped sample from clicks to mask, report and picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from SPDSegmentLib.cli.progress import show_bytes, show_slices
+from SPDSegmentLib.cli.segment_command import describe
+from SPDSegmentLib.cli.segment_run import SegmentRequest, run_segmentation
+from SPDSegmentLib.errors import BadInput, ModelMissing
+from SPDSegmentLib.models.base_weights import fetch_base_weights
+from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles
+from SPDSegmentLib.models.folders import resources_folder
+from SPDSegmentLib.models.manifest import WEIGHTLESS_BACKBONES
+
+SAMPLE_FILES = ("image.nii.gz", "label.nii.gz", "clicks.mrk.json", "ATTRIBUTION.md")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A shipped case: ``image``, reference ``label``, noisy ``clicks`` and the ``attribution`` of its origin."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Its folder's name, that of the model it belongs to or one that begins so."""
+        return self.folder.name
+
+    @property
+    def image(self) -> Path:
+        """The volume."""
+        return self.folder / "image.nii.gz"
+
+    @property
+    def label(self) -> Path:
+        """The reference; every value but 0 is the structure."""
+        return self.folder / "label.nii.gz"
+
+    @property
+    def clicks(self) -> Path:
+        """The clicks, as Slicer saves them."""
+        return self.folder / "clicks.mrk.json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("demo")(demo)
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for mask, report and picture.")] = Path(
+        "demo-output"
+    ),
+    sample: Annotated[str | None, typer.Option(help="Name of a sample; by default the first one.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model; by default that of the sample.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+) -> None:
+    """Segment the sample that comes with SPDSegment and compare the mask with its reference."""
+    case = find_sample(sample)
+    bundle = find_bundle(model) if model else model_of(case)
+    if bundle.info.backbone not in WEIGHTLESS_BACKBONES:
+        with show_bytes(bundle.info.backbone) as progress:
+            fetch_base_weights(bundle.info.backbone, progress)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"The folder {output} cannot be made: {error.strerror}.", "Choose another one.") from error
+    request = SegmentRequest(
+        image=case.image,
+        points=case.clicks,
+        model=str(bundle.folder),
+        output=output / f"{case.name}.nii.gz",
+        report=output / f"{case.name}.json",
+        preview=output / f"{case.name}.png",
+        device=device,
+    )
+    with show_slices() as on_progress:
+        outcome = run_segmentation(request, on_progress)
+    describe(request, outcome)
+    typer.echo(f"Dice against the shipped label: {dice_with(case.label, outcome.mask_kji):.3f}")
+
+
+def dice_with(label: Path, mask_kji: np.ndarray) -> float:
+    """Volume Dice of a mask (K, J, I) with a label file on the same grid, every value but 0 being the structure."""
+    from SPDSegmentLib.evaluation.metrics import dice
+    from SPDSegmentLib.geometry.labelmap import read_labelmap
+
+    reference = read_labelmap(label).array > 0
+    if reference.shape != mask_kji.shape:
+        raise BadInput(f"{label} does not lie on the image's grid.")
+    return float(dice(mask_kji > 0, reference))
+
+
+def list_samples() -> list[Sample]:
+    """The complete samples in ``Resources/SampleData``, by name."""
+    resources = resources_folder()
+    root = resources / "SampleData" if resources else None
+    if root is None or not root.is_dir():
+        return []
+    folders = (folder for folder in sorted(root.iterdir()) if folder.is_dir())
+    return [Sample(folder) for folder in folders if all((folder / name).is_file() for name in SAMPLE_FILES)]
+
+
+def find_sample(name: str | None) -> Sample:
+    """A sample by name, the first one for None; raises :class:`BadInput`."""
+    samples = list_samples()
+    if not samples:
+        raise BadInput("No sample is installed.", "Get the source tree with its folder Resources/SampleData.")
+    for sample in samples:
+        if name in (None, sample.name):
+            return sample
+    raise BadInput(f"There is no sample '{name}'.", f"Known: {', '.join(sample.name for sample in samples)}.")
+
+
+def model_of(sample: Sample) -> Bundle:
+    """The model whose name the sample's name is or begins with, the longest; raises :class:`ModelMissing`."""
+    fitting = [bundle for bundle in list_bundles() if sample.name.startswith(bundle.info.name)]
+    if not fitting:
+        raise ModelMissing(f"No model for the sample {sample.name} is installed.", "Name one with --model.")
+    return max(fitting, key=lambda bundle: len(bundle.info.name))

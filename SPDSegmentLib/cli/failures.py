@@ -1,0 +1,99 @@
+"""The one place where a failure becomes a sentence on standard error and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from typing import Any
+
+import typer
+import typer.core
+
+from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, OutOfMemory, SPDError
+
+_EXTRA_OF_PACKAGE = {
+    "torch": "torch",
+    "segment_anything": "torch",
+    "peft": "torch",
+    "accelerate": "train",
+    "matplotlib": "train",
+    "skimage": "train",
+    "dask": "batch",
+    "distributed": "batch",
+    "dask_jobqueue": "batch",
+    "highdicom": "dicom",
+}
+
+
+class FailureReportingGroup(typer.core.TyperGroup):
+    """A command group whose failures end the program with one sentence.
+
+    ``--debug`` of the group adds the details: those of the error and the traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            if _belongs_to_typer(error):
+                raise
+            failure = as_spd_error(error)
+            report(failure, error if ctx.params.get("debug") else None)
+            raise typer.Exit(failure.exit_code) from error
+
+
+def as_spd_error(error: BaseException) -> SPDError:
+    """The error of our family that says what happened."""
+    if isinstance(error, SPDError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Cancelled()
+    if isinstance(error, ImportError):
+        package = (error.name or str(error)).split(".")[0]
+        extra = _EXTRA_OF_PACKAGE.get(package)
+        target = f"'spdsegment[{extra}]'" if extra else package
+        return DependencyMissing(
+            f"The Python package {package} is needed here and cannot be imported ({error}).",
+            f"Run: python -m pip install {target}",
+        )
+    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
+        return OutOfMemory("There is not enough memory for this volume.", "Close other programs, or use --device cpu.")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return BadInput(f"The disk is full{_of(error)}.", "Free some space and try again.")
+    if isinstance(error, PermissionError):
+        return BadInput(f"Permission denied{_of(error)}.", "Check the permissions of this file and its folder.")
+    return SPDError(
+        f"SPDSegment met an error that it does not know ({type(error).__name__}: {_first_line(error)}).",
+        "Run again with 'spdsegment --debug ...' and report what it shows.",
+    )
+
+
+def report(failure: SPDError, cause: BaseException | None = None) -> None:
+    """Show the sentence, and with ``cause`` the details and its traceback, on standard error."""
+    typer.secho(f"Error: {failure.sentence}", err=True, fg=typer.colors.RED)
+    if cause is not None:
+        if failure.details:
+            typer.echo(failure.details, err=True)
+        typer.echo("".join(traceback.format_exception(cause)).rstrip(), err=True)
+
+
+def _belongs_to_typer(error: BaseException) -> bool:
+    """Usage errors, exits and closed pipes, which typer itself reports."""
+    if isinstance(error, (typer.Exit, typer.Abort)):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        return True
+    return not isinstance(error, SPDError) and hasattr(error, "exit_code")
+
+
+def _is_torch_out_of_memory(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _of(error: OSError) -> str:
+    return f" ({error.filename})" if error.filename else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")

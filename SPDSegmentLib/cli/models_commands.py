@@ -1,0 +1,237 @@
+"""``spdsegment models``: what is on this machine, whether it is sound, and how it gets there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from SPDSegmentLib.cli.progress import show_bytes
+from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
+from SPDSegmentLib.models import manifest
+from SPDSegmentLib.models.base_weights import (
+    WeightsStatus,
+    add_file,
+    fetch_base_weights,
+    remove_base_weights,
+    verify_base_weights,
+    weights_status,
+)
+from SPDSegmentLib.models.bundle import Bundle, add_bundle, find_bundle, read_bundle, remove_bundle, scan_bundles
+from SPDSegmentLib.models.files import megabytes
+from SPDSegmentLib.models.folders import user_models_folder, weights_folder
+
+_NAME_HELP = "Name of a model or of base weights."
+AcceptUnknown = Annotated[
+    bool, typer.Option("--accept-unknown", help="Take a file whose SHA-256 nobody vouches for; it is recorded.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+models_app = typer.Typer(no_args_is_help=True, help="List, show, verify, fetch, add and remove models.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(models_app, name="models")
+
+
+@models_app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """List models and base weights."""
+    bundles, broken = scan_bundles()
+    statuses = [weights_status(name) for name in manifest.BASE_WEIGHTS]
+    if as_json:
+        value = {
+            "models": [_bundle_values(bundle) for bundle in bundles],
+            "damaged": [{"folder": str(folder), "problem": error.sentence} for folder, error in broken],
+            "base_weights": [_weights_values(status) for status in statuses],
+        }
+        typer.echo(json.dumps(value, indent=2))
+        return
+    table = Table("Model", "Structure", "Modality", "Slices", "Base weights", box=None, title_justify="left")
+    for bundle in bundles:
+        info = bundle.info
+        table.add_row(info.name, info.structure, info.modality, info.slicing_axis, info.backbone)
+    console = Console(highlight=False)
+    console.print(table if bundles else "No models are installed.")
+    for folder, error in broken:
+        console.print(f"[red]damaged[/red] {folder.name}: {error.sentence}", soft_wrap=True)
+    console.print()
+    table = Table("Base weights", "Size", "Licence", "State", box=None)
+    for status in statuses:
+        size = megabytes(status.weights.size) if status.weights.size else "?"
+        table.add_row(status.weights.name, size, status.weights.licence, _state(status))
+    console.print(table)
+    console.print(f"\nYour models: {user_models_folder()}\nBase weights: {weights_folder()}", soft_wrap=True)
+
+
+@models_app.command("show")
+def show_model(name: Annotated[str, typer.Argument(help=_NAME_HELP)], as_json: AsJson = False) -> None:
+    """Show everything that is known of a model or of base weights."""
+    if name in manifest.BASE_WEIGHTS:
+        values = _weights_values(weights_status(name))
+        typer.echo(json.dumps(values, indent=2) if as_json else _lines(values))
+        return
+    bundle = find_bundle(name)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(bundle.folder), **bundle.info.to_dict()}, indent=2))
+        return
+    typer.echo(_lines(_bundle_values(bundle)))
+    typer.echo(f"\n{bundle.card}" if bundle.card else "")
+
+
+@models_app.command("verify")
+def verify_models(
+    names: Annotated[list[str] | None, typer.Argument(help=f"{_NAME_HELP} Without any: all that is here.")] = None,
+) -> None:
+    """Read every byte of models and base weights and compare the checksums."""
+    failures: list[SPDError] = []
+    for name in names or _installed():
+        try:
+            _verify(name)
+        except SPDError as error:
+            failures.append(error)
+            typer.echo(f"{name}: {error.sentence}")
+        else:
+            typer.echo(f"{name}: good")
+    if failures:
+        raise typer.Exit(failures[0].exit_code)
+
+
+@models_app.command("fetch")
+def fetch_models(
+    names: Annotated[list[str], typer.Argument(help="Base weights, or models whose base weights are wanted.")],
+    accept_unknown: AcceptUnknown = False,
+) -> None:
+    """Download and check base weights; does nothing where they are already here."""
+    for name in dict.fromkeys(_weights_name(name) for name in names):
+        size = manifest.BASE_WEIGHTS[name].size
+        if weights_status(name).state != "ready":
+            what = f"{name} ({megabytes(size)})" if size else name
+            typer.echo(f"Fetching {what} from {manifest.BASE_WEIGHTS[name].source}", err=True)
+        with show_bytes(name) as progress:
+            path = fetch_base_weights(name, progress, accept_unknown=accept_unknown)
+        typer.echo(f"{name}: {path}")
+
+
+@models_app.command("add")
+def add_model(
+    source: Annotated[Path, typer.Argument(help="A model's folder, or a file of base weights.")],
+    name: Annotated[str | None, typer.Option("--as", help="Which base weights the file is.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="The checksum that the file must have.")] = None,
+    accept_unknown: AcceptUnknown = False,
+) -> None:
+    """Copy a model or base weights of your own into SPDSegment's folder."""
+    if source.is_dir():
+        bundle = add_bundle(source)
+        typer.echo(f"{bundle.info.name}: {bundle.folder}")
+        return
+    by_filename = {weights.filename: weights.name for weights in manifest.BASE_WEIGHTS.values()}
+    name = name or by_filename.get(source.name)
+    if name is None:
+        raise BadInput(
+            f"The name of {source} does not tell which base weights it is.",
+            f"Say it with --as and one of {', '.join(manifest.BASE_WEIGHTS)}.",
+        )
+    wanted = {bundle.info.backbone_sha256 for bundle in scan_bundles()[0] if bundle.info.backbone == name}
+    path = add_file(name, source, accept_unknown, sha256, wanted)
+    typer.echo(f"{name}: {path}")
+
+
+@models_app.command("remove")
+def remove_models(
+    names: Annotated[list[str], typer.Argument(help=_NAME_HELP)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a model of yours is deleted.")] = False,
+) -> None:
+    """Delete base weights or models of your own from this machine."""
+    for name in names:
+        if name in manifest.BASE_WEIGHTS:
+            removed = remove_base_weights(name)
+            typer.echo(f"{name}: removed" if removed else f"{name}: was not on this machine")
+            continue
+        folder = _own_bundle_folder(name)
+        if not yes:
+            typer.confirm(f"Delete {folder}?", abort=True)
+        remove_bundle(folder)
+        typer.echo(f"{name}: removed")
+
+
+def _own_bundle_folder(name: str) -> Path:
+    """Folder of a model of the user's, sound or damaged."""
+    own = user_models_folder() / name
+    return own if own.is_dir() else find_bundle(name).folder
+
+
+def _weights_name(name: str) -> str:
+    if name in manifest.BASE_WEIGHTS:
+        return name
+    try:
+        return find_bundle(name).info.backbone
+    except ModelMissing as error:
+        known = ", ".join(manifest.BASE_WEIGHTS)
+        raise ModelMissing(f"There is no model and there are no base weights '{name}'.", f"Known: {known}.") from error
+
+
+def _installed() -> list[str]:
+    here = [name for name in manifest.BASE_WEIGHTS if weights_status(name).state != "missing"]
+    bundles, broken = scan_bundles()
+    return [*here, *(bundle.info.name for bundle in bundles), *(str(folder) for folder, _ in broken)]
+
+
+def _verify(name: str) -> None:
+    if name in manifest.BASE_WEIGHTS:
+        with show_bytes(name) as progress:
+            verify_base_weights(name, progress)
+    elif Path(name).is_dir():
+        read_bundle(name)
+    else:
+        find_bundle(name)
+
+
+def _state(status: WeightsStatus) -> str:
+    text = {"ready": "[green]ready[/green]", "missing": "not here", "damaged": "[red]damaged[/red]"}[status.state]
+    return f"{text} (your own file)" if status.accepted_by_user else text
+
+
+def _bundle_values(bundle: Bundle) -> dict[str, Any]:
+    info = bundle.info
+    return {
+        "name": info.name,
+        "title": info.title,
+        "structure": info.structure,
+        "modality": info.modality,
+        "slices": info.slicing_axis,
+        "base_weights": info.backbone,
+        "input": f"{info.image_size} x {info.image_size} pixels"
+        + (f" over {info.fov_mm:g} mm" if info.fov_mm else " over the whole slice"),
+        "licence_of_training_data": info.training.get("licence", ""),
+        "library_version": info.library_version,
+        "folder": str(bundle.folder),
+    }
+
+
+def _weights_values(status: WeightsStatus) -> dict[str, Any]:
+    weights = status.weights
+    return {
+        "name": weights.name,
+        "title": weights.title,
+        "state": status.state,
+        "problem": status.problem,
+        "size": weights.size,
+        "sha256": status.sha256,
+        "your_own_file": status.accepted_by_user,
+        "licence": weights.licence,
+        "source": weights.source,
+        "homepage": weights.homepage,
+        "path": str(status.path),
+    }
+
+
+def _lines(values: dict[str, Any]) -> str:
+    shown = {key.replace("_", " "): value for key, value in values.items() if value not in ("", None)}
+    width = max(map(len, shown)) + 2
+    return "\n".join(f"{key + ':':<{width}}{value}" for key, value in shown.items())

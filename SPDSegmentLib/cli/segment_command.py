@@ -1,0 +1,88 @@
+"""``spdsegment segment``: one volume, one set of clicks, one mask."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from SPDSegmentLib.cli.progress import show_slices
+from SPDSegmentLib.cli.segment_run import SegmentOutcome, SegmentRequest, run_segmentation
+
+
+class Prompts(StrEnum):
+    """Where the prompts of the decoder come from."""
+
+    consensus = "consensus"
+    local = "local"
+    raw = "raw"
+    interpolated = "interpolated"
+    sampled = "sampled"
+
+
+class Axis(StrEnum):
+    """Axis to slice along."""
+
+    auto = "auto"
+    i = "i"
+    j = "j"
+    k = "k"
+    axial = "axial"
+    coronal = "coronal"
+    sagittal = "sagittal"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("segment")(segment)
+
+
+def segment(
+    image: Annotated[Path, typer.Option("--image", "-i", help="Volume (NIfTI, NRRD, MetaImage) or a DICOM folder.")],
+    points: Annotated[Path, typer.Option("--points", "-p", help="Clicks: points or curves of Slicer (.mrk.json).")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Name of a model (see 'models list') or its folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Mask: .nii.gz, .nii, .nrrd, .mha or .seg.nrrd.")],
+    report: Annotated[Path | None, typer.Option(help="Report with the fate of every click (.json).")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Picture of the result (.png).")] = None,
+    prompts: Annotated[Prompts, typer.Option(help="Which clicks prompt a slice.")] = Prompts.consensus,
+    saliency_only: Annotated[
+        bool, typer.Option("--saliency-only", help="Take the thresholded saliency as the mask.")
+    ] = False,
+    axis: Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+) -> None:
+    """Segment a structure from rough clicks along its centerline."""
+    request = SegmentRequest(
+        image=image,
+        points=points,
+        model=model,
+        output=output,
+        report=report,
+        preview=preview,
+        prompts=prompts.value,
+        saliency_only=saliency_only,
+        axis=axis.value if axis else None,
+        device=device,
+    )
+    with show_slices() as on_progress:
+        outcome = run_segmentation(request, on_progress)
+    describe(request, outcome)
+
+
+def describe(request: SegmentRequest, outcome: SegmentOutcome) -> None:
+    """Say what was made: the result on standard output, what to look at on standard error."""
+    result = outcome.result
+    segmented = sum(1 for part in result.slices if part.mask.any())
+    typer.echo(
+        f"{outcome.bundle.info.title}: {outcome.volume_ml:.1f} ml on {segmented} of {len(result.slices)} "
+        f"{outcome.stack.plane} slices, {result.seconds:.1f} s on {result.device}"
+    )
+    for name, path in (("Mask", request.output), ("Report", request.report), ("Picture", request.preview)):
+        if path is not None:
+            typer.echo(f"{name + ':':<9}{path}")
+    for note in result.notes:
+        typer.echo(f"Note: {note}", err=True)
+    if segmented == 0:
+        typer.echo("Note: nothing was segmented; no click is supported by the image.", err=True)

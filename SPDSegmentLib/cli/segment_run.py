@@ -1,0 +1,166 @@
+"""Segmenting one case from files to files; everything cheap is checked before torch is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from SPDSegmentLib import __version__
+from SPDSegmentLib.cli.paths import LABELMAP_SUFFIXES, StagedOutputs, require_input, require_output
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.models.bundle import Bundle, base_weights_for, find_bundle
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.geometry.centerline import Clicks
+    from SPDSegmentLib.geometry.slices import SliceStack
+    from SPDSegmentLib.geometry.volume import Volume
+    from SPDSegmentLib.inference.results import Progress, SegmentationResult
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """What ``spdsegment segment`` was asked for.
+
+    Attributes:
+        model: name or folder of a bundle.
+        prompts: strategy of the predictor.
+        axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+    """
+
+    image: Path
+    points: Path
+    model: str
+    output: Path
+    report: Path | None = None
+    preview: Path | None = None
+    prompts: str = "consensus"
+    saliency_only: bool = False
+    axis: str | None = None
+    device: str = "auto"
+
+    def check(self) -> None:
+        """Raise :class:`BadInput` for paths and settings that cannot work."""
+        require_input(self.image, "image")
+        require_input(self.points, "points file")
+        taken = [self.image, self.points]
+        outputs = [("output", self.output, LABELMAP_SUFFIXES), ("report", self.report, (".json",)),
+                   ("preview", self.preview, (".png",))]  # fmt: skip
+        for what, path, suffixes in outputs:
+            if path is not None:
+                require_output(path, what, suffixes, taken)
+                taken.append(path)
+        if not _DEVICE.fullmatch(self.device):
+            raise BadInput(f"Unknown device '{self.device}'.", "Use auto, cpu, cuda or cuda:n.")
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentOutcome:
+    """What was segmented; ``mask_kji`` lies on the volume's own grid."""
+
+    bundle: Bundle
+    stack: SliceStack
+    result: SegmentationResult
+    mask_kji: np.ndarray
+    volume_ml: float
+
+
+def run_segmentation(request: SegmentRequest, on_progress: Callable[[Progress], None] | None = None) -> SegmentOutcome:
+    """Segment one case and write mask, report and preview, all of them or none.
+
+    Raises:
+        SPDError: each kind, see :mod:`SPDSegmentLib.errors`.
+    """
+    request.check()
+    from SPDSegmentLib.geometry.markups import read_markups
+
+    markups = read_markups(request.points)
+    bundle = find_bundle(request.model)
+    base_weights_for(bundle)
+    if request.preview is not None:
+        import matplotlib  # noqa: F401  missing matplotlib shows before the work, not after it
+
+    from SPDSegmentLib.geometry.centerline import clicks_from_markups
+    from SPDSegmentLib.geometry.slices import SliceStack
+    from SPDSegmentLib.geometry.volume import check_image, read_volume
+
+    volume = read_volume(request.image)
+    check_image(volume)
+    stack = SliceStack(volume, request.axis or bundle.info.slicing_axis)
+    clicks = clicks_from_markups(markups, stack)
+
+    from SPDSegmentLib.inference.predictor import Predictor
+
+    session = Predictor.load(bundle, request.device).open(stack)
+    result = session.segment(
+        clicks, prompts=request.prompts, saliency_only=request.saliency_only, on_progress=on_progress
+    )
+    mask = stack.to_volume(result.mask.astype(np.uint8))
+    voxel_ml = abs(float(np.linalg.det(volume.ijk_to_ras[:3, :3]))) / 1000
+    outcome = SegmentOutcome(bundle, stack, result, mask, float(mask.sum()) * voxel_ml)
+    _write(request, outcome, volume, clicks)
+    return outcome
+
+
+def _write(request: SegmentRequest, outcome: SegmentOutcome, volume: Volume, clicks: Clicks) -> None:
+    from SPDSegmentLib.geometry.labelmap import write_labelmap
+
+    info = outcome.bundle.info
+    with StagedOutputs() as outputs:
+        write_labelmap(
+            outputs.stage(request.output),
+            outcome.mask_kji,
+            volume,
+            segment_names=(info.structure,),
+            colors=(info.color,),
+            terminology=None if info.terminology is None else (info.terminology,),
+        )
+        if request.report is not None:
+            text = json.dumps(build_report(request, outcome), indent=2, ensure_ascii=False)
+            outputs.stage(request.report).write_text(text + "\n", encoding="utf-8")
+        if request.preview is not None:
+            _write_preview(outputs.stage(request.preview), outcome)
+        outputs.commit()
+
+
+def _write_preview(path: Path, outcome: SegmentOutcome) -> None:
+    from SPDSegmentLib.cli.preview import PreviewText, write_preview
+    from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range
+
+    info = outcome.bundle.info
+    limits = intensity_range(outcome.stack.array, IntensityConfig.from_dict(info.normalization))
+    text = PreviewText(info.title, info.name, outcome.volume_ml)
+    write_preview(path, outcome.stack, outcome.result, limits, text, info.color)
+
+
+def build_report(request: SegmentRequest, outcome: SegmentOutcome) -> dict[str, Any]:
+    """The JSON report: what was asked, the measured volume, and the predictor's own report.
+
+    Slices are counted in the stack (``slice``) and as the image file numbers them (``slice_number``).
+    """
+    stack = outcome.stack
+    report = outcome.result.report()
+    for entry in [*report.get("slices", []), *report.get("points", [])]:
+        if 0 <= entry["slice"] < stack.n_slices:
+            entry["slice_number"] = stack.slice_number(entry["slice"])
+    settings = {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(request).items()
+    }
+    return {
+        "spdsegment": __version__,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "request": settings,
+        "slicing": {"axis": "IJK"[stack.axis], "plane": stack.plane, "slices": stack.n_slices},
+        "volume_ml": round(outcome.volume_ml, 3),
+        **report,
+    }
