@@ -21,7 +21,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-_CHILD = "import sys\nfor percent in (50, 100):\n    print('progress', percent, flush=True)\n"
+_CHILD = "for percent in (50, 100):\n    print('progress', percent, flush=True)\n"
 
 
 class HostDemo(ScriptedLoadableModule):
@@ -104,8 +104,8 @@ class HostDemoWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onOutput(self) -> None:
         """Show progress."""
-        for line in self.process.readAllStandardOutput().data().decode().splitlines():
-            self.ui.progressBar.value = int(line.split()[1])
+        while self.process.canReadLine():
+            self.ui.progressBar.value = int(self.process.readLine().data().split()[1])
 
     def onFinished(self, exitCode: int, status: Any) -> None:
         """Write the segment."""
