@@ -1,0 +1,182 @@
+"""Imports point down the layers, and what Slicer's process or a cheap command loads is free of torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "SPDSegmentLib"
+LAYERS = {
+    "errors": 0,
+    "geometry": 1,
+    "models": 2,
+    "prompts": 3,
+    "networks": 4,
+    "inference": 5,
+    "training": 6,
+    "evaluation": 6,
+    "worker": 7,
+    "batch": 8,
+    "gui": 9,
+    "cli": 9,
+}
+"""Height of every part, as in the design; a part may import lower ones, itself, and its equals where listed."""
+EQUALS = {("training", "evaluation"), ("evaluation", "training")}
+HEAVY = ("torch", "torchvision", "peft", "segment_anything", "transformers")
+SLICER = {"slicer", "qt", "ctk", "vtk"}
+TORCH_FREE = ("errors", "geometry", "models", "batch", "worker.client", "worker.protocol", "cli")
+"""Parts whose import alone may not load torch; ``gui`` imports these and Slicer's own packages only."""
+
+
+def sources(repository: Path) -> list[Path]:
+    """Python files of the library."""
+    return sorted((repository / PACKAGE).rglob("*.py"))
+
+
+def module_name(repository: Path, path: Path) -> str:
+    """Dotted name, without ``__init__``."""
+    parts = path.relative_to(repository).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_names(repository: Path, path: Path) -> Iterator[tuple[str, bool]]:
+    """Dotted names that a file imports, and whether that happens as soon as the file is imported."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    package = module_name(repository, path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    late = {id(inner) for node in ast.walk(tree) if _is_late(node) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        early = id(node) not in late
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, early
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{origin}.{alias.name}", early
+
+
+def _is_late(node: ast.AST) -> bool:
+    """Bodies of functions, and what only type checkers see."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return True
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def part_of(name: str) -> str | None:
+    """The part of the library that a dotted name belongs to."""
+    pieces = name.split(".")
+    return pieces[1] if pieces[0] == PACKAGE and len(pieces) > 1 and pieces[1] in LAYERS else None
+
+
+def test_every_part_of_the_library_has_its_place_in_the_layers(repository: Path) -> None:
+    parts = {path.name for path in (repository / PACKAGE).iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert parts <= set(LAYERS)
+
+
+def test_imports_point_down_the_layers(repository: Path) -> None:
+    upward = [
+        f"{path.relative_to(repository)} imports {name}"
+        for path in sources(repository)
+        if (part := part_of(module_name(repository, path))) is not None
+        for name, _ in imported_names(repository, path)
+        if (other := part_of(name)) is not None
+        if other != part and LAYERS[other] >= LAYERS[part] and (part, other) not in EQUALS
+    ]
+    assert upward == []
+
+
+def test_only_the_gui_imports_slicer_and_qt(repository: Path) -> None:
+    found = [
+        f"{path.relative_to(repository)} imports {name}"
+        for path in sources(repository)
+        if part_of(module_name(repository, path)) != "gui"
+        for name, _ in imported_names(repository, path)
+        if name.split(".")[0] in SLICER
+    ]
+    assert found == []
+
+
+def test_nothing_unpickles(repository: Path) -> None:
+    found = [
+        f"{path.relative_to(repository)} imports {name}"
+        for path in sources(repository)
+        for name, _ in imported_names(repository, path)
+        if name.split(".")[0] in {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    ]
+    assert found == []
+    loads = [
+        f"{path.relative_to(repository)}:{node.lineno}"
+        for path in sources(repository)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+        if not any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in node.keywords)
+    ]
+    assert loads == []
+
+
+def test_the_gui_asks_only_for_parts_that_are_free_of_torch(repository: Path) -> None:
+    allowed = {f"{PACKAGE}.{part}" for part in TORCH_FREE} | {f"{PACKAGE}.gui"}
+    found = [
+        f"{path.relative_to(repository)} imports {name}"
+        for path in sources(repository)
+        if part_of(module_name(repository, path)) == "gui"
+        for name, _ in imported_names(repository, path)
+        if part_of(name) is not None or name.split(".")[0] in HEAVY
+        if not any(name == prefix or name.startswith(prefix + ".") for prefix in allowed)
+    ]
+    assert found == []
+
+
+def torch_free_modules(repository: Path) -> list[str]:
+    """Names of all modules that must not load torch."""
+    prefixes = tuple(f"{PACKAGE}.{part}" for part in TORCH_FREE)
+    names = [module_name(repository, path) for path in sources(repository)]
+    return [name for name in names if any(name == p or name.startswith(p + ".") for p in prefixes)]
+
+
+def test_torch_free_modules_load_without_torch(repository: Path) -> None:
+    modules = torch_free_modules(repository)
+    assert f"{PACKAGE}.models.bundle" in modules
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[2].split():\n"
+        "    importlib.import_module(name)\n"
+        "    loaded = [heavy for heavy in sys.argv[1].split() if heavy in sys.modules]\n"
+        "    if loaded:\n"
+        "        sys.exit(f'{name} loads {loaded}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, " ".join(HEAVY), " ".join(modules)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("part", ["errors", "models", "geometry"])
+def test_the_lowest_parts_load_with_numpy_alone(repository: Path, part: str) -> None:
+    modules = [name for name in torch_free_modules(repository) if name.startswith(f"{PACKAGE}.{part}")]
+    code = (
+        "import importlib, sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in {'typer', 'rich', 'SimpleITK', 'matplotlib', 'safetensors', 'torch'}:\n"
+        "            raise ModuleNotFoundError(f'{name} is kept away', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "for name in sys.argv[1].split():\n"
+        "    importlib.import_module(name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, " ".join(modules)], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
