@@ -54,7 +54,7 @@ class Engine:
     """A merged SPD model ready for inference.
 
     Args:
-        model: adapters loaded; they are merged here.
+        model: adapters merged.
         device, precision: see :func:`choose_device` and :func:`choose_precision`.
         batch_size: slices per encoder call; halved when memory runs out.
         max_points: K of the prompts, 0 for no limit.
@@ -63,7 +63,7 @@ class Engine:
     def __init__(
         self, model: SPDModel, device: torch.device, precision: torch.dtype, batch_size: int, max_points: int
     ) -> None:
-        self.model = model.merge().to(device)
+        self.model = model.to(device)
         self.device = device
         self.precision = precision
         self.batch_size = batch_size

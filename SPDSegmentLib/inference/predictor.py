@@ -65,8 +65,8 @@ class Predictor:
         network = NetworkConfig.from_dict({**info.network, "backbone": info.backbone, "image_size": info.image_size})
         weights = None if info.backbone == "tiny_random" else find_base_weights(info.backbone)
         chosen = choose_device(device)
-        model = SPDModel(network, weights)
-        model.load_adapter_state(load_state_dict(bundle.adapter_path))
+        model = SPDModel(network, weights, adapters=False)
+        model.merge_adapter_state(load_state_dict(bundle.adapter_path))
         prompts = PromptConfig.from_dict(info.prompts)
         engine = Engine(
             model,

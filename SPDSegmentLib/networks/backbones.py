@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from SPDSegmentLib.errors import ModelCorrupt
 from SPDSegmentLib.networks.checkpoint import load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.segment_anything_classes import import_segment_anything_modeling
+from SPDSegmentLib.networks.guarded_imports import import_segment_anything_modeling
 from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder, convert_checkpoint, fold_batch_norms
 from SPDSegmentLib.networks.vit import interpolate_positions
 

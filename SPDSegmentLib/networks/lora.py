@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from SPDSegmentLib.errors import DependencyMissing
+from SPDSegmentLib.networks.guarded_imports import import_peft
 
 DECODER_TARGETS = r"transformer\..*\.(q_proj|v_proj)|transformer\.final_attn_token_to_image\.(q_proj|v_proj)"
 
@@ -107,14 +107,9 @@ def add_decoder_lora(decoder: nn.Module, rank: int, alpha: float) -> None:
 
 
 def _inject(module: nn.Module, targets: str, rank: int, alpha: float) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise DependencyMissing(
-            "The Python package 'peft' cannot be imported.", "Install it with: pip install peft", str(error)
-        ) from error
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
-    inject_adapter_in_model(config, module)
+    peft = import_peft()
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    peft.inject_adapter_in_model(config, module)
 
 
 @contextmanager
@@ -141,3 +136,34 @@ def merge_adapters(module: nn.Module) -> None:
             layer.merge(safe_merge=True)  # type: ignore[operator]
             parent = module.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], layer.get_base_layer())  # type: ignore[operator]
+
+
+def merge_adapter_tensors(module: nn.Module, state: dict[str, Tensor], alpha_over_rank: float) -> set[str]:
+    """Add the low-rank updates of ``state`` to the weights of a module without adapters, in place; needs no peft.
+
+    Args:
+        state: ``<layer>.lora_A.default.weight`` and ``<layer>.lora_B.default.weight`` as :func:`add_encoder_lora` and
+            :func:`add_decoder_lora` name them, relative to ``module``.
+
+    Returns:
+        The names that were used.
+
+    Raises:
+        KeyError, RuntimeError: a layer or a partner is missing, or a shape does not fit.
+    """
+    used: set[str] = set()
+    for a_name in sorted(name for name in state if ".lora_A." in name):
+        b_name = a_name.replace(".lora_A.", ".lora_B.")
+        layer_name = a_name.partition(".lora_A.")[0]
+        update = (state[b_name].float() @ state[a_name].float()) * alpha_over_rank
+        path, _, part = layer_name.rpartition(".")
+        fused = part in ("q", "v") and path.endswith(".qkv")
+        weight = module.get_parameter(f"{path if fused else layer_name}.weight")
+        rows = weight.shape[0] // 3
+        with torch.no_grad():
+            target = {"q": weight[:rows], "v": weight[2 * rows :]}[part] if fused else weight
+            if target.shape != update.shape:
+                raise RuntimeError(f"{layer_name}: update {tuple(update.shape)}, weight {tuple(target.shape)}")
+            target += update
+        used |= {a_name, b_name}
+    return used

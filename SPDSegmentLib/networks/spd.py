@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from SPDSegmentLib.errors import ModelCorrupt
 from SPDSegmentLib.networks.backbones import build_sam
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.lora import add_decoder_lora, add_encoder_lora, merge_adapters
+from SPDSegmentLib.networks.lora import (
+    add_decoder_lora,
+    add_encoder_lora,
+    attention_modules,
+    merge_adapter_tensors,
+    merge_adapters,
+)
 from SPDSegmentLib.networks.saliency_head import SaliencyHead
 
 # Parts of the prompt encoder and decoder that learn with the decoder: clicks never occurred in LiteMedSAM's training.
@@ -23,12 +29,13 @@ class SPDModel(nn.Module):
     Args:
         config: architecture.
         weights: base weights of the backbone, ``None`` for random ones.
+        adapters: inject LoRA through peft, to train or to switch it off and on; without, use :meth:`merge_adapter_state`.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, config: NetworkConfig, weights: str | Path | None = None) -> None:
+    def __init__(self, config: NetworkConfig, weights: str | Path | None = None, adapters: bool = True) -> None:
         super().__init__()
         sam = build_sam(config, weights)
         self.config = config
@@ -41,11 +48,16 @@ class SPDModel(nn.Module):
         channels: int = self.prompt_encoder.embed_dim  # type: ignore[assignment]
         self.saliency_head = SaliencyHead(channels, config.saliency_slice_context)
         self.requires_grad_(False)
+        if adapters:
+            self._add_adapters()
+        self.eval()
+
+    def _add_adapters(self) -> None:
+        config = self.config
         add_encoder_lora(self.image_encoder, config.lora_rank, config.lora_alpha, config.lora_encoder_blocks)
         if config.decoder == "lora":
             rank = config.decoder_lora_rank
             add_decoder_lora(self.mask_decoder, rank, float(rank))
-        self.eval()
 
     def train(self, mode: bool = True) -> SPDModel:
         """Keep evaluation mode: the network has no dropout, and its batch norms are frozen."""
@@ -145,15 +157,50 @@ class SPDModel(nn.Module):
         missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
         wrong = sorted(k for k in set(state) & set(expected) if state[k].shape != expected[k].shape)
         if missing or extra or wrong:
-            raise ModelCorrupt(
-                "The adapter does not fit the network that its model.json describes.",
-                "Fetch or copy the bundle again.",
-                f"missing {missing[:3]}, unknown {extra[:3]}, other shape {wrong[:3]}",
-            )
+            raise _does_not_fit(f"missing {missing[:3]}, unknown {extra[:3]}, other shape {wrong[:3]}")
         self.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+
+    def merge_adapter_state(self, state: dict[str, Tensor]) -> SPDModel:
+        """Load a bundle's tensors for inference into a model built without adapters; returns self.
+
+        Raises:
+            ModelCorrupt: when they do not fit.
+        """
+        config, used = self.config, set()
+        scales = {"image_encoder": config.lora_alpha / max(config.lora_rank, 1), "mask_decoder": 1.0}
+        plain = {k: v.float() for k, v in state.items() if ".lora_" not in k}
+        try:
+            for part, scale in scales.items():
+                own = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{part}.")}
+                used |= {f"{part}.{name}" for name in merge_adapter_tensors(self.get_submodule(part), own, scale)}
+            outcome = self.load_state_dict(plain, strict=False)
+        except (KeyError, AttributeError, RuntimeError) as error:
+            raise _does_not_fit(str(error)) from error
+        head = [name for name in outcome.missing_keys if name.startswith("saliency_head.")]
+        expected = self._expected_lora_tensors()
+        if outcome.unexpected_keys or head or len(used) != expected or used | set(plain) != set(state):
+            raise _does_not_fit(f"unknown {outcome.unexpected_keys[:3]}, missing {head[:3]}, {len(used)} of {expected}")
+        return self.requires_grad_(False)
+
+    def _expected_lora_tensors(self) -> int:
+        """How many LoRA tensors a bundle of this configuration holds: A and B of q and v of every adapted attention."""
+        config = self.config
+        blocks = len(attention_modules(self.image_encoder))
+        encoder = (blocks if config.lora_encoder_blocks < 0 else min(blocks, config.lora_encoder_blocks)) * 4
+        decoder = sum(hasattr(module, "q_proj") for module in self.mask_decoder.modules()) * 4
+        adapts_decoder = config.decoder == "lora" and config.decoder_lora_rank > 0
+        return (encoder if config.lora_rank else 0) + (decoder if adapts_decoder else 0)
 
     def merge(self) -> SPDModel:
         """Add the LoRA updates to the weights for faster inference, in place; returns self."""
         merge_adapters(self.image_encoder)
         merge_adapters(self.mask_decoder)
         return self.requires_grad_(False)
+
+
+def _does_not_fit(details: str) -> ModelCorrupt:
+    return ModelCorrupt(
+        "The adapter does not fit the network that its model.json describes.",
+        "Fetch or copy the bundle again.",
+        details,
+    )

@@ -1,0 +1,104 @@
+"""``spdsegment train``: both stages from one configuration file; stopped runs go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from SPDSegmentLib.cli.paths import require_input
+from SPDSegmentLib.cli.progress import TrainingBar, show_training
+from SPDSegmentLib.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from SPDSegmentLib.training.config import TrainingConfig
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train")(train)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="Training configuration (.toml).", show_default=False)],
+    output: Annotated[Path | None, typer.Option(help="Folder of the bundle; by default runs/<name>/bundle.")] = None,
+    run_folder: Annotated[Path | None, typer.Option(help="Checkpoints and curves; by default runs/<name>.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads, 0 for all.", min=0)] = 0,
+) -> None:
+    """Train a model. Run the same command again to go on with a stopped run.
+
+    For several GPUs: accelerate launch -m SPDSegmentLib train CONFIG.toml
+    """
+    require_input(config, "training configuration")
+    import torch
+
+    from SPDSegmentLib.models.base_weights import find_base_weights
+    from SPDSegmentLib.training.config import read_training_config
+    from SPDSegmentLib.training.distributed import join_processes
+    from SPDSegmentLib.training.result import plot_curves, save_bundle
+    from SPDSegmentLib.training.run import RunHooks
+    from SPDSegmentLib.training.run import train as run_training
+
+    settings = read_training_config(config)
+    data_folder = (config.parent / settings.data.folder).resolve()
+    if not data_folder.is_dir():
+        raise BadInput(f"The data folder {data_folder} does not exist.", f"Correct folder in [data] of {config}.")
+    if threads:
+        torch.set_num_threads(threads)
+    run_folder = run_folder or Path("runs") / settings.bundle.name
+    weights = None if settings.network.backbone == "tiny_random" else find_base_weights(settings.network.backbone)
+    stage1_state = _stage1_of(settings, config.parent)
+    processes = join_processes(device)
+    stop = threading.Event()
+    with show_training(processes.is_main) as bar, _interrupt_sets(stop, bar):
+        hooks = RunHooks(bar.advance, stop.is_set)
+        model = run_training(settings, data_folder, run_folder, weights, processes, hooks, stage1_state)
+    if processes.is_main:
+        target = output or run_folder / "bundle"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        bundle = save_bundle(model, settings, config.name, target)
+        curves = plot_curves(run_folder)
+        typer.echo(f"Bundle: {bundle.folder}")
+        if curves is not None:
+            typer.echo(f"Curves: {curves}")
+        typer.echo(f"Measure it: spdsegment evaluate {config} --model {bundle.folder}")
+
+
+def _stage1_of(settings: TrainingConfig, folder: Path) -> dict[str, Tensor] | None:
+    if not settings.initialize_from:
+        return None
+    from SPDSegmentLib.models.bundle import find_bundle
+    from SPDSegmentLib.networks.checkpoint import load_state_dict
+
+    beside = folder / settings.initialize_from
+    bundle = find_bundle(beside if beside.exists() else settings.initialize_from)
+    return load_state_dict(bundle.adapter_path)
+
+
+class _interrupt_sets:  # noqa: N801
+    """Within the block the first Ctrl+C asks to stop after the current step; the second one stops at once."""
+
+    def __init__(self, event: threading.Event, bar: TrainingBar) -> None:
+        self.event = event
+        self.bar = bar
+
+    def __enter__(self) -> None:
+        self.previous = signal.getsignal(signal.SIGINT)
+
+        def handle(number: int, frame: object) -> None:
+            self.event.set()
+            self.bar.say("Stopping after this step; press Ctrl+C again to stop at once.")
+            signal.signal(signal.SIGINT, self.previous)
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handle)
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.previous)

@@ -1,0 +1,128 @@
+"""From a trained model to a bundle, with its model card and the curves of its training."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from SPDSegmentLib import __version__
+from SPDSegmentLib.models.base_weights import base_weights_sha256
+from SPDSegmentLib.models.bundle import Bundle, write_bundle
+from SPDSegmentLib.models.bundle_info import BundleInfo
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def adapter_tensors(model: SPDModel) -> dict[str, Tensor]:
+    """The adapter in half precision: what inference computes in bfloat16 anyway, at half the size."""
+    return {name: tensor.half() for name, tensor in model.adapter_state().items()}
+
+
+def bundle_info(config: TrainingConfig, config_name: str, metrics: dict[str, Any]) -> BundleInfo:
+    """Describe the model of a finished run."""
+    network = dataclasses.asdict(config.network)
+    backbone, image_size = network.pop("backbone"), network.pop("image_size")
+    red, green, blue = config.bundle.color
+    return BundleInfo(
+        name=config.bundle.name,
+        title=config.bundle.title,
+        structure=config.bundle.structure,
+        modality=config.bundle.modality,
+        slicing_axis=config.data.plane,
+        normalization=dataclasses.asdict(config.intensity),
+        backbone=backbone,
+        backbone_sha256="" if backbone == "tiny_random" else base_weights_sha256(backbone),
+        image_size=image_size,
+        fov_mm=config.fov_mm,
+        network=network,
+        prompts=dataclasses.asdict(config.prompts),
+        library_version=__version__,
+        training={
+            "dataset": config.bundle.dataset,
+            "licence": config.bundle.licence,
+            "attribution": config.bundle.attribution,
+            "patients": list(config.data.train),
+            "validation_patients": list(config.data.validation),
+            "config": config_name,
+            "seed": config.seed,
+            "strategy": config.stage2.strategy,
+        },
+        metrics=metrics,
+        color=(red, green, blue),
+    )
+
+
+def save_bundle(model: SPDModel, config: TrainingConfig, config_name: str, folder: Path) -> Bundle:
+    """Write the bundle of a finished run; its figures are measured later by ``spdsegment evaluate``."""
+    info = bundle_info(config, config_name, {})
+    return write_bundle(folder, info, adapter_tensors(model), model_card(info))
+
+
+def model_card(info: BundleInfo) -> str:
+    """Markdown text for people: what the model is for, what it learned from, what was measured."""
+    training = info.training
+    lines = [
+        f"# {info.title}",
+        "",
+        f"Segments: {info.structure} in {info.modality}, sliced {info.slicing_axis}. For research; not a medical device.",
+        "",
+        f"- Backbone: `{info.backbone}`, input {info.image_size} x {info.image_size} pixels over "
+        + (f"{info.fov_mm:g} mm" if info.fov_mm else "the whole slice"),
+        f"- Prompts in training: `{training.get('strategy', 'consensus')}`",
+        f"- Trained on: {training.get('dataset', '')} ({len(training.get('patients', []))} volumes), "
+        f"licence {training.get('licence', '')}",
+        f"- Attribution: {training.get('attribution', '')}",
+        f"- Configuration: `{training.get('config', '')}`, seed {training.get('seed', 0)}",
+        "",
+        "## Measured",
+        "",
+    ]
+    if not info.metrics:
+        return "\n".join([*lines, "Nothing yet: run `spdsegment evaluate` with `--update-card`.", ""])
+    lines += [f"On {info.metrics.get('cases', 0)} validation volumes with simulated clicks: ", ""]
+    lines += [str(info.metrics.get("table", "")), "", f"Command: `{info.metrics.get('command', '')}`", ""]
+    return "\n".join(lines)
+
+
+def plot_curves(run_folder: Path) -> Path | None:
+    """Draw every ``*.csv`` curve of a run into ``curves.png``; returns its path."""
+    from matplotlib.figure import Figure
+
+    curves = {path.stem: _read_curve(path) for path in sorted(run_folder.glob("*.csv"))}
+    curves = {name: curve for name, curve in curves.items() if len(curve.get("step", [])) > 1}
+    if not curves:
+        return None
+    figure = Figure(figsize=(9, 3.2 * len(curves)), layout="constrained")
+    for row, (name, curve) in zip(figure.subplots(len(curves), 2, squeeze=False), curves.items(), strict=True):
+        for axes, keys in ((row[0], [k for k in curve if k not in ("step", "dsc")]), (row[1], ["dsc"])):
+            for key in keys:
+                axes.plot(curve["step"], _smooth(curve[key]), label=key)
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel("step")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7)
+        row[0].set_yscale("log")
+    path = run_folder / "curves.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _read_curve(path: Path) -> dict[str, list[float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}
+
+
+def _smooth(values: list[float], share: float = 0.03) -> list[float]:
+    """Exponential moving average over about ``share`` of the curve."""
+    keep = 1 - 1 / max(1.0, share * len(values))
+    smoothed, current = [], values[0]
+    for value in values:
+        current = keep * current + (1 - keep) * value
+        smoothed.append(max(current, 1e-6))
+    return smoothed
