@@ -49,8 +49,8 @@ def as_spd_error(error: BaseException) -> SPDError:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Cancelled()
-    if isinstance(error, ImportError):
-        package = (error.name or str(error)).split(".")[0]
+    package = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
+    if package not in ("", "SPDSegmentLib"):
         extra = _EXTRA_OF_PACKAGE.get(package)
         target = f"'spdsegment[{extra}]'" if extra else package
         return DependencyMissing(
