@@ -1,0 +1,121 @@
+"""The slices of a volume along one axis, in one canonical orientation.
+
+Whatever the order and direction of a volume's axes, the network sees the same picture: axial slices run to Posterior
+and to the patient's Left and ascend to Superior; coronal slices run to Inferior and Left and ascend to Anterior;
+sagittal slices run to Inferior and Posterior and ascend to Left. Oblique volumes take the nearest of these.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.volume import Volume
+
+AXES = ("auto", "i", "j", "k", "axial", "coronal", "sagittal")
+_LEFT, _ANTERIOR, _SUPERIOR = np.array([-1.0, 0, 0]), np.array([0, 1.0, 0]), np.array([0, 0, 1.0])
+# Directions in RAS of ascending slices, rows and columns.
+_PLANES = {
+    "axial": (_SUPERIOR, -_ANTERIOR, _LEFT),
+    "coronal": (_ANTERIOR, -_SUPERIOR, _LEFT),
+    "sagittal": (_LEFT, -_SUPERIOR, -_ANTERIOR),
+}
+
+
+class SliceStack:
+    """Slices of a volume.
+
+    Args:
+        volume: the volume; its array is viewed, not copied.
+        axis: ``i``, ``j``, ``k``, an anatomical plane, or ``auto`` for the axis with the largest spacing (of equal ones
+            the nearest to Superior).
+
+    Attributes:
+        axis: IJK axis that is cut across, 0 to 2.
+        plane: nearest anatomical plane.
+        array: (T, H, W) view of the voxels.
+        pixel_mm: (row, column) spacing.
+        slice_mm: distance of slices.
+    """
+
+    def __init__(self, volume: Volume, axis: str = "auto") -> None:
+        if axis not in AXES:
+            raise BadInput(f"Unknown slicing axis '{axis}'.", f"Choose one of {', '.join(AXES)}.")
+        self.volume = volume
+        spacing = volume.spacing_mm
+        directions = volume.ijk_to_ras[:3, :3] / spacing  # columns: RAS direction of I, J, K
+        self.axis = _cut_axis(axis, spacing, directions)
+        normal = directions[:, self.axis]
+        self.plane = max(_PLANES, key=lambda plane: abs(float(_PLANES[plane][0] @ normal)))
+        slice_to, row_to, column_to = _PLANES[self.plane]
+        others = [a for a in range(3) if a != self.axis]
+        row_axis, column_axis = max(
+            itertools.permutations(others),
+            key=lambda pair: abs(directions[:, pair[0]] @ row_to) + abs(directions[:, pair[1]] @ column_to),
+        )
+        self._axes = (self.axis, row_axis, column_axis)
+        wanted = (slice_to, row_to, column_to)
+        self._flips = tuple(float(directions[:, a] @ w) < 0 for a, w in zip(self._axes, wanted, strict=True))
+        self.pixel_mm = (float(spacing[row_axis]), float(spacing[column_axis]))
+        self.slice_mm = float(spacing[self.axis])
+        self.array = self.from_volume(volume.array)
+        self._thw_to_ras = volume.ijk_to_ras @ self._thw_to_ijk()
+        self._ras_to_thw = np.linalg.inv(self._thw_to_ras)
+
+    @property
+    def n_slices(self) -> int:
+        """T."""
+        return int(self.array.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(T, H, W)."""
+        t, h, w = self.array.shape
+        return t, h, w
+
+    def from_volume(self, array_kji: np.ndarray) -> np.ndarray:
+        """View an array on the volume's grid (K, J, I) as slices (T, H, W)."""
+        view = array_kji.transpose([2 - a for a in self._axes])
+        return view[tuple(slice(None, None, -1 if flip else 1) for flip in self._flips)]
+
+    def to_volume(self, array_thw: np.ndarray) -> np.ndarray:
+        """Slices (T, H, W) as a contiguous array on the volume's grid (K, J, I)."""
+        view = array_thw[tuple(slice(None, None, -1 if flip else 1) for flip in self._flips)]
+        return np.ascontiguousarray(view.transpose(np.argsort([2 - a for a in self._axes])))
+
+    def to_slices(self, points_ras: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patient millimetres (N, 3) to continuous slice positions (N,) and pixels (N, 2), (column, row)."""
+        points = np.asarray(points_ras, dtype=np.float64).reshape(-1, 3)
+        thw = points @ self._ras_to_thw[:3, :3].T + self._ras_to_thw[:3, 3]
+        return thw[:, 0], thw[:, [2, 1]]
+
+    def to_ras(self, slice_position: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        """Inverse of :meth:`to_slices`: (N, 3) patient millimetres."""
+        xy = np.asarray(xy, dtype=np.float64).reshape(-1, 2)
+        position = np.broadcast_to(np.asarray(slice_position, dtype=np.float64), len(xy))
+        thw = np.stack((position, xy[:, 1], xy[:, 0]), axis=1)
+        return thw @ self._thw_to_ras[:3, :3].T + self._thw_to_ras[:3, 3]
+
+    def slice_number(self, t: int) -> int:
+        """Index of slice t along the volume's own axis: what a viewer shows."""
+        return self.n_slices - 1 - t if self._flips[0] else t
+
+    def _thw_to_ijk(self) -> np.ndarray:
+        """(4, 4) matrix from (slice, row, column) to (I, J, K) indexes."""
+        matrix = np.zeros((4, 4))
+        matrix[3, 3] = 1
+        for source, (axis, flip) in enumerate(zip(self._axes, self._flips, strict=True)):
+            matrix[axis, source] = -1 if flip else 1
+            matrix[axis, 3] = self.volume.shape_ijk[axis] - 1 if flip else 0
+        return matrix
+
+
+def _cut_axis(axis: str, spacing: np.ndarray, directions: np.ndarray) -> int:
+    if axis in ("i", "j", "k"):
+        return "ijk".index(axis)
+    if axis in _PLANES:
+        return int(np.argmax(np.abs(_PLANES[axis][0] @ directions)))
+    coarsest = np.flatnonzero(spacing >= spacing.max() * (1 - 1e-3))
+    return int(max(coarsest, key=lambda a: abs(float(directions[2, a]))))
