@@ -32,7 +32,7 @@ def requirements(project: dict[str, Any]) -> set[str]:
     return {normalized(r) for group in [project["project"]["dependencies"], *extras] for r in group}
 
 
-def test_every_folder_of_the_library_is_packed(repository: Path, project: dict[str, Any]) -> None:
+def test_exactly_the_folders_of_the_library_are_packed(repository: Path, project: dict[str, Any]) -> None:
     packed = set(project["tool"]["setuptools"]["packages"]) - {f"{PACKAGE}.Resources"}
     # gui runs inside 3D Slicer, which gets it from the extension
     present = {
@@ -40,7 +40,7 @@ def test_every_folder_of_the_library_is_packed(repository: Path, project: dict[s
         for path in sources(repository)
         if "gui" not in path.parent.relative_to(repository).parts
     }
-    assert present <= packed
+    assert packed == present
 
 
 def test_every_import_is_declared(repository: Path, requirements: set[str]) -> None:
