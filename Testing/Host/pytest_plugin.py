@@ -14,6 +14,7 @@ import pytest
 from . import environment
 from .errors import SlotErrors
 from .errors import slot_errors as recorded_errors
+from .widget_api import WidgetApi, load_slicer_table
 
 if TYPE_CHECKING:
     from .host import Host
@@ -28,6 +29,15 @@ def require_host() -> None:
     if os.environ.get("CI") or os.environ.get("SPDSEGMENT_REQUIRE_HOST"):
         pytest.fail(message, pytrace=False)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def slicer_table() -> WidgetApi:
+    """Slicer's real widgets of all versions; the test is skipped where the table is absent."""
+    path = environment.widget_api_file()
+    if path is None or not path.is_file():
+        pytest.skip("Slicer's widget table (../shared/slicer/slicer_widget_api.json) is not here.")
+    return load_slicer_table(path)
 
 
 @pytest.fixture

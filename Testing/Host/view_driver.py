@@ -39,21 +39,13 @@ class ViewDriver:
         _settle()
 
     def drag(self, start: Point, end: Point, button: Any = _LEFT, keys: Any = _NO_KEYS, steps: int = 8) -> None:
-        """Press at one position, move in steps, release at another."""
+        """Press at one position, move in steps, release at another; keys count at press and release."""
         self.move(start)
         QTest.mousePress(self.widget, button, keys, qt.QPoint(*start))
         for step in range(1, steps + 1):
             share = step / steps
             between = qt.QPoint(*(round(a + share * (b - a)) for a, b in zip(start, end, strict=True)))
-            moved = qt.QMouseEvent(
-                qt.QEvent.Type.MouseMove,
-                qt.QPointF(between),
-                qt.QPointF(self.widget.mapToGlobal(between)),
-                qt.Qt.MouseButton.NoButton,
-                button,
-                keys,
-            )
-            qt.QApplication.sendEvent(self.widget, moved)
+            QTest.mouseMove(self.widget, between)
             _settle()
         QTest.mouseRelease(self.widget, button, keys, qt.QPoint(*end))
         _settle()
@@ -110,21 +102,11 @@ class SliceViewDriver(ViewDriver):
 
     def scroll(self, steps: int) -> None:
         """Turn the wheel: forward if positive."""
-        middle = qt.QPointF(self.size[0] / 2, self.size[1] / 2)
+        middle = qt.QPointF(self.widget.mapTo(self.widget.window(), self.widget.rect.center()))
         turn = qt.QPoint(0, 120 if steps > 0 else -120)
         for _ in range(abs(steps)):
-            event = qt.QWheelEvent(
-                middle,
-                middle,
-                qt.QPoint(0, 0),
-                turn,
-                qt.Qt.MouseButton.NoButton,
-                _NO_KEYS,
-                qt.Qt.ScrollPhase.NoScrollPhase,
-                False,
-            )
-            qt.QApplication.sendEvent(self.widget, event)
-        _settle()
+            QTest.wheelEvent(self.widget.window().windowHandle(), middle, turn)
+            _settle()
 
     def _inside(self, position: Point) -> Point:
         if not all(0 <= value < limit for value, limit in zip(position, self.size, strict=True)):

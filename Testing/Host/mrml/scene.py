@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import slicer, vtk
+from .hierarchy import HierarchyKeeper
 
 MODULE_LOGICS = {
     "Units": "vtkSlicerUnitsLogic",
@@ -60,7 +61,8 @@ def set_up_scene() -> SceneSetup:
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene, True)
     slicer.mrmlScene = scene
     logics = {name: _start_logic(name, application_logic, scene) for name in MODULE_LOGICS}
-    return SceneSetup(scene, application_logic, logics, folder, _start_data_io(scene, application_logic, folder))
+    kept = (*_start_data_io(scene, application_logic, folder), HierarchyKeeper(scene))
+    return SceneSetup(scene, application_logic, logics, folder, kept)
 
 
 def _start_logic(name: str, application_logic: Any, scene: Any) -> Any:

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from .attributes import install_attributes
 from .dialogs import install_dialogs
+from .overrides import install_overrides
 from .properties import install_properties
 from .qt_classes import qt_names
 from .signals import install_signals
@@ -24,6 +25,7 @@ def install_qt() -> ModuleType:
     install_signals()
     install_attributes()
     install_dialogs()
+    install_overrides()
     qt = ModuleType("qt")
     for name, value in qt_names().items():
         if name not in _PYSIDE_ONLY:

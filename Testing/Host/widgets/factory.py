@@ -14,6 +14,7 @@ from typing import Any
 from PySide6 import QtCore
 
 from ..errors import HostError, UnknownWidget
+from ..pythonqt.overrides import guard_overrides
 from ..pythonqt.signals import SignalAttribute, normalize
 from ..runtime import qt
 from ..widget_api import ClassInfo, PropertyInfo, WidgetApi
@@ -127,7 +128,9 @@ class WidgetFactory:
         if hand_written is None:
             return generated
         self._check_behavior(name, hand_written)
-        return type(name, (hand_written, generated), {"_host_api_": True, "__module__": "slicer"})
+        joined = type(name, (hand_written, generated), {"_host_api_": True, "__module__": "slicer"})
+        guard_overrides(joined, hand_written)
+        return joined
 
     def _add_methods(self, namespace: dict[str, Any], info: ClassInfo, base: type) -> None:
         for signature in info.methods:

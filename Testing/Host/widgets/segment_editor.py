@@ -7,6 +7,7 @@ from typing import Any
 from ..runtime import qt, slicer
 from .behavior import Behavior
 from .nodes import SceneObservations
+from .paint import BrushStrokes
 
 _EFFECTS = ("Paint", "Erase", "Threshold", "Islands")
 
@@ -48,6 +49,7 @@ class qMRMLSegmentEditorWidget(Behavior):
         for button in (self._undo, self._redo):
             effects.addWidget(button)
         self._segments.connect("selectionChanged(QItemSelection,QItemSelection)", self._row_selected)
+        self._strokes = BrushStrokes(self)
         self._observations = SceneObservations(self)
         changed = self._logic.SegmentationHistoryChangedEvent
         self._observations.add(self._logic, lambda *_: self._refresh(), changed)
@@ -149,6 +151,7 @@ class qMRMLSegmentEditorWidget(Behavior):
             node.SetActiveEffectName(name)
         for effect, button in self._buttons.items():
             button.setChecked(effect == name)
+        self._strokes.activate(name if node is not None else "")
 
     def _row_selected(self, *_: Any) -> None:
         selected = self._segments.selectedSegmentIDs()
