@@ -1,1 +1,1 @@
-"""From clicks to prompts: Contextual Prompt Distillation, the policy for unsupported slices, the click-noise simulator."""
+"""From clicks to prompts: distillation, the policy for unsupported slices, the click-noise simulator."""

@@ -1,4 +1,4 @@
-"""The ideal path of clicks through a structure: centres of its cross-sections, and how large those are."""
+"""The path that a person would click along: centers of a structure's cross-sections, or its 3-D skeleton."""
 
 from __future__ import annotations
 
@@ -7,73 +7,199 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from SPDSegmentLib.errors import BadInput
+
+MIN_STEP_MM = 5.0
+END_DIRECTION_MM = 15.0  # length of path that gives the direction at an end
+SPECK_SHARE = 0.1  # a component smaller than this share of its slice's largest does not count as a second one
+SPECK_PIXELS = 3
+MAX_ELONGATION = 2.0  # radius at most this many inscribed radii, so that a tube within the slice keeps its own
+
 
 @dataclass(frozen=True, eq=False)
 class ClickPath:
-    """An ordered path; where a slice holds several pieces of the structure, several points lie on one slice.
+    """Points on a structure, in order along its branches, and the ends where the path may run on.
 
     Attributes:
-        slice_index: (P,) int, ascending.
-        xy: (P, 2) centres, (column, row) in slice pixels.
-        radius_px: (P,) equivalent radius of the cross-section in (column-wise) pixels.
-        pixel_mm: (row, column) spacing; slice_mm: distance of slices.
+        slice_index: (N,) int; xy: (N, 2) float, (column, row) in slice pixels; every point is inside the target.
+        radius_mm: (N,) equivalent radius of the cross-section.
+        end_mm: (E, 3) ends as (slice, row, column) in mm; end_direction: (E, 3) unit vectors pointing away.
+        end_first_mm: (E,) distance of the first point past the end; end_radius_mm: (E,).
+        step_mm: distance of points; pixel_mm: (2,) row and column spacing; slice_mm: distance of slices.
     """
 
     slice_index: np.ndarray
     xy: np.ndarray
-    radius_px: np.ndarray
-    pixel_mm: tuple[float, float]
+    radius_mm: np.ndarray
+    end_mm: np.ndarray
+    end_direction: np.ndarray
+    end_first_mm: np.ndarray
+    end_radius_mm: np.ndarray
+    step_mm: float
+    pixel_mm: np.ndarray
     slice_mm: float
 
 
-def click_path(mask: np.ndarray, pixel_mm: tuple[float, float], slice_mm: float) -> ClickPath:
-    """Work out the path of a structure.
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """A polyline (M, 3) as (slice, row, column) in mm, and which of its two ends are free (no junction)."""
 
-    Every connected piece of a cross-section gives one centre: its centroid, or the place deepest inside where the
-    centroid lies outside the piece. A piece that runs far in the slice plane (longer than three times its width) gives
-    the points of its skeleton instead, every 5 mm.
+    points_mm: np.ndarray
+    start_free: bool = True
+    stop_free: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class _CrossSections:
+    """Components of all slices, C in total.
+
+    Attributes:
+        labels: (T, H, W) int, 0 or 1 + the component's row below.
+        slice_index: (C,); center: (C, 2) (row, column) inside the component; radius_mm: (C,); pixels: (C,) area.
+    """
+
+    labels: np.ndarray
+    slice_index: np.ndarray
+    center: np.ndarray
+    radius_mm: np.ndarray
+    pixels: np.ndarray
+
+
+def click_path(mask_thw: np.ndarray, pixel_mm: tuple[float, float], slice_mm: float) -> ClickPath:
+    """Path along a structure, with a point every 5 mm or every slice, whichever is larger.
 
     Args:
-        mask: (T, H, W) bool.
+        mask_thw: (T, H, W) bool.
+        pixel_mm: (row, column) spacing; slice_mm: distance of slices.
+
+    Raises:
+        BadInput: empty mask or not three-dimensional.
     """
-    slices, centers, radii = [], [], []
-    for t in np.flatnonzero(mask.any(axis=(1, 2))):
-        labels, count = ndimage.label(mask[t], np.ones((3, 3)))
-        for n in range(1, count + 1):
-            piece = labels == n
-            area = int(piece.sum())
-            if count > 1 and area < 0.1 * mask[t].sum():
-                continue
-            points = _points_of_piece(piece, pixel_mm)
-            width = area / len(points)
-            slices += [int(t)] * len(points)
-            centers += points
-            radii += [np.sqrt(width / np.pi)] * len(points)
+    mask = np.asarray(mask_thw, dtype=bool)
+    if mask.ndim != 3 or not mask.any():
+        raise BadInput("The reference mask holds no target to click on.", "Choose a label value that occurs in it.")
+    spacing = np.array([slice_mm, *pixel_mm], dtype=float)
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    corner = np.array([s.start for s in box])
+    mask = np.pad(mask[box], 1)
+    origin = (corner - 1) * spacing
+
+    sections = _cross_sections(mask, spacing)
+    if _several_per_slice(sections):
+        from SPDSegmentLib.prompts.skeleton import skeleton_branches
+
+        branches = skeleton_branches(mask, spacing)
+    else:
+        branches = [Branch(_main_centers(sections) * spacing)]
+
+    step = max(MIN_STEP_MM, slice_mm)
+    index, yx, radius = _points_inside(branches, sections, spacing, step)
+    ends = [end for branch in branches for end in _free_ends(branch, slice_mm)]
+    end_mm = np.array([end for end, _ in ends]).reshape(-1, 3)
+    directions = np.array([direction for _, direction in ends]).reshape(-1, 3)
+    first = [max(step, _way_out(mask, spacing, e, d)) for e, d in ends]
+    nearest = [int(np.argmin(np.linalg.norm(np.column_stack([index, yx]) * spacing - e, axis=1))) for e in end_mm]
     return ClickPath(
-        np.array(slices, dtype=int), np.array(centers, dtype=float).reshape(-1, 2), np.array(radii), pixel_mm, slice_mm
+        slice_index=index + corner[0] - 1,
+        xy=(yx + corner[1:] - 1)[:, ::-1].copy(),
+        radius_mm=radius,
+        end_mm=end_mm + origin,
+        end_direction=directions,
+        end_first_mm=np.array(first, dtype=float),
+        end_radius_mm=radius[np.array(nearest, dtype=np.intp)],
+        step_mm=float(step),
+        pixel_mm=spacing[1:],
+        slice_mm=float(slice_mm),
     )
 
 
-def _points_of_piece(piece: np.ndarray, pixel_mm: tuple[float, float]) -> list[list[float]]:
-    rows, columns = np.nonzero(piece)
-    depth = ndimage.distance_transform_edt(np.pad(piece, 1))[1:-1, 1:-1]
-    width = 2 * float(depth.max())
-    if len(rows) > 3 * width * width:
-        return _skeleton_points(piece, pixel_mm)
-    row, column = rows.mean(), columns.mean()
-    if not piece[int(round(row)), int(round(column))]:
-        row, column = np.unravel_index(int(np.argmax(depth)), depth.shape)
-    return [[float(column), float(row)]]
+def _cross_sections(mask: np.ndarray, spacing: np.ndarray) -> _CrossSections:
+    structure = np.zeros((3, 3, 3), dtype=bool)
+    structure[1] = True
+    labels, count = ndimage.label(mask, structure)
+    ids = np.arange(1, count + 1)
+    pixels = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    centers = np.array(ndimage.center_of_mass(mask, labels, ids)).reshape(-1, 3)
+    depth = np.zeros(mask.shape)
+    for t in np.flatnonzero(mask.any(axis=(1, 2))):
+        depth[t] = ndimage.distance_transform_edt(mask[t], sampling=spacing[1:])
+    deepest = np.array(ndimage.maximum_position(depth, labels, ids)).reshape(-1, 3)
+    slices = deepest[:, 0].astype(np.intp)
+    pixel = np.floor(centers[:, 1:] + 0.5).astype(np.intp)
+    strays = labels[slices, pixel[:, 0], pixel[:, 1]] != ids
+    centers[strays] = deepest[strays]
+    radius = np.sqrt(pixels * spacing[1] * spacing[2] / np.pi)
+    inscribed = depth[slices, deepest[:, 1].astype(np.intp), deepest[:, 2].astype(np.intp)]
+    return _CrossSections(labels, slices, centers[:, 1:], np.minimum(radius, MAX_ELONGATION * inscribed), pixels)
 
 
-def _skeleton_points(piece: np.ndarray, pixel_mm: tuple[float, float], every_mm: float = 5.0) -> list[list[float]]:
-    from skimage.morphology import skeletonize
+def _several_per_slice(sections: _CrossSections) -> bool:
+    largest = np.zeros(len(sections.labels))
+    np.maximum.at(largest, sections.slice_index, sections.pixels)
+    counted = (sections.pixels >= SPECK_SHARE * largest[sections.slice_index]) & (sections.pixels >= SPECK_PIXELS)
+    return bool(np.bincount(sections.slice_index[counted], minlength=1).max() > 1)
 
-    rows, columns = np.nonzero(skeletonize(piece))
-    remaining = np.stack((columns, rows), axis=1).astype(float)
-    scale = np.array([pixel_mm[1], pixel_mm[0]])
-    points: list[list[float]] = []
-    while len(remaining):
-        points.append([float(v) for v in remaining[0]])
-        remaining = remaining[np.linalg.norm((remaining - remaining[0]) * scale, axis=1) >= every_mm]
-    return points
+
+def _main_centers(sections: _CrossSections) -> np.ndarray:
+    """(M, 3) center of the largest component of each slice, in voxels."""
+    order = np.lexsort((-sections.pixels, sections.slice_index))
+    _, first = np.unique(sections.slice_index[order], return_index=True)
+    main = order[first]
+    return np.column_stack([sections.slice_index[main], sections.center[main]])
+
+
+def _arc(points: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+
+
+def _resample(points: np.ndarray, step: float) -> np.ndarray:
+    """Points at equal distances of about ``step`` from end to end; the middle of a polyline shorter than half of it."""
+    arc = _arc(points)
+    pieces = int(arc[-1] / step + 0.5)
+    at = np.linspace(0, arc[-1], pieces + 1) if pieces else arc[-1:] / 2
+    return np.column_stack([np.interp(at, arc, points[:, d]) for d in range(3)])
+
+
+def _points_inside(
+    branches: list[Branch], sections: _CrossSections, spacing: np.ndarray, step: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slices (N,), pixels (N, 2) and radii (N,); a point outside the target moves to the nearest section's center."""
+    points = np.concatenate([_resample(branch.points_mm, step) for branch in branches]) / spacing
+    index = np.floor(points[:, 0] + 0.5).astype(np.intp)
+    yx = points[:, 1:].copy()
+    pixel = np.floor(yx + 0.5).astype(np.intp)
+    component = sections.labels[index, pixel[:, 0], pixel[:, 1]] - 1
+    section_mm = np.column_stack([sections.slice_index, sections.center]) * spacing
+    for i in np.flatnonzero(component < 0):
+        component[i] = np.argmin(np.linalg.norm(section_mm - points[i] * spacing, axis=1))
+        index[i], yx[i] = sections.slice_index[component[i]], sections.center[component[i]]
+    _, first = np.unique(np.column_stack([index, yx]).round(6), axis=0, return_index=True)
+    unique = np.sort(first)
+    return index[unique], yx[unique], sections.radius_mm[component[unique]]
+
+
+def _free_ends(branch: Branch, slice_mm: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Position and outward direction of each free end; a single point has one end up and one down the slices."""
+    points = branch.points_mm
+    if len(points) == 1:
+        up = np.array([1.0, 0.0, 0.0])
+        return [(points[0], -up), (points[0], up)]
+    span = max(END_DIRECTION_MM, 2 * slice_mm)
+    ends = []
+    for free, line in ((branch.start_free, points), (branch.stop_free, points[::-1])):
+        if free:
+            inner = line[min(int(np.searchsorted(_arc(line), span)), len(line) - 1)]
+            away = line[0] - inner
+            ends.append((line[0], away / max(float(np.linalg.norm(away)), 1e-9)))
+    return ends
+
+
+def _way_out(mask: np.ndarray, spacing: np.ndarray, start: np.ndarray, direction: np.ndarray) -> float:
+    """Distance in mm along a ray after which it stays outside the target (0 when it starts outside for good)."""
+    pitch = 0.5 * float(spacing.min())
+    along = np.arange(0.0, float(np.linalg.norm(spacing * mask.shape)), pitch)
+    voxel = np.floor((start + direction * along[:, None]) / spacing + 0.5).astype(np.intp)
+    within = np.all((voxel >= 0) & (voxel < mask.shape), axis=1)
+    hit = np.zeros(len(along), dtype=bool)
+    hit[within] = mask[tuple(voxel[within].T)]
+    return float(along[np.flatnonzero(hit)[-1]] + pitch) if hit.any() else 0.0

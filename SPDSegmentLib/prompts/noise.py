@@ -1,44 +1,57 @@
-"""Simulated clicks of a hurried reader: a rough centreline with drift, over-run, gaps and slips (method section 7).
+"""Simulator of noisy centerline clicks, from a reference mask and a seed.
 
-From a structure's mask and a seed: the path through the cross-sections, jitter in the plane, one run of the path that
-drifts to tissue beside the structure, continuation past both ends, runs of slices without clicks, and clicks that land
-one slice off. ``r`` is the equivalent radius of the cross-section.
+:func:`click_path` is the costly part and needs computing once per case; :func:`simulate_clicks_from_path` then costs
+about a millisecond. The severity is a name or a number: 0 clean, 1 mild, 2 clinic, 3 severe.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.prompts.click_path import ClickPath, click_path
 
+__all__ = [
+    "NOISE_VERSION",
+    "SEVERITIES",
+    "ClickPath",
+    "NoiseConfig",
+    "SimulatedClicks",
+    "click_path",
+    "noise_config",
+    "simulate_clicks",
+    "simulate_clicks_from_path",
+]
+
 NOISE_VERSION = 1
-SAMPLING_MM = 5.0
+DRIFT_RADII = (1.0, 3.0)
+DRIFT_CANDIDATES = 24
+MAX_DROPOUT_RUNS = 3
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """How bad the clicks are.
+    """One severity.
 
     Attributes:
-        jitter: standard deviation in the plane, in r.
-        drift_share: share of the path that drifts away, 1 to 3 r.
-        over_run: length of the continuation past each end, as a share of the path.
-        dropout: share of the structure's slices that lose their clicks.
-        off_slice: share of clicks that land one slice off.
+        jitter: standard deviation in the plane, in radii of the cross-section.
+        drift_share: share of the path's points in the run that drifts.
+        over_run: points past an end, as a share of the path's points.
+        dropout: share of the clicked slices that lose their points.
+        off_slice: share of the points that land one slice off.
     """
 
-    jitter: float = 0.0
-    drift_share: float = 0.0
-    over_run: float = 0.0
-    dropout: float = 0.0
-    off_slice: float = 0.0
+    jitter: float
+    drift_share: float
+    over_run: float
+    dropout: float
+    off_slice: float
 
 
 SEVERITIES: dict[str, NoiseConfig] = {
-    "clean": NoiseConfig(),
+    "clean": NoiseConfig(0.0, 0.0, 0.0, 0.0, 0.0),
     "mild": NoiseConfig(0.15, 0.10, 0.05, 0.10, 0.0),
     "clinic": NoiseConfig(0.35, 0.30, 0.15, 0.30, 0.10),
     "severe": NoiseConfig(0.60, 0.50, 0.30, 0.50, 0.20),
@@ -47,11 +60,11 @@ SEVERITIES: dict[str, NoiseConfig] = {
 
 @dataclass(frozen=True, eq=False)
 class SimulatedClicks:
-    """Clicks with the truth about them.
+    """N clicks on slices.
 
     Attributes:
-        slice_index: (N,) int within the volume.
-        xy: (N, 2) (column, row) in slice pixels.
+        slice_index: (N,) int, within the volume.
+        xy: (N, 2) float, (column, row) in slice pixels, within the slice.
         inside_target: (N,) bool.
     """
 
@@ -61,141 +74,154 @@ class SimulatedClicks:
 
 
 def noise_config(severity: str | float) -> NoiseConfig:
-    """A severity by name, or between the named ones by number: 0 clean, 1 mild, 2 clinic, 3 severe.
+    """Configuration of a severity by name, or by number with linear interpolation between the named ones.
 
     Raises:
-        BadInput: unknown name or a number outside 0 to 3.
+        BadInput: unknown name, or a number outside 0 to 3.
     """
-    levels = list(SEVERITIES.values())
     if isinstance(severity, str):
         if severity not in SEVERITIES:
-            raise BadInput(f"Unknown noise severity '{severity}'.", f"Choose one of {', '.join(SEVERITIES)}.")
+            raise BadInput(f"Unknown severity '{severity}'.", f"Choose from {', '.join(SEVERITIES)}.")
         return SEVERITIES[severity]
-    if not 0 <= severity <= len(levels) - 1:
-        raise BadInput(f"Noise severity {severity} is not between 0 and {len(levels) - 1}.")
-    low = min(int(severity), len(levels) - 2)
-    share = severity - low
-    values = {
-        f.name: (1 - share) * getattr(levels[low], f.name) + share * getattr(levels[low + 1], f.name)
-        for f in fields(NoiseConfig)
-    }
-    return NoiseConfig(**values)
+    levels = np.array([astuple(config) for config in SEVERITIES.values()])
+    top = len(levels) - 1
+    if not 0 <= severity <= top:
+        raise BadInput(f"Severity {severity} is out of range.", f"Choose a number from 0 (clean) to {top} (severe).")
+    return NoiseConfig(*(float(np.interp(severity, np.arange(top + 1), column)) for column in levels.T))
 
 
 def simulate_clicks(
     mask: np.ndarray, pixel_mm: tuple[float, float], slice_mm: float, severity: str | float, seed: int
 ) -> SimulatedClicks:
-    """Clicks on a structure (T, H, W) bool."""
+    """Clicks on one structure; see :func:`simulate_clicks_from_path` for repeated use.
+
+    Args:
+        mask: (T, H, W) bool; pixel_mm: (row, column) spacing; slice_mm: distance of slices.
+
+    Raises:
+        BadInput: empty mask or unknown severity.
+    """
     return simulate_clicks_from_path(click_path(mask, pixel_mm, slice_mm), mask, severity, seed)
 
 
-def simulate_clicks_from_path(path: ClickPath, mask: np.ndarray, severity: str | float, seed: int) -> SimulatedClicks:
-    """Clicks along an already known path; the mask is only asked which of them hit."""
+def simulate_clicks_from_path(
+    path: ClickPath, mask_thw: np.ndarray, severity: str | float, seed: int
+) -> SimulatedClicks:
+    """Clicks along a path with the noise of a severity; the same seed gives the same clicks, never none.
+
+    Args:
+        path: of :func:`click_path` for the same mask.
+        mask_thw: (T, H, W) bool, read only at the clicks.
+
+    Raises:
+        BadInput: unknown severity.
+    """
     config = noise_config(severity)
     rng = np.random.default_rng(seed)
-    points, radius = _resample(path)
-    if len(points) == 0:
-        return SimulatedClicks(np.empty(0, int), np.empty((0, 2)), np.empty(0, bool))
-    ratio = path.pixel_mm[1] / path.pixel_mm[0]  # the same length in rows is this many times as many pixels
-    in_plane = np.array([1.0, ratio])
-    n = len(points)
-    noisy = points.copy()
-    noisy[:, 1:] += rng.normal(0, config.jitter, (n, 2)) * radius[:, None] * in_plane
-    _drift(noisy, points, radius, in_plane, mask, config, rng)
-    keep = _survivors(points, config, rng)
-    before = _over_run(points, radius, -1, config, in_plane, rng)
-    after = _over_run(points, radius, 1, config, in_plane, rng)
-    clicks = np.concatenate((before, noisy[keep], after))
-    slipped = rng.random(len(clicks)) < config.off_slice
-    clicks[slipped, 0] += rng.choice([-1, 1], int(slipped.sum()))
-    t = np.rint(clicks[:, 0]).astype(int)
-    depth, height, width = mask.shape
-    inside = (t >= 0) & (t < depth)
-    inside &= (clicks[:, 1] > -0.5) & (clicks[:, 1] < width - 0.5)
-    inside &= (clicks[:, 2] > -0.5) & (clicks[:, 2] < height - 0.5)
-    t, xy = t[inside], clicks[inside, 1:]
-    columns, rows = np.rint(xy).astype(int).T
-    return SimulatedClicks(t, xy, mask[t, rows, columns])
+    upper = np.array(mask_thw.shape[1:]) - 1.0
+
+    slices, yx, radius = _with_over_run(path, mask_thw.shape, config.over_run, rng)
+    yx = yx + rng.normal(size=yx.shape) * (config.jitter * radius[:, None] / path.pixel_mm)
+    n_path = len(path.slice_index)
+    run = _drifting_run(n_path, config.drift_share, rng)
+    yx[run] = _drift(yx[run], slices[run], radius[run], path.pixel_mm, mask_thw, rng)
+    yx = np.clip(yx, 0.0, upper)
+
+    kept = _kept_after_dropout(slices, config.dropout, rng)
+    slices, yx = slices[kept], yx[kept]
+    slices = _some_one_slice_off(slices, mask_thw.shape[0], config.off_slice, rng)
+    return SimulatedClicks(slices, yx[:, ::-1].copy(), _in_target(mask_thw, slices, yx))
 
 
-def _resample(path: ClickPath) -> tuple[np.ndarray, np.ndarray]:
-    """Path points (P, 3), (slice, column, row), at least 5 mm of slices apart, and their radii (P,)."""
-    step = max(1, int(round(SAMPLING_MM / path.slice_mm))) if path.slice_mm > 0 else 1
-    first = path.slice_index.min() if len(path.slice_index) else 0
-    chosen = (path.slice_index - first) % step == 0
-    points = np.column_stack((path.slice_index.astype(float), path.xy))
-    return points[chosen], path.radius_px[chosen]
+def _count(share: float, total: int, rng: np.random.Generator) -> int:
+    """Share of a total as a whole number that is right on average."""
+    return min(total, int(share * total + rng.random()))
 
 
-def _run_of(n: int, share: float, rng: np.random.Generator) -> slice:
-    """A contiguous run of ``share`` of n items."""
-    length = min(n, int(round(share * n)))
-    first = int(rng.integers(0, n - length + 1))
-    return slice(first, first + length)
+def _in_target(mask_thw: np.ndarray, slices: np.ndarray, yx: np.ndarray) -> np.ndarray:
+    """(..., N) bool of positions (..., N, 2) within the slice."""
+    pixel = np.floor(yx + 0.5).astype(np.intp)
+    return mask_thw[slices, pixel[..., 0], pixel[..., 1]].astype(bool)
+
+
+def _with_over_run(
+    path: ClickPath, shape: tuple[int, ...], share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slices (N,), pixels (N, 2) as (row, column) and radii (N,) mm: the path, then the points past its ends.
+
+    A branching path has as many points past all its ends together as an unbranched one past its two.
+    """
+    spacing = np.array([path.slice_mm, *path.pixel_mm])
+    slices, yx, radius = [path.slice_index], [path.xy[:, ::-1]], [path.radius_mm]
+    n_ends = len(path.end_mm)
+    for end, direction, first, end_radius in zip(
+        path.end_mm, path.end_direction, path.end_first_mm, path.end_radius_mm, strict=True
+    ):
+        n = _count(2 * share / n_ends, len(path.slice_index), rng)
+        beyond = end + direction * (first + path.step_mm * np.arange(n))[:, None]
+        index = np.floor(beyond / spacing + 0.5).astype(np.intp)
+        within = np.all((index >= 0) & (index < shape), axis=1)
+        slices.append(index[within, 0])
+        yx.append(beyond[within, 1:] / path.pixel_mm)
+        radius.append(np.full(int(within.sum()), end_radius))
+    return np.concatenate(slices), np.concatenate(yx), np.concatenate(radius)
+
+
+def _drifting_run(n: int, share: float, rng: np.random.Generator) -> slice:
+    length = _count(share, n, rng)
+    start = int(rng.integers(0, n - length + 1))
+    return slice(start, start + length)
 
 
 def _drift(
-    noisy: np.ndarray,
-    points: np.ndarray,
+    yx: np.ndarray,
+    slices: np.ndarray,
     radius: np.ndarray,
-    in_plane: np.ndarray,
-    mask: np.ndarray,
-    config: NoiseConfig,
-    rng: np.random.Generator,
-) -> None:
-    """Move one run of the path 1 to 3 r in a fixed direction, on to tissue outside the structure; in place."""
-    run = _run_of(len(points), config.drift_share, rng)
-    if run.start == run.stop:
-        return
-    angle = rng.uniform(0, 2 * np.pi)
-    direction = np.array([np.cos(angle), np.sin(angle)]) * in_plane
-    distance = rng.uniform(1, 3)
-    for i in range(run.start, run.stop):
-        moved = distance
-        while moved < 4 and _hits(mask, points[i], noisy[i, 1:] + direction * radius[i] * moved):
-            moved += 0.25
-        noisy[i, 1:] += direction * radius[i] * moved
-
-
-def _hits(mask: np.ndarray, point: np.ndarray, xy: np.ndarray) -> bool:
-    t, column, row = int(point[0]), int(round(xy[0])), int(round(xy[1]))
-    _, height, width = mask.shape
-    return 0 <= column < width and 0 <= row < height and bool(mask[t, row, column])
-
-
-def _survivors(points: np.ndarray, config: NoiseConfig, rng: np.random.Generator) -> np.ndarray:
-    """Which points are left after whole runs of slices lost theirs; at least one stays."""
-    slices = np.unique(points[:, 0])
-    lost: set[float] = set()
-    target = int(round(config.dropout * len(slices)))
-    while len(lost) < min(target, len(slices) - 1):
-        length = int(rng.integers(1, max(2, target // 2 + 1)))
-        first = int(rng.integers(0, len(slices)))
-        for s in slices[first : first + length]:
-            if len(lost) < min(target, len(slices) - 1):
-                lost.add(float(s))
-    return np.array([float(s) not in lost for s in points[:, 0]])
-
-
-def _over_run(
-    points: np.ndarray,
-    radius: np.ndarray,
-    end: int,
-    config: NoiseConfig,
-    in_plane: np.ndarray,
+    pixel_mm: np.ndarray,
+    mask_thw: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Points (Q, 3) that continue the path past one end (-1 the first, 1 the last)."""
-    slices = np.unique(points[:, 0])
-    count = int(round(config.over_run * len(slices)))
-    if config.over_run > 0:
-        count = max(count, int(rng.random() < config.over_run * len(slices)))
-    edge = 0 if end < 0 else -1
-    spacing = float(np.median(np.diff(slices))) if len(slices) > 1 else 1.0
-    inner = points[min(2, len(points) - 1)] if end < 0 else points[-min(3, len(points))]
-    travel = abs(points[edge, 0] - inner[0])
-    slope = (points[edge, 1:] - inner[1:]) / travel if travel > 0 else np.zeros(2)
-    steps = np.arange(1, count + 1) * spacing
-    continued = np.column_stack((points[edge, 0] + end * steps, points[edge, 1:] + steps[:, None] * slope))
-    continued[:, 1:] += rng.normal(0, config.jitter, (count, 2)) * radius[edge] * in_plane
-    return continued if end > 0 else continued[::-1]
+    """Move a run of points (R, 2) by 1 to 3 radii in one direction.
+
+    Several directions and lengths are drawn; the first that brings every point out of the target is taken, or else
+    the one that brings out most. Points that would leave the slice count as not brought out.
+    """
+    if not len(yx):
+        return yx
+    angle = rng.uniform(0, 2 * np.pi, DRIFT_CANDIDATES)
+    length = rng.uniform(*DRIFT_RADII, DRIFT_CANDIDATES)
+    offset = (np.stack([np.sin(angle), np.cos(angle)], axis=1) * length[:, None])[:, None] * radius[:, None] / pixel_mm
+    moved = yx + offset
+    upper = np.array(mask_thw.shape[1:]) - 1.0
+    clipped = np.clip(moved, 0.0, upper)
+    out = np.all(clipped == moved, axis=2) & ~_in_target(mask_thw, slices, clipped)
+    return clipped[int(np.argmax(out.sum(axis=1)))]
+
+
+def _kept_after_dropout(slices: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """(N,) bool; up to three runs of successive clicked slices lose their points, one slice always keeps its own."""
+    clicked = np.unique(slices)
+    n_dropped = min(_count(share, len(clicked), rng), len(clicked) - 1)
+    if n_dropped == 0:
+        return np.ones(len(slices), dtype=bool)
+    n_kept = len(clicked) - n_dropped
+    n_runs = int(rng.integers(1, min(MAX_DROPOUT_RUNS, n_dropped, n_kept + 1) + 1))
+    cuts = np.sort(rng.choice(np.arange(1, n_dropped), n_runs - 1, replace=False))
+    lengths = np.diff([0, *cuts, n_dropped])
+    gaps = np.sort(rng.choice(n_kept + 1, n_runs, replace=False))
+    starts = gaps + np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    dropped = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
+    return ~np.isin(slices, clicked[dropped])
+
+
+def _some_one_slice_off(slices: np.ndarray, n_slices: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A share of the points on the slice before or after; at the volume's edge, on the one that exists."""
+    if n_slices == 1:
+        return slices
+    moved = rng.choice(len(slices), _count(share, len(slices), rng), replace=False)
+    step = rng.choice([-1, 1], len(moved))
+    target = slices[moved] + step
+    step = np.where((target < 0) | (target >= n_slices), -step, step)
+    result = slices.copy()
+    result[moved] += step
+    return result
