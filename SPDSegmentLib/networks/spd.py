@@ -29,7 +29,7 @@ class SPDModel(nn.Module):
     Args:
         config: architecture.
         weights: base weights of the backbone, ``None`` for random ones.
-        adapters: inject LoRA through peft, to train or to switch it off and on; without, use :meth:`merge_adapter_state`.
+        adapters: inject LoRA through peft (training); without them use :meth:`merge_adapter_state`.
     """
 
     pixel_mean: Tensor

@@ -74,17 +74,14 @@ def build_bank(
     on_entry: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> EmbeddingBank:
-    """Compute (or find) ``variants`` views of every target of ``cases``."""
+    """Compute (or find) ``stage2.entries`` views, going round the targets of ``cases`` in shuffled order."""
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [
-        (case, target, variant)
-        for variant in range(config.stage2.variants)
-        for case in cases
-        for target in case.targets
-    ]
+    targets = [(case, target) for case in cases for target in case.targets]
+    order = np.random.default_rng([config.seed, 5]).permutation(len(targets))
+    jobs = [targets[order[k % len(order)]] for k in range(config.stage2.entries)]
     entries = []
-    for k, (case, target, variant) in enumerate(jobs):
-        entry = _entry(case, target, variant, k, config, folder)
+    for k, (case, target) in enumerate(jobs):
+        entry = _entry(case, target, k, config, folder)
         if not entry.path.exists():
             _compute(model, case, entry, device)
         entries.append(entry)
@@ -94,7 +91,7 @@ def build_bank(
     return EmbeddingBank(entries)
 
 
-def _entry(case: Case, target: Target, variant: int, k: int, config: TrainingConfig, folder: Path) -> BankEntry:
+def _entry(case: Case, target: Target, k: int, config: TrainingConfig, folder: Path) -> BankEntry:
     rng = np.random.default_rng([config.seed, 2, k])
     center = target.center_xy if config.fov_mm > 0 else slice_middle(case)
     view = random_view(
@@ -103,7 +100,7 @@ def _entry(case: Case, target: Target, variant: int, k: int, config: TrainingCon
     first = max(0, target.first - config.stage2.margin)
     last = min(len(case.images) - 1, target.last + config.stage2.margin)
     name = target.name.replace(":", "_").replace("+", "-")
-    return BankEntry(target, first, last, view, folder / f"{k:05d}_{name}_{variant}.safetensors")
+    return BankEntry(target, first, last, view, folder / f"{k:05d}_{name}.safetensors")
 
 
 @torch.no_grad()

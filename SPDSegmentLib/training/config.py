@@ -111,7 +111,7 @@ class Stage2Config:
 
     Attributes:
         steps: optimiser steps; 0 skips the stage.
-        variants: augmented copies of each target whose embeddings are computed and kept.
+        entries: random views of targets whose embeddings are computed and kept; every target once, then again.
         head_steps: steps of the saliency head alone on the kept embeddings before it is frozen (part of stage I).
         strategy: prompts during training: ``consensus`` for SPD, ``raw`` for SAM-Tuning.
         severities: range of the noise simulator's severity, drawn anew at every visit (1 mild, 2 clinic, 3 severe).
@@ -120,7 +120,7 @@ class Stage2Config:
     """
 
     steps: int = 1500
-    variants: int = 4
+    entries: int = 60
     head_steps: int = 0
     runs_per_step: int = 2
     run_length: int = 4

@@ -69,7 +69,8 @@ def model_card(info: BundleInfo) -> str:
     lines = [
         f"# {info.title}",
         "",
-        f"Segments: {info.structure} in {info.modality}, sliced {info.slicing_axis}. For research; not a medical device.",
+        f"Segments: {info.structure} in {info.modality}, sliced {info.slicing_axis}.",
+        "For research; not a medical device.",
         "",
         f"- Backbone: `{info.backbone}`, input {info.image_size} x {info.image_size} pixels over "
         + (f"{info.fov_mm:g} mm" if info.fov_mm else "the whole slice"),
