@@ -1,0 +1,172 @@
+"""The predictor: what is kept, what a changed click reaches, streaming, cancelling, owned slices, memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from SPDSegmentLib.errors import BadInput, Cancelled, OutOfMemory
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.inference.engine import choose_device, choose_precision
+from SPDSegmentLib.inference.results import SliceResult
+from SPDSegmentLib.inference.session import Session
+from tiny_predictor import SIZE, tiny_predictor, tube_volume
+
+
+def clicks_at(*places: tuple[int, float, float]) -> Clicks:
+    array = np.array(places, dtype=float).reshape(-1, 3)
+    n = len(array)
+    outside = (array[:, 0] < 0) | (array[:, 0] > 23)
+    return Clicks(array[:, 0].astype(int), array[:, 1:], outside, tuple(f"p{i}" for i in range(n)))
+
+
+def center(t: int) -> tuple[int, float, float]:
+    """A click in the middle of the tube."""
+    return t, 20 + t // 2 + 5, 30
+
+
+@pytest.fixture
+def session() -> Session:
+    return tiny_predictor().open(SliceStack(tube_volume(), "axial"))
+
+
+def test_supported_slices_are_segmented_and_those_without_saliency_abstain(session: Session) -> None:
+    result = session.segment(clicks_at(center(6), center(12), center(18)))
+    assert result.mask.shape == (24, SIZE, SIZE)
+    assert [s.status for s in result.slices[:3]] == ["abstained"] * 3
+    assert result.slices[6].status == "supported"
+    assert result.slices[15].status in ("supported", "synthesized")
+    assert result.report()["clicks"] == {"kept": 3}
+
+
+def test_a_second_call_with_the_same_clicks_computes_nothing(session: Session) -> None:
+    clicks = clicks_at(center(6), center(12))
+    first = session.segment(clicks)
+    second = session.segment(clicks)
+    assert second.recomputed == [] and second.encoded == 0
+    assert np.array_equal(first.mask, second.mask)
+
+
+def test_a_moved_click_recomputes_only_its_reach_and_leaves_the_rest_bit_identical(session: Session) -> None:
+    before = clicks_at(center(4), center(8), center(12), center(16), center(20))
+    after = clicks_at(center(4), center(8), (12, 29.0, 33.0), center(16), center(20))
+    first = session.segment(before)
+    reach = session.reach(before, after)
+    second = session.segment(after)
+    assert reach and set(second.recomputed) == reach
+    assert reach <= set(range(10, 15))
+    assert second.encoded == 0
+    untouched = [t for t in range(24) if t not in reach]
+    assert np.array_equal(first.mask[untouched], second.mask[untouched])
+    back = session.segment(before)
+    assert np.array_equal(back.mask, first.mask)
+
+
+def test_slices_come_as_soon_as_they_are_ready_nearest_to_the_view_first(session: Session) -> None:
+    arrived: list[int] = []
+    stages: list[str] = []
+
+    def on_slice(result: SliceResult) -> None:
+        arrived.append(result.slice_index)
+        stages.append("slice")
+
+    session.segment(
+        clicks_at(*[center(t) for t in range(4, 20)]),
+        first_slice=10,
+        on_slice=on_slice,
+        on_progress=lambda p: stages.append(p.stage),
+    )
+    assert abs(arrived[0] - 10) <= 2
+    assert "encoding" in stages[stages.index("slice") :], "the first slice must not wait for the last encoding"
+    assert len(arrived) == len(set(arrived))
+
+
+def test_cancelling_stops_between_batches_and_the_next_call_goes_on(session: Session) -> None:
+    clicks = clicks_at(*[center(t) for t in range(4, 20)])
+    polls = iter([False, False, True])
+    with pytest.raises(Cancelled):
+        session.segment(clicks, cancelled=lambda: next(polls, True))
+    result = session.segment(clicks)
+    fresh = tiny_predictor().open(SliceStack(tube_volume(), "axial")).segment(clicks)
+    assert result.encoded < fresh.encoded
+    assert np.allclose(result.mask, fresh.mask)
+
+
+def test_a_slice_that_a_person_owns_is_kept_and_serves_as_context(session: Session) -> None:
+    clicks = clicks_at(center(6), center(18))
+    free = session.segment(clicks)
+    drawn = np.zeros((SIZE, SIZE), bool)
+    drawn[26:30, 28:34] = True
+    owned = session.segment(clicks, locked={12: drawn})
+    assert owned.slices[12].status == "locked"
+    assert np.array_equal(owned.mask[12], drawn)
+    assert owned.slices[11].status == "synthesized"
+    released = session.segment(clicks)
+    assert np.array_equal(released.mask, free.mask)
+
+
+def test_clicks_outside_are_named_and_the_rest_is_used(session: Session) -> None:
+    result = session.segment(clicks_at(center(6), (40, 10, 10)))
+    assert result.click_fates()[1].fate == "outside"
+    assert "p1" in result.notes[0]
+    with pytest.raises(BadInput, match="No click lies inside"):
+        session.segment(clicks_at((40, 10, 10)))
+
+
+def test_every_strategy_and_the_saliency_alone_give_a_result(session: Session) -> None:
+    clicks = clicks_at(center(6), (8, 60, 2), center(12))
+    kept = {name: session.segment(clicks, prompts=name) for name in ("consensus", "local", "raw", "interpolated")}
+    assert kept["raw"].slices[8].status == "supported"
+    assert kept["consensus"].click_fates()[1].fate == "rejected_own_slice"
+    assert kept["interpolated"].slices[10].status == "synthesized"
+    alone = session.segment(clicks, saliency_only=True)
+    assert alone.mask[10, 30, 30] and not alone.mask[10, 5, 5]
+    assert session.segment(clicks, prompts="sampled").slices[10].status == "synthesized"
+
+
+def test_when_memory_runs_out_the_batch_is_halved_down_to_one() -> None:
+    predictor = tiny_predictor(batch_size=8)
+    encode, sizes = predictor.engine.encode, []
+
+    def hungry(images: np.ndarray):  # type: ignore[no-untyped-def]
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return encode(images)
+
+    predictor.engine.encode = hungry  # type: ignore[method-assign]
+    result = predictor.open(SliceStack(tube_volume(), "axial")).segment(clicks_at(center(6)))
+    assert sizes[:3] == [8, 4, 2] or sizes[0] > 2
+    assert predictor.engine.batch_size == 2 and result.slices[6].status == "supported"
+    predictor.engine.encode = lambda images: (_ for _ in ()).throw(MemoryError())  # type: ignore[method-assign]
+    with pytest.raises(OutOfMemory, match="not enough memory for one slice"):
+        predictor.open(SliceStack(tube_volume(), "axial")).segment(clicks_at(center(6)))
+
+
+def test_the_field_of_view_stays_where_the_first_clicks_put_it() -> None:
+    session = tiny_predictor(fov_mm=40).open(SliceStack(tube_volume(), "axial"))
+    session.segment(clicks_at(center(6), center(8)))
+    assert session.segment(clicks_at(center(6), center(9))).encoded <= 2
+    moved = session.segment(clicks_at((10, 60.0, 58.0)))
+    assert "field of view" in moved.notes[0]
+
+
+def test_a_thousand_clicks_are_fast(session: Session) -> None:
+    rng = np.random.default_rng(0)
+    places = [
+        (int(t), float(x), float(y))
+        for t, x, y in zip(rng.integers(0, 24, 1000), *rng.uniform(0, 63, (2, 1000)), strict=True)
+    ]
+    session.segment(clicks_at(center(6)))
+    result = session.segment(clicks_at(*places))
+    assert result.seconds < 10
+    assert all(len(s.mask) for s in result.slices)
+
+
+def test_impossible_devices_and_precisions_are_refused() -> None:
+    for name in ("gpu", "cuda:99", "mps"):
+        with pytest.raises(BadInput):
+            choose_device(name)
+    with pytest.raises(BadInput, match="Unknown precision"):
+        choose_precision("int8", choose_device("cpu"))

@@ -1,0 +1,56 @@
+"""A predictor on a tiny random network whose saliency is the image's brightness, and a volume to try it on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from SPDSegmentLib.geometry.intensity import IntensityConfig
+from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.inference.engine import Engine
+from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.config import PromptConfig
+
+SIZE = 64
+
+
+class BrightnessEngine(Engine):
+    """The first channel of an embedding carries the slice; S is high where the slice is bright."""
+
+    encoded_batches: list[int]
+
+    @torch.inference_mode()
+    def encode(self, images: np.ndarray) -> Tensor:
+        embeddings = super().encode(images)
+        embeddings[:, 0] = F.avg_pool2d(torch.from_numpy(images)[:, None], 4)[:, 0]
+        self.encoded_batches = [*getattr(self, "encoded_batches", []), len(images)]
+        return embeddings
+
+    @torch.inference_mode()
+    def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> np.ndarray:
+        bright = F.interpolate(embeddings[:, :1].float(), (SIZE, SIZE), mode="bilinear", align_corners=False)
+        return torch.sigmoid(20 * (bright[:, 0] - 0.5)).half().numpy()
+
+
+def tiny_predictor(batch_size: int = 4, slice_context: bool = True, fov_mm: float = 0.0) -> Predictor:
+    torch.manual_seed(0)
+    network = NetworkConfig("tiny_random", SIZE, saliency_slice_context=slice_context)
+    model = SPDModel(network, adapters=False)
+    engine = BrightnessEngine(model, torch.device("cpu"), torch.float32, batch_size, 10)
+    intensity = IntensityConfig("window", 0.0, 100.0)
+    return Predictor(engine, PromptConfig(), intensity, fov_mm, "axial", {"name": "tiny"})
+
+
+def tube_volume(n_slices: int = 24) -> Volume:
+    """A bright tube that wanders through slices 3 to n - 4 of a dark volume with another bright body beside it."""
+    array = np.full((n_slices, SIZE, SIZE), 10, dtype=np.int16)
+    for t in range(3, n_slices - 3):
+        column = 20 + t // 2
+        array[t, 24:36, column : column + 10] = 95
+        array[t, 48:60, 48:60] = 95
+    ijk_to_ras = np.diag([-1.0, -1.0, 3.0, 1.0])
+    return Volume(array, ijk_to_ras, "tube")
