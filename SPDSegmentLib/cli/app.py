@@ -16,6 +16,7 @@ COMMAND_MODULES = (
     "SPDSegmentLib.cli.train_command",
     "SPDSegmentLib.cli.evaluate_command",
     "SPDSegmentLib.cli.demo_command",
+    "SPDSegmentLib.cli.worker_command",
 )
 """Modules with a function ``register(app: typer.Typer)``. They import anything heavy only inside their commands."""
 

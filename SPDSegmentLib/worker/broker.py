@@ -93,6 +93,7 @@ class RequestBroker:
         self._pending: dict[int, tuple[Request, RequestMessage]] = {}
         self._implicit: dict[int, m.LoadModel | m.OpenVolume] = {}
         self._stopping: dict[int, float | None] = {}
+        self._leaving: list[Connection] = []
         self._killed_for_cancel = False
         self._last_id = m.NO_REQUEST
 
@@ -162,6 +163,9 @@ class RequestBroker:
     def poll(self, timeout: float) -> None:
         """Take in what has arrived; wait up to ``timeout`` seconds for something."""
         self._check_deadlines()
+        for leaving in [connection for connection in self._leaving if not connection.ended]:
+            leaving.transport.poll(0.0)
+        self._leaving = [connection for connection in self._leaving if not connection.ended]
         connection = self.connection
         if connection is None:
             return
@@ -336,6 +340,7 @@ class RequestBroker:
             connection.model_sent = None
         elif isinstance(message, m.OpenVolume):
             connection.volumes_sent.discard(message.volume_id)
+            connection.transport.outbox.discard(("volume", message.volume_id))
 
     def _resubmit(self) -> None:
         for request, message in list(self._pending.values()):
@@ -345,6 +350,7 @@ class RequestBroker:
     def _leave(self, connection: Connection) -> None:
         self.connection = None
         self.retired = connection
+        self._leaving = [*(left for left in self._leaving if not left.ended), connection]
         self._stopping.clear()
         self._implicit.clear()
 

@@ -62,11 +62,16 @@ def unpack_fates(numbers: np.ndarray, places: np.ndarray, texts: Sequence[str]) 
     Raises:
         ContentError: columns of different lengths or a text that is not there.
     """
-    if len(numbers) != len(places):
-        raise ContentError("The columns of the fates differ in length.")
-    if len(numbers) and not (numbers[:, [1, 3, 5]].min() >= 0 and numbers[:, [1, 3, 5]].max() < len(texts)):
-        raise ContentError("A text of the fates is missing.")
+    check_fates(numbers, places, texts)
     return tuple(
         Fate(click, texts[name], t, texts[what], (x, y), (r, a, s), None if origin == NOWHERE else origin, texts[why])
         for (click, name, t, what, origin, why), (x, y, r, a, s) in zip(numbers.tolist(), places.tolist(), strict=True)
     )
+
+
+def check_fates(numbers: np.ndarray, places: np.ndarray, texts: Sequence[str]) -> None:
+    """Raise ContentError for columns of different lengths or a text that is not there."""
+    if len(numbers) != len(places):
+        raise ContentError("The columns of the fates differ in length.")
+    if len(numbers) and not (numbers[:, [1, 3, 5]].min() >= 0 and numbers[:, [1, 3, 5]].max() < len(texts)):
+        raise ContentError("A text of the fates is missing.")

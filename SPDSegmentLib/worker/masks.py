@@ -43,9 +43,10 @@ def unpack_mask(packed: PackedMask) -> np.ndarray:
     Raises:
         ContentError: the box leaves the slice or does not fit the number of bits.
     """
+    inside = unpack_box(packed)
     mask = np.zeros(packed.shape, dtype=bool)
     row0, row1, column0, column1 = packed.box
-    mask[row0:row1, column0:column1] = unpack_box(packed)
+    mask[row0:row1, column0:column1] = inside
     return mask
 
 
@@ -55,6 +56,14 @@ def unpack_box(packed: PackedMask) -> np.ndarray:
     Raises:
         ContentError: the box leaves the slice or does not fit the number of bits.
     """
+    check_packed(packed)
+    row0, row1, column0, column1 = packed.box
+    count = (row1 - row0) * (column1 - column0)
+    return np.unpackbits(packed.bits, count=count).astype(bool).reshape(row1 - row0, column1 - column0)
+
+
+def check_packed(packed: PackedMask) -> None:
+    """Raise ContentError unless the box lies in the slice and fits the number of bits."""
     row0, row1, column0, column1 = packed.box
     height, width = packed.shape
     if not (0 <= row0 <= row1 <= height and 0 <= column0 <= column1 <= width):
@@ -62,7 +71,6 @@ def unpack_box(packed: PackedMask) -> np.ndarray:
     count = (row1 - row0) * (column1 - column0)
     if packed.bits.ndim != 1 or packed.bits.size != (count + 7) // 8:
         raise ContentError("The bits of a mask do not fit its box.")
-    return np.unpackbits(packed.bits, count=count).astype(bool).reshape(row1 - row0, column1 - column0)
 
 
 def pack_masks(masks: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

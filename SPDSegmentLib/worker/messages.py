@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from .codec import ArrayOf
-from .fates import Fate, unpack_fates
-from .masks import PackedMask
+from .fates import Fate, check_fates, unpack_fates
+from .masks import PackedMask, check_packed
 
 NO_REQUEST = 0
 
@@ -250,6 +250,10 @@ class SliceReady:
     fate_places: FatePlaces
     fate_texts: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        check_packed(self.packed)
+        check_fates(self.fate_numbers, self.fate_places, self.fate_texts)
+
     @property
     def packed(self) -> PackedMask:
         """The mask in packed form."""
@@ -275,6 +279,9 @@ class Segmented:
     seconds: float
     device: str
     report: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_fates(self.fate_numbers, self.fate_places, self.fate_texts)
 
     @functools.cached_property
     def fates(self) -> tuple[Fate, ...]:

@@ -7,6 +7,7 @@ inference does not come to an end within its grace time, the reading thread ends
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
@@ -284,6 +285,7 @@ def _hello(request: m.Hello) -> m.HelloReply:
     )
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -1,0 +1,223 @@
+"""A predictor without torch for tests of the worker; run as a script it is a whole worker.
+
+The "bundle" says how it behaves: ``fake?delay=0.05&stuck=3``. Its masks are discs around the clicks of a slice and of
+two slices on each side, so that a changed click reaches five slices, as with the real one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from SPDSegmentLib.errors import Cancelled, ModelMissing, OutOfMemory  # noqa: E402
+
+REACH = 2
+RADIUS_PX = 4.0
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """Attributes: what to do, by the names used in the bundle text; seconds, exit codes, or 0 for not."""
+
+    delay: float = 0.0
+    load: float = 0.0
+    stuck: float = 0.0
+    hold: float = 0.0
+    die_load: int = 0
+    die_segment: int = 0
+    missing: int = 0
+    no_torch: int = 0
+    memory: int = 0
+    bug: int = 0
+    noise: int = 0
+    name: str = ""
+
+    @classmethod
+    def parse(cls, bundle: str) -> Behavior:
+        """Read ``fake?key=value&...``."""
+        kinds = {name: type(value) for name, value in vars(cls()).items()}
+        return cls(**{key: kinds[key](value) for key, value in parse_qsl(bundle.partition("?")[2])})
+
+
+@dataclass
+class FakeProgress:
+    stage: str
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+@dataclass
+class FakeSlice:
+    slice_index: int
+    mask: np.ndarray
+    quality: float
+    status: str
+
+
+@dataclass
+class FakeFate:
+    click: int
+    click_id: str
+    slice_index: int
+    fate: str
+    xy: tuple[float, float]
+    from_slice: int | None
+    reason: str
+
+
+@dataclass
+class FakeResult:
+    slices: list[FakeSlice]
+    fates: list[FakeFate]
+    recomputed: list[int]
+    seconds: float = 0.0
+    device: str = "fake"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        return {"not_a_number": float("nan"), "numpy": np.int64(3), "recomputed": self.recomputed, **self.extra}
+
+
+class FakePredictor:
+    """A model that needs no weights."""
+
+    device = "fake"
+    precision = "float32"
+
+    def __init__(self, behavior: Behavior) -> None:
+        self.behavior = behavior
+
+    def open(self, stack: Any) -> FakeSession:
+        return FakeSession(self.behavior, stack)
+
+
+class FakeSession:
+    """One volume: slices are kept until the clicks near them change."""
+
+    def __init__(self, behavior: Behavior, stack: Any) -> None:
+        self.behavior = behavior
+        self.stack = stack
+        self.known: dict[int, tuple[tuple[Any, ...], FakeSlice]] = {}
+
+    def segment(
+        self,
+        clicks: Any,
+        *,
+        prompts: str = "consensus",
+        first_slice: int | None = None,
+        on_slice: Callable[[FakeSlice], None] | None = None,
+        on_progress: Callable[[FakeProgress], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        locked: Mapping[int, np.ndarray] | None = None,
+    ) -> FakeResult:
+        behavior = self.behavior
+        _misbehave(behavior)
+        count, height, width = self.stack.shape
+        center = count // 2 if first_slice is None else first_slice
+        near = self._near(clicks)
+        changed = [t for t in range(count) if t not in self.known or self.known[t][0] != self._key(t, near, locked)]
+        changed.sort(key=lambda t: (abs(t - center), t))
+        for done, t in enumerate(changed):
+            if cancelled is not None and cancelled():
+                raise Cancelled()
+            time.sleep(behavior.delay)
+            result = self._slice(t, near, locked, (height, width))
+            self.known[t] = (self._key(t, near, locked), result)
+            if on_slice is not None:
+                on_slice(result)
+            if on_progress is not None:
+                on_progress(FakeProgress("decoding", done + 1, len(changed), behavior.delay * (len(changed) - done)))
+        slices = [self.known[t][1] for t in range(count)]
+        extra = {"values": float(self.stack.array.sum(dtype=np.float64)), "first": first_slice, "prompts": prompts}
+        return FakeResult(slices, self._fates(clicks), sorted(changed), extra=extra)
+
+    def reach(self, before: Any, after: Any) -> set[int]:
+        first, second = self._near(before), self._near(after)
+        return {t for t in range(self.stack.shape[0]) if first[t] != second[t]}
+
+    def saliency(self, t: int) -> np.ndarray:
+        return np.full(self.stack.shape[1:], t / self.stack.shape[0], dtype=np.float32)
+
+    def _near(self, clicks: Any) -> list[tuple[tuple[float, float], ...]]:
+        near: list[set[tuple[float, float]]] = [set() for _ in range(self.stack.shape[0])]
+        for t, (x, y), outside in zip(clicks.slice_index, clicks.xy, clicks.outside, strict=True):
+            for s in range(max(0, t - REACH), min(len(near), t + REACH + 1)):
+                if not outside:
+                    near[s].add((float(x), float(y)))
+        return [tuple(sorted(points)) for points in near]
+
+    @staticmethod
+    def _key(t: int, near: list[tuple[Any, ...]], locked: Mapping[int, np.ndarray] | None) -> tuple[Any, ...]:
+        own = locked[t].tobytes() if locked and t in locked else b""
+        return (near[t], own)
+
+    @staticmethod
+    def _slice(
+        t: int, near: list[tuple[Any, ...]], locked: Mapping[int, np.ndarray] | None, shape: tuple[int, int]
+    ) -> FakeSlice:
+        if locked and t in locked:
+            return FakeSlice(t, locked[t], 1.0, "locked")
+        rows, columns = np.mgrid[: shape[0], : shape[1]]
+        mask = np.zeros(shape, dtype=bool)
+        for x, y in near[t]:
+            mask |= (columns - x) ** 2 + (rows - y) ** 2 <= RADIUS_PX**2
+        return FakeSlice(t, mask, 0.9 if near[t] else float("nan"), "supported" if near[t] else "abstained")
+
+    @staticmethod
+    def _fates(clicks: Any) -> list[FakeFate]:
+        return [
+            FakeFate(n, clicks.ids[n], int(t), "outside" if out else "kept", (float(x), float(y)), int(t), "")
+            for n, (t, (x, y), out) in enumerate(zip(clicks.slice_index, clicks.xy, clicks.outside, strict=True))
+        ]
+
+
+def load_fake(bundle: str, device: str, precision: str) -> FakePredictor:
+    """Load what the bundle text describes."""
+    try:
+        behavior = Behavior.parse(bundle)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelMissing(f"There is no model {bundle[:80]!r}.") from error
+    time.sleep(behavior.load)
+    if behavior.die_load:
+        os._exit(behavior.die_load)
+    if behavior.missing:
+        raise ModelMissing(f"The model {bundle!r} is not on this machine.", "Fetch it.")
+    if behavior.no_torch:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    return FakePredictor(behavior)
+
+
+def _misbehave(behavior: Behavior) -> None:
+    if behavior.noise:
+        print("a library prints", flush=True)
+        os.write(1, b"and native code too SPDW\x01\x00\n")
+        assert sys.stdin.read() == ""
+    if behavior.die_segment:
+        os._exit(behavior.die_segment)
+    if behavior.memory:
+        raise OutOfMemory("The device has not enough memory.", "Choose the CPU.")
+    if behavior.bug:
+        raise ValueError("a mistake of ours")
+    if behavior.hold:
+        ctypes.PyDLL(None).usleep(int(behavior.hold * 1e6))
+    time.sleep(behavior.stuck)
+
+
+if __name__ == "__main__":
+    from SPDSegmentLib.worker.__main__ import serve_stdio
+
+    serve_stdio(load_fake)

@@ -1,0 +1,218 @@
+"""The worker dies, hangs or never comes: the caller learns why, and the next request works."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, children, driver, line, volume_array
+
+from SPDSegmentLib.errors import WorkerDied
+from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request, RequestState
+from SPDSegmentLib.worker.commands import WorkerCommand, describe_exit, local_command, parse_command
+
+pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
+
+
+def _kill(d: Driver) -> None:
+    assert d.client.process_id is not None
+    psutil.Process(d.client.process_id).kill()
+
+
+def test_killed_while_idle_is_noticed_and_the_next_request_sends_everything_again(transport: str) -> None:
+    with driver(transport) as d:
+        _, first = d.segment()
+        _kill(d)
+        d.until(lambda: bool(d.died))
+        assert not d.client.running and "kill" in str(d.died[0]).lower()
+        started = time.monotonic()
+        request, again = d.segment()
+        assert time.monotonic() - started < 2.0
+        assert again.report["values"] == first.report["values"] and len(request.slices) == SHAPE[0]
+
+
+def test_killed_while_idle_and_not_yet_noticed_fails_or_serves_the_next_request(transport: str) -> None:
+    with driver(transport) as d:
+        d.segment()
+        _kill(d)
+        request = d.client.segment("volume", [line(3)])
+        with pytest.raises(WorkerDied):
+            d.result(request)
+        d.segment()
+
+
+def test_killed_during_a_request_says_why_and_the_next_one_works(transport: str) -> None:
+    finished: list[Request] = []
+    with driver(transport, "fake?delay=0.1") as d:
+        request = d.client.segment("volume", [line()], callbacks=Callbacks(on_finished=finished.append))
+        d.until(lambda: len(request.slices) >= 3)
+        _kill(d)
+        with pytest.raises(WorkerDied) as caught:
+            d.result(request)
+        assert "unexpectedly" in caught.value.message and "restarted by itself" in caught.value.remedy
+        assert "exit code" in caught.value.details
+        assert finished == [request] and request.answer is None
+        again, _ = d.segment()
+        assert len(again.slices) == SHAPE[0] and d.client.deaths == 0
+
+
+def test_killed_while_starting(transport: str) -> None:
+    with driver(transport) as d:
+        request = d.client.segment("volume", [line()])
+        d.until(lambda: d.client.process_id is not None)
+        _kill(d)
+        with pytest.raises(WorkerDied):
+            d.result(request)
+        d.segment()
+
+
+def test_the_log_and_the_exit_code_are_in_the_details(transport: str) -> None:
+    command = WorkerCommand((sys.executable, "-c", "import sys; print('cannot go on', file=sys.stderr); sys.exit(9)"))
+    d = Driver(transport, command)
+    d.client.set_model(ModelChoice("fake"))
+    with pytest.raises(WorkerDied, match="exit code 9") as caught:
+        d.result(d.client.status())
+    assert "cannot go on" in caught.value.details and "exit code: 9" in caught.value.details
+
+
+@pytest.mark.parametrize("bundle", ["fake?die_segment=7", "fake?die_load=7"])
+def test_after_three_deaths_in_a_row_no_other_is_started_until_something_changes(transport: str, bundle: str) -> None:
+    with driver(transport, bundle) as d:
+        messages = []
+        for _ in range(5):
+            with pytest.raises(WorkerDied) as caught:
+                d.segment()
+            messages.append(caught.value.message)
+        assert "exit code 7" in messages[0] and "unexpectedly" in messages[1]
+        assert "3 times in a row" in messages[2] and messages[2] == messages[3] == messages[4]
+        assert d.client.gave_up and not d.client.running and len(d.died) == 3
+        d.client.reset()
+        with pytest.raises(WorkerDied, match="unexpectedly"):
+            d.segment()
+        d.client.set_model(ModelChoice("fake"))
+        d.segment()
+        assert d.client.deaths == 0
+
+
+def test_a_success_between_deaths_starts_the_count_anew(transport: str) -> None:
+    with driver(transport) as d:
+        for _ in range(4):
+            d.segment()
+            _kill(d)
+            d.until(lambda: not d.client.running)
+            assert d.client.deaths == 1
+
+
+def test_a_command_that_is_not_there_is_named(transport: str) -> None:
+    d = Driver(transport, WorkerCommand(("/no/such/PythonSlicer", "-m", "SPDSegmentLib.worker")))
+    with pytest.raises(WorkerDied, match="/no/such/PythonSlicer"):
+        d.result(d.client.status())
+    for _ in range(2):
+        with pytest.raises(WorkerDied):
+            d.result(d.client.status())
+    assert d.client.gave_up
+    d.client.set_command(FAKE_WORKER)
+    assert d.result(d.client.status()).volumes == ()
+    d.client.close()
+
+
+def test_a_process_that_never_says_hello_is_ended(transport: str) -> None:
+    d = Driver(transport, WorkerCommand((sys.executable, "-c", "import time; time.sleep(60)")), start_seconds=0.5)
+    with pytest.raises(WorkerDied, match=r"did not answer within 0\.5 s"):
+        d.result(d.client.status())
+    d.until(lambda: children() == [], seconds=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["print('x' * 100_000, flush=True)", "import os; os.write(1, b'SPDW' + bytes(20))"], ids=["text", "header"]
+)
+def test_a_process_that_speaks_something_else_is_ended(transport: str, text: str) -> None:
+    d = Driver(transport, WorkerCommand((sys.executable, "-c", f"import time; {text}; time.sleep(60)")))
+    with pytest.raises(WorkerDied, match="connection"):
+        d.result(d.client.status())
+    d.until(lambda: children() == [], seconds=2)
+
+
+def test_requests_that_waited_all_fail_once(transport: str) -> None:
+    finished: list[Request] = []
+    with driver(transport, "fake?stuck=5") as d:
+        callbacks = Callbacks(on_finished=finished.append)
+        requests = [d.client.segment("volume", [line(n)], callbacks=callbacks) for n in range(2, 6)]
+        d.until(lambda: d.client.hello is not None)
+        _kill(d)
+        d.until(lambda: len(finished) == 4)
+        assert all(request.state is RequestState.FAILED for request in requests)
+        assert d.client.deaths == 1
+
+
+def test_a_request_made_when_told_of_the_death_is_served(transport: str) -> None:
+    served: list[Request] = []
+    with driver(transport) as d:
+
+        def again(request: Request) -> None:
+            served.append(d.client.segment("volume", [line()]))
+
+        d.segment()
+        request = d.client.segment("volume", [line(4)], callbacks=Callbacks(on_finished=again))
+        _kill(d)
+        d.until(lambda: request.finished and served[0].finished)
+
+
+def test_killed_at_random_moments_the_next_result_is_complete(transport: str) -> None:
+    moments = random.Random(5)
+    with driver(transport, "fake?delay=0.005&load=0.02") as d:
+        for _ in range(6):
+            request = d.client.segment("volume", [line()])
+            ends = time.monotonic() + moments.random() * 0.6
+            d.until(lambda end=ends: time.monotonic() > end)  # type: ignore[misc]
+            if d.client.process_id is not None and d.client.running:
+                _kill(d)
+            d.until(lambda: not d.client.running)
+            assert request.finished
+            d.client.reset()
+            started = time.monotonic()
+            again, _ = d.segment()
+            assert time.monotonic() - started < 2.0
+            assert len(again.slices) == SHAPE[0]
+
+
+def test_a_new_command_closes_the_running_worker(transport: str) -> None:
+    with driver(transport) as d:
+        d.segment()
+        old = d.client.process_id
+        d.client.set_command(WorkerCommand((*FAKE_WORKER.arguments, "--other")))
+        d.segment()
+        assert d.client.process_id != old
+        d.until(lambda: not psutil.pid_exists(old or 0), seconds=2)
+
+
+def test_commands_and_exit_codes_are_put_in_words(transport: str) -> None:
+    if transport != "subprocess":
+        pytest.skip("the same for every transport")
+    assert parse_command("  ") is None
+    assert parse_command("ssh host spdsegment worker") == WorkerCommand(("ssh", "host", "spdsegment", "worker"))
+    local = local_command("PythonSlicer")
+    assert local.arguments == ("PythonSlicer", "-m", "SPDSegmentLib.worker")
+    assert (Path(local.folder or "") / "SPDSegmentLib").is_dir()
+    assert "memory" in describe_exit(-9) and "memory" in describe_exit(137)
+    assert "SIGSEGV" in describe_exit(-11)
+    assert "access violation" in describe_exit(-1073741819) and "access violation" in describe_exit(0xC0000005)
+    assert "not found" in describe_exit(127) and describe_exit(3) == "exit code 3"
+
+
+def test_a_volume_sent_when_the_worker_died_halfway_is_sent_again_whole(transport: str) -> None:
+    big = volume_array((60, 512, 512), seed=4)
+    with driver(transport) as d:
+        d.client.open_volume("big", big, AFFINE)
+        d.result(d.client.status())
+        request = d.client.segment("big", [line()])
+        d.client.poll(0.0)
+        _kill(d)
+        with pytest.raises(WorkerDied):
+            d.result(request)
+        _, answer = d.segment("big")
+        assert answer.report["values"] == big.sum(dtype=float)

@@ -1,0 +1,212 @@
+"""The worker ends with its stdin, whatever it does at that moment, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from worker_drivers import AFFINE, FAKE_WORKER, TRANSPORTS, Driver, children, driver, line, volume_array
+
+from SPDSegmentLib.worker import messages as m
+from SPDSegmentLib.worker.client import ModelChoice
+from SPDSegmentLib.worker.codec import decode_message, encode_message
+from SPDSegmentLib.worker.protocol import FrameParser, decode_frame, frame_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _start(command: tuple[str, ...] = FAKE_WORKER.arguments) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+
+
+def _send(process: subprocess.Popen[bytes], *messages: Any) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"".join(frame_bytes(encode_message(message)) for message in messages))
+    process.stdin.flush()
+
+
+def _events(process: subprocess.Popen[bytes], until: type) -> list[Any]:
+    assert process.stdout is not None
+    parser = FrameParser()
+    events: list[Any] = []
+    while not events or not isinstance(events[-1], until):
+        data = os.read(process.stdout.fileno(), 1 << 16)
+        assert data, "the worker ended"
+        events += [decode_message(decode_frame(raw), m.EVENTS) for raw in parser.feed(data)]
+    return events
+
+
+def _finish(process: subprocess.Popen[bytes], seconds: float = 5.0) -> tuple[int, float]:
+    started = time.monotonic()
+    assert process.stdin is not None
+    process.stdin.close()
+    process.stdin = None
+    process.communicate(timeout=seconds)
+    return process.returncode, time.monotonic() - started
+
+
+@pytest.mark.parametrize("message", [None, m.Shutdown()], ids=["stdin", "shutdown"])
+def test_an_idle_worker_ends_at_once(message: Any) -> None:
+    process = _start()
+    _send(process, m.Hello(1, ""))
+    _events(process, m.HelloReply)
+    if message is not None:
+        _send(process, message)
+        assert process.wait(1.0) == 0
+    code, seconds = _finish(process)
+    assert code == 0 and seconds < 0.5
+
+
+@pytest.mark.parametrize("bundle", ["fake?load=30", "fake?delay=0.2"], ids=["cannot stop", "stops between slices"])
+def test_a_busy_worker_ends_within_a_second(bundle: str) -> None:
+    process = _start()
+    _send(process, m.LoadModel(1, bundle))
+    _events(process, m.Progress)
+    code, seconds = _finish(process)
+    assert code == 0 and seconds < 1.0
+
+
+def test_the_real_worker_answers_hello_without_importing_torch_and_ends() -> None:
+    process = _start((sys.executable, "-X", "importtime", "-m", "SPDSegmentLib.worker"))
+    _send(process, m.Hello(1, ""))
+    (reply,) = _events(process, m.HelloReply)
+    assert reply.process_id == process.pid and reply.packages["numpy"]
+    _, log = process.communicate(timeout=5)
+    imported = {line.rsplit("|", 1)[-1].strip() for line in log.decode().splitlines()}
+    assert "numpy" in imported and not imported & {"torch", "peft", "segment_anything", "SimpleITK", "scipy"}
+
+
+def test_the_real_worker_names_a_model_that_is_not_there() -> None:
+    process = _start((sys.executable, "-m", "SPDSegmentLib.worker"))
+    _send(process, m.LoadModel(1, "no such model"))
+    failed = _events(process, m.Failed)[-1]
+    assert failed.error in ("ModelMissing", "DependencyMissing") and failed.message
+    assert _finish(process)[0] == 0
+
+
+def test_a_broken_stream_is_told_and_ends_the_worker() -> None:
+    process = _start()
+    assert process.stdin is not None
+    process.stdin.write(b"this is not a frame")
+    process.stdin.flush()
+    (event,) = _events(process, m.Failed)
+    assert (event.request_id, event.error) == (m.NO_REQUEST, "BadInput")
+    assert process.wait(2.0) == 2
+    _finish(process)
+
+
+def test_a_stream_that_ends_within_a_frame_ends_the_worker() -> None:
+    process = _start()
+    assert process.stdin is not None
+    process.stdin.write(frame_bytes(encode_message(m.Hello(1, "x" * 100)))[:-5])
+    code, seconds = _finish(process)
+    assert code == 0 and seconds < 2.0
+
+
+def test_a_reader_that_is_gone_does_not_keep_the_worker() -> None:
+    process = _start()
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _send(process, *[m.Hello(n, "") for n in range(1, 50)])
+    assert _finish(process)[1] < 2.0
+
+
+def test_a_reader_that_does_not_read_does_not_keep_the_worker() -> None:
+    process = _start()
+    try:
+        _send(process, *[m.Hello(n, "") for n in range(1, 2000)])
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(3.0) == 0
+    finally:
+        process.stdin = None
+        process.communicate()
+
+
+def test_the_worker_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
+    script = (
+        f"import sys, time; sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}\n"
+        "from worker_drivers import *\n"
+        "d = Driver('subprocess'); d.client.set_model(ModelChoice('fake?stuck=60'))\n"
+        "d.client.open_volume('volume', volume_array(), AFFINE); d.client.segment('volume', [line()])\n"
+        "d.until(lambda: d.result(d.client.status()).running is not None)\n"
+        "print(d.client.process_id, flush=True); time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    started = time.monotonic()
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() - started < 1.5
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no launcher that forks")
+def test_the_worker_ends_when_only_its_launcher_is_killed() -> None:
+    launcher = f"import subprocess, sys; sys.exit(subprocess.call({list(FAKE_WORKER.arguments)!r}))"
+    d = Driver("subprocess", type(FAKE_WORKER)((sys.executable, "-c", launcher)))
+    d.client.set_model(ModelChoice("fake?stuck=60"))
+    d.client.open_volume("volume", volume_array(), AFFINE)
+    request = d.client.segment("volume", [line()])
+    d.until(lambda: d.result(d.client.status()).running is not None)
+    worker = next(p for p in psutil.Process(d.client.process_id or 0).children())
+    psutil.Process(d.client.process_id or 0).kill()
+    d.until(lambda: request.finished)
+    d.until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, seconds=1.5)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("bundle", ["fake", "fake?stuck=30", "fake?load=30"])
+@pytest.mark.parametrize("wait", [True, False])
+def test_closing_the_client_leaves_no_process(transport: str, bundle: str, wait: bool) -> None:
+    with driver(transport, bundle) as d:
+        request = d.client.segment("volume", [line()])
+        d.until(lambda: d.client.hello is not None)
+        started = time.monotonic()
+        d.client.close(wait=wait)
+        took = time.monotonic() - started
+        assert took < 2.0 if wait else took < 0.05
+        assert request.finished and not d.client.running and not d.client.busy
+        d.until(lambda: children() == [], seconds=2.0)
+        d.client.set_model(ModelChoice("fake"))
+        d.segment()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a C library call that keeps Python's lock")
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_closing_kills_a_worker_that_does_not_listen(transport: str) -> None:
+    with driver(transport, "fake?hold=30") as d:
+        d.client.segment("volume", [line()])
+        d.until(lambda: d.client.hello is not None)
+        time.sleep(0.3)
+        d.client.close()
+        assert children() == []
+
+
+def test_closing_twice_and_without_a_start_is_harmless() -> None:
+    d = Driver("subprocess")
+    d.client.close()
+    d.client.open_volume("volume", volume_array(), AFFINE)
+    d.result(d.client.status())
+    d.client.close()
+    d.client.close()
+    assert children() == []
+
+
+def test_the_client_imports_neither_torch_nor_qt() -> None:
+    code = (
+        "import sys, SPDSegmentLib.worker.client, SPDSegmentLib.worker.qprocess_transport\n"
+        "heavy = {'torch', 'peft', 'segment_anything', 'SimpleITK', 'qt', 'PySide6', 'psutil', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -1,0 +1,182 @@
+"""Messages: every one crosses the wire unchanged, and what does not fit its type is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, OutOfMemory, SPDError
+from SPDSegmentLib.worker import messages as m
+from SPDSegmentLib.worker.codec import decode_message, encode_message, json_ready
+from SPDSegmentLib.worker.failures import to_error
+from SPDSegmentLib.worker.fates import Fate, pack_fates, unpack_fates
+from SPDSegmentLib.worker.masks import PackedMask, pack_mask, pack_masks, unpack_mask, unpack_masks
+from SPDSegmentLib.worker.protocol import ContentError, Frame, FrameParser, decode_frame, frame_bytes
+
+GROUPS = (m.PointGroup("line", "Curve", 2), m.PointGroup("points", "Fiducial", 1))
+POINTS = np.arange(9.0).reshape(3, 3)
+IDS = ("1", "2", "ünï")
+FATES = (
+    Fate(0, "1", 4, "kept", (1.5, 2.0), (0.0, -1.0, 3.25), None, ""),
+    Fate(-1, "", 5, "synthesized", (0.0, 0.0), (1.0, 1.0, 1.0), None, "no click survived"),
+    Fate(1, "2", 6, "borrowed", (9.0, 8.0), (4.0, 4.0, 4.0), 4, ""),
+)
+MASK = pack_mask(np.eye(6, 9, k=1, dtype=bool))
+BITS = np.array([1, 2, 3], np.uint8)
+
+SAMPLES: list[Any] = [
+    m.Hello(1, "0.1"),
+    m.LoadModel(2, "/a folder/modèle", "cuda:0", "bfloat16"),
+    m.OpenVolume(3, "v@17", "<i2", (3, 4, 5), np.eye(4), "axial"),
+    m.VolumeChunk("v@17", 1 << 40, BITS),
+    m.Segment(4, "v", POINTS, IDS, GROUPS, np.zeros((0, 7), np.int64), BITS[:0], "all", 7, True),
+    m.Reach(5, "v", POINTS, IDS, GROUPS, POINTS[:0], (), ()),
+    m.Saliency(6, "v", 0),
+    m.CloseVolume("v"),
+    m.Cancel(4, False),
+    m.Status(7, True),
+    m.Shutdown(),
+    m.HelloReply(1, "0.1", "3.12", "linux", {"torch": "2.4", "peft": None}, 77, None),
+    m.ModelLoaded(2, "b", "cpu", "float32", 1.25),
+    m.VolumeOpened(3, "v", 2, "axial", (3, 4, 5), (0.5, 0.5), 3.0),
+    m.Progress(4, "encoding", 1, 10, None),
+    m.SliceReady(4, "v", 2, MASK.shape, MASK.box, MASK.bits, 0.5, "supported", *pack_fates(FATES)),
+    m.Segmented(4, "v", (2, 3), *pack_fates(FATES), seconds=0.1, device="cpu", report={"a": [1, None, {"b": "c"}]}),
+    m.Reached(5, (1, 2)),
+    m.SaliencyReady(6, "v", 0, np.ones((2, 3), np.float32)),
+    m.StatusReply(7, 4, 0, None, None, None, ("v",), 1, 2, (m.Device("cuda:0", "GPU", 1, None),)),
+    m.Failed(8, "BadInput", "What.", "Do.", "more"),
+    m.Log("info", "text"),
+]
+
+
+def _through_the_wire(message: Any) -> Any:
+    (raw,) = FrameParser().feed(frame_bytes(encode_message(message)))
+    return decode_message(decode_frame(raw), {**m.REQUESTS, **m.EVENTS})
+
+
+@pytest.mark.parametrize("message", SAMPLES, ids=lambda message: message.kind)
+def test_every_message_arrives_as_it_was_sent(message: Any) -> None:
+    arrived = _through_the_wire(message)
+    assert type(arrived) is type(message)
+    for field in dataclasses.fields(message):
+        sent, got = getattr(message, field.name), getattr(arrived, field.name)
+        if isinstance(sent, np.ndarray):
+            np.testing.assert_array_equal(got, sent)
+        else:
+            assert got == sent and type(got) is type(sent), field.name
+
+
+def test_there_is_a_sample_of_every_message() -> None:
+    assert {message.kind for message in SAMPLES} == set(m.REQUESTS) | set(m.EVENTS)
+
+
+@pytest.mark.parametrize("message", SAMPLES, ids=lambda message: message.kind)
+def test_a_value_of_the_wrong_type_is_refused_in_every_field(message: Any) -> None:
+    (raw,) = FrameParser().feed(frame_bytes(encode_message(message)))
+    good = decode_frame(raw)
+    for field in dataclasses.fields(message):
+        if field.name == "report":
+            continue
+        wrong: list[Any] = [[[]], {"x": []}, 1.5e300] if field.name != "packages" else [[[]], 1]
+        for value in wrong:
+            header = {**good.header, field.name: value}
+            with pytest.raises(ContentError):
+                decode_message(Frame(header, {}), {message.kind: type(message)})
+
+
+def test_unknown_missing_and_misplaced_fields_are_refused() -> None:
+    kinds = m.REQUESTS
+    for header in (
+        {"kind": "no such"},
+        {"kind": ["hello"]},
+        {},
+        {"kind": "cancel"},
+        {"kind": "cancel", "request_id": 1, "extra": 1},
+        {"kind": "cancel", "request_id": True},
+        {"kind": "cancel", "request_id": 1 << 60},
+        {"kind": "cancel", "request_id": "1"},
+        {"kind": "close_volume", "volume_id": "x" * 100_000},
+    ):
+        with pytest.raises(ContentError):
+            decode_message(Frame(header, {}), kinds)
+    with pytest.raises(ContentError):
+        decode_message(Frame({"kind": "cancel"}, {"request_id": np.zeros(1)}), kinds)
+
+
+@pytest.mark.parametrize(
+    "points", [np.zeros((3, 2)), np.zeros(3), np.zeros((3, 3), np.float32), np.full((1, 3), np.nan)]
+)
+def test_points_of_another_shape_or_type_and_nan_are_refused(points: np.ndarray) -> None:
+    message = dataclasses.replace(SAMPLES[4], points_ras=points)
+    with pytest.raises(ContentError):
+        _through_the_wire(message)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(0, 1), st.integers(0, 2**31))
+def test_masks_are_the_same_after_packing(height: int, width: int, share: float, seed: int) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    np.testing.assert_array_equal(unpack_mask(pack_mask(mask)), mask)
+    masks = {9: mask, 2: ~mask, 5: np.zeros_like(mask)}
+    restored = unpack_masks(*pack_masks(masks), shape=mask.shape)
+    assert restored.keys() == masks.keys()
+    assert all(np.array_equal(restored[t], masks[t]) for t in masks)
+
+
+@pytest.mark.parametrize("box", [(0, 7, 0, 2), (-1, 2, 0, 2), (3, 2, 0, 2), (0, 2, 0, 3)])
+def test_a_mask_whose_box_or_bits_do_not_fit_is_refused(box: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ContentError):
+        unpack_mask(PackedMask((6, 6), box, np.zeros(3, np.uint8)))
+
+
+def test_locked_masks_of_another_slice_shape_named_twice_or_cut_are_refused() -> None:
+    table, bits = pack_masks({1: np.ones((4, 4), bool)})
+    with pytest.raises(ContentError):
+        unpack_masks(table, bits, (4, 5))
+    with pytest.raises(ContentError):
+        unpack_masks(np.vstack([table, table]), np.concatenate([bits, bits]), (4, 4))
+    with pytest.raises(ContentError):
+        unpack_masks(table, bits[:1], (4, 4))
+    with pytest.raises(ContentError):
+        unpack_masks(table, np.concatenate([bits, bits]), (4, 4))
+
+
+def test_fates_are_the_same_after_packing() -> None:
+    assert unpack_fates(*pack_fates(FATES)) == FATES
+    assert unpack_fates(*pack_fates(())) == ()
+
+
+def test_fates_with_missing_texts_are_refused() -> None:
+    numbers, places, texts = pack_fates(FATES)
+    with pytest.raises(ContentError):
+        unpack_fates(numbers, places, texts[:1])
+    with pytest.raises(ContentError):
+        unpack_fates(numbers, places[:1], texts)
+
+
+def test_reports_become_plain_json() -> None:
+    value = {"a": np.float32("nan"), 1: (np.arange(2), {3}), "b": np.bool_(True), "c": float("inf"), "d": object}
+    assert json_ready(value) == {"a": None, "1": [[0, 1], [3]], "b": True, "c": None, "d": str(object)}
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "word"),
+    [
+        (MemoryError(), OutOfMemory, "memory"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), OutOfMemory, "memory"),
+        (ModuleNotFoundError("x", name="torch"), DependencyMissing, "'torch'"),
+        (ContentError("The mask does not fit."), BadInput, "mask"),
+        (KeyError("oops"), SPDError, "KeyError"),
+        (Cancelled(), Cancelled, "Cancelled"),
+    ],
+)
+def test_every_exception_becomes_a_typed_error(raised: BaseException, kind: type[SPDError], word: str) -> None:
+    error = to_error(raised)
+    assert type(error) is kind
+    assert word in error.message
