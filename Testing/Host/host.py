@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +17,13 @@ from .errors import SlotError, slot_errors
 from .mrml.scene import SceneSetup, set_up_scene
 from .pythonqt.dialogs import Dialogs, dialogs
 from .pythonqt.uiloader import CheckedUiLoader
-from .runtime import qt, slicer, vtk
-from .slicer_package import complete_slicer_package, load_standin
+from .runtime import qt, slicer
+from .slicer_package import complete_slicer_package, load_standin, set_module_present, set_slicer_version
 from .view_driver import SliceViewDriver, ViewDriver
 from .widget_api import load_own_list, load_slicer_table
 from .widgets.factory import IdleCall, WidgetFactory
 
+SLICER_VERSION = "5.12.3"
 WINDOW_SIZE = (1280, 900)
 
 
@@ -63,11 +62,12 @@ class Host:
         self.app = self.factory.build("qSlicerApplication")()
         slicer.app = self.app
         self._setup: SceneSetup = set_up_scene()
-        self.app._start(self._setup, self._make_slicer_home())
+        self.app._start(self._setup)
         for name, logic in self._setup.module_logics.items():
             module = self.factory.create("qSlicerAbstractCoreModule")
             module._start(name, logic)
             setattr(slicer.modules, name.lower(), module)
+        self._installs = load_standin("packaging").record
         self.window = self.factory.create("qSlicerMainWindow")
         self.window._add_views()
         self.window.resize(*WINDOW_SIZE)
@@ -87,12 +87,21 @@ class Host:
     @property
     def installs(self) -> Any:
         """Requests to install packages, and packages declared missing."""
-        return load_standin("packaging").record
+        return self._installs
 
     @property
     def idle_calls(self) -> list[IdleCall]:
         """Calls of real methods that have no behaviour here."""
         return self.factory.idle_calls
+
+    def use_slicer_version(self, version: str) -> None:
+        """Look like a version until the end of the test, such as "5.10.0"."""
+        self.app._set_version(version)
+        set_slicer_version(version)
+
+    def remove_extension(self, name: str = "PyTorchUtils") -> None:
+        """Let an extension be missing until the end of the test."""
+        set_module_present(name, False)
 
     def take_slot_errors(self) -> list[SlotError]:
         """Return recorded errors and forget them."""
@@ -105,6 +114,7 @@ class Host:
         python = module._load(path)
         loaded = LoadedModule(path.stem, python, module.widgetRepresentation())
         self._modules[path.stem] = loaded
+        self.app.startupCompleted.emit()
         if show:
             self.window.show()
         self.select_module(path.stem)
@@ -132,6 +142,7 @@ class Host:
             self.window._show_panel(None)
             self.window.moduleSelector()._selected = ""
             loaded.panel.deleteLater()
+            vars(slicer.modules).pop("sampleDataSources", None)
             for attribute in (name.lower(), f"{name}Instance", f"{name}Widget"):
                 vars(slicer.modules).pop(attribute, None)
             del self._modules[name]
@@ -238,16 +249,9 @@ class Host:
         dialogs.reset()
         self.installs.reset()
         self.factory.idle_calls.clear()
+        self.use_slicer_version(SLICER_VERSION)
+        set_module_present("PyTorchUtils", True)
         self.app._testing = False
-
-    def _make_slicer_home(self) -> Path:
-        """Make a folder with bin/PythonSlicer, which runs this Python."""
-        home = self._setup.temporary_folder / "Slicer"
-        (home / "bin").mkdir(parents=True)
-        launcher = home / "bin" / "PythonSlicer"
-        launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
-        launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR)
-        return home
 
 
 class BlockTimer:
@@ -283,6 +287,5 @@ def start_host() -> Host:
     """Return the host of this process, started at the first call."""
     global _host
     if _host is None:
-        vtk.vtkObject.GlobalWarningDisplayOn()
         _host = Host()
     return _host

@@ -20,6 +20,8 @@ from .widgets.factory import WidgetFactory
 
 _STANDINS = Path(__file__).with_name("standins")
 _STANDIN_NAMES = ("ScriptedLoadableModule", "i18n", "packaging", "parameterNodeWrapper")
+_STANDIN_MODULES = ("SampleData", "PyTorchUtils")
+_SINCE_5_11 = ("executePythonModule",)
 _WIDGET_PREFIXES = ("qMRML", "qSlicer", "ctk")
 
 
@@ -27,7 +29,7 @@ def complete_slicer_package(factory: WidgetFactory) -> None:
     """Add widgets, Python packages and the modules object; take away what Slicer does not have."""
     _remove_stray_names()
     _serve_widgets(factory)
-    sys.meta_path.insert(0, _StandinFinder())
+    sys.meta_path.insert(0, _finder)
     slicer.modules = ModuleType("slicer.modules")
     sys.modules["slicer.modules"] = slicer.modules
     slicer.moduleNames = ModuleType("slicer.moduleNames")
@@ -61,9 +63,16 @@ def _serve_widgets(factory: WidgetFactory) -> None:
 class _StandinFinder(importlib.abc.MetaPathFinder):
     """Finds `slicer.<name>` in the folder named by SLICER_BASE_PYTHON, otherwise among the stand-ins."""
 
+    def __init__(self) -> None:
+        self.absent: set[str] = set()
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        if fullname in self.absent:
+            raise ModuleNotFoundError(f"No module named '{fullname}'", name=fullname)
+        if fullname in _STANDIN_MODULES:
+            return importlib.util.spec_from_file_location(fullname, _STANDINS / f"{fullname}.py")
         package, _, rest = fullname.partition(".")
         name = rest.split(".")[0]
         if package != "slicer" or name not in _STANDIN_NAMES:
@@ -78,6 +87,33 @@ class _StandinFinder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, target_path.with_suffix(".py"))
 
 
+_finder = _StandinFinder()
+_since_5_11 = {name: getattr(slicer.util, name) for name in _SINCE_5_11}
+
+
+def set_slicer_version(version: str) -> None:
+    """Let `slicer` look as in a version: 5.10 has no slicer.packaging, its pip_install is in slicer.util."""
+    old = tuple(int(part) for part in version.split(".")[:2]) < (5, 11)
+    set_module_present("slicer.packaging", not old)
+    for name, function in _since_5_11.items():
+        if old:
+            vars(slicer.util).pop(name, None)
+        else:
+            setattr(slicer.util, name, function)
+
+
+def set_module_present(name: str, present: bool) -> None:
+    """Let the import of a stand-in succeed or fail."""
+    package, _, rest = name.rpartition(".")
+    if present:
+        _finder.absent.discard(name)
+        return
+    _finder.absent.add(name)
+    sys.modules.pop(name, None)
+    if package == "slicer":
+        vars(slicer).pop(rest, None)
+
+
 def _exists(path: Path) -> bool:
     return path.is_dir() or path.with_suffix(".py").is_file()
 
@@ -90,6 +126,9 @@ def _replace_messages() -> None:
     for name in ("confirmOkCancelDisplay", "confirmYesNoDisplay", "confirmRetryCloseDisplay"):
         setattr(util, name, _confirm)
     util.messageBox = _message_box
+    packaging = load_standin("packaging")
+    util.pip_install = packaging.pip_install
+    util.pip_uninstall = packaging.pip_uninstall
     util.delayDisplay = _delay_display
 
 

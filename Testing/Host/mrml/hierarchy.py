@@ -25,6 +25,7 @@ class HierarchyKeeper:
     def __init__(self, scene: Any) -> None:
         self._scene = scene
         scene.AddObserver(scene.NodeAddedEvent, self._node_added)
+        scene.AddObserver(scene.NodeAboutToBeRemovedEvent, self._node_leaves)
         scene.AddObserver(scene.EndBatchProcessEvent, lambda *_: self._add_all())
         self._add_all()
 
@@ -32,6 +33,15 @@ class HierarchyKeeper:
     def _node_added(self, _scene: Any, _event: str, node: Any) -> None:
         if not self._scene.IsBatchProcessing():
             self._add(node)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _node_leaves(self, _scene: Any, _event: str, node: Any) -> None:
+        hierarchy = self._scene.GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode")
+        if hierarchy is None or node.IsA("vtkMRMLSubjectHierarchyNode"):
+            return
+        item = hierarchy.GetItemByDataNode(node)
+        if item:
+            hierarchy.RemoveItem(item, False, False)
 
     def _add_all(self) -> None:
         nodes = self._scene.GetNodes()

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..runtime import slicer, vtk
 from .hierarchy import HierarchyKeeper
+from .home import SHARE, make_slicer_home
 
 MODULE_LOGICS = {
     "Units": "vtkSlicerUnitsLogic",
@@ -40,6 +41,7 @@ class SceneSetup:
     application_logic: Any
     module_logics: dict[str, Any]
     temporary_folder: Path
+    slicer_home: Path
     keep: tuple[Any, ...]
 
 
@@ -53,21 +55,23 @@ def set_up_scene() -> SceneSetup:
     scene.AddNode(crosshair)
     application_logic.SetMRMLScene(scene)
     application_logic.SetTemporaryPath(str(folder))
+    home = make_slicer_home(folder / "Slicer")
+    application_logic.SetHomeDirectory(str(home))
+    application_logic.SetShareDirectory(SHARE)
     application_logic.GetColorLogic().SetMRMLScene(scene)
-    with _without_warnings(True):
-        application_logic.GetColorLogic().AddDefaultColorNodes()
+    application_logic.GetColorLogic().AddDefaultColorNodes()
     application_logic.SetSliceLogics(vtk.vtkCollection())
     application_logic.SetViewLogics(vtk.vtkCollection())
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene, True)
     slicer.mrmlScene = scene
     logics = {name: _start_logic(name, application_logic, scene) for name in MODULE_LOGICS}
     kept = (*_start_data_io(scene, application_logic, folder), HierarchyKeeper(scene))
-    return SceneSetup(scene, application_logic, logics, folder, kept)
+    return SceneSetup(scene, application_logic, logics, folder, home, kept)
 
 
 def _start_logic(name: str, application_logic: Any, scene: Any) -> Any:
     logic = getattr(slicer, MODULE_LOGICS[name])()
-    with _without_warnings(name in ("Colors", "Terminologies")):
+    with _without_warnings(name == "Terminologies"):
         logic.SetMRMLApplicationLogic(application_logic)
         logic.SetMRMLScene(scene)
     application_logic.SetModuleLogic(name, logic)
@@ -76,7 +80,7 @@ def _start_logic(name: str, application_logic: Any, scene: Any) -> Any:
 
 @contextmanager
 def _without_warnings(quiet: bool) -> Iterator[None]:
-    """Silence complaints about dictionaries and color files that come with the application only."""
+    """Silence complaints about dictionaries that come with the application only."""
     level = vtk.vtkObject.GetGlobalWarningDisplay()
     if quiet:
         vtk.vtkObject.SetGlobalWarningDisplay(0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from PySide6 import QtWidgets
+from PySide6 import QtGui, QtWidgets
 
 from ..errors import UnexpectedDialog
 
@@ -98,8 +98,32 @@ def install_dialogs() -> None:
     for kind in ("information", "warning", "critical", "about"):
         setattr(box, kind, staticmethod(_message(kind)))
     box.question = staticmethod(_question)
+    for cls, names in _ASKING.items():
+        for name in names:
+            setattr(getattr(QtWidgets, cls), name, staticmethod(_refuse(f"{cls}.{name}")))
+    services: Any = QtGui.QDesktopServices
+    services.openUrl = staticmethod(_open_url)
     menu: Any = QtWidgets.QMenu
     menu.exec = menu.exec_ = _no_menu
+
+
+_ASKING = {
+    "QInputDialog": ("getText", "getMultiLineText", "getInt", "getDouble", "getItem"),
+    "QColorDialog": ("getColor",),
+    "QFontDialog": ("getFont",),
+}
+
+
+def _refuse(name: str) -> Callable[..., None]:
+    def refuse(*_arguments: Any) -> None:
+        raise UnexpectedDialog(f"{name} opened; it would wait for a person.")
+
+    return refuse
+
+
+def _open_url(url: Any) -> bool:
+    dialogs.show("openUrl", str(url.toString()))
+    return True
 
 
 def _one_path(parent: Any = None, title: str = "", *_arguments: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+from PySide6 import QtCore
+
 from .attributes import install_attributes
 from .dialogs import install_dialogs
 from .overrides import install_overrides
@@ -26,6 +28,7 @@ def install_qt() -> ModuleType:
     install_attributes()
     install_dialogs()
     install_overrides()
+    QtCore.qInstallMessageHandler(_print_message)
     qt = ModuleType("qt")
     for name, value in qt_names().items():
         if name not in _PYSIDE_ONLY:
@@ -33,3 +36,12 @@ def install_qt() -> ModuleType:
     qt.QUiLoader = CheckedUiLoader  # type: ignore[attr-defined]
     sys.modules["qt"] = qt
     return qt
+
+
+# The off-screen platform cannot do this, and says so at every window.
+_NOISE = ("propagateSizeHints",)
+
+
+def _print_message(kind: QtCore.QtMsgType, context: QtCore.QMessageLogContext, text: str) -> None:
+    if not any(part in text for part in _NOISE):
+        print(text, file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from ..mrml.files import NodeFiles
@@ -41,7 +40,7 @@ class qSlicerCoreApplication(Behavior):
         self.organizationName = "SlicerHost"
         self.applicationVersion = "5.12.3"
 
-    def _start(self, setup: SceneSetup, slicer_home: Path) -> None:
+    def _start(self, setup: SceneSetup) -> None:
         self._setup = setup
         folder = setup.temporary_folder
         qt.QSettings.setDefaultFormat(qt.QSettings.Format.IniFormat)
@@ -49,13 +48,18 @@ class qSlicerCoreApplication(Behavior):
             qt.QSettings.setPath(qt.QSettings.Format.IniFormat, scope, str(folder / "settings"))
         values = self.__dict__.setdefault("_values_", dict(self._defaults_))
         values["temporaryPath"] = str(folder)
-        values["slicerHome"] = str(slicer_home)
+        values["slicerHome"] = str(setup.slicer_home)
         values["defaultScenePath"] = tempfile.gettempdir()
         self._files = self._host_factory_.create("qSlicerIOManager")
         self._files._start(NodeFiles(setup.scene, setup.module_logics))
         self._modules = self._host_factory_.create("qSlicerModuleManager")
         self._layout = self._host_factory_.create("qSlicerLayoutManager")
         self._testing = False
+
+    def _set_version(self, version: str) -> None:
+        major, minor, _ = version.split(".")
+        self._values_.update(majorVersion=int(major), minorVersion=int(minor))
+        self.applicationVersion = version
 
     def mrmlScene(self) -> Any:
         """Return the scene."""

@@ -13,7 +13,7 @@ DEFAULT_DIAMETER_MM = 6.0
 _DIAMETER = "BrushAbsoluteDiameter"
 
 
-class BrushStrokes(qt.QObject):  # type: ignore[misc]
+class BrushStrokes(qt.QObject):
     """Watches the mouse in the slice views while an effect is active and writes a stroke at its end.
 
     Positions are in patient mm; a parent transform of the segmentation is not looked at.
