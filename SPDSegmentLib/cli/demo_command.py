@@ -87,14 +87,18 @@ def demo(
 
 
 def dice_with(label: Path, mask_kji: np.ndarray) -> float:
-    """Volume Dice of a mask (K, J, I) with a label file on the same grid, every value but 0 being the structure."""
+    """Volume Dice of a mask (K, J, I) with a label file on the same grid, every value but 0 being the structure.
+
+    NaN where both are empty.
+    """
     from SPDSegmentLib.evaluation.metrics import dice
     from SPDSegmentLib.geometry.labelmap import read_labelmap
 
     reference = read_labelmap(label).array > 0
     if reference.shape != mask_kji.shape:
         raise BadInput(f"{label} does not lie on the image's grid.")
-    return float(dice(mask_kji > 0, reference))
+    value = dice(mask_kji > 0, reference)
+    return float("nan") if value is None else value
 
 
 def list_samples() -> list[Sample]:

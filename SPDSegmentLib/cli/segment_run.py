@@ -123,7 +123,7 @@ def _write(request: SegmentRequest, outcome: SegmentOutcome, volume: Volume, cli
             volume,
             segment_names=(info.structure,),
             colors=(info.color,),
-            terminology=None if info.terminology is None else (info.terminology,),
+            terminology=(info.terminology,) if info.terminology else None,
         )
         if request.report is not None:
             text = json.dumps(build_report(request, outcome), indent=2, ensure_ascii=False)

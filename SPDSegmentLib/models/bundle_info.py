@@ -44,7 +44,7 @@ class BundleInfo:
         training: ``dataset``, ``licence``, ``attribution``, ``patients``, ``config``.
         metrics: measured figures.
         color: red, green, blue in [0, 1].
-        terminology: codes of the segment for DICOM and 3D Slicer, or None.
+        terminology: the segment's codes as 3D Slicer writes them in ``Segmentation_TerminologyEntry``, empty for none.
         adapter_sha256: of ``adapter.safetensors``; set by :func:`SPDSegmentLib.models.bundle.write_bundle`.
         format_version: of this description.
 
@@ -68,12 +68,20 @@ class BundleInfo:
     training: Mapping[str, Any]
     metrics: Mapping[str, Any]
     color: tuple[float, float, float] = (0.87, 0.56, 0.35)
-    terminology: Mapping[str, Any] | None = None
+    terminology: str = ""
     adapter_sha256: str = ""
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
-        for name in ("title", "structure", "modality", "library_version", "backbone_sha256", "adapter_sha256"):
+        for name in (
+            "title",
+            "structure",
+            "modality",
+            "library_version",
+            "backbone_sha256",
+            "adapter_sha256",
+            "terminology",
+        ):
             _require(isinstance(getattr(self, name), str), name, "a text")
         for name in ("title", "structure", "modality"):
             _require(bool(getattr(self, name).strip()), name, "a text that is not empty")
@@ -83,7 +91,6 @@ class BundleInfo:
         _require(_is_number(self.fov_mm) and self.fov_mm >= 0, "fov_mm", "a number of millimetres, 0 or more")
         for name in ("normalization", "network", "prompts", "training", "metrics"):
             _require(isinstance(getattr(self, name), Mapping), name, "an object")
-        _require(self.terminology is None or isinstance(self.terminology, Mapping), "terminology", "an object or null")
         known = [*BASE_WEIGHTS, *WEIGHTLESS_BACKBONES]
         _require(self.backbone in known, "backbone", f"one of {', '.join(BASE_WEIGHTS)}")
         random_backbone = self.backbone in WEIGHTLESS_BACKBONES and self.backbone_sha256 == ""
@@ -104,8 +111,6 @@ class BundleInfo:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, figures that are not finite as null; :func:`parse_info` restores it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if self.terminology is None:
-            del values["terminology"]
         return {"format_version": values.pop("format_version"), **_json_ready(values)}
 
 

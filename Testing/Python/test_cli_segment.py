@@ -197,8 +197,8 @@ def test_points_outside_are_named_and_the_rest_is_used(case: SimpleNamespace) ->
     [
         ("a.nii.gz", None, "There is no image"),
         ("b.nii.gz", b"not an image", "b.nii.gz"),
-        ("c.nii.gz", np.full(SHAPE, 7.0, np.float32), "constant"),
-        ("d.nii.gz", np.where(np.arange(np.prod(SHAPE)).reshape(SHAPE) == 3, np.nan, 1.0).astype(np.float32), ""),
+        ("c.nii.gz", np.full(SHAPE, 7.0, np.float32), "the same value everywhere"),
+        ("d.nrrd", np.where(np.arange(np.prod(SHAPE)).reshape(SHAPE) == 3, np.nan, 1.0).astype(np.float32), "NaN"),
     ],
 )
 def test_an_image_that_cannot_be_used_is_exit_code_2(

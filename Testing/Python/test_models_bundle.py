@@ -117,6 +117,7 @@ def test_a_failure_while_writing_keeps_the_older_bundle(
         ({"normalization": {"kind": "percentile", "low": 9, "high": 1}}, "'normalization.low'"),
         ({"normalization": {"kind": "gamma", "low": 0, "high": 1}}, "'normalization.kind'"),
         ({"normalization": {"kind": "window", "low": 0, "high": 1, "bias": 2}}, "'normalization.bias'"),
+        ({"terminology": {"type": "kidney"}}, "'terminology' is not a text"),
         ({"network": [1]}, "'network' is not an object"),
         ({"color": [1, 2, 3]}, "'color' is not three numbers"),
     ],
@@ -259,7 +260,7 @@ def test_reading_a_bundle_needs_no_torch(folder: Path) -> None:
 
 
 def test_the_description_survives_json(tmp_path: Path) -> None:
-    info = tiny_info(terminology={"type": "kidney"}, fov_mm=320)
+    info = tiny_info(terminology="Segmentation category and type~SCT^123037004^Anatomical Structure", fov_mm=320)
     assert parse_info(json.loads(json.dumps(info.to_dict()))) == info
 
 
