@@ -48,16 +48,9 @@ class SliceStack:
         directions = volume.ijk_to_ras[:3, :3] / spacing  # columns: RAS direction of I, J, K
         self.axis = _cut_axis(axis, spacing, directions)
         normal = directions[:, self.axis]
-        self.plane = max(_PLANES, key=lambda plane: abs(float(_PLANES[plane][0] @ normal)))
-        slice_to, row_to, column_to = _PLANES[self.plane]
-        others = [a for a in range(3) if a != self.axis]
-        row_axis, column_axis = max(
-            itertools.permutations(others),
-            key=lambda pair: abs(directions[:, pair[0]] @ row_to) + abs(directions[:, pair[1]] @ column_to),
-        )
-        self._axes = (self.axis, row_axis, column_axis)
-        wanted = (slice_to, row_to, column_to)
-        self._flips = tuple(float(directions[:, a] @ w) < 0 for a, w in zip(self._axes, wanted, strict=True))
+        self.plane = axis if axis in _PLANES else max(_PLANES, key=lambda p: abs(float(_PLANES[p][0] @ normal)))
+        self._axes, self._flips = _nearest_orientation(self.axis, directions, np.array(_PLANES[self.plane]))
+        _, row_axis, column_axis = self._axes
         self.pixel_mm = (float(spacing[row_axis]), float(spacing[column_axis]))
         self.slice_mm = float(spacing[self.axis])
         self.array = self.from_volume(volume.array)
@@ -119,3 +112,30 @@ def _cut_axis(axis: str, spacing: np.ndarray, directions: np.ndarray) -> int:
         return int(np.argmax(np.abs(_PLANES[axis][0] @ directions)))
     coarsest = np.flatnonzero(spacing >= spacing.max() * (1 - 1e-3))
     return int(max(coarsest, key=lambda a: abs(float(directions[2, a]))))
+
+
+def _nearest_orientation(
+    cut: int, directions: np.ndarray, wanted: np.ndarray
+) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """IJK axes of (slice, row, column) and which of them are reversed.
+
+    Of the four turns of the slice that do not mirror it, the one nearest to the wanted directions.
+
+    Args:
+        directions: (3, 3), columns are the unit vectors of I, J, K in RAS.
+        wanted: (3, 3), rows are the wanted directions of slices, rows, columns.
+    """
+    agreement = wanted @ directions
+    slice_sign = -1.0 if agreement[0, cut] < 0 else 1.0
+    handedness = np.sign(np.linalg.det(wanted))
+    best, best_axes, best_signs = -np.inf, (0, 0, 0), (1.0, 1.0, 1.0)
+    for row, column in itertools.permutations([a for a in range(3) if a != cut]):
+        axes = (cut, row, column)
+        for row_sign, column_sign in itertools.product((1.0, -1.0), repeat=2):
+            signs = (slice_sign, row_sign, column_sign)
+            turned = directions[:, axes] * signs
+            score = row_sign * agreement[1, row] + column_sign * agreement[2, column]
+            if np.sign(np.linalg.det(turned)) == handedness and score > best + 1e-9:
+                best, best_axes, best_signs = score, axes, signs
+    flip_slice, flip_row, flip_column = (sign < 0 for sign in best_signs)
+    return best_axes, (flip_slice, flip_row, flip_column)

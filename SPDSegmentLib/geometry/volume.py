@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
+from SPDSegmentLib.geometry.nifti import has_invalid_values
 
 if TYPE_CHECKING:
     import SimpleITK
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHEAR_TOLERANCE = 1e-3
+_BAD_AXES = ("orthonormal", "Bad direction", "determinant", "Zero-valued spacing")
+"""Words of ITK's messages about directions that it cannot use."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +38,18 @@ class Volume:
     name: str = ""
 
     def __post_init__(self) -> None:
-        matrix = np.asarray(self.ijk_to_ras, dtype=np.float64)
+        name = f"volume {self.name}".strip()
+        matrix = np.array(self.ijk_to_ras, dtype=np.float64)
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-            raise GeometryUnsupported(f"The volume {self.name} has no valid position in space.")
+            raise GeometryUnsupported(f"The {name} has no valid position in space.")
         object.__setattr__(self, "ijk_to_ras", matrix)
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         if (lengths < 1e-9).any() or abs(np.linalg.det(matrix[:3, :3])) < 1e-9 * lengths.prod():
-            raise GeometryUnsupported(f"The axes of the volume {self.name} do not span space.", "Resample it first.")
+            raise GeometryUnsupported(f"The axes of the {name} do not span space.", "Resample it first.")
         axes = matrix[:3, :3] / lengths
         if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
             raise GeometryUnsupported(
-                f"The axes of the volume {self.name} are not at right angles.", "Resample it to a regular grid first."
+                f"The axes of the {name} are not at right angles.", "Resample it to a regular grid first."
             )
 
     @property
@@ -72,25 +76,38 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         series: for a DICOM folder with several image series, the end of the wanted series' UID.
 
     Raises:
-        BadInput: missing, unreadable, not 3-D, colour, or several DICOM series to choose from.
+        BadInput: missing, unreadable, not 3-D, colour, NIfTI with NaN or infinite values (ITK would read 0), or several
+            DICOM series to choose from.
+        GeometryUnsupported: degenerate or sheared axes, DICOM slices that are not equally spaced.
     """
     path = Path(path)
     if not path.exists():
         raise BadInput(f"There is no image {path}.", "Check the path.")
-    import SimpleITK as sitk
-
     if path.is_dir():
         from SPDSegmentLib.geometry.dicom import read_dicom_folder
 
         image = read_dicom_folder(path, series)
     else:
-        try:
-            image = sitk.ReadImage(str(path))
-        except RuntimeError as error:
-            raise BadInput(
-                f"The image {path} cannot be read.", "Give a NIfTI, NRRD or MetaImage file.", str(error)
-            ) from error
+        image = _read_file(path)
+        if path.name.lower().endswith((".nii", ".nii.gz")) and has_invalid_values(path):
+            raise invalid_values(path.name)
     return volume_from_image(image, path.name)
+
+
+def _read_file(path: Path) -> SimpleITK.Image:
+    import SimpleITK as sitk
+
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        details = str(error)
+    if any(words in details for words in _BAD_AXES):
+        raise GeometryUnsupported(
+            f"The axes of the image {path} are not at right angles or do not span space.",
+            "Resample it to a regular grid first.",
+            details,
+        )
+    raise BadInput(f"The image {path} cannot be read.", "Give a NIfTI, NRRD or MetaImage file.", details)
 
 
 def volume_from_image(image: SimpleITK.Image, name: str) -> Volume:
@@ -145,11 +162,15 @@ def check_image(volume: Volume) -> None:
         raise BadInput(f"The image {name} is not a 3-D volume with voxels.")
     if array.dtype.kind not in "biuf":
         raise BadInput(f"The image {name} does not hold numbers.", "Give a gray-scale volume.")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = np.argwhere(~np.isfinite(array))[0][::-1]
-        raise BadInput(
-            f"The image {name} has invalid values (NaN or infinite), first at voxel {tuple(int(v) for v in bad)}.",
-            "Replace them, for example by the background value.",
-        )
-    if array.min() == array.max():
+    low, high = array.min(), array.max()  # NaN goes through both, without a temporary array
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise invalid_values(name)
+    if low == high:
         raise BadInput(f"The image {name} has the same value everywhere.", "Choose another image.")
+
+
+def invalid_values(name: str) -> BadInput:
+    """The error of an image with NaN or infinite voxels."""
+    return BadInput(
+        f"The image {name} has invalid values (NaN or infinite).", "Replace them, for example by the background value."
+    )
