@@ -198,6 +198,7 @@ def test_points_outside_are_named_and_the_rest_is_used(case: SimpleNamespace) ->
         ("a.nii.gz", None, "There is no image"),
         ("b.nii.gz", b"not an image", "b.nii.gz"),
         ("c.nii.gz", np.full(SHAPE, 7.0, np.float32), "the same value everywhere"),
+        ("d.nii.gz", np.where(np.arange(np.prod(SHAPE)).reshape(SHAPE) == 3, np.nan, 1.0).astype(np.float32), "NaN"),
         ("d.nrrd", np.where(np.arange(np.prod(SHAPE)).reshape(SHAPE) == 3, np.nan, 1.0).astype(np.float32), "NaN"),
     ],
 )
@@ -321,6 +322,27 @@ def test_staged_outputs_vanish_without_commit(tmp_path: Path) -> None:
         staged.write_bytes(b"half")
         raise RuntimeError
     assert files_in(tmp_path) == []
+
+
+def test_a_randomly_initialised_model_runs_from_files_to_files(
+    case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from SPDSegmentLib.networks.config import NetworkConfig
+    from SPDSegmentLib.networks.spd import SPDModel
+
+    torch.manual_seed(0)
+    network = {"lora_rank": 2, "decoder_lora_rank": 2}
+    model = SPDModel(NetworkConfig(backbone="tiny_random", image_size=64, **network))
+    write_bundle(case.model, tiny_info(network=network, prompts={}), model.adapter_state(), "")
+    monkeypatch.delitem(sys.modules, "SPDSegmentLib.inference.predictor")
+
+    result = run(case, "--report", case.out / "r.json", "--device", "cpu")
+
+    assert result.exit_code == 0, result.output
+    report = json.loads((case.out / "r.json").read_text())
+    assert report["model"]["name"] == "tiny-test"
+    assert {entry["id"] for entry in report["points"] if entry["id"]} == {"1", "2", "3"}
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(case.output))).shape == SHAPE
 
 
 def test_the_demo_segments_the_shipped_sample_and_prints_its_dice(
