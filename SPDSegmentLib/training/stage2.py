@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.networks.losses import consistency_of_run, segmentation_loss, soft_iou
 from SPDSegmentLib.networks.saliency_head import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
@@ -23,6 +24,8 @@ from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.distributed import Processes
 from SPDSegmentLib.training.loop import Phase
 from SPDSegmentLib.training.stage1 import saliency_losses
+
+MAX_DRAWS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,14 +123,20 @@ class Stage2:
         return total / count.clamp(min=1)
 
     def _draw(self, rng: np.random.Generator) -> Run:
-        """A run of slices of a random entry that has at least one prompted slice."""
-        while True:
+        """A run of slices of a random entry that has at least one prompted slice.
+
+        Where the saliency supports nothing in many entries in a row, raw clicks stand in: stage I was very short.
+        """
+        for attempt in range(MAX_DRAWS + 1):
             k = int(rng.integers(len(self.bank.entries)))
             entry = self.bank.entries[k]
-            prompts = self._prompts(entry, self.bank.saliency[k], rng)
+            strategy = self.config.stage2.strategy if attempt < MAX_DRAWS else "raw"
+            prompts = self._prompts(entry, self.bank.saliency[k], rng, strategy)
             usable = [p.slice_index for p in prompts if len(p.points)]
             if usable:
                 break
+        else:
+            raise BadInput("No click of the training data lies in the network's field of view.", "Increase fov_mm.")
         length = self.config.stage2.run_length
         anchor = usable[int(rng.integers(len(usable)))]
         first = int(np.clip(anchor - rng.integers(length), 0, max(0, len(prompts) - length)))
@@ -143,7 +152,9 @@ class Stage2:
             torch.from_numpy(np.log(saliency / (1 - saliency)))[:, None],
         )
 
-    def _prompts(self, entry: BankEntry, saliency: np.ndarray, rng: np.random.Generator) -> list[SlicePrompts]:
+    def _prompts(
+        self, entry: BankEntry, saliency: np.ndarray, rng: np.random.Generator, strategy: str
+    ) -> list[SlicePrompts]:
         low, high = self.config.stage2.severities
         clicks = entry.target.clicks(float(rng.uniform(low, high)), int(rng.integers(2**31)))
         inside = (clicks.slice_index >= entry.first) & (clicks.slice_index <= entry.last)
@@ -151,4 +162,4 @@ class Stage2:
         visible = ((uv >= 0) & (uv <= entry.view.size - 1)).all(axis=1)
         network_clicks = SliceClicks(clicks.slice_index[inside][visible] - entry.first, uv[visible])
         maps = SaliencyMaps.from_array(saliency, self.config.prompts.threshold)
-        return list(distill_prompts(maps, network_clicks, self.config.prompts, self.config.stage2.strategy).slices)
+        return list(distill_prompts(maps, network_clicks, self.config.prompts, strategy).slices)

@@ -1,0 +1,139 @@
+"""Training: it learns, it resumes exactly, it refuses what it cannot use, it writes a bundle that segments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from SPDSegmentLib.errors import BadInput, Cancelled
+from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
+from SPDSegmentLib.evaluation.protocol import EvaluationConfig
+from SPDSegmentLib.evaluation.run import evaluate
+from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.training.config import AugmentationConfig, read_training_config
+from SPDSegmentLib.training.augmentation import apply_view, random_view
+from SPDSegmentLib.training.distributed import Processes
+from SPDSegmentLib.training.loop import schedule
+from SPDSegmentLib.training.result import plot_curves, save_bundle
+from SPDSegmentLib.training.run import RunHooks, train
+from tiny_training import write_cases, write_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    write_cases(folder / "data")
+    return folder
+
+
+def run(config_path: Path, run_folder: Path, hooks: RunHooks | None = None) -> SPDModel:
+    config = read_training_config(config_path)
+    return train(config, config_path.parent / "data", run_folder, None, Processes(), hooks)
+
+
+def test_a_tiny_run_overfits_two_cases_and_its_bundle_segments_them(data: Path, tmp_path: Path) -> None:
+    config_path = write_config(data, stage1=120, head=60, stage2=250)
+    config = read_training_config(config_path)
+    model = run(config_path, tmp_path / "run")
+    # A random backbone is part of the bundle's identity only by its seed, so it is rebuilt with the same one.
+    bundle = save_bundle(model, config, config_path.name, tmp_path / "bundle")
+    assert plot_curves(tmp_path / "run") == tmp_path / "run" / "curves.png"
+    assert bundle.info.training["patients"] == ["a", "b"]
+    torch.manual_seed(config.seed)
+    predictor = Predictor.load(bundle, "cpu", "float32")
+    files = CaseFiles(data / "data", "{case}_image.nii.gz", "{case}_label.nii.gz", ((1,),), "axial")
+    rows = list(evaluate(predictor, load_targets(files, ["a", "b"]), EvaluationConfig(("clean",), 1), "tiny"))
+    assert min(row.dsc or 0 for row in rows) > 0.95
+
+
+@pytest.mark.parametrize("stop_after", [7, 25, 38])
+def test_a_run_that_was_stopped_and_resumed_gives_the_same_weights(data: Path, tmp_path: Path, stop_after: int) -> None:
+    config_path = write_config(data, stage1=20, head=8, stage2=20)
+    whole = run(config_path, tmp_path / "whole").adapter_state()
+    steps = 0
+
+    def count(what: str, done: int, total: int, left: float | None, values: dict[str, float]) -> None:
+        nonlocal steps
+        steps += what.startswith("stage")
+
+    with pytest.raises(Cancelled):
+        run(config_path, tmp_path / "parts", RunHooks(count, lambda: steps >= stop_after))
+    resumed = run(config_path, tmp_path / "parts").adapter_state()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert (tmp_path / "whole" / "stage2.csv").read_text() == (tmp_path / "parts" / "stage2.csv").read_text()
+
+
+def test_sam_tuning_is_the_same_command_with_raw_clicks_and_no_consistency(data: Path, tmp_path: Path) -> None:
+    config_path = write_config(data, stage1=4, head=2, stage2=4, strategy="raw")
+    state = run(config_path, tmp_path / "run").adapter_state()
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_a_run_folder_of_another_configuration_is_refused(data: Path, tmp_path: Path) -> None:
+    run(write_config(data, stage1=2, head=0, stage2=0), tmp_path / "run")
+    with pytest.raises(BadInput, match="another configuration"):
+        run(write_config(data, stage1=3, head=0, stage2=0), tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
+    config_path = write_config(data, stage1=2, head=0, stage2=0)
+    run(config_path, tmp_path / "run")
+    (tmp_path / "run" / "stage1.ckpt").write_bytes(b"not a checkpoint")
+    with pytest.raises(Exception, match=r"stage1\.ckpt cannot be continued"):
+        run(config_path, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seed = [", "not valid TOML"),
+        ("sed = 3", "Unknown setting 'sed'"),
+        ("[bundle]\nname = 'x'", "incomplete"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_the_place(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=sentence):
+        read_training_config(path)
+
+
+def test_a_patient_in_both_parts_is_refused(data: Path, tmp_path: Path) -> None:
+    text = (
+        write_config(data, 1, 0, 0).read_text().replace('train = ["a", "b"]', 'train = ["s1_l"]\nvalidation = ["s1_r"]')
+    )
+    path = tmp_path / "leak.toml"
+    path.write_text(text.replace('plane = "axial"', 'plane = "axial"\npatient_pattern = "(s\\\\d+)_"'))
+    with pytest.raises(BadInput, match="Patient s1 is in both"):
+        read_training_config(path)
+
+
+def test_a_label_without_the_target_is_refused(data: Path, tmp_path: Path) -> None:
+    path = data / "other.toml"
+    path.write_text(write_config(data, 1, 0, 0).read_text().replace("[[1]]", "[[9]]"))
+    with pytest.raises(BadInput, match="holds none of the label values"):
+        run(path, tmp_path / "run")
+
+
+def test_clicks_move_with_the_image(data: Path) -> None:
+    """A bright pixel seen through a random view lies where the view puts its click."""
+    image = np.zeros((1, 80, 80), np.float32)
+    image[0, 38:41, 49:52] = 1
+    for seed in range(5):
+        config = AugmentationConfig(gamma=0, bias_field=0, noise=0)
+        view = random_view(np.random.default_rng(seed), config, 64, 80.0, (1.0, 1.0), np.array([45.0, 42.0]))
+        seen = apply_view(image, view, image=True)[0, 0].numpy()
+        weights = seen / seen.sum()
+        rows, columns = np.mgrid[:64, :64]
+        expected = view.to_input(np.array([[50.0, 39.0]]))[0]
+        assert np.allclose([(weights * columns).sum(), (weights * rows).sum()], expected, atol=0.15)
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    rates = [schedule(step, 100, 250) for step in range(100)]
+    assert rates[0] < rates[5] < rates[9] and max(rates) == 1.0
+    assert rates[-1] < 0.03
