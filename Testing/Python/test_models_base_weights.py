@@ -120,6 +120,13 @@ def test_no_connection_is_one_sentence_with_a_way_out(publisher: Path, spd_home:
     assert leftovers(spd_home) == []
 
 
+def test_a_refused_connection_is_one_sentence(publisher: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path) -> None:
+    use_manifest(monkeypatch, url_weights(publisher, source="https://127.0.0.1:1/stub.pth"))
+    with pytest.raises(ModelMissing, match=r"127\.0\.0\.1 could not be reached"):
+        fetch_base_weights("stub")
+    assert leftovers(spd_home) == []
+
+
 def test_only_https_and_local_addresses_are_fetched(
     publisher: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path
 ) -> None:
