@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from worker_drivers import AFFINE, FAKE_WORKER, TRANSPORTS, Driver, children, driver, line, volume_array
+from worker_drivers import AFFINE, FAKE_WORKER, TRANSPORTS, Driver, children, driver, limit, line, volume_array
 
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ModelChoice
@@ -58,9 +58,9 @@ def test_an_idle_worker_ends_at_once(message: Any) -> None:
     _events(process, m.HelloReply)
     if message is not None:
         _send(process, message)
-        assert process.wait(1.0) == 0
+        assert process.wait(limit(1.0)) == 0
     code, seconds = _finish(process)
-    assert code == 0 and seconds < 0.5
+    assert code == 0 and seconds < limit(0.5)
 
 
 @pytest.mark.parametrize("bundle", ["fake?load=30", "fake?delay=0.2"], ids=["cannot stop", "stops between slices"])
@@ -69,7 +69,7 @@ def test_a_busy_worker_ends_within_a_second(bundle: str) -> None:
     _send(process, m.LoadModel(1, bundle))
     _events(process, m.Progress)
     code, seconds = _finish(process)
-    assert code == 0 and seconds < 1.0
+    assert code == 0 and seconds < limit(1.0)
 
 
 def test_the_real_worker_answers_hello_without_importing_torch_and_ends() -> None:
@@ -97,7 +97,7 @@ def test_a_broken_stream_is_told_and_ends_the_worker() -> None:
     process.stdin.flush()
     (event,) = _events(process, m.Failed)
     assert (event.request_id, event.error) == (m.NO_REQUEST, "BadInput")
-    assert process.wait(2.0) == 2
+    assert process.wait(limit(2.0)) == 2
     _finish(process)
 
 
@@ -106,7 +106,7 @@ def test_a_stream_that_ends_within_a_frame_ends_the_worker() -> None:
     assert process.stdin is not None
     process.stdin.write(frame_bytes(encode_message(m.Hello(1, "x" * 100)))[:-5])
     code, seconds = _finish(process)
-    assert code == 0 and seconds < 2.0
+    assert code == 0 and seconds < limit(2.0)
 
 
 def test_a_reader_that_is_gone_does_not_keep_the_worker() -> None:
@@ -115,7 +115,7 @@ def test_a_reader_that_is_gone_does_not_keep_the_worker() -> None:
     process.stdout.close()
     process.stdout = None
     _send(process, *[m.Hello(n, "") for n in range(1, 50)])
-    assert _finish(process)[1] < 2.0
+    assert _finish(process)[1] < limit(2.0)
 
 
 def test_a_reader_that_does_not_read_does_not_keep_the_worker() -> None:
@@ -124,7 +124,7 @@ def test_a_reader_that_does_not_read_does_not_keep_the_worker() -> None:
         _send(process, *[m.Hello(n, "") for n in range(1, 2000)])
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(3.0) == 0
+        assert process.wait(limit(3.0)) == 0
     finally:
         process.stdin = None
         process.communicate()
@@ -133,7 +133,7 @@ def test_a_reader_that_does_not_read_does_not_keep_the_worker() -> None:
 def test_the_worker_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
     script = (
         f"import sys, time; sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}\n"
-        "from worker_drivers import *\n"
+        "from worker_drivers import limit, *\n"
         "d = Driver('subprocess'); d.client.set_model(ModelChoice('fake?stuck=60'))\n"
         "d.client.open_volume('volume', volume_array(), AFFINE); d.client.segment('volume', [line()])\n"
         "d.until(lambda: d.result(d.client.status()).running is not None)\n"
@@ -146,7 +146,7 @@ def test_the_worker_ends_when_the_process_that_started_it_is_killed(tmp_path: Pa
     parent.communicate()
     started = time.monotonic()
     while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < limit(1.5)
         time.sleep(0.02)
 
 
@@ -161,7 +161,7 @@ def test_the_worker_ends_when_only_its_launcher_is_killed() -> None:
     worker = next(p for p in psutil.Process(d.client.process_id or 0).children())
     psutil.Process(d.client.process_id or 0).kill()
     d.until(lambda: request.finished)
-    d.until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, seconds=1.5)
+    d.until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, seconds=limit(1.5))
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -174,9 +174,9 @@ def test_closing_the_client_leaves_no_process(transport: str, bundle: str, wait:
         started = time.monotonic()
         d.client.close(wait=wait)
         took = time.monotonic() - started
-        assert took < 2.0 if wait else took < 0.05
+        assert took < limit(2.0 if wait else 0.05)
         assert request.finished and not d.client.running and not d.client.busy
-        d.until(lambda: children() == [], seconds=2.0)
+        d.until(lambda: children() == [], seconds=limit(2.0))
         d.client.set_model(ModelChoice("fake"))
         d.segment()
 

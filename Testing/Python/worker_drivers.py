@@ -95,6 +95,12 @@ def run_event_loop(seconds: float) -> None:
     loop.exec()
 
 
+def limit(seconds: float) -> float:
+    """A time limit, stretched on a machine that has more work than cores."""
+    load = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
+    return seconds * max(1.0, 2.0 * load)
+
+
 def children() -> list[str]:
     """Command lines of the processes that this one has started and that still run."""
     found = []

@@ -1,0 +1,143 @@
+"""Long runs of the worker: many updates, kills at random moments, the sending of a large volume."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from worker_drivers import AFFINE, SHAPE, Driver, driver, line, point, volume_array
+
+from SPDSegmentLib.errors import WorkerDied
+from SPDSegmentLib.geometry.markups import Markup
+from SPDSegmentLib.worker.client import Request
+
+WARM_UP_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Resident memory in bytes, after the warm-up and at the end, of this process and of the worker."""
+
+    client_before: int
+    client_after: int
+    worker_before: int
+    worker_after: int
+
+    @property
+    def client_share(self) -> float:
+        """Growth of this process, 0.05 for 5 %."""
+        return self.client_after / self.client_before - 1
+
+    @property
+    def worker_share(self) -> float:
+        """Growth of the worker."""
+        return self.worker_after / self.worker_before - 1
+
+
+@dataclass(frozen=True)
+class Kills:
+    """Kills at random moments: how many, how many requests had failed by them, seconds to the next whole result."""
+
+    count: int
+    failed_requests: int
+    median_seconds: float
+    longest_seconds: float
+
+
+@dataclass(frozen=True)
+class Sending:
+    """Cost of one large volume for the thread of the caller, in seconds.
+
+    Attributes:
+        submit: the call that asks for the segmentation.
+        thread: processor time of the thread until the volume had arrived.
+        longest_stall: longest time between two turns of the event loop (with Qt) or of ``poll``.
+        arrived: until the worker had the whole volume.
+    """
+
+    megabytes: float
+    submit: float
+    thread: float
+    longest_stall: float
+    arrived: float
+
+
+def updates(transport: str, count: int) -> Growth:
+    """Move one click ``count`` times, each time waiting for the result."""
+    rng = random.Random(1)
+    warm_up = max(5, int(count * WARM_UP_SHARE))
+    before = (0, 0)
+    with driver(transport) as d:
+        d.client.open_volume("soak", volume_array((40, 256, 256)), AFFINE)
+        for n in range(count + warm_up):
+            if n == warm_up:
+                before = _resident(d)
+            d.segment("soak", [_moved(rng)], locked={3: volume_array((1, 256, 256), n)[0] > 0})
+        after = _resident(d)
+    return Growth(before[0], after[0], before[1], after[1])
+
+
+def kills(transport: str, count: int, seed: int = 7) -> Kills:
+    """Kill the worker at ``count`` random moments of start, loading, sending and inference."""
+    rng = random.Random(seed)
+    seconds: list[float] = []
+    failed = 0
+    with driver(transport, "fake?delay=0.003&load=0.02") as d:
+        for _ in range(count):
+            request = d.client.segment("volume", [line()])
+            moment = time.monotonic() + rng.random() * 0.5
+            d.until(lambda end=moment: time.monotonic() >= end)  # type: ignore[misc]
+            if d.client.process_id is not None:
+                psutil.Process(d.client.process_id).kill()
+            d.until(lambda: not d.client.running)
+            assert request.finished
+            assert request.error is None or isinstance(request.error, WorkerDied)
+            failed += request.error is not None
+            d.client.reset()
+            started = time.monotonic()
+            again, answer = d.segment()
+            seconds.append(time.monotonic() - started)
+            _assert_whole(again, answer)
+    return Kills(count, failed, statistics.median(seconds), max(seconds))
+
+
+def sending(transport: str, shape: tuple[int, int, int] = (300, 512, 512)) -> Sending:
+    """Send one volume of int16 to a warm worker."""
+    array = volume_array(shape)
+    with driver(transport) as d:
+        d.segment()
+        d.client.open_volume("large", array, AFFINE)
+        turns = [time.monotonic()]
+        thread, started = time.thread_time(), time.monotonic()
+        d.client.saliency("large", 0)
+        submit = time.monotonic() - started
+
+        def turned() -> bool:
+            turns.append(time.monotonic())
+            return not d.client._broker._implicit
+
+        arrived = d.until(turned)
+        thread = time.thread_time() - thread
+    stalls = [after - before for before, after in zip(turns, turns[1:], strict=False)]
+    return Sending(array.nbytes / 2**20, submit, thread, max(submit, *stalls), arrived)
+
+
+def _assert_whole(request: Request, answer: Any) -> None:
+    assert len(request.slices) == SHAPE[0] == len(answer.recomputed)
+
+
+def _moved(rng: random.Random) -> Markup:
+    points = [point(str(k), (100.0, 120.0, float(k))) for k in range(5, 35)]
+    k = rng.randrange(5, 35)
+    points[k - 5] = point(str(k), (100.0 + rng.random() * 40, 120.0, float(k)))
+    return Markup("centerline", "Fiducial", tuple(points))
+
+
+def _resident(d: Driver) -> tuple[int, int]:
+    status = d.result(d.client.status())
+    assert status.resident_bytes is not None
+    return psutil.Process().memory_info().rss, status.resident_bytes
