@@ -63,7 +63,7 @@ class Engine:
     def __init__(
         self, model: SPDModel, device: torch.device, precision: torch.dtype, batch_size: int, max_points: int
     ) -> None:
-        self.model = model.to(device)
+        self.model = model.to(device).prepare_for_inference(precision)
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
@@ -80,9 +80,8 @@ class Engine:
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> Tensor:
         """Embed (B, S, S) slices in [0, 1]; (B, C, h, w) on the device, in the engine's precision."""
-        batch = torch.from_numpy(np.ascontiguousarray(images))[:, None].to(self.device)
-        with self._autocast():
-            return self.model.encode(batch).to(self.precision)
+        batch = torch.from_numpy(np.ascontiguousarray(images))[:, None].to(self.device, self.precision)
+        return self.model.encode(batch)
 
     @torch.inference_mode()
     def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> np.ndarray:

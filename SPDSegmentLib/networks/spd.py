@@ -18,6 +18,7 @@ from SPDSegmentLib.networks.lora import (
     merge_adapters,
 )
 from SPDSegmentLib.networks.saliency_head import SaliencyHead
+from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder, collapse_gray_input
 
 # Parts of the prompt encoder and decoder that learn with the decoder: clicks never occurred in LiteMedSAM's training.
 PROMPT_PARAMETERS = ("point_embeddings.1.", "not_a_point_embed.", "mask_downscaling.")
@@ -46,6 +47,7 @@ class SPDModel(nn.Module):
         self.register_buffer("pixel_mean", sam.pixel_mean, persistent=False)
         self.register_buffer("pixel_std", sam.pixel_std, persistent=False)
         channels: int = self.prompt_encoder.embed_dim  # type: ignore[assignment]
+        self._takes_gray = False
         self.saliency_head = SaliencyHead(channels, config.saliency_slice_context)
         self.requires_grad_(False)
         if adapters:
@@ -85,8 +87,18 @@ class SPDModel(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Embed slices (B, 1, S, S) with values in [0, 1]: (B, C, S / stride, S / stride)."""
+        if self._takes_gray:
+            return self.image_encoder(images)
         images = (images.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
-        return self.image_encoder(images)
+        return self.image_encoder(images.to(next(self.image_encoder.parameters()).dtype))
+
+    def prepare_for_inference(self, precision: torch.dtype) -> SPDModel:
+        """Bring the encoder into its fastest form, in place; adapters must be merged before. Returns self."""
+        if isinstance(self.image_encoder, TinyViTEncoder) and not self._takes_gray:
+            collapse_gray_input(self.image_encoder)
+            self._takes_gray = True
+        self.image_encoder.to(dtype=precision, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self.requires_grad_(False)
 
     def saliency_logits(
         self, embeddings: Tensor, previous: Tensor | None = None, following: Tensor | None = None

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from SPDSegmentLib.networks.fused import conv_gelu, linear_gelu
+
 
 class ConvNorm(nn.Module):
     """A convolution followed by batch norm; after :meth:`fold` one convolution with bias."""
@@ -29,6 +31,10 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.c(x))
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU of this layer."""
+        return conv_gelu(x, self.c) if isinstance(self.bn, nn.Identity) else F.gelu(self(x))
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -53,8 +59,7 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.gelu(self.conv1(x))
-        y = F.gelu(self.conv2(y))
+        y = self.conv2.gelu(self.conv1.gelu(x))
         return F.gelu(self.conv3(y) + x)
 
 
@@ -68,8 +73,7 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(out_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.conv1(x))
-        return self.conv3(F.gelu(self.conv2(x)))
+        return self.conv3(self.conv2.gelu(self.conv1.gelu(x)))
 
 
 class WindowAttention(nn.Module):
@@ -128,7 +132,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return self.fc2(linear_gelu(self.norm(x), self.fc1))
 
 
 class TinyViTBlock(nn.Module):
@@ -183,7 +187,9 @@ class PatchEmbed(nn.Module):
         self.seq = nn.Sequential(ConvNorm(3, dim // 2), nn.GELU(), ConvNorm(dim // 2, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.seq(x)
+        first, _, second = self.seq
+        assert isinstance(first, ConvNorm)
+        return second(first.gelu(x))
 
 
 class LayerNorm2d(nn.Module):
@@ -264,6 +270,14 @@ def fold_batch_norms(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, ConvNorm):
             child.fold()
+
+
+def collapse_gray_input(encoder: TinyViTEncoder) -> None:
+    """Let the encoder take one channel instead of three equal ones: the first layer's weights are summed, in place."""
+    first = encoder.patch_embed.seq[0]
+    assert isinstance(first, ConvNorm) and first.c.in_channels == 3
+    first.c.weight = nn.Parameter(first.c.weight.sum(1, keepdim=True), requires_grad=False)
+    first.c.in_channels = 1
 
 
 def deinterleave_qkv(tensor: Tensor, num_heads: int) -> Tensor:

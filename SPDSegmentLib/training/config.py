@@ -173,19 +173,39 @@ class TrainingConfig:
 def read_training_config(path: str | Path) -> TrainingConfig:
     """Read and check a TOML file.
 
+    A file may begin with ``extends = "other.toml"`` and then names only what differs from that file.
+
     Raises:
         BadInput: naming the file and the setting that is missing, unknown, or of the wrong kind.
     """
     path = Path(path)
+    config = _build(TrainingConfig, _read_toml(path), str(path))
+    _check_split(config.data, path)
+    return config
+
+
+def _read_toml(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The tables of a file merged over those of the file that it extends."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"The training configuration {path} cannot be read.", "Check the path.", str(error)) from error
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path} is not valid TOML: {error}.", "Correct that line.") from error
-    config = _build(TrainingConfig, values, str(path))
-    _check_split(config.data, path)
-    return config
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if depth > 8 or not isinstance(base, str):
+        raise BadInput(f"extends in {path} does not lead to a base file.", "Name one other file.")
+    return _merge(_read_toml(path.parent / base, depth + 1), values)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
 
 
 def _build(cls: type, values: Any, where: str) -> Any:
