@@ -65,7 +65,7 @@ def summarize(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
 def compare(rows: Sequence[EvaluationRow], reference: tuple[str, str]) -> list[dict[str, Any]]:
     """Paired Wilcoxon of every other (bundle, method) against ``reference``, per severity, Holm-corrected (DSC)."""
     groups = group_rows(rows)
-    tests = []
+    tests: list[dict[str, Any]] = []
     for (bundle, method, severity), group in groups.items():
         base = groups.get((*reference, severity))
         if base is None or (bundle, method) == reference:
@@ -82,7 +82,7 @@ def compare(rows: Sequence[EvaluationRow], reference: tuple[str, str]) -> list[d
                 "p": float(paired_wilcoxon(a, b)),
             }
         )
-    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+    for test, p in zip(tests, holm([float(test["p"]) for test in tests]), strict=True):
         test["p_holm"] = float(p)
     return tests
 

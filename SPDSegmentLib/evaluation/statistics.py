@@ -1,4 +1,7 @@
-"""Statistics of paired measurements: Wilcoxon signed-rank, Holm's correction, bootstrap intervals."""
+"""Statistics of measurements on patients: means, paired tests, Holm's correction, bootstrap intervals.
+
+The patient is the unit everywhere: :func:`patient_means` comes first, the rest works on its values.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,58 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from SPDSegmentLib.errors import BadInput
+
+TIE_DECIMALS = 12  # differences that agree to so many decimals are ties, whatever rounding of floats did
+
+
+def patient_means(patients: Sequence[str], values: Sequence[float | None]) -> dict[str, float]:
+    """Mean of each patient's values, by patient in order of first appearance.
+
+    Args:
+        patients, values: of one length, one entry per measurement; ``None`` is left out, and a patient without any
+            value too.
+
+    Raises:
+        BadInput: different lengths.
+    """
+    _same_length(patients, values)
+    found: dict[str, list[float]] = {}
+    for patient, value in zip(patients, values, strict=True):
+        if value is not None:
+            found.setdefault(patient, []).append(float(value))
+    return {patient: float(np.mean(own)) for patient, own in found.items()}
+
+
+def mean_over_patients(patients: Sequence[str], values: Sequence[float | None]) -> float | None:
+    """Mean over patients of their means, so that nobody counts more for having more volumes; ``None`` without values.
+
+    Raises:
+        BadInput: different lengths.
+    """
+    means = patient_means(patients, values)
+    return float(np.mean(list(means.values()))) if means else None
+
 
 def paired_wilcoxon(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p of the Wilcoxon signed-rank test on paired values; 1 where all pairs are equal or there are none."""
+    """Two-sided p of the Wilcoxon signed-rank test on paired values; 1 where all pairs are equal or there are none.
+
+    ``scipy.stats.wilcoxon``: pairs that are equal are dropped; exact for small samples.
+
+    Raises:
+        BadInput: different lengths.
+    """
     from scipy import stats
 
-    difference = np.asarray(a, float) - np.asarray(b, float)
-    if len(difference) == 0 or not difference.any():
-        return 1.0
-    return float(stats.wilcoxon(difference).pvalue)
+    _same_length(a, b)
+    difference = np.round(np.asarray(a, dtype=float) - np.asarray(b, dtype=float), TIE_DECIMALS)
+    difference = difference[difference != 0]
+    return float(stats.wilcoxon(difference).pvalue) if len(difference) else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p values, in the order given."""
-    order = np.argsort(p_values)
+    """Holm-adjusted p values of a family of tests, in the order given (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(p_values))
     largest = 0.0
     for rank, index in enumerate(order):
@@ -31,9 +72,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def bootstrap_ci(
     values: Sequence[float], confidence: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean."""
-    array = np.asarray(values, float)
+    """Percentile bootstrap interval of the mean; the same seed gives the same interval.
+
+    For the difference of two methods give the differences of each patient.
+
+    Raises:
+        BadInput: no value.
+    """
+    array = np.asarray(values, dtype=float)
+    if array.size == 0:
+        raise BadInput("A confidence interval needs at least one value.")
     rng = np.random.default_rng(seed)
     means = array[rng.integers(0, len(array), (samples, len(array)))].mean(axis=1)
     low, high = np.percentile(means, [50 * (1 - confidence), 50 * (1 + confidence)])
     return float(low), float(high)
+
+
+def _same_length(first: Sequence[object], second: Sequence[object]) -> None:
+    if len(first) != len(second):
+        raise BadInput(
+            f"The paired lists have {len(first)} and {len(second)} entries.", "Give one pair for each patient."
+        )

@@ -38,7 +38,8 @@ class InputWindow:
     def contains(self, xy: np.ndarray) -> np.ndarray:
         """Which of (N, 2) slice positions lie in the window."""
         uv = self.to_input(xy)
-        return ((uv >= -0.5) & (uv <= self.size - 0.5)).all(axis=1)
+        inside: np.ndarray = (uv >= -0.5) & (uv <= self.size - 0.5)
+        return inside[:, 0] & inside[:, 1]
 
     def resample(self, slices: np.ndarray) -> np.ndarray:
         """Slices (T, H, W) to the network's pixels (T, S, S) float32, area-weighted; zero outside the slice."""

@@ -59,11 +59,11 @@ class Predictor:
         Raises:
             ModelMissing, ModelCorrupt, DependencyMissing, BadInput.
         """
-        from SPDSegmentLib.models.base_weights import find_base_weights
+        from SPDSegmentLib.models.bundle import base_weights_for
 
         info = bundle.info
         network = NetworkConfig.from_dict({**info.network, "backbone": info.backbone, "image_size": info.image_size})
-        weights = None if info.backbone == "tiny_random" else find_base_weights(info.backbone)
+        weights = base_weights_for(bundle)
         chosen = choose_device(device)
         model = SPDModel(network, weights, adapters=False)
         model.merge_adapter_state(load_state_dict(bundle.adapter_path))

@@ -133,9 +133,9 @@ def merge_adapters(module: nn.Module) -> None:
             attention.qkv = attention.qkv.merged()
     for name, layer in list(module.named_modules()):
         if hasattr(layer, "lora_A"):
-            layer.merge(safe_merge=True)  # type: ignore[operator]
+            layer.merge(safe_merge=True)
             parent = module.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], layer.get_base_layer())  # type: ignore[operator]
+            setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
 
 
 def merge_adapter_tensors(module: nn.Module, state: dict[str, Tensor], alpha_over_rank: float) -> set[str]:

@@ -23,6 +23,7 @@ class SaliencyHead(nn.Module):
         self.norm = LayerNorm2d(channels // 4)
         self.up2 = nn.ConvTranspose2d(channels // 4, channels // 8, 2, 2)
         self.logit = nn.Conv2d(channels // 8, 1, 1)
+        assert self.logit.bias is not None
         nn.init.constant_(self.logit.bias, -3.0)
         self.previous: nn.Conv2d | None = None
         self.following: nn.Conv2d | None = None
