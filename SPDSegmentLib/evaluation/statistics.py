@@ -5,12 +5,13 @@ The patient is the unit everywhere: :func:`patient_means` comes first, the rest 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 
+Values = Sequence[float] | np.ndarray
 TIE_DECIMALS = 12  # differences that agree to so many decimals are ties, whatever rounding of floats did
 
 
@@ -42,7 +43,7 @@ def mean_over_patients(patients: Sequence[str], values: Sequence[float | None]) 
     return float(np.mean(list(means.values()))) if means else None
 
 
-def paired_wilcoxon(a: Sequence[float], b: Sequence[float]) -> float:
+def paired_wilcoxon(a: Values, b: Values) -> float:
     """Two-sided p of the Wilcoxon signed-rank test on paired values; 1 where all pairs are equal or there are none.
 
     ``scipy.stats.wilcoxon``: pairs that are equal are dropped; exact for small samples.
@@ -69,9 +70,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def bootstrap_ci(
-    values: Sequence[float], confidence: float = 0.95, samples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap_ci(values: Values, confidence: float = 0.95, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean; the same seed gives the same interval.
 
     For the difference of two methods give the differences of each patient.
@@ -88,7 +87,7 @@ def bootstrap_ci(
     return float(low), float(high)
 
 
-def _same_length(first: Sequence[object], second: Sequence[object]) -> None:
+def _same_length(first: Sized, second: Sized) -> None:
     if len(first) != len(second):
         raise BadInput(
             f"The paired lists have {len(first)} and {len(second)} entries.", "Give one pair for each patient."

@@ -65,7 +65,7 @@ def _lines(inside: set[tuple[int, ...]]) -> list[np.ndarray]:
 
 
 def _triangles(inside: set[tuple[int, ...]]) -> list[np.ndarray]:
-    cube = {voxel for voxel in product((0, 1), repeat=3) if (voxel in inside) == (len(inside) <= 4)}
+    cube: set[Voxel] = {(i, j, k) for i, j, k in np.ndindex(2, 2, 2) if ((i, j, k) in inside) == (len(inside) <= 4)}
     links = [link for face in _faces() for link in _face_links(face, cube)]
     return [normal for polygon in _polygons(links) for normal in _fan(np.array(polygon))]
 
