@@ -63,8 +63,14 @@ def _image_series(folder: Path) -> dict[str, list[str]]:
     """Files by series UID, without series that are no images."""
     import SimpleITK as sitk
 
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # "No Series were found" becomes an error of ours
+    try:
+        uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
     found = {}
-    for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
+    for uid in uids:
         files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
         reader = _header(files[0])
         if reader is None or min(reader.GetSize()[:2]) < 2:

@@ -21,18 +21,23 @@ class IntensityConfig:
             intensities).
         low, high: mapped to 0 and 1; values beyond are clipped.
         foreground: intensities above it count for the percentiles.
+        dither: standard deviation of noise added to the network's input, in training at random and in use by one fixed
+            pattern. An enlarged slice is smoother than any real one; a network that learned on noisy slices needs it.
     """
 
     kind: str = "percentile"
     low: float = 0.5
     high: float = 99.5
     foreground: float = 0.0
+    dither: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("percentile", "window"):
             raise BadInput(f"Unknown intensity normalization '{self.kind}'.", "Choose percentile or window.")
         if not self.low < self.high:
             raise BadInput(f"Intensity limits {self.low} and {self.high} are not in order.")
+        if not 0 <= self.dither < 1:
+            raise BadInput(f"dither {self.dither} is not between 0 and 1.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IntensityConfig:
@@ -61,3 +66,11 @@ def normalize(array: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """Scale intensities to [0, 1] float32 and clip."""
     low, high = limits
     return ((array.astype(np.float32) - low) / (high - low)).clip(0, 1)
+
+
+def dither(images: np.ndarray, strength: float) -> np.ndarray:
+    """Add the fixed noise pattern to network inputs (B, S, S) in [0, 1]; the background at 0 stays as it is."""
+    if strength == 0:
+        return images
+    pattern = np.random.default_rng(0).standard_normal(images.shape[1:], dtype=np.float32)
+    return (images + strength * pattern * (images > 0)).clip(0, 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
-from SPDSegmentLib.geometry.nifti import has_invalid_values
+from SPDSegmentLib.geometry.nifti import Defect, nifti_defect
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -76,8 +76,8 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         series: for a DICOM folder with several image series, the end of the wanted series' UID.
 
     Raises:
-        BadInput: missing, unreadable, not 3-D, colour, NIfTI with NaN or infinite values (ITK would read 0), or several
-            DICOM series to choose from.
+        BadInput: missing, unreadable, cut short, not 3-D, colour, NIfTI with NaN or infinite values (ITK would read 0),
+            or several DICOM series to choose from.
         GeometryUnsupported: degenerate or sheared axes, DICOM slices that are not equally spaced.
     """
     path = Path(path)
@@ -89,8 +89,12 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         image = read_dicom_folder(path, series)
     else:
         image = _read_file(path)
-        if path.name.lower().endswith((".nii", ".nii.gz")) and has_invalid_values(path):
-            raise invalid_values(path.name)
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            defect = nifti_defect(path)
+            if defect is Defect.TRUNCATED:
+                raise BadInput(f"The image {path} is cut short or damaged.", "Copy or download it again.")
+            if defect is Defect.INVALID_VALUES:
+                raise invalid_values(path.name)
     return volume_from_image(image, path.name)
 
 
@@ -127,7 +131,7 @@ def volume_from_image(image: SimpleITK.Image, name: str) -> Volume:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise BadInput(
             f"The image {name} has {image.GetNumberOfComponentsPerPixel()} values per voxel.",
-            "Give a gray-scale volume.",
+            "Give a gray-scale volume, or a segmentation without overlapping segments.",
         )
     return Volume(sitk.GetArrayFromImage(image), ijk_to_ras_of(image), name)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range, normalize
+from SPDSegmentLib.geometry.intensity import IntensityConfig, dither, intensity_range, normalize
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, place_window
 from SPDSegmentLib.inference.call import Call
@@ -35,6 +35,7 @@ class SliceFeatures:
         self.fov_mm = fov_mm
         self.encoded = 0
         self._limits = intensity_range(stack.array, intensity)
+        self._dither = intensity.dither
         self._window: InputWindow | None = None
         self._embeddings: dict[int, Tensor] = {}
         self._saliency: dict[int, np.ndarray] = {}
@@ -111,8 +112,8 @@ class SliceFeatures:
 
     def _encode(self, batch: Sequence[int], call: Call) -> None:
         call.check()
-        images = normalize(self.stack.array[list(batch)], self._limits)
-        embeddings = self.engine.encode(self.window.resample(images))
+        images = self.window.resample(normalize(self.stack.array[list(batch)], self._limits))
+        embeddings = self.engine.encode(dither(images, self._dither))
         self._embeddings.update(zip(batch, embeddings, strict=True))
         self.encoded += len(batch)
         call.encoded(len(batch))

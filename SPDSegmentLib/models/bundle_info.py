@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 PLANES = ("auto", "axial", "coronal", "sagittal")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NORMALIZATION_KEYS = {"kind", "low", "high", "foreground"}
+_NORMALIZATION_KEYS = {"kind", "low", "high", "foreground", "dither"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class BundleInfo:
         structure: what is segmented.
         modality: ``CT``, ``MR`` or another DICOM modality.
         slicing_axis: ``axial``, ``coronal``, ``sagittal`` or ``auto``.
-        normalization: ``kind`` (``percentile`` or ``window``), ``low``, ``high``, ``foreground``.
+        normalization: ``kind`` (``percentile`` or ``window``), ``low``, ``high``, ``foreground``, ``dither``.
         backbone: name of the base weights.
         backbone_sha256: checksum of the base weights that it was trained on, empty for a random backbone.
         image_size: side of the network input in pixels.
@@ -163,7 +163,8 @@ def _check_normalization(values: Mapping[str, Any]) -> None:
     low, high = values.get("low"), values.get("high")
     in_order = _is_number(low) and _is_number(high) and low < high
     _require(in_order, "normalization.low", "a number below normalization.high")
-    _require(_is_number(values.get("foreground", 0)), "normalization.foreground", "a number")
+    for name in ("foreground", "dither"):
+        _require(_is_number(values.get(name, 0)), f"normalization.{name}", "a number")
 
 
 def _require(valid: bool, name: str, what: str) -> None:

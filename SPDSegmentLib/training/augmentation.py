@@ -44,8 +44,14 @@ def random_view(
     fov_mm: float,
     pixel_mm: tuple[float, float],
     center_xy: np.ndarray,
+    dither: float = 0.0,
 ) -> View:
-    """Draw a view around ``center_xy`` (column, row in slice pixels); ``fov_mm`` is the unscaled field of view."""
+    """Draw a view around ``center_xy`` (column, row in slice pixels).
+
+    Args:
+        fov_mm: the unscaled field of view.
+        dither: standard deviation of the noise that every view has.
+    """
     angle = np.deg2rad(rng.uniform(-config.rotation_deg, config.rotation_deg))
     scale = 1 + rng.uniform(-config.scale, config.scale)
     mirror = -1.0 if rng.random() < config.flip else 1.0
@@ -61,8 +67,8 @@ def random_view(
         offset,
         float(np.exp(rng.uniform(-config.gamma, config.gamma))),
         rng.normal(0, config.bias_field, (4, 4)) if config.bias_field > 0 else None,
-        config.noise,
-        int(rng.integers(2**31)),
+        noise_seed=int(rng.integers(2**31)),
+        noise=dither + float(rng.uniform(0, config.noise)),
     )
 
 

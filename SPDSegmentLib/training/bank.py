@@ -95,7 +95,13 @@ def _entry(case: Case, target: Target, k: int, config: TrainingConfig, folder: P
     rng = np.random.default_rng([config.seed, 2, k])
     center = target.center_xy if config.fov_mm > 0 else slice_middle(case)
     view = random_view(
-        rng, config.augmentation, config.network.image_size, field_of_view(case, config.fov_mm), case.pixel_mm, center
+        rng,
+        config.augmentation,
+        config.network.image_size,
+        field_of_view(case, config.fov_mm),
+        case.pixel_mm,
+        center,
+        config.intensity.dither,
     )
     first = max(0, target.first - config.stage2.margin)
     last = min(len(case.images) - 1, target.last + config.stage2.margin)

@@ -71,7 +71,7 @@ class AugmentationConfig:
             field of view.
         gamma: largest relative change of the gamma exponent.
         bias_field: strength of a smooth multiplicative field (MR).
-        noise: standard deviation of added noise.
+        noise: largest standard deviation of noise added on top of the dither.
     """
 
     flip: float = 0.5
@@ -80,7 +80,7 @@ class AugmentationConfig:
     shift: float = 0.12
     gamma: float = 0.3
     bias_field: float = 0.25
-    noise: float = 0.02
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)

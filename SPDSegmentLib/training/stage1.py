@@ -70,7 +70,8 @@ class Stage1:
         size = self.model.config.image_size
         fov = field_of_view(case, self.config.fov_mm)
         center = target.center_xy if self.config.fov_mm > 0 else slice_middle(case)
-        view = random_view(rng, self.config.augmentation, size, fov, case.pixel_mm, center)
+        dither = self.config.intensity.dither
+        view = random_view(rng, self.config.augmentation, size, fov, case.pixel_mm, center, dither)
         part = slice(first, first + length)
         return apply_view(case.images[part], view, image=True), apply_view(case.salient[part], view, image=False) > 0.5
 

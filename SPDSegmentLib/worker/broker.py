@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, SPDError, WorkerDied, error_from_wire
 
 from . import messages as m
@@ -36,7 +37,7 @@ class ClientConfig:
     cancel_seconds: float = 0.9
     close_seconds: float = 1.5
     max_deaths: int = 3
-    library_version: str = ""
+    library_version: str = __version__
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from . import messages as m
 from .codec import json_ready
 from .failures import to_error
 from .fates import Fate, pack_fates
+from .interruption import stop_between_layers
 from .machine import free_memory_bytes, list_devices, resident_memory_bytes
 from .masks import pack_mask, unpack_masks
 from .points import restore_markups
@@ -110,12 +111,9 @@ class Engine:
         """
         if isinstance(request, m.LoadModel):
             return self._answer_load(request)
-        if isinstance(request, m.Segment):
-            return self._answer_segment(request, stop)
-        if isinstance(request, m.Reach):
-            return self._answer_reach(request)
-        if isinstance(request, m.Saliency):
-            return self._answer_saliency(request)
+        if isinstance(request, m.Segment | m.Reach | m.Saliency):
+            with stop_between_layers(stop):
+                return self._infer(request, stop)
         devices = list_devices() if request.probe else None
         return self.status(request.request_id, running=None, waiting=0, devices=devices)
 
@@ -205,6 +203,13 @@ class Engine:
             opened.session = None
         _close(self._predictor)
         self._predictor = self._loaded = self._asked = self._load_error = None
+
+    def _infer(self, request: m.Segment | m.Reach | m.Saliency, stop: Stop) -> m.Answer:
+        if isinstance(request, m.Segment):
+            return self._answer_segment(request, stop)
+        if isinstance(request, m.Reach):
+            return self._answer_reach(request)
+        return self._answer_saliency(request)
 
     def _answer_segment(self, request: m.Segment, stop: Stop) -> m.Segmented:
         stack, session = self._opened(request.volume_id)

@@ -34,7 +34,7 @@ def resident_memory_bytes() -> int | None:
 
 
 def list_devices() -> tuple[Device, ...]:
-    """Return the devices torch can use, fastest first; imports torch.
+    """Return the devices the predictor can use, fastest first; imports torch.
 
     Raises:
         ImportError: torch is not installed or does not load.
@@ -46,9 +46,6 @@ def list_devices() -> tuple[Device, ...]:
         for index in range(torch.cuda.device_count()):
             free, total = _cuda_memory(torch, index)
             devices.append(Device(f"cuda:{index}", str(torch.cuda.get_device_name(index)), free, total))
-    mps = getattr(torch.backends, "mps", None)
-    if mps is not None and mps.is_available():
-        devices.append(Device("mps", "Apple GPU", None, None))
     devices.append(Device("cpu", f"CPU, {os.cpu_count() or 1} cores", free_memory_bytes(), None))
     return tuple(devices)
 

@@ -144,12 +144,5 @@ class QProcessTransport:
             self._writing = False
 
 
-def slicer_transport() -> QProcessTransport:
-    """Return a transport on Slicer's own Qt."""
-    import qt
-
-    return QProcessTransport(qt.QProcess, qt.QTimer.singleShot)
-
-
 def _milliseconds(seconds: float) -> int:
     return max(0, int(seconds * 1000 + 0.5))

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 
 from . import messages as m
@@ -276,7 +277,7 @@ def _hello(request: m.Hello) -> m.HelloReply:
     packages = {name: _version(name) for name in PACKAGES}
     return m.HelloReply(
         request_id=request.request_id,
-        library_version=_version("spdsegment") or "",
+        library_version=__version__,
         python_version=platform.python_version(),
         platform=platform.platform(),
         packages=packages,
