@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import environment
+from .block_timer import BlockTimer
 from .errors import SlotError, slot_errors
 from .mrml.scene import SceneSetup, set_up_scene
 from .pythonqt.dialogs import Dialogs, dialogs
@@ -206,7 +207,7 @@ class Host:
             if time.monotonic() >= end:
                 return
 
-    def wait_until(self, condition: Callable[[], Any], milliseconds: int = 10_000, what: str = "") -> Any:
+    def wait_until(self, condition: Callable[[], Any], milliseconds: int = 60_000, what: str = "") -> Any:
         """Let the application run until a condition holds and return its value; TimeoutError otherwise."""
         end = time.monotonic() + milliseconds / 1000
         while not (value := condition()):
@@ -252,32 +253,6 @@ class Host:
         self.use_slicer_version(SLICER_VERSION)
         set_module_present("PyTorchUtils", True)
         self.app._testing = False
-
-
-class BlockTimer:
-    """Ticks every few milliseconds and keeps the longest gap between ticks."""
-
-    def __init__(self) -> None:
-        self.longest_ms = 0.0
-        self._last = 0.0
-        self._timer = qt.QTimer()
-        self._timer.setInterval(1)
-        self._timer.connect("timeout()", self._tick)
-
-    def start(self) -> None:
-        """Begin to measure."""
-        self._last = time.perf_counter()
-        self._timer.start()
-
-    def stop(self) -> None:
-        """End measuring, counting a gap that is still open."""
-        self._tick()
-        self._timer.stop()
-
-    def _tick(self) -> None:
-        now = time.perf_counter()
-        self.longest_ms = max(self.longest_ms, 1000 * (now - self._last))
-        self._last = now
 
 
 _host: Host | None = None

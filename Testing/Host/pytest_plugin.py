@@ -31,6 +31,13 @@ def require_host() -> None:
     pytest.skip(message)
 
 
+def fail_on_slot_errors(record: SlotErrors) -> None:
+    """Fail the test if slots, event handlers or observers raised something that the test did not take."""
+    errors = record.take()
+    if errors:
+        pytest.fail("An exception left a slot:\n" + "\n".join(str(error) for error in errors), pytrace=False)
+
+
 @pytest.fixture(scope="session")
 def slicer_table() -> WidgetApi:
     """Slicer's real widgets of all versions; the test is skipped where the table is absent."""
@@ -57,6 +64,4 @@ def host() -> Iterator[Host]:
     recorded_errors.take()
     yield running
     running.reset()
-    errors = recorded_errors.take()
-    if errors:
-        pytest.fail("An exception left a slot:\n" + "\n".join(str(error) for error in errors), pytrace=False)
+    fail_on_slot_errors(recorded_errors)

@@ -143,8 +143,20 @@ def _first_signature(instance: QtCore.QObject, name: str) -> str:
     raise UnknownSignal(f"{type(instance).__name__} has no signal '{name}'.")
 
 
+_single_shot: Any = QtCore.QTimer.singleShot
+
+
+def _guarded_single_shot(milliseconds: int, *receiver: Any) -> None:
+    """Call something later; an error in it is recorded, not raised where events are processed."""
+    if len(receiver) == 1 and callable(receiver[0]):
+        receiver = (_adapt(receiver[0], "QTimer.singleShot"),)
+    _single_shot(milliseconds, *receiver)
+
+
 def install_signals() -> None:
-    """Make connect, disconnect and every signal attribute follow PythonQt."""
+    """Make connect, disconnect, single shots and every signal attribute follow PythonQt."""
+    timer: Any = QtCore.QTimer
+    timer.singleShot = staticmethod(_guarded_single_shot)
     for cls in qobject_classes():
         for name, value in list(vars(cls).items()):
             if isinstance(value, QtCore.Signal):
