@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS := torch,train,dev
 
-.PHONY: demo test lint format setup weights clean
+.PHONY: demo test lint format setup weights clean benchmark
 
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
@@ -22,6 +22,18 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Measures speed, memory and, where the labelled volumes lie in ../shared/data, accuracy; takes about an hour.
+RESULTS := Testing/Benchmarks/results
+CONFIGS := Testing/Benchmarks/Configs
+benchmark: weights
+	mkdir -p $(RESULTS)
+	$(BIN)/python Testing/Benchmarks/speed.py --output $(RESULTS)/speed.json
+	$(BIN)/python Testing/Benchmarks/memory.py | tee $(RESULTS)/memory.json
+	$(BIN)/spdsegment evaluate $(CONFIGS)/kidney-mr.toml -m kidney-mr -m Testing/Benchmarks/Models/kidney-mr-sam-tuning:raw \
+		-m Testing/Benchmarks/Models/kidney-mr-sam-tuning:interpolated -o $(RESULTS)/kidney-mr
+	$(BIN)/spdsegment evaluate $(CONFIGS)/hippocampus-mr.toml -m hippocampus-mr --limit 12 --seeds 1 -o $(RESULTS)/hippocampus-mr
+	$(BIN)/spdsegment evaluate $(CONFIGS)/esophagus-ct.toml -m esophagus-ct --seeds 2 -o $(RESULTS)/esophagus-ct
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,94 @@
+"""Real base weights and shipped bundles: the sample from clicks to mask, and what the bundles say of themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from SPDSegmentLib.evaluation.metrics import dice
+from SPDSegmentLib.geometry.centerline import Clicks, clicks_from_markups
+from SPDSegmentLib.geometry.labelmap import read_labelmap
+from SPDSegmentLib.geometry.markups import read_markups
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import read_volume
+from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.models.bundle import list_bundles, read_bundle
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SAMPLE = REPOSITORY / "Resources" / "SampleData" / "kidney-mr"
+KIDNEY = REPOSITORY / "Resources" / "Models" / "kidney-mr"
+EXPECTED_DICE = (0.90, 0.97)
+
+
+@pytest.fixture(scope="module")
+def session(lite_medsam: Path) -> Session:
+    bundle = read_bundle(KIDNEY)
+    stack = SliceStack(read_volume(SAMPLE / "image.nii.gz"), bundle.info.slicing_axis)
+    return Predictor.load(bundle, "cpu").open(stack)
+
+
+@pytest.fixture(scope="module")
+def clicks(session: Session) -> Clicks:
+    return clicks_from_markups(read_markups(SAMPLE / "clicks.mrk.json"), session.stack)
+
+
+@pytest.fixture(scope="module")
+def truth(session: Session) -> np.ndarray:
+    return session.stack.from_volume(read_labelmap(SAMPLE / "label.nii.gz").array) > 0
+
+
+def test_half_wrong_clicks_give_a_good_kidney_on_the_sample(
+    session: Session, clicks: Clicks, truth: np.ndarray
+) -> None:
+    hits = truth[clicks.slice_index, np.rint(clicks.xy[:, 1]).astype(int), np.rint(clicks.xy[:, 0]).astype(int)]
+    assert 0.4 < 1 - hits.mean() < 0.6, "about half of the sample's clicks lie outside"
+    result = session.segment(clicks)
+    low, high = EXPECTED_DICE
+    assert low < (dice(result.mask, truth) or 0) < high
+    fates = [fate.fate for fate in result.click_fates().values()]
+    assert "kept" in fates and "rejected_own_slice" in fates
+    supported = [s.quality for s in result.slices if s.status == "supported"]
+    assert np.mean(supported) > 0.7
+
+
+def test_moving_one_click_on_the_sample_leaves_all_other_slices_bit_identical(session: Session, clicks: Clicks) -> None:
+    before = session.segment(clicks)
+    xy = clicks.xy.copy()
+    kept = next(i for i, fate in before.click_fates().items() if fate.fate == "kept")
+    xy[kept] += 3
+    moved = Clicks(clicks.slice_index, xy, clicks.outside, clicks.ids)
+    reach = session.reach(clicks, moved)
+    after = session.segment(moved)
+    others = [t for t in range(session.stack.n_slices) if t not in reach]
+    assert set(after.recomputed) == reach and after.encoded == 0
+    assert np.array_equal(before.mask[others], after.mask[others])
+
+
+def test_without_the_method_the_same_clicks_give_a_worse_mask(
+    session: Session, clicks: Clicks, truth: np.ndarray
+) -> None:
+    ours = dice(session.segment(clicks).mask, truth) or 0
+    assert (dice(session.segment(clicks, prompts="raw").mask, truth) or 0) < ours
+
+
+def test_every_shipped_bundle_names_its_data_and_its_measured_figures() -> None:
+    bundles = [bundle for bundle in list_bundles() if bundle.shipped]
+    assert {bundle.info.name for bundle in bundles} >= {"kidney-mr", "hippocampus-mr", "esophagus-ct"}
+    for bundle in bundles:
+        training = bundle.info.training
+        assert training["licence"] and training["attribution"] and training["patients"]
+        assert not set(training["patients"]) & set(training["validation_patients"])
+        assert bundle.info.metrics["summary"] and "spdsegment evaluate" in bundle.info.metrics["command"]
+        assert bundle.info.title in bundle.card
+        assert sum(f.stat().st_size for f in bundle.folder.iterdir()) < 10_000_000
+        json.dumps(bundle.info.to_dict())
+
+
+def test_the_configurations_of_the_shipped_bundles_are_in_the_repository() -> None:
+    for bundle in list_bundles():
+        if bundle.shipped:
+            assert (REPOSITORY / "Testing" / "Benchmarks" / "Configs" / bundle.info.training["config"]).exists()
