@@ -109,7 +109,7 @@ def test_drift_moves_one_run_of_the_path_out_of_the_target(tube: np.ndarray, mon
 def test_over_run_passes_both_ends(tube: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     clicks = simulate(tube, only(monkeypatch, over_run=0.1))
     np.testing.assert_array_equal(np.sort(clicks.slice_index), np.arange(FIRST - 3, LAST + 4))
-    np.testing.assert_array_equal(clicks.inside_target, tube.any(axis=(1, 2))[clicks.slice_index])
+    np.testing.assert_array_equal(clicks.inside_target, np.asarray(tube.any(axis=(1, 2)))[clicks.slice_index])
 
 
 def test_over_run_keeps_the_direction_of_an_oblique_end(monkeypatch: pytest.MonkeyPatch) -> None:
