@@ -58,7 +58,7 @@ def distill_prompts(
             labels = range(1, int(saliency.components(t).max()) + 1)
             points = np.stack([saliency.deepest_point(t, label) for label in labels])
             supported[t] = SlicePrompts(t, points, np.full(len(points), -1), SUPPORTED)
-    others, synthesized = fill_unsupported(saliency, supported, config)
+    others, synthesized = fill_unsupported(saliency, supported, clicks, config)
     prompts = supported | others
     return Distillation(tuple(prompts[t] for t in range(saliency.n_slices)), tuple(fates + synthesized))
 

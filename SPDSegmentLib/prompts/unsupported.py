@@ -7,7 +7,10 @@ A slice without any salient pixel abstains. Otherwise one point is put at the de
   through the supported points (``bridge_gaps``), beyond them none.
 - otherwise the component nearest to the centreline, however far the slice is from any click.
 
-Both depend only on the nearest supported slice on each side, so a changed click reaches no farther than those.
+Where no click is supported in the whole volume, the salient component that lies nearest to a click of its slice, within
+a quarter of the field of view, is the start from which components are followed.
+
+All of this depends only on the nearest supported slice on each side, so a changed click reaches no farther than those.
 """
 
 from __future__ import annotations
@@ -19,16 +22,25 @@ from SPDSegmentLib.prompts.distillation import (
     ABSTAINED,
     SYNTHESIZED,
     PointFate,
+    SliceClicks,
     SlicePrompts,
     empty_prompts,
 )
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 
+MIDDLE_REASON = "No click supports this slice; the point is the middle of what its saliency shows."
+NEAREST_REASON = "No click is supported anywhere; this is the salient region nearest to a click. Please check."
+
 
 def fill_unsupported(
-    saliency: SaliencyMaps, supported: dict[int, SlicePrompts], config: PromptConfig
+    saliency: SaliencyMaps, supported: dict[int, SlicePrompts], clicks: SliceClicks, config: PromptConfig
 ) -> tuple[dict[int, SlicePrompts], list[PointFate]]:
     """Prompts for every slice that is not in ``supported``, and the fates of synthesised points."""
+    if not supported and config.unsupported == "synthesize":
+        start = _nearest_start(saliency, clicks)
+        if start is not None:
+            prompts, fates = fill_unsupported(saliency, {start.slice_index: start}, clicks, config)
+            return {**prompts, start.slice_index: start}, [_synthesized_fate(start, NEAREST_REASON), *fates]
     anchors = sorted(supported)
     prompts: dict[int, SlicePrompts] = {}
     fates: list[PointFate] = []
@@ -43,9 +55,32 @@ def fill_unsupported(
                 continue
             point = saliency.deepest_point(t, chosen[t])
             prompts[t] = SlicePrompts(t, point[None], np.array([-1]), SYNTHESIZED)
-            reason = "No click supports this slice; the point is the middle of what its saliency shows."
-            fates.append(PointFate(-1, t, SYNTHESIZED, (float(point[0]), float(point[1])), t, reason))
+            fates.append(_synthesized_fate(prompts[t], MIDDLE_REASON))
     return prompts, fates
+
+
+def _synthesized_fate(prompts: SlicePrompts, reason: str) -> PointFate:
+    column, row = prompts.points[0]
+    return PointFate(-1, prompts.slice_index, SYNTHESIZED, (float(column), float(row)), prompts.slice_index, reason)
+
+
+def _nearest_start(saliency: SaliencyMaps, clicks: SliceClicks) -> SlicePrompts | None:
+    """The slice whose salient component lies nearest to a click on it, with a point in that component."""
+    best: tuple[float, int, int] | None = None
+    for t in np.unique(clicks.slice_index):
+        labels = saliency.components(int(t))
+        rows, columns = np.nonzero(labels)
+        if len(rows) == 0:
+            continue
+        for column, row in clicks.xy[clicks.on(int(t))]:
+            distance = np.hypot(columns - column, rows - row)
+            nearest = int(np.argmin(distance))
+            found = (float(distance[nearest]), int(t), int(labels[rows[nearest], columns[nearest]]))
+            best = found if best is None else min(best, found)
+    if best is None or best[0] > saliency.map(best[1]).shape[0] / 4:
+        return None
+    _, t, label = best
+    return SlicePrompts(t, saliency.deepest_point(t, label)[None], np.array([-1]), SYNTHESIZED)
 
 
 def centerline_at(before: SlicePrompts | None, after: SlicePrompts | None, t: int) -> np.ndarray:

@@ -111,6 +111,16 @@ def test_with_the_policy_off_unsupported_slices_stay_empty() -> None:
     assert [s.status for s in slices] == [SUPPORTED] * 3 + [ABSTAINED] * 3
 
 
+def test_where_no_click_is_supported_the_salient_region_nearest_to_one_is_the_start() -> None:
+    both = np.maximum(square(8, 8), square(24, 24, 3))
+    result = distill_prompts(maps_of(*[both] * 4), clicks_at((1, 14, 8), (2, 2, 30)), OURS)
+    assert [s.status for s in result.slices] == [SYNTHESIZED] * 4
+    assert all(np.allclose(s.points, [[8, 8]]) for s in result.slices)
+    assert any("No click is supported anywhere" in f.reason for f in result.fates)
+    far = maps_of(*[square(4, 4, 2)] * 4)
+    assert {s.status for s in distill_prompts(far, clicks_at((1, 30, 30)), OURS).slices} == {ABSTAINED}
+
+
 def test_a_stray_click_in_another_component_is_outvoted() -> None:
     both = np.maximum(square(8, 8), square(24, 24))
     result = distill_prompts(maps_of(both), clicks_at((0, 8, 8), (0, 9, 9), (0, 24, 24)), OURS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny_predictor import SIZE, tiny_predictor, tube_volume
 
 from SPDSegmentLib.errors import BadInput, Cancelled, OutOfMemory
 from SPDSegmentLib.geometry.centerline import Clicks
@@ -11,7 +12,6 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.engine import choose_device, choose_precision
 from SPDSegmentLib.inference.results import SliceResult
 from SPDSegmentLib.inference.session import Session
-from tiny_predictor import SIZE, tiny_predictor, tube_volume
 
 
 def clicks_at(*places: tuple[int, float, float]) -> Clicks:

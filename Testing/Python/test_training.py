@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_training import write_cases, write_config
 
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
@@ -14,13 +15,12 @@ from SPDSegmentLib.evaluation.protocol import EvaluationConfig
 from SPDSegmentLib.evaluation.run import evaluate
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.config import AugmentationConfig, read_training_config
 from SPDSegmentLib.training.augmentation import apply_view, random_view
+from SPDSegmentLib.training.config import AugmentationConfig, read_training_config
 from SPDSegmentLib.training.distributed import Processes
 from SPDSegmentLib.training.loop import schedule
 from SPDSegmentLib.training.result import plot_curves, save_bundle
 from SPDSegmentLib.training.run import RunHooks, train
-from tiny_training import write_cases, write_config
 
 
 @pytest.fixture(scope="module")
