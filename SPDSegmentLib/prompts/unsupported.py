@@ -39,8 +39,8 @@ def fill_unsupported(
     if not supported and config.unsupported == "synthesize":
         start = _nearest_start(saliency, clicks)
         if start is not None:
-            prompts, fates = fill_unsupported(saliency, {start.slice_index: start}, clicks, config)
-            return {**prompts, start.slice_index: start}, [_synthesized_fate(start, NEAREST_REASON), *fates]
+            others, reasons = fill_unsupported(saliency, {start.slice_index: start}, clicks, config)
+            return {**others, start.slice_index: start}, [_synthesized_fate(start, NEAREST_REASON), *reasons]
     anchors = sorted(supported)
     prompts: dict[int, SlicePrompts] = {}
     fates: list[PointFate] = []

@@ -11,6 +11,7 @@ changed click, for ``lite_medsam`` and for ``sam_vit_b`` at 512 pixels (random w
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import platform
@@ -121,10 +122,10 @@ def measure_encoder() -> dict[str, float]:
             model = SPDModel(NetworkConfig("lite_medsam", 256), weights, adapters=False)
             engine = Engine(model, torch.device("cpu"), precision, 1, 10)
             name = str(precision).removeprefix("torch.")
-            result[f"ours_{name}_s"] = seconds(lambda e=engine: e.encode(slices[:1]))
+            result[f"ours_{name}_s"] = seconds(functools.partial(engine.encode, slices[:1]))
             result[f"ours_{name}_largest_difference"] = float((engine.encode(slices[:1]).float() - truth).abs().max())
             result[f"ours_{name}_times_faster"] = result["upstream_float32_s"] / result[f"ours_{name}_s"]
-            result[f"ours_{name}_batch4_s"] = seconds(lambda e=engine: e.encode(slices), 3) / 4
+            result[f"ours_{name}_batch4_s"] = seconds(functools.partial(engine.encode, slices), 3) / 4
     result["embedding_standard_deviation"] = float(truth.std())
     return result
 
@@ -178,7 +179,7 @@ def measure_cuda() -> dict[str, Any]:
 
         with FlopCounterMode(display=False) as counter:
             predictor.engine.encode(images)
-        each = seconds(lambda p=predictor, i=images: p.engine.encode(i), 10, "cuda")
+        each = seconds(functools.partial(predictor.engine.encode, images), 10, "cuda")
         points = np.column_stack((np.full(40, -180.0), np.full(40, -180.0), np.linspace(2, 396, 40)))
         clicks = clicks_from_points(points, stack)
         predictor.open(stack).segment(clicks, prompts="raw")

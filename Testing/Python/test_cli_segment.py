@@ -331,7 +331,7 @@ def test_a_randomly_initialised_model_runs_from_files_to_files(
     from SPDSegmentLib.networks.spd import SPDModel
 
     torch.manual_seed(0)
-    network = {"lora_rank": 2, "decoder_lora_rank": 2}
+    network: dict[str, Any] = {"lora_rank": 2, "decoder_lora_rank": 2}
     model = SPDModel(NetworkConfig(backbone="tiny_random", image_size=64, **network))
     write_bundle(case.model, tiny_info(network=network, prompts={}), model.adapter_state(), "")
     monkeypatch.delitem(sys.modules, "SPDSegmentLib.inference.predictor")

@@ -166,7 +166,7 @@ def random_scene(seed: int, n_slices: int = 14, n_clicks: int = 12) -> tuple[np.
         if rng.random() < 0.8:
             saliency[t] = square(int(place[0]), int(place[1]), int(rng.integers(2, 5)))
         if rng.random() < 0.4:
-            saliency[t] = np.maximum(saliency[t], square(*(int(v) for v in rng.integers(5, 27, 2)), half=3))
+            saliency[t] = np.maximum(saliency[t], square(int(rng.integers(5, 27)), int(rng.integers(5, 27)), 3))
     return saliency, SliceClicks(rng.integers(0, n_slices, n_clicks), rng.uniform(2, 30, (n_clicks, 2)))
 
 

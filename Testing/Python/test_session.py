@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from tiny_predictor import SIZE, tiny_predictor, tube_volume
 
 from SPDSegmentLib.errors import BadInput, Cancelled, OutOfMemory
@@ -129,7 +130,7 @@ def test_when_memory_runs_out_the_batch_is_halved_down_to_one() -> None:
     predictor = tiny_predictor(batch_size=8)
     encode, sizes = predictor.engine.encode, []
 
-    def hungry(images: np.ndarray):  # type: ignore[no-untyped-def]
+    def hungry(images: np.ndarray) -> torch.Tensor:
         sizes.append(len(images))
         if len(images) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
