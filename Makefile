@@ -8,6 +8,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+HOST := $(VENV)/.host
 EXTRAS := torch,train,dev
 
 .PHONY: demo test lint format setup weights clean benchmark
@@ -18,7 +19,7 @@ demo: weights
 test: lint weights
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED)
+lint: $(HOST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -51,6 +52,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+# What the tests of the 3D Slicer module need besides: its MRML and Qt, without Slicer (Python 3.11 on Linux).
+$(HOST): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[host]'
 	touch $@
 
 clean:

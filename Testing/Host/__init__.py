@@ -1,4 +1,9 @@
 """Loads real Slicer scripted modules without the Slicer application, strictly.
 
-Importing the package does nothing; `Testing.Host.host.start_host()` starts Qt, VTK and the scene.
+Importing the package only sets the environment variables that Qt and VTK read when they are imported;
+`Testing.Host.host.start_host()` starts Qt, VTK and the scene.
 """
+
+from . import environment
+
+environment.prepare()

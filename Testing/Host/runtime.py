@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from . import environment
-
-environment.prepare()
-
-from .pythonqt.module import install_qt  # noqa: E402
+from .pythonqt.module import install_qt
 
 install_qt()
 

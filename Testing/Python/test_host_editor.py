@@ -115,6 +115,12 @@ def test_without_an_effect_the_mouse_changes_nothing(host: Any, editing: Editing
     assert editing.counts() == (0, 1600)
 
 
+def test_closing_the_scene_ends_the_effect(host: Any, editing: Editing) -> None:
+    editing.widget.setActiveEffectByName("Paint")
+    host.new_scene()
+    assert editing.node.GetActiveEffectName() == ""
+
+
 def test_nothing_can_be_set_before_there_is_a_parameter_node(host: Any, editing: Editing) -> None:
     import slicer
 

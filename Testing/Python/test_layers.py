@@ -29,7 +29,21 @@ LAYERS = {
 EQUALS = {("training", "evaluation"), ("evaluation", "training")}
 HEAVY = ("torch", "torchvision", "peft", "segment_anything", "transformers")
 SLICER = {"slicer", "qt", "ctk", "vtk"}
-TORCH_FREE = ("errors", "geometry", "models", "batch", "worker.client", "worker.protocol", "cli")
+TORCH_FREE = (
+    "errors",
+    "geometry",
+    "models",
+    "batch",
+    "cli",
+    "worker.client",
+    "worker.commands",
+    "worker.masks",
+    "worker.messages",
+    "worker.protocol",
+    "worker.qprocess_transport",
+    "worker.request",
+    "worker.transports",
+)
 """Parts whose import alone may not load torch; ``gui`` imports these and Slicer's own packages only."""
 
 

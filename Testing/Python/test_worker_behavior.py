@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from worker_drivers import AFFINE, SHAPE, TRANSPORTS, Driver, children, driver, line, point, volume_array
+from worker_drivers import AFFINE, SHAPE, TRANSPORTS, Driver, children, close_shared_drivers, line, point, volume_array
+from worker_drivers import shared_driver as driver
 
 from SPDSegmentLib.errors import BadInput, DependencyMissing, ModelMissing, OutOfMemory, SPDError
 from SPDSegmentLib.geometry.markups import Markup
@@ -17,6 +19,12 @@ from SPDSegmentLib.worker.client import Callbacks, ModelChoice, RequestState
 from SPDSegmentLib.worker.masks import unpack_mask
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_worker_is_left() -> Iterator[None]:
+    yield
+    close_shared_drivers()
 
 
 def _masks(request: Any) -> dict[int, np.ndarray]:
@@ -243,7 +251,7 @@ def test_another_model_works_on_the_volume_that_is_there(transport: str) -> None
 
 
 def test_status_and_hello_are_answered_while_inference_runs(transport: str) -> None:
-    with driver(transport, "fake?stuck=1.5") as d:
+    with driver(transport, "fake?stuck=0.7") as d:
         request = d.client.segment("volume", [line()])
         d.until(lambda: d.client.hello is not None)
         assert d.client.hello is not None and d.client.hello.packages["numpy"] == np.__version__
@@ -251,7 +259,7 @@ def test_status_and_hello_are_answered_while_inference_runs(transport: str) -> N
         assert not request.finished
         d.result(request)
         status = d.result(d.client.status())
-    assert (status.running, status.waiting, status.volumes, status.bundle) == (None, 0, ("volume",), "fake?stuck=1.5")
+    assert (status.running, status.waiting, status.volumes, status.bundle) == (None, 0, ("volume",), "fake?stuck=0.7")
 
 
 def test_progress_tells_stage_count_and_time_left(transport: str) -> None:

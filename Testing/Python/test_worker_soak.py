@@ -9,13 +9,13 @@ from worker_soak import kills, sending, updates
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_memory_stays_over_many_updates(transport: str) -> None:
-    growth = updates(transport, 40)
+    growth = updates(transport, 30)
     assert growth.client_share < 0.05 and growth.worker_share < 0.05, growth
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_killed_at_random_moments_the_next_result_is_whole_and_soon_there(transport: str) -> None:
-    result = kills(transport, 6)
+    result = kills(transport, 4)
     assert result.longest_seconds < limit(2.0), result
 
 
@@ -23,5 +23,5 @@ def test_killed_at_random_moments_the_next_result_is_whole_and_soon_there(transp
 def test_a_large_volume_hardly_costs_the_caller_any_time(transport: str) -> None:
     cost = sending(transport)
     assert cost.submit < limit(0.05), cost
-    assert cost.thread < 0.3, cost
-    assert cost.longest_stall < limit(0.3), cost
+    assert cost.longest_call < 0.05, cost
+    assert cost.all_calls < 0.3, cost

@@ -24,7 +24,7 @@ from SPDSegmentLib.worker.transports import SubprocessTransport, Transport
 
 TRANSPORTS = ("subprocess", "qprocess", "qprocess-event-loop")
 FAKE_WORKER = WorkerCommand((sys.executable, str(Path(__file__).with_name("fake_predictor.py"))))
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 240.0
 SHAPE = (12, 40, 48)
 
 
@@ -74,6 +74,34 @@ def driver(transport: str, bundle: str = "fake", **settings: Any) -> Iterator[Dr
         yield made
     finally:
         made.client.close()
+    assert children() == []
+
+
+@contextmanager
+def shared_driver(transport: str, bundle: str = "fake") -> Iterator[Driver]:
+    """As :func:`driver`, with one worker for all callers; :func:`close_shared_drivers` ends it."""
+    if transport not in _shared:
+        _shared[transport] = Driver(transport)
+    d = _shared[transport]
+    d.client.set_model(ModelChoice(bundle))
+    d.client.open_volume("volume", volume_array(), AFFINE)
+    try:
+        yield d
+    finally:
+        for volume_id in list(d.client._broker.volumes):
+            d.client.close_volume(volume_id)
+        d.until(lambda: not d.client.busy)
+
+
+_shared: dict[str, Driver] = {}
+
+
+def close_shared_drivers() -> None:
+    """End the workers of :func:`shared_driver`; none may be left, and none may have died."""
+    while _shared:
+        d = _shared.popitem()[1]
+        d.client.close()
+        assert d.died == []
     assert children() == []
 
 

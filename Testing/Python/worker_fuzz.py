@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -119,7 +120,7 @@ def mutate_content(rng: random.Random, message: Any) -> bytes:
         elif choice < 0.7:
             header.pop(rng.choice(sorted(header)), None)
         elif choice < 0.75:
-            header[rng.choice(("extra", "request_id", "volume_id", "arrays"))] = rng.choice(ODD_VALUES)
+            header[rng.choice(("extra", "request_id", "volume_id", "arrays"))] = copy.deepcopy(rng.choice(ODD_VALUES))
         elif choice < 0.85 and payload:
             payload[rng.randrange(len(payload))] ^= 1 << rng.randrange(8)
         elif choice < 0.95:
@@ -137,7 +138,7 @@ def _mutate_value(rng: random.Random, header: dict[str, Any]) -> None:
     while isinstance(holder[key], (dict, list)) and holder[key] and rng.random() < 0.7:
         holder = holder[key]
         key = rng.choice(sorted(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
-    holder[key] = rng.choice(ODD_VALUES)
+    holder[key] = copy.deepcopy(rng.choice(ODD_VALUES))
 
 
 def mutate_bytes(rng: random.Random, message: Any) -> bytes:

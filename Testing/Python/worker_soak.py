@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
+import pytest
 from worker_drivers import AFFINE, SHAPE, Driver, driver, line, point, volume_array
 
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.geometry.markups import Markup
 from SPDSegmentLib.worker.client import Request
+from SPDSegmentLib.worker.qprocess_transport import QProcessTransport
 
 WARM_UP_SHARE = 0.2
 
@@ -53,16 +57,16 @@ class Sending:
     """Cost of one large volume for the thread of the caller, in seconds.
 
     Attributes:
-        submit: the call that asks for the segmentation.
-        thread: processor time of the thread until the volume had arrived.
-        longest_stall: longest time between two turns of the event loop (with Qt) or of ``poll``.
+        submit: the call that makes the client send the volume.
+        longest_call: processor time of the longest of our calls on the thread, that one or one from the event loop.
+        all_calls: processor time of all those calls together.
         arrived: until the worker had the whole volume.
     """
 
     megabytes: float
     submit: float
-    thread: float
-    longest_stall: float
+    longest_call: float
+    all_calls: float
     arrived: float
 
 
@@ -111,19 +115,28 @@ def sending(transport: str, shape: tuple[int, int, int] = (300, 512, 512)) -> Se
     with driver(transport) as d:
         d.segment()
         d.client.open_volume("large", array, AFFINE)
-        turns = [time.monotonic()]
-        thread, started = time.thread_time(), time.monotonic()
-        d.client.saliency("large", 0)
-        submit = time.monotonic() - started
+        with _timed_calls() as calls:
+            thread, started = time.thread_time(), time.monotonic()
+            d.client.saliency("large", 0)
+            submit, calls[0] = time.monotonic() - started, time.thread_time() - thread
+            arrived = d.until(lambda: not d.client._broker._implicit)
+    return Sending(array.nbytes / 2**20, submit, max(calls), sum(calls), arrived)
 
-        def turned() -> bool:
-            turns.append(time.monotonic())
-            return not d.client._broker._implicit
 
-        arrived = d.until(turned)
-        thread = time.thread_time() - thread
-    stalls = [after - before for before, after in zip(turns, turns[1:], strict=False)]
-    return Sending(array.nbytes / 2**20, submit, thread, max(submit, *stalls), arrived)
+@contextmanager
+def _timed_calls() -> Iterator[list[float]]:
+    """Collect the processor time of each slot of the QProcess transport; the first place is the caller's."""
+    calls = [0.0]
+    fill = QProcessTransport._fill
+
+    def timed(self: QProcessTransport) -> None:
+        started = time.thread_time()
+        fill(self)
+        calls.append(time.thread_time() - started)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QProcessTransport, "_fill", timed)
+        yield calls
 
 
 def _assert_whole(request: Request, answer: Any) -> None:

@@ -11,6 +11,7 @@ The exit code is 1 where a limit of the project is not met. The transports with 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ MAX_SENDING_SECONDS = 0.3
 
 def fuzz(count: int, seed: int) -> bool:
     """Half of the frames go to servers, half to clients."""
+    logging.disable()
     for name, run in (("server", fuzz_server), ("client", fuzz_client)):
         summary = run((count + 1) // 2, seed)
         print(f"{name}: {dict(summary.outcomes)}, {len(summary.faults)} faults")
@@ -58,7 +60,7 @@ def main() -> int:
     else:
         cost = sending(options.transport)
         print(cost)
-        good = cost.thread < MAX_SENDING_SECONDS
+        good = cost.all_calls < MAX_SENDING_SECONDS
     return 0 if good else 1
 
 

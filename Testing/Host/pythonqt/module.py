@@ -7,6 +7,7 @@ from types import ModuleType
 
 from PySide6 import QtCore
 
+from ..errors import HostError
 from .attributes import install_attributes
 from .dialogs import install_dialogs
 from .overrides import install_overrides
@@ -23,6 +24,8 @@ def install_qt() -> ModuleType:
     """Patch PySide6 once and register the module `qt`."""
     if "qt" in sys.modules:
         return sys.modules["qt"]
+    if not isinstance(QtCore.Qt.MouseButton.LeftButton, int):
+        raise HostError("PySide6 was imported before Testing.Host: its enumerations are not numbers.")
     install_properties()
     install_signals()
     install_attributes()
@@ -33,7 +36,7 @@ def install_qt() -> ModuleType:
     for name, value in qt_names().items():
         if name not in _PYSIDE_ONLY:
             setattr(qt, name, value)
-    qt.QUiLoader = CheckedUiLoader  # type: ignore[attr-defined]
+    qt.QUiLoader = CheckedUiLoader
     sys.modules["qt"] = qt
     return qt
 

@@ -51,6 +51,7 @@ class qMRMLSegmentEditorWidget(Behavior):
         self._segments.connect("selectionChanged(QItemSelection,QItemSelection)", self._row_selected)
         self._strokes = BrushStrokes(self)
         self._observations = SceneObservations(self)
+        self._scene_observations = SceneObservations(self)
         changed = self._logic.SegmentationHistoryChangedEvent
         self._observations.add(self._logic, lambda *_: self._refresh(), changed)
         self._refresh()
@@ -65,6 +66,10 @@ class qMRMLSegmentEditorWidget(Behavior):
         """Set the scene."""
         self._scene = scene
         self._logic.SetMRMLScene(scene)
+        self._scene_observations.clear()
+        if scene is not None:
+            closed = slicer.vtkMRMLScene.StartCloseEvent
+            self._scene_observations.add(scene, lambda *_: self.setActiveEffectByName(""), closed)
         self.mrmlSceneChanged.emit(scene)
 
     def mrmlScene(self) -> Any:

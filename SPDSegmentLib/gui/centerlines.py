@@ -1,0 +1,103 @@
+"""Markups nodes as clicks in world millimeters, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup
+
+NODE_CLASSES = ("vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsCurveNode")
+_KINDS = {
+    "vtkMRMLMarkupsFiducialNode": "Fiducial",
+    "vtkMRMLMarkupsCurveNode": "Curve",
+    "vtkMRMLMarkupsClosedCurveNode": "ClosedCurve",
+}
+
+
+def readClicks(nodes: Iterable[Any]) -> list[Markup]:
+    """Return the clicks of markups nodes, in world RAS; raises BadInput for another kind of node or without a click."""
+    markups = [_readNode(node) for node in nodes]
+    if not any(point.placed and point.selected for markup in markups for point in markup.points):
+        raise BadInput(
+            _("There are no clicks yet."), _("Press the place button and click along the structure in the slice views.")
+        )
+    return markups
+
+
+def snapshotClicks(nodes: Iterable[Any]) -> tuple[tuple[str, Markup], ...]:
+    """Return node IDs and clicks, for comparing and restoring; nodes of other kinds are left out."""
+    return tuple((node.GetID(), _readNode(node)) for node in nodes if node.GetClassName() in _KINDS)
+
+
+def restoreClicks(clicks: tuple[tuple[str, Markup], ...]) -> None:
+    """Put the clicks of :func:`snapshotClicks` back into the nodes that still exist."""
+    for nodeId, markup in clicks:
+        node = slicer.mrmlScene.GetNodeByID(nodeId)
+        if node is None or _readNode(node) == markup:
+            continue
+        wasModifying = node.StartModify()
+        wanted = {point.id for point in markup.points}
+        for index in reversed(range(node.GetNumberOfControlPoints())):
+            if node.GetNthControlPointID(index) not in wanted:
+                node.RemoveNthControlPoint(index)
+        for index, point in enumerate(markup.points):
+            _restorePoint(node, index, point)
+        node.EndModify(wasModifying)
+
+
+def setIncluded(node: Any, clickId: str, included: bool) -> None:
+    """Include or exclude a click."""
+    index = indexOf(node, clickId)
+    if index >= 0:
+        node.SetNthControlPointSelected(index, included)
+
+
+def indexOf(node: Any, clickId: str) -> int:
+    """Return the index of a click in its node, -1 if it is gone."""
+    for index in range(node.GetNumberOfControlPoints()):
+        if node.GetNthControlPointID(index) == clickId:
+            return index
+    return -1
+
+
+def _readNode(node: Any) -> Markup:
+    kind = _KINDS.get(node.GetClassName())
+    if kind is None:
+        raise BadInput(
+            _("{name} is neither a point list nor a curve.").format(name=node.GetName()),
+            _("Choose a point list or an open curve."),
+        )
+    count = node.GetNumberOfControlPoints()
+    defined = slicer.vtkMRMLMarkupsNode.PositionDefined
+    position = [0.0, 0.0, 0.0]
+    points = []
+    for index in range(count):
+        node.GetNthControlPointPositionWorld(index, position)
+        points.append(
+            ControlPoint(
+                id=node.GetNthControlPointID(index),
+                label=node.GetNthControlPointLabel(index),
+                position_ras=(position[0], position[1], position[2]),
+                placed=node.GetNthControlPointPositionStatus(index) == defined,
+                selected=bool(node.GetNthControlPointSelected(index)),
+            )
+        )
+    return Markup(node.GetName() or "", kind, tuple(points))
+
+
+def _restorePoint(node: Any, index: int, point: ControlPoint) -> None:
+    if index >= node.GetNumberOfControlPoints() or node.GetNthControlPointID(index) != point.id:
+        new = slicer.vtkMRMLMarkupsNode.ControlPoint()
+        new.ID = point.id
+        new.Label = point.label
+        node.InsertControlPoint(new, index)
+    if point.placed:
+        node.SetNthControlPointPositionWorld(index, *point.position_ras)
+    else:
+        node.UnsetNthControlPointPosition(index)
+    node.SetNthControlPointSelected(index, point.selected)

@@ -1,0 +1,94 @@
+"""Segmentation for scripts in Slicer's Python console; no dialog is ever shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import qt
+
+from SPDSegmentLib import __version__
+
+from .batch import BatchCase, runBatch
+from .job import Job
+from .models import findModel
+from .qprocess_transport import slicerTransport
+from .segmenter import Segmenter, Task
+from .target import makeTarget
+from .worker_host import WorkerHost
+
+Centerlines = Any
+
+
+class Console:
+    """``segment`` blocks, ``start`` returns at once, ``segmentBatch`` goes through many cases."""
+
+    def __init__(self) -> None:
+        self.workerHost = WorkerHost(slicerTransport, __version__)
+        self.segmenter = Segmenter(self.workerHost, qt.QTimer.singleShot)
+
+    def segment(self, volumeNode: Any, centerlineNode: Centerlines, model: str, **options: Any) -> Any:
+        """Segment and return the segmentation node; see :meth:`start` for the arguments and errors."""
+        return self.segmenter.start(self._task(volumeNode, centerlineNode, model, **options), blocking=True).wait()
+
+    def start(self, volumeNode: Any, centerlineNode: Centerlines, model: str, **options: Any) -> Job:
+        """Start a segmentation and return its job: ``cancel()``, ``finished``, ``progress``, ``result``.
+
+        Args:
+            volumeNode: scalar volume.
+            centerlineNode: point list or open curve, or a list of them.
+            model: name or folder of a bundle.
+            options: ``segmentation`` (node), ``segmentId``, ``axis``, ``device``, ``prompts``.
+
+        Raises:
+            SPDError: what was given cannot be segmented.
+        """
+        return self.segmenter.start(self._task(volumeNode, centerlineNode, model, **options))
+
+    def segmentBatch(
+        self,
+        cases: Iterable[BatchCase | Sequence[Any]],
+        outputFolder: str | Path,
+        model: str,
+        *,
+        resume: bool = True,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Segment many cases to files and return the report, which is also written as CSV and JSON.
+
+        Args:
+            cases: ``BatchCase`` or (name, image file, points file) of each.
+            outputFolder: gets ``<name>.seg.nrrd`` of each case, ``report.csv`` and ``report.json``.
+            model: name or folder of a bundle.
+            resume: skip the cases that are finished.
+            options: see :meth:`start`.
+        """
+        return runBatch(self, cases, Path(outputFolder), model, resume=resume, **options)
+
+    def close(self) -> None:
+        """Cancel what runs and end the worker."""
+        self.segmenter.cancelAll(urgent=False)
+        self.workerHost.close()
+
+    def _task(
+        self,
+        volumeNode: Any,
+        centerlineNode: Centerlines,
+        model: str,
+        *,
+        segmentation: Any = None,
+        segmentId: str = "",
+        axis: str = "auto",
+        device: str = "auto",
+        prompts: str = "consensus",
+    ) -> Task:
+        from .centerlines import readClicks
+        from .volumes import takeSnapshot
+
+        entry = findModel(model, remote=self.workerHost.isRemote)
+        takeSnapshot(volumeNode, axis)
+        nodes = list(centerlineNode) if isinstance(centerlineNode, (list, tuple)) else [centerlineNode]
+        readClicks([node for node in nodes if node is not None])
+        target = makeTarget(segmentation, segmentId, volumeNode, entry.structure, entry.color, entry.terminology)
+        return Task(volumeNode, nodes, target, entry, device, axis, prompts)

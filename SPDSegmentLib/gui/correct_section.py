@@ -1,0 +1,111 @@
+"""The embedded Segment Editor, its undo, and the slices that a person edited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from .segmenter import Segmenter, Task
+from .slice_text import sliceRanges
+from .target import Target, editorNode
+from .write_record import WriteRecord
+
+NOTICE_MS = 200
+
+
+class CorrectSection(VTKObservationMixin):
+    """Shows the target in the editor and takes in what a person changes there."""
+
+    def __init__(
+        self,
+        ui: Any,
+        segmenter: Segmenter,
+        task: Callable[[], Task | None],
+        onChanged: Callable[[bool], None],
+        currentSlice: Callable[[], int | None],
+    ) -> None:
+        VTKObservationMixin.__init__(self)
+        self.ui = ui
+        self._segmenter = segmenter
+        self._task = task
+        self._onChanged = onChanged
+        self._currentSlice = currentSlice
+        self._timer = qt.QTimer()
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(NOTICE_MS)
+        self._timer.connect("timeout()", self.takeIn)
+        segmenter.saveStateForUndo = self._saveState
+        ui.releaseButton.connect("clicked(bool)", self._onRelease)
+        ui.releaseSliceButton.connect("clicked(bool)", self._onReleaseSlice)
+
+    def edit(self, target: Target, volumeNode: Any) -> None:
+        """Show a segment in the editor and follow its changes."""
+        node = target.node
+        if node is None:
+            return
+        editor = self.ui.editor
+        if editor.mrmlSegmentEditorNode() is not editorNode():
+            editor.setMRMLSegmentEditorNode(editorNode())
+        editor.setSegmentationNode(node)
+        editor.setSourceVolumeNode(volumeNode)
+        editor.setCurrentSegmentID(target.segmentId)
+        self.removeObservers()
+        segmentation = node.GetSegmentation()
+        kinds = slicer.vtkSegmentation
+        for event in (kinds.SourceRepresentationModified, kinds.RepresentationModified, kinds.SegmentModified):
+            self.addObserver(segmentation, event, self._onSegmentation)
+
+    def show(self, record: WriteRecord) -> None:
+        """Show which slices are a person's."""
+        owned = sorted(record.owned)
+        self.ui.releaseButton.enabled = bool(owned)
+        self.ui.releaseSliceButton.enabled = bool(owned)
+        self.ui.lockedLabel.text = (
+            _("Edited by you and kept: {count} slices ({ranges}).").format(count=len(owned), ranges=sliceRanges(owned))
+            if owned
+            else _("Slices that you edit are kept when clicks change.")
+        )
+
+    def takeIn(self) -> None:
+        """Recognize edits, undo and redo since the last look."""
+        task = self._task()
+        if task is None or task.target.node is None or slicer.mrmlScene.GetNodeByID(task.volumeNode.GetID()) is None:
+            return
+        wentBack = self._segmenter.noteChange(task.target, task.snapshot())
+        self._onChanged(wentBack)
+
+    def forgetScene(self) -> None:
+        """Let go of the scene's nodes."""
+        self._timer.stop()
+        self.removeObservers()
+        self.ui.editor.setMRMLSegmentEditorNode(None)
+
+    def pause(self) -> None:
+        """Stop editing, as when another module is shown."""
+        self.ui.editor.setActiveEffectByName("")
+
+    def _saveState(self, task: Task) -> None:
+        self.edit(task.target, task.volumeNode)
+        self.ui.editor.saveStateForUndo()
+
+    def _onSegmentation(self, caller: Any, event: str) -> None:
+        self._timer.start()
+
+    def _onRelease(self, checked: bool) -> None:
+        self._release(None)
+
+    def _onReleaseSlice(self, checked: bool) -> None:
+        t = self._currentSlice()
+        if t is not None:
+            self._release({t})
+
+    def _release(self, slices: set[int] | None) -> None:
+        task = self._task()
+        if task is not None and task.target.node is not None:
+            self._segmenter.release(task.target, task.snapshot(), slices)
+            self._onChanged(False)

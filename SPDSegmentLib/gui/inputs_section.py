@@ -1,0 +1,252 @@
+"""Inputs and options: volume, centerline with its branches, result, model, axis, device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from SPDSegmentLib.errors import SPDError
+
+from .models import ModelEntry, findModel, listModels
+from .segmenter import Task
+from .state import ModuleState
+from .target import makeTarget
+
+AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
+
+
+class InputsSection:
+    """Widgets of the inputs, kept equal with the settings in the scene."""
+
+    def __init__(self, ui: Any, state: Callable[[], ModuleState], changed: Callable[[], None]) -> None:
+        self.ui = ui
+        self.models: list[ModelEntry] = []
+        self.extraModels: list[ModelEntry] = []
+        self._state = state
+        self._changed = changed
+        self._filling = False
+        for axis, text in zip(AXES, _axisNames(), strict=True):
+            ui.axisBox.addItem(text, axis)
+        for device, text in (("auto", _("Automatic")), ("cuda", _("GPU")), ("cpu", _("CPU"))):
+            ui.deviceBox.addItem(text, device)
+        ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onVolume)
+        ui.centerlineSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onCenterline)
+        ui.segmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onSegmentation)
+        ui.segmentBox.connect("activated(int)", self._onSegment)
+        ui.modelBox.connect("activated(int)", self._onModel)
+        ui.modelCardButton.connect("clicked(bool)", self._onCard)
+        ui.branchesList.connect("itemChanged(QListWidgetItem*)", self._onBranches)
+        ui.axisBox.connect("activated(int)", self._onAxis)
+        ui.deviceBox.connect("activated(int)", self._onDevice)
+        ui.placeWidget.placeMultipleMarkups = slicer.qSlicerMarkupsPlaceWidget.ForcePlaceMultipleMarkups
+
+    @property
+    def model(self) -> ModelEntry | None:
+        """The chosen model, or None."""
+        index = self.ui.modelBox.currentIndex
+        return self.models[index] if 0 <= index < len(self.models) else None
+
+    def fill(self) -> None:
+        """Show the settings; what is not set yet is picked from the scene."""
+        state = self._state()
+        self._filling = True
+        try:
+            self._pickDefaults(state)
+            self.ui.volumeSelector.setCurrentNode(state.volumeNode)
+            nodes = state.centerlineNodes
+            self.ui.centerlineSelector.setCurrentNode(nodes[0] if nodes else None)
+            self.ui.placeWidget.setCurrentNode(nodes[0] if nodes else None)
+            self.ui.segmentationSelector.setCurrentNode(state.segmentationNode)
+            self._fillSegments(state)
+            self._fillModels(state)
+            self._fillBranches(state)
+            self.ui.axisBox.currentIndex = max(0, self.ui.axisBox.findData(state.axis))
+            self.ui.deviceBox.currentIndex = max(0, self.ui.deviceBox.findData(state.device))
+        finally:
+            self._filling = False
+
+    def whyNot(self) -> str:
+        """Return what is missing before a segmentation can start, empty if nothing."""
+        state = self._state()
+        if state.volumeNode is None:
+            return _("Load a volume to begin.")
+        if not state.centerlineNodes:
+            return _("Press the place button and click along the structure.")
+        if not any(node.GetNumberOfDefinedControlPoints() for node in state.centerlineNodes):
+            return _("Click along the structure in the slice views.")
+        if self.model is None:
+            return _("There is no model yet; open Set-up to add one.")
+        return ""
+
+    def makeTask(self) -> Task:
+        """Return what is to be segmented; a new segmentation and segment are made and become the settings.
+
+        Raises:
+            SPDError: something is missing or cannot be used.
+        """
+        from .centerlines import readClicks
+        from .volumes import takeSnapshot
+
+        state = self._state()
+        model = self.model
+        if model is None:
+            model = findModel("")
+        takeSnapshot(state.volumeNode, state.axis)
+        readClicks(state.centerlineNodes)
+        target = makeTarget(
+            state.segmentationNode,
+            state.segmentId,
+            state.volumeNode,
+            model.structure,
+            model.color,
+            model.terminology,
+        )
+        state.model = model.name
+        state.segmentationNode = target.node
+        state.segmentId = target.segmentId
+        self.fill()
+        return Task(state.volumeNode, state.centerlineNodes, target, model, state.device, state.axis)
+
+    def _pickDefaults(self, state: ModuleState) -> None:
+        if state.volumeNode is None:
+            state.volumeNode = _shownVolume() or _firstNode("vtkMRMLScalarVolumeNode")
+        if not state.centerlineNodes:
+            nodes = [n for n in _nodes("vtkMRMLMarkupsNode") if _isCenterline(n)]
+            state.centerlineNodes = nodes[:1]
+
+    def _fillSegments(self, state: ModuleState) -> None:
+        box = self.ui.segmentBox
+        box.clear()
+        box.addItem(_("New segment"), "")
+        node = state.segmentationNode
+        if node is not None:
+            segmentation = node.GetSegmentation()
+            for n in range(segmentation.GetNumberOfSegments()):
+                segmentId = segmentation.GetNthSegmentID(n)
+                box.addItem(segmentation.GetSegment(segmentId).GetName(), segmentId)
+        if box.findData(state.segmentId) < 0:
+            state.segmentId = ""
+        box.currentIndex = max(0, box.findData(state.segmentId))
+        box.setVisible(node is not None)
+
+    def _fillModels(self, state: ModuleState) -> None:
+        try:
+            self.models = [*listModels(), *self.extraModels]
+        except SPDError:
+            self.models = list(self.extraModels)
+        box = self.ui.modelBox
+        box.clear()
+        for model in self.models:
+            box.addItem(model.title, model.name)
+        if not self.models:
+            box.addItem(_("No model installed"), "")
+        index = box.findData(state.model) if state.model else 0
+        box.currentIndex = max(index, 0)
+        box.setEnabled(bool(self.models))
+        self.ui.modelCardButton.setEnabled(bool(self.models))
+
+    def _fillBranches(self, state: ModuleState) -> None:
+        chosen = [node.GetID() for node in state.centerlineNodes]
+        listed = self.ui.branchesList
+        listed.clear()
+        for node in _nodes("vtkMRMLMarkupsNode"):
+            if not _isCenterline(node) or (chosen and node.GetID() == chosen[0]):
+                continue
+            item = qt.QListWidgetItem(node.GetName())
+            item.setData(qt.Qt.UserRole, node.GetID())
+            item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
+            item.setCheckState(qt.Qt.Checked if node.GetID() in chosen[1:] else qt.Qt.Unchecked)
+            listed.addItem(item)
+
+    def _tell(self) -> None:
+        if not self._filling:
+            self._changed()
+
+    def _onVolume(self, node: Any) -> None:
+        if not self._filling:
+            self._state().volumeNode = node
+            self._tell()
+
+    def _onCenterline(self, node: Any) -> None:
+        self.ui.placeWidget.setCurrentNode(node)
+        if not self._filling:
+            state = self._state()
+            state.centerlineNodes = [
+                *([node] if node is not None else []),
+                *(n for n in state.centerlineNodes[1:] if n is not node),
+            ]
+            self._tell()
+
+    def _onSegmentation(self, node: Any) -> None:
+        if not self._filling:
+            state = self._state()
+            state.segmentationNode = node
+            self._fillSegments(state)
+            self._tell()
+
+    def _onSegment(self, index: int) -> None:
+        self._state().segmentId = self.ui.segmentBox.itemData(index) or ""
+        self._tell()
+
+    def _onModel(self, index: int) -> None:
+        self._state().model = self.ui.modelBox.itemData(index) or ""
+        self._tell()
+
+    def _onBranches(self, item: Any) -> None:
+        if self._filling:
+            return
+        state = self._state()
+        listed = self.ui.branchesList
+        items = [listed.item(row) for row in range(listed.count)]
+        checked = [i.data(qt.Qt.UserRole) for i in items if i.checkState() == qt.Qt.Checked]
+        branches = [slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in checked]
+        first = self.ui.centerlineSelector.currentNode()
+        state.centerlineNodes = [n for n in (first, *branches) if n is not None]
+        self._tell()
+
+    def _onAxis(self, index: int) -> None:
+        self._state().axis = self.ui.axisBox.itemData(index)
+        self._tell()
+
+    def _onDevice(self, index: int) -> None:
+        self._state().device = self.ui.deviceBox.itemData(index)
+        self._tell()
+
+    def _onCard(self, checked: bool) -> None:
+        if self.model is not None:
+            slicer.util.infoDisplay(self.model.card or _("This model has no card."), windowTitle=self.model.title)
+
+
+def _axisNames() -> tuple[str, ...]:
+    return (
+        _("Automatic"),
+        _("Axial"),
+        _("Coronal"),
+        _("Sagittal"),
+        _("Voxel axis I"),
+        _("Voxel axis J"),
+        _("Voxel axis K"),
+    )
+
+
+def _nodes(className: str) -> list[Any]:
+    return list(slicer.util.getNodesByClass(className))
+
+
+def _firstNode(className: str) -> Any:
+    return next((node for node in _nodes(className) if not node.GetHideFromEditors()), None)
+
+
+def _isCenterline(node: Any) -> bool:
+    return node.GetClassName() in ("vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsCurveNode") and not (
+        node.GetHideFromEditors()
+    )
+
+
+def _shownVolume() -> Any:
+    selection = slicer.app.applicationLogic().GetSelectionNode()
+    return slicer.mrmlScene.GetNodeByID(selection.GetActiveVolumeID() or "") if selection is not None else None

@@ -1,0 +1,178 @@
+"""One segmentation under way: from the worker's events to the segment; no Qt."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
+from SPDSegmentLib.worker.client import WorkerClient
+from SPDSegmentLib.worker.messages import Progress, Segmented, SliceReady
+from SPDSegmentLib.worker.request import Callbacks, Request
+
+from .fates import clickFates
+from .result_writer import ResultWriter
+from .signal import Signal
+
+SLICES_PER_WRITE = 16
+WRITE_EVERY_MS = 120
+NEXT_PART_MS = 1
+
+CallLater = Callable[[int, Callable[[], None]], None]
+
+
+class JobState(enum.Enum):
+    """Where a job stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Job:
+    """A segmentation; it writes slices as they come, all of them or, where it fails or is cancelled, none.
+
+    Args:
+        client: the worker's client.
+        writer: the way into the segment.
+        isValid: why results may no longer be written (a sentence), or empty.
+        callLater: milliseconds and a callable; None where no event loop runs, then :meth:`wait` writes.
+        result: what ``job.result`` is once done.
+
+    Attributes:
+        state: see ``JobState``.
+        progress: the worker's latest progress, or None.
+        error: why it failed or was cancelled, or None.
+        answer: the worker's answer once done.
+        onProgress, onSlices, onFinished: signals; called with progress, with the changed slices, with the job.
+    """
+
+    def __init__(
+        self,
+        client: WorkerClient,
+        writer: ResultWriter,
+        isValid: Callable[[], str],
+        callLater: CallLater | None,
+        result: Any = None,
+        model: str = "",
+    ) -> None:
+        self.state = JobState.RUNNING
+        self.progress: Progress | None = None
+        self.error: SPDError | None = None
+        self.answer: Segmented | None = None
+        self.digests: dict[int, str] = {}
+        self.onProgress = Signal()
+        self.onSlices = Signal()
+        self.onFinished = Signal()
+        self.writer = writer
+        self._client = client
+        self._isValid = isValid
+        self._callLater = callLater
+        self._result = result
+        self._model = model
+        self._pending: list[SliceReady] = []
+        self._request: Request | None = None
+        self._writeIsPlanned = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is done, failed or cancelled."""
+        return self.state is not JobState.RUNNING
+
+    @property
+    def result(self) -> Any:
+        """The segmentation node; raises the error of a job that failed or was cancelled."""
+        if self.error is not None:
+            raise self.error
+        return self._result
+
+    @property
+    def recomputed(self) -> tuple[int, ...]:
+        """Slices that the model recomputed, once done."""
+        return self.answer.recomputed if self.answer is not None else ()
+
+    def start(self, send: Callable[[Callbacks], Request]) -> None:
+        """Send the request; ``send`` gets the callbacks and returns it."""
+        request = send(Callbacks(self._takeSlice, self._takeProgress, self._takeFinished))
+        self._request = request
+
+    def cancel(self, *, urgent: bool = True) -> None:
+        """Stop; the segment is as it was before."""
+        if self.finished:
+            return
+        if self._request is not None and not self._request.finished:
+            self._client.cancel(self._request, urgent=urgent)
+        if not self.finished:
+            self._end(JobState.CANCELLED, Cancelled())
+
+    def wait(self) -> Any:
+        """Block until it has finished, without an event loop, and return the result."""
+        if self._request is not None and not self.finished:
+            try:
+                self._client.wait(self._request)
+            except SPDError as error:
+                if not self.finished:
+                    self._end(JobState.FAILED, error)
+        while not self.finished:
+            self._writePart()
+        return self.result
+
+    def _takeProgress(self, progress: Progress) -> None:
+        if not self.finished:
+            self.progress = progress
+            self.onProgress.emit(progress)
+
+    def _takeSlice(self, answer: SliceReady) -> None:
+        if not self.finished:
+            self._pending.append(answer)
+            self._planWrite(WRITE_EVERY_MS)
+
+    def _takeFinished(self, request: Request) -> None:
+        if self.finished:
+            return
+        if request.error is not None:
+            cancelled = isinstance(request.error, Cancelled)
+            self._end(JobState.CANCELLED if cancelled else JobState.FAILED, request.error)
+        elif isinstance(request.answer, Segmented):
+            self.answer = request.answer
+            self._writeIsPlanned = False
+            self._planWrite(NEXT_PART_MS)
+
+    def _planWrite(self, milliseconds: int) -> None:
+        if self._callLater is not None and not self._writeIsPlanned:
+            self._writeIsPlanned = True
+            self._callLater(milliseconds, self._writePlanned)
+
+    def _writePlanned(self) -> None:
+        if self._writeIsPlanned and not self.finished:
+            self._writeIsPlanned = False
+            self._writePart()
+            if not self.finished and (self._pending or self.answer is not None):
+                self._planWrite(NEXT_PART_MS)
+
+    def _writePart(self) -> None:
+        reason = self._isValid()
+        if reason:
+            if self._request is not None and not self._request.finished:
+                self._client.cancel(self._request, urgent=False)
+            if not self.finished:
+                self._end(JobState.FAILED, BadInput(reason))
+            return
+        part, self._pending = self._pending[:SLICES_PER_WRITE], self._pending[SLICES_PER_WRITE:]
+        if part:
+            changed = self.writer.put(part)
+            if changed:
+                self.onSlices.emit(changed)
+        elif self.answer is not None:
+            self.digests = self.writer.finish(clickFates(self.answer.fates), self._model)
+            self._end(JobState.DONE, None)
+
+    def _end(self, state: JobState, error: SPDError | None) -> None:
+        self.state = state
+        self.error = error
+        self._pending.clear()
+        if state is not JobState.DONE and not self._isValid():
+            self.writer.rollBack()
+        self.onFinished.emit(self)

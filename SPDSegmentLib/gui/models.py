@@ -1,0 +1,75 @@
+"""Model bundles as choices; no tensor is opened here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slicer.i18n import tr as _
+
+from SPDSegmentLib.errors import ModelMissing, SPDError
+from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles
+from SPDSegmentLib.models.bundle_info import BundleInfo
+
+DEFAULT_COLOR = (0.87, 0.56, 0.35)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that can be chosen.
+
+    Attributes:
+        key: what the worker is told: a folder, or a name that a remote worker knows.
+        name: short name, kept in scenes.
+        title: for people.
+        structure: name of the segment.
+        color: of the segment, 0 to 1.
+        terminology: of the segment, or empty.
+        axis: slicing axis that it was trained on.
+        card: Markdown of the model card.
+    """
+
+    key: str
+    name: str
+    title: str
+    structure: str
+    color: tuple[float, float, float] = DEFAULT_COLOR
+    terminology: str = ""
+    axis: str = "auto"
+    card: str = ""
+
+
+def listModels() -> list[ModelEntry]:
+    """Return the usable bundles, shipped ones and the user's."""
+    return [_entry(bundle) for bundle in list_bundles()]
+
+
+def findModel(name: str, *, remote: bool = False) -> ModelEntry:
+    """Return a model by name or folder; with ``remote`` an unknown name is left to the worker.
+
+    Raises:
+        ModelMissing: no name was given, or there is no such bundle here.
+        ModelCorrupt: the bundle is damaged.
+    """
+    if not name:
+        raise ModelMissing(_("No model was chosen."), _("Choose a model; Set-up shows how to get one."))
+    try:
+        return _entry(find_bundle(name))
+    except SPDError:
+        if not remote:
+            raise
+        return ModelEntry(name, name, name, name.partition("?")[0])
+
+
+def _entry(bundle: Bundle) -> ModelEntry:
+    info: BundleInfo = bundle.info
+    red, green, blue = info.color
+    return ModelEntry(
+        str(bundle.folder),
+        info.name,
+        info.title,
+        info.structure,
+        (float(red), float(green), float(blue)),
+        info.terminology,
+        info.slicing_axis,
+        bundle.card,
+    )

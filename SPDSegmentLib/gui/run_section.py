@@ -1,0 +1,156 @@
+"""Segment and Cancel, progress, messages, live update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib.worker.messages import Progress
+
+from .console import Console
+from .inputs_section import InputsSection
+from .job import Job, JobState
+from .segmenter import Task
+from .signal import Signal
+from .state import ModuleState
+
+
+class RunSection:
+    """Starts and stops jobs of the panel and says how they stand."""
+
+    def __init__(self, ui: Any, logic: Console, inputs: InputsSection, state: Callable[[], ModuleState]) -> None:
+        self.ui = ui
+        self.logic = logic
+        self.onFinished = Signal()
+        self.onSlices = Signal()
+        self.job: Job | None = None
+        self.task: Task | None = None
+        self._inputs = inputs
+        self._state = state
+        self._details = ""
+        self._message = ""
+        ui.segmentButton.connect("clicked(bool)", self._onSegment)
+        ui.liveUpdateCheck.connect("toggled(bool)", self._onLiveUpdate)
+        ui.detailsButton.connect("clicked(bool)", self._onDetails)
+        logic.workerHost.onDied.connect(self._onDied)
+
+    @property
+    def isRunning(self) -> bool:
+        """Whether a job of the panel is under way."""
+        return self.job is not None and not self.job.finished
+
+    def refresh(self) -> None:
+        """Show what can be done now."""
+        reason = self._inputs.whyNot()
+        self.ui.segmentButton.text = _("Cancel") if self.isRunning else _("Segment")
+        self.ui.segmentButton.enabled = self.isRunning or not reason
+        self.ui.liveUpdateCheck.checked = self._state().liveUpdate
+        if not self.isRunning:
+            self.ui.progressBar.setVisible(False)
+            self.ui.statusLabel.text = self._message or reason
+
+    def start(self) -> Job | None:
+        """Start a job with the present settings; a problem is shown, not raised."""
+        self._say("")
+        try:
+            self.task = self._inputs.makeTask()
+            job = self.logic.segmenter.start(self.task)
+        except SPDError as error:
+            self.show(error)
+            return None
+        self.job = job
+        job.onProgress.connect(self._onProgress)
+        job.onSlices.connect(self.onSlices.emit)
+        job.onFinished.connect(self._onFinished)
+        if job.finished:
+            self._onFinished(job)
+            return job
+        self.ui.progressBar.maximum = 0
+        self.ui.progressBar.setVisible(True)
+        self.ui.statusLabel.text = _("Starting...")
+        self.refresh()
+        return job
+
+    def show(self, error: SPDError) -> None:
+        """Show a problem as one sentence."""
+        self._say(error.sentence, error.details)
+
+    def forgetScene(self) -> None:
+        """The scene closes: stop, and let go of its nodes."""
+        self.logic.segmenter.forgetScene()
+        self.job = None
+        self.task = None
+        self._say("")
+
+    def close(self) -> None:
+        """Stop for good."""
+        self.logic.workerHost.onDied.disconnect(self._onDied)
+        job, self.job = self.job, None
+        if job is not None:
+            job.cancel(urgent=False)
+
+    def _onSegment(self, checked: bool) -> None:
+        if self.isRunning and self.job is not None:
+            self.job.cancel()
+        else:
+            self.start()
+
+    def _onProgress(self, progress: Progress) -> None:
+        bar = self.ui.progressBar
+        bar.maximum = max(progress.total, 1)
+        bar.value = progress.done
+        self.ui.statusLabel.text = progressText(progress)
+
+    def _onFinished(self, job: Job) -> None:
+        if job is not self.job:
+            return
+        if job.state is JobState.DONE:
+            self._say(_doneText(job))
+        elif job.error is not None and not isinstance(job.error, Cancelled):
+            self.show(job.error)
+        else:
+            self._say(_("Cancelled; nothing was changed."))
+        self.onFinished.emit(job)
+
+    def _onDied(self, error: SPDError) -> None:
+        if not self.isRunning:
+            self.show(error)
+
+    def _onLiveUpdate(self, on: bool) -> None:
+        self._state().liveUpdate = on
+
+    def _onDetails(self, checked: bool) -> None:
+        slicer.app.clipboard().setText(f"{self._message}\n\n{self._details}")
+
+    def _say(self, text: str, details: str = "") -> None:
+        self._message = text
+        self._details = details
+        self.ui.detailsButton.setVisible(bool(details))
+        self.ui.statusLabel.text = text
+        self.refresh()
+
+
+def progressText(progress: Progress) -> str:
+    """Return stage, slices done and time left as one line."""
+    stages = {"encoding": _("Looking at slices"), "decoding": _("Segmenting slices"), "loading": _("Loading the model")}
+    text = _("{stage}: {done} of {total}").format(
+        stage=stages.get(progress.stage, progress.stage), done=progress.done, total=progress.total
+    )
+    if progress.seconds_left is not None and progress.seconds_left >= 1:
+        text += _(", about {seconds} s left").format(seconds=round(progress.seconds_left))
+    return text
+
+
+def _doneText(job: Job) -> str:
+    assert job.answer is not None
+    text = _("{count} slices updated in {seconds} s.").format(
+        count=len(job.writer.changed), seconds=f"{job.answer.seconds:.1f}"
+    )
+    owned = len(job.writer.record.owned)
+    if owned:
+        text += " " + _("{count} slices edited by you were kept.").format(count=owned)
+    return text

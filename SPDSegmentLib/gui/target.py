@@ -1,0 +1,194 @@
+"""One segment that results are written to, through Slicer's segment editor logic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from vtk.util.numpy_support import vtk_to_numpy
+
+from .slice_grid import SegmentContent, SliceGrid, boxAround
+from .volumes import VolumeSnapshot, arrayFromMatrix, matrixFromArray, parentMatrix, worldMatrix
+from .write_record import WriteRecord
+
+RECORD_ATTRIBUTE = "SPDSegment.Record."
+EDITOR_TAG = "SPDSegment"
+GRID_TOLERANCE = 1e-3
+
+
+class SupportsUndo(Protocol):
+    """Whoever keeps the history of the segmentation: the embedded editor, or nobody."""
+
+    def saveStateForUndo(self) -> None:
+        """Remember the segmentation before a change."""
+
+
+class Target:
+    """A segment of a segmentation node, seen on the grid of a volume."""
+
+    def __init__(self, segmentationNode: Any, segmentId: str) -> None:
+        self.nodeId: str = segmentationNode.GetID()
+        self.segmentId = segmentId
+
+    @property
+    def node(self) -> Any:
+        """The segmentation node, or None where it or the segment is gone."""
+        node = slicer.mrmlScene.GetNodeByID(self.nodeId)
+        if node is None or node.GetSegmentation().GetSegment(self.segmentId) is None:
+            return None
+        return node
+
+    @property
+    def record(self) -> WriteRecord:
+        """What is known about the segment; kept in the scene."""
+        node = self.node
+        text = node.GetAttribute(RECORD_ATTRIBUTE + self.segmentId) if node is not None else None
+        return WriteRecord.fromJson(text)
+
+    def saveRecord(self, record: WriteRecord) -> None:
+        """Keep a record in the scene."""
+        node = self.node
+        if node is not None:
+            node.SetAttribute(RECORD_ATTRIBUTE + self.segmentId, record.toJson())
+
+    def read(self, snapshot: VolumeSnapshot) -> SegmentContent:
+        """Return the segment's voxels on the grid of a volume."""
+        node = self.node
+        segment = node.GetSegmentation().GetSegment(self.segmentId) if node is not None else None
+        labelmap = segment.GetRepresentation("Binary labelmap") if segment is not None else None
+        if labelmap is None or labelmap.IsEmpty() or labelmap.GetPointData().GetScalars() is None:
+            return _emptyContent(snapshot.grid)
+        offset = self._wholeVoxelOffset(node, labelmap, snapshot)
+        if offset is None:
+            array = slicer.util.arrayFromSegmentBinaryLabelmap(
+                node, self.segmentId, slicer.mrmlScene.GetNodeByID(snapshot.nodeId)
+            )
+            box, start = snapshot.grid.toSlices(array != 0, (0, 0, 0))
+            return SegmentContent(snapshot.grid.shape, box, start)
+        i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
+        scalars = vtk_to_numpy(labelmap.GetPointData().GetScalars())
+        array = scalars.reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1) == segment.GetLabelValue()
+        startIJK = (i0 + offset[0], j0 + offset[1], k0 + offset[2])
+        box, start = snapshot.grid.toSlices(array, startIJK)
+        return SegmentContent(snapshot.grid.shape, box, start)
+
+    def write(self, snapshot: VolumeSnapshot, changes: Mapping[int, np.ndarray], content: SegmentContent) -> None:
+        """Set the masks (H, W) of some slices and nothing else; masking and overwriting are the editor's.
+
+        Args:
+            snapshot: the volume on whose slices the masks lie.
+            changes: masks by slice index.
+            content: what :meth:`read` returned before.
+        """
+        add = {t: mask & ~content.mask(t) for t, mask in changes.items()}
+        remove = {t: content.mask(t) & ~mask for t, mask in changes.items()}
+        logic = editorLogic(self.node, self.segmentId, snapshot.nodeId)
+        for masks, mode in ((remove, logic.ModificationModeRemove), (add, logic.ModificationModeAdd)):
+            modifier = self._modifier(snapshot, masks)
+            if modifier is not None:
+                logic.ModifySegmentByLabelmap(
+                    self.node, self.segmentId, modifier, mode, modifier.GetExtent(), False, False
+                )
+
+    def _modifier(self, snapshot: VolumeSnapshot, masks: Mapping[int, np.ndarray]) -> Any:
+        masks = {t: mask for t, mask in masks.items() if mask.any()}
+        around = boxAround(list(masks.values())) if masks else None
+        if around is None:
+            return None
+        r0, r1, c0, c1 = around
+        first, last = min(masks), max(masks)
+        box = np.zeros((last - first + 1, r1 - r0, c1 - c0), dtype=np.uint8)
+        for t, mask in masks.items():
+            box[t - first] = mask[r0:r1, c0:c1]
+        array, (i, j, k) = snapshot.grid.toVolume(box, (first, r0, c0))
+        nk, nj, ni = array.shape
+        image = slicer.vtkOrientedImageData()
+        image.SetExtent(i, i + ni - 1, j, j + nj - 1, k, k + nk - 1)
+        image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+        vtk_to_numpy(image.GetPointData().GetScalars()).reshape(array.shape)[:] = array
+        image.SetGeometryFromImageToWorldMatrix(matrixFromArray(_toSegmentation(self.node, snapshot)))
+        return image
+
+    @staticmethod
+    def _wholeVoxelOffset(node: Any, labelmap: Any, snapshot: VolumeSnapshot) -> tuple[int, int, int] | None:
+        matrix = vtk.vtkMatrix4x4()
+        labelmap.GetImageToWorldMatrix(matrix)
+        relation = np.linalg.inv(_toSegmentation(node, snapshot)) @ arrayFromMatrix(matrix)
+        offset = np.rint(relation[:3, 3])
+        whole = np.eye(4)
+        whole[:3, 3] = offset
+        if np.abs(relation - whole).max() > GRID_TOLERANCE:
+            return None
+        return int(offset[0]), int(offset[1]), int(offset[2])
+
+
+def makeTarget(
+    segmentationNode: Any,
+    segmentId: str,
+    volumeNode: Any,
+    name: str,
+    color: tuple[float, float, float],
+    terminology: str,
+) -> Target:
+    """Return a target; a missing segmentation node or segment is made.
+
+    Raises:
+        GeometryUnsupported: the volume is under a non-linear transform.
+    """
+    worldMatrix(volumeNode)
+    if segmentationNode is None:
+        unique = slicer.mrmlScene.GenerateUniqueName(_("{volume} SPD").format(volume=volumeNode.GetName()))
+        segmentationNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", unique)
+        segmentationNode.CreateDefaultDisplayNodes()
+        segmentationNode.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+        segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    parentMatrix(segmentationNode)
+    segmentation = segmentationNode.GetSegmentation()
+    if segmentation.GetNumberOfSegments() == 0:
+        segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    if segmentation.GetSegment(segmentId) is None:
+        segmentId = segmentation.AddEmptySegment("", name, color)
+        if terminology:
+            segmentation.GetSegment(segmentId).SetTag("Segmentation_TerminologyEntry", terminology)
+    return Target(segmentationNode, segmentId)
+
+
+def editorNode() -> Any:
+    """Return the segment editor node of this module, made if need be; other segments are not overwritten by default."""
+    node = slicer.mrmlScene.GetSingletonNode(EDITOR_TAG, "vtkMRMLSegmentEditorNode")
+    if node is None:
+        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
+        node.UnRegister(None)
+        node.SetSingletonTag(EDITOR_TAG)
+        node.SetOverwriteMode(node.OverwriteNone)
+        node = slicer.mrmlScene.AddNode(node)
+    return node
+
+
+def editorLogic(segmentationNode: Any, segmentId: str, volumeNodeId: str) -> Any:
+    """Return Slicer's segment editor logic on our editor node."""
+    node = editorNode()
+    if node.GetSegmentationNode() is not segmentationNode:
+        node.SetAndObserveSegmentationNode(segmentationNode)
+    if node.GetSelectedSegmentID() != segmentId:
+        node.SetSelectedSegmentID(segmentId)
+    volumeNode = slicer.mrmlScene.GetNodeByID(volumeNodeId)
+    if node.GetSourceVolumeNode() is not volumeNode:
+        node.SetAndObserveSourceVolumeNode(volumeNode)
+    logic = slicer.vtkSlicerSegmentEditorLogic()
+    logic.SetMRMLScene(slicer.mrmlScene)
+    logic.SetSegmentEditorNode(node)
+    logic.SetVerbose(True)
+    return logic
+
+
+def _toSegmentation(node: Any, snapshot: VolumeSnapshot) -> np.ndarray:
+    return np.linalg.inv(parentMatrix(node)) @ snapshot.volume.ijk_to_ras
+
+
+def _emptyContent(grid: SliceGrid) -> SegmentContent:
+    return SegmentContent(grid.shape, np.zeros((0, 0, 0), dtype=bool), (0, 0, 0))

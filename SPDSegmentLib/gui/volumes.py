@@ -1,0 +1,110 @@
+"""Volume nodes as arrays with a place in the patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from slicer.i18n import tr as _
+
+from SPDSegmentLib.errors import BadInput, GeometryUnsupported
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import Volume
+
+from .slice_grid import SliceGrid
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeSnapshot:
+    """One state of a volume node.
+
+    Attributes:
+        nodeId: the node.
+        volumeId: name of exactly this state: node, voxels, place and slicing axis.
+        volume: voxels (a view) and world matrix.
+        stack: its canonical slices.
+        grid: whole-voxel relation between both.
+        axis: slicing axis as chosen.
+    """
+
+    nodeId: str
+    volumeId: str
+    volume: Volume
+    stack: SliceStack
+    grid: SliceGrid
+    axis: str
+
+    def isCurrent(self) -> bool:
+        """Whether the node still shows this state."""
+        node = slicer.mrmlScene.GetNodeByID(self.nodeId)
+        try:
+            return node is not None and fingerprint(node, self.axis) == self.volumeId
+        except GeometryUnsupported:
+            return False
+
+
+def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
+    """Return the present state of a scalar volume node; voxels are not copied.
+
+    Raises:
+        BadInput: no voxels, or not a scalar volume.
+        GeometryUnsupported: a non-linear parent transform or axes that are not at right angles.
+    """
+    if node is None or node.GetImageData() is None or 0 in node.GetImageData().GetDimensions():
+        raise BadInput(_("The volume has no voxels."), _("Load a volume and choose it."))
+    if node.GetImageData().GetNumberOfScalarComponents() != 1:
+        raise BadInput(
+            _("{name} is a color volume.").format(name=node.GetName()), _("Choose a volume with one value per voxel.")
+        )
+    matrix = worldMatrix(node)
+    volume = Volume(slicer.util.arrayFromVolume(node), matrix, node.GetName() or "")
+    stack = SliceStack(volume, axis)
+    return VolumeSnapshot(node.GetID(), fingerprint(node, axis), volume, stack, SliceGrid(stack), axis)
+
+
+def fingerprint(node: Any, axis: str) -> str:
+    """Return a text that changes with the node's voxels, its place and the slicing axis."""
+    image = node.GetImageData()
+    scalars = image.GetPointData().GetScalars() if image is not None else None
+    place = ",".join(f"{value:.6g}" for value in worldMatrix(node).ravel())
+    times = (image.GetMTime(), scalars.GetMTime()) if scalars is not None else (0, 0)
+    return f"{node.GetID()}|{times[0]}|{times[1]}|{place}|{axis}"
+
+
+def worldMatrix(node: Any) -> np.ndarray:
+    """Return the (4, 4) matrix from IJK to world RAS in mm; raises GeometryUnsupported under a non-linear transform."""
+    local = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(local)
+    return parentMatrix(node) @ arrayFromMatrix(local)
+
+
+def parentMatrix(node: Any) -> np.ndarray:
+    """Return the (4, 4) matrix of all parent transforms of a node; raises GeometryUnsupported if one is not linear."""
+    parent = node.GetParentTransformNode()
+    if parent is None:
+        return np.eye(4)
+    if not parent.IsTransformToWorldLinear():
+        raise GeometryUnsupported(
+            _("{name} is under a transform that is not linear.").format(name=node.GetName()),
+            _("Harden the transform (right click in the Data module), then run again."),
+        )
+    matrix = vtk.vtkMatrix4x4()
+    parent.GetMatrixTransformToWorld(matrix)
+    return arrayFromMatrix(matrix)
+
+
+def arrayFromMatrix(matrix: Any) -> np.ndarray:
+    """Return a vtkMatrix4x4 as (4, 4) array."""
+    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def matrixFromArray(array: np.ndarray) -> Any:
+    """Return a (4, 4) array as vtkMatrix4x4."""
+    matrix = vtk.vtkMatrix4x4()
+    for row in range(4):
+        for column in range(4):
+            matrix.SetElement(row, column, float(array[row, column]))
+    return matrix

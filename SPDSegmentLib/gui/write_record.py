@@ -1,0 +1,137 @@
+"""What SPDSegment knows about a segment: what it wrote, what a person changed, what the model said of each slice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+RECORD_VERSION = 1
+DOUBTFUL_BELOW = 0.7
+NO_SUPPORT = ("abstained",)
+
+
+@dataclass(frozen=True)
+class SliceInfo:
+    """What the model said of one slice; ``quality`` is the predicted IoU in [0, 1] or None."""
+
+    quality: float | None
+    status: str
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a person should look at the slice."""
+        return self.status in NO_SUPPORT or (
+            self.status != "empty" and self.quality is not None and self.quality < DOUBTFUL_BELOW
+        )
+
+
+@dataclass(frozen=True)
+class PointFate:
+    """What became of a click on its own slice, or of a point of the model's own.
+
+    Attributes:
+        clickId: control point id, empty for a synthesized point.
+        fate: kept, rejected_own_slice, borrowed, synthesized or outside.
+        sliceIndex: canonical slice.
+        positionRas: world position in mm.
+        reason: short text, may be empty.
+    """
+
+    clickId: str
+    fate: str
+    sliceIndex: int
+    positionRas: tuple[float, float, float]
+    reason: str = ""
+
+
+@dataclass
+class WriteRecord:
+    """One segment's record.
+
+    Attributes:
+        written: checksum of each slice as it was after our last write; an empty slice has none.
+        owned: slices that a person edited.
+        info: what the model said, by slice index.
+        fates: of clicks and synthesized points, latest run.
+        model: bundle name.
+        axis: slicing axis for which the slice indexes hold.
+    """
+
+    written: dict[int, str] = field(default_factory=dict)
+    owned: set[int] = field(default_factory=set)
+    info: dict[int, SliceInfo] = field(default_factory=dict)
+    fates: list[PointFate] = field(default_factory=list)
+    model: str = ""
+    axis: str = "auto"
+
+    def findEdits(self, digests: Mapping[int, str]) -> set[int]:
+        """Return the slices whose content differs from what was written."""
+        return {t for t in {*digests, *self.written} if digests.get(t, "") != self.written.get(t, "")}
+
+    def noteEdits(self, digests: Mapping[int, str]) -> set[int]:
+        """Mark slices that differ as owned by a person and return the new ones."""
+        new = self.findEdits(digests) - self.owned
+        self.owned |= new
+        return new
+
+    def noteWritten(self, slices: Iterable[int], digests: Mapping[int, str]) -> None:
+        """Remember the content of slices as ours."""
+        for t in slices:
+            digest = digests.get(t, "")
+            if digest:
+                self.written[t] = digest
+            else:
+                self.written.pop(t, None)
+
+    def release(self, slices: Iterable[int], digests: Mapping[int, str]) -> None:
+        """Give slices back to the model: their present content counts as written."""
+        slices = set(slices)
+        self.owned -= slices
+        self.noteWritten(slices, digests)
+
+    def copy(self) -> WriteRecord:
+        """Return an independent copy."""
+        return WriteRecord(
+            dict(self.written), set(self.owned), dict(self.info), list(self.fates), self.model, self.axis
+        )
+
+    def toJson(self) -> str:
+        """Return the text that a scene keeps."""
+        return json.dumps(
+            {
+                "version": RECORD_VERSION,
+                "written": {str(t): d for t, d in sorted(self.written.items())},
+                "owned": sorted(self.owned),
+                "info": {
+                    str(t): [None if i.quality is None else round(i.quality, 4), i.status]
+                    for t, i in sorted(self.info.items())
+                },
+                "fates": [
+                    [f.clickId, f.fate, f.sliceIndex, [round(x, 3) for x in f.positionRas], f.reason]
+                    for f in self.fates
+                ],
+                "model": self.model,
+                "axis": self.axis,
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def fromJson(cls, text: str | None) -> WriteRecord:
+        """Read :meth:`toJson`; from an unreadable text an empty record, so that all content is owned."""
+        try:
+            content: Any = json.loads(text or "{}")
+            if not isinstance(content, dict) or content.get("version") != RECORD_VERSION:
+                return cls()
+            return cls(
+                {int(t): str(d) for t, d in content["written"].items()},
+                {int(t) for t in content["owned"]},
+                {int(t): SliceInfo(i[0], str(i[1])) for t, i in content["info"].items()},
+                [PointFate(f[0], f[1], int(f[2]), (f[3][0], f[3][1], f[3][2]), f[4]) for f in content["fates"]],
+                str(content["model"]),
+                str(content["axis"]),
+            )
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return cls()

@@ -1,0 +1,119 @@
+"""The whole worker with the real predictor on a small randomly initialised network."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models_helpers import tiny_info
+from worker_drivers import AFFINE, Driver, children, line, volume_array
+
+from SPDSegmentLib.errors import Cancelled, ModelMissing
+from SPDSegmentLib.geometry.centerline import clicks_from_markups
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.worker.client import ModelChoice
+from SPDSegmentLib.worker.commands import local_command
+from SPDSegmentLib.worker.interruption import stop_between_layers
+from SPDSegmentLib.worker.masks import unpack_mask
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that needs no base weights."""
+    from SPDSegmentLib.models.bundle import write_bundle
+    from SPDSegmentLib.networks.config import NetworkConfig
+    from SPDSegmentLib.networks.spd import SPDModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-test"
+    torch.manual_seed(3)
+    model = SPDModel(NetworkConfig(backbone="tiny_random", image_size=64, lora_rank=2, decoder_lora_rank=2))
+    write_bundle(
+        folder,
+        tiny_info(network={"lora_rank": 2, "decoder_lora_rank": 2}, prompts={"threshold": 0.3}),
+        model.adapter_state(),
+        "",
+    )
+    return folder
+
+
+@pytest.fixture
+def worker(bundle: Path) -> Iterator[Driver]:
+    """A client of the real worker."""
+    d = Driver("subprocess", local_command())
+    d.client.set_model(ModelChoice(str(bundle), "cpu", "float32"))
+    d.client.open_volume("volume", volume_array(), AFFINE)
+    yield d
+    d.client.close()
+    assert children() == []
+
+
+def test_masks_are_those_of_the_predictor_without_a_worker(worker: Driver, bundle: Path) -> None:
+    from SPDSegmentLib.inference.predictor import Predictor
+    from SPDSegmentLib.models.bundle import read_bundle
+
+    stack = SliceStack(Volume(volume_array(), AFFINE))
+    session = Predictor.load(read_bundle(bundle), device="cpu", precision="float32").open(stack)
+    expected = session.segment(clicks_from_markups([line()], stack))
+
+    request, answer = worker.segment(send_all=True)
+
+    masks = np.stack([unpack_mask(request.slices[t].packed) for t in range(stack.n_slices)])
+    np.testing.assert_array_equal(masks, expected.mask)
+    assert [request.slices[t].status for t in range(stack.n_slices)] == [s.status for s in expected.slices]
+    assert [(f.click_id, f.slice_index, f.fate) for f in answer.fates] == [
+        (f.click_id, f.slice_index, f.fate) for f in expected.fates
+    ]
+    assert answer.device == "cpu" and answer.report["model"]["name"] == "tiny-test"
+
+
+def test_a_moved_click_sends_exactly_its_reach(worker: Driver) -> None:
+    before, after = line(), line(2, 8)
+    worker.segment(markups=[before])
+    reach = worker.result(worker.client.reach("volume", [before], [after])).slices
+    request, answer = worker.segment(markups=[after])
+    assert set(answer.recomputed) <= set(reach)
+    assert set(request.slices) <= set(reach)
+
+
+def test_saliency_and_loaded_model(worker: Driver) -> None:
+    worker.segment()
+    saliency = worker.result(worker.client.saliency("volume", 4)).saliency
+    assert saliency.shape == (40, 48) and 0 <= saliency.min() <= saliency.max() <= 1
+    status = worker.result(worker.client.status())
+    assert (status.device, status.precision) == ("cpu", "float32")
+
+
+def test_a_bundle_that_is_not_there(worker: Driver) -> None:
+    worker.client.set_model(ModelChoice("no such model"))
+    with pytest.raises(ModelMissing):
+        worker.segment()
+
+
+def test_devices_are_listed_when_asked(worker: Driver) -> None:
+    devices = worker.result(worker.client.status(probe=True)).devices
+    assert devices[-1].name == "cpu" and devices[-1].free_bytes > 0
+
+
+def test_a_running_layer_is_the_longest_that_cancel_waits_for() -> None:
+    network = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(10)])
+    calls: list[int] = []
+    for layer in network:
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(Cancelled), stop_between_layers(lambda: len(calls) == 3):
+        network(torch.zeros(1, 4))
+    assert len(calls) == 3
+    network(torch.zeros(1, 4))
+    assert len(calls) == 13
+
+
+def test_without_torch_nothing_is_hooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = torch.nn.Linear(4, 4)
+    monkeypatch.delitem(sys.modules, "torch")
+    with stop_between_layers(lambda: True):
+        assert layer(torch.zeros(1, 4)).shape == (1, 4)
