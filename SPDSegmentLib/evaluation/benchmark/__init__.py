@@ -1,0 +1,1 @@
+"""The benchmark: from one TOML file to tables, figures and a report."""
