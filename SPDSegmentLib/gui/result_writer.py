@@ -33,9 +33,17 @@ class WritableTarget(Protocol):
 class SliceAnswer(Protocol):
     """One slice as the worker sends it, see ``messages.SliceReady``."""
 
-    slice_index: int
-    quality: float | None
-    status: str
+    @property
+    def slice_index(self) -> int:
+        """The slice."""
+
+    @property
+    def quality(self) -> float | None:
+        """The predicted IoU."""
+
+    @property
+    def status(self) -> str:
+        """What supports the slice."""
 
     @property
     def packed(self) -> PackedMask:

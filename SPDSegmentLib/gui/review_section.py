@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import qt
 import slicer
 from slicer.i18n import tr as _
@@ -48,9 +49,7 @@ class ReviewSection:
             return None
         snapshot = task.snapshot()
         center = viewCenter(snapshot.stack.plane)
-        if center is None:
-            return None
-        return int(min(max(round(float(snapshot.stack.to_slices(center)[0][0])), 0), snapshot.grid.shape[0] - 1))
+        return snapshot.sliceAt(center) if center is not None else None
 
     def step(self, direction: int) -> None:
         """Jump to the next doubtful slice (or the previous one), round the end."""
@@ -65,8 +64,10 @@ class ReviewSection:
         snapshot = task.snapshot()
         height, width = snapshot.grid.shape[1:]
         place = viewCenter(snapshot.stack.plane)
-        xy = snapshot.stack.to_slices(place)[1][0] if place is not None else ((width - 1) / 2, (height - 1) / 2)
-        jumpTo(snapshot.stack.to_ras(t, [xy])[0])
+        xy = np.array([[(width - 1) / 2, (height - 1) / 2]])
+        if place is not None:
+            xy = snapshot.stack.to_slices(np.array(place))[1]
+        jumpTo(snapshot.stack.to_ras(np.array(t), xy)[0])
         self._draw(t)
 
     def _draw(self, current: int | None) -> None:

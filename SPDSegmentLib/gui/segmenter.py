@@ -117,11 +117,7 @@ class Segmenter:
         self._jobs[key] = job
         first = None
         if task.firstSliceRas is not None:
-            first = int(
-                min(
-                    max(round(float(snapshot.stack.to_slices(task.firstSliceRas)[0][0])), 0), snapshot.grid.shape[0] - 1
-                )
-            )
+            first = snapshot.sliceAt(task.firstSliceRas)
         job.start(
             lambda callbacks: self.workerHost.client.segment(
                 snapshot.volumeId,

@@ -60,7 +60,7 @@ class Target:
         node = self.node
         segment = node.GetSegmentation().GetSegment(self.segmentId) if node is not None else None
         labelmap = segment.GetRepresentation("Binary labelmap") if segment is not None else None
-        if labelmap is None or labelmap.IsEmpty() or labelmap.GetPointData().GetScalars() is None:
+        if segment is None or labelmap is None or labelmap.IsEmpty() or not labelmap.GetPointData().GetScalars():
             return _emptyContent(snapshot.grid)
         offset = self._wholeVoxelOffset(node, labelmap, snapshot)
         if offset is None:

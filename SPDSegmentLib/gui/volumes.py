@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,11 @@ class VolumeSnapshot:
             return node is not None and fingerprint(node, self.axis) == self.volumeId
         except GeometryUnsupported:
             return False
+
+    def sliceAt(self, positionRas: Sequence[float]) -> int:
+        """Return the slice nearest to a place in world mm."""
+        t = round(float(self.stack.to_slices(np.asarray(positionRas))[0][0]))
+        return min(max(t, 0), self.grid.shape[0] - 1)
 
 
 def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
