@@ -16,7 +16,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
-from SPDSegmentLib.prompts.noise import ClickPath, simulate_clicks_from_path
+from SPDSegmentLib.prompts.noise import ClickPath, NoiseConfig, simulate_clicks_from_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class EvaluationTarget:
     mask: np.ndarray
     path: ClickPath
 
-    def clicks(self, severity: str, seed: int) -> tuple[Clicks, float]:
+    def clicks(self, severity: str | float | NoiseConfig, seed: int) -> tuple[Clicks, float]:
         """Simulated clicks and the share of them outside the target; the seed differs from case to case."""
         own_seed = seed * 100_003 + zlib.crc32(f"{self.case}:{self.name}".encode()) % 100_003
         simulated = simulate_clicks_from_path(self.path, self.mask, severity, own_seed)
@@ -84,7 +84,7 @@ def evaluate(
                 for method in config.methods:
                     clicks, outside = target.clicks(severity, seed)
                     if method == SHUFFLED:
-                        clicks = _shuffled(targets, position, severity, seed)
+                        clicks = shuffled_clicks(targets, position, severity, seed)
                     row = _run(predictor, pool, target, clicks, method, (bundle, severity, seed, outside))
                     yield row
                     done += 1
@@ -127,7 +127,9 @@ def _run(
     )
 
 
-def _shuffled(targets: Sequence[EvaluationTarget], position: int, severity: str, seed: int) -> Clicks:
+def shuffled_clicks(
+    targets: Sequence[EvaluationTarget], position: int, severity: str | float | NoiseConfig, seed: int
+) -> Clicks:
     """The next other patient's clicks, moved to the same place of this volume by relative position."""
     own = targets[position]
     others = [t for t in (*targets[position + 1 :], *targets[:position]) if t.patient != own.patient] or [own]

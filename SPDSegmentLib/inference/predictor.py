@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.engine import Engine, choose_device, choose_precision
+from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.checkpoint import load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
@@ -85,6 +86,10 @@ class Predictor:
         intensity = IntensityConfig.from_dict(info.normalization)
         return cls(engine, prompts, intensity, info.fov_mm, info.slicing_axis, identity)
 
-    def open(self, stack: SliceStack) -> Session:
-        """Start working on a volume; nothing is computed yet."""
-        return Session(self, stack)
+    def with_prompts(self, prompts: PromptConfig) -> Predictor:
+        """The same network with other prompt settings; what it sees of a volume can be shared."""
+        return Predictor(self.engine, prompts, self.intensity, self.fov_mm, self.plane, self.identity)
+
+    def open(self, stack: SliceStack, features: SliceFeatures | None = None) -> Session:
+        """Start working on a volume; nothing is computed yet unless ``features`` of another session are shared."""
+        return Session(self, stack, features)

@@ -6,6 +6,7 @@ changed; everything else stays as it is, bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -42,12 +43,13 @@ class Session:
     Args:
         predictor: the model.
         stack: the volume's slices.
+        features: what another session of the same model has computed of this volume, to be shared with it.
     """
 
-    def __init__(self, predictor: Predictor, stack: SliceStack) -> None:
+    def __init__(self, predictor: Predictor, stack: SliceStack, features: SliceFeatures | None = None) -> None:
         self.predictor = predictor
         self.stack = stack
-        self._features = SliceFeatures(predictor.engine, stack, predictor.intensity, predictor.fov_mm)
+        self._features = features or SliceFeatures(predictor.engine, stack, predictor.intensity, predictor.fov_mm)
         self._maps: SaliencyMaps | None = None
         self._locked: dict[int, np.ndarray] = {}
         self._slices: dict[int, tuple[SlicePrompts, SliceResult]] = {}
@@ -127,6 +129,14 @@ class Session:
                 self._place_window(clicks.xy[inside])
             found.append(self._distill(self._network_clicks(clicks, inside)[0], prompts, Call()))
         return {a.slice_index for a, b in zip(found[0].slices, found[1].slices, strict=True) if not a.same_as(b)}
+
+    def distill(self, clicks: Clicks, prompts: str = "consensus") -> list[SlicePrompts]:
+        """The prompts that :meth:`segment` would decode, of every slice, with points in slice pixels; no decoding."""
+        inside = np.flatnonzero(~clicks.outside)
+        if len(inside):
+            self._place_window(clicks.xy[inside])
+        slices = self._distill(self._network_clicks(clicks, inside)[0], prompts, Call()).slices
+        return [dataclasses.replace(p, points=self._features.window.to_slice(p.points)) for p in slices]
 
     def saliency(self, t: int) -> np.ndarray:
         """S_t in the slice's own pixels, (H, W) float32, 0 outside the field of view."""

@@ -1,12 +1,12 @@
 """Simulator of noisy centerline clicks, from a reference mask and a seed.
 
 :func:`click_path` is the costly part and needs computing once per case; :func:`simulate_clicks_from_path` then costs
-about a millisecond. The severity is a name or a number: 0 clean, 1 mild, 2 clinic, 3 severe.
+about a millisecond. The severity is a name, a number (0 clean, 1 mild, 2 clinic, 3 severe) or a :class:`NoiseConfig`.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 
@@ -23,6 +23,7 @@ __all__ = [
     "noise_config",
     "simulate_clicks",
     "simulate_clicks_from_path",
+    "single_noise",
 ]
 
 NOISE_VERSION = 1
@@ -49,6 +50,11 @@ class NoiseConfig:
     dropout: float
     off_slice: float
 
+    def __post_init__(self) -> None:
+        for name, value in zip((f.name for f in fields(self)), astuple(self), strict=True):
+            if not 0 <= value <= (np.inf if name == "jitter" else 1):
+                raise BadInput(f"The click noise {name} = {value} is out of range.", "Give a share from 0 to 1.")
+
 
 SEVERITIES: dict[str, NoiseConfig] = {
     "clean": NoiseConfig(0.0, 0.0, 0.0, 0.0, 0.0),
@@ -73,12 +79,16 @@ class SimulatedClicks:
     inside_target: np.ndarray
 
 
-def noise_config(severity: str | float) -> NoiseConfig:
+def noise_config(severity: str | float | NoiseConfig) -> NoiseConfig:
     """Configuration of a severity by name, or by number with linear interpolation between the named ones.
+
+    A configuration is returned as it is.
 
     Raises:
         BadInput: unknown name, or a number outside 0 to 3.
     """
+    if isinstance(severity, NoiseConfig):
+        return severity
     if isinstance(severity, str):
         if severity not in SEVERITIES:
             raise BadInput(f"Unknown severity '{severity}'.", f"Choose from {', '.join(SEVERITIES)}.")
@@ -90,8 +100,20 @@ def noise_config(severity: str | float) -> NoiseConfig:
     return NoiseConfig(*(float(np.interp(severity, np.arange(top + 1), column)) for column in levels.T))
 
 
+def single_noise(part: str, severity: str | float) -> NoiseConfig:
+    """One kind of noise alone, as strong as in a severity; ``part`` is an attribute of :class:`NoiseConfig`.
+
+    Raises:
+        BadInput: unknown part or severity.
+    """
+    names = [f.name for f in fields(NoiseConfig)]
+    if part not in names:
+        raise BadInput(f"Unknown kind of click noise '{part}'.", f"Choose from {', '.join(names)}.")
+    return NoiseConfig(**dict.fromkeys(names, 0.0) | {part: getattr(noise_config(severity), part)})
+
+
 def simulate_clicks(
-    mask: np.ndarray, pixel_mm: tuple[float, float], slice_mm: float, severity: str | float, seed: int
+    mask: np.ndarray, pixel_mm: tuple[float, float], slice_mm: float, severity: str | float | NoiseConfig, seed: int
 ) -> SimulatedClicks:
     """Clicks on one structure; see :func:`simulate_clicks_from_path` for repeated use.
 
@@ -105,7 +127,7 @@ def simulate_clicks(
 
 
 def simulate_clicks_from_path(
-    path: ClickPath, mask_thw: np.ndarray, severity: str | float, seed: int
+    path: ClickPath, mask_thw: np.ndarray, severity: str | float | NoiseConfig, seed: int
 ) -> SimulatedClicks:
     """Clicks along a path with the noise of a severity; the same seed gives the same clicks, never none.
 

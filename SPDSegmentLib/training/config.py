@@ -179,17 +179,21 @@ def read_training_config(path: str | Path) -> TrainingConfig:
         BadInput: naming the file and the setting that is missing, unknown, or of the wrong kind.
     """
     path = Path(path)
-    config = _build(TrainingConfig, _read_toml(path), str(path))
+    config = _build(TrainingConfig, read_toml(path), str(path))
     _check_split(config.data, path)
     return config
 
 
-def _read_toml(path: Path, depth: int = 0) -> dict[str, Any]:
-    """The tables of a file merged over those of the file that it extends."""
+def read_toml(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The tables of a file merged over those of the file that it extends.
+
+    Raises:
+        BadInput: a file that cannot be read or is no TOML.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"The training configuration {path} cannot be read.", "Check the path.", str(error)) from error
+        raise BadInput(f"The configuration {path} cannot be read.", "Check the path.", str(error)) from error
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path} is not valid TOML: {error}.", "Correct that line.") from error
     base = values.pop("extends", None)
@@ -197,7 +201,7 @@ def _read_toml(path: Path, depth: int = 0) -> dict[str, Any]:
         return values
     if depth > 8 or not isinstance(base, str):
         raise BadInput(f"extends in {path} does not lead to a base file.", "Name one other file.")
-    return _merge(_read_toml(path.parent / base, depth + 1), values)
+    return _merge(read_toml(path.parent / base, depth + 1), values)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class InputSettings:
             :func:`SPDSegmentLib.geometry.window.place_window`.
         intensity: normalisation of a volume to [0, 1].
         severities: range of the click noise that trainings draw from, as in ``Stage2Config``.
+        box_margin_mm: added on each side of the points wherever a box is made of them; about the radius of the
+            structure's cross-section in the training cases.
         seed: of weights and of sampling.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
     """
@@ -66,6 +68,7 @@ class InputSettings:
     fov_mm: float = 0.0
     intensity: IntensityConfig = field(default_factory=IntensityConfig)
     severities: tuple[float, float] = (0.5, 3.0)
+    box_margin_mm: float = 10.0
     seed: int = 0
     device: str = "auto"
 
