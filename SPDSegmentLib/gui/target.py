@@ -43,6 +43,11 @@ class Target:
         return node
 
     @property
+    def exists(self) -> bool:
+        """Whether the segment is still there."""
+        return self.node is not None
+
+    @property
     def record(self) -> WriteRecord:
         """What is known about the segment; kept in the scene."""
         node = self.node
@@ -153,7 +158,7 @@ def makeTarget(
     if segmentation.GetSegment(segmentId) is None:
         segmentId = segmentation.AddEmptySegment("", name, color)
         if terminology:
-            segmentation.GetSegment(segmentId).SetTag("Segmentation_TerminologyEntry", terminology)
+            segmentation.GetSegment(segmentId).SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
     return Target(segmentationNode, segmentId)
 
 

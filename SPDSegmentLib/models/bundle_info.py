@@ -44,7 +44,7 @@ class BundleInfo:
         training: ``dataset``, ``licence``, ``attribution``, ``patients``, ``config``.
         metrics: measured figures.
         color: red, green, blue in [0, 1].
-        terminology: the segment's codes as 3D Slicer writes them in ``Segmentation_TerminologyEntry``, empty for none.
+        terminology: codes of the structure as in 3D Slicer's segment tag ``TerminologyEntry``, empty for none.
         adapter_sha256: of ``adapter.safetensors``; set by :func:`SPDSegmentLib.models.bundle.write_bundle`.
         format_version: of this description.
 

@@ -1,0 +1,76 @@
+"""The measures of a segment as a row, a table node and a sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import slicer
+import vtk
+from slicer.i18n import tr as _
+
+from SPDSegmentLib.geometry.measure import measure
+
+if TYPE_CHECKING:
+    from .export_files import ExportSource
+
+COLUMNS = ("segment", "volume", "length", "mean", "largest")
+TABLE_ATTRIBUTE = "SPDSegment.Statistics"
+
+
+def columnTitles() -> tuple[str, ...]:
+    """Return the titles of the columns, with units."""
+    return (
+        _("Segment"),
+        _("Volume (ml)"),
+        _("Length along the centerline (mm)"),
+        _("Mean diameter (mm)"),
+        _("Largest diameter (mm)"),
+    )
+
+
+def measureSource(source: ExportSource) -> dict[str, Any]:
+    """Return the measures of a segment, see ``geometry.measure``; rounded to what the voxels can tell."""
+    content = source.target.read(source.snapshot)
+    found = measure(content.box, content.start, source.snapshot.stack)
+    return {
+        "segment": source.name,
+        "volume": round(found.volume_ml, 3),
+        "length": round(found.length_mm, 1),
+        "mean": round(found.mean_diameter_mm, 1),
+        "largest": round(found.largest_diameter_mm, 1),
+    }
+
+
+def writeTable(row: dict[str, Any], segmentationNode: Any) -> Any:
+    """Write a row into the statistics table of a segmentation (made if need be) and return the table node."""
+    node = _tableOf(segmentationNode)
+    table = node.GetTable()
+    names = [table.GetValue(n, 0).ToString() for n in range(table.GetNumberOfRows())]
+    n = names.index(row["segment"]) if row["segment"] in names else node.AddEmptyRow()
+    for column, name in enumerate(COLUMNS):
+        table.SetValue(n, column, vtk.vtkVariant(row[name]))
+    node.Modified()
+    return node
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """Return a row as one line."""
+    return _(
+        "{segment}: {volume} ml, {length} mm along the centerline, {mean} mm in diameter (largest {largest} mm)."
+    ).format(**row)
+
+
+def _tableOf(segmentationNode: Any) -> Any:
+    for node in slicer.util.getNodesByClass("vtkMRMLTableNode"):
+        if node.GetAttribute(TABLE_ATTRIBUTE) and node.GetNodeReference("Segmentation") is segmentationNode:
+            return node
+    name = slicer.mrmlScene.GenerateUniqueName(_("{name} statistics").format(name=segmentationNode.GetName()))
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", name)
+    node.SetAttribute(TABLE_ATTRIBUTE, "1")
+    node.SetNodeReferenceID("Segmentation", segmentationNode.GetID())
+    node.SetUseColumnTitleAsColumnHeader(True)
+    for column, title in enumerate(columnTitles()):
+        array = vtk.vtkStringArray() if column == 0 else vtk.vtkDoubleArray()
+        array.SetName(title)
+        node.AddColumn(array)
+    return node

@@ -1,0 +1,190 @@
+"""The segment as files and as numbers: right place, right codes, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from SPDSegmentLib.errors import BadInput, Cancelled
+from SPDSegmentLib.geometry.labelmap import read_labelmap
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+MODULE = Path(__file__).resolve().parents[2] / "SPDSegment" / "SPDSegment.py"
+SHAPE = (12, 40, 48)
+SPACING = (1.0, 1.5, 3.0)
+TERMINOLOGY = "List~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Anatomic codes - DICOM master list~^^~^^"
+FORMATS = ("nifti", "nrrd", "segmentation", "stl", "obj", "csv")
+
+
+def block() -> np.ndarray:
+    """Voxels (K, J, I) of the segment."""
+    mask = np.zeros(SHAPE, dtype=np.uint8)
+    mask[3:9, 10:26, 12:30] = 1
+    return mask
+
+
+@pytest.fixture
+def scene(host: Any) -> Any:
+    """The module with a volume and a segment, chosen in its settings."""
+    import slicer
+
+    volume = host.add_volume(np.zeros(SHAPE, np.int16), SPACING)
+    module = host.load_module(MODULE)
+    from SPDSegmentLib.gui.target import makeTarget
+
+    target = makeTarget(None, "", volume, "Left kidney", (0.7, 0.4, 0.5), TERMINOLOGY)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(block(), target.node, target.segmentId, volume)
+    state = module.widget.panel.state
+    state.volumeNode, state.segmentationNode, state.segmentId = volume, target.node, target.segmentId
+    module.widget.panel.enter()
+    return module
+
+
+def source_of(module: Any) -> Any:
+    """What the panel would export."""
+    from SPDSegmentLib.gui.export_files import makeSource
+
+    state = module.widget.panel.state
+    return makeSource(state.segmentationNode, state.segmentId, state.volumeNode)
+
+
+def export(module: Any, key: str, path: Path, confirm: Any = None) -> Path:
+    """Export without the panel."""
+    from SPDSegmentLib.gui.export_files import exportFormats, exportSegment
+
+    (format_,) = [f for f in exportFormats() if f.key == key]
+    return exportSegment(source_of(module), format_, path, confirm or (lambda path: pytest.fail("asked")))
+
+
+@pytest.mark.parametrize("key", ["nifti", "nrrd", "segmentation"])
+def test_a_label_map_lies_on_the_grid_of_the_volume(scene: Any, tmp_path: Path, key: str) -> None:
+    written = read_labelmap(export(scene, key, tmp_path / "kidney"))
+    assert np.array_equal(written.array, block())
+    assert np.allclose(written.ijk_to_ras, np.diag([*SPACING, 1]), atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "kidney" + {"nifti": ".nii.gz", "nrrd": ".nrrd", "segmentation": ".seg.nrrd"}[key]
+    ]
+
+
+def test_a_segmentation_file_brings_back_name_color_and_codes(scene: Any, tmp_path: Path) -> None:
+    import slicer
+    import vtk
+
+    node = slicer.util.loadNodeFromFile(str(export(scene, "segmentation", tmp_path / "k")), "SegmentationFile")
+    segment = node.GetSegmentation().GetNthSegment(0)
+    codes = vtk.reference("")
+    segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), codes)
+    assert (segment.GetName(), str(codes)) == ("Left kidney", TERMINOLOGY)
+    assert np.allclose(segment.GetColor(), (0.7, 0.4, 0.5), atol=0.01)
+
+
+@pytest.mark.parametrize("key", ["stl", "obj"])
+def test_a_surface_lies_where_the_segment_is_and_leaves_the_segmentation_alone(
+    scene: Any, tmp_path: Path, key: str
+) -> None:
+    import slicer
+
+    state = scene.widget.panel.state
+    model = slicer.util.loadNodeFromFile(str(export(scene, key, tmp_path / "k")), "ModelFile")
+    bounds = np.zeros(6)
+    model.GetRASBounds(bounds)
+    low, high = (np.array(corner) * SPACING for corner in ((11.5, 9.5, 2.5), (29.5, 25.5, 8.5)))
+    assert np.allclose(bounds[::2], low, atol=2.0) and np.allclose(bounds[1::2], high, atol=2.0)
+    assert not state.segmentationNode.GetSegmentation().ContainsRepresentation("Closed surface")
+    assert [path.name for path in tmp_path.iterdir()] == [f"k.{key}"]
+
+
+def test_volume_and_segmentation_under_a_transform_are_exported_in_the_world(scene: Any, tmp_path: Path) -> None:
+    import slicer
+    import vtk
+
+    shift = vtk.vtkMatrix4x4()
+    for row, value in enumerate((20, -30, 40)):
+        shift.SetElement(row, 3, value)
+    parent = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    parent.SetMatrixTransformToParent(shift)
+    state = scene.widget.panel.state
+    for node in (state.volumeNode, state.segmentationNode):
+        node.SetAndObserveTransformNodeID(parent.GetID())
+    written = read_labelmap(export(scene, "nrrd", tmp_path / "k"))
+    assert np.array_equal(written.array, block())
+    assert np.allclose(written.ijk_to_ras[:3, 3], (20, -30, 40))
+    model = slicer.util.loadNodeFromFile(str(export(scene, "stl", tmp_path / "k")), "ModelFile")
+    bounds = np.zeros(6)
+    model.GetRASBounds(bounds)
+    assert np.allclose(bounds[::2], np.array((11.5, 9.5, 2.5)) * SPACING + (20, -30, 40), atol=2.0)
+
+
+def test_statistics_are_a_table_and_a_file(scene: Any, tmp_path: Path) -> None:
+    import slicer
+
+    volume_ml = 6 * 16 * 18 * np.prod(SPACING) / 1000
+    for _ in range(2):
+        scene.ui.statisticsButton.click()
+    (table,) = slicer.util.getNodesByClass("vtkMRMLTableNode")
+    assert table.GetNumberOfRows() == 1
+    assert table.GetCellText(0, 0) == "Left kidney"
+    assert float(table.GetCellText(0, 1)) == pytest.approx(volume_ml, rel=1e-3)
+    assert float(table.GetCellText(0, 2)) == pytest.approx(18.0)
+    assert f"{volume_ml:.3f}"[:4] in scene.ui.exportLabel.text
+    rows = list(csv.reader(export(scene, "csv", tmp_path / "k").open(encoding="utf-8")))
+    assert rows[0][1] == "Volume (ml)" and float(rows[1][1]) == pytest.approx(volume_ml, rel=1e-3)
+
+
+@pytest.mark.parametrize("key", FORMATS)
+def test_a_file_that_exists_is_replaced_only_when_allowed(scene: Any, tmp_path: Path, key: str) -> None:
+    path = export(scene, key, tmp_path / "kidney")
+    path.write_text("mine")
+    with pytest.raises(Cancelled):
+        export(scene, key, path, confirm=lambda asked: False)
+    assert path.read_text() == "mine"
+    export(scene, key, path, confirm=lambda asked: asked == path)
+    assert path.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("key", FORMATS)
+def test_a_failed_export_is_one_sentence_and_leaves_nothing(
+    scene: Any, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(BadInput, match="does not exist"):
+        export(scene, key, tmp_path / "nowhere" / "kidney")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(BadInput, match="cannot be written"):
+        export(scene, key, tmp_path / "kidney")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_button_writes_where_the_person_says(host: Any, scene: Any, tmp_path: Path) -> None:
+    assert scene.ui.exportButton.enabled
+    scene.ui.exportFormatBox.currentIndex = 0
+    host.dialogs.choose_file(str(tmp_path / "kidney"))
+    scene.ui.exportButton.click()
+    assert (tmp_path / "kidney.nii.gz").is_file() and "kidney.nii.gz" in scene.ui.exportLabel.text
+    (tmp_path / "kidney.nii.gz").write_text("mine")
+    host.dialogs.choose_file(str(tmp_path / "kidney"))
+    scene.ui.exportButton.click()  # the confirmation is refused by default
+    assert (tmp_path / "kidney.nii.gz").read_text() == "mine"
+
+
+def test_nothing_to_export_is_said(scene: Any) -> None:
+    import slicer
+
+    state = scene.widget.panel.state
+    slicer.util.updateSegmentBinaryLabelmapFromArray(
+        np.zeros(SHAPE, np.uint8), state.segmentationNode, state.segmentId, state.volumeNode
+    )
+    scene.ui.exportButton.click()
+    assert "is empty" in scene.ui.exportLabel.text
+    slicer.mrmlScene.RemoveNode(state.segmentationNode)
+    scene.widget.panel.enter()
+    assert not scene.ui.exportButton.enabled and not scene.ui.statisticsButton.enabled
