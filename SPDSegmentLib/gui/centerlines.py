@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import slicer
@@ -10,6 +10,8 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup
+
+Clicks = tuple[tuple[str, Markup], ...]
 
 NODE_CLASSES = ("vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsCurveNode")
 _KINDS = {
@@ -29,12 +31,12 @@ def readClicks(nodes: Iterable[Any]) -> list[Markup]:
     return markups
 
 
-def snapshotClicks(nodes: Iterable[Any]) -> tuple[tuple[str, Markup], ...]:
+def snapshotClicks(nodes: Iterable[Any]) -> Clicks:
     """Return node IDs and clicks, for comparing and restoring; nodes of other kinds are left out."""
     return tuple((node.GetID(), _readNode(node)) for node in nodes if node.GetClassName() in _KINDS)
 
 
-def restoreClicks(clicks: tuple[tuple[str, Markup], ...]) -> None:
+def restoreClicks(clicks: Clicks) -> None:
     """Put the clicks of :func:`snapshotClicks` back into the nodes that still exist."""
     for nodeId, markup in clicks:
         node = slicer.mrmlScene.GetNodeByID(nodeId)
@@ -42,12 +44,24 @@ def restoreClicks(clicks: tuple[tuple[str, Markup], ...]) -> None:
             continue
         wasModifying = node.StartModify()
         wanted = {point.id for point in markup.points}
-        for index in reversed(range(node.GetNumberOfControlPoints())):
+        for index in reversed(_realPoints(node)):
             if node.GetNthControlPointID(index) not in wanted:
                 node.RemoveNthControlPoint(index)
         for index, point in enumerate(markup.points):
             _restorePoint(node, index, point)
         node.EndModify(wasModifying)
+
+
+def usedClicks(clicks: Clicks) -> Hashable:
+    """Return what a result depends on: nodes, and place and name of every click that is placed and included."""
+    return tuple(
+        (
+            nodeId,
+            markup.kind,
+            tuple((p.id, *(round(x, 3) for x in p.position_ras)) for p in markup.points if p.placed and p.selected),
+        )
+        for nodeId, markup in clicks
+    )
 
 
 def setIncluded(node: Any, clickId: str, included: bool) -> None:
@@ -72,11 +86,10 @@ def _readNode(node: Any) -> Markup:
             _("{name} is neither a point list nor a curve.").format(name=node.GetName()),
             _("Choose a point list or an open curve."),
         )
-    count = node.GetNumberOfControlPoints()
     defined = slicer.vtkMRMLMarkupsNode.PositionDefined
     position = [0.0, 0.0, 0.0]
     points = []
-    for index in range(count):
+    for index in _realPoints(node):
         node.GetNthControlPointPositionWorld(index, position)
         points.append(
             ControlPoint(
@@ -88,6 +101,13 @@ def _readNode(node: Any) -> Markup:
             )
         )
     return Markup(node.GetName() or "", kind, tuple(points))
+
+
+def _realPoints(node: Any) -> list[int]:
+    """Return the indexes of all control points but the one that follows the pointer while placing."""
+    preview = slicer.vtkMRMLMarkupsNode.PositionPreview
+    count = node.GetNumberOfControlPoints()
+    return [index for index in range(count) if node.GetNthControlPointPositionStatus(index) != preview]
 
 
 def _restorePoint(node: Any, index: int, point: ControlPoint) -> None:

@@ -12,9 +12,10 @@ from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.geometry.markups import ControlPoint
 
-from .centerlines import indexOf, setIncluded, snapshotClicks
+from .centerlines import Clicks, indexOf, setIncluded, snapshotClicks
 from .fate_rings import FateRings
 from .fates import BORROWED, COLORS, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
+from .slice_views import jumpTo
 from .state import ModuleState
 from .write_record import PointFate, WriteRecord
 
@@ -32,6 +33,7 @@ class ClicksSection(VTKObservationMixin):
         self._state = state
         self._onClicksChanged = onClicksChanged
         self._rows: list[tuple[str, str]] = []
+        self._seen: Clicks = ()
         self._filling = False
         self._dragging = False
         self._record = WriteRecord()
@@ -46,6 +48,7 @@ class ClicksSection(VTKObservationMixin):
         table.verticalHeader().setVisible(False)
         table.connect("itemChanged(QTableWidgetItem*)", self._onItemChanged)
         table.connect("cellClicked(int,int)", self._onCellClicked)
+        ui.clicksSection.connect("contentsCollapsed(bool)", self._onCollapsed)
 
     def observe(self) -> None:
         """Follow the chosen nodes."""
@@ -55,6 +58,7 @@ class ClicksSection(VTKObservationMixin):
             return
         self.removeObservers()
         self._nodeIds = ids
+        self._dragging = False
         events = slicer.vtkMRMLMarkupsNode
         for node in nodes:
             for event in (
@@ -75,7 +79,10 @@ class ClicksSection(VTKObservationMixin):
         self.rings.show(record.fates)
 
     def fill(self) -> None:
-        """Fill the table."""
+        """Fill the table, where it can be seen."""
+        self.ui.clicksLabel.text = summary(self._record.fates)
+        if self.ui.clicksSection.collapsed:
+            return
         fates = {fate.clickId: fate for fate in self._record.fates if fate.clickId}
         rows = [
             (nodeId, point)
@@ -91,7 +98,6 @@ class ClicksSection(VTKObservationMixin):
                 self._fillRow(row, point, fates.get(point.id))
         finally:
             self._filling = False
-        self.ui.clicksLabel.text = summary(self._record.fates)
 
     def close(self) -> None:
         """Let go of the nodes."""
@@ -141,14 +147,14 @@ class ClicksSection(VTKObservationMixin):
         self._timer.start()
 
     def _onTimeout(self) -> None:
+        clicks = snapshotClicks(self._state().centerlineNodes)
+        if clicks != self._seen:
+            self._seen = clicks
+            self.fill()
+            self._onClicksChanged()
+
+    def _onCollapsed(self, collapsed: bool) -> None:
         self.fill()
-        self._onClicksChanged()
-
-
-def jumpTo(positionRas: Any) -> None:
-    """Show the slices through a place in all views."""
-    node = slicer.vtkMRMLSliceNode
-    node.JumpAllSlices(slicer.mrmlScene, *(float(x) for x in positionRas), node.OffsetJumpSlice)
 
 
 def fateText(fate: str) -> str:

@@ -14,8 +14,9 @@ from .batch import BatchCase, runBatch
 from .job import Job
 from .models import findModel
 from .qprocess_transport import slicerTransport
-from .segmenter import Segmenter, Task
+from .segmenter import Segmenter
 from .target import makeTarget
+from .task import Task, View
 from .worker_host import WorkerHost
 
 Centerlines = Any
@@ -91,4 +92,4 @@ class Console:
         nodes = list(centerlineNode) if isinstance(centerlineNode, (list, tuple)) else [centerlineNode]
         readClicks([node for node in nodes if node is not None])
         target = makeTarget(segmentation, segmentId, volumeNode, entry.structure, entry.color, entry.terminology)
-        return Task(volumeNode, nodes, target, entry, device, axis, prompts)
+        return Task(View(volumeNode, entry, device, axis), nodes, target, prompts)

@@ -10,9 +10,10 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from .segmenter import Segmenter, Task
+from .segmenter import Segmenter
 from .slice_text import sliceRanges
 from .target import Target, editorNode
+from .task import Task
 from .write_record import WriteRecord
 
 NOTICE_MS = 200
@@ -35,18 +36,23 @@ class CorrectSection(VTKObservationMixin):
         self._task = task
         self._onChanged = onChanged
         self._currentSlice = currentSlice
+        self._entered = False
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.setInterval(NOTICE_MS)
         self._timer.connect("timeout()", self.takeIn)
         segmenter.saveStateForUndo = self._saveState
+        ui.correctSection.connect("contentsCollapsed(bool)", self._onCollapsed)
+        ui.undoButton.connect("clicked(bool)", lambda checked: ui.editor.undo())
         ui.releaseButton.connect("clicked(bool)", self._onRelease)
         ui.releaseSliceButton.connect("clicked(bool)", self._onReleaseSlice)
 
-    def edit(self, target: Target, volumeNode: Any) -> None:
-        """Show a segment in the editor and follow its changes."""
-        node = target.node
-        if node is None:
+    def edit(self, target: Target | None, volumeNode: Any) -> None:
+        """Show a segment in the editor and follow its changes; None for no segment."""
+        node = target.node if target is not None else None
+        self.ui.undoButton.enabled = node is not None
+        if target is None or node is None:
+            self.removeObservers()
             return
         editor = self.ui.editor
         if editor.mrmlSegmentEditorNode() is not editorNode():
@@ -76,8 +82,23 @@ class CorrectSection(VTKObservationMixin):
         task = self._task()
         if task is None or task.target.node is None or slicer.mrmlScene.GetNodeByID(task.volumeNode.GetID()) is None:
             return
-        wentBack = self._segmenter.noteChange(task.target, task.snapshot())
-        self._onChanged(wentBack)
+        self._onChanged(self._segmenter.noteChange(task))
+
+    def enter(self) -> None:
+        """Listen to the editor's keys, where it is unfolded."""
+        self._entered = True
+        self._onCollapsed(self.ui.correctSection.collapsed)
+
+    def exit(self) -> None:
+        """Stop editing, as when another module is shown."""
+        self._entered = False
+        self._onCollapsed(True)
+
+    def close(self) -> None:
+        """Stop for good."""
+        self._timer.stop()
+        self.removeObservers()
+        self._segmenter.saveStateForUndo = None
 
     def forgetScene(self) -> None:
         """Let go of the scene's nodes."""
@@ -85,13 +106,17 @@ class CorrectSection(VTKObservationMixin):
         self.removeObservers()
         self.ui.editor.setMRMLSegmentEditorNode(None)
 
-    def pause(self) -> None:
-        """Stop editing, as when another module is shown."""
-        self.ui.editor.setActiveEffectByName("")
-
     def _saveState(self, task: Task) -> None:
         self.edit(task.target, task.volumeNode)
         self.ui.editor.saveStateForUndo()
+
+    def _onCollapsed(self, collapsed: bool) -> None:
+        editor = self.ui.editor
+        editor.uninstallKeyboardShortcuts()
+        if self._entered and not collapsed:
+            editor.installKeyboardShortcuts()
+        else:
+            editor.setActiveEffectByName("")
 
     def _onSegmentation(self, caller: Any, event: str) -> None:
         self._timer.start()
@@ -107,5 +132,5 @@ class CorrectSection(VTKObservationMixin):
     def _release(self, slices: set[int] | None) -> None:
         task = self._task()
         if task is not None and task.target.node is not None:
-            self._segmenter.release(task.target, task.snapshot(), slices)
+            self._segmenter.release(task, slices)
             self._onChanged(False)

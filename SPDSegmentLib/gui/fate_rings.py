@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import slicer
+import vtk
 
 from .fates import COLORS
 from .write_record import PointFate
@@ -28,11 +29,10 @@ class FateRings:
         for name, positions in places.items():
             node = self._node(name, make=bool(positions))
             if node is not None:
-                wasModifying = node.StartModify()
-                node.RemoveAllControlPoints()
+                points = vtk.vtkPoints()
                 for position in positions:
-                    node.AddControlPoint(*position)
-                node.EndModify(wasModifying)
+                    points.InsertNextPoint(position)
+                node.SetControlPointPositionsWorld(points)
 
     def remove(self) -> None:
         """Take all rings out of the scene."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from .centerlines import Clicks
 from .write_record import WriteRecord
 
 MAX_STATES = 24
@@ -16,7 +16,7 @@ class State:
     """Content of a segment (checksums by slice), the clicks it came from, and the record at that time."""
 
     digests: Mapping[int, str]
-    clicks: Any
+    clicks: Clicks
     record: WriteRecord
 
 
@@ -26,7 +26,7 @@ class History:
     def __init__(self) -> None:
         self._states: list[State] = []
 
-    def remember(self, digests: Mapping[int, str], clicks: Any, record: WriteRecord) -> None:
+    def remember(self, digests: Mapping[int, str], clicks: Clicks, record: WriteRecord) -> None:
         """Add a state; an older one of the same content is replaced."""
         kept = [state for state in self._states if state.digests != digests]
         self._states = [*kept[-(MAX_STATES - 1) :], State(dict(digests), clicks, record.copy())]

@@ -12,9 +12,9 @@ from slicer.i18n import tr as _
 from SPDSegmentLib.errors import SPDError
 
 from .models import ModelEntry, findModel, listModels
-from .segmenter import Task
 from .state import ModuleState
-from .target import makeTarget
+from .target import Target, makeTarget
+from .task import Task, View
 
 AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
 
@@ -42,6 +42,9 @@ class InputsSection:
         ui.branchesList.connect("itemChanged(QListWidgetItem*)", self._onBranches)
         ui.axisBox.connect("activated(int)", self._onAxis)
         ui.deviceBox.connect("activated(int)", self._onDevice)
+        ui.placeButton.connect("clicked(bool)", self._onPlace)
+        ui.placeWidget.connect("activeMarkupsPlaceModeChanged(bool)", self._onPlacing)
+        ui.placeWidget.buttonsVisible = False
         ui.placeWidget.placeMultipleMarkups = slicer.qSlicerMarkupsPlaceWidget.ForcePlaceMultipleMarkups
 
     @property
@@ -75,12 +78,33 @@ class InputsSection:
         if state.volumeNode is None:
             return _("Load a volume to begin.")
         if not state.centerlineNodes:
-            return _("Press the place button and click along the structure.")
+            return _("Press Place clicks, then click along the structure in the slice views.")
         if not any(node.GetNumberOfDefinedControlPoints() for node in state.centerlineNodes):
             return _("Click along the structure in the slice views.")
         if self.model is None:
             return _("There is no model yet; open Set-up to add one.")
         return ""
+
+    def currentView(self) -> View | None:
+        """Return volume and model as chosen, or None where one is missing or cannot be used."""
+        state = self._state()
+        if state.volumeNode is None or self.model is None:
+            return None
+        view = View(state.volumeNode, self.model, state.device, state.axis)
+        try:
+            view.snapshot()
+        except SPDError:
+            return None
+        return view
+
+    def currentTask(self) -> Task | None:
+        """Return what was chosen, or None unless its segment exists; nothing is made."""
+        state = self._state()
+        view = self.currentView()
+        if view is None or state.segmentationNode is None or not state.segmentId:
+            return None
+        target = Target(state.segmentationNode, state.segmentId)
+        return Task(view, state.centerlineNodes, target) if target.exists else None
 
     def makeTask(self) -> Task:
         """Return what is to be segmented; a new segmentation and segment are made and become the settings.
@@ -109,7 +133,7 @@ class InputsSection:
         state.segmentationNode = target.node
         state.segmentId = target.segmentId
         self.fill()
-        return Task(state.volumeNode, state.centerlineNodes, target, model, state.device, state.axis)
+        return Task(View(state.volumeNode, model, state.device, state.axis), state.centerlineNodes, target)
 
     def _pickDefaults(self, state: ModuleState) -> None:
         if state.volumeNode is None:
@@ -180,6 +204,14 @@ class InputsSection:
                 *(n for n in state.centerlineNodes[1:] if n is not node),
             ]
             self._tell()
+
+    def _onPlace(self, on: bool) -> None:
+        if on and self.ui.centerlineSelector.currentNode() is None:
+            self.ui.centerlineSelector.addNode()
+        self.ui.placeWidget.placeModeEnabled = on
+
+    def _onPlacing(self, on: bool) -> None:
+        self.ui.placeButton.checked = on
 
     def _onSegmentation(self, node: Any) -> None:
         if not self._filling:

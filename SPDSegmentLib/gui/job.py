@@ -119,6 +119,15 @@ class Job:
             self._writePart()
         return self.result
 
+    def checkValid(self) -> None:
+        """End at once where results may no longer be written."""
+        reason = "" if self.finished else self._isValid()
+        if reason:
+            if self._request is not None and not self._request.finished:
+                self._client.cancel(self._request, urgent=False)
+            if not self.finished:
+                self._end(JobState.FAILED, BadInput(reason))
+
     def _takeProgress(self, progress: Progress) -> None:
         if not self.finished:
             self.progress = progress
@@ -153,12 +162,8 @@ class Job:
                 self._planWrite(NEXT_PART_MS)
 
     def _writePart(self) -> None:
-        reason = self._isValid()
-        if reason:
-            if self._request is not None and not self._request.finished:
-                self._client.cancel(self._request, urgent=False)
-            if not self.finished:
-                self._end(JobState.FAILED, BadInput(reason))
+        self.checkValid()
+        if self.finished:
             return
         part, self._pending = self._pending[:SLICES_PER_WRITE], self._pending[SLICES_PER_WRITE:]
         if part:
@@ -173,6 +178,6 @@ class Job:
         self.state = state
         self.error = error
         self._pending.clear()
-        if state is not JobState.DONE and not self._isValid():
+        if state is not JobState.DONE:
             self.writer.rollBack()
         self.onFinished.emit(self)

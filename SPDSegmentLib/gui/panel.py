@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import qt
 import slicer
 from slicer.util import VTKObservationMixin
 
+from .clicks_section import ClicksSection
 from .console import Console
+from .correct_section import CorrectSection
+from .export_section import ExportSection
 from .inputs_section import InputsSection
+from .review_section import ReviewSection
 from .run_section import RunSection
+from .saliency_section import SaliencySection
+from .shortcuts import Shortcuts
 from .state import ModuleState
+from .write_record import WriteRecord
 
 
 class ModulePanel(VTKObservationMixin):
@@ -22,46 +30,114 @@ class ModulePanel(VTKObservationMixin):
         self.ui = ui
         self.logic = logic
         self.state = ModuleState(logic.getParameterNode())  # type: ignore[attr-defined]
+        self.isClosing = False
         self.inputs = InputsSection(ui, lambda: self.state, self._inputsChanged)
         self.run = RunSection(ui, logic, self.inputs, lambda: self.state)
-        self.isClosing = False
+        self.clicks = ClicksSection(ui, lambda: self.state, self._clicksChanged)
+        self.review = ReviewSection(ui, self.inputs.currentTask)
+        self.correct = CorrectSection(
+            ui, logic.segmenter, self.inputs.currentTask, self._segmentChanged, self.review.currentSlice
+        )
+        self.saliency = SaliencySection(ui, logic.segmenter, self.inputs, self.run.show)
+        self.export = ExportSection(ui, lambda: self.state)
+        self.shortcuts = Shortcuts(
+            {
+                "Shift+C": ui.placeButton.click,
+                "Shift+S": ui.segmentButton.click,
+                "Shift+N": ui.nextDoubtfulButton.click,
+            }
+        )
+        self.run.onFinished.connect(lambda job: self.showRecord())
+        self._later = qt.QTimer()
+        self._later.setSingleShot(True)
+        self._later.setInterval(0)
+        self._later.connect("timeout()", self.refresh)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self._onSceneEnd)
         self.addObserver(scene, scene.EndImportEvent, self._onSceneEnd)
         self.addObserver(scene, scene.NodeAddedEvent, self._onNodesChanged)
-        self.addObserver(scene, scene.NodeRemovedEvent, self._onNodesChanged)
-        self.inputs.fill()
-        self.run.refresh()
+        self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
+        self.refresh()
 
     def enter(self) -> None:
         """Show what the scene has now."""
-        self.inputs.fill()
-        self.run.refresh()
+        self.refresh()
+        self.shortcuts.install()
+        self.correct.enter()
 
     def exit(self) -> None:
-        """Stop placing points."""
+        """Stop placing points and editing."""
         self.ui.placeWidget.placeModeEnabled = False
+        self.shortcuts.remove()
+        self.correct.exit()
 
     def cleanup(self) -> None:
         """Let go of the scene; what runs is cancelled."""
         self.isClosing = True
+        self._later.stop()
+        self.shortcuts.remove()
+        self.saliency.close()
         self.run.close()
+        self.clicks.close()
+        self.review.close()
+        self.correct.close()
         self.removeObservers()
 
-    def _inputsChanged(self) -> None:
+    def refresh(self) -> None:
+        """Show settings, clicks and result of the scene."""
+        if self.isClosing:
+            return
+        self.inputs.fill()
+        self._inputsChanged()
+
+    def showRecord(self) -> None:
+        """Show what is known about the chosen segment."""
+        task = self.inputs.currentTask()
+        record = task.target.record if task is not None else WriteRecord()
+        self.clicks.show(record)
+        self.review.show(record)
+        self.correct.edit(task.target if task is not None else None, self.state.volumeNode)
+        self.correct.show(record)
+        self.export.refresh()
         self.run.refresh()
+
+    def _inputsChanged(self) -> None:
+        self.clicks.observe()
+        self.saliency.restart()
+        self.showRecord()
+
+    def _clicksChanged(self) -> None:
+        self.run.refresh()
+        task = self.inputs.currentTask()
+        if not (self.state.liveUpdate and task is not None and task.target.record.model and not self.inputs.whyNot()):
+            return
+        if self.logic.segmenter.hasOtherClicks(task):
+            self.run.start()
+
+    def _segmentChanged(self, wentBack: bool) -> None:
+        if wentBack:
+            self.run.forgetMessage()
+        self.showRecord()
 
     def _onSceneStartClose(self, caller: Any, event: str) -> None:
         self.isClosing = True
+        self.saliency.close()
         self.run.forgetScene()
+        self.clicks.close()
+        self.review.close()
+        self.correct.forgetScene()
 
     def _onSceneEnd(self, caller: Any, event: str) -> None:
         self.isClosing = False
         self.state = ModuleState(self.logic.getParameterNode())  # type: ignore[attr-defined]
-        self.inputs.fill()
-        self.run.refresh()
+        self.refresh()
 
     def _onNodesChanged(self, caller: Any, event: str) -> None:
         if not self.isClosing and not slicer.mrmlScene.IsBatchProcessing():
-            self.run.refresh()
+            self._later.start()
+
+    def _onNodeRemoved(self, caller: Any, event: str) -> None:
+        if not self.isClosing:
+            self.logic.segmenter.checkJobs()
+        self._onNodesChanged(caller, event)

@@ -17,6 +17,10 @@ class WritableTarget(Protocol):
     """The segment, see ``target.Target``."""
 
     @property
+    def exists(self) -> bool:
+        """Whether it is still there."""
+
+    @property
     def record(self) -> WriteRecord:
         """What is known about the segment."""
 
@@ -62,6 +66,7 @@ class ResultWriter:
     def __init__(self, target: WritableTarget, snapshot: Any, saveStateForUndo: Callable[[], None]) -> None:
         self.record = target.record
         self.changed: set[int] = set()
+        self.digestsBefore: dict[int, str] = {}
         self._target = target
         self._snapshot = snapshot
         self._saveState = saveStateForUndo
@@ -71,7 +76,8 @@ class ResultWriter:
     def begin(self) -> dict[int, np.ndarray]:
         """Recognize what a person edited and return the masks (H, W) of all slices that belong to a person."""
         content = self._target.read(self._snapshot)
-        self.record.noteEdits(content.digests())
+        self.digestsBefore = content.digests()
+        self.record.noteEdits(self.digestsBefore)
         self._recordBefore = self.record.copy()
         self._target.saveRecord(self.record)
         return {t: content.mask(t) for t in sorted(self.record.owned)}
@@ -95,6 +101,8 @@ class ResultWriter:
 
     def rollBack(self) -> None:
         """Put back what this run has changed, except where a person edited since."""
+        if not self._target.exists:
+            return
         content = self._target.read(self._snapshot)
         mine = {
             t: unpack_mask(packed)

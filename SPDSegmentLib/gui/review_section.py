@@ -8,22 +8,31 @@ from typing import Any
 import numpy as np
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
 
-from .clicks_section import jumpTo
-from .segmenter import Task
+from .slice_views import jumpTo, viewCenter, viewNode
+from .task import Task
 from .write_record import NO_SUPPORT, WriteRecord
 
 HEIGHT = 72
 WIDTH = 320
+FOLLOW_MS = 60
 _GOOD, _DOUBTFUL, _OWNED, _EMPTY = "#2f9e57", "#d9412f", "#8a8f98", "#e4e6ea"
 
 
-class ReviewSection:
+class ReviewSection(VTKObservationMixin):
     """Plot and buttons."""
 
     def __init__(self, ui: Any, task: Callable[[], Task | None]) -> None:
+        VTKObservationMixin.__init__(self)
         self.ui = ui
+        self._timer = qt.QTimer()
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(FOLLOW_MS)
+        self._timer.connect("timeout()", self._drawCurrent)
+        ui.reviewSection.connect("contentsCollapsed(bool)", self._onCollapsed)
         self._task = task
         self._record = WriteRecord()
         ui.nextDoubtfulButton.connect("clicked(bool)", lambda checked: self.step(1))
@@ -40,16 +49,22 @@ class ReviewSection:
         if without:
             text += _(", {count} of them without a supporting click (left empty)").format(count=without)
         self.ui.reviewLabel.text = text
-        self._draw(self.currentSlice())
+        self._follow()
+        self._drawCurrent()
+
+    def close(self) -> None:
+        """Let go of the views."""
+        self._timer.stop()
+        self.removeObservers()
 
     def currentSlice(self) -> int | None:
         """Return the canonical slice that is nearest to what the views show, or None."""
         task = self._task()
         if task is None or slicer.mrmlScene.GetNodeByID(task.volumeNode.GetID()) is None:
             return None
-        snapshot = task.snapshot()
-        center = viewCenter(snapshot.stack.plane)
-        return snapshot.sliceAt(center) if center is not None else None
+        snapshot = task.writtenSnapshot()
+        node = viewNode(snapshot.stack.plane)
+        return snapshot.sliceAt(viewCenter(node)) if node is not None else None
 
     def step(self, direction: int) -> None:
         """Jump to the next doubtful slice (or the previous one), round the end."""
@@ -61,14 +76,32 @@ class ReviewSection:
         current = -1 if current is None else current
         ahead = [t for t in doubtful if (t - current) * direction > 0]
         t = (min(ahead) if direction > 0 else max(ahead)) if ahead else doubtful[0 if direction > 0 else -1]
-        snapshot = task.snapshot()
+        snapshot = task.writtenSnapshot()
         height, width = snapshot.grid.shape[1:]
-        place = viewCenter(snapshot.stack.plane)
+        node = viewNode(snapshot.stack.plane)
         xy = np.array([[(width - 1) / 2, (height - 1) / 2]])
-        if place is not None:
-            xy = snapshot.stack.to_slices(np.array(place))[1]
+        if node is not None:
+            xy = snapshot.stack.to_slices(np.array(viewCenter(node)))[1]
         jumpTo(snapshot.stack.to_ras(np.array(t), xy)[0])
-        self._draw(t)
+        self._timer.start()
+
+    def _follow(self) -> None:
+        self.removeObservers()
+        task = self._task()
+        node = viewNode(task.writtenSnapshot().stack.plane) if task is not None else None
+        if node is not None:
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onView)
+
+    def _onView(self, caller: Any, event: str) -> None:
+        if not self.ui.reviewSection.collapsed:
+            self._timer.start()
+
+    def _onCollapsed(self, collapsed: bool) -> None:
+        self._drawCurrent()
+
+    def _drawCurrent(self) -> None:
+        if not self.ui.reviewSection.collapsed:
+            self._draw(self.currentSlice())
 
     def _draw(self, current: int | None) -> None:
         pixmap = qt.QPixmap(WIDTH, HEIGHT)
@@ -96,12 +129,3 @@ class ReviewSection:
 def doubtfulSlices(record: WriteRecord) -> list[int]:
     """Return the slices that need a look and that nobody has edited, ascending."""
     return [t for t, info in sorted(record.info.items()) if info.doubtful and t not in record.owned]
-
-
-def viewCenter(plane: str) -> tuple[float, float, float] | None:
-    """Return the world center of the slice view of a plane, or None where there is no view."""
-    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-        if node.GetOrientation().lower() == plane:
-            matrix = node.GetSliceToRAS()
-            return matrix.GetElement(0, 3), matrix.GetElement(1, 3), matrix.GetElement(2, 3)
-    return None

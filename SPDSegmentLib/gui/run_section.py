@@ -14,9 +14,9 @@ from SPDSegmentLib.worker.messages import Progress
 from .console import Console
 from .inputs_section import InputsSection
 from .job import Job, JobState
-from .segmenter import Task
 from .signal import Signal
 from .state import ModuleState
+from .task import Task
 
 
 class RunSection:
@@ -55,6 +55,7 @@ class RunSection:
 
     def start(self) -> Job | None:
         """Start a job with the present settings; a problem is shown, not raised."""
+        self.job = None
         self._say("")
         try:
             self.task = self._inputs.makeTask()
@@ -78,6 +79,10 @@ class RunSection:
     def show(self, error: SPDError) -> None:
         """Show a problem as one sentence."""
         self._say(error.sentence, error.details)
+
+    def forgetMessage(self) -> None:
+        """What was said last holds no longer, as after an undo."""
+        self._say("")
 
     def forgetScene(self) -> None:
         """The scene closes: stop, and let go of its nodes."""

@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import slicer
-from slicer.i18n import tr as _
+from collections.abc import Callable, Mapping
 
 from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.worker.messages import SaliencyReady
 from SPDSegmentLib.worker.request import Callbacks, Request
 
-from .centerlines import readClicks, restoreClicks, snapshotClicks
+from .centerlines import Clicks, readClicks, restoreClicks, snapshotClicks, usedClicks
 from .history import History
 from .job import CallLater, Job, JobState
-from .models import ModelEntry
 from .result_writer import ResultWriter
-from .target import Target
+from .task import Task, View
 from .volumes import VolumeSnapshot, takeSnapshot
 from .worker_host import WorkerHost
 from .write_record import WriteRecord
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What to segment.
-
-    Attributes:
-        volumeNode: scalar volume.
-        centerlineNodes: point lists and open curves.
-        target: where the result goes.
-        model: the model.
-        device: ``auto``, ``cpu`` or ``cuda[:n]``.
-        axis: slicing axis; ``auto`` takes the model's.
-        prompts: prompting strategy.
-        firstSliceRas: a place to begin with, or None.
-    """
-
-    volumeNode: Any
-    centerlineNodes: Sequence[Any]
-    target: Target
-    model: ModelEntry
-    device: str = "auto"
-    axis: str = "auto"
-    prompts: str = "consensus"
-    firstSliceRas: tuple[float, float, float] | None = None
-
-    @property
-    def cutAxis(self) -> str:
-        """The slicing axis in use."""
-        return self.model.axis if self.axis == "auto" else self.axis
-
-    def snapshot(self) -> VolumeSnapshot:
-        """The present state of the volume."""
-        return takeSnapshot(self.volumeNode, self.cutAxis)
 
 
 class Segmenter:
@@ -78,8 +38,9 @@ class Segmenter:
         self._callLater = callLater
         self._jobs: dict[tuple[str, str], Job] = {}
         self._histories: dict[tuple[str, str], History] = {}
-        self._lastClicks: dict[tuple[str, str], Any] = {}
+        self._lastClicks: dict[tuple[str, str], Clicks] = {}
         self._incomplete: set[tuple[str, str]] = set()
+        self._savedFor: dict[tuple[str, str], dict[int, str]] = {}
 
     def start(self, task: Task, *, blocking: bool = False) -> Job:
         """Send a segmentation to the worker and return its job; a running one of the same segment is replaced.
@@ -92,26 +53,26 @@ class Segmenter:
             SPDError: what was given cannot be segmented.
         """
         clicks = readClicks(task.centerlineNodes)
-        key = _key(task.target)
+        key = task.key
         former = self._jobs.get(key)
         if former is not None and not former.finished:
             former.cancel(urgent=False)
-        snapshot = task.snapshot()
+        snapshot = task.view.snapshot()
         self._adoptAxis(task, snapshot)
         history = self._histories.setdefault(key, History())
-        writer = ResultWriter(task.target, snapshot, lambda: self._saveState(task))
-        locked = writer.begin()
         before = snapshotClicks(task.centerlineNodes)
-        history.remember(task.target.read(snapshot).digests(), self._lastClicks.get(key, before), writer.record)
-        self.workerHost.useModel(task.model.key, task.device)
+        writer = ResultWriter(task.target, snapshot, lambda: self._saveState(task, writer.digestsBefore))
+        locked = writer.begin()
+        history.remember(writer.digestsBefore, self._lastClicks.get(key, before), writer.record)
+        self.workerHost.useModel(task.view.model.key, task.view.device)
         self.workerHost.openVolume(snapshot)
         job = Job(
             self.workerHost.client,
             writer,
-            lambda: _whyInvalid(task, snapshot),
+            lambda: task.whyInvalid(snapshot),
             None if blocking else self._callLater,
             task.target.node,
-            task.model.name,
+            task.view.model.name,
         )
         job.onFinished.connect(lambda done: self._noteFinished(key, done, before))
         self._jobs[key] = job
@@ -131,10 +92,15 @@ class Segmenter:
         )
         return job
 
-    def saliency(self, task: Task, t: int, callback: Callable[[SaliencyReady | SPDError], None]) -> Request:
-        """Ask for the saliency of one slice of the task's volume."""
-        snapshot = task.snapshot()
-        self.workerHost.useModel(task.model.key, task.device)
+    def hasOtherClicks(self, task: Task) -> bool:
+        """Whether the clicks differ from those of the segment's last result."""
+        last = self._lastClicks.get(task.key)
+        return last is None or usedClicks(last) != usedClicks(snapshotClicks(task.centerlineNodes))
+
+    def saliency(self, view: View, t: int, callback: Callable[[SaliencyReady | SPDError], None]) -> Request:
+        """Ask for the saliency of one slice of a volume."""
+        snapshot = view.snapshot()
+        self.workerHost.useModel(view.model.key, view.device)
         self.workerHost.openVolume(snapshot)
 
         def answer(request: Request) -> None:
@@ -142,20 +108,28 @@ class Segmenter:
 
         return self.workerHost.client.saliency(snapshot.volumeId, t, Callbacks(on_finished=answer))
 
-    def noteChange(self, target: Target, snapshot: VolumeSnapshot) -> bool:
+    def checkJobs(self) -> None:
+        """End the jobs whose volume, clicks or segment are gone."""
+        for job in list(self._jobs.values()):
+            job.checkValid()
+
+    def noteChange(self, task: Task) -> bool:
         """Take in that somebody else changed the segment; return whether it went back to an earlier state.
 
         Undo and redo bring the clicks of that state back; any other change makes the slices a person's.
         """
+        target = task.target
         if target.node is None or any(not job.finished for job in self._jobs.values()):
             return False
-        digests = target.read(snapshot).digests()
+        digests = target.read(task.writtenSnapshot()).digests()
         record = target.record
-        state = self._histories.get(_key(target), History()).find(digests)
+        if self._savedFor.get(task.key) != digests:
+            self._savedFor.pop(task.key, None)
+        state = self._histories.get(task.key, History()).find(digests)
         if state is not None and state.record.written != record.written:
-            self._incomplete.add(_key(target))
+            self._incomplete.add(task.key)
             target.saveRecord(state.record)
-            self._lastClicks[_key(target)] = state.clicks
+            self._lastClicks[task.key] = state.clicks
             restoreClicks(state.clicks)
             return True
         record.owned &= record.findEdits(digests) | (state.record.owned if state is not None else record.owned)
@@ -163,12 +137,13 @@ class Segmenter:
         target.saveRecord(record)
         return False
 
-    def release(self, target: Target, snapshot: VolumeSnapshot, slices: set[int] | None = None) -> None:
+    def release(self, task: Task, slices: set[int] | None = None) -> None:
         """Give a person's slices (all by default) back to the model; the next run may rewrite them."""
-        record = target.record
-        record.release(record.owned if slices is None else slices & record.owned, target.read(snapshot).digests())
-        target.saveRecord(record)
-        self._incomplete.add(_key(target))
+        record = task.target.record
+        digests = task.target.read(task.writtenSnapshot()).digests()
+        record.release(record.owned if slices is None else slices & record.owned, digests)
+        task.target.saveRecord(record)
+        self._incomplete.add(task.key)
 
     def cancelAll(self, *, urgent: bool = True) -> None:
         """Cancel every job."""
@@ -182,17 +157,22 @@ class Segmenter:
         self._histories.clear()
         self._lastClicks.clear()
         self._incomplete.clear()
+        self._savedFor.clear()
         self.workerHost.forgetVolumes()
 
-    def _saveState(self, task: Task) -> None:
-        if self.saveStateForUndo is not None:
+    def _saveState(self, task: Task, digests: Mapping[int, str]) -> None:
+        """Make an undo step, unless the top of the history is this very state from a run that was rolled back."""
+        if self.saveStateForUndo is not None and self._savedFor.get(task.key) != digests:
+            self._savedFor[task.key] = dict(digests)
             self.saveStateForUndo(task)
 
-    def _noteFinished(self, key: tuple[str, str], job: Job, clicks: Any) -> None:
+    def _noteFinished(self, key: tuple[str, str], job: Job, clicks: Clicks) -> None:
         if self._jobs.get(key) is job:
             del self._jobs[key]
         if job.state is JobState.DONE:
             self._incomplete.discard(key)
+            if job.writer.changed:
+                self._savedFor.pop(key, None)
             self._lastClicks[key] = clicks
             self._histories.setdefault(key, History()).remember(job.digests, clicks, job.writer.record)
         else:
@@ -210,19 +190,5 @@ class Segmenter:
             digests = task.target.read(snapshot).digests()
             new.noteWritten(digests, digests)
         task.target.saveRecord(new)
-        self._incomplete.add(_key(task.target))
-        self._histories.pop(_key(task.target), None)
-
-
-def _key(target: Target) -> tuple[str, str]:
-    return target.nodeId, target.segmentId
-
-
-def _whyInvalid(task: Task, snapshot: VolumeSnapshot) -> str:
-    if slicer.mrmlScene.GetNodeByID(snapshot.nodeId) is None:
-        return _("The volume was removed while it was segmented.")
-    if task.target.node is None:
-        return _("The segment was removed while it was written.")
-    if not snapshot.isCurrent():
-        return _("The volume changed while it was segmented; run again.")
-    return ""
+        self._incomplete.add(task.key)
+        self._histories.pop(task.key, None)

@@ -133,7 +133,7 @@ def test_a_missing_extension_cannot_be_imported(host: Any) -> None:
 
 
 def test_registered_sample_data_is_loaded_from_a_file(host: Any, tmp_path: Path) -> None:
-    import SampleData  # type: ignore[import-not-found]
+    import SampleData
     import slicer
 
     path = tmp_path / "sample.nrrd"
