@@ -155,7 +155,8 @@ def maskOnVolume(source: ExportSource) -> np.ndarray:
     mask = np.zeros(source.snapshot.volume.array.shape, dtype=bool)
     inside: list[slice] = []
     own: list[slice] = []
-    for first, size, limit in zip((k, j, i), box.shape, mask.shape, strict=True):
+    limits: tuple[int, ...] = mask.shape
+    for first, size, limit in zip((k, j, i), box.shape, limits, strict=True):
         begin, end = max(first, 0), min(first + size, limit)
         inside.append(slice(begin, max(begin, end)))
         own.append(slice(begin - first, max(begin, end) - first))
