@@ -7,6 +7,7 @@ one slice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from SPDSegmentLib.geometry.markups import Markup
 from SPDSegmentLib.geometry.slices import SliceStack
 
 SAMPLES_PER_SEGMENT = 64
+FARTHEST = 1e9
+"""Slice indexes of points that lie farther outside are cut off here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,24 +48,28 @@ class Clicks:
 
 
 def clicks_from_points(points_ras: np.ndarray, stack: SliceStack, ids: Sequence[str] | None = None) -> Clicks:
-    """Points (N, 3) in patient millimetres on their nearest slices."""
-    position, xy = stack.to_slices(points_ras)
+    """Points (N, 3) in patient millimetres on their nearest slices; positions that are not finite are outside."""
+    with np.errstate(invalid="ignore"):
+        position, xy = stack.to_slices(points_ras)
     n_slices, height, width = stack.shape
-    outside = (position < -0.5) | (position >= n_slices - 0.5)
-    outside |= ((xy < -0.5) | (xy >= np.array([width, height]) - 0.5)).any(axis=1)
-    index = np.floor(position + 0.5).astype(int)
+    inside = (position >= -0.5) & (position < n_slices - 0.5)
+    inside &= ((xy >= -0.5) & (xy < np.array([width, height]) - 0.5)).all(axis=1)
+    outside = ~inside
+    index = np.floor(np.nan_to_num(position).clip(-FARTHEST, FARTHEST) + 0.5).astype(int)
     names = tuple(str(i + 1) for i in range(len(index))) if ids is None else tuple(ids)
     return Clicks(index, xy, outside, names)
 
 
 def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
-    """Clicks of all nodes together; points that are unplaced or unselected are left out.
+    """Clicks of all nodes together; left out are boxes, planes, angles, and points that are unplaced or unselected.
 
     Raises:
         BadInput: no point is left, or all lie outside the volume.
     """
     parts: list[tuple[np.ndarray, list[str]]] = []
     for markup in markups:
+        if markup.is_shape:
+            continue
         used = [p for p in markup.points if p.placed and p.selected]
         positions = np.array([p.position_ras for p in used], dtype=float).reshape(-1, 3)
         ids = [p.id for p in used]
@@ -77,14 +84,14 @@ def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
     clicks = clicks_from_points(points, stack, [i for _, ids in parts for i in ids])
     if clicks.outside.all():
         raise BadInput(
-            f"All {len(clicks)} points of {names} lie outside the volume.",
-            "Check that points and volume belong together.",
+            f"No click lies inside the volume: all {len(clicks)} of {names} are outside.",
+            "Check that points and volume belong to one patient and one coordinate system.",
         )
     return clicks
 
 
 def sample_curve(points_ras: np.ndarray, stack: SliceStack, closed: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Control points and one point for each slice plane that the spline through them crosses.
+    """Control points and one point for each slice of the volume whose plane the spline through them crosses.
 
     Args:
         points_ras: (P, 3), P > 1.
@@ -95,11 +102,12 @@ def sample_curve(points_ras: np.ndarray, stack: SliceStack, closed: bool = False
     dense, parameter = catmull_rom(points_ras, closed)
     position, _ = stack.to_slices(dense)
     samples = [(float(i), point) for i, point in enumerate(points_ras)]
-    covered = set(np.floor(stack.to_slices(points_ras)[0] + 0.5).astype(int).tolist())
+    covered = set(clicks_from_points(points_ras, stack).slice_index.tolist())
     for a in range(len(dense) - 1):
         low, high = sorted((position[a], position[a + 1]))
-        for t in range(int(np.ceil(low)), int(np.floor(high)) + 1):
-            if high > low and t not in covered:
+        for t in range(max(0, math.ceil(low)), min(stack.n_slices - 1, math.floor(high)) + 1):
+            met_again = t == position[a + 1] and a < len(dense) - 2
+            if high > low and t not in covered and not met_again:
                 share = (t - position[a]) / (position[a + 1] - position[a])
                 samples.append(
                     (

@@ -14,7 +14,9 @@ from typing import Any
 from SPDSegmentLib.errors import BadInput
 
 Point = tuple[float, float, float]
-CURVES = ("Curve", "ClosedCurve")
+CURVES = ("Curve", "ClosedCurve", "Line")
+SHAPES = ("ROI", "Plane", "Angle")
+"""Kinds whose points describe a shape; they are no clicks on a structure."""
 _SCHEMA = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#"
 _TO_RAS: dict[str, Point] = {
     "LPS": (-1.0, -1.0, 1.0),
@@ -49,8 +51,13 @@ class Markup:
 
     @property
     def is_curve(self) -> bool:
-        """Whether the points are joined by a spline."""
+        """Whether the points are joined by a spline or a line."""
         return self.kind in CURVES
+
+    @property
+    def is_shape(self) -> bool:
+        """Whether the points describe a box, a plane or an angle."""
+        return self.kind in SHAPES
 
 
 def read_markups(path: str | Path) -> list[Markup]:
@@ -64,7 +71,7 @@ def read_markups(path: str | Path) -> list[Markup]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"The points file {path} cannot be read.", "Check the path.", str(error)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(
             f"The points file {path} is not markups JSON.", "Save the points from Slicer as .mrk.json.", str(error)
         ) from error
@@ -101,7 +108,7 @@ def _markup(node: dict[str, Any], number: int, path: Path) -> Markup:
         )
     points = node.get("controlPoints", [])
     if not isinstance(points, list):
-        raise BadInput(f"The control points of {name} in {path} are not a list.")
+        raise BadInput(f"The control points of {name} in {path} are not a list.", "Save the points from Slicer again.")
     kind = str(node.get("type", "Fiducial"))
     return Markup(name, kind, tuple(_point(p, i, _TO_RAS[system], name, path) for i, p in enumerate(points)))
 
@@ -109,7 +116,7 @@ def _markup(node: dict[str, Any], number: int, path: Path) -> Markup:
 def _point(point: Any, number: int, signs: Point, name: str, path: Path) -> ControlPoint:
     where = f"Point {number + 1} of {name} in {path}"
     if not isinstance(point, dict):
-        raise BadInput(f"{where} is not an object.")
+        raise BadInput(f"{where} is not an object.", "Save the points from Slicer again.")
     placed = str(point.get("positionStatus", "defined")) == "defined"
     position = point.get("position")
     identity = str(point.get("id") or number + 1)
@@ -117,11 +124,17 @@ def _point(point: Any, number: int, signs: Point, name: str, path: Path) -> Cont
     selected = bool(point.get("selected", True))
     if not placed or position is None:
         return ControlPoint(identity, label, (0.0, 0.0, 0.0), False, selected)
-    numbers = isinstance(position, list) and len(position) == 3 and all(isinstance(v, int | float) for v in position)
-    if not numbers or not all(math.isfinite(v) for v in position):
-        raise BadInput(f"{where} has no position of three numbers.")
+    if not isinstance(position, list) or len(position) != 3 or not all(map(_is_finite, position)):
+        raise BadInput(f"{where} has no position of three numbers.", "Place it again in Slicer.")
     x, y, z = (float(v) * s for v, s in zip(position, signs, strict=True))
     return ControlPoint(identity, label, (x, y, z), True, selected)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond the range of a float
+        return False
 
 
 def _node(markup: Markup) -> dict[str, Any]:

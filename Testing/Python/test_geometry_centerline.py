@@ -1,0 +1,123 @@
+"""Clicks in patient space to clicks on slices: nearest slices, curves, what is left out, what lies outside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from geometry_helpers import affine, volumes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.centerline import clicks_from_markups, clicks_from_points, sample_curve
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup
+from SPDSegmentLib.geometry.slices import AXES, SliceStack
+from SPDSegmentLib.geometry.volume import Volume
+
+axes = st.sampled_from(AXES)
+
+
+@pytest.fixture
+def stack() -> SliceStack:
+    """20 axial slices of 10 x 8 pixels, 3 mm apart; slice t lies at S = 3 t."""
+    array = np.arange(20 * 10 * 8, dtype=np.int16).reshape(20, 10, 8)
+    return SliceStack(Volume(array, affine(np.diag([-1.0, -1.0, 1.0]), (1, 1, 3)), "body"), "axial")
+
+
+def node(*positions: tuple[float, float, float], kind: str = "Fiducial", name: str = "F", **changes: bool) -> Markup:
+    return Markup(name, kind, tuple(ControlPoint(str(i + 1), "", p, **changes) for i, p in enumerate(positions)))
+
+
+@settings(max_examples=60)
+@given(volumes(), axes, st.integers(0, 2**32 - 1))
+def test_a_point_lands_on_the_voxel_that_it_lies_in(volume: Volume, axis: str, seed: int) -> None:
+    """Oblique, anisotropic and flipped volumes, any axis: the value under the click is that of the nearest voxel."""
+    stack = SliceStack(volume, axis)
+    rng = np.random.default_rng(seed)
+    ijk = rng.integers(0, volume.shape_ijk, (5, 3)) + rng.uniform(-0.45, 0.45, (5, 3))
+    clicks = clicks_from_points(ijk @ volume.ijk_to_ras[:3, :3].T + volume.ijk_to_ras[:3, 3], stack)
+    assert not clicks.outside.any()
+    column, row = np.rint(clicks.xy).astype(int).T
+    i, j, k = np.rint(ijk).astype(int).T
+    assert np.array_equal(stack.array[clicks.slice_index, row, column], volume.array[k, j, i])
+
+
+@settings(max_examples=60)
+@given(volumes(), axes, st.integers(0, 2**32 - 1))
+def test_exactly_the_points_beyond_half_a_voxel_are_outside(volume: Volume, axis: str, seed: int) -> None:
+    ijk = np.random.default_rng(seed).uniform(-3, np.array(volume.shape_ijk) + 2, (20, 3))
+    expected = ((ijk < -0.5) | (ijk > np.array(volume.shape_ijk) - 0.5)).any(axis=1)
+    points = ijk @ volume.ijk_to_ras[:3, :3].T + volume.ijk_to_ras[:3, 3]
+    assert np.array_equal(clicks_from_points(points, SliceStack(volume, axis)).outside, expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1e300, 1e300])
+def test_impossible_positions_are_outside_and_never_a_slice_of_the_volume(stack: SliceStack, bad: float) -> None:
+    clicks = clicks_from_points(np.array([[0.0, 0.0, bad], [bad, 0.0, 0.0], [-3.0, -3.0, 30.0]]), stack)
+    assert clicks.outside.tolist() == [True, True, False]
+    assert clicks.inside().slice_index.tolist() == [10]
+
+
+@settings(max_examples=60)
+@given(volumes(), axes, st.integers(2, 6), st.booleans(), st.integers(0, 2**32 - 1))
+def test_a_curve_puts_a_click_on_every_slice_that_it_crosses(
+    volume: Volume, axis: str, n_points: int, closed: bool, seed: int
+) -> None:
+    stack = SliceStack(volume, axis)
+    position = np.random.default_rng(seed).uniform(-0.4, np.array(stack.shape) - 0.6, (n_points, 3))
+    points = stack.to_ras(position[:, 0], position[:, [2, 1]])
+    samples, nearest = sample_curve(points, stack, closed)
+    slices = clicks_from_points(samples, stack).slice_index
+    assert set(range(int(slices.min()), int(slices.max()) + 1)) <= set(slices.tolist())
+    control = [tuple(p) for p in points]
+    assert all(tuple(p) in {tuple(s) for s in samples} for p in control), "control points stay as they are"
+    assert nearest.min() >= 0 and nearest.max() < n_points
+
+
+def test_a_straight_curve_is_followed_exactly(stack: SliceStack) -> None:
+    clicks = clicks_from_markups([node((-1, -1, 0), (-7, -7, 18), kind="Curve")], stack)
+    assert clicks.slice_index.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert np.allclose(clicks.xy[:, 0], np.linspace(1, 7, 7), atol=1e-6)
+    assert clicks.ids == ("1", "1", "1", "1", "2", "2", "2") or clicks.ids == ("1", "1", "1", "2", "2", "2", "2")
+
+
+def test_a_line_is_a_curve_and_a_point_list_is_used_as_it_is(stack: SliceStack) -> None:
+    ends = ((-1.0, -1.0, 0.0), (-7.0, -7.0, 18.0))
+    assert len(clicks_from_markups([node(*ends, kind="Line")], stack)) == 7
+    assert clicks_from_markups([node(*ends)], stack).slice_index.tolist() == [0, 6]
+
+
+def test_a_curve_of_one_point_is_a_click(stack: SliceStack) -> None:
+    assert clicks_from_markups([node((-3, -3, 9), kind="Curve")], stack).slice_index.tolist() == [3]
+
+
+def test_a_curve_in_the_plane_of_a_slice_puts_all_its_points_there(stack: SliceStack) -> None:
+    clicks = clicks_from_markups([node((-1, -1, 9), (-4, -2, 9), (-6, -6, 9), kind="Curve")], stack)
+    assert clicks.slice_index.tolist() == [3, 3, 3]
+
+
+def test_a_curve_that_leaves_the_volume_costs_no_more_than_the_volume(stack: SliceStack) -> None:
+    clicks = clicks_from_markups([node((-3, -3, -1e12), (-3, -3, 30), (-3, -3, 1e12), kind="Curve")], stack)
+    assert len(clicks) <= stack.n_slices + 2
+    assert set(clicks.inside().slice_index.tolist()) == set(range(20))
+
+
+def test_points_of_several_nodes_are_used_together_with_their_ids(stack: SliceStack) -> None:
+    clicks = clicks_from_markups([node((-3, -3, 9)), node((-3, -3, 12), (-3, -3, 30))], stack)
+    assert clicks.slice_index.tolist() == [3, 4, 10]
+    assert clicks.ids == ("1", "1", "2")
+
+
+def test_unplaced_and_unselected_points_and_boxes_are_left_out(stack: SliceStack) -> None:
+    used = node((-3, -3, 9))
+    others = [node((-3, -3, 12), placed=False), node((-3, -3, 15), selected=False)]
+    shapes = [node((-3, -3, 18), kind=kind) for kind in ("ROI", "Plane", "Angle")]
+    assert clicks_from_markups([*others, used, *shapes], stack).slice_index.tolist() == [3]
+    with pytest.raises(BadInput, match="No placed point in F, F, F"):
+        clicks_from_markups([*others, shapes[0]], stack)
+
+
+def test_points_that_are_all_outside_are_refused_and_some_outside_are_marked(stack: SliceStack) -> None:
+    assert clicks_from_markups([node((-3, -3, 9), (-3, -3, 900))], stack).outside.tolist() == [False, True]
+    with pytest.raises(BadInput, match="No click lies inside the volume: all 2 of F are outside"):
+        clicks_from_markups([node((-3, -3, 900), (-300, -3, 9))], stack)
