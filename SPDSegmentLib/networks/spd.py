@@ -111,15 +111,21 @@ class SPDModel(nn.Module):
         return logits
 
     def decode(
-        self, embeddings: Tensor, points: Tensor, labels: Tensor, saliency_logits: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        points: Tensor | None,
+        labels: Tensor | None,
+        saliency_logits: Tensor | None = None,
+        boxes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Segment a batch of slices with different numbers of points.
 
         Args:
             embeddings: (B, C, h, w).
-            points: (B, K, 2) column and row in input pixels; unused places are padded.
-            labels: (B, K): 1 a point of the target, -1 padding.
+            points: (B, K, 2) column and row in input pixels; unused places are padded; ``None`` for none.
+            labels: (B, K): 1 a point of the target, 0 one of the background, -1 padding.
             saliency_logits: (B, 1, S, S); used when the model has a dense saliency prompt.
+            boxes: (B, 4), first column, first row, last column, last row in input pixels.
 
         Returns:
             Mask logits at image size (B, 1, S, S) and the predicted IoU (B,).
@@ -130,7 +136,7 @@ class SPDModel(nn.Module):
             dense = nn.functional.interpolate(
                 saliency_logits.float().clamp(-12, 12), (side, side), mode="bilinear", align_corners=False
             )
-        sparse, dense = self.prompt_encoder((points, labels), None, dense)
+        sparse, dense = self.prompt_encoder(None if points is None else (points, labels), boxes, dense)
         logits, quality = self._decode_batch(embeddings, sparse, dense)
         size = self.config.image_size
         logits = logits.float()

@@ -18,10 +18,10 @@ from torch import Tensor
 from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.networks.saliency_head import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.augmentation import View, apply_view, random_view
+from SPDSegmentLib.training.augmentation import View, apply_view
 from SPDSegmentLib.training.cases import Case, Target
 from SPDSegmentLib.training.config import TrainingConfig
-from SPDSegmentLib.training.stage1 import field_of_view, slice_middle
+from SPDSegmentLib.training.stage1 import draw_view
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +93,7 @@ def build_bank(
 
 def _entry(case: Case, target: Target, k: int, config: TrainingConfig, folder: Path) -> BankEntry:
     rng = np.random.default_rng([config.seed, 2, k])
-    center = target.center_xy if config.fov_mm > 0 else slice_middle(case)
-    view = random_view(
-        rng,
-        config.augmentation,
-        config.network.image_size,
-        field_of_view(case, config.fov_mm),
-        case.pixel_mm,
-        center,
-        config.intensity.dither,
-    )
+    view = draw_view(rng, case, target, config)
     first = max(0, target.first - config.stage2.margin)
     last = min(len(case.images) - 1, target.last + config.stage2.margin)
     name = target.name.replace(":", "_").replace("+", "-")

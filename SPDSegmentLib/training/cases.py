@@ -111,18 +111,16 @@ def load_cases(
 
 def _target(name: str, mask: np.ndarray, stack: SliceStack, folder: Path, case: str, data: DataConfig) -> Target:
     mask = np.ascontiguousarray(mask)
-    spans = np.flatnonzero(mask.any(axis=(1, 2)))
-    _, rows, columns = np.nonzero(mask)
     given = None
     if data.clicks:
         clicks = clicks_from_markups(read_markups(folder / data.clicks.format(case=case)), stack).inside()
         given = SliceClicks(clicks.slice_index, clicks.xy)
-    return Target(
-        name,
-        mask,
-        click_path(mask, stack.pixel_mm, stack.slice_mm),
-        int(spans[0]),
-        int(spans[-1]),
-        np.array([columns.mean(), rows.mean()]),
-        given,
-    )
+    return make_target(name, mask, click_path(mask, stack.pixel_mm, stack.slice_mm), given)
+
+
+def make_target(name: str, mask: np.ndarray, path: ClickPath, given: SliceClicks | None = None) -> Target:
+    """A target from its mask (T, H, W) bool, not empty, and the path that clicks are simulated along."""
+    spans = np.flatnonzero(mask.any(axis=(1, 2)))
+    _, rows, columns = np.nonzero(mask)
+    center_xy = np.array([columns.mean(), rows.mean()])
+    return Target(name, mask, path, int(spans[0]), int(spans[-1]), center_xy, given)

@@ -11,8 +11,8 @@ from torch import Tensor
 from SPDSegmentLib.networks.losses import dice_loss, focal_loss, segmentation_loss
 from SPDSegmentLib.networks.saliency_head import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.augmentation import apply_view, random_view
-from SPDSegmentLib.training.cases import Case
+from SPDSegmentLib.training.augmentation import View, apply_view, random_view
+from SPDSegmentLib.training.cases import Case, Target
 from SPDSegmentLib.training.config import Stage1Config, TrainingConfig
 from SPDSegmentLib.training.distributed import Processes
 from SPDSegmentLib.training.loop import Phase
@@ -59,21 +59,30 @@ class Stage1:
     def _draw(self, rng: np.random.Generator, stage: Stage1Config) -> tuple[Tensor, Tensor]:
         case = self.cases[int(rng.integers(len(self.cases)))]
         target = case.targets[int(rng.integers(len(case.targets)))]
-        n = len(case.images)
-        length = min(stage.run_length, n)
-        if rng.random() < stage.background_share:
-            first = int(rng.integers(0, n - length + 1))
-        else:
-            low = max(0, target.first - stage.margin)
-            high = min(n, target.last + 1 + stage.margin)
-            first = int(np.clip(rng.integers(low, max(low + 1, high - length + 1)), 0, n - length))
-        size = self.model.config.image_size
-        fov = field_of_view(case, self.config.fov_mm)
-        center = target.center_xy if self.config.fov_mm > 0 else slice_middle(case)
-        dither = self.config.intensity.dither
-        view = random_view(rng, self.config.augmentation, size, fov, case.pixel_mm, center, dither)
-        part = slice(first, first + length)
+        part = draw_slices(rng, case, target, stage)
+        view = draw_view(rng, case, target, self.config)
         return apply_view(case.images[part], view, image=True), apply_view(case.salient[part], view, image=False) > 0.5
+
+
+def draw_slices(rng: np.random.Generator, case: Case, target: Target, stage: Stage1Config) -> slice:
+    """A run of neighbouring slices, around the target or, with ``background_share``, anywhere in the volume."""
+    n = len(case.images)
+    length = min(stage.run_length, n)
+    if rng.random() < stage.background_share:
+        first = int(rng.integers(0, n - length + 1))
+    else:
+        low = max(0, target.first - stage.margin)
+        high = min(n, target.last + 1 + stage.margin)
+        first = int(np.clip(rng.integers(low, max(low + 1, high - length + 1)), 0, n - length))
+    return slice(first, first + length)
+
+
+def draw_view(rng: np.random.Generator, case: Case, target: Target, config: TrainingConfig) -> View:
+    """A random view around a target, or of the whole slice where the field of view is not limited."""
+    center = target.center_xy if config.fov_mm > 0 else slice_middle(case)
+    fov = field_of_view(case, config.fov_mm)
+    size, dither = config.network.image_size, config.intensity.dither
+    return random_view(rng, config.augmentation, size, fov, case.pixel_mm, center, dither)
 
 
 def field_of_view(case: Case, fov_mm: float) -> float:
