@@ -9,7 +9,15 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.comparators.protocol import Comparator, InputSettings, NotRun
 
 # name -> "module:class"; modules are relative to this package, classes take (inputs: InputSettings, **settings).
-COMPARATORS: dict[str, str] = {}
+COMPARATORS: dict[str, str] = {
+    "medsam-box": "sam_rows:MedSamBox",
+    "medsam-box-zero-shot": "sam_rows:MedSamBoxZeroShot",
+    "msa": "sam_rows:MedicalSamAdapter",
+    "transunet": "transunet:TransUNetWithoutClicks",
+    "transunet-clicks": "transunet:TransUNet",
+    "unet": "unet:UNet",
+    "unet-clicks": "unet:UNetWithClicks",
+}
 
 
 def make_comparator(name: str, inputs: InputSettings | None = None, **settings: Any) -> Comparator:
