@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import slicer
@@ -22,8 +23,15 @@ _KINDS = {
 
 
 def readClicks(nodes: Iterable[Any]) -> list[Markup]:
-    """Return the clicks of markups nodes, in world RAS; raises BadInput for another kind of node or without a click."""
-    markups = [_readNode(node) for node in nodes]
+    """Return the clicks of markups nodes in world RAS, each with a name of its own, see :func:`clickName`.
+
+    Raises:
+        BadInput: another kind of node, or no click.
+    """
+    markups = [
+        replace(markup, points=tuple(replace(p, id=clickName(node.GetID(), p.id)) for p in markup.points))
+        for node, markup in ((node, _readNode(node)) for node in nodes)
+    ]
     if not any(point.placed and point.selected for markup in markups for point in markup.points):
         raise BadInput(
             _("There are no clicks yet."), _("Press the place button and click along the structure in the slice views.")
@@ -31,13 +39,23 @@ def readClicks(nodes: Iterable[Any]) -> list[Markup]:
     return markups
 
 
+def clickName(nodeId: str, pointId: str) -> str:
+    """Return a name of a control point that is unique among all nodes."""
+    return f"{nodeId}:{pointId}"
+
+
 def snapshotClicks(nodes: Iterable[Any]) -> Clicks:
     """Return node IDs and clicks, for comparing and restoring; nodes of other kinds are left out."""
     return tuple((node.GetID(), _readNode(node)) for node in nodes if node.GetClassName() in _KINDS)
 
 
-def restoreClicks(clicks: Clicks) -> None:
-    """Put the clicks of :func:`snapshotClicks` back into the nodes that still exist."""
+def restoreClicks(clicks: Clicks) -> dict[str, str]:
+    """Put the clicks of :func:`snapshotClicks` back into the nodes that still exist.
+
+    Returns:
+        Former and new names of the clicks that had to be made again: MRML names control points itself.
+    """
+    renamed: dict[str, str] = {}
     for nodeId, markup in clicks:
         node = slicer.mrmlScene.GetNodeByID(nodeId)
         if node is None or _readNode(node) == markup:
@@ -48,17 +66,30 @@ def restoreClicks(clicks: Clicks) -> None:
             if node.GetNthControlPointID(index) not in wanted:
                 node.RemoveNthControlPoint(index)
         for index, point in enumerate(markup.points):
-            _restorePoint(node, index, point)
+            pointId = _restorePoint(node, index, point)
+            if pointId != point.id:
+                renamed[clickName(nodeId, point.id)] = clickName(nodeId, pointId)
         node.EndModify(wasModifying)
+    return renamed
+
+
+def renameClicks(clicks: Clicks, renamed: Mapping[str, str]) -> Clicks:
+    """Return clicks with the names that :func:`restoreClicks` returned."""
+
+    def rename(nodeId: str, point: ControlPoint) -> ControlPoint:
+        name = renamed.get(clickName(nodeId, point.id))
+        return point if name is None else replace(point, id=name.rpartition(":")[2])
+
+    return tuple((nodeId, replace(m, points=tuple(rename(nodeId, p) for p in m.points))) for nodeId, m in clicks)
 
 
 def usedClicks(clicks: Clicks) -> Hashable:
-    """Return what a result depends on: nodes, and place and name of every click that is placed and included."""
+    """Return what a result depends on: nodes, and the place of every click that is placed and included."""
     return tuple(
         (
             nodeId,
             markup.kind,
-            tuple((p.id, *(round(x, 3) for x in p.position_ras)) for p in markup.points if p.placed and p.selected),
+            tuple(tuple(round(x, 3) for x in p.position_ras) for p in markup.points if p.placed and p.selected),
         )
         for nodeId, markup in clicks
     )
@@ -110,14 +141,12 @@ def _realPoints(node: Any) -> list[int]:
     return [index for index in range(count) if node.GetNthControlPointPositionStatus(index) != preview]
 
 
-def _restorePoint(node: Any, index: int, point: ControlPoint) -> None:
+def _restorePoint(node: Any, index: int, point: ControlPoint) -> str:
     if index >= node.GetNumberOfControlPoints() or node.GetNthControlPointID(index) != point.id:
-        new = slicer.vtkMRMLMarkupsNode.ControlPoint()
-        new.ID = point.id
-        new.Label = point.label
-        node.InsertControlPoint(new, index)
+        node.InsertControlPointWorld(index, point.position_ras, point.label)
     if point.placed:
         node.SetNthControlPointPositionWorld(index, *point.position_ras)
     else:
         node.UnsetNthControlPointPosition(index)
     node.SetNthControlPointSelected(index, point.selected)
+    return str(node.GetNthControlPointID(index))

@@ -12,7 +12,7 @@ from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.geometry.markups import ControlPoint
 
-from .centerlines import Clicks, indexOf, setIncluded, snapshotClicks
+from .centerlines import Clicks, clickName, indexOf, setIncluded, snapshotClicks
 from .fate_rings import FateRings
 from .fates import BORROWED, COLORS, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
 from .slice_views import jumpTo
@@ -94,8 +94,8 @@ class ClicksSection(VTKObservationMixin):
         try:
             self.ui.clicksTable.setRowCount(len(rows))
             self._rows = [(nodeId, point.id) for nodeId, point in rows]
-            for row, (_nodeId, point) in enumerate(rows):
-                self._fillRow(row, point, fates.get(point.id))
+            for row, (nodeId, point) in enumerate(rows):
+                self._fillRow(row, point, fates.get(clickName(nodeId, point.id)))
         finally:
             self._filling = False
 

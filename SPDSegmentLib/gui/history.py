@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .centerlines import Clicks
+from .centerlines import Clicks, renameClicks
 from .write_record import WriteRecord
 
 MAX_STATES = 24
@@ -37,6 +37,13 @@ class History:
             if state.digests == digests:
                 return state
         return None
+
+    def rename(self, renamed: Mapping[str, str]) -> None:
+        """Take over new names of clicks, see ``centerlines.restoreClicks``."""
+        self._states = [
+            State(state.digests, renameClicks(state.clicks, renamed), state.record.withNames(renamed))
+            for state in self._states
+        ]
 
     def clear(self) -> None:
         """Forget everything."""

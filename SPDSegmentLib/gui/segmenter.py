@@ -8,7 +8,7 @@ from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.worker.messages import SaliencyReady
 from SPDSegmentLib.worker.request import Callbacks, Request
 
-from .centerlines import Clicks, readClicks, restoreClicks, snapshotClicks, usedClicks
+from .centerlines import Clicks, readClicks, renameClicks, restoreClicks, snapshotClicks, usedClicks
 from .history import History
 from .job import CallLater, Job, JobState
 from .result_writer import ResultWriter
@@ -128,9 +128,10 @@ class Segmenter:
         state = self._histories.get(task.key, History()).find(digests)
         if state is not None and state.record.written != record.written:
             self._incomplete.add(task.key)
-            target.saveRecord(state.record)
-            self._lastClicks[task.key] = state.clicks
-            restoreClicks(state.clicks)
+            renamed = restoreClicks(state.clicks)
+            self._histories[task.key].rename(renamed)
+            target.saveRecord(state.record.withNames(renamed))
+            self._lastClicks[task.key] = renameClicks(state.clicks, renamed)
             return True
         record.owned &= record.findEdits(digests) | (state.record.owned if state is not None else record.owned)
         record.noteEdits(digests)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 RECORD_VERSION = 1
@@ -96,6 +96,12 @@ class WriteRecord:
         return WriteRecord(
             dict(self.written), set(self.owned), dict(self.info), list(self.fates), self.model, self.axis
         )
+
+    def withNames(self, renamed: Mapping[str, str]) -> WriteRecord:
+        """Return a copy with other names of clicks."""
+        copied = self.copy()
+        copied.fates = [replace(fate, clickId=renamed.get(fate.clickId, fate.clickId)) for fate in self.fates]
+        return copied
 
     def toJson(self) -> str:
         """Return the text that a scene keeps."""

@@ -1,0 +1,120 @@
+"""What the tests of the module share: the module with a fake worker, clicks, and the segment as an array."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SPDSegmentLib.worker.commands import WorkerCommand
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULE = ROOT / "SPDSegment" / "SPDSegment.py"
+FAKE_WORKER = WorkerCommand((sys.executable, str(Path(__file__).with_name("fake_predictor.py"))))
+SHAPE = (12, 40, 48)
+SPACING_MM = (1.0, 1.0, 3.0)
+MODEL = "fake"
+
+
+def add_volume(host: Any, shape: tuple[int, int, int] = SHAPE, **options: Any) -> Any:
+    """A volume of noise."""
+    array = np.random.default_rng(0).integers(0, 200, shape).astype(np.int16)
+    options.setdefault("spacing_mm", SPACING_MM)
+    return host.add_volume(array, **options)
+
+
+def load(host: Any, bundle: str = MODEL) -> Any:
+    """Load the module with a fake worker; ``bundle`` says how it behaves."""
+    loaded = host.load_module(MODULE)
+    use_fake(loaded, bundle)
+    return loaded
+
+
+def use_fake(module: Any, bundle: str = MODEL) -> None:
+    """Give a loaded module the fake worker and its model."""
+    from SPDSegmentLib.gui.models import ModelEntry
+
+    module.logic.workerHost.setCommand(FAKE_WORKER)
+    panel = module.widget.panel
+    panel.inputs.extraModels = [ModelEntry(bundle, MODEL, "Fake", "Kidney", axis="axial")]
+    panel.state.model = MODEL
+    panel.refresh()
+
+
+def add_clicks(slices: Any = (4, 6), name: str = "Centerline", kind: str = "Fiducial", at: Any = (24.0, 20.0)) -> Any:
+    """A point list (or curve) with one click on each of some slices."""
+    import slicer
+
+    node = slicer.mrmlScene.AddNewNodeByClass(f"vtkMRMLMarkups{kind}Node", name)
+    node.CreateDefaultDisplayNodes()
+    for k in slices:
+        node.AddControlPointWorld(*at, SPACING_MM[2] * k)
+    return node
+
+
+def press_segment(module: Any) -> Any:
+    """Press Segment and return the job."""
+    module.widget.panel.refresh()
+    module.ui.segmentButton.click()
+    return module.widget.panel.run.job
+
+
+def segment(host: Any, module: Any) -> Any:
+    """Press Segment, wait, and return the finished job."""
+    job = press_segment(module)
+    assert job is not None, module.ui.statusLabel.text
+    host.wait_until(lambda: job.finished, 60_000)
+    settle(host, module)
+    return job
+
+
+def settle(host: Any, module: Any) -> None:
+    """Let timers run until nothing is under way."""
+    host.process_events(260)
+    run = module.widget.panel.run
+    host.wait_until(lambda: not run.isRunning, 60_000)
+    host.process_events(260)
+
+
+def state_of(module: Any) -> Any:
+    """The module's settings."""
+    return module.widget.panel.state
+
+
+def mask_of(module: Any, segment_id: str = "", volume: Any = None) -> np.ndarray:
+    """A segment on the volume's grid, (K, J, I) bool; by default the chosen one."""
+    import slicer
+
+    state = state_of(module)
+    return (
+        slicer.util.arrayFromSegmentBinaryLabelmap(
+            state.segmentationNode, segment_id or state.segmentId, volume or state.volumeNode
+        )
+        != 0
+    )
+
+
+def filled_slices(mask: np.ndarray) -> list[int]:
+    """Slices K with something in them."""
+    return [k for k in range(mask.shape[0]) if mask[k].any()]
+
+
+def digests(mask: np.ndarray) -> list[str]:
+    """A checksum of every slice."""
+    return [hashlib.blake2b(np.ascontiguousarray(part).tobytes(), digest_size=8).hexdigest() for part in mask]
+
+
+def record_of(module: Any) -> Any:
+    """What the scene keeps about the chosen segment."""
+    task = module.widget.panel.inputs.currentTask()
+    return task.target.record
+
+
+def move_click(node: Any, index: int, by: tuple[float, float, float]) -> None:
+    """Move a click."""
+    position = [0.0, 0.0, 0.0]
+    node.GetNthControlPointPositionWorld(index, position)
+    node.SetNthControlPointPositionWorld(index, *(p + d for p, d in zip(position, by, strict=True)))

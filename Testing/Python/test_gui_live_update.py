@@ -1,0 +1,146 @@
+"""A changed click: only its neighborhood is recomputed and written; undo brings back mask and clicks together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gui_helpers import add_clicks, add_volume, digests, load, mask_of, move_click, record_of, segment, settle, state_of
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+
+@pytest.fixture
+def module(host: Any) -> Any:
+    """The module with a segmented structure, from clicks on slices 2 and 8."""
+    add_volume(host)
+    loaded = load(host)
+    add_clicks((2, 8))
+    segment(host, loaded)
+    return loaded
+
+
+def clicks_of(module: Any) -> Any:
+    return state_of(module).centerlineNodes[0]
+
+
+def places(node: Any) -> list[tuple[str, Any]]:
+    return [
+        (node.GetNthControlPointLabel(n), tuple(node.GetNthControlPointPositionWorld(n)))
+        for n in range(node.GetNumberOfControlPoints())
+    ]
+
+
+def test_moving_a_click_leaves_slices_beyond_its_reach_bit_for_bit(host: Any, module: Any) -> None:
+    before = digests(mask_of(module))
+    move_click(clicks_of(module), 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    after = digests(mask_of(module))
+    assert module.widget.panel.run.job.recomputed == (0, 1, 2, 3, 4)
+    assert [k for k in range(12) if before[k] != after[k]] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "exclude"])
+def test_every_kind_of_change_updates_the_segment(host: Any, module: Any, change: str) -> None:
+    node = clicks_of(module)
+    if change == "add":
+        node.AddControlPointWorld(30.0, 25.0, 15.0)
+    elif change == "remove":
+        node.RemoveNthControlPoint(0)
+    else:
+        node.SetNthControlPointSelected(0, False)
+    settle(host, module)
+    mask = mask_of(module)
+    assert mask[5, 25, 30] == (change == "add")
+    assert mask[2, 20, 24] == (change == "add")
+    assert mask[8, 20, 24]
+
+
+def test_a_drag_updates_once_when_the_button_is_released(host: Any, module: Any) -> None:
+    started: list[Any] = []
+    module.widget.panel.run.onFinished.connect(started.append)
+    host.slice_view("Red").drag_ras((24.0, 20.0, 6.0), (14.0, 20.0, 6.0))
+    settle(host, module)
+    assert mask_of(module)[2, 20, 14]
+    assert len(started) == 1
+
+
+def test_without_live_update_nothing_happens_until_segment_is_pressed(host: Any, module: Any) -> None:
+    module.ui.liveUpdateCheck.checked = False
+    move_click(clicks_of(module), 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    assert mask_of(module)[2, 20, 21] and not mask_of(module)[2, 20, 33]
+    segment(host, module)
+    assert mask_of(module)[2, 20, 33]
+
+
+def test_before_the_first_result_clicks_start_nothing(host: Any) -> None:
+    add_volume(host)
+    loaded = load(host)
+    add_clicks((2,)).AddControlPointWorld(20.0, 20.0, 9.0)
+    settle(host, loaded)
+    assert loaded.widget.panel.run.job is None
+    assert not loaded.logic.workerHost.client.running
+
+
+def test_undo_brings_back_mask_and_clicks_and_redo_both_again(host: Any, module: Any) -> None:
+    node = clicks_of(module)
+    first = mask_of(module)
+    move_click(node, 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    second = mask_of(module)
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert np.array_equal(mask_of(module), first)
+    assert node.GetNthControlPointPositionWorld(0)[0] == pytest.approx(24.0)
+    module.ui.editor.redo()
+    settle(host, module)
+    assert np.array_equal(mask_of(module), second)
+    assert node.GetNthControlPointPositionWorld(0)[0] == pytest.approx(29.0)
+
+
+def test_undo_brings_back_a_removed_click_and_takes_away_an_added_one(host: Any, module: Any) -> None:
+    node = clicks_of(module)
+    before = places(node)
+    node.RemoveNthControlPoint(0)
+    settle(host, module)
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert places(node) == before
+    assert not module.widget.panel.run.isRunning
+    node.AddControlPointWorld(30.0, 25.0, 15.0)
+    settle(host, module)
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert places(node) == before
+
+
+def test_work_goes_on_after_an_undo(host: Any, module: Any) -> None:
+    node = clicks_of(module)
+    move_click(node, 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    module.ui.undoButton.click()
+    settle(host, module)
+    move_click(node, 1, (0.0, 5.0, 0.0))
+    settle(host, module)
+    mask = mask_of(module)
+    assert mask[2, 20, 21] and mask[8, 28, 24]
+    assert not record_of(module).owned
+
+
+def test_a_run_that_was_replaced_leaves_no_undo_step_of_its_own(host: Any) -> None:
+    add_volume(host)
+    loaded = load(host, "fake?delay=0.15")
+    node = add_clicks((2, 8))
+    segment(host, loaded)
+    first = mask_of(loaded)
+    move_click(node, 0, (5.0, 0.0, 0.0))
+    run = loaded.widget.panel.run
+    host.wait_until(lambda: run.isRunning and run.job.writer.changed, 5000)
+    move_click(node, 0, (1.0, 0.0, 0.0))
+    settle(host, loaded)
+    assert not np.array_equal(mask_of(loaded), first)
+    loaded.ui.undoButton.click()
+    settle(host, loaded)
+    assert np.array_equal(mask_of(loaded), first)
