@@ -50,6 +50,12 @@ class BadInput(SPDError):
     exit_code = 2
 
 
+class DeviceUnavailable(BadInput):
+    """The device that was asked for is not there or cannot be used."""
+
+    exit_code = 4
+
+
 class GeometryUnsupported(SPDError):
     """The volume's or the points' geometry cannot be handled (non-linear transform, sheared axes)."""
 
@@ -100,6 +106,7 @@ _FAMILY: dict[str, type[SPDError]] = {
     for cls in (
         SPDError,
         BadInput,
+        DeviceUnavailable,
         GeometryUnsupported,
         DependencyMissing,
         ModelMissing,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.settings import settings_from
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,15 @@ class IntensityConfig:
             raise BadInput(f"Unknown intensity normalization '{self.kind}'.", "Choose percentile or window.")
         if not self.low < self.high:
             raise BadInput(f"Intensity limits {self.low} and {self.high} are not in order.")
+        if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
+            raise BadInput(f"Percentiles {self.low} and {self.high} are not between 0 and 100.")
         if not 0 <= self.dither < 1:
             raise BadInput(f"dither {self.dither} is not between 0 and 1.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IntensityConfig:
-        """Build from a mapping; an unknown key raises :class:`BadInput`."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise BadInput(f"Unknown normalization setting '{unknown[0]}'.", f"Known: {', '.join(sorted(known))}.")
-        return cls(**values)
+        """Build from a mapping; an unknown key or a value of another kind raises :class:`BadInput`."""
+        return settings_from(cls, values, "normalization")
 
 
 def intensity_range(array: np.ndarray, config: IntensityConfig) -> tuple[float, float]:

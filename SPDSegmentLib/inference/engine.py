@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.errors import BadInput, OutOfMemory
+from SPDSegmentLib.errors import BadInput, DeviceUnavailable, OutOfMemory
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.padding import pad_points
 
@@ -21,7 +21,8 @@ def choose_device(name: str) -> torch.device:
     """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:n``.
 
     Raises:
-        BadInput: unknown, or CUDA asked for where torch has none.
+        BadInput: unknown.
+        DeviceUnavailable: CUDA asked for where torch has none, or a number beyond the last device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,9 +31,11 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise BadInput(f"Unknown device '{name}'.", "Choose auto, cpu, cuda or cuda:0.", str(error)) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BadInput("No CUDA device can be used by the installed torch.", "Choose --device cpu or auto.")
+        raise DeviceUnavailable("No CUDA device can be used by the installed torch.", "Choose --device cpu or auto.")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise BadInput(f"There is no device {name}.", f"This machine has {torch.cuda.device_count()} CUDA device(s).")
+        raise DeviceUnavailable(
+            f"There is no device {name}.", f"This machine has {torch.cuda.device_count()} CUDA device(s)."
+        )
     if device.type not in ("cpu", "cuda"):
         raise BadInput(f"Device '{name}' is not supported.", "Choose auto, cpu, cuda or cuda:0.")
     return device

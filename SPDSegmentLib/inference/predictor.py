@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.engine import Engine, choose_device, choose_precision
@@ -58,17 +59,30 @@ class Predictor:
             batch_size: slices per encoder call, 0 for the device's default.
 
         Raises:
-            ModelMissing, ModelCorrupt, DependencyMissing, BadInput.
+            ModelMissing, ModelCorrupt, DependencyMissing, DeviceUnavailable, BadInput.
         """
         from SPDSegmentLib.models.bundle import base_weights_for
 
         info = bundle.info
-        network = NetworkConfig.from_dict({**info.network, "backbone": info.backbone, "image_size": info.image_size})
+        try:
+            network = NetworkConfig.from_dict(
+                {**info.network, "backbone": info.backbone, "image_size": info.image_size}
+            )
+            prompts = PromptConfig.from_dict(info.prompts)
+            intensity = IntensityConfig.from_dict(info.normalization)
+        except BadInput as error:
+            raise ModelCorrupt(f"{bundle.folder}: {error.message}", "Get a fresh copy of the bundle.") from error
         weights = base_weights_for(bundle)
         chosen = choose_device(device)
         model = SPDModel(network, weights, adapters=False)
-        model.merge_adapter_state(load_state_dict(bundle.adapter_path))
-        prompts = PromptConfig.from_dict(info.prompts)
+        try:
+            model.merge_adapter_state(load_state_dict(bundle.adapter_path))
+        except ModelCorrupt as error:
+            raise ModelCorrupt(
+                f"The adapter in {bundle.folder} was not made for {info.backbone} as its model.json describes it.",
+                "Get a fresh copy of the bundle.",
+                error.details or error.message,
+            ) from error
         engine = Engine(
             model,
             chosen,
@@ -83,7 +97,6 @@ class Predictor:
             "adapter_sha256": info.adapter_sha256,
             "precision": str(engine.precision).removeprefix("torch."),
         }
-        intensity = IntensityConfig.from_dict(info.normalization)
         return cls(engine, prompts, intensity, info.fov_mm, info.slicing_axis, identity)
 
     def with_prompts(self, prompts: PromptConfig) -> Predictor:

@@ -186,6 +186,10 @@ class SPDModel(nn.Module):
         """
         config, used = self.config, set()
         scales = {"image_encoder": config.lora_alpha / max(config.lora_rank, 1), "mask_decoder": 1.0}
+        ranks = {"image_encoder": config.lora_rank, "mask_decoder": config.decoder_lora_rank}
+        wrong = [k for k, v in state.items() if ".lora_A." in k and len(v) != ranks.get(k.partition(".")[0])]
+        if wrong:
+            raise _does_not_fit(f"another rank: {wrong[:3]}")
         plain = {k: v.float() for k, v in state.items() if ".lora_" not in k}
         try:
             for part, scale in scales.items():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.settings import settings_from
 
 STRATEGIES = ("consensus", "local", "raw", "interpolated", "sampled")
 UNSUPPORTED_POLICIES = ("synthesize", "abstain")
@@ -57,9 +57,5 @@ class PromptConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptConfig:
-        """Build from a mapping; an unknown key raises :class:`BadInput`."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise BadInput(f"Unknown prompt setting '{unknown[0]}'.", f"Known: {', '.join(sorted(known))}.")
-        return cls(**values)
+        """Build from a mapping; an unknown key or a value of another kind raises :class:`BadInput`."""
+        return settings_from(cls, values, "prompt")

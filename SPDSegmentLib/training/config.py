@@ -14,6 +14,7 @@ from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.losses import SegmentationLossConfig
 from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
+from SPDSegmentLib.settings import check_kind
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def read_toml(path: Path, depth: int = 0) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"The configuration {path} cannot be read.", "Check the path.", str(error)) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not valid TOML: {error}.", "Correct that line.") from error
     base = values.pop("extends", None)
     if base is None:
@@ -224,6 +225,7 @@ def _build(cls: type, values: Any, where: str) -> Any:
     for name, value in values.items():
         nested = _NESTED.get((cls, name))
         arguments[name] = _build(nested, value, f"{where} [{name}]") if nested else _tuples(value)
+        check_kind(cls, name, arguments[name], f"{name} in {where}")
     try:
         return cls(**arguments)
     except TypeError as error:

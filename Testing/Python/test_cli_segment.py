@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -269,6 +270,53 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(
     assert {path.name: path.read_bytes() for path in (case.image, case.points)} == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"format_version": 2}, "Update SPDSegment"),
+        ({"backbone": "sam9"}, "the field 'backbone'"),
+        ({"backbone": "lite_medsam"}, "the field 'backbone_sha256'"),
+        ({"image_size": 65}, "not a positive multiple of 8"),
+        ({"network": {"lora_rank": "four"}}, "lora_rank is 'four', which is not a whole number"),
+        ({"network": {"lora_rank": 3, "decoder_lora_rank": 2}}, "was not made for tiny_random"),
+        ({"network": {"lora_rank": 2, "decoder_lora_rank": 2, "saliency_slice_context": True}}, "was not made for"),
+        ({"network": {"rank": 2}}, "Unknown network setting 'rank'"),
+        ({"prompts": {"n_neighbors": 1.5}}, "n_neighbors is 1.5, which is not a whole number"),
+        ({"normalization": {"kind": "percentile", "low": -5, "high": 99}}, "not between 0 and 100"),
+    ],
+)
+def test_a_bundle_that_does_not_fit_is_named_and_refused(
+    case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], text: str
+) -> None:
+    """With the real predictor: of a newer format, for another backbone, or with settings that cannot be."""
+    tiny_bundle(case)
+    monkeypatch.delitem(sys.modules, "SPDSegmentLib.inference.predictor")
+    description = json.loads((case.model / "model.json").read_text())
+    (case.model / "model.json").write_text(json.dumps(description | changes))
+    result = run(case, "--device", "cpu")
+    refused(result, case, text)
+    assert str(case.model) in result.stderr
+
+
+def test_a_bundle_on_other_base_weights_is_refused(case: SimpleNamespace, lite_medsam: Path, tmp_path: Path) -> None:
+    home = Path(os.environ["SPDSEGMENT_HOME"]) / "weights"
+    home.mkdir(parents=True)
+    (home / lite_medsam.name).symlink_to(lite_medsam)
+    tiny_bundle(case)
+    description = json.loads((case.model / "model.json").read_text())
+    other = {"backbone": "lite_medsam", "backbone_sha256": "0" * 64, "image_size": 256}
+    (case.model / "model.json").write_text(json.dumps(description | other))
+    refused(run(case), case, "was trained on other weights of lite_medsam")
+
+
+def test_a_device_that_is_not_there_is_exit_code_4(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_bundle(case)
+    monkeypatch.delitem(sys.modules, "SPDSegmentLib.inference.predictor")
+    result = run(case, "--device", "cuda:99")
+    assert result.exit_code == 4
+    assert "device" in result.stderr and files_in(case.out) == []
+
+
 def test_a_missing_model_is_exit_code_3_and_a_damaged_one_2(case: SimpleNamespace) -> None:
     missing = run(case, model="unheard-of")
     assert missing.exit_code == 3
@@ -315,6 +363,17 @@ def test_bad_input_is_refused_without_loading_torch(case: SimpleNamespace, tmp_p
     assert done.returncode == 2, done.stderr
 
 
+def tiny_bundle(case: SimpleNamespace) -> None:
+    """Put a randomly initialised model in the place of the case's."""
+    from SPDSegmentLib.networks.config import NetworkConfig
+    from SPDSegmentLib.networks.spd import SPDModel
+
+    torch.manual_seed(0)
+    network: dict[str, Any] = {"lora_rank": 2, "decoder_lora_rank": 2}
+    model = SPDModel(NetworkConfig(backbone="tiny_random", image_size=64, **network))
+    write_bundle(case.model, tiny_info(network=network, prompts={}), model.adapter_state(), "")
+
+
 def test_staged_outputs_vanish_without_commit(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), StagedOutputs() as outputs:
         staged = outputs.stage(tmp_path / "a.nii.gz")
@@ -327,21 +386,18 @@ def test_staged_outputs_vanish_without_commit(tmp_path: Path) -> None:
 def test_a_randomly_initialised_model_runs_from_files_to_files(
     case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from SPDSegmentLib.networks.config import NetworkConfig
-    from SPDSegmentLib.networks.spd import SPDModel
-
-    torch.manual_seed(0)
-    network: dict[str, Any] = {"lora_rank": 2, "decoder_lora_rank": 2}
-    model = SPDModel(NetworkConfig(backbone="tiny_random", image_size=64, **network))
-    write_bundle(case.model, tiny_info(network=network, prompts={}), model.adapter_state(), "")
+    tiny_bundle(case)
     monkeypatch.delitem(sys.modules, "SPDSegmentLib.inference.predictor")
+    write_clicks(case.points, case.image, (8, 9, 2), (9, 10, 4), (10, 11, 6), (10, 11, 90))
 
     result = run(case, "--report", case.out / "r.json", "--device", "cpu")
 
     assert result.exit_code == 0, result.output
     report = json.loads((case.out / "r.json").read_text())
     assert report["model"]["name"] == "tiny-test"
-    assert {entry["id"] for entry in report["points"] if entry["id"]} == {"1", "2", "3"}
+    assert {entry["id"] for entry in report["points"] if entry["id"]} == {"1", "2", "3", "4"}
+    assert [entry["id"] for entry in report["points"] if entry["fate"] == "outside"] == ["4"]
+    assert report["notes"][0].endswith("were left out: 4.") and report["notes"][0] in result.stderr
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(case.output))).shape == SHAPE
 
 

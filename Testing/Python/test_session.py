@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_predictor import SIZE, tiny_predictor, tube_volume
 
-from SPDSegmentLib.errors import BadInput, Cancelled, OutOfMemory
+from SPDSegmentLib.errors import BadInput, Cancelled, DeviceUnavailable, OutOfMemory
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.engine import choose_device, choose_precision
@@ -166,8 +166,12 @@ def test_a_thousand_clicks_are_fast(session: Session) -> None:
 
 
 def test_impossible_devices_and_precisions_are_refused() -> None:
-    for name in ("gpu", "cuda:99", "mps"):
-        with pytest.raises(BadInput):
+    for name in ("gpu", "mps"):
+        with pytest.raises(BadInput) as refused:
             choose_device(name)
+        assert refused.value.exit_code == 2
+    with pytest.raises(DeviceUnavailable) as missing:
+        choose_device("cuda:99")
+    assert missing.value.exit_code == 4
     with pytest.raises(BadInput, match="Unknown precision"):
         choose_precision("int8", choose_device("cpu"))
