@@ -136,7 +136,8 @@ class Job:
     def _takeSlice(self, answer: SliceReady) -> None:
         if not self.finished:
             self._pending.append(answer)
-            self._planWrite(WRITE_EVERY_MS)
+            if self.writer.mayWriteParts:
+                self._planWrite(WRITE_EVERY_MS)
 
     def _takeFinished(self, request: Request) -> None:
         if self.finished:
@@ -165,7 +166,8 @@ class Job:
         self.checkValid()
         if self.finished:
             return
-        part, self._pending = self._pending[:SLICES_PER_WRITE], self._pending[SLICES_PER_WRITE:]
+        size = SLICES_PER_WRITE if self.writer.mayWriteParts else len(self._pending)
+        part, self._pending = self._pending[:size], self._pending[size:]
         if part:
             changed = self.writer.put(part)
             if changed:

@@ -21,6 +21,10 @@ class WritableTarget(Protocol):
         """Whether it is still there."""
 
     @property
+    def changesOthers(self) -> bool:
+        """Whether a write may change other segments too, which :meth:`ResultWriter.rollBack` could not put back."""
+
+    @property
     def record(self) -> WriteRecord:
         """What is known about the segment."""
 
@@ -72,6 +76,11 @@ class ResultWriter:
         self._saveState = saveStateForUndo
         self._before: dict[int, PackedMask] = {}
         self._recordBefore = self.record.copy()
+
+    @property
+    def mayWriteParts(self) -> bool:
+        """Whether slices may be written as they come; otherwise they are written at once, at the end."""
+        return not self._target.changesOthers
 
     def begin(self) -> dict[int, np.ndarray]:
         """Recognize what a person edited and return the masks (H, W) of all slices that belong to a person."""

@@ -16,7 +16,7 @@ from .volumes import VolumeSnapshot, arrayFromMatrix, matrixFromArray, parentMat
 from .write_record import WriteRecord
 
 RECORD_ATTRIBUTE = "SPDSegment.Record."
-EDITOR_TAG = "SPDSegment"
+EDITOR_ATTRIBUTE = "SPDSegment.Editor"
 GRID_TOLERANCE = 1e-3
 
 
@@ -46,6 +46,13 @@ class Target:
     def exists(self) -> bool:
         """Whether the segment is still there."""
         return self.node is not None
+
+    @property
+    def changesOthers(self) -> bool:
+        """Whether the editor's settings let a write change other segments too."""
+        node = editorNode()
+        inside = slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment
+        return node.GetOverwriteMode() != node.OverwriteNone or node.GetMaskMode() == inside
 
     @property
     def record(self) -> WriteRecord:
@@ -163,15 +170,19 @@ def makeTarget(
 
 
 def editorNode() -> Any:
-    """Return the segment editor node of this module, made if need be; other segments are not overwritten by default."""
-    node = slicer.mrmlScene.GetSingletonNode(EDITOR_TAG, "vtkMRMLSegmentEditorNode")
-    if node is None:
-        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
-        node.UnRegister(None)
-        node.SetSingletonTag(EDITOR_TAG)
-        node.SetOverwriteMode(node.OverwriteNone)
-        node = slicer.mrmlScene.AddNode(node)
-    return node
+    """Return the segment editor node of this module, made if need be; other segments are not overwritten by default.
+
+    It is no singleton: closing the scene would set a singleton back to overwriting all segments.
+    """
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
+        if node.GetAttribute(EDITOR_ATTRIBUTE):
+            return node
+    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
+    node.UnRegister(None)
+    node.SetName("SPDSegment editor")
+    node.SetAttribute(EDITOR_ATTRIBUTE, "1")
+    node.SetOverwriteMode(node.OverwriteNone)
+    return slicer.mrmlScene.AddNode(node)
 
 
 def editorLogic(segmentationNode: Any, segmentId: str, volumeNodeId: str) -> Any:

@@ -1,0 +1,146 @@
+"""Fates in table and views, jumping to clicks, review of doubtful slices, saliency overlay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gui_helpers import add_clicks, add_volume, load, mask_of, record_of, segment, settle, state_of
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+
+@pytest.fixture
+def module(host: Any) -> Any:
+    """The module with clicks on slices 2 and 8 and one outside the volume; nothing is segmented yet."""
+    add_volume(host)
+    loaded = load(host)
+    add_clicks((2, 8, 40))
+    return loaded
+
+
+def rows_of(table: Any) -> list[list[str]]:
+    return [[table.item(row, column).text() for column in range(3)] for row in range(table.rowCount)]
+
+
+def rings() -> dict[str, int]:
+    import slicer
+
+    nodes = slicer.util.getNodesByClass("vtkMRMLMarkupsFiducialNode")
+    return {
+        n.GetAttribute("SPDSegment.Fate"): n.GetNumberOfControlPoints()
+        for n in nodes
+        if n.GetAttribute("SPDSegment.Fate")
+    }
+
+
+def shown_k() -> float:
+    import slicer
+
+    node = slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
+    return node.GetSliceToRAS().GetElement(2, 3) / 3.0
+
+
+def test_the_table_and_the_views_show_the_fate_of_every_click(host: Any, module: Any) -> None:
+    module.ui.clicksSection.collapsed = False
+    segment(host, module)
+    assert [row[1] for row in rows_of(module.ui.clicksTable)] == ["kept", "kept", "outside the volume"]
+    colors = [module.ui.clicksTable.item(row, 1).foreground().color().name() for row in (0, 2)]
+    assert colors[0] != colors[1]
+    assert {fate: count for fate, count in rings().items() if count} == {"kept": 2, "outside": 1}
+    assert module.ui.clicksLabel.text == "2 kept, 1 outside the volume"
+
+
+def test_clicks_of_two_nodes_keep_their_own_fates(host: Any, module: Any) -> None:
+    module.widget.panel.refresh()
+    branch = add_clicks((50, 5), "Branch")
+    state = state_of(module)
+    state.centerlineNodes = [*state.centerlineNodes, branch]
+    module.ui.clicksSection.collapsed = False
+    segment(host, module)
+    fates = [row[1] for row in rows_of(module.ui.clicksTable)]
+    assert fates == ["kept", "kept", "outside the volume", "outside the volume", "kept"]
+
+
+def test_unticking_a_click_leaves_it_out_at_once(host: Any, module: Any) -> None:
+    import qt
+
+    module.ui.clicksSection.collapsed = False
+    segment(host, module)
+    module.ui.clicksTable.item(0, 0).setCheckState(qt.Qt.Unchecked)
+    settle(host, module)
+    assert rows_of(module.ui.clicksTable)[0][1] == "excluded"
+    assert not mask_of(module)[2].any() and mask_of(module)[8].any()
+
+
+def test_a_row_of_the_table_jumps_to_its_click(host: Any, module: Any) -> None:
+    module.ui.clicksSection.collapsed = False
+    host.process_events(20)
+    module.ui.clicksTable.cellClicked.emit(1, 1)
+    assert shown_k() == pytest.approx(8.0)
+
+
+def test_the_next_doubtful_slice_is_shown_round_and_round(host: Any, module: Any) -> None:
+    module.ui.reviewSection.collapsed = False
+    segment(host, module)
+    assert "2 doubtful slices" in module.ui.reviewLabel.text
+    assert "without a supporting click" in module.ui.reviewLabel.text
+    host.slice_view("Red").jump_to((24.0, 20.0, 0.0))
+    seen = []
+    for _ in range(3):
+        module.ui.nextDoubtfulButton.click()
+        seen.append(round(shown_k()))
+    assert seen == [5, 11, 5]
+    module.ui.previousDoubtfulButton.click()
+    assert round(shown_k()) == 11
+
+
+def test_slices_without_support_are_empty_and_marked(host: Any, module: Any) -> None:
+    segment(host, module)
+    record = record_of(module)
+    assert [t for t, info in record.info.items() if info.status == "abstained"] == [5, 11]
+    assert not mask_of(module)[[5, 11]].any()
+
+
+def test_the_plot_marks_the_shown_slice_and_the_doubtful_ones(host: Any, module: Any) -> None:
+    module.ui.reviewSection.collapsed = False
+    segment(host, module)
+    image = module.ui.qualityPlot.pixmap.toImage()
+    bottom = [image.pixelColor(x, image.height() - 2).name() for x in range(image.width())]
+    assert "#2f9e57" in bottom and "#d9412f" in bottom
+    host.slice_view("Red").jump_to((24.0, 20.0, 24.0))
+    host.process_events(120)
+    top = module.ui.qualityPlot.pixmap.toImage()
+    marked = [x for x in range(top.width()) if top.pixelColor(x, 1).name() == "#1f2933"]
+    assert marked and marked[0] == pytest.approx(8.5 * top.width() / 12, abs=top.width() / 12)
+
+
+def test_the_saliency_overlay_follows_the_view_and_leaves_no_trace(host: Any, module: Any) -> None:
+    import slicer
+
+    composite = slicer.mrmlScene.GetNodeByID("vtkMRMLSliceCompositeNodeRed")
+    nodes = slicer.mrmlScene.GetNumberOfNodes()
+    module.ui.clicksSection.collapsed = False
+    module.ui.saliencyCheck.checked = True
+    overlay = module.widget.panel.saliency.overlay
+    host.wait_until(lambda: overlay.node is not None)
+    host.slice_view("Red").jump_to((24.0, 20.0, 9.0))
+    host.wait_until(lambda: slicer.util.arrayFromVolume(overlay.node).max() == pytest.approx(3 / 12))
+    assert composite.GetForegroundVolumeID() == overlay.node.GetID()
+    matrix = np.zeros((3, 4))
+    overlay.node.GetIJKToRASMatrix(vtk_matrix := __import__("vtk").vtkMatrix4x4())
+    matrix = np.array([[vtk_matrix.GetElement(r, c) for c in range(4)] for r in range(3)])
+    assert np.abs(matrix[:, 3] @ [0, 0, 1]) == pytest.approx(9.0)
+    module.ui.saliencyCheck.checked = False
+    assert not composite.GetForegroundVolumeID()
+    assert slicer.mrmlScene.GetNumberOfNodes() <= nodes + 1
+    assert overlay.node is None
+
+
+def test_a_saliency_that_cannot_be_had_says_why(host: Any) -> None:
+    add_volume(host)
+    loaded = load(host, "fake?missing=1")
+    loaded.ui.saliencyCheck.checked = True
+    host.wait_until(lambda: "not on this machine" in loaded.ui.statusLabel.text)
+    assert not loaded.ui.saliencyCheck.checked

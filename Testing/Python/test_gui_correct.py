@@ -1,0 +1,188 @@
+"""The embedded Segment Editor: a person's slices are recognized, kept, released; undo; masking; other segments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gui_helpers import (
+    SHAPE,
+    add_clicks,
+    add_volume,
+    digests,
+    filled_slices,
+    load,
+    mask_of,
+    move_click,
+    record_of,
+    segment,
+    settle,
+    state_of,
+)
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+
+@pytest.fixture
+def module(host: Any) -> Any:
+    """The module with a segmented structure, from clicks on slices 2 and 8, and the editor unfolded."""
+    add_volume(host)
+    loaded = load(host)
+    add_clicks((2, 8))
+    segment(host, loaded)
+    loaded.ui.correctSection.collapsed = False
+    return loaded
+
+
+def paint(host: Any, module: Any, k: int = 3, effect: str = "Paint") -> None:
+    """Draw a stroke of the brush in a slice, away from the structure."""
+    module.ui.editor.setActiveEffectByName(effect)
+    host.slice_view("Red").drag_ras((8.0, 8.0, 3.0 * k), (14.0, 8.0, 3.0 * k))
+    module.ui.editor.setActiveEffectByName("")
+    settle(host, module)
+
+
+def add_segment(node: Any, name: str, box: Any, volume: Any) -> str:
+    """Add a segment with a box in it."""
+    import slicer
+
+    segment_id = node.GetSegmentation().AddEmptySegment(name, name)
+    array = np.zeros(SHAPE, np.uint8)
+    array[box] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(array, node, segment_id, volume)
+    return segment_id
+
+
+def test_a_painted_slice_is_recognized_shown_and_survives_updates(host: Any, module: Any) -> None:
+    paint(host, module)
+    assert record_of(module).owned == {3}
+    assert "1 slice" in module.ui.lockedLabel.text and "3" in module.ui.lockedLabel.text
+    painted = mask_of(module)[3].copy()
+    move_click(state_of(module).centerlineNodes[0], 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    assert np.array_equal(mask_of(module)[3], painted)
+    assert mask_of(module)[2, 20, 33]
+    segment(host, module)
+    assert np.array_equal(mask_of(module)[3], painted)
+    assert "kept" in module.ui.statusLabel.text
+
+
+def test_released_slices_are_the_models_again(host: Any, module: Any) -> None:
+    paint(host, module)
+    host.slice_view("Red").jump_to((24.0, 20.0, 9.0))
+    module.ui.releaseSliceButton.click()
+    assert not record_of(module).owned
+    segment(host, module)
+    assert not mask_of(module)[3, 8].any() and mask_of(module)[3, 20, 24]
+
+
+def test_undo_of_a_stroke_gives_the_slice_back(host: Any, module: Any) -> None:
+    before = mask_of(module)
+    paint(host, module)
+    module.ui.editor.undo()
+    settle(host, module)
+    assert np.array_equal(mask_of(module), before)
+    assert not record_of(module).owned
+
+
+def test_stroke_update_undo_undo_leads_back_step_by_step(host: Any, module: Any) -> None:
+    node = state_of(module).centerlineNodes[0]
+    first = digests(mask_of(module))
+    paint(host, module)
+    second = digests(mask_of(module))
+    move_click(node, 1, (0.0, 6.0, 0.0))
+    settle(host, module)
+    assert digests(mask_of(module)) not in (first, second)
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert digests(mask_of(module)) == second
+    assert record_of(module).owned == {3}
+    assert node.GetNthControlPointPositionWorld(1)[1] == pytest.approx(20.0)
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert digests(mask_of(module)) == first
+    assert not record_of(module).owned
+
+
+def test_a_slice_erased_by_hand_stays_empty(host: Any, module: Any) -> None:
+    module.ui.editor.mrmlSegmentEditorNode().SetAttribute("BrushAbsoluteDiameter", "30")
+    module.ui.editor.setActiveEffectByName("Erase")
+    host.slice_view("Red").drag_ras((20.0, 20.0, 9.0), (28.0, 20.0, 9.0))
+    settle(host, module)
+    assert not mask_of(module)[3].any()
+    segment(host, module)
+    assert not mask_of(module)[3].any()
+
+
+def test_other_segments_even_overlapping_ones_are_not_touched(host: Any, module: Any) -> None:
+    state = state_of(module)
+    node = state.segmentationNode
+    other = add_segment(node, "Other", (slice(0, 12), slice(10, 30), slice(20, 40)), state.volumeNode)
+    third = add_segment(node, "Third", (slice(2, 4), slice(15, 22), slice(22, 30)), state.volumeNode)
+    before = [digests(mask_of(module, name)) for name in (other, third)]
+    move_click(state.centerlineNodes[0], 0, (6.0, 0.0, 0.0))
+    settle(host, module)
+    assert mask_of(module)[2, 20, 34]
+    assert [digests(mask_of(module, name)) for name in (other, third)] == before
+
+
+def test_masking_to_another_segment_is_honored(host: Any, module: Any) -> None:
+    state = state_of(module)
+    node = state.segmentationNode
+    inside = add_segment(node, "Inside", (slice(0, 12), slice(0, 40), slice(0, 30)), state.volumeNode)
+    editor = module.ui.editor.mrmlSegmentEditorNode()
+    editor.SetMaskMode(node.EditAllowedInsideSingleSegment)
+    editor.SetMaskSegmentID(inside)
+    state.segmentId = ""
+    segment(host, module)
+    mask = mask_of(module)
+    assert mask[2, 20, 27] and filled_slices(mask) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]
+    move_click(state.centerlineNodes[0], 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    mask = mask_of(module)
+    assert mask[2, 20, 29] and not mask[2, 20, 30:].any()
+    assert not record_of(module).owned
+
+
+def test_overwriting_other_segments_is_honored_and_undone_when_cancelled(host: Any) -> None:
+    add_volume(host)
+    loaded = load(host, "fake?delay=0.1")
+    add_clicks((2, 8))
+    loaded.widget.panel.refresh()
+    state = state_of(loaded)
+    import slicer
+
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(state.volumeNode)
+    other = add_segment(node, "Other", (slice(0, 12), slice(15, 25), slice(20, 30)), state.volumeNode)
+    state.segmentationNode = node
+    from SPDSegmentLib.gui.target import editorNode
+
+    editorNode().SetOverwriteMode(editorNode().OverwriteAllSegments)
+    before = digests(mask_of(loaded, other))
+    loaded.widget.panel.refresh()
+    loaded.ui.segmentButton.click()
+    host.process_events(700)
+    loaded.ui.segmentButton.click()
+    settle(host, loaded)
+    assert digests(mask_of(loaded, other)) == before
+    segment(host, loaded)
+    assert not (mask_of(loaded, other) & mask_of(loaded)).any()
+    assert digests(mask_of(loaded, other)) != before
+
+
+def test_two_segments_of_one_segmentation_are_worked_on_in_turn(host: Any, module: Any) -> None:
+    state = state_of(module)
+    first_id, first = state.segmentId, digests(mask_of(module))
+    clicks = state.centerlineNodes[0]
+    state.segmentId = ""
+    state.centerlineNodes = [add_clicks((5,), "Second", at=(12.0, 12.0))]
+    segment(host, module)
+    assert state.segmentId != first_id and filled_slices(mask_of(module)) == [3, 4, 5, 6, 7]
+    assert digests(mask_of(module, first_id)) == first
+    state.segmentId = first_id
+    state.centerlineNodes = [clicks]
+    segment(host, module)
+    assert digests(mask_of(module)) == first
