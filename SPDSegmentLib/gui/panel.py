@@ -16,6 +16,7 @@ from .inputs_section import InputsSection
 from .review_section import ReviewSection
 from .run_section import RunSection
 from .saliency_section import SaliencySection
+from .setup_section import SetupSection
 from .shortcuts import Shortcuts
 from .state import ModuleState
 from .write_record import WriteRecord
@@ -40,6 +41,7 @@ class ModulePanel(VTKObservationMixin):
         )
         self.saliency = SaliencySection(ui, logic.segmenter, self.inputs, self.run.show)
         self.export = ExportSection(ui, lambda: self.state)
+        self.setup = SetupSection(ui, logic, self.run, lambda: self.state, self.refresh)
         self.shortcuts = Shortcuts(
             {
                 "Shift+C": ui.placeButton.click,
@@ -78,6 +80,7 @@ class ModulePanel(VTKObservationMixin):
         self._later.stop()
         self.shortcuts.remove()
         self.saliency.close()
+        self.setup.close()
         self.run.close()
         self.clicks.close()
         self.review.close()

@@ -18,9 +18,14 @@ MAX_VOLUMES = 2
 PYTHON_NAME = "PythonSlicer"
 
 
+def pythonExecutable() -> str:
+    """Return the interpreter for processes of ours: PythonSlicer, or the running one outside Slicer."""
+    return shutil.which(PYTHON_NAME) or sys.executable
+
+
 def defaultCommand() -> WorkerCommand:
-    """Return the command for a worker on this machine: PythonSlicer, or the running interpreter outside Slicer."""
-    return local_command(shutil.which(PYTHON_NAME) or sys.executable)
+    """Return the command for a worker on this machine."""
+    return local_command(pythonExecutable())
 
 
 class WorkerHost:
@@ -71,6 +76,11 @@ class WorkerHost:
         for name in self._volumes:
             self.client.close_volume(name)
         self._volumes.clear()
+
+    def restart(self) -> None:
+        """End the worker without waiting for it; the next request starts another, which sees what was installed."""
+        self.close()
+        self.client.reset()
 
     def close(self) -> None:
         """End the worker without waiting for it."""

@@ -73,6 +73,17 @@ def weights_status(name: str) -> WeightsStatus:
     return WeightsStatus(weights, path, "ready", expected, accepted is not None)
 
 
+def quick_state(name: str) -> Literal["ready", "unchecked", "missing"]:
+    """State of one entry at a glance, nothing is hashed: ``ready`` where its last full check found what is expected."""
+    weights = known_weights(name)
+    path = weights_folder() / weights.filename
+    if not path.is_file():
+        return "missing"
+    expected = _accepted().get(name) or weights.sha256
+    known = ChecksumMemory(weights_folder()).recall(path)
+    return "ready" if known is not None and known == expected else "unchecked"
+
+
 def fetch_base_weights(
     name: str,
     progress: Progress | None = None,

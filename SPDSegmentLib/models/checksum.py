@@ -53,6 +53,14 @@ class ChecksumMemory:
 
     def digest(self, path: Path, progress: Progress | None = None, cancel: CancelQuery | None = None) -> str:
         """SHA-256 of ``path``, remembered or computed."""
+        digest = self.recall(path)
+        if digest is None:
+            digest = sha256_of(path, progress, cancel)
+            self.remember(path, digest)
+        return digest
+
+    def recall(self, path: Path) -> str | None:
+        """SHA-256 of ``path`` if it is remembered and the file is unchanged, otherwise None."""
         stat = path.stat()
         known = self._read().get(path.name)
         if (
@@ -61,9 +69,7 @@ class ChecksumMemory:
             and isinstance(known.get("sha256"), str)
         ):
             return str(known["sha256"])
-        digest = sha256_of(path, progress, cancel)
-        self.remember(path, digest)
-        return digest
+        return None
 
     def remember(self, path: Path, digest: str) -> None:
         """Note that ``path``, as it is now, has this digest."""

@@ -65,6 +65,7 @@ class _StandinFinder(importlib.abc.MetaPathFinder):
 
     def __init__(self) -> None:
         self.absent: set[str] = set()
+        self.set_aside: dict[str, ModuleType] = {}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -107,9 +108,14 @@ def set_module_present(name: str, present: bool) -> None:
     package, _, rest = name.rpartition(".")
     if present:
         _finder.absent.discard(name)
+        if name in _finder.set_aside:
+            sys.modules[name] = _finder.set_aside.pop(name)
+            if package == "slicer":
+                setattr(slicer, rest, sys.modules[name])
         return
     _finder.absent.add(name)
-    sys.modules.pop(name, None)
+    if name in sys.modules:
+        _finder.set_aside[name] = sys.modules.pop(name)
     if package == "slicer":
         vars(slicer).pop(rest, None)
 
