@@ -15,6 +15,7 @@ import numpy as np
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.inference.call import Call, OnProgress, OnSlice
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import LOCKED, PointResult, SegmentationResult, SliceResult
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from SPDSegmentLib.inference.predictor import Predictor
 
 OUTSIDE_LOGIT = -1.0
+SALIENCY_ONLY = "saliency only"
 
 
 class Session:
@@ -53,6 +55,8 @@ class Session:
         self._maps: SaliencyMaps | None = None
         self._locked: dict[int, np.ndarray] = {}
         self._slices: dict[int, tuple[SlicePrompts, SliceResult]] = {}
+        self._outdated: set[int] = set()  # slices whose last mask was not empty and is void now
+        self._window: InputWindow | None = None
         self._strategy = ""
         self._call = Call()
 
@@ -95,13 +99,14 @@ class Session:
         network_clicks, seen = self._network_clicks(clicks, inside)
         center = int(np.median(clicks.slice_index[inside])) if first_slice is None else first_slice
         fates: list[PointResult] = []
+        strategy = SALIENCY_ONLY if saliency_only else prompts
+        if self._strategy != strategy:
+            self._forget()
+            self._strategy = strategy
         if saliency_only:
             results = self._saliency_masks(call, center)
             recomputed = set(results)
         else:
-            if self._strategy != prompts:
-                self._slices.clear()
-                self._strategy = prompts
             recomputed = self._decode_early(network_clicks, prompts, center, call)
             distillation = self._distill(network_clicks, prompts, call)
             recomputed |= self._decode(_nearest_first(distillation.slices, center), call)
@@ -144,12 +149,19 @@ class Session:
         return self._features.window.restore(saliency[None], 0.0)[0]
 
     def _place_window(self, xy: np.ndarray) -> list[str]:
-        first = not self._slices
-        if not self._features.place_window(xy):
+        self._features.place_window(xy)
+        if self._window == self._features.window:
             return []
+        first = self._window is None
+        self._window = self._features.window
         self._maps = None
-        self._slices.clear()
+        self._forget()
         return [] if first else ["Most clicks left the field of view; it was moved and everything computed again."]
+
+    def _forget(self) -> None:
+        """Let every slice be decided anew, and remember which of them the caller has a mask of."""
+        self._outdated |= {t for t, (_, result) in self._slices.items() if result.mask.any()}
+        self._slices.clear()
 
     def _network_clicks(self, clicks: Clicks, inside: np.ndarray) -> tuple[SliceClicks, np.ndarray]:
         """Clicks in network pixels, and their indexes among the given ones."""
@@ -217,7 +229,7 @@ class Session:
                     to_decode.append(p)
                     changed.add(t)
                 else:
-                    if known is not None:
+                    if known is not None or t in self._outdated:
                         changed.add(t)
                     self._keep(p, self._blank(t, p.status), call)
         self._features.ensure([p.slice_index for p in to_decode], call)
@@ -239,9 +251,11 @@ class Session:
         call.decoded(len(batch))
 
     def _keep(self, prompts: SlicePrompts, result: SliceResult, call: Call) -> None:
-        before = self._slices.get(prompts.slice_index)
-        self._slices[prompts.slice_index] = (prompts, result)
-        if result.mask.any() or result.status == SUPPORTED or (before is not None and before[1].mask.any()):
+        t = prompts.slice_index
+        had_mask = t in self._outdated or (t in self._slices and bool(self._slices[t][1].mask.any()))
+        self._outdated.discard(t)
+        self._slices[t] = (prompts, result)
+        if had_mask or result.mask.any() or result.status == SUPPORTED:
             call.on_slice(result)
 
     def _blank(self, t: int, status: str) -> SliceResult:
@@ -260,6 +274,7 @@ class Session:
                 mask = saliency > self.predictor.prompts.threshold
                 quality = float(saliency[mask].mean()) if mask.any() else 0.0
                 results[t] = SliceResult(t, mask, quality, "saliency" if mask.any() else EMPTY)
+                self._outdated = self._outdated | {t} if mask.any() else self._outdated - {t}
                 call.on_slice(results[t])
         return results
 
