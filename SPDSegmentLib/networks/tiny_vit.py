@@ -118,8 +118,19 @@ class WindowAttention(nn.Module):
         windows, n, channels = x.shape
         qkv = self.qkv(self.norm(x)).view(windows, n, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias(q.dtype)[None])
+        x = _attend(q, k, v, self.bias(q.dtype)[None])
         return self.proj(x.transpose(1, 2).reshape(windows, n, channels))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention, (windows, heads, N, d) each.
+
+    Torch's fused CPU kernel is the fastest forward, but its backward with a bias takes several times as long as that of
+    the plain products: ``Testing/Benchmarks/attention_backward.py``.
+    """
+    if q.requires_grad and q.device.type == "cpu":
+        return torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + bias, dim=-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 class Mlp(nn.Module):
