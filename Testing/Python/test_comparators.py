@@ -8,14 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_predictor import tube_volume
 
-from SPDSegmentLib.evaluation.comparators.protocol import Budget, Comparator, InputSettings, TrainingCase
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.comparators.clicks import ClickedSlice, NetworkClicks
+from SPDSegmentLib.evaluation.comparators.protocol import Budget, Comparator, InputSettings, NotRun, TrainingCase
 from SPDSegmentLib.evaluation.comparators.registry import make_comparator
 from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.prompts.distillation import SliceClicks
 from SPDSegmentLib.prompts.noise import click_path
 
 INPUTS = InputSettings(64, 0.0, IntensityConfig("window", 0.0, 100.0), (0.5, 1.5), box_margin_mm=6.0, device="cpu")
@@ -89,3 +94,72 @@ def test_a_learned_comparator_trains_resumes_loads_and_segments(name: str, tmp_p
     assert not list(tmp_path.rglob("*.pkl"))
     nothing = Clicks(np.array([0]), np.zeros((1, 2)), np.array([True]), ("1",))
     assert not comparator.segment(target, nothing).any()
+
+
+def noisy_tube() -> EvaluationTarget:
+    """The same tube with noise, as region growing needs some."""
+    target = tube_target("c")
+    volume = target.stack.volume
+    noise = np.random.default_rng(0).normal(0, 4, volume.array.shape)
+    stack = SliceStack(Volume((volume.array + noise).astype(np.float32), volume.ijk_to_ras, "tube"), "axial")
+    return EvaluationTarget("c", "c", "1", stack, target.mask, target.path)
+
+
+@pytest.mark.parametrize("name", ["region-growing", "threshold-growing", "random-walker"])
+def test_what_people_do_today_recovers_a_bright_tube_from_clean_clicks(name: str, tmp_path: Path) -> None:
+    target = noisy_tube()
+    clicks, _ = target.clicks("clean", 1)
+    comparator = make_comparator(name, INPUTS)
+    comparator.train([], tmp_path, Budget(1), ignore)
+    comparator.load(tmp_path)
+    mask = comparator.segment(target, clicks)
+    assert dice(mask, target.mask) > 0.9
+    assert np.array_equal(mask, comparator.segment(target, clicks))
+
+
+def test_weights_that_are_not_here_leave_a_row_empty(tmp_path: Path, spd_home: Path) -> None:
+    with pytest.raises(NotRun, match="weights not available: sam_vit_b"):
+        make_comparator("medsam-box-zero-shot", INPUTS, backbone="sam_vit_b").load(tmp_path)
+    with pytest.raises(NotRun, match="not trained"):
+        make_comparator("msa", INPUTS, backbone="tiny_random").load(tmp_path)
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+    make("transunet").train(training_cases(), tmp_path, Budget(1), ignore)
+    with pytest.raises(BadInput, match="other settings"):
+        make("transunet-clicks").train(training_cases(), tmp_path, Budget(1), ignore)
+
+
+def test_a_budget_of_seconds_ends_a_training_that_is_then_finished(tmp_path: Path) -> None:
+    make("transunet").train(training_cases(), tmp_path, Budget(10_000, seconds=0.2), ignore)
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["finished"] and 1 <= record["steps"] < 10_000
+    make("transunet").load(tmp_path)
+
+
+def test_adapters_change_nothing_before_they_have_learned() -> None:
+    from SPDSegmentLib.evaluation.comparators.sam_rows import MedicalSamAdapter, PointNetwork
+
+    comparator = MedicalSamAdapter(INPUTS, "tiny_random")
+    torch.manual_seed(0)
+    plain = PointNetwork(comparator.sam()).eval()
+    torch.manual_seed(0)
+    adapted = comparator.build().eval()
+    names = [name for name in adapted.trainable() if ".adapter." in name]
+    assert any("image_encoder" in name for name in names) and any("mask_decoder" in name for name in names)
+    images = torch.rand(2, 1, 64, 64)
+    clicks = NetworkClicks(SliceClicks(np.array([0, 1]), np.array([[9.0, 9], [20, 30]])), 64, 1.0, 3.0)
+    where = [ClickedSlice(clicks, t) for t in (0, 1)]
+    with torch.no_grad():
+        assert torch.equal(adapted.predict(adapted.embed(images), where), plain.predict(plain.embed(images), where))
+
+
+def test_the_click_channel_is_one_at_a_click_and_falls_with_the_distance_in_millimeters() -> None:
+    clicks = NetworkClicks(SliceClicks(np.array([2, 4]), np.array([[10.0, 20], [14, 20]])), 64, 0.5, 2.0)
+    here, between, after = clicks.nearness(2), clicks.nearness(3), clicks.nearness(5)
+    assert here[20, 10] == 1 and here[20, 12] == pytest.approx(1 - 1.0 / 8)
+    assert between[20, 12] == 1
+    assert after[20, 14] == pytest.approx(1 - 2.0 / 8)
+    assert clicks.nearness(40).max() == 0
+    assert len(clicks.points(1)) == 0 and clicks.points(3).tolist() == [[12.0, 20.0]]
+    assert clicks.box(2, 3.0).tolist() == [4.0, 14.0, 16.0, 26.0]
