@@ -24,6 +24,7 @@ from SPDSegmentLib.geometry.window import InputWindow, place_window
 CRITERIA = ("confidence", "threshold")
 SMOOTHING_STEPS = 5
 BOX_MARGINS = 3.0
+TOLERANCE = 1e-6
 STRUCTURE, SURROUNDINGS = 1, 2
 
 
@@ -159,7 +160,7 @@ class RandomWalker(Untrained):
         images = window.resample(normalize(stack.array[first : last + 1], limits))
         ratio = (stack.slice_mm / seen.pixel_mm, 1.0, 1.0)
         probability = random_walker(
-            images, markers, self.beta, "cg_j", spacing=ratio, prob_tol=0.05, return_full_prob=True
+            images, markers, self.beta, "cg_j", tol=TOLERANCE, spacing=ratio, return_full_prob=True
         )[0]
         mask[first : last + 1] = window.restore(probability, 0.0) > 0.5
         return mask
