@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import slicer
 from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 
-COLUMNS = ("case", "state", "error", "seconds", "voxels", "output")
+from .batch_files import finishedRow, readCases, removeLeftovers, saveWhole, writeCsv, writeJson
+from .measurements import measureSource
+
+COLUMNS = ("case", "state", "error", "seconds", "volume_ml", "voxels", "quality", "doubtful_slices", "output", "model")
 OUTPUT_SUFFIX = ".seg.nrrd"
+ROW_SUFFIX = ".case.json"
 _NAME = re.compile(r"[^\w.-]+")
 
 
@@ -31,67 +34,92 @@ class BatchCase:
     points: str
 
 
-class SupportsSegment(Protocol):
-    """Who segments, see ``console.Console``."""
-
-    def segment(self, volumeNode: Any, centerlineNode: Any, model: str, **options: Any) -> Any:
-        """Return a segmentation node."""
+Cases = Iterable[BatchCase | Sequence[Any]] | str | Path
+SegmentNodes = Callable[[Any, list[Any]], Any]
 
 
 def runBatch(
-    console: SupportsSegment,
-    cases: Iterable[BatchCase | Sequence[Any]],
-    folder: Path,
-    model: str,
-    *,
-    resume: bool = True,
-    **options: Any,
+    segment: SegmentNodes, cases: Cases, folder: Path, model: str, *, resume: bool = True, settings: str = ""
 ) -> dict[str, Any]:
-    """Segment cases to files, see ``Console.segmentBatch``; BadInput for a bad list."""
-    listed = _checked(cases)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for case in listed:
-        row = _finishedRow(folder, case) if resume else None
-        if row is None:
-            row = _runCase(console, case, folder, model, options)
-        rows.append(row)
-        report = {"model": model, "cases": rows}
-        _writeJson(folder / "report.json", report)
-        _writeCsv(folder / "report.csv", rows)
-    return {"model": model, "cases": rows}
+    """Segment cases to files, see ``Console.segmentBatch``.
+
+    Args:
+        segment: takes a volume node and centerline nodes and returns a segmentation node.
+        cases: see ``Console.segmentBatch``.
+        folder: for results and reports; made if need be.
+        model: its name, for the report; with another one, finished cases are done again.
+        resume: skip the cases that are finished.
+        settings: of the run, as text; with others, finished cases are done again.
+
+    Raises:
+        BadInput: a bad list, or the folder cannot be written.
+        Cancelled: somebody stopped it; the report holds what was finished.
+    """
+    listed = checkedCases(cases)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _runAll(segment, listed, folder, model, resume, settings)
+    except OSError as error:
+        raise BadInput(
+            _("The folder {path} cannot be used: {reason}.").format(path=folder, reason=error.strerror or error),
+            _("Choose another one; what is finished there is kept."),
+            repr(error),
+        ) from error
 
 
-def _checked(cases: Iterable[BatchCase | Sequence[Any]]) -> list[BatchCase]:
-    listed = [
-        case if isinstance(case, BatchCase) else BatchCase(*(str(part) for part in case))
-        for case in cases
-        if isinstance(case, BatchCase) or _isTriple(case)
-    ]
-    names = [_NAME.sub("_", case.name) for case in listed]
+def checkedCases(cases: Cases) -> list[BatchCase]:
+    """Return cases with names that can be file names; raises BadInput for a bad list."""
+    if isinstance(cases, (str, Path)):
+        cases = readCases(Path(cases))
+    listed = []
+    for case in cases:
+        if not isinstance(case, BatchCase):
+            if isinstance(case, str) or len(case) != 3:
+                raise BadInput(
+                    _("A case of the batch is not (name, image, points)."), _("Give three values for each case.")
+                )
+            case = BatchCase(*(str(part) for part in case))
+        listed.append(BatchCase(_NAME.sub("_", case.name).lstrip("."), str(case.image), str(case.points)))
+    names = [case.name.lower() for case in listed]
     if len(set(names)) != len(names) or "" in names:
-        raise BadInput(_("Two cases of the batch have the same name."), _("Give every case a name of its own."))
-    return [BatchCase(name, case.image, case.points) for name, case in zip(names, listed, strict=True)]
+        raise BadInput(
+            _("Two cases of the batch have the same name, or one has none."), _("Give every case a name of its own.")
+        )
+    return listed
 
 
-def _isTriple(case: Sequence[Any]) -> bool:
-    if len(case) != 3:
-        raise BadInput(_("A case of the batch is not (name, image, points)."), _("Give three values for each case."))
-    return True
-
-
-def _runCase(
-    console: SupportsSegment, case: BatchCase, folder: Path, model: str, options: dict[str, Any]
+def _runAll(
+    segment: SegmentNodes, cases: list[BatchCase], folder: Path, model: str, resume: bool, settings: str
 ) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    report = {"model": model, "settings": settings, "cases": rows}
+    for number, case in enumerate(cases, start=1):
+        key = {"image": case.image, "points": case.points, "model": model, "settings": settings}
+        rowFile, output = folder / f"{case.name}{ROW_SUFFIX}", folder / f"{case.name}{OUTPUT_SUFFIX}"
+        row = finishedRow(rowFile, output, key) if resume else None
+        if row is None:
+            rowFile.unlink(missing_ok=True)
+            removeLeftovers(output)
+            row = _runCase(segment, case, output) | key
+            writeJson(rowFile, row)
+            logging.info("SPDSegment batch %d/%d, %s: %s %s", number, len(cases), case.name, row["state"], row["error"])
+        rows.append(row)
+        writeJson(folder / "report.json", report)
+        writeCsv(folder / "report.csv", COLUMNS, rows)
+    return report
+
+
+def _runCase(segment: SegmentNodes, case: BatchCase, output: Path) -> dict[str, Any]:
     started = time.monotonic()
     row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
-    row.update(case=case.name, state="failed", voxels=0)
-    known = {slicer.mrmlScene.GetNthNode(n).GetID() for n in range(slicer.mrmlScene.GetNumberOfNodes())}
+    row.update(case=case.name, state="failed")
+    known = _nodeIds()
     try:
-        node = console.segment(_load(case.image, "VolumeFile"), _loadAll(case.points), model, **options)
-        output = folder / f"{case.name}{OUTPUT_SUFFIX}"
-        _save(node, output)
-        row.update(state="done", output=output.name, voxels=_voxels(node))
+        volumeNode = _load(case.image, "VolumeFile", {"show": False})
+        node = segment(volumeNode, _loadPoints(case.points))
+        row.update(_figures(node, volumeNode))
+        saveWhole(node, output)
+        row.update(state="done", output=output.name)
     except Cancelled:
         raise
     except SPDError as error:
@@ -99,50 +127,43 @@ def _runCase(
     except Exception as error:  # one case must not stop the others
         row["error"] = f"{type(error).__name__}: {error}"
     finally:
-        row["seconds"] = round(time.monotonic() - started, 2)
         _removeNew(known)
-    _writeJson(folder / f"{case.name}.json", row)
+    row["seconds"] = round(time.monotonic() - started, 2)
     return row
 
 
-def _finishedRow(folder: Path, case: BatchCase) -> dict[str, Any] | None:
-    try:
-        row = json.loads((folder / f"{case.name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    done = isinstance(row, dict) and row.get("state") == "done" and (folder / str(row.get("output"))).is_file()
-    return row if done else None
+def _figures(node: Any, volumeNode: Any) -> dict[str, Any]:
+    from .export_files import makeSource
+
+    source = makeSource(node, node.GetSegmentation().GetNthSegmentID(0), volumeNode, emptyToo=True)
+    info = source.target.record.info.values()
+    qualities = [slice_.quality for slice_ in info if slice_.quality is not None and slice_.status != "empty"]
+    return {
+        "volume_ml": measureSource(source)["volume"],
+        "voxels": int(source.target.read(source.snapshot).box.sum()),
+        "quality": round(sum(qualities) / len(qualities), 3) if qualities else "",
+        "doubtful_slices": sum(slice_.doubtful for slice_ in info),
+    }
 
 
-def _load(path: str, kind: str) -> Any:
-    if not Path(path).is_file():
+def _load(path: str, kind: str, properties: dict[str, Any]) -> Any:
+    if not os.path.exists(path):
         raise BadInput(_("The file {path} is not there.").format(path=path), _("Check the list of cases."))
-    loaded = slicer.util.loadNodeFromFile(path, kind)
-    if loaded is None:
-        raise BadInput(_("The file {path} cannot be read.").format(path=path), _("Check the file."))
-    return loaded
+    try:
+        return slicer.util.loadNodeFromFile(path, kind, properties)
+    except RuntimeError as error:
+        raise BadInput(_("The file {path} cannot be read.").format(path=path), "", str(error)) from error
 
 
-def _loadAll(path: str) -> list[Any]:
-    before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLMarkupsNode")}
-    _load(path, "MarkupsFile")
+def _loadPoints(path: str) -> list[Any]:
+    before = _nodeIds()
+    _load(path, "MarkupsFile", {})
     return [node for node in slicer.util.getNodesByClass("vtkMRMLMarkupsNode") if node.GetID() not in before]
 
 
-def _save(node: Any, output: Path) -> None:
-    beside = output.with_name(f"partial-{os.getpid()}-{output.name}")
-    try:
-        if not slicer.util.saveNode(node, str(beside)):
-            raise BadInput(_("{path} cannot be written.").format(path=output), _("Check the folder."))
-        os.replace(beside, output)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _voxels(node: Any) -> int:
-    segmentation = node.GetSegmentation()
-    array = slicer.util.arrayFromSegmentInternalBinaryLabelmap(node, segmentation.GetNthSegmentID(0))
-    return int((array != 0).sum())
+def _nodeIds() -> set[str]:
+    scene = slicer.mrmlScene
+    return {scene.GetNthNode(n).GetID() for n in range(scene.GetNumberOfNodes())}
 
 
 def _removeNew(known: set[str]) -> None:
@@ -150,18 +171,3 @@ def _removeNew(known: set[str]) -> None:
         node = slicer.mrmlScene.GetNthNode(number)
         if node is not None and node.GetID() not in known and not node.GetSingletonTag():
             slicer.mrmlScene.RemoveNode(node)
-
-
-def _writeJson(path: Path, content: Any) -> None:
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(beside, path)
-
-
-def _writeCsv(path: Path, rows: list[dict[str, Any]]) -> None:
-    beside = path.with_name(f"{path.name}.partial")
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(beside, path)

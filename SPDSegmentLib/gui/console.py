@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import qt
+import slicer
 
 from SPDSegmentLib import __version__
 
-from .batch import BatchCase, runBatch
+from .batch import Cases, runBatch
 from .job import Job
 from .models import findModel
 from .qprocess_transport import slicerTransport
@@ -30,8 +30,17 @@ class Console:
         self.segmenter = Segmenter(self.workerHost, qt.QTimer.singleShot)
 
     def segment(self, volumeNode: Any, centerlineNode: Centerlines, model: str, **options: Any) -> Any:
-        """Segment and return the segmentation node; see :meth:`start` for the arguments and errors."""
-        return self.segmenter.start(self._task(volumeNode, centerlineNode, model, **options), blocking=True).wait()
+        """Segment and return the segmentation node; see :meth:`start` for the arguments and errors.
+
+        It blocks, and a segmentation that it made is removed if it fails.
+        """
+        task = self._task(volumeNode, centerlineNode, model, **options)
+        try:
+            return self.segmenter.start(task, blocking=True).wait()
+        except BaseException:
+            if options.get("segmentation") is None and task.target.node is not None:
+                slicer.mrmlScene.RemoveNode(task.target.node)
+            raise
 
     def start(self, volumeNode: Any, centerlineNode: Centerlines, model: str, **options: Any) -> Job:
         """Start a segmentation and return its job: ``cancel()``, ``finished``, ``progress``, ``result``.
@@ -48,24 +57,35 @@ class Console:
         return self.segmenter.start(self._task(volumeNode, centerlineNode, model, **options))
 
     def segmentBatch(
-        self,
-        cases: Iterable[BatchCase | Sequence[Any]],
-        outputFolder: str | Path,
-        model: str,
-        *,
-        resume: bool = True,
-        **options: Any,
+        self, cases: Cases, outputFolder: str | Path, model: str, *, resume: bool = True, **options: Any
     ) -> dict[str, Any]:
         """Segment many cases to files and return the report, which is also written as CSV and JSON.
 
+        A case that fails is a line of the report and does not stop the others.
+
         Args:
-            cases: ``BatchCase`` or (name, image file, points file) of each.
+            cases: ``BatchCase`` or (name, image file, points file) of each; or a CSV file with the columns name, image
+                and points.
             outputFolder: gets ``<name>.seg.nrrd`` of each case, ``report.csv`` and ``report.json``.
             model: name or folder of a bundle.
-            resume: skip the cases that are finished.
-            options: see :meth:`start`.
+            resume: skip the cases that were finished with the same files, model and options.
+            options: ``axis``, ``device``, ``prompts``; see :meth:`start`.
+
+        Raises:
+            BadInput: a bad list of cases, or the folder cannot be written.
+            ModelMissing, ModelCorrupt: the model cannot be used at all.
         """
-        return runBatch(self, cases, Path(outputFolder), model, resume=resume, **options)
+        findModel(model, remote=self.workerHost.isRemote)
+
+        def segment(volumeNode: Any, centerlineNodes: list[Any]) -> Any:
+            self.workerHost.client.reset()  # workers that died on other cases do not count
+            return self.segment(volumeNode, centerlineNodes, model, **options)
+
+        settings = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
+        try:
+            return runBatch(segment, cases, Path(outputFolder), model, resume=resume, settings=settings)
+        finally:
+            self.workerHost.forgetVolumes()
 
     def close(self) -> None:
         """Cancel what runs and end the worker."""

@@ -76,11 +76,11 @@ def exportFormats() -> tuple[ExportFormat, ...]:
     )
 
 
-def makeSource(segmentationNode: Any, segmentId: str, volumeNode: Any) -> ExportSource:
+def makeSource(segmentationNode: Any, segmentId: str, volumeNode: Any, *, emptyToo: bool = False) -> ExportSource:
     """Return what to export.
 
     Raises:
-        BadInput: there is no such segment, it is empty, or the volume is gone.
+        BadInput: there is no such segment, it is empty (unless ``emptyToo``), or the volume is gone.
         GeometryUnsupported: one of the nodes is under a non-linear transform.
     """
     from .volumes import takeSnapshot
@@ -90,7 +90,7 @@ def makeSource(segmentationNode: Any, segmentId: str, volumeNode: Any) -> Export
         raise BadInput(_("There is no segment yet."), _("Press Segment first, or choose a segment."))
     parentMatrix(segmentationNode)
     source = ExportSource(target, takeSnapshot(volumeNode, target.record.axis))
-    if not target.read(source.snapshot).box.any():
+    if not emptyToo and not target.read(source.snapshot).box.any():
         raise BadInput(_("The segment {name} is empty.").format(name=source.name), _("Press Segment first."))
     return source
 
