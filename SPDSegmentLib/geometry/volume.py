@@ -94,7 +94,7 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
             if defect is Defect.TRUNCATED:
                 raise BadInput(f"The image {path} is cut short or damaged.", "Copy or download it again.")
             if defect is Defect.INVALID_VALUES:
-                raise invalid_values(path.name)
+                raise invalid_values(f"image {path.name}")
     return volume_from_image(image, path.name)
 
 
@@ -161,20 +161,20 @@ def check_image(volume: Volume) -> None:
         BadInput: empty, not numeric, NaN or infinite values, or one value everywhere.
     """
     array: Any = volume.array
-    name = volume.name or "the volume"
+    name = f"image {volume.name}" if volume.name else "volume"
     if array.ndim != 3 or array.size == 0:
-        raise BadInput(f"The image {name} is not a 3-D volume with voxels.")
+        raise BadInput(f"The {name} is not a 3-D volume with voxels.")
     if array.dtype.kind not in "biuf":
-        raise BadInput(f"The image {name} does not hold numbers.", "Give a gray-scale volume.")
+        raise BadInput(f"The {name} does not hold numbers.", "Give a gray-scale volume.")
     low, high = array.min(), array.max()  # NaN goes through both, without a temporary array
     if not (np.isfinite(low) and np.isfinite(high)):
         raise invalid_values(name)
     if low == high:
-        raise BadInput(f"The image {name} has the same value everywhere.", "Choose another image.")
+        raise BadInput(f"The {name} has the same value everywhere.", "Choose another image.")
 
 
 def invalid_values(name: str) -> BadInput:
     """The error of an image with NaN or infinite voxels."""
     return BadInput(
-        f"The image {name} has invalid values (NaN or infinite).", "Replace them, for example by the background value."
+        f"The {name} has invalid values (NaN or infinite).", "Replace them, for example by the background value."
     )
