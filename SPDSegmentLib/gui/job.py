@@ -123,10 +123,9 @@ class Job:
         """End at once where results may no longer be written."""
         reason = "" if self.finished else self._isValid()
         if reason:
+            self._end(JobState.FAILED, BadInput(reason))
             if self._request is not None and not self._request.finished:
                 self._client.cancel(self._request, urgent=False)
-            if not self.finished:
-                self._end(JobState.FAILED, BadInput(reason))
 
     def _takeProgress(self, progress: Progress) -> None:
         if not self.finished:

@@ -113,9 +113,10 @@ class ModulePanel(VTKObservationMixin):
     def _clicksChanged(self) -> None:
         self.run.refresh()
         task = self.inputs.currentTask()
-        if not (self.state.liveUpdate and task is not None and task.target.record.model and not self.inputs.whyNot()):
+        if task is None or not self.state.liveUpdate or self.inputs.whyNot():
             return
-        if self.logic.segmenter.hasOtherClicks(task):
+        isFollowed = self.run.isRunning or task.target.record.model
+        if isFollowed and self.logic.segmenter.hasOtherClicks(task):
             self.run.start()
 
     def _segmentChanged(self, wentBack: bool) -> None:

@@ -102,6 +102,8 @@ class RunSection:
         if self.isRunning and self.job is not None:
             self.job.cancel()
         else:
+            if self.logic.workerHost.client.gave_up:
+                self.logic.workerHost.client.reset()
             self.start()
 
     def _onProgress(self, progress: Progress) -> None:

@@ -39,6 +39,7 @@ class Segmenter:
         self._jobs: dict[tuple[str, str], Job] = {}
         self._histories: dict[tuple[str, str], History] = {}
         self._lastClicks: dict[tuple[str, str], Clicks] = {}
+        self._startedClicks: dict[tuple[str, str], Clicks] = {}
         self._incomplete: set[tuple[str, str]] = set()
         self._savedFor: dict[tuple[str, str], dict[int, str]] = {}
 
@@ -76,6 +77,7 @@ class Segmenter:
         )
         job.onFinished.connect(lambda done: self._noteFinished(key, done, before))
         self._jobs[key] = job
+        self._startedClicks[key] = before
         first = None
         if task.firstSliceRas is not None:
             first = snapshot.sliceAt(task.firstSliceRas)
@@ -93,8 +95,9 @@ class Segmenter:
         return job
 
     def hasOtherClicks(self, task: Task) -> bool:
-        """Whether the clicks differ from those of the segment's last result."""
-        last = self._lastClicks.get(task.key)
+        """Whether the clicks differ from those of the run under way, or of the segment's last result."""
+        running = task.key in self._jobs
+        last = self._startedClicks.get(task.key) if running else self._lastClicks.get(task.key)
         return last is None or usedClicks(last) != usedClicks(snapshotClicks(task.centerlineNodes))
 
     def saliency(self, view: View, t: int, callback: Callable[[SaliencyReady | SPDError], None]) -> Request:
@@ -157,6 +160,7 @@ class Segmenter:
         self.cancelAll()
         self._histories.clear()
         self._lastClicks.clear()
+        self._startedClicks.clear()
         self._incomplete.clear()
         self._savedFor.clear()
         self.workerHost.forgetVolumes()

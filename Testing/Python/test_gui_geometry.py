@@ -1,0 +1,233 @@
+"""Volumes of every kind of geometry, and clicks of every kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gui_helpers import SHAPE, add_clicks, add_volume, filled_slices, load, mask_of, press_segment, segment, settle
+from gui_helpers import state_of
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+CLICKS_IJK = ((24, 20, 4), (24, 20, 6))
+RADIUS_MM = 4.0
+
+
+def rotation(degrees: float, axis: int) -> np.ndarray:
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    matrix = np.eye(4)
+    first, second = [n for n in range(3) if n != axis]
+    matrix[[first, first, second, second], [first, second, first, second]] = c, -s, s, c
+    return matrix
+
+
+def placed(matrix: np.ndarray, origin: Any = (10.0, -20.0, 30.0)) -> np.ndarray:
+    matrix = matrix @ np.diag([1.0, 1.0, 3.0, 1.0])
+    matrix[:3, 3] = origin
+    return matrix
+
+
+GEOMETRIES = {
+    "oblique": placed(rotation(20.0, 2) @ rotation(15.0, 0)),
+    "left-handed": placed(np.diag([-1.0, 1.0, 1.0, 1.0])),
+    "flipped": placed(np.diag([-1.0, -1.0, 1.0, 1.0])),
+    "reversed slices": placed(np.diag([1.0, 1.0, -1.0, 1.0])),
+    "anisotropic": np.diag([0.4, 1.1, 6.0, 1.0]),
+}
+
+
+def click_at(matrix: np.ndarray, voxels: Any = CLICKS_IJK, kind: str = "Fiducial") -> Any:
+    """Clicks at voxels (I, J, K)."""
+    node = add_clicks((), kind=kind)
+    for voxel in voxels:
+        node.AddControlPointWorld(*(matrix @ (*voxel, 1.0))[:3])
+    return node
+
+
+def transform(matrix: np.ndarray) -> Any:
+    import slicer
+
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    node.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    return node
+
+
+def assert_discs_around_clicks(mask: np.ndarray) -> None:
+    """The fake model's answer for ``CLICKS_IJK``, in the volume's own voxels."""
+    assert filled_slices(mask) == [2, 3, 4, 5, 6, 7, 8]
+    j, i = np.nonzero(mask[5])
+    assert (i.mean(), j.mean()) == pytest.approx((24.0, 20.0), abs=0.51)
+    assert mask[5, 20, 24] and 45 <= mask[5].sum() <= 49
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_the_structure_lies_where_the_clicks_are(host: Any, name: str) -> None:
+    matrix = GEOMETRIES[name]
+    add_volume(host, ijk_to_ras=matrix)
+    module = load(host)
+    click_at(matrix)
+    job = segment(host, module)
+    assert job.error is None, job.error
+    assert_discs_around_clicks(mask_of(module))
+
+
+def test_volume_and_clicks_under_a_linear_transform(host: Any) -> None:
+    volume = add_volume(host)
+    volume.SetAndObserveTransformNodeID(transform(placed(rotation(90.0, 2)) @ np.diag([1, 1, 1 / 3, 1])).GetID())
+    module = load(host)
+    clicks = click_at(np.diag([1.0, 1.0, 3.0, 1.0]))
+    clicks.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    assert segment(host, module).error is None
+    assert_discs_around_clicks(mask_of(module))
+    assert state_of(module).segmentationNode.GetTransformNodeID() == volume.GetTransformNodeID()
+
+
+def test_clicks_alone_under_a_linear_transform_count_where_they_are_seen(host: Any) -> None:
+    add_volume(host)
+    module = load(host)
+    clicks = click_at(
+        np.diag([1.0, 1.0, 3.0, 1.0]) @ np.array([[1, 0, 0, -7.0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    )
+    shift = np.eye(4)
+    shift[0, 3] = 7.0
+    clicks.SetAndObserveTransformNodeID(transform(shift).GetID())
+    assert segment(host, module).error is None
+    assert_discs_around_clicks(mask_of(module))
+    clicks.SetNthControlPointPositionWorld(0, 30.0, 20.0, 12.0)
+    settle(host, module)
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert clicks.GetNthControlPointPositionWorld(0) == pytest.approx((24.0, 20.0, 12.0))
+
+
+def test_a_non_linear_transform_is_refused_with_a_reason(host: Any) -> None:
+    import slicer
+    import vtk
+
+    volume = add_volume(host, show=False)
+    spline = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode")
+    warp = vtk.vtkThinPlateSplineTransform()
+    source, goal = vtk.vtkPoints(), vtk.vtkPoints()
+    for n in range(4):
+        source.InsertNextPoint(n * 5.0, n % 2 * 5.0, n // 2 * 5.0)
+        goal.InsertNextPoint(n * 5.0 + n * n, n % 2 * 5.0, n // 2 * 5.0)
+    warp.SetSourceLandmarks(source)
+    warp.SetTargetLandmarks(goal)
+    warp.SetBasisToR()
+    spline.SetAndObserveTransformToParent(warp)
+    volume.SetAndObserveTransformNodeID(spline.GetID())
+    module = load(host)
+    add_clicks()
+    assert press_segment(module) is None
+    assert "not linear" in module.ui.statusLabel.text and "Harden" in module.ui.statusLabel.text
+    assert state_of(module).segmentationNode is None
+
+
+def test_a_frame_of_a_sequence_is_segmented_and_another_frame_is_another_volume(host: Any) -> None:
+    import slicer
+
+    module = load(host)
+    volume = add_volume(host)
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode")
+    for value in range(2):
+        frame = slicer.vtkMRMLScalarVolumeNode()
+        frame.Copy(volume)
+        slicer.util.updateVolumeFromArray(frame, slicer.util.arrayFromVolume(volume) + value)
+        sequence.SetDataNodeAtValue(frame, str(value))
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    logic = slicer.vtkSlicerSequencesLogic() if hasattr(slicer, "vtkSlicerSequencesLogic") else None
+    logic.SetMRMLScene(slicer.mrmlScene)
+    logic.UpdateProxyNodesFromSequences(browser)
+    proxy = browser.GetProxyNode(sequence)
+    state_of(module).volumeNode = proxy
+    add_clicks()
+    sums = []
+    for frame_number in range(2):
+        browser.SetSelectedItemNumber(frame_number)
+        logic.UpdateProxyNodesFromSequences(browser)
+        job = segment(host, module)
+        assert job.error is None, job.error
+        sums.append(job.answer.report["values"])
+        assert_discs_around_clicks(mask_of(module))
+    assert sums[1] - sums[0] == np.prod(SHAPE)
+
+
+def test_a_single_slice_is_segmented(host: Any) -> None:
+    add_volume(host, (1, 40, 48))
+    module = load(host)
+    add_clicks((0,))
+    job = segment(host, module)
+    assert job.error is None, job.error
+    assert filled_slices(mask_of(module)) == [0]
+
+
+def test_a_structure_that_runs_in_the_slice_plane_is_segmented_in_its_slices(host: Any) -> None:
+    add_volume(host)
+    module = load(host)
+    click_at(np.diag([1.0, 1.0, 3.0, 1.0]), [(i, 20, 5) for i in range(6, 44, 4)])
+    assert segment(host, module).error is None
+    mask = mask_of(module)
+    assert filled_slices(mask) == [3, 4, 5, 6, 7]
+    assert mask[5, 20, 4:44].all()
+
+
+def test_another_slicing_axis_can_be_chosen(host: Any) -> None:
+    add_volume(host)
+    module = load(host)
+    click_at(np.diag([1.0, 1.0, 3.0, 1.0]), [(24, 20, 5)])
+    module.ui.axisBox.currentIndex = module.ui.axisBox.findData("coronal")
+    module.ui.axisBox.activated.emit(module.ui.axisBox.currentIndex)
+    assert segment(host, module).error is None
+    assert sorted(set(np.nonzero(mask_of(module))[1])) == [18, 19, 20, 21, 22]
+
+
+def test_a_curve_of_three_points_counts_between_its_points_too(host: Any) -> None:
+    add_volume(host)
+    module = load(host)
+    click_at(np.diag([1.0, 1.0, 3.0, 1.0]), [(20, 20, 1), (24, 20, 5), (28, 20, 10)], "Curve")
+    job = segment(host, module)
+    assert job.error is None, job.error
+    assert filled_slices(mask_of(module)) == list(range(12))
+    assert len({fate.clickId for fate in job.writer.record.fates if fate.clickId}) >= 3
+
+
+def test_a_thousand_clicks_are_segmented_without_blocking(host: Any) -> None:
+    add_volume(host, (200, 40, 48), spacing_mm=(1.0, 1.0, 1.0))
+    module = load(host)
+    module.ui.clicksSection.collapsed = False
+    rng = np.random.default_rng(1)
+    node = add_clicks(())
+    positions = np.column_stack([rng.uniform(4, 44, 1000), rng.uniform(4, 36, 1000), rng.uniform(0, 199, 1000)])
+    import slicer
+
+    slicer.util.updateMarkupsControlPointsFromArray(node, positions)
+    module.widget.panel.refresh()
+    host.process_events(300)
+    with host.longest_block() as block:
+        job = segment(host, module)
+    assert job.error is None, job.error
+    assert len(job.writer.record.fates) == 1000
+    assert module.ui.clicksTable.rowCount == 1000
+    assert block.longest_cpu_ms < 400
+
+
+def test_clicks_all_outside_are_refused_with_a_reason(host: Any) -> None:
+    add_volume(host)
+    module = load(host)
+    add_clicks((40, 50))
+    job = segment(host, module)
+    assert job.error is None or "inside the volume" in job.error.sentence
+    assert not mask_of(module).any()
+    assert "outside" in module.ui.statusLabel.text.lower() or "inside" in module.ui.statusLabel.text.lower()
+
+
+def test_without_clicks_the_panel_asks_for_them(host: Any) -> None:
+    add_volume(host)
+    module = load(host)
+    add_clicks(())
+    module.widget.panel.refresh()
+    assert not module.ui.segmentButton.enabled
+    assert "Click along the structure" in module.ui.statusLabel.text

@@ -1,0 +1,180 @@
+"""What happens to the scene, the module or Slicer while a segmentation runs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from gui_helpers import (
+    SHAPE,
+    add_clicks,
+    add_volume,
+    digests,
+    filled_slices,
+    load,
+    mask_of,
+    press_segment,
+    segment,
+    settle,
+    state_of,
+    use_fake,
+)
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+SLOW = "fake?delay=0.12"
+
+
+@pytest.fixture
+def running(host: Any) -> Any:
+    """The module in the middle of a segmentation: some slices are written."""
+    add_volume(host)
+    loaded = load(host, SLOW)
+    add_clicks((4, 6))
+    job = press_segment(loaded)
+    host.wait_until(lambda: job.writer.changed)
+    return loaded
+
+
+def worker_gone(module: Any) -> bool:
+    process_id = module.logic.workerHost.client.process_id
+    return process_id is None or not psutil.pid_exists(process_id)
+
+
+def test_closing_the_scene_stops_the_run(host: Any, running: Any) -> None:
+    job = running.widget.panel.run.job
+    host.new_scene()
+    assert job.finished
+    host.process_events(400)
+    assert not running.ui.segmentButton.enabled
+    assert running.ui.segmentButton.text == "Segment"
+    assert not running.logic.workerHost.client.busy or host.wait_until(
+        lambda: not running.logic.workerHost.client.busy, 1500
+    )
+
+
+def test_after_a_closed_scene_the_next_one_is_segmented(host: Any, running: Any) -> None:
+    host.new_scene()
+    add_volume(host)
+    add_clicks((4, 6))
+    use_fake(running)
+    assert segment(host, running).error is None
+    assert filled_slices(mask_of(running)) == [2, 3, 4, 5, 6, 7, 8]
+
+
+def test_removing_the_volume_ends_the_run_and_says_so(host: Any, running: Any) -> None:
+    import slicer
+
+    job, state = running.widget.panel.run.job, state_of(running)
+    node, segment_id = state.segmentationNode, state.segmentId
+    slicer.mrmlScene.RemoveNode(state.volumeNode)
+    assert job.finished and "volume was removed" in job.error.sentence
+    host.process_events(300)
+    content = node.GetSegmentation().GetSegment(segment_id).GetRepresentation("Binary labelmap")
+    assert content is None or not np.any(slicer.util.arrayFromSegmentInternalBinaryLabelmap(node, segment_id))
+    assert "Load a volume" in running.ui.statusLabel.text or "removed" in running.ui.statusLabel.text
+
+
+def test_removing_the_clicks_ends_the_run_and_nothing_is_half_written(host: Any, running: Any) -> None:
+    import slicer
+
+    job, state = running.widget.panel.run.job, state_of(running)
+    slicer.mrmlScene.RemoveNode(state.centerlineNodes[0])
+    assert job.finished and "clicks were removed" in job.error.sentence
+    host.process_events(300)
+    assert not mask_of(running).any()
+
+
+@pytest.mark.parametrize("what", ["segmentation", "segment"])
+def test_removing_the_segmentation_or_its_segment_ends_the_run(host: Any, running: Any, what: str) -> None:
+    import slicer
+
+    job, state = running.widget.panel.run.job, state_of(running)
+    if what == "segmentation":
+        slicer.mrmlScene.RemoveNode(state.segmentationNode)
+    else:
+        state.segmentationNode.GetSegmentation().RemoveSegment(state.segmentId)
+    host.wait_until(lambda: job.finished, 5000)
+    assert "segment was removed" in job.error.sentence
+    host.process_events(300)
+    use_fake(running)
+    assert segment(host, running).error is None
+    assert filled_slices(mask_of(running)) == [2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_volume_that_changes_makes_the_late_result_void(host: Any, running: Any) -> None:
+    import slicer
+
+    job, state = running.widget.panel.run.job, state_of(running)
+    slicer.util.arrayFromVolume(state.volumeNode)[:] = 7
+    slicer.util.arrayFromVolumeModified(state.volumeNode)
+    host.wait_until(lambda: job.finished, 5000)
+    assert "volume changed" in job.error.sentence
+    host.process_events(300)
+    assert not mask_of(running).any()
+    client = running.logic.workerHost.client
+    host.wait_until(lambda: not client.busy, 5000)
+    assert not mask_of(running).any()
+
+
+def test_reloading_the_module_ends_run_and_worker(host: Any, running: Any) -> None:
+    process_id = running.logic.workerHost.client.process_id
+    job = running.widget.panel.run.job
+    reloaded = host.reload_module("SPDSegment")
+    assert job.finished
+    host.wait_until(lambda: not psutil.pid_exists(process_id), 3000)
+    use_fake(reloaded)
+    assert segment(host, reloaded).error is None
+
+
+def test_quitting_leaves_no_process_behind(host: Any, running: Any) -> None:
+    process_id = running.logic.workerHost.client.process_id
+    started = time.monotonic()
+    host.quit()
+    assert time.monotonic() - started < 1.0
+    host.wait_until(lambda: not psutil.pid_exists(process_id), 3000)
+    assert not [child for child in psutil.Process().children(recursive=True) if child.pid == process_id]
+
+
+def test_turning_to_another_module_lets_the_run_go_on(host: Any, running: Any) -> None:
+    job = running.widget.panel.run.job
+    running.widget.exit()
+    host.wait_until(lambda: job.finished)
+    assert job.error is None
+    running.widget.enter()
+
+
+def test_a_new_result_while_one_runs_replaces_it(host: Any, running: Any) -> None:
+    former = running.widget.panel.run.job
+    state_of(running).centerlineNodes[0].AddControlPointWorld(12.0, 12.0, 27.0)
+    host.wait_until(lambda: running.widget.panel.run.job is not former, 2000, "a live update")
+    settle(host, running)
+    assert former.finished and mask_of(running)[9, 12, 12]
+
+
+def test_two_volumes_are_segmented_in_turn(host: Any) -> None:
+    first_volume = add_volume(host)
+    second_volume = host.add_volume(
+        np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE), (1.0, 1.0, 3.0), name="Second"
+    )
+    loaded = load(host)
+    state = state_of(loaded)
+    results = {}
+    for volume, slices in ((first_volume, (3,)), (second_volume, (8,)), (first_volume, (3,))):
+        state.volumeNode, state.segmentationNode, state.segmentId = volume, None, ""
+        state.centerlineNodes = [add_clicks(slices)]
+        job = segment(host, loaded)
+        assert job.error is None, job.error
+        assert job.answer.report["values"] == pytest.approx(float(np.sum(_array(volume), dtype=np.float64)))
+        results.setdefault(volume.GetID(), []).append(digests(mask_of(loaded)))
+    first, second = results[first_volume.GetID()], results[second_volume.GetID()]
+    assert first[0] == first[1] != second[0]
+
+
+def _array(volume: Any) -> np.ndarray:
+    import slicer
+
+    return slicer.util.arrayFromVolume(volume)

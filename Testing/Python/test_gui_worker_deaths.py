@@ -1,0 +1,136 @@
+"""The worker dies, is too large, or lacks something: what the panel says, and that the scene stays whole."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import psutil
+import pytest
+from gui_helpers import add_clicks, add_volume, digests, load, mask_of, move_click, press_segment, segment, settle
+from gui_helpers import state_of, use_fake
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+EXPECTED = list(range(2, 9))
+
+
+def opened(host: Any, bundle: str = "fake") -> Any:
+    add_volume(host)
+    loaded = load(host, bundle)
+    add_clicks((4, 6))
+    loaded.widget.panel.refresh()
+    return loaded
+
+
+def kill(module: Any) -> None:
+    """Do what kill -9 does, and wait until the process is gone."""
+    process = psutil.Process(module.logic.workerHost.client.process_id)
+    process.kill()
+
+
+def test_killed_before_a_request_it_is_replaced(host: Any) -> None:
+    module = opened(host)
+    segment(host, module)
+    before = digests(mask_of(module))
+    kill(module)
+    host.wait_until(lambda: not module.logic.workerHost.client.running)
+    assert digests(mask_of(module)) == before
+    started = time.monotonic()
+    move_click(state_of(module).centerlineNodes[0], 0, (0.0, 5.0, 0.0))
+    settle(host, module)
+    assert time.monotonic() - started < 4.0
+    assert mask_of(module)[4, 28, 24]
+    assert module.widget.panel.run.job.error is None
+
+
+def test_killed_during_a_request_nothing_is_half_written_and_the_next_press_works(host: Any) -> None:
+    module = opened(host, "fake?delay=0.12")
+    job = press_segment(module)
+    host.wait_until(lambda: job.writer.changed)
+    kill(module)
+    host.wait_until(lambda: job.finished)
+    assert "background process" in module.ui.statusLabel.text
+    assert module.ui.detailsButton.isVisible() or not module.ui.detailsButton.isHidden()
+    assert not mask_of(module).any()
+    use_fake(module)
+    assert segment(host, module).error is None
+    assert digests(mask_of(module))
+
+
+def test_killed_after_a_request_the_panel_says_so_and_the_segment_stays(host: Any) -> None:
+    module = opened(host)
+    segment(host, module)
+    before = digests(mask_of(module))
+    kill(module)
+    host.wait_until(lambda: "background process" in module.ui.statusLabel.text)
+    assert digests(mask_of(module)) == before
+    assert module.ui.segmentButton.enabled
+
+
+def test_killed_at_start_up(host: Any) -> None:
+    module = opened(host)
+    job = press_segment(module)
+    client = module.logic.workerHost.client
+    host.wait_until(lambda: client.process_id)
+    assert client.hello is None
+    kill(module)
+    host.wait_until(lambda: job.finished)
+    assert "background process" in module.ui.statusLabel.text
+    assert segment(host, module).error is None
+
+
+def test_killed_three_times_in_a_row_it_asks_for_a_look_and_pressing_again_still_works(host: Any) -> None:
+    module = opened(host, "fake?delay=0.12")
+    client = module.logic.workerHost.client
+    for _ in range(3):
+        job = press_segment(module)
+        host.wait_until(lambda: client.process_id and client.hello)
+        kill(module)
+        host.wait_until(lambda: job.finished)
+    assert client.gave_up
+    move_click(state_of(module).centerlineNodes[0], 0, (0.0, 1.0, 0.0))
+    settle(host, module)
+    assert not client.running
+    assert segment(host, module).error is None
+    assert mask_of(module)[4].any()
+
+
+@pytest.mark.parametrize(
+    ("bundle", "says"),
+    [
+        ("fake?memory=1", "not enough memory"),
+        ("fake?no_torch=1", "torch"),
+        ("fake?missing=1", "not on this machine"),
+        ("fake?die_load=3", "background process"),
+        ("fake?die_segment=3", "background process"),
+        ("fake?bug=1", "a mistake of ours"),
+    ],
+)
+def test_a_problem_is_one_sentence_and_the_scene_stays_as_it_was(host: Any, bundle: str, says: str) -> None:
+    module = opened(host, bundle)
+    job = segment(host, module)
+    assert job.error is not None
+    assert says in module.ui.statusLabel.text, module.ui.statusLabel.text
+    assert not host.dialogs.messages
+    assert not mask_of(module).any()
+    use_fake(module)
+    assert segment(host, module).error is None
+
+
+def test_cancel_frees_the_window_at_once_and_the_worker_within_a_second(host: Any) -> None:
+    module = opened(host, "fake?stuck=30")
+    job = press_segment(module)
+    client = module.logic.workerHost.client
+    host.wait_until(lambda: job.progress is not None or client.hello is not None)
+    host.process_events(100)
+    process_id = client.process_id
+    started = time.monotonic()
+    module.ui.segmentButton.click()
+    assert job.finished and module.ui.segmentButton.text == "Segment"
+    assert time.monotonic() - started < 0.1
+    host.wait_until(lambda: not client.busy, 3000)
+    assert time.monotonic() - started < 1.0
+    children = [child.pid for child in psutil.Process().children(recursive=True)]
+    assert children in ([], [process_id])
+    assert "nothing was changed" in module.ui.statusLabel.text
