@@ -90,12 +90,15 @@ class Stage1Config:
 
     Attributes:
         steps: optimiser steps with encoder LoRA.
+        objective: ``saliency`` (SPD), or ``prompted``: encoder LoRA and decoder learn the clicked target together from
+            all raw clicks, and there is no prior (SAM-Tuning).
         runs_per_step, run_length: a batch is this many runs of neighbouring slices.
         background_share: share of runs drawn from anywhere in the volume instead of around the target.
         margin: slices beyond the target that still count as around it.
     """
 
     steps: int = 500
+    objective: str = "saliency"
     runs_per_step: int = 2
     run_length: int = 3
     learning_rate: float = 1e-3
@@ -104,6 +107,10 @@ class Stage1Config:
     background_share: float = 0.15
     margin: int = 4
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("saliency", "prompted"):
+            raise BadInput(f"Unknown objective '{self.objective}' of stage1.", "Choose saliency or prompted.")
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,13 @@ class TrainingConfig:
     seed: int = 0
     initialize_from: str = ""
     checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.stage1.objective == "prompted" and (self.stage2.strategy != "raw" or self.stage2.head_steps):
+            raise BadInput(
+                'stage1.objective = "prompted" trains no saliency.',
+                'Set strategy = "raw" and head_steps = 0 in [stage2].',
+            )
 
 
 def read_training_config(path: str | Path) -> TrainingConfig:

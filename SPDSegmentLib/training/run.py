@@ -18,6 +18,7 @@ from SPDSegmentLib.training.cases import Case, load_cases
 from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.distributed import Processes
 from SPDSegmentLib.training.loop import Loop, LoopProgress
+from SPDSegmentLib.training.sam_tuning import PromptedStage1
 from SPDSegmentLib.training.stage1 import Stage1
 from SPDSegmentLib.training.stage2 import Stage2
 
@@ -78,7 +79,8 @@ def train(
         )
     loop = Loop(run_folder, config.checkpoint_seconds, _forward(hooks), hooks.cancelled, processes)
     if stage1_state is None:
-        loop.run(Stage1(model, cases, config, processes).phase())
+        stage1 = PromptedStage1 if config.stage1.objective == "prompted" else Stage1
+        loop.run(stage1(model, cases, config, processes).phase())
     if config.stage2.steps == 0 and config.stage2.head_steps == 0:
         return model
     bank = _bank(model, cases, config, run_folder, processes, hooks)

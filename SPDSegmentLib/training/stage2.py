@@ -19,8 +19,10 @@ from SPDSegmentLib.prompts.distillation import SliceClicks, SlicePrompts
 from SPDSegmentLib.prompts.padding import pad_points
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 from SPDSegmentLib.prompts.strategies import distill_prompts
+from SPDSegmentLib.training.augmentation import View
 from SPDSegmentLib.training.bank import BankEntry, EmbeddingBank
-from SPDSegmentLib.training.config import TrainingConfig
+from SPDSegmentLib.training.cases import Target
+from SPDSegmentLib.training.config import Stage2Config, TrainingConfig
 from SPDSegmentLib.training.distributed import Processes
 from SPDSegmentLib.training.loop import Phase
 from SPDSegmentLib.training.stage1 import saliency_losses
@@ -97,15 +99,9 @@ class Stage2:
                 torch.cat([run.saliency for run in runs]).to(device),
             )
         target = torch.cat([run.mask for run in runs]).to(device)
-        segmentation = segmentation_loss(logits, target, stage.loss).mean()
+        terms = decoder_losses(logits, quality, target, stage)
         consistency = self._consistency(runs, logits, target)
-        with torch.no_grad():
-            iou = soft_iou(logits, target)
-            predicted = logits > 0
-            hard = 2 * (predicted & target).sum() / (predicted.sum() + target.sum()).clamp(min=1)
-        quality_error = ((quality - iou) ** 2).mean()
-        total = segmentation + stage.psc_weight * consistency + stage.quality_weight * quality_error
-        return {"total": total, "segmentation": segmentation, "psc": consistency, "quality": quality_error, "dsc": hard}
+        return {**terms, "total": terms["total"] + stage.psc_weight * consistency, "psc": consistency}
 
     def _consistency(self, runs: list[Run], logits: Tensor, target: Tensor) -> Tensor:
         """Mean PSC over the valid pairs of all runs."""
@@ -155,11 +151,29 @@ class Stage2:
     def _prompts(
         self, entry: BankEntry, saliency: np.ndarray, rng: np.random.Generator, strategy: str
     ) -> list[SlicePrompts]:
-        low, high = self.config.stage2.severities
-        clicks = entry.target.clicks(float(rng.uniform(low, high)), int(rng.integers(2**31)))
-        inside = (clicks.slice_index >= entry.first) & (clicks.slice_index <= entry.last)
-        uv = entry.view.to_input(clicks.xy[inside])
-        visible = ((uv >= 0) & (uv <= entry.view.size - 1)).all(axis=1)
-        network_clicks = SliceClicks(clicks.slice_index[inside][visible] - entry.first, uv[visible])
+        clicks = clicks_in_view(entry.target, (entry.first, entry.last), entry.view, self.config.stage2.severities, rng)
         maps = SaliencyMaps.from_array(saliency, self.config.prompts.threshold)
-        return list(distill_prompts(maps, network_clicks, self.config.prompts, strategy).slices)
+        return list(distill_prompts(maps, clicks, self.config.prompts, strategy).slices)
+
+
+def clicks_in_view(
+    target: Target, span: tuple[int, int], view: View, severities: tuple[float, float], rng: np.random.Generator
+) -> SliceClicks:
+    """Fresh clicks of a target in network pixels: those on slices ``span`` (first, last), counted from its first."""
+    clicks = target.clicks(float(rng.uniform(*severities)), int(rng.integers(2**31)))
+    inside = (clicks.slice_index >= span[0]) & (clicks.slice_index <= span[1])
+    uv = view.to_input(clicks.xy[inside])
+    visible = ((uv >= 0) & (uv <= view.size - 1)).all(axis=1)
+    return SliceClicks(clicks.slice_index[inside][visible] - span[0], uv[visible])
+
+
+def decoder_losses(logits: Tensor, quality: Tensor, target: Tensor, stage: Stage2Config) -> dict[str, Tensor]:
+    """L_seg and the quality head's squared error of (B, 1, S, S) logits, with the batch's hard Dice for the curves."""
+    segmentation = segmentation_loss(logits, target, stage.loss).mean()
+    with torch.no_grad():
+        iou = soft_iou(logits, target)
+        predicted = logits > 0
+        hard = 2 * (predicted & target).sum() / (predicted.sum() + target.sum()).clamp(min=1)
+    quality_error = ((quality - iou) ** 2).mean()
+    total = segmentation + stage.quality_weight * quality_error
+    return {"total": total, "segmentation": segmentation, "quality": quality_error, "dsc": hard}

@@ -73,6 +73,33 @@ def test_sam_tuning_is_the_same_command_with_raw_clicks_and_no_consistency(data:
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
+def test_sam_tuning_learns_encoder_and_decoder_from_clicks_and_leaves_the_saliency_head(
+    data: Path, tmp_path: Path
+) -> None:
+    config_path = write_config(data, stage1=60, head=0, stage2=60, strategy="raw")
+    text = config_path.read_text().replace("[stage1]", '[stage1]\nobjective = "prompted"')
+    config_path.write_text(text.replace("learning_rate = 1e-2", "learning_rate = 3e-3"))
+    config = read_training_config(config_path)
+    torch.manual_seed(config.seed)
+    before = SPDModel(config.network).adapter_state()
+    after = run(config_path, tmp_path / "run").adapter_state()
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("image_encoder.") for name in changed)
+    assert any(name.startswith("mask_decoder.") for name in changed)
+    assert not any(name.startswith("saliency_head.") for name in changed)
+    curve = (tmp_path / "run" / "stage1.csv").read_text().splitlines()
+    column = curve[0].split(",").index("segmentation")
+    losses = [float(row.split(",")[column]) for row in curve[1:]]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_a_prior_cannot_be_asked_of_sam_tuning(data: Path) -> None:
+    config_path = write_config(data, stage1=2, head=2, stage2=2, strategy="raw")
+    config_path.write_text(config_path.read_text().replace("[stage1]", '[stage1]\nobjective = "prompted"'))
+    with pytest.raises(BadInput, match="trains no saliency"):
+        read_training_config(config_path)
+
+
 def test_a_run_folder_of_another_configuration_is_refused(data: Path, tmp_path: Path) -> None:
     run(write_config(data, stage1=2, head=0, stage2=0), tmp_path / "run")
     with pytest.raises(BadInput, match="another configuration"):
