@@ -78,6 +78,9 @@ def test_a_version_that_is_not_asked_for_does_not_count(api: WidgetApi, tmp_path
         ("self.ui.slider.connect('moved(bool)', f)", "has no signal 'moved(bool)'"),
         ("self.ui.button.text()", "is a property of QPushButton, it is not called"),
         ("self.ui.button.connect('clickedd()', f)", "has no signal 'clickedd()'"),
+        ("box = self.ui.slider; box.valeu", "has no member 'valeu'"),
+        ("box = self.ui.slider; box.count = 1", "cannot be set"),
+        ("for w in (self.ui.slider,): w.value()", "it is not called"),
     ],
 )
 def test_wrong_uses_of_widgets_are_named(api: WidgetApi, tmp_path: Path, line: str, fault: str) -> None:

@@ -21,6 +21,7 @@ def check_widget_attributes(
 ) -> list[str]:
     """Return one sentence for every wrong use of `self.ui.<widget>.<member>`; empty if all is well.
 
+    A name within a function that stands for a widget (`box = self.ui.box`, `for box in (ui.a, ui.b)`) is followed.
     Wrong are: a widget that the .ui file lacks, a member that a version lacks, a property that is called, a
     method or a read-only property that is assigned, and a connection to a signal that does not exist.
     """
@@ -42,13 +43,12 @@ class _Visitor(ast.NodeVisitor):
         self._api = api
         self._versions = versions
         self._file = file
+        self._aliases: dict[str, list[str]] = {}
         self.faults: list[str] = []
 
     def visit_Call(self, node: ast.Call) -> None:
         """Look at calls: of properties, and of connect."""
-        used = self._widget_member(node.func)
-        if used is not None:
-            widget, member = used
+        for widget, member in self._widget_members(node.func):
             members = self._members(widget)
             if members is not None and members.property_writable(member) is not None:
                 self._fault(node, f"{widget}.{member} is a property of {members.name}, it is not called")
@@ -59,17 +59,24 @@ class _Visitor(ast.NodeVisitor):
     def visit_Assign(self, node: ast.Assign) -> None:
         """Look at assignments."""
         for target in node.targets:
-            used = self._widget_member(target)
-            if used is not None:
+            for used in self._widget_members(target):
                 self._check_assignment(node, *used)
         self.generic_visit(node)
 
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """Look at a function with the names that it gives to widgets: by assignment, or in a loop over some."""
+        outer = self._aliases
+        self._aliases = outer | self._names_of_widgets(node)
+        self.generic_visit(node)
+        self._aliases = outer
+
     def visit_Attribute(self, node: ast.Attribute) -> None:
         """Look at every use of a widget's member."""
-        used = self._widget_member(node)
-        if used is not None:
-            self.faults.extend(self._check_member(node, *used))
-        elif self._is_holder(node.value) and node.attr not in self._classes and not node.attr.startswith("__"):
+        used = self._widget_members(node)
+        for widget, member in used:
+            self.faults.extend(self._check_member(node, widget, member))
+        is_widget = not used and self._is_holder(node.value)
+        if is_widget and node.attr not in self._classes and not node.attr.startswith("__"):
             self._fault(node, f"the .ui file has no widget '{node.attr}'")
         self.generic_visit(node)
 
@@ -101,11 +108,33 @@ class _Visitor(ast.NodeVisitor):
         cls = self._classes.get(widget)
         return Members(self._api, cls) if cls is not None else None
 
-    def _widget_member(self, node: ast.AST) -> tuple[str, str] | None:
-        """Return widget and member of `<...>.ui.<widget>.<member>`."""
-        if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute)):
-            return None
-        return (node.value.attr, node.attr) if self._is_holder(node.value.value) else None
+    def _widget_members(self, node: ast.AST) -> list[tuple[str, str]]:
+        """Return widget and member of `<...>.ui.<widget>.<member>`, or of a name that stands for widgets."""
+        if not isinstance(node, ast.Attribute):
+            return []
+        if isinstance(node.value, ast.Name):
+            return [(widget, node.attr) for widget in self._aliases.get(node.value.id, ())]
+        return [(widget, node.attr) for widget in self._widgets(node.value)]
+
+    def _widgets(self, node: ast.AST) -> list[str]:
+        """Return the widget of `<...>.ui.<widget>`, or those of a tuple or list of such."""
+        if isinstance(node, (ast.Tuple, ast.List)):
+            every = [self._widgets(element) for element in node.elts]
+            return [widget for one in every for widget in one] if all(every) else []
+        return [node.attr] if isinstance(node, ast.Attribute) and self._is_holder(node.value) else []
+
+    def _names_of_widgets(self, function: ast.FunctionDef) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and len(node.targets) == 1:
+                target, value = node.targets[0], node.value
+            elif isinstance(node, ast.For):
+                target, value = node.target, node.iter
+            else:
+                continue
+            if isinstance(target, ast.Name):
+                found[target.id] = found.get(target.id, []) + self._widgets(value)
+        return found
 
     def _is_holder(self, node: ast.AST) -> bool:
         if isinstance(node, ast.Name):
