@@ -31,6 +31,9 @@ class PromptConfig:
             off: in the component nearest to the centreline, as far as the saliency goes (ours).
         bridge_gaps: with ``follow_components``, also synthesise between two supported slices where nothing connects,
             in the component nearest to the centreline.
+        follow_threshold: with ``follow_components``, a slice without a connecting component above tau may connect
+            through a region above this lower value; tau or more: never (ours).
+        follow_beyond: slices past the outermost click that are followed at most, -1 for no limit (ours).
     """
 
     threshold: float = 0.5
@@ -43,10 +46,14 @@ class PromptConfig:
     single_component: bool = True
     follow_components: bool = True
     bridge_gaps: bool = True
+    follow_threshold: float = 0.5
+    follow_beyond: int = -1
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:
             raise BadInput(f"threshold {self.threshold} is not between 0 and 1.")
+        if not 0.0 < self.follow_threshold < 1.0:
+            raise BadInput(f"follow_threshold {self.follow_threshold} is not between 0 and 1.")
         if self.n_neighbors < 0 or self.max_points < 0 or self.min_distance_px < 0:
             raise BadInput("n_neighbors, max_points and min_distance_px cannot be negative.")
         if self.unsupported not in UNSUPPORTED_POLICIES:

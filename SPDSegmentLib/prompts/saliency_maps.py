@@ -50,7 +50,7 @@ class SaliencyMaps:
     def components(self, t: int) -> np.ndarray:
         """Labels (S, S) of the connected regions of S_t > tau, 0 for the rest."""
         if t not in self._components:
-            self._components[t] = ndimage.label(self.map(t) > self.threshold, _EIGHT_CONNECTED)[0].astype(np.int32)
+            self._components[t] = _label(self.map(t) > self.threshold)
         return self._components[t]
 
     def component_at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
@@ -75,15 +75,35 @@ class SaliencyMaps:
         return int(labels[rows[np.argmin(squared)], columns[np.argmin(squared)]])
 
     def deepest_point(self, t: int, label: int) -> np.ndarray:
-        """(column, row) of the place of a component farthest from its border; ties go to the first in raster order."""
-        region = np.pad(self.components(t) == label, 1)
-        depth = ndimage.distance_transform_cdt(region, "chessboard")
-        row, column = np.unravel_index(int(np.argmax(depth)), depth.shape)
-        return np.array([column - 1, row - 1], dtype=np.float64)
+        """(column, row) of the place of a component farthest from its border."""
+        return deepest_point(self.components(t) == label)
 
-    def most_overlapping(self, t: int, region: np.ndarray) -> int:
-        """Label of the component of slice t that shares most pixels with ``region`` (S, S); 0 if none does."""
-        labels = self.components(t)[region]
-        counts = np.bincount(labels, minlength=1)
-        counts[0] = 0
-        return int(np.argmax(counts)) if counts.any() else 0
+    def connected_region(self, t: int, region: np.ndarray, low_threshold: float) -> np.ndarray | None:
+        """The component of slice t, (S, S) bool, that shares most pixels with ``region`` (S, S).
+
+        Where none above tau does, one of S_t > ``low_threshold``; ``None`` where there is none either.
+        """
+        labels = self.components(t)
+        label = _most_frequent(labels[region])
+        if label == 0 and low_threshold < self.threshold:
+            labels = _label(self.map(t) > low_threshold)
+            label = _most_frequent(labels[region])
+        return labels == label if label else None
+
+
+def deepest_point(region: np.ndarray) -> np.ndarray:
+    """(column, row) of the place of a region (S, S) farthest from its border; ties go to the first in raster order."""
+    depth = ndimage.distance_transform_cdt(np.pad(region, 1), "chessboard")
+    row, column = np.unravel_index(int(np.argmax(depth)), depth.shape)
+    return np.array([column - 1, row - 1], dtype=np.float64)
+
+
+def _label(mask: np.ndarray) -> np.ndarray:
+    return ndimage.label(mask, _EIGHT_CONNECTED)[0].astype(np.int32)
+
+
+def _most_frequent(labels: np.ndarray) -> int:
+    """The label other than 0 that occurs most often; 0 if there is none."""
+    counts = np.bincount(labels, minlength=1)
+    counts[0] = 0
+    return int(np.argmax(counts)) if counts.any() else 0

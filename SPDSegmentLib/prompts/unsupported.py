@@ -4,7 +4,9 @@ A slice without any salient pixel abstains. Otherwise one point is put at the de
 
 - ``follow_components``: the component that connects with a supported slice through overlapping components, slice by
   slice, from either side; where nothing connects, between two supported slices the component nearest to the centreline
-  through the supported points (``bridge_gaps``), beyond them none.
+  through the supported points (``bridge_gaps``), beyond them none. A slice whose saliency stays below tau can still
+  connect through its regions above ``follow_threshold``, and beyond the outermost clicks at most ``follow_beyond``
+  slices are followed.
 - otherwise the component nearest to the centreline, however far the slice is from any click.
 
 Where no click is supported in the whole volume, the salient component that lies nearest to a click of its slice, within
@@ -26,7 +28,7 @@ from SPDSegmentLib.prompts.distillation import (
     SlicePrompts,
     empty_prompts,
 )
-from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, deepest_point
 
 MIDDLE_REASON = "No click supports this slice; the point is the middle of what its saliency shows."
 NEAREST_REASON = "No click is supported anywhere; this is the salient region nearest to a click. Please check."
@@ -44,17 +46,15 @@ def fill_unsupported(
     anchors = sorted(supported)
     prompts: dict[int, SlicePrompts] = {}
     fates: list[PointFate] = []
-    gaps = list(zip([None, *anchors], [*anchors, None], strict=True))
-    for before, after in gaps:
+    for before, after in zip([None, *anchors], [*anchors, None], strict=True):
         first = 0 if before is None else before + 1
         last = saliency.n_slices if after is None else after
-        chosen = _choose_components(saliency, supported, before, after, range(first, last), config)
+        chosen = _choose_regions(saliency, supported, clicks, (before, after), range(first, last), config)
         for t in range(first, last):
             if t not in chosen:
                 prompts[t] = empty_prompts(t, ABSTAINED)
                 continue
-            point = saliency.deepest_point(t, chosen[t])
-            prompts[t] = SlicePrompts(t, point[None], np.array([-1]), SYNTHESIZED)
+            prompts[t] = SlicePrompts(t, deepest_point(chosen[t])[None], np.array([-1]), SYNTHESIZED)
             fates.append(_synthesized_fate(prompts[t], MIDDLE_REASON))
     return prompts, fates
 
@@ -93,54 +93,66 @@ def centerline_at(before: SlicePrompts | None, after: SlicePrompts | None, t: in
     return (1 - share) * before.points.mean(axis=0) + share * after.points.mean(axis=0)
 
 
-def _choose_components(
+def _choose_regions(
     saliency: SaliencyMaps,
     supported: dict[int, SlicePrompts],
-    before: int | None,
-    after: int | None,
+    clicks: SliceClicks,
+    sides: tuple[int | None, int | None],
     gap: range,
     config: PromptConfig,
-) -> dict[int, int]:
-    """Component label for each slice of a gap between supported slices that gets a synthesised point."""
-    left = None if before is None else supported[before]
-    right = None if after is None else supported[after]
+) -> dict[int, np.ndarray]:
+    """Salient region (S, S) for each slice of a gap between supported slices that gets a synthesised point."""
+    left, right = (None if side is None else supported[side] for side in sides)
     if config.unsupported == "abstain" or (left is None and right is None):
         return {}
-    chosen: dict[int, int] = {}
+    chosen: dict[int, np.ndarray] = {}
     if config.follow_components:
+        near = _near_clicks(clicks, gap, config.follow_beyond)
         if right is not None:
-            chosen |= _follow(saliency, right, reversed(gap))
+            chosen |= _follow(saliency, right, [t for t in reversed(gap) if t in near], config)
         if left is not None:
-            chosen = _nearer_side(chosen, _follow(saliency, left, iter(gap)), left, right)
+            chosen = _nearer_side(chosen, _follow(saliency, left, [t for t in gap if t in near], config), left, right)
     for t in gap:
         inside = left is not None and right is not None and config.bridge_gaps
         if t not in chosen and (inside or not config.follow_components) and saliency.is_salient(t):
-            chosen[t] = saliency.nearest_component(t, centerline_at(left, right, t))
+            chosen[t] = saliency.components(t) == saliency.nearest_component(t, centerline_at(left, right, t))
     return chosen
 
 
-def _follow(saliency: SaliencyMaps, anchor: SlicePrompts, slices) -> dict[int, int]:  # type: ignore[no-untyped-def]
-    """Components that connect with the anchor's, away from it, until none overlaps."""
+def _near_clicks(clicks: SliceClicks, gap: range, beyond: int) -> range:
+    """The part of a gap that lies at most ``beyond`` slices past the outermost clicks; all of it if negative."""
+    if beyond < 0 or len(clicks) == 0:
+        return gap
+    first, last = int(clicks.slice_index.min()) - beyond, int(clicks.slice_index.max()) + beyond
+    return range(max(gap.start, first), max(gap.start, min(gap.stop, last + 1)))
+
+
+def _follow(
+    saliency: SaliencyMaps, anchor: SlicePrompts, slices: list[int], config: PromptConfig
+) -> dict[int, np.ndarray]:
+    """Regions that connect with the anchor's, away from it, until none overlaps."""
     t0 = anchor.slice_index
     labels = saliency.component_at(t0, anchor.points)
     region = np.isin(saliency.components(t0), labels[labels > 0])
-    chosen: dict[int, int] = {}
+    chosen: dict[int, np.ndarray] = {}
     for t in slices:
-        label = saliency.most_overlapping(t, region)
-        if label == 0:
+        connected = saliency.connected_region(t, region, config.follow_threshold)
+        if connected is None:
             break
-        chosen[t] = label
-        region = saliency.components(t) == label
+        chosen[t] = region = connected
     return chosen
 
 
 def _nearer_side(
-    from_right: dict[int, int], from_left: dict[int, int], left: SlicePrompts, right: SlicePrompts | None
-) -> dict[int, int]:
+    from_right: dict[int, np.ndarray],
+    from_left: dict[int, np.ndarray],
+    left: SlicePrompts,
+    right: SlicePrompts | None,
+) -> dict[int, np.ndarray]:
     """Union of two sets of choices; where both have one, that of the nearer supported slice."""
     chosen = dict(from_right)
-    for t, label in from_left.items():
+    for t, region in from_left.items():
         nearer = right is None or t - left.slice_index <= right.slice_index - t
         if t not in chosen or nearer:
-            chosen[t] = label
+            chosen[t] = region
     return chosen

@@ -11,7 +11,7 @@ import numpy as np
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range, normalize
-from SPDSegmentLib.geometry.labelmap import read_labelmap
+from SPDSegmentLib.geometry.labelmap import read_labels_of
 from SPDSegmentLib.geometry.markups import read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import check_image, read_volume
@@ -76,11 +76,9 @@ def load_case(folder: Path, name: str, data: DataConfig, intensity: IntensityCon
     volume = read_volume(folder / data.image.format(case=name))
     check_image(volume)
     label_path = folder / data.label.format(case=name)
-    labels = read_labelmap(label_path)
-    if labels.array.shape != volume.array.shape:
-        raise BadInput(f"{label_path} does not have the same grid as its image.", "Resample it to the image.")
+    labels = read_labels_of(label_path, volume)
     stack = SliceStack(volume, data.plane)
-    label_slices = stack.from_volume(labels.array)
+    label_slices = stack.from_volume(labels)
     images = normalize(stack.array, intensity_range(volume.array, intensity)).astype(np.float16)
     targets = []
     for values in data.targets:

@@ -122,6 +122,8 @@ class Stage2Config:
         entries: random views of targets whose embeddings are computed and kept; every target once, then again.
         head_steps: steps of the saliency head alone on the kept embeddings before it is frozen (part of stage I).
         strategy: prompts during training: ``consensus`` for SPD, ``raw`` for SAM-Tuning.
+        beyond_share: share of the two slices before the first and after the last prompted one that get a point of that
+            slice, so that the decoder learns where the target ends (ours).
         severities: range of the noise simulator's severity, drawn anew at every visit (1 mild, 2 clinic, 3 severe).
         psc_weight, psc_direction, psc_stop_gradient: Pairwise Slice Consistency.
         quality_weight: weight of the quality head's error.
@@ -137,6 +139,7 @@ class Stage2Config:
     warmup: int = 250
     margin: int = 5
     strategy: str = "consensus"
+    beyond_share: float = 0.0
     severities: tuple[float, float] = (0.5, 3.0)
     psc_weight: float = 0.1
     psc_direction: str = "next"

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from SPDSegmentLib.inference.engine import choose_device
+from SPDSegmentLib.networks.guarded_imports import hide_broken_torchvision
+
 
 @dataclass
 class Processes:
@@ -33,6 +36,13 @@ class Processes:
             gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             parameter.grad = self.accelerator.reduce(gradient, "mean")
 
+    def any_of(self, flag: bool) -> bool:
+        """Whether the flag is set in any process, so that all of them stop at the same step."""
+        if self.count == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.device)
+        return bool(self.accelerator.reduce(flags, "sum") > 0)
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.count > 1:
@@ -40,12 +50,15 @@ class Processes:
 
 
 def join_processes(device: str = "auto") -> Processes:
-    """Processes as ``accelerate launch`` or ``torchrun`` started them; a single one otherwise."""
+    """Processes as ``accelerate launch`` or ``torchrun`` started them; a single one otherwise.
+
+    Raises:
+        BadInput, DeviceUnavailable: see :func:`SPDSegmentLib.inference.engine.choose_device`.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        hide_broken_torchvision()
         from accelerate import Accelerator
 
         accelerator = Accelerator(cpu=device == "cpu")
         return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Processes(device=torch.device(device))
+    return Processes(device=choose_device(device))

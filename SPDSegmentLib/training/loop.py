@@ -87,7 +87,7 @@ class Loop:
             left = (now - begun) / (step + 1 - start) * (phase.steps - step - 1)
             self.on_progress(LoopProgress(phase.name, step + 1, phase.steps, values, left))
             last = step + 1 == phase.steps
-            stop = self.cancelled() and not last
+            stop = self.processes.any_of(self.cancelled()) and not last
             if last or stop or now - saved > self.checkpoint_seconds:
                 self._save(phase, optimizer, step + 1)
                 saved = now
@@ -115,6 +115,7 @@ class Loop:
     def _restore(self, phase: Phase, optimizer: torch.optim.Optimizer) -> int:
         path = self._checkpoint(phase)
         if not path.exists():
+            self._forget_after(phase, 0)
             return 0
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -145,13 +146,19 @@ class Loop:
             writer.writerow([step + 1, *(f"{value:.6g}" for value in values.values())])
 
     def _forget_after(self, phase: Phase, step: int) -> None:
-        """Drop curve rows that are newer than the checkpoint."""
+        """Drop curve rows that are newer than the checkpoint, and one that a kill cut short."""
         path = self._curve(phase)
-        if path.exists() and self.processes.is_main:
-            rows = list(_rows(path))
-            kept = [rows[0], *(row for row in rows[1:] if int(row[0]) <= step)]
-            with path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows(kept)
+        if not path.exists() or not self.processes.is_main:
+            return
+        header, *rows = list(_rows(path)) or [[]]
+        kept = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
+        if not kept:
+            path.unlink()
+            return
+        beside = path.with_suffix(".tmp")
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *kept])
+        os.replace(beside, path)
 
 
 def schedule(step: int, steps: int, warmup: int, power: float = 0.9) -> float:

@@ -15,7 +15,7 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.networks.losses import consistency_of_run, segmentation_loss, soft_iou
 from SPDSegmentLib.networks.saliency_head import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.prompts.distillation import SliceClicks, SlicePrompts
+from SPDSegmentLib.prompts.distillation import SYNTHESIZED, SliceClicks, SlicePrompts
 from SPDSegmentLib.prompts.padding import pad_points
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 from SPDSegmentLib.prompts.strategies import distill_prompts
@@ -28,6 +28,7 @@ from SPDSegmentLib.training.loop import Phase
 from SPDSegmentLib.training.stage1 import saliency_losses
 
 MAX_DRAWS = 20
+BEYOND_SLICES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +154,8 @@ class Stage2:
     ) -> list[SlicePrompts]:
         clicks = clicks_in_view(entry.target, (entry.first, entry.last), entry.view, self.config.stage2.severities, rng)
         maps = SaliencyMaps.from_array(saliency, self.config.prompts.threshold)
-        return list(distill_prompts(maps, clicks, self.config.prompts, strategy).slices)
+        prompts = list(distill_prompts(maps, clicks, self.config.prompts, strategy).slices)
+        return prompt_beyond(prompts, self.config.stage2.beyond_share, rng)
 
 
 def clicks_in_view(
@@ -165,6 +167,21 @@ def clicks_in_view(
     uv = view.to_input(clicks.xy[inside])
     visible = ((uv >= 0) & (uv <= view.size - 1)).all(axis=1)
     return SliceClicks(clicks.slice_index[inside][visible] - span[0], uv[visible])
+
+
+def prompt_beyond(prompts: list[SlicePrompts], share: float, rng: np.random.Generator) -> list[SlicePrompts]:
+    """Prompts in which a share of the slices just beyond the first and the last prompted one got a point of those."""
+    prompted = [p.slice_index for p in prompts if len(p.points)]
+    if not prompted or share == 0:
+        return prompts
+    extended = list(prompts)
+    for end, direction in ((prompted[0], -1), (prompted[-1], 1)):
+        points = prompts[end].points
+        for t in range(end + direction, end + (BEYOND_SLICES + 1) * direction, direction):
+            if 0 <= t < len(prompts) and rng.random() < share:
+                point = points[int(rng.integers(len(points)))]
+                extended[t] = SlicePrompts(t, point[None], np.array([-1]), SYNTHESIZED)
+    return extended
 
 
 def decoder_losses(logits: Tensor, quality: Tensor, target: Tensor, stage: Stage2Config) -> dict[str, Tensor]:

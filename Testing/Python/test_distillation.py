@@ -96,6 +96,26 @@ def test_a_slice_without_any_saliency_abstains_and_stops_the_way_outward() -> No
     assert [s.status for s in slices[3:]] == [SYNTHESIZED, ABSTAINED, ABSTAINED]
 
 
+def test_a_weakly_salient_slice_connects_only_above_the_lower_threshold() -> None:
+    weak = np.where(square(10, 10) > 0.5, 0.3, 0.05).astype(np.float32)
+    saliency, clicks = maps_of(square(10, 10), weak, square(10, 10)), clicks_at((0, 10, 10))
+    config = dataclasses.replace(OURS, n_neighbors=0)
+    strict = distill_prompts(saliency, clicks, config).slices
+    assert [p.status for p in strict] == [SUPPORTED, ABSTAINED, ABSTAINED]
+    patient = distill_prompts(saliency, clicks, dataclasses.replace(config, follow_threshold=0.2)).slices
+    assert [p.status for p in patient] == [SUPPORTED, SYNTHESIZED, SYNTHESIZED]
+    assert patient[1].points.tolist() == [[10.0, 10.0]]
+
+
+def test_beyond_the_outermost_clicks_components_are_followed_as_far_as_is_set() -> None:
+    saliency = maps_of(*[square(10, 10)] * 9)
+    clicks = clicks_at((4, 10, 10), (6, 25, 25))
+    config = dataclasses.replace(OURS, n_neighbors=0)
+    for beyond, followed in ((-1, range(9)), (0, range(4, 7)), (2, range(2, 9))):
+        slices = distill_prompts(saliency, clicks, dataclasses.replace(config, follow_beyond=beyond)).slices
+        assert [p.slice_index for p in slices if len(p.points)] == list(followed)
+
+
 def test_between_two_supported_slices_a_gap_is_bridged_along_the_centerline() -> None:
     far = np.maximum(square(24, 24, 2), square(13, 8, 2))
     saliency = maps_of(square(4, 8, 2), far, square(22, 8, 2))
@@ -195,8 +215,8 @@ def test_the_consensus_is_a_subset_of_the_clicks_in_the_window(seed: int) -> Non
 
 
 @settings(max_examples=60, deadline=None)
-@given(scenes)
-def test_a_moved_click_changes_nothing_beyond_its_reach(seed: int) -> None:
+@given(scenes, st.sampled_from((OURS, dataclasses.replace(OURS, follow_threshold=0.2, follow_beyond=1))))
+def test_a_moved_click_changes_nothing_beyond_its_reach(seed: int, config: PromptConfig) -> None:
     """Reach as in the design: n slices around both places, and unsupported slices up to the next supported one."""
     saliency, clicks = random_scene(seed)
     rng = np.random.default_rng(seed + 2)
@@ -205,9 +225,9 @@ def test_a_moved_click_changes_nothing_beyond_its_reach(seed: int) -> None:
     index[moved] = np.clip(index[moved] + rng.integers(-1, 2), 0, len(saliency) - 1)
     xy[moved] += rng.normal(0, 5, 2)
     maps = SaliencyMaps.from_array(saliency, 0.5)
-    before = distill_prompts(maps, clicks, OURS).slices
-    after = distill_prompts(maps, SliceClicks(index, xy), OURS).slices
-    n = OURS.n_neighbors
+    before = distill_prompts(maps, clicks, config).slices
+    after = distill_prompts(maps, SliceClicks(index, xy), config).slices
+    n = config.n_neighbors
     near = {t for place in (clicks.slice_index[moved], index[moved]) for t in range(place - n, place + n + 1)}
     steady = [t for t in range(len(saliency)) if t not in near and before[t].status == SUPPORTED]
     low = max([t for t in steady if t < min(near)], default=-1)

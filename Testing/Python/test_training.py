@@ -15,12 +15,14 @@ from SPDSegmentLib.evaluation.protocol import EvaluationConfig
 from SPDSegmentLib.evaluation.run import evaluate
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.distillation import ABSTAINED, SUPPORTED, SlicePrompts
 from SPDSegmentLib.training.augmentation import apply_view, random_view
 from SPDSegmentLib.training.config import AugmentationConfig, read_training_config
 from SPDSegmentLib.training.distributed import Processes
 from SPDSegmentLib.training.loop import schedule
 from SPDSegmentLib.training.result import plot_curves, save_bundle
 from SPDSegmentLib.training.run import RunHooks, train
+from SPDSegmentLib.training.stage2 import prompt_beyond
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,16 @@ def test_a_prior_cannot_be_asked_of_sam_tuning(data: Path) -> None:
     config_path.write_text(config_path.read_text().replace("[stage1]", '[stage1]\nobjective = "prompted"'))
     with pytest.raises(BadInput, match="trains no saliency"):
         read_training_config(config_path)
+
+
+def test_slices_just_beyond_the_prompted_ones_get_their_neighbors_point() -> None:
+    nothing = np.empty((0, 2)), np.empty(0, int)
+    prompts = [SlicePrompts(t, *nothing, ABSTAINED) for t in range(8)]
+    prompts[3] = SlicePrompts(3, np.array([[5.0, 6.0]]), np.array([0]), SUPPORTED)
+    prompts[4] = SlicePrompts(4, np.array([[7.0, 8.0]]), np.array([1]), SUPPORTED)
+    extended = prompt_beyond(prompts, 1.0, np.random.default_rng(0))
+    assert [p.points.tolist() for p in extended] == [[], *[[[5.0, 6.0]]] * 3, *[[[7.0, 8.0]]] * 3, []]
+    assert prompt_beyond(prompts, 0.0, np.random.default_rng(0)) == prompts
 
 
 def test_a_run_folder_of_another_configuration_is_refused(data: Path, tmp_path: Path) -> None:
