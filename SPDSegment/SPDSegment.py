@@ -22,8 +22,7 @@ from slicer.ScriptedLoadableModule import (  # noqa: E402
     ScriptedLoadableModuleWidget,
 )
 
-from SPDSegmentLib.errors import ModelMissing  # noqa: E402
-from SPDSegmentLib.gui import about, console, panel, resources, sample_data  # noqa: E402
+from SPDSegmentLib.gui import about, console, panel, resources, sample_data, self_test  # noqa: E402
 
 
 class SPDSegment(ScriptedLoadableModule):
@@ -88,11 +87,5 @@ class SPDSegmentTest(ScriptedLoadableModuleTest):
     """What Slicer's Reload and Test runs."""
 
     def runTest(self) -> None:
-        """Refuse to segment without a model; none is needed for this."""
-        slicer.mrmlScene.Clear(0)
-        logic = SPDSegmentLogic()
-        try:
-            with self.assertRaises(ModelMissing):
-                logic.segment(None, None, model="")
-        finally:
-            logic.close()
+        """Run all checks."""
+        self_test.run(self, SPDSegmentLogic, self.delayDisplay)

@@ -7,15 +7,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = {"SPDSEGMENT_SCRIPTS": ("SPDSegmentLib", ".py"), "SPDSEGMENT_RESOURCES": ("Resources", "")}
+NOT_INSTALLED = ("Resources/Screenshots/",)  # pictures of the README
 
 
 def present_files(folder: str, suffix: str) -> list[str]:
     """Files of a folder that are installed, relative to the repository."""
     found = (path for path in (ROOT / folder).rglob(f"*{suffix}") if path.is_file())
+    names = (path.relative_to(ROOT) for path in found)
     return sorted(
-        path.relative_to(ROOT).as_posix()
-        for path in found
-        if not any(part == "__pycache__" or part.startswith(".") for part in path.relative_to(ROOT).parts)
+        name.as_posix()
+        for name in names
+        if not any(part == "__pycache__" or part.startswith(".") for part in name.parts)
+        and not name.as_posix().startswith(NOT_INSTALLED)
     )
 
 

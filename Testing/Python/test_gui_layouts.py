@@ -1,0 +1,105 @@
+"""The module from a source checkout and from an installed tree, where everything lies beside SPDSegment.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from Testing.update_cmake_lists import LISTS, listed_files
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from Testing.Host.host import start_host
+host = start_host()
+module = host.load_module(sys.argv[1])
+import SampleData, slicer
+import SPDSegmentLib
+host.process_events()
+sample = SampleData.downloadSamples("SPDSegmentKidney")
+module.widget.panel.enter()
+request = module.logic.workerHost.client.status()
+host.wait_until(lambda: request.finished, 60_000)
+hello = module.logic.workerHost.client.hello
+told = {
+    "library": SPDSegmentLib.__file__,
+    "worker": hello.library_version,
+    "models": [module.ui.modelBox.itemText(n) for n in range(module.ui.modelBox.count)],
+    "sample": [node.GetName() for node in sample],
+    "segment": module.ui.segmentButton.enabled,
+    "heavy": sorted({"torch", "peft"} & set(sys.modules)),
+    "errors": [str(error) for error in host.take_slot_errors()],
+}
+host.quit()
+Path(sys.argv[2]).write_text(json.dumps(told))
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def installed_tree(repository: Path, tmp_path: Path) -> Path:
+    """What CMake installs, with a version of its own so that nobody takes another copy for it."""
+    text = (repository / "CMakeLists.txt").read_text(encoding="utf-8")
+    folder = tmp_path / "qt-scripted-modules"
+    for name in [name for names in LISTS for name in listed_files(text, names)]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(repository / name, folder / name)
+    shutil.copyfile(repository / "SPDSegment" / "SPDSegment.py", folder / "SPDSegment.py")
+    (folder / "SPDSegmentLib" / "__init__.py").write_text('__version__ = "9.9.9"\n')
+    return folder
+
+
+def loaded(repository: Path, module: Path, tmp_path: Path) -> dict[str, Any]:
+    """Load a module in a host of its own, from another folder, and return what it has."""
+    script, told = tmp_path / "load.py", tmp_path / "told.json"
+    script.write_text(SCRIPT)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    paths = os.pathsep.join([str(tmp_path / "host"), os.environ.get("PYTHONPATH", "")])
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "Testing").symlink_to(repository / "Testing", target_is_directory=True)
+    done = subprocess.run(
+        [sys.executable, str(script), str(module), str(told)],
+        cwd=elsewhere,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert told.is_file(), done.stderr[-3000:]
+    return json.loads(told.read_text())
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("layout", ["checkout", "installed"])
+def test_module_worker_and_resources_are_found(
+    repository: Path, installed_tree: Path, tmp_path: Path, layout: str
+) -> None:
+    from SPDSegmentLib import __version__
+
+    root = repository if layout == "checkout" else installed_tree
+    module = repository / "SPDSegment" / "SPDSegment.py" if layout == "checkout" else root / "SPDSegment.py"
+    told = loaded(repository, module, tmp_path)
+    assert Path(told["library"]).parent == root / "SPDSegmentLib"
+    assert told["worker"] == (__version__ if layout == "checkout" else "9.9.9")
+    assert {"Kidney, T2 MR", "Hippocampus, T1 MR", "Esophagus, CT"} <= set(told["models"])
+    assert told["sample"] == ["Kidney MR", "Kidney clicks"]
+    assert told["segment"], "with the sample loaded, Segment can be pressed"
+    assert told["heavy"] == [] and told["errors"] == []
+
+
+@pytest.mark.usefixtures(
+    "spd_home"
+)  # without base weights it ends before it segments; test_tutorial_screenshots does that
+def test_the_self_test_passes(host: Any) -> None:
+    module = host.load_module(Path(__file__).resolve().parents[2] / "SPDSegment" / "SPDSegment.py")
+    module.python.SPDSegmentTest().runTest()
