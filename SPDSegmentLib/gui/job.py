@@ -15,7 +15,7 @@ from .fates import clickFates
 from .result_writer import ResultWriter
 from .signal import Signal
 
-SLICES_PER_WRITE = 16
+SLICES_PER_WRITE = 8
 WRITE_EVERY_MS = 120
 NEXT_PART_MS = 1
 

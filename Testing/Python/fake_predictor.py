@@ -43,6 +43,7 @@ class Behavior:
     memory: int = 0
     bug: int = 0
     noise: int = 0
+    radius: float = RADIUS_PX
     name: str = ""
 
     @classmethod
@@ -135,7 +136,7 @@ class FakeSession:
             if cancelled is not None and cancelled():
                 raise Cancelled()
             time.sleep(behavior.delay)
-            result = self._slice(t, near, locked, (height, width))
+            result = self._slice(t, near, locked, (height, width), behavior.radius)
             self.known[t] = (self._key(t, near, locked), result)
             if on_slice is not None:
                 on_slice(result)
@@ -167,14 +168,18 @@ class FakeSession:
 
     @staticmethod
     def _slice(
-        t: int, near: list[tuple[Any, ...]], locked: Mapping[int, np.ndarray] | None, shape: tuple[int, int]
+        t: int,
+        near: list[tuple[Any, ...]],
+        locked: Mapping[int, np.ndarray] | None,
+        shape: tuple[int, int],
+        radius: float,
     ) -> FakeSlice:
         if locked and t in locked:
             return FakeSlice(t, locked[t], 1.0, "locked")
-        rows, columns = np.mgrid[: shape[0], : shape[1]]
+        rows, columns = np.ogrid[: shape[0], : shape[1]]
         mask = np.zeros(shape, dtype=bool)
         for x, y in near[t]:
-            mask |= (columns - x) ** 2 + (rows - y) ** 2 <= RADIUS_PX**2
+            mask |= (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
         return FakeSlice(t, mask, 0.9 if near[t] else float("nan"), "supported" if near[t] else "abstained")
 
     @staticmethod

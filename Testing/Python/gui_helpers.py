@@ -72,11 +72,16 @@ def segment(host: Any, module: Any) -> Any:
 
 
 def settle(host: Any, module: Any) -> None:
-    """Let timers run until nothing is under way."""
-    host.process_events(260)
-    run = module.widget.panel.run
-    host.wait_until(lambda: not run.isRunning, 60_000)
-    host.process_events(260)
+    """Let the application run until no timer of the panel waits and nothing is computed or written."""
+    panel = module.widget.panel
+    timers = [panel.clicks._timer, panel.correct._timer, panel._later]
+
+    def isQuiet() -> bool:
+        return not panel.run.isRunning and not any(timer.isActive() for timer in timers)
+
+    for _ in range(2):
+        host.process_events(30)
+        host.wait_until(isQuiet, 120_000, "the panel to come to rest")
 
 
 def state_of(module: Any) -> Any:

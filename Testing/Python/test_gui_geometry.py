@@ -6,8 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gui_helpers import SHAPE, add_clicks, add_volume, filled_slices, load, mask_of, press_segment, segment, settle
-from gui_helpers import state_of
+from gui_helpers import (
+    SHAPE,
+    add_clicks,
+    add_volume,
+    filled_slices,
+    load,
+    mask_of,
+    press_segment,
+    segment,
+    settle,
+    state_of,
+)
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
@@ -138,7 +148,7 @@ def test_a_frame_of_a_sequence_is_segmented_and_another_frame_is_another_volume(
         sequence.SetDataNodeAtValue(frame, str(value))
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode")
     browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
-    logic = slicer.vtkSlicerSequencesLogic() if hasattr(slicer, "vtkSlicerSequencesLogic") else None
+    logic = slicer.vtkSlicerSequencesLogic()
     logic.SetMRMLScene(slicer.mrmlScene)
     logic.UpdateProxyNodesFromSequences(browser)
     proxy = browser.GetProxyNode(sequence)

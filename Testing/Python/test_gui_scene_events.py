@@ -162,7 +162,7 @@ def test_two_volumes_are_segmented_in_turn(host: Any) -> None:
     )
     loaded = load(host)
     state = state_of(loaded)
-    results = {}
+    results: dict[str, list[list[str]]] = {}
     for volume, slices in ((first_volume, (3,)), (second_volume, (8,)), (first_volume, (3,))):
         state.volumeNode, state.segmentationNode, state.segmentId = volume, None, ""
         state.centerlineNodes = [add_clicks(slices)]

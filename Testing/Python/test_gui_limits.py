@@ -1,0 +1,101 @@
+"""How long calls of the module hold Slicer's main thread, on a volume of 512 x 512 x 300 voxels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from gui_helpers import add_clicks, digests, load, mask_of, move_click, press_segment, record_of, settle
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+LARGE = (300, 512, 512)
+LIMIT_MS = 50.0
+SENDING_LIMIT_MS = 300.0
+
+
+class CallTimes:
+    """Own time of the main thread in every slot of the module, in ms."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, str]] = []
+
+    def timed(self, callback: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Return a callback that notes its time."""
+
+        def call(*arguments: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return callback(*arguments)
+            finally:
+                self.calls.append((1000 * (time.thread_time() - started), name))
+
+        return call
+
+    @property
+    def longest(self) -> tuple[float, str]:
+        """The longest call."""
+        return max(self.calls, default=(0.0, ""))
+
+
+@contextmanager
+def timed_slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[CallTimes]:
+    """Time every slot that is connected from now on."""
+    from Testing.Host.pythonqt import signals
+
+    times = CallTimes()
+    adapt = signals._adapt
+
+    def adapted(callback: Any, where: str) -> Any:
+        deliver = adapt(callback, where)
+        ours = "SPDSegment" in str(getattr(callback, "__module__", ""))
+        return times.timed(deliver, str(getattr(callback, "__qualname__", callback))) if ours else deliver
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "_adapt", adapted)
+        yield times
+
+
+@contextmanager
+def within(times: CallTimes, limit_ms: float) -> Iterator[None]:
+    """Fail if a call of the module takes longer."""
+    times.calls.clear()
+    yield
+    assert times.longest[0] < limit_ms, f"{times.longest[1]} took {times.longest[0]:.0f} ms"
+
+
+def test_no_call_holds_the_window_on_a_large_volume(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.random.default_rng(0).integers(0, 200, LARGE[1:]).astype(np.int16)
+    host.add_volume(np.broadcast_to(array, LARGE).copy(), (0.8, 0.8, 1.0))
+    with timed_slots(monkeypatch) as times:
+        module = load(host, "fake?radius=110")
+        node = add_clicks((), at=(200.0, 200.0))
+        for t in range(60, 240, 5):
+            node.AddControlPointWorld(200.0, 200.0, float(t))
+        settle(host, module)
+        for name in ("clicksSection", "reviewSection", "correctSection"):
+            getattr(module.ui, name).collapsed = False
+        with within(times, SENDING_LIMIT_MS):
+            job = press_segment(module)
+            host.wait_until(lambda: job.answer is not None)
+        with within(times, LIMIT_MS):
+            settle(host, module)
+        before = digests(mask_of(module))
+        with within(times, LIMIT_MS):
+            move_click(node, 3, (9.0, 0.0, 0.0))
+            settle(host, module)
+        after = digests(mask_of(module))
+        assert {t for t in range(LARGE[0]) if before[t] != after[t]} == set(module.widget.panel.run.job.recomputed)
+        with within(times, LIMIT_MS):
+            module.ui.undoButton.click()
+            settle(host, module)
+        assert digests(mask_of(module)) == before
+        module.ui.editor.setActiveEffectByName("Paint")
+        with within(times, LIMIT_MS):
+            host.slice_view("Red").drag_ras((200.0, 200.0, 100.0), (60.0, 200.0, 100.0))
+            settle(host, module)
+        assert record_of(module).owned == {100}
