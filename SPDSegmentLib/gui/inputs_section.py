@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import SPDError
 
-from .models import ModelEntry, findModel, listModels
+from .models import ModelEntry, findModel, likelyModel, listModels
 from .state import ModuleState
 from .target import Target, makeTarget
 from .task import Task, View
@@ -168,10 +168,18 @@ class InputsSection:
             box.addItem(model.title, model.name)
         if not self.models:
             box.addItem(_("No model installed"), "")
-        index = box.findData(state.model) if state.model else 0
+        index = box.findData(state.model) if state.model else self._likelyModel(state)
         box.currentIndex = max(index, 0)
         box.setEnabled(bool(self.models))
         self.ui.modelCardButton.setEnabled(bool(self.models))
+
+    def _likelyModel(self, state: ModuleState) -> int:
+        if not self.models:
+            return 0
+        nodes = [node for node in (state.volumeNode, *state.centerlineNodes) if node is not None]
+        image = state.volumeNode.GetImageData() if state.volumeNode is not None else None
+        lowest = image.GetScalarRange()[0] if image is not None and image.GetPointData().GetScalars() else None
+        return likelyModel(self.models, [node.GetName() or "" for node in nodes], lowest)
 
     def _fillBranches(self, state: ModuleState) -> None:
         chosen = [node.GetID() for node in state.centerlineNodes]

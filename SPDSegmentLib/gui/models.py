@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from slicer.i18n import tr as _
@@ -11,6 +12,7 @@ from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles
 from SPDSegmentLib.models.bundle_info import BundleInfo
 
 DEFAULT_COLOR = (0.87, 0.56, 0.35)
+CT_BELOW = -200
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class ModelEntry:
         terminology: of the segment, or empty.
         axis: slicing axis that it was trained on.
         card: Markdown of the model card.
+        modality: CT, MR or another DICOM modality, or empty.
     """
 
     key: str
@@ -36,6 +39,7 @@ class ModelEntry:
     terminology: str = ""
     axis: str = "auto"
     card: str = ""
+    modality: str = ""
 
 
 def listModels() -> list[ModelEntry]:
@@ -60,6 +64,20 @@ def findModel(name: str, *, remote: bool = False) -> ModelEntry:
         return ModelEntry(name, name, name, name.partition("?")[0])
 
 
+def likelyModel(models: Sequence[ModelEntry], names: Iterable[str], lowestValue: float | None) -> int:
+    """Return the index of the model that a scene suggests: by its structure in a name, then by the modality.
+
+    Args:
+        models: to choose from; at least one.
+        names: of the volume and the clicks.
+        lowestValue: of the volume; air in CT lies near -1000. None where there is no volume.
+    """
+    text = " ".join(names).lower()
+    modality = "" if lowestValue is None else ("CT" if lowestValue < CT_BELOW else "MR")
+    points = [(model.structure.lower() in text, model.modality == modality) for model in models]
+    return points.index(max(points))
+
+
 def _entry(bundle: Bundle) -> ModelEntry:
     info: BundleInfo = bundle.info
     red, green, blue = info.color
@@ -72,4 +90,5 @@ def _entry(bundle: Bundle) -> ModelEntry:
         info.terminology,
         info.slicing_axis,
         bundle.card,
+        info.modality,
     )

@@ -327,6 +327,23 @@ def test_a_run_that_lacks_something_opens_the_setup(host: Any, module: Any, beha
     assert "Press the button below" in module.ui.setupLabel.text
 
 
+def test_a_scene_suggests_the_model(host: Any) -> None:
+    from SPDSegmentLib.gui.models import ModelEntry, likelyModel
+
+    models = [
+        ModelEntry("", name, name, structure, modality=modality)
+        for name, structure, modality in (("e", "Esophagus", "CT"), ("h", "Hippocampus", "MR"), ("k", "Kidney", "MR"))
+    ]
+    for names, lowest, expected in (
+        (["Kidney MR", "F"], 0.0, "k"),
+        (["vol", "left kidney clicks"], -1000.0, "k"),
+        (["volume"], -1024.0, "e"),
+        (["volume"], 0.0, "h"),
+        ([], None, "e"),
+    ):
+        assert models[likelyModel(models, names, lowest)].name == expected
+
+
 def test_remedies_for_a_terminal_become_remedies_for_slicer(host: Any) -> None:
     from SPDSegmentLib.errors import DependencyMissing, ModelMissing
     from SPDSegmentLib.gui.setup_section import forSlicer
