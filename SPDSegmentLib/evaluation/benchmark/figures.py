@@ -1,0 +1,131 @@
+"""Figures of a benchmark: curves over severity, over each kind of noise alone, and over the values of a setting."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from SPDSegmentLib.evaluation.benchmark.config import BenchmarkConfig
+from SPDSegmentLib.evaluation.benchmark.noises import CLEAN, PART_TITLES, is_clean
+from SPDSegmentLib.evaluation.benchmark.summary import DatasetResult, MethodResult
+
+DPI = 120
+METRIC_LABELS = {"dsc": "DSC", "hd95_mm": "HD95 (mm)"}
+
+
+def draw_headline(path: Path, datasets: Sequence[DatasetResult], config: BenchmarkConfig) -> bool:
+    """DSC over severity of the key methods, one panel per data set; whether there was anything to draw."""
+    shown = [d for d in datasets if any(r.rows for r in d.methods.values())]
+    if not shown:
+        return False
+    figure, panels = _panels(1, len(shown), width=3.6, height=3.3)
+    for axes, dataset in zip(panels[0], shown, strict=True):
+        methods = [dataset.methods[name] for name in config.key_methods if name in dataset.methods]
+        _curves(axes, methods, config.severities, "dsc")
+        axes.set_title(f"{dataset.title}, {dataset.patients} patients", fontsize=8)
+        axes.set_ylim(0, 1)
+    _finish(figure, panels[0][0], path)
+    return True
+
+
+def draw_severity(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> bool:
+    """DSC and HD95 over severity of every method that is not an ablation, with 95 % bands."""
+    groups = [["main", "control"], ["frozen", "learned", "classic"]]
+    chosen = [[r for r in dataset.of_group(*names) if r.rows] for names in groups]
+    reference = dataset.methods.get(config.reference)
+    if reference is not None and chosen[1]:
+        chosen[1] = [reference, *chosen[1]]
+    chosen = [methods for methods in chosen if methods]
+    if not chosen:
+        return False
+    figure, panels = _panels(len(chosen), 2, width=5.0, height=3.4)
+    for row, methods in zip(panels, chosen, strict=True):
+        for axes, metric in zip(row, METRIC_LABELS, strict=True):
+            _curves(axes, methods, config.severities, metric)
+        row[0].legend(fontsize=6)
+    _save(figure, path)
+    return True
+
+
+def draw_parts(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> bool:
+    """DSC and HD95 over the strength of each kind of noise alone."""
+    methods = [r for r in dataset.methods.values() if r.method.parts and any(":" in row.noise for row in r.rows)]
+    if not methods or not config.parts:
+        return False
+    figure, panels = _panels(2, len(config.parts), width=2.8, height=2.8)
+    for row, metric in zip(panels, METRIC_LABELS, strict=True):
+        for axes, part in zip(row, config.parts, strict=True):
+            labels = [CLEAN, *(f"{part}:{level}" for level in config.part_levels)]
+            labels = [label for label in labels if label == CLEAN or not is_clean(label)]
+            _curves(axes, methods, labels, metric)
+            axes.set_xticks(range(len(labels)), [label.rpartition(":")[2] for label in labels], fontsize=7)
+            axes.set_title(f"{PART_TITLES[part]} only", fontsize=8)
+            axes.set_xlabel("")
+            if metric == "dsc":
+                axes.set_ylim(0, 1)
+    _finish(figure, panels[0][0], path)
+    return True
+
+
+def draw_sweeps(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> bool:
+    """DSC over the values of each swept setting, one line per severity that was measured."""
+    sweeps: dict[str, list[tuple[str, MethodResult]]] = {}
+    for result in dataset.of_group("ablation"):
+        title, equals, value = result.method.title.rpartition(" = ")
+        if equals and result.rows:
+            sweeps.setdefault(title, []).append((value, result))
+    sweeps = {title: points for title, points in sweeps.items() if len(points) > 1}
+    if not sweeps:
+        return False
+    figure, panels = _panels(1, len(sweeps), width=3.2, height=3.0)
+    for axes, (title, points) in zip(panels[0], sweeps.items(), strict=True):
+        for noise in dict.fromkeys(row.noise for _, result in points for row in result.rows):
+            known = [(i, f) for i, (_, result) in enumerate(points) if (f := result.figure(noise)) is not None]
+            axes.plot([i for i, _ in known], [f.mean for _, f in known], marker="o", label=noise)
+            axes.fill_between([i for i, _ in known], [f.low for _, f in known], [f.high for _, f in known], alpha=0.12)
+        axes.set_xticks(range(len(points)), [value for value, _ in points], fontsize=7)
+        axes.set_xlabel(title, fontsize=8)
+        axes.set_ylabel("DSC")
+        axes.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=7)
+    _save(figure, path)
+    return True
+
+
+def _curves(axes: Any, methods: Sequence[MethodResult], noises: Sequence[str], metric: str) -> None:
+    """One line with its band per method; methods that were measured at a single noise are left out."""
+    for result in methods:
+        known = [(i, f) for i, noise in enumerate(noises) if (f := result.figure(noise, metric)) is not None]
+        if not known:
+            continue
+        x = [i for i, _ in known]
+        axes.plot(x, [f.mean for _, f in known], marker="o", markersize=3, label=result.method.title)
+        axes.fill_between(x, [f.low for _, f in known], [f.high for _, f in known], alpha=0.1)
+    axes.set_xticks(range(len(noises)), noises, fontsize=8)
+    axes.set_xlabel("click noise", fontsize=8)
+    axes.set_ylabel(METRIC_LABELS[metric], fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5.0, width * columns), height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _finish(figure: Any, first: Any, path: Path) -> None:
+    """One legend for all panels, below them."""
+    handles, labels = first.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=7)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    figure.savefig(beside, dpi=DPI, metadata={"Software": None})
+    os.replace(beside, path)

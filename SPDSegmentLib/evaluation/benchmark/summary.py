@@ -1,0 +1,187 @@
+"""Figures of a benchmark per patient: means with bootstrap intervals, and paired tests against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from SPDSegmentLib.evaluation.benchmark.cells import Row
+from SPDSegmentLib.evaluation.benchmark.config import ClaimSpec, MethodSpec
+from SPDSegmentLib.evaluation.benchmark.plan import Plan
+from SPDSegmentLib.evaluation.statistics import bootstrap_ci, holm, paired_wilcoxon, patient_means
+
+
+@dataclass(frozen=True)
+class Figure95:
+    """A mean over patients with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    patients: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Reference minus method over the patients and clicks that both have.
+
+    Attributes:
+        p: two-sided paired Wilcoxon; p_holm: corrected over the family that it was tested in.
+    """
+
+    method: str
+    noise: str
+    value: Figure95
+    p: float
+    p_holm: float = 1.0
+
+
+class MethodResult:
+    """One method on one data set.
+
+    Attributes:
+        state: empty, or ``not run: ...``, ``failed: ...``, ``3 of 40 measured``.
+    """
+
+    def __init__(self, method: MethodSpec, rows: list[Row], state: str, training: dict[str, dict[str, Any]]) -> None:
+        self.method = method
+        self.rows = rows
+        self.state = state
+        self.training = training
+        self._by_noise: dict[str, list[Row]] = {}
+        for row in rows:
+            self._by_noise.setdefault(row.noise, []).append(row)
+
+    def at(self, noise: str) -> list[Row]:
+        """Rows with one noise."""
+        return self._by_noise.get(noise, [])
+
+    def patients(self, noise: str, metric: str) -> dict[str, float]:
+        """Mean of a metric per patient, over targets and seeds."""
+        rows = self.at(noise)
+        return patient_means([row.patient for row in rows], [getattr(row, metric) for row in rows])
+
+    def figure(self, noise: str, metric: str = "dsc") -> Figure95 | None:
+        """Mean over patients; ``None`` without rows."""
+        return figure_of(self.patients(noise, metric).values())
+
+
+@dataclass
+class DatasetResult:
+    """All methods on one data set, in the order of the file."""
+
+    name: str
+    title: str
+    note: str
+    folds: dict[str, tuple[int, int]]
+    methods: dict[str, MethodResult]
+
+    def of_group(self, *groups: str) -> list[MethodResult]:
+        """Methods of some groups."""
+        return [result for result in self.methods.values() if result.method.group in groups]
+
+    @property
+    def patients(self) -> int:
+        """How many patients were tested."""
+        return len({row.patient for result in self.methods.values() for row in result.rows})
+
+
+def figure_of(values: Iterable[float]) -> Figure95 | None:
+    """Mean and interval; ``None`` for no values."""
+    known = list(values)
+    if not known:
+        return None
+    low, high = bootstrap_ci(known)
+    return Figure95(float(np.mean(known)), low, high, len(known))
+
+
+def collect(plan: Plan) -> list[DatasetResult]:
+    """The results of a plan's cells, as far as they were measured."""
+    collected: dict[str, DatasetResult] = {}
+    for planned in plan.cells:
+        dataset = planned.dataset
+        if dataset.name not in collected:
+            folds = {fold.name: (len(fold.train), len(fold.test)) for fold in dataset.folds}
+            collected[dataset.name] = DatasetResult(dataset.name, dataset.spec.title, dataset.spec.note, folds, {})
+        rows, wanted = plan.rows(planned), plan.wanted(planned)
+        states = list(dict.fromkeys(f"{state}: {reason}" for state, reason in planned.cell.states.values()))
+        if not states and len(rows) < wanted:
+            states = [f"{len(rows)} of {wanted} measured"] if rows else ["not measured yet"]
+        result = MethodResult(planned.method, rows, "; ".join(states), planned.cell.training)
+        collected[dataset.name].methods[planned.method.name] = result
+    return list(collected.values())
+
+
+def difference(reference: MethodResult, other: MethodResult, noise: str, metric: str = "dsc") -> Difference | None:
+    """Reference minus other over what both have; ``None`` where they share no patient."""
+    places = {row.place for row in reference.at(noise)} & {row.place for row in other.at(noise)}
+    means = []
+    for result in (reference, other):
+        rows = [row for row in result.at(noise) if row.place in places]
+        means.append(patient_means([row.patient for row in rows], [getattr(row, metric) for row in rows]))
+    patients = sorted(means[0].keys() & means[1].keys())
+    ours, theirs = ([mean[p] for p in patients] for mean in means)
+    value = figure_of(np.subtract(ours, theirs).tolist())
+    if value is None:
+        return None
+    return Difference(other.method.name, noise, value, paired_wilcoxon(ours, theirs))
+
+
+def differences(
+    dataset: DatasetResult, reference: str, noises: Iterable[str], methods: Iterable[MethodResult]
+) -> dict[tuple[str, str], Difference]:
+    """Reference minus each of the methods at every noise (DSC), by (method, noise).
+
+    Holm's correction is over all of these tests: those of one table.
+    """
+    base = dataset.methods.get(reference)
+    if base is None:
+        return {}
+    pairs = [(noise, result) for noise in noises for result in methods if result is not base]
+    found = [test for noise, result in pairs if (test := difference(base, result, noise)) is not None]
+    corrected = holm([test.p for test in found])
+    return {
+        (test.method, test.noise): Difference(test.method, test.noise, test.value, test.p, p)
+        for test, p in zip(found, corrected, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A claim on one data set; ``hd95`` is first minus second in mm (negative is better)."""
+
+    claim: ClaimSpec
+    dataset: str
+    dsc: Difference | None
+    hd95: Difference | None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the mean difference is large enough; ``None`` where it was not measured."""
+        return None if self.dsc is None else self.dsc.value.mean >= self.claim.at_least
+
+
+def check_claims(claims: Iterable[ClaimSpec], datasets: Iterable[DatasetResult]) -> list[ClaimResult]:
+    """All claims on all data sets that have both rows; p is Holm-corrected over the claim's data sets."""
+    import fnmatch
+
+    checked = []
+    for claim in claims:
+        own = []
+        for dataset in datasets:
+            first, second = dataset.methods.get(claim.first), dataset.methods.get(claim.second)
+            if first is None or second is None:
+                continue
+            if not any(fnmatch.fnmatch(dataset.name, pattern) for pattern in claim.datasets):
+                continue
+            dsc = difference(first, second, claim.noise)
+            own.append((dataset.name, dsc, difference(first, second, claim.noise, "hd95_mm")))
+        corrected = iter(holm([dsc.p for _, dsc, _ in own if dsc is not None]))
+        for name, dsc, hd95 in own:
+            if dsc is not None:
+                dsc = Difference(dsc.method, dsc.noise, dsc.value, dsc.p, next(corrected))
+            checked.append(ClaimResult(claim, name, dsc, hd95))
+    return checked

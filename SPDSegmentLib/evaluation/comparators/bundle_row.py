@@ -1,0 +1,99 @@
+"""Rows that rest on a bundle of ours: SPD, its parts, its controls, and SAM-Tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SPDSegmentLib.errors import BadInput, SPDError
+from SPDSegmentLib.evaluation.comparators.loaded_bundle import LoadedBundle, load_bundle
+from SPDSegmentLib.evaluation.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
+from SPDSegmentLib.evaluation.protocol import SALIENCY_ONLY
+from SPDSegmentLib.evaluation.run import EvaluationTarget
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.models.bundle import Bundle
+from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
+
+
+def prompts_of(bundle: Bundle, overrides: Mapping[str, Any]) -> PromptConfig:
+    """The bundle's prompt settings with some of them replaced.
+
+    Raises:
+        BadInput: unknown setting.
+    """
+    return PromptConfig.from_dict({**bundle.info.prompts, **overrides})
+
+
+class BundleRow:
+    """A trained bundle with one way of prompting.
+
+    Args:
+        inputs: only its device matters; the bundle knows its own field of view.
+        bundle: checked bundle.
+        prompts: prompt strategy, or ``saliency-only`` for S > tau as the mask.
+        overrides: prompt settings in place of the bundle's.
+        name: of the row.
+    """
+
+    needs_training = False
+
+    def __init__(
+        self,
+        inputs: InputSettings,
+        *,
+        bundle: Bundle,
+        prompts: str = "consensus",
+        overrides: Mapping[str, Any] | None = None,
+        name: str = "spd",
+    ) -> None:
+        if prompts not in (*STRATEGIES, SALIENCY_ONLY):
+            raise BadInput(f"Unknown prompts '{prompts}'.", f"Choose {', '.join((*STRATEGIES, SALIENCY_ONLY))}.")
+        self.name = name
+        self.uses_clicks = prompts not in ("sampled", SALIENCY_ONLY)
+        self.bundle = bundle
+        self.strategy = prompts
+        self.prompts = prompts_of(bundle, overrides or {})
+        self._device = inputs.device
+        self._loaded: LoadedBundle | None = None
+
+    def train(self, cases: Sequence[TrainingCase], folder: Path, budget: Budget, on_progress: OnProgress) -> None:
+        """A bundle comes trained."""
+
+    def load(self, folder: Path) -> None:
+        """Bring the bundle into memory.
+
+        Raises:
+            NotRun: its base weights are not here.
+        """
+        try:
+            self._loaded = load_bundle(self.bundle, self._device)
+        except SPDError as error:
+            raise NotRun(error.message.rstrip(".")) from error
+
+    def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+        """(T, H, W) bool; empty where no click lies in the volume."""
+        if self._loaded is None:
+            raise RuntimeError("load() comes first")
+        if clicks.outside.all():
+            return np.zeros(target.stack.shape, dtype=bool)
+        session = self._loaded.session(target.stack, clicks, self.prompts)
+        only = self.strategy == SALIENCY_ONLY
+        return session.segment(clicks, prompts="consensus" if only else self.strategy, saliency_only=only).mask
+
+    def describe(self) -> dict[str, Any]:
+        """What the result depends on, JSON-ready."""
+        info = self.bundle.info
+        return {
+            "adapter_sha256": info.adapter_sha256,
+            "backbone_sha256": info.backbone_sha256,
+            "image_size": info.image_size,
+            "fov_mm": info.fov_mm,
+            "normalization": info.normalization,
+            "network": info.network,
+            "prompts": dataclasses.asdict(self.prompts),
+            "strategy": self.strategy,
+        }

@@ -1,0 +1,140 @@
+"""Rows of ours that are trained for the benchmark: folds of a cross-validation, and ablations that need a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SPDSegmentLib.errors import BadInput, SPDError
+from SPDSegmentLib.evaluation.comparators.bundle_row import BundleRow
+from SPDSegmentLib.evaluation.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
+from SPDSegmentLib.evaluation.run import EvaluationTarget
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.models.base_weights import find_base_weights
+from SPDSegmentLib.models.bundle import read_bundle
+from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.training.config import TrainingConfig
+from SPDSegmentLib.training.distributed import join_processes
+from SPDSegmentLib.training.result import save_bundle
+from SPDSegmentLib.training.run import RunHooks, train
+
+
+class OwnTraining:
+    """SPD, SAM-Tuning or an ablation, trained as ``spdsegment train`` does and used as :class:`BundleRow` does.
+
+    The steps are those of the configuration, whatever the budget of the other comparators is.
+
+    Args:
+        inputs: its device is used.
+        config: training configuration; its ``data.train`` are the training cases.
+        data_folder: where they lie.
+        stage1: folder in which the row whose stage I is taken over was trained; ``None`` trains stage I.
+        prompts, overrides, name: as for :class:`BundleRow`.
+    """
+
+    needs_training = True
+    uses_clicks = True
+
+    def __init__(
+        self,
+        inputs: InputSettings,
+        *,
+        config: TrainingConfig,
+        data_folder: Path,
+        stage1: Path | None = None,
+        prompts: str = "consensus",
+        overrides: Mapping[str, Any] | None = None,
+        name: str = "spd",
+    ) -> None:
+        self.name = name
+        self.config = config
+        self._inputs = inputs
+        self._data_folder = data_folder
+        self._stage1 = stage1
+        self._row_settings: dict[str, Any] = {"prompts": prompts, "overrides": overrides, "name": name}
+        self._row: BundleRow | None = None
+
+    def train(self, cases: Sequence[TrainingCase], folder: Path, budget: Budget, on_progress: OnProgress) -> None:
+        """Train and write ``folder/bundle``; a stopped training goes on. ``cases`` are read from the data folder.
+
+        Raises:
+            NotRun: base weights, or the row whose stage I is wanted, are missing.
+        """
+        if (folder / "bundle").is_dir():
+            return
+        begun = time.monotonic()
+        backbone = self.config.network.backbone
+        try:
+            weights = None if backbone == "tiny_random" else find_base_weights(backbone)
+        except SPDError as error:
+            raise NotRun(f"weights of {backbone} not available") from error
+        state = None
+        if self._stage1 is not None:
+            if not (self._stage1 / "bundle").is_dir():
+                raise NotRun("the row whose stage I it takes over is not trained")
+            state = load_state_dict(read_bundle(self._stage1 / "bundle").adapter_path)
+        hooks = RunHooks(lambda what, done, total, left, losses: on_progress(done, total, losses))
+        run_folder = folder / "run"
+        model = train(
+            self.config, self._data_folder, run_folder, weights, join_processes(self._inputs.device), hooks, state
+        )
+        parameters = sum(p.numel() for p in model.stage1_parameters() + model.stage2_parameters())
+        steps = self.config.stage1.steps + self.config.stage2.head_steps + self.config.stage2.steps
+        record = {"steps": steps, "seconds": round(time.monotonic() - begun, 1), "parameters": parameters}
+        beside = folder / "training.json.part"
+        beside.write_text(json.dumps(record), encoding="utf-8")
+        os.replace(beside, folder / "training.json")
+        save_bundle(model, self.config, "benchmark", folder / "bundle")
+
+    def load(self, folder: Path) -> None:
+        """Bring the trained bundle into memory; raises :class:`NotRun` where there is none."""
+        if not (folder / "bundle").is_dir():
+            raise NotRun("not trained")
+        self._row = BundleRow(self._inputs, bundle=read_bundle(folder / "bundle"), **self._row_settings)
+        self._row.load(folder)
+
+    def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+        """(T, H, W) bool."""
+        if self._row is None:
+            raise RuntimeError("load() comes first")
+        return self._row.segment(target, clicks)
+
+    def describe_model(self) -> dict[str, Any]:
+        """What the trained model depends on, JSON-ready."""
+        config = dataclasses.asdict(dataclasses.replace(self.config, checkpoint_seconds=0.0))
+        config["data"].pop("validation")
+        config["data"].pop("folder")
+        return {"training": config, "stage1": self._stage1.name if self._stage1 else ""}
+
+    def describe(self) -> dict[str, Any]:
+        """What the result depends on, JSON-ready."""
+        return {**self.describe_model(), **self._row_settings, "name": ""}
+
+
+def changed_config(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
+    """A training configuration with settings of nested tables replaced.
+
+    Raises:
+        BadInput: unknown setting.
+    """
+    changed: TrainingConfig = _changed(config, changes)
+    return changed
+
+
+def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    replace: Callable[..., Any] = dataclasses.replace
+    values = {}
+    for key, value in changes.items():
+        if not hasattr(config, key):
+            raise BadInput(f"Unknown training setting '{key}'.", "See SPDSegmentLib/training/config.py.")
+        current = getattr(config, key)
+        nested = isinstance(value, Mapping) and dataclasses.is_dataclass(current)
+        values[key] = _changed(current, value) if nested else tuple(value) if isinstance(value, list) else value
+    return replace(config, **values)

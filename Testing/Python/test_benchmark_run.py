@@ -1,0 +1,140 @@
+"""The benchmark resumes, skips, runs single cells, survives a failing one, and gives the same tables twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_benchmark
+from tiny_benchmark import options, write_benchmark, write_bundle
+
+from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.evaluation.benchmark.cells import read_cell
+from SPDSegmentLib.evaluation.benchmark.command import list_cells, plan_of, run_benchmark
+from SPDSegmentLib.evaluation.comparators.registry import COMPARATORS
+
+TABLES = ("tables.md", "summary.csv", "summary.json")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny benchmark file whose comparator ``broken`` fails."""
+    monkeypatch.setitem(COMPARATORS, "broken", "broken:Broken")
+    monkeypatch.setitem(sys.modules, "SPDSegmentLib.evaluation.comparators.broken", tiny_benchmark)
+    return write_benchmark(tmp_path)
+
+
+def measured(path: Path, method: str) -> int:
+    return len(read_cell(path.parent / "results", "blob", method).rows)
+
+
+def test_a_whole_run_measures_every_cell_and_one_failure_stops_nobody(bench: Path) -> None:
+    outcome = run_benchmark(options(bench))
+    # two patients, one target; clean once, severe and the drift alone twice
+    assert measured(bench, "spd") == 2 * (1 + 2 + 2)
+    assert measured(bench, "oracle") == measured(bench, "saliency-only") == 2 * 3
+    assert measured(bench, "n-0") == measured(bench, "n-2") == 2 * 2
+    broken = read_cell(outcome.folder, "blob", "broken")
+    assert broken.states == {"0": ("failed", "ValueError: wheels came off")}
+    assert len(broken.rows) == 1
+    report = outcome.reports[0].read_text(encoding="utf-8")
+    assert "not run: weights of sam_vit_h not available" in report
+    assert "failed: ValueError: wheels came off" in report
+    for picture in ("headline.png", "severity-blob.png", "parts-blob.png", "sweeps-blob.png"):
+        assert (outcome.folder / picture).stat().st_size > 1000
+        assert f"results/{picture}" not in report and f"({picture})" in report
+
+
+def test_a_second_run_gives_the_same_tables(bench: Path) -> None:
+    folders = [run_benchmark(options(bench, output=bench.parent / name)).folder for name in ("first", "second")]
+    for table in TABLES:
+        assert (folders[0] / table).read_bytes() == (folders[1] / table).read_bytes()
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_tables(bench: Path) -> None:
+    whole = run_benchmark(options(bench, output=bench.parent / "whole")).folder
+    polls = iter(range(1000))
+    with pytest.raises(Cancelled):
+        run_benchmark(options(bench, cancelled=lambda: next(polls) >= 7))
+    before = sum(measured(bench, method) for method in ("spd", "saliency-only", "shuffled", "oracle", "n-0", "n-2"))
+    assert before == 7
+    told: list[int] = []
+    resumed = run_benchmark(options(bench, on_progress=lambda what, done, total, left: told.append(done))).folder
+    assert told[0] >= 7
+    for table in TABLES:
+        assert (resumed / table).read_bytes() == (whole / table).read_bytes()
+
+
+def test_a_killed_process_leaves_whole_files_and_the_next_run_goes_on(bench: Path) -> None:
+    command = [sys.executable, "-m", "SPDSegmentLib.evaluation.benchmark", str(bench), "--only", "blob/[sn]*"]
+    command += ["--output", str(bench.parent / "results"), "--work", str(bench.parent / "work"), "--device", "cpu"]
+    cells = bench.parent / "results" / "cells" / "blob"
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not any(cells.glob("*.jsonl")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for path in cells.glob("*.jsonl"):
+        assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    run_benchmark(options(bench, only=("blob/spd",)))
+    assert measured(bench, "spd") == 10
+
+
+def test_one_cell_runs_alone(bench: Path) -> None:
+    run_benchmark(options(bench, only=("blob/oracle",)))
+    assert sorted(path.stem for path in (bench.parent / "results" / "cells" / "blob").iterdir()) == ["oracle"]
+    lines = list_cells(plan_of(options(bench)))
+    assert [line.split()[1:4] for line in lines if line.startswith("blob/oracle")] == [["6", "/", "6"]]
+    assert [line.split()[1:4] for line in lines if line.startswith("blob/spd")] == [["0", "/", "10"]]
+
+
+def test_what_is_done_is_skipped(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_benchmark(options(bench, only=("blob/spd",)))
+    told: list[str] = []
+    run_benchmark(options(bench, only=("blob/spd",), on_progress=lambda what, *rest: told.append(what)))
+    assert told == []
+
+
+def test_another_bundle_is_measured_again(bench: Path) -> None:
+    run_benchmark(options(bench, only=("blob/spd",)))
+    old = read_cell(bench.parent / "results", "blob", "spd").keys
+    write_bundle(bench.parent, bench.parent / "tiny-consensus.toml", seed=9)
+    assert "blob/spd" in list_cells(plan_of(options(bench)))[0]
+    assert list_cells(plan_of(options(bench)))[0].split()[1] == "0"
+    run_benchmark(options(bench, only=("blob/spd",)))
+    assert read_cell(bench.parent / "results", "blob", "spd").keys != old
+    assert measured(bench, "spd") == 10
+
+
+def test_more_seeds_add_rows_and_keep_the_old_ones(bench: Path) -> None:
+    run_benchmark(options(bench, only=("blob/spd",)))
+    before = read_cell(bench.parent / "results", "blob", "spd").rows
+    bench.write_text(bench.read_text(encoding="utf-8").replace("seeds = 2", "seeds = 3"), encoding="utf-8")
+    run_benchmark(options(bench, only=("blob/spd",)))
+    after = read_cell(bench.parent / "results", "blob", "spd").rows
+    assert len(after) == 14
+    assert all(after[place] is not None and after[place] == row for place, row in before.items())
+
+
+def test_clicks_are_the_same_for_all_methods(bench: Path) -> None:
+    run_benchmark(options(bench, only=("blob/spd", "blob/saliency-only")))
+    results = bench.parent / "results"
+    spd, saliency = (read_cell(results, "blob", name).rows for name in ("spd", "saliency-only"))
+    assert all(
+        (row.clicks, row.outside_share) == (spd[place].clicks, spd[place].outside_share)
+        for place, row in saliency.items()
+    )
+
+
+def test_the_quick_profile_has_a_folder_of_its_own(bench: Path) -> None:
+    plan = plan_of(options(bench, quick=True))
+    assert plan.config.name == "tiny-quick"
+    assert [cell.label for cell in plan.cells] == ["blob/spd", "blob/saliency-only"]
+    assert [plan.wanted(cell) for cell in plan.cells] == [3, 2]
