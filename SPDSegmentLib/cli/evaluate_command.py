@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from SPDSegmentLib.cli.paths import require_input
+from SPDSegmentLib.cli.paths import require_folder, require_input
 from SPDSegmentLib.cli.progress import show_training
 from SPDSegmentLib.errors import BadInput
 
@@ -52,6 +52,7 @@ def evaluate(
 ) -> None:
     """Measure models on labelled volumes: table, CSV, JSON and figure."""
     require_input(config, "configuration")
+    require_folder(output, "output folder")
     if split not in ("validation", "train"):
         raise BadInput(f"Unknown split '{split}'.", "Choose validation or train.")
     from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
@@ -70,27 +71,30 @@ def evaluate(
         raise BadInput(f"{config} names no {split} case.", f"List some in [data] {split}.")
     jobs = _jobs(model, methods)
     bundles = {name: find_bundle(name) for name in dict.fromkeys(name for name, _ in jobs)}
+    labels = _labels(bundles)
     severities = tuple(severity.split(","))
+    protocols = {
+        name: EvaluationConfig(severities, seeds, tuple(method for job, method in jobs if job == name), first_seed)
+        for name in bundles
+    }
     files = CaseFiles(folder, data.image, data.label, data.targets, data.plane, data.patient_pattern)
     targets = load_targets(files, cases)
     rows: list[EvaluationRow] = []
     with show_training(True) as bar:
         for name, bundle in bundles.items():
-            wanted = tuple(method for job, method in jobs if job == name)
-            protocol = EvaluationConfig(severities, seeds, wanted, first_seed)
+            protocol = protocols[name]
             predictor = Predictor.load(bundle, device)
-            for row in run_evaluation(predictor, targets, protocol, bundle.info.name):
+            total = len(targets) * len(severities) * seeds * len(protocol.methods)
+            for done, row in enumerate(run_evaluation(predictor, targets, protocol, labels[name]), start=1):
                 rows.append(row)
-                total = len(targets) * len(severities) * seeds * len(wanted)
-                done = sum(r.bundle == row.bundle for r in rows)
-                bar.advance(f"evaluating {bundle.info.name}", done, total, None, {"dsc": row.dsc or 0.0})
+                bar.advance(f"evaluating {labels[name]}", done, total, None, {"dsc": row.dsc or 0.0})
     command = shlex.join(["spdsegment", *sys.argv[1:]])
     write_reports(output, rows, _context(command, cases, bundles, seeds, first_seed))
     typer.echo(markdown_table(rows))
     typer.echo(f"\nWritten to {output}: rows.csv, summary.json, table.md, severity.png")
     if update_card:
-        first = next(iter(bundles.values()))
-        _update(first, [row for row in rows if row.bundle == first.info.name], cases, command)
+        name, first = next(iter(bundles.items()))
+        _update(first, [row for row in rows if row.bundle == labels[name]], cases, command)
 
 
 def _jobs(models: list[str], methods: str) -> list[tuple[str, str]]:
@@ -105,6 +109,12 @@ def _jobs(models: list[str], methods: str) -> list[tuple[str, str]]:
         else:
             jobs += [(text, m) for m in methods.split(",")]
     return jobs
+
+
+def _labels(bundles: dict[str, Bundle]) -> dict[str, str]:
+    """What each model is called in the tables: its own name, or as it was given where two have the same name."""
+    own = [bundle.info.name for bundle in bundles.values()]
+    return {name: name if own.count(bundle.info.name) > 1 else bundle.info.name for name, bundle in bundles.items()}
 
 
 def _pick(cases: tuple[str, ...], limit: int) -> list[str]:

@@ -36,6 +36,12 @@ def require_output(path: Path, what: str, suffixes: Iterable[str], inputs: Itera
         raise BadInput(f"The {what} {path} is also an input or another output.", "Give it another name.")
 
 
+def require_folder(path: Path, what: str) -> None:
+    """Raise :class:`BadInput` where ``path`` is a file; a folder may exist or be made later."""
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"The {what} {path} is a file.", "Give the name of a folder.")
+
+
 class StagedOutputs:
     """Files that are written beside their places; :meth:`commit` moves all of them there.
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from SPDSegmentLib.cli.paths import require_input
+from SPDSegmentLib.cli.paths import require_folder, require_input
 from SPDSegmentLib.cli.progress import TrainingBar, show_training
-from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.errors import BadInput, ModelCorrupt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,7 @@ def train(
     import torch
 
     from SPDSegmentLib.models.base_weights import find_base_weights
+    from SPDSegmentLib.models.bundle import check_replaceable
     from SPDSegmentLib.training.config import read_training_config
     from SPDSegmentLib.training.distributed import join_processes
     from SPDSegmentLib.training.result import plot_curves, save_bundle
@@ -52,6 +53,10 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     run_folder = run_folder or Path("runs") / settings.bundle.name
+    require_folder(run_folder, "run folder")
+    target = output or run_folder / "bundle"
+    check_replaceable(target)
+    _check_description(settings, config)
     weights = None if settings.network.backbone == "tiny_random" else find_base_weights(settings.network.backbone)
     stage1_state = _stage1_of(settings, config.parent)
     processes = join_processes(device)
@@ -60,7 +65,6 @@ def train(
         hooks = RunHooks(bar.advance, stop.is_set)
         model = run_training(settings, data_folder, run_folder, weights, processes, hooks, stage1_state)
     if processes.is_main:
-        target = output or run_folder / "bundle"
         target.parent.mkdir(parents=True, exist_ok=True)
         bundle = save_bundle(model, settings, config.name, target)
         curves = plot_curves(run_folder)
@@ -68,6 +72,18 @@ def train(
         if curves is not None:
             typer.echo(f"Curves: {curves}")
         typer.echo(f"Measure it: spdsegment evaluate {config} --model {bundle.folder}")
+
+
+def _check_description(settings: TrainingConfig, config: Path) -> None:
+    """What could not be written into a bundle is refused before the training and not after it."""
+    from SPDSegmentLib.training.result import bundle_info
+
+    if len(settings.bundle.color) != 3:
+        raise BadInput(f"The color in [bundle] of {config} has not three parts.", "Give red, green and blue, 0 to 1.")
+    try:
+        bundle_info(settings, config.name, {})
+    except ModelCorrupt as error:
+        raise BadInput(f"No bundle can be made of {config}: {error.message}", "Correct it there.") from error
 
 
 def _stage1_of(settings: TrainingConfig, folder: Path) -> dict[str, Tensor] | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.run import EvaluationTarget, patient_of
-from SPDSegmentLib.geometry.labelmap import read_labelmap
+from SPDSegmentLib.geometry.labelmap import read_labels_of
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import check_image, read_volume
 from SPDSegmentLib.prompts.noise import click_path
@@ -40,25 +40,23 @@ def load_targets(files: CaseFiles, cases: Sequence[str]) -> list[EvaluationTarge
     """Read every target of the cases.
 
     Raises:
-        BadInput: a file is missing, grids differ, or no case holds a target.
+        BadInput: a file is missing, grids differ, or a case holds no target.
     """
     targets = []
     for case in cases:
         volume = read_volume(files.folder / files.image.format(case=case))
         check_image(volume)
         label_path = files.folder / files.label.format(case=case)
-        labels = read_labelmap(label_path)
-        if labels.array.shape != volume.array.shape:
-            raise BadInput(f"{label_path} does not have the same grid as its image.", "Resample it to the image.")
+        labels = read_labels_of(label_path, volume)
         stack = SliceStack(volume, files.plane)
-        slices = stack.from_volume(labels.array)
-        for values in files.targets:
-            mask = np.ascontiguousarray(np.isin(slices, values))
+        slices = stack.from_volume(labels)
+        masks = {values: np.ascontiguousarray(np.isin(slices, values)) for values in files.targets}
+        if not any(mask.any() for mask in masks.values()):
+            raise BadInput(f"{label_path} holds none of the label values {files.targets}.", "Check targets in [data].")
+        for values, mask in masks.items():
             if mask.any():
                 path = click_path(mask, stack.pixel_mm, stack.slice_mm)
                 name = "+".join(map(str, values))
                 patient = patient_of(case, files.patient_pattern)
                 targets.append(EvaluationTarget(patient, case, name, stack, mask, path))
-    if not targets:
-        raise BadInput(f"No case in {files.folder} holds the label values {files.targets}.", "Check the targets.")
     return targets

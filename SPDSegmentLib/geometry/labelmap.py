@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import uuid
 from collections.abc import Sequence
@@ -35,6 +36,28 @@ def read_labelmap(path: str | Path) -> Volume:
             raise BadInput(f"{path} holds values that are not labels.", "Give a label map with whole numbers.")
         array = rounded.astype(np.int32)
     return Volume(array, volume.ijk_to_ras, volume.name)
+
+
+def read_labels_of(path: str | Path, volume: Volume) -> np.ndarray:
+    """Integer labels (K, J, I) on the grid of ``volume``.
+
+    Raises:
+        BadInput: as :func:`read_labelmap`, or another size or place than the volume's.
+    """
+    labels = read_labelmap(path)
+    if not same_grid(labels, volume):
+        raise BadInput(f"{path} does not have the same grid as its image {volume.name}.", "Resample it to the image.")
+    return labels.array
+
+
+def same_grid(first: Volume, second: Volume) -> bool:
+    """Whether two volumes have the same voxels: no corner is farther off than half of the smallest spacing."""
+    if first.array.shape != second.array.shape:
+        return False
+    far = np.array(first.shape_ijk) - 1.0
+    corners = np.array([[*corner, 1.0] for corner in itertools.product(*((0.0, f) for f in far))])
+    off = (corners @ first.ijk_to_ras.T - corners @ second.ijk_to_ras.T)[:, :3]
+    return bool(np.linalg.norm(off, axis=1).max() <= 0.5 * second.spacing_mm.min())
 
 
 def write_labelmap(

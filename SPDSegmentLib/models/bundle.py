@@ -91,7 +91,7 @@ def write_bundle(folder: str | Path, info: BundleInfo, tensors: Mapping[str, tor
     from safetensors.torch import save_file
 
     folder = Path(folder).expanduser().resolve()
-    _check_replaceable(folder)
+    check_replaceable(folder)
     with staging_folder(folder.parent) as staging:
         new = staging / folder.name
         new.mkdir()
@@ -111,7 +111,7 @@ def add_bundle(source: str | Path) -> Bundle:
     target = user_models_folder() / bundle.info.name
     if target.resolve() == bundle.folder:
         return bundle
-    _check_replaceable(target)
+    check_replaceable(target)
     with staging_folder(target.parent) as staging:
         new = staging / target.name
         new.mkdir()
@@ -213,7 +213,8 @@ def _bundle_folders(root: Path) -> list[Path]:
     return [child for child in children if not child.name.startswith(".") and (child / INFO_NAME).is_file()]
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Raise :class:`BadInput` where a bundle may not be written to ``folder``: a file, or something else's folder."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / INFO_NAME).is_file():
         raise BadInput(f"{folder} exists and is no model bundle.", "Choose another folder.")
     if folder.exists() and not folder.is_dir():

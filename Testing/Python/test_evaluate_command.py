@@ -1,0 +1,174 @@
+"""``spdsegment evaluate``: from a configuration and bundles to rows, summary, table and figure; what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models_helpers import tiny_info
+from tiny_training import write_cases, write_config
+from typer.testing import CliRunner, Result
+
+from SPDSegmentLib.cli import app as app_module
+from SPDSegmentLib.evaluation.protocol import METHODS
+from SPDSegmentLib.evaluation.report import compare, markdown_table, read_rows, summarize
+from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
+from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.models.bundle import read_bundle, write_bundle
+from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.spd import SPDModel
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled cases, a configuration that keeps ``a`` for validation, and a randomly initialised bundle."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_cases(folder / "data")
+    text = write_config(folder, 1, 0, 0).read_text()
+    (folder / "c.toml").write_text(text.replace('train = ["a", "b"]', 'train = ["b"]\nvalidation = ["a"]'))
+    torch.manual_seed(0)
+    network: dict[str, Any] = {"lora_rank": 2, "decoder": "full"}
+    model = SPDModel(NetworkConfig("tiny_random", 64, **network))
+    with torch.no_grad():
+        assert model.saliency_head.logit.bias is not None
+        model.saliency_head.logit.bias.fill_(0.1)  # so that the saliency supports clicks
+    write_bundle(folder / "bundle", tiny_info(network=network, prompts={}), model.adapter_state(), "")
+    return folder
+
+
+def run(folder: Path, output: Path, *extra: str, model: Path | None = None, config: str = "c.toml") -> Result:
+    """Evaluate the bundle with one seed of clean clicks."""
+    torch.manual_seed(0)  # a random backbone is no part of its bundle
+    arguments = ["evaluate", folder / config, "-m", model or folder / "bundle", "-o", output, "--device", "cpu"]
+    defaults = ["--severity", "clean", "--seeds", "1"]
+    return CliRunner().invoke(app_module.build_app(), [*map(str, arguments), *defaults, *extra])
+
+
+def test_every_method_and_control_is_measured_at_every_severity_and_seed(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tables"
+    severities = ["clean", "severe"]
+    result = run(folder, out, "--methods", ",".join(METHODS), "--severity", ",".join(severities), "--seeds", "2")
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in out.iterdir()) == ["rows.csv", "severity.png", "summary.json", "table.md"]
+
+    rows = read_rows(out / "rows.csv")
+    assert {(r.method, r.severity, r.seed) for r in rows} == {
+        (method, severity, seed) for method in METHODS for severity in severities for seed in (1000, 1001)
+    }
+    assert all(r.dsc is not None and r.hd95_mm is not None and 0 <= r.outside_share <= 1 for r in rows)
+    with (out / "rows.csv").open(newline="") as file:
+        assert set(next(csv.reader(file))) >= {"dsc", "iou", "hd95_mm", "nsd", "slice_dsc", "slice_hd95_mm"}
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["noise_version"] and summary["seeds"] == [1000, 1001] and summary["cases"] == ["a"]
+    assert len(summary["summary"]) == len(METHODS) * len(severities)
+    assert "Empty masks" in summary["empty_mask_policy"] and "Empty masks" in (out / "table.md").read_text()
+    assert (out / "severity.png").read_bytes().startswith(b"\x89PNG")
+    assert "| tiny-test | consensus |" in result.stdout
+
+
+def test_every_method_gets_the_same_clicks_and_a_repetition_the_same_figures(folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert run(folder, tmp_path / name, "--methods", "raw,consensus", "--severity", "clinic").exit_code == 0
+    one, two = (read_rows(tmp_path / name / "rows.csv") for name in ("one", "two"))
+    assert len({(r.clicks, r.outside_share) for r in one}) == 1
+    assert [dataclasses.replace(r, seconds=0) for r in one] == [dataclasses.replace(r, seconds=0) for r in two]
+
+
+def test_two_bundles_of_one_name_stay_apart(folder: Path, tmp_path: Path) -> None:
+    other = folder / "other" / "bundle"
+    if not other.exists():
+        source = read_bundle(folder / "bundle")
+        write_bundle(
+            other, source.info, {"saliency_head.logit.bias": torch.zeros(1)} | tensors(source.adapter_path), ""
+        )
+    result = run(folder, tmp_path / "tables", "-m", f"{other}:raw")
+    assert result.exit_code == 0, result.output
+    labels = {r.bundle for r in read_rows(tmp_path / "tables" / "rows.csv")}
+    assert labels == {str(folder / "bundle"), str(other)}
+
+
+def test_the_figures_are_written_into_the_card_on_request(folder: Path, tmp_path: Path) -> None:
+    bundle = read_bundle(folder / "bundle")
+    write_bundle(tmp_path / "bundle", bundle.info, tensors(bundle.adapter_path), "")
+    assert run(folder, tmp_path / "t", "--update-card", model=tmp_path / "bundle").exit_code == 0
+    updated = read_bundle(tmp_path / "bundle")
+    assert updated.info.metrics["summary"][0]["method"] == "consensus"
+    assert "| tiny-test | consensus |" in updated.card
+    assert updated.info.adapter_sha256 == bundle.info.adapter_sha256
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    from SPDSegmentLib.networks.checkpoint import load_state_dict
+
+    return load_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "text"),
+    [
+        (["--severity", "wild"], 2, "Unknown severity 'wild'"),
+        (["--methods", "magic"], 2, "Unknown method 'magic'"),
+        (["--split", "test"], 2, "Unknown split 'test'"),
+        (["-m", "unheard-of"], 3, "There is no model 'unheard-of'"),
+        (["--device", "cuda:99"], 4, "device"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence_and_leaves_no_table(
+    folder: Path, tmp_path: Path, extra: list[str], code: int, text: str
+) -> None:
+    result = run(folder, tmp_path / "tables", *extra)
+    assert result.exit_code == code
+    assert text in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "tables").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tables").write_text("mine")
+    result = run(folder, tmp_path / "tables")
+    assert result.exit_code == 2 and "is a file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [("empty", "holds none of the label values"), ("shifted", "does not have the same grid"), ("gone", "no image")],
+)
+def test_labels_that_cannot_be_used_are_named(folder: Path, tmp_path: Path, change: str, text: str) -> None:
+    write_cases(tmp_path / "data")
+    (tmp_path / "c.toml").write_text((folder / "c.toml").read_text())
+    path = tmp_path / "data" / "a_label.nii.gz"
+    labels = read_labelmap(path)
+    if change == "empty":
+        write_labelmap(path, labels.array * 0, labels)
+    elif change == "shifted":
+        moved = labels.ijk_to_ras.copy()
+        moved[0, 3] += 3
+        write_labelmap(path, labels.array, Volume(labels.array, moved))
+    else:
+        (tmp_path / "data" / "a_image.nii.gz").unlink()
+    result = run(tmp_path, tmp_path / "tables", model=folder / "bundle")
+    assert result.exit_code == 2
+    assert text in result.stderr and "a_" in result.stderr
+
+
+def test_means_are_taken_per_patient_first_and_tests_are_corrected(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "t", "--methods", "raw")
+    row = read_rows(tmp_path / "t" / "rows.csv")[0]
+    rows = [
+        dataclasses.replace(row, bundle=bundle, patient=patient, dsc=dsc + shift)
+        for bundle, shift in (("ours", 0.1), ("theirs", 0.0), ("third", -0.1))
+        for patient, dsc in [("p1", 0.2), ("p1", 0.2), ("p1", 0.2), ("p2", 0.6), ("p3", 0.7), ("p4", 0.5), ("p5", 0.4)]
+    ]
+    ours = summarize(rows)[0]
+    assert ours["patients"] == 5 and ours["dsc"] == pytest.approx(0.1 + (0.2 + 0.6 + 0.7 + 0.5 + 0.4) / 5)
+    tests = compare(rows, ("ours", "raw"))
+    assert [t["dsc_difference"] for t in tests] == [pytest.approx(0.1), pytest.approx(0.2)]
+    assert all(t["p_holm"] >= t["p"] for t in tests)
+    assert markdown_table(rows).count("\n| ") == 3
