@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from tiny_predictor import tube_volume
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.comparators import nnunet
 from SPDSegmentLib.evaluation.comparators.clicks import ClickedSlice, NetworkClicks
 from SPDSegmentLib.evaluation.comparators.protocol import Budget, Comparator, InputSettings, NotRun, TrainingCase
+from SPDSegmentLib.evaluation.comparators.refinement_prompts import excavate, split_objects
 from SPDSegmentLib.evaluation.comparators.registry import make_comparator
 from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
@@ -163,3 +166,115 @@ def test_the_click_channel_is_one_at_a_click_and_falls_with_the_distance_in_mill
     assert clicks.nearness(40).max() == 0
     assert len(clicks.points(1)) == 0 and clicks.points(3).tolist() == [[12.0, 20.0]]
     assert clicks.box(2, 3.0).tolist() == [4.0, 14.0, 16.0, 26.0]
+
+
+def test_refinement_prompts_lie_where_the_coarse_mask_is_sure() -> None:
+    mask = np.zeros((40, 40), dtype=bool)
+    mask[10:20, 10:30] = True
+    mask[19, 10] = False
+    alike = np.zeros((40, 40))
+    alike[10:20, 10:34] = 1.0  # the object goes on to the right
+    prompts = excavate(mask, alike)
+    assert prompts.box.tolist() == [10, 10, 33, 19]
+    column, row = prompts.points[0]
+    assert 14 <= column <= 25 and 14 <= row <= 15
+    assert prompts.labels.tolist() == [1, 0] and prompts.points[1].tolist() == [33, 10]
+    assert prompts.mask[int(row), int(column)] == prompts.mask.max() > prompts.mask[10, 29] > prompts.mask[0, 0] == 0
+    two = mask.copy()
+    two[30:36, 5:15] = True
+    two[0, 0] = True
+    assert [int(part.sum()) for part in split_objects(two)] == [199, 60]
+
+
+@pytest.mark.parametrize("kinds", [("points", "box", "mask"), ("box",)])
+def test_the_refiner_works_on_the_mask_of_another_comparator(kinds: tuple[str, ...], tmp_path: Path) -> None:
+    target = noisy_tube()
+    clicks, _ = target.clicks("clean", 1)
+    refiner = make_comparator("sam-refiner", INPUTS, coarse="random-walker", backbone="tiny_random", prompts=kinds)
+    assert not refiner.needs_training
+    refiner.train([], tmp_path, Budget(1), ignore)
+    refiner.load(tmp_path)
+    mask = refiner.segment(target, clicks)
+    assert mask.shape == target.mask.shape and not mask[0].any()
+    assert np.array_equal(mask, refiner.segment(target, clicks))
+
+
+def test_the_refiner_says_what_it_needs() -> None:
+    with pytest.raises(BadInput, match="a bundle is needed"):
+        make_comparator("sam-refiner", INPUTS, backbone="tiny_random")
+
+
+def test_packages_that_are_not_here_leave_a_row_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("nnunetv2", "sam2"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(NotRun, match=r"nnunetv2 is not installed \(pip install 'spdsegment\[bench\]'\)"):
+        make_comparator("nnunet-clicks", INPUTS).train(training_cases(), tmp_path, Budget(1), ignore)
+
+
+def test_nnunet_plans_trains_resumes_and_segments_through_its_own_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nnunetv2")
+    monkeypatch.setattr(nnunet, "STEPS_PER_EPOCH", 1)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int, losses: dict[str, float]) -> None:
+        raise Stop
+
+    cases, target = training_cases(), tube_target("c")
+    with pytest.raises(Stop):
+        make_comparator("nnunet-clicks", INPUTS, draws=1).train(cases, tmp_path / "a", Budget(2), stop)
+    make_comparator("nnunet-clicks", INPUTS, draws=1).train(cases, tmp_path / "a", Budget(2), ignore)
+    record = json.loads((tmp_path / "a" / "training.json").read_text())
+    assert record["steps"] == 2 and record["finished"] and record["parameters"] > 0
+    comparator = make_comparator("nnunet-clicks", INPUTS, draws=1)
+    comparator.load(tmp_path / "a")
+    clicks, _ = target.clicks("mild", 1)
+    mask = comparator.segment(target, clicks)
+    assert mask.shape == target.mask.shape and mask.dtype == bool
+
+
+TINY_SAM2 = [
+    "++model.image_size=64",
+    "++model.image_encoder.trunk.embed_dim=8",
+    "++model.image_encoder.trunk.stages=[1,1,2,1]",
+    "++model.image_encoder.trunk.global_att_blocks=[3]",
+    "++model.image_encoder.neck.backbone_channel_list=[64,32,16,8]",
+    "++model.memory_attention.num_layers=1",
+    "++model.memory_attention.layer.self_attention.feat_sizes=[4,4]",
+    "++model.memory_attention.layer.cross_attention.feat_sizes=[4,4]",
+]
+
+
+def test_sam2_without_weights_leaves_its_row_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("sam2") is not None:
+        for name in ("sam2-video", "medsam2-video"):
+            with pytest.raises(NotRun, match="^weights not available$"):
+                make_comparator(name, INPUTS).load(tmp_path)
+    monkeypatch.setitem(sys.modules, "sam2", None)
+    monkeypatch.setitem(sys.modules, "sam2.build_sam", None)
+    with pytest.raises(NotRun, match="sam2 is not installed"):
+        make_comparator("sam2-video", INPUTS).load(tmp_path)
+
+
+@pytest.mark.parametrize("prompt", ["points", "box"])
+def test_sam2_propagates_from_prompted_slices_with_a_small_random_model(prompt: str, tmp_path: Path) -> None:
+    build_sam = pytest.importorskip("sam2.build_sam")
+    torch.manual_seed(0)
+    config = "configs/sam2.1/sam2.1_hiera_t.yaml"
+    model = build_sam.build_sam2_video_predictor(config, None, device="cpu", hydra_overrides_extra=TINY_SAM2)
+    torch.save({"model": model.state_dict()}, tmp_path / "tiny.pt")
+    target = tube_target("c")
+    clicks, _ = target.clicks("mild", 1)
+    comparator = make_comparator(
+        "sam2-video", INPUTS, checkpoint=str(tmp_path / "tiny.pt"), overrides=TINY_SAM2, prompt=prompt
+    )
+    comparator.load(tmp_path)
+    mask = comparator.segment(target, clicks)
+    assert mask.shape == target.mask.shape and mask.dtype == bool
+    assert np.array_equal(mask, comparator.segment(target, clicks))
+    torch.save({"model": {"other": torch.zeros(1)}}, tmp_path / "tiny.pt")
+    with pytest.raises(NotRun, match="do not belong"):
+        comparator.load(tmp_path)

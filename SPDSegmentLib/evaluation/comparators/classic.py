@@ -13,7 +13,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.comparators.clicks import NetworkClicks
-from SPDSegmentLib.evaluation.comparators.features import window_of
+from SPDSegmentLib.evaluation.comparators.features import pixels_in, window_of
 from SPDSegmentLib.evaluation.comparators.protocol import Budget, InputSettings, OnProgress, TrainingCase
 from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
@@ -77,7 +77,8 @@ class RegionGrowing(Untrained):
         """See the base class."""
         import SimpleITK as sitk
 
-        box = self._box(stack, clicks)
+        clicked = slice(int(clicks.slice_index.min()), int(clicks.slice_index.max()) + 1)
+        box = (clicked, *pixels_in(window_of(stack, clicks, self.inputs)))
         image = sitk.GetImageFromArray(np.ascontiguousarray(stack.array[box], dtype=np.float32))
         image.SetSpacing((stack.pixel_mm[1], stack.pixel_mm[0], stack.slice_mm))
         image = sitk.CurvatureFlow(image, timeStep=0.0625, numberOfIterations=SMOOTHING_STEPS)
@@ -95,18 +96,6 @@ class RegionGrowing(Untrained):
         mask = np.zeros(stack.shape, dtype=bool)
         mask[box] = sitk.GetArrayViewFromImage(region) > 0
         return mask
-
-    def _box(self, stack: SliceStack, clicks: Clicks) -> tuple[slice, slice, slice]:
-        """Clicked slices, and the rows and columns in the field of view."""
-        window = window_of(stack, clicks, self.inputs)
-        corners = window.to_slice(np.array([[-0.5, -0.5], [window.size - 0.5, window.size - 0.5]]))
-        _, height, width = stack.shape
-        (left, top), (right, bottom) = corners.clip(0, [width, height]).astype(int)
-        return (
-            slice(int(clicks.slice_index.min()), int(clicks.slice_index.max()) + 1),
-            slice(top, bottom),
-            slice(left, right),
-        )
 
     def _limits(self, array: np.ndarray, voxels: np.ndarray) -> tuple[float, float]:
         """Accepted intensities, from 3 x 3 pixels around each seed."""

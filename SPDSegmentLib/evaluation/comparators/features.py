@@ -25,6 +25,14 @@ def window_of(stack: SliceStack, clicks: Clicks, inputs: InputSettings) -> Input
 BLOCK = 4
 
 
+def pixels_in(window: InputWindow) -> tuple[slice, slice]:
+    """Rows and columns of a slice that lie in the field of view."""
+    height, width = window.slice_shape
+    corners = window.to_slice(np.array([[-0.5, -0.5], [window.size - 0.5, window.size - 0.5]]))
+    (left, top), (right, bottom) = np.rint(corners + 0.5).clip(0, [width, height]).astype(int).tolist()
+    return slice(top, bottom), slice(left, right)
+
+
 class FeatureCache:
     """Embedded slices of the last volume, by field of view and slice.
 

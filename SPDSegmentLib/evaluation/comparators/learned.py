@@ -5,7 +5,7 @@ A new one is a :class:`SliceNetwork`; slices, views, click noise, loss, schedule
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,10 @@ class LearnedComparator:
 
     def train(self, cases: Sequence[TrainingCase], folder: Path, budget: Budget, on_progress: OnProgress) -> None:
         """Train within a budget; see the protocol."""
-        from safetensors.torch import save_file
-
         record = open_record(folder, self.settings())
         if record.finished:
             return
-        network = self._fresh()
+        network = self.fresh()
         parameters = network.trainable()
         record.parameters = sum(p.numel() for p in parameters.values())
         source = self.runs(network, as_cases(cases, self.inputs), folder)
@@ -117,7 +115,7 @@ class LearnedComparator:
             lambda step: self._loss(network, source, step),
         )
         run_phase(phase, folder, budget, record, on_progress)
-        save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, folder / WEIGHTS_NAME)
+        keep_weights(parameters, folder / WEIGHTS_NAME)
         record.finished = True
         record.write(folder)
 
@@ -126,16 +124,14 @@ class LearnedComparator:
         path = folder / WEIGHTS_NAME
         if self.needs_training and not path.exists():
             raise NotRun("not trained")
-        network = self._fresh()
+        network = self.fresh()
         if self.needs_training:
-            _take_weights(network, path)
-        self._network = network.requires_grad_(False)
-        self._features = FeatureCache(self.inputs)
+            take_weights(network.trainable(), path)
+        self.use(network)
 
     def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
         """(T, H, W) bool; empty where no click lies inside the volume."""
-        assert self._network is not None, "load() comes first"
-        network, stack = self._network, target.stack
+        network, stack = self.network, target.stack
         mask = np.zeros(stack.shape, dtype=bool)
         inside = clicks.inside()
         if len(inside) == 0:
@@ -149,7 +145,20 @@ class LearnedComparator:
             mask[[slice_.t for slice_ in batch]] = window.restore(self._logits(stack, window, batch), OUTSIDE_LOGIT) > 0
         return mask
 
-    def _fresh(self) -> SliceNetwork:
+    @property
+    def network(self) -> SliceNetwork:
+        """The network that :meth:`load` got ready."""
+        if self._network is None:
+            raise RuntimeError("load() comes first")
+        return self._network
+
+    def use(self, network: SliceNetwork) -> None:
+        """Segment with this network from now on."""
+        self._network = network.requires_grad_(False)
+        self._features = FeatureCache(self.inputs)
+
+    def fresh(self) -> SliceNetwork:
+        """The network with its initial weights, the same at every call."""
         torch.manual_seed(self.inputs.seed)
         return self.build().eval().to(self.device)
 
@@ -169,25 +178,39 @@ class LearnedComparator:
             hard = 2 * (predicted & target).sum() / (predicted.sum() + target.sum()).clamp(min=1)
         return {"total": segmentation_loss(logits, target, SegmentationLossConfig()).mean(), "dsc": hard}
 
+    def autocast(self) -> torch.autocast:
+        """The precision that the device multiplies natively."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+    @torch.inference_mode()
+    def embedded(self, stack: SliceStack, window: InputWindow, slices: Sequence[int]) -> Tensor:
+        """(B, ...) what the network keeps of these slices."""
+        with self.autocast():
+            return self._features.get(stack, window, slices, lambda images: self.network.embed(images.to(self.device)))
+
     @torch.inference_mode()
     def _logits(self, stack: SliceStack, window: InputWindow, batch: Sequence[ClickedSlice]) -> np.ndarray:
         """(B, S, S) mask logits."""
-        network = self._network
-        assert network is not None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            slices = [slice_.t for slice_ in batch]
-            embedded = self._features.get(stack, window, slices, lambda images: network.embed(images.to(self.device)))
-            logits = network.predict(embedded, batch)
+        embedded = self.embedded(stack, window, [slice_.t for slice_ in batch])
+        with self.autocast():
+            logits = self.network.predict(embedded, batch)
         return logits[:, 0].float().cpu().numpy()
 
 
-def _take_weights(network: SliceNetwork, path: Path) -> None:
-    """Copy kept weights into the trainable parameters.
+def keep_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
+    """Write parameters as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, path)
+
+
+def take_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
+    """Copy kept weights into parameters.
 
     Raises:
         ModelCorrupt: they are those of another network.
     """
-    state, parameters = load_state_dict(path), network.trainable()
+    state = load_state_dict(path)
     if {name: p.shape for name, p in parameters.items()} != {name: value.shape for name, value in state.items()}:
         raise ModelCorrupt(f"{path} does not hold the weights of this network.", "Train this comparator again.")
     with torch.no_grad():
