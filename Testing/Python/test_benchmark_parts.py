@@ -1,0 +1,230 @@
+"""The benchmark's parts: noise labels, clicks, its file, statistics, tables, the report's text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_benchmark import options, write_benchmark
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.benchmark import tables
+from SPDSegmentLib.evaluation.benchmark.cells import Row
+from SPDSegmentLib.evaluation.benchmark.clicks import clicks_for, oracle_clicks
+from SPDSegmentLib.evaluation.benchmark.command import plan_of
+from SPDSegmentLib.evaluation.benchmark.config import ClaimSpec, MethodSpec, read_benchmark_config
+from SPDSegmentLib.evaluation.benchmark.noises import is_clean, parse_noise, part_labels
+from SPDSegmentLib.evaluation.benchmark.plan import TimeLeft
+from SPDSegmentLib.evaluation.benchmark.progress import time_text
+from SPDSegmentLib.evaluation.benchmark.report import ReportInput, report_text
+from SPDSegmentLib.evaluation.benchmark.summary import (
+    DatasetResult,
+    MethodResult,
+    check_claims,
+    differences,
+)
+from SPDSegmentLib.evaluation.comparators.frozen_sam import box_around, random_points
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.window import place_window
+from SPDSegmentLib.prompts.noise import SEVERITIES, NoiseConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_a_part_alone_has_no_other_noise() -> None:
+    assert parse_noise("dropout:severe") == NoiseConfig(0.0, 0.0, 0.0, SEVERITIES["severe"].dropout, 0.0)
+    assert parse_noise("clinic") == SEVERITIES["clinic"]
+    assert parse_noise("2") == SEVERITIES["clinic"]
+    assert is_clean("clean") and is_clean("off_slice:mild") and not is_clean("jitter:mild")
+    assert part_labels(["off_slice"], ["mild", "clinic"]) == ["off_slice:clinic"]
+
+
+@pytest.mark.parametrize("label", ["terrible", "drift:clinic", "dropout:terrible"])
+def test_an_unknown_noise_is_refused(label: str) -> None:
+    with pytest.raises(BadInput):
+        parse_noise(label)
+
+
+def test_the_shipped_file_is_sound() -> None:
+    for quick in (False, True):
+        config = read_benchmark_config(REPOSITORY / "Testing" / "Benchmarks" / "benchmark.toml", quick)
+        assert config.reference == "spd"
+        for spec in config.datasets.values():
+            assert (config.folder / spec.config).is_file()
+    assert config.name == "full-quick"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seeds = 2", "seed = 2", "Unknown setting 'seed'"),
+        ('title = "Blob"', "", "dataset blob is incomplete"),
+        ('clicks = "oracle"', 'clicks = "guessed"', "clicks 'guessed' of method oracle"),
+        ('prompt = "n_neighbors"', "", "must name one setting"),
+        ('headline = "severe"', 'headline = "mild"', "headline 'mild'"),
+        ('second = "saliency-only"', 'second = "nothing"', "no method 'nothing'"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = write_benchmark(tmp_path)
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    with pytest.raises(BadInput, match=said):
+        read_benchmark_config(path)
+
+
+def test_a_pattern_that_fits_no_cell_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="fits no cell"):
+        plan_of(options(write_benchmark(tmp_path), only=("blob/nothing",)))
+
+
+def test_oracle_clicks_lie_inside_and_reach_every_slice() -> None:
+    mask = np.zeros((5, 20, 20), dtype=bool)
+    mask[1:4, 5:12, 5:12] = True
+    xy = np.array([[6.0, 6.0], [18.0, 2.0], [8.0, 8.0]])
+    clicks = Clicks(np.array([1, 2, 4]), xy, np.zeros(3, dtype=bool), ("1", "2", "3"))
+    oracle = oracle_clicks(clicks, mask)
+    assert sorted(oracle.slice_index) == [1, 2, 3]
+    column, row = oracle.xy.astype(int).T
+    assert mask[oracle.slice_index, row, column].all()
+    assert [8.0, 8.0] in oracle.xy.tolist()
+
+
+def test_clean_and_shuffled_clicks_differ_from_the_noisy_ones_and_repeat(tmp_path: Path) -> None:
+    dataset = plan_of(options(write_benchmark(tmp_path))).cells[0].dataset
+    target = dataset.targets("b")[0]
+    made = {kind: clicks_for(kind, dataset, target, "severe", 5)[0] for kind in ("noisy", "clean", "shuffled")}
+    again = {kind: clicks_for(kind, dataset, target, "severe", 5)[0] for kind in made}
+    for kind, clicks in made.items():
+        assert np.array_equal(clicks.xy, again[kind].xy)
+    assert not np.array_equal(made["noisy"].xy, made["clean"].xy)
+    other = dataset.targets("c")[0].clicks("severe", 5)[0]
+    assert np.array_equal(made["shuffled"].slice_index, other.slice_index)
+
+
+def test_random_points_are_as_many_and_come_from_nearby() -> None:
+    xy = np.arange(12.0).reshape(6, 2)
+    clicks = Clicks(np.array([0, 0, 1, 2, 5, 6]), xy, np.zeros(6, dtype=bool), tuple("abcdef"))
+    drawn = random_points(clicks, {1: 2, 6: 4, 9: 1}, 1)
+    assert {t: len(points) for t, points in drawn.items()} == {1: 2, 6: 2}
+    assert all(point in xy[:4].tolist() for point in drawn[1].tolist())
+    assert np.array_equal(drawn[1], random_points(clicks, {1: 2, 6: 4, 9: 1}, 1)[1])
+
+
+def test_the_box_holds_the_points_and_the_margin() -> None:
+    window = place_window((100, 100), (1.0, 1.0), 50, 0.0)
+    box = window.to_slice(
+        box_around(np.array([[40.0, 50.0], [60.0, 52.0]]), np.array([5.0, 5.0]), window).reshape(2, 2)
+    )
+    assert np.allclose(box, [[35.0, 45.0], [65.0, 57.0]])
+
+
+def _row(patient: str, noise: str, dsc: float, seed: int = 1) -> Row:
+    return Row("0", patient, patient, "1", noise, seed, 9, 0.2, dsc, dsc, 10 * (1 - dsc), dsc, dsc, dsc, 1.0, 0.5)
+
+
+def _dataset(gap: float, patients: int = 8) -> DatasetResult:
+    """SPD and two others on simulated patients: ``good`` is ``gap`` below SPD everywhere."""
+    rng = np.random.default_rng(0)
+    base = {f"p{i}": float(d) for i, d in enumerate(rng.uniform(0.7, 0.9, patients))}
+
+    def result(name: str, minus: float, group: str = "main") -> MethodResult:
+        rows = [_row(p, noise, d - minus) for p, d in base.items() for noise in ("clean", "clinic")]
+        return MethodResult(MethodSpec(name, name.title(), group, bundle="x"), rows, "", {})
+
+    missing = MethodResult(MethodSpec("gone", "Gone", "frozen", "frozen"), [], "not run: weights not available", {})
+    methods = {"spd": result("spd", 0.0), "sam-tuning": result("sam-tuning", gap), "gone": missing}
+    return DatasetResult("toy", "Toy", "A note.", {"0": (2, patients)}, methods)
+
+
+def _config(tmp_path: Path) -> ReportInput:
+    config = read_benchmark_config(write_benchmark(tmp_path))
+    config = replace(
+        config,
+        severities=("clean", "clinic"),
+        headline="clinic",
+        key_methods=("spd",),
+        claims=(ClaimSpec("Much better", "spd", "sam-tuning", at_least=0.11, paper="+11.08"),),
+        methods={**config.methods, "sam-tuning": MethodSpec("sam-tuning", "Sam-Tuning", bundle="x")},
+    )
+    return ReportInput(
+        config, [], [], tmp_path / "results", [{"commit": "abc"}], "spdsegment bench x.toml", "A remark."
+    )
+
+
+def test_differences_are_paired_by_patient_and_corrected() -> None:
+    dataset = _dataset(0.12)
+    tests = differences(dataset, "spd", ("clean", "clinic"), dataset.methods.values())
+    assert set(tests) == {("sam-tuning", "clean"), ("sam-tuning", "clinic")}
+    test = tests["sam-tuning", "clinic"]
+    assert test.value.mean == pytest.approx(0.12) and test.value.patients == 8
+    assert test.p == pytest.approx(2 / 2**8)
+    assert test.p_holm == pytest.approx(2 * test.p)
+
+
+def test_only_what_both_rows_have_is_compared() -> None:
+    dataset = _dataset(0.12)
+    partial = dataset.methods["sam-tuning"]
+    rows = [row for row in partial.rows if row.patient != "p0"]
+    dataset.methods["sam-tuning"] = MethodResult(partial.method, rows, "14 of 16 measured", {})
+    tests = differences(dataset, "spd", ("clinic",), dataset.methods.values())
+    assert tests["sam-tuning", "clinic"].value.patients == 7
+
+
+@pytest.mark.parametrize(("gap", "met"), [(0.12, True), (0.05, False)])
+def test_a_claim_is_checked_against_its_margin(tmp_path: Path, gap: float, met: bool) -> None:
+    given = _config(tmp_path)
+    checked = check_claims(given.config.claims, [_dataset(gap)])
+    assert [c.met for c in checked] == [met]
+    assert ("yes" if met else "no") in tables.claims_table(checked).splitlines()[-1]
+
+
+def test_the_policy_stands_under_every_table_and_no_row_is_dropped(tmp_path: Path) -> None:
+    given = _config(tmp_path)
+    dataset = _dataset(0.12)
+    for groups in (("main", "control"), ("frozen",)):
+        text = tables.method_table(dataset, groups, given.config)
+        assert tables.EMPTY_MASK_POLICY in text
+    assert "| Gone | not run: weights not available |" in text
+    records = tables.summary_records([dataset], given.config)
+    assert [r["state"] for r in records if r["method"] == "gone"] == ["not run: weights not available"]
+    assert tables.csv_text(records).count("\n") == len(records) + 1
+
+
+def test_the_report_begins_with_a_table_and_says_what_failed(tmp_path: Path) -> None:
+    given = _config(tmp_path)
+    given.datasets = [_dataset(0.05)]
+    given.claims = check_claims(given.config.claims, given.datasets)
+    text = report_text(given, tmp_path / "docs" / "report.md")
+    order = [
+        text.index(f"## {heading}")
+        for heading in (
+            "In a hurry",
+            "What the evidence must show",
+            "The paper's figures beside ours",
+            "Do the clicks matter?",
+            "All rows, by data set",
+            "What did not work",
+            "Limits",
+            "How to run it again",
+            "Cost in time",
+            "Machine and versions",
+        )
+    ]
+    assert order == sorted(order)
+    assert "Not shown on toy: Much better (+5.0 instead of +11 DSC)." in text
+    assert "Gone: not run: weights not available (toy)." in text
+    assert "A remark." in text and "abc" in text and "73.58" in text
+    assert tables.EMPTY_MASK_POLICY in text
+
+
+def test_time_left_follows_the_pace_of_each_method() -> None:
+    left = TimeLeft({"slow": 3, "fast": 2, "unknown": 1})
+    left.spend("slow", 10.0)
+    left.spend("fast", 2.0)
+    assert left.rows() == 4
+    assert left.seconds() == pytest.approx(2 * 10 + 1 * 2 + 1 * 6)
+    left.drop("slow")
+    assert left.seconds() == pytest.approx(2 + 6)
+    assert time_text(4000) == ", 1 h 7 min left" and time_text(None) == "" and time_text(12) == ", 12 s left"

@@ -1,0 +1,99 @@
+"""Where there is no bundle the benchmark trains one per fold, once for all rows that rest on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_benchmark import options, write_benchmark
+
+from SPDSegmentLib.evaluation.benchmark.cells import read_cell
+from SPDSegmentLib.evaluation.benchmark.command import plan_of, run_benchmark
+from SPDSegmentLib.models.bundle import read_bundle
+
+METHODS = """
+name = "folds"
+seeds = 1
+severities = ["clean"]
+parts = []
+headline = "clean"
+
+[budget]
+steps = 2
+
+[dataset.blob]
+title = "Blob"
+config = "tiny-consensus.toml"
+folds = 3
+
+[method.spd]
+title = "SPD"
+bundle = "{dataset}"
+
+[method.saliency-only]
+title = "Saliency only"
+bundle = "{dataset}"
+prompts = "saliency-only"
+
+[method.raw]
+title = "Decoder tuned on raw clicks"
+bundle = "{dataset}-raw"
+stage1_from = "spd"
+train = { stage2 = { strategy = "raw", psc_weight = 0.0 } }
+prompts = "raw"
+
+[method.frozen]
+title = "Frozen, consensus"
+group = "frozen"
+kind = "frozen"
+bundle = "{dataset}"
+prompts = "consensus"
+settings = { backbone = "tiny_random", shape = "box" }
+
+[method.one-patient]
+title = "One training patient"
+bundle = "{dataset}-one"
+train_patients = 1
+"""
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    path = write_benchmark(tmp_path)
+    path.write_text(METHODS, encoding="utf-8")
+    return path
+
+
+def test_every_fold_is_trained_once_and_every_patient_tested_once(bench: Path) -> None:
+    outcome = run_benchmark(options(bench))
+    for method in ("spd", "saliency-only", "raw", "frozen", "one-patient"):
+        cell = read_cell(outcome.folder, "blob", method)
+        assert cell.states == {}
+        assert sorted(row.patient for row in cell.rows.values()) == ["a", "b", "c"]
+    for fold in ("fold0", "fold1", "fold2"):
+        models = [p for p in (bench.parent / "work" / "blob" / fold).iterdir() if p.name.startswith("model-")]
+        assert len(models) == 3  # SPD, the raw decoder, one patient
+        learned = {len(read_bundle(model / "bundle").info.training["patients"]) for model in models}
+        assert learned == {1, 2}
+    assert read_cell(outcome.folder, "blob", "spd").training["0"]["steps"] == 6
+    report = outcome.reports[0].read_text(encoding="utf-8")
+    assert "2/1, 2/1, 2/1" in report
+
+
+def test_no_patient_of_a_test_fold_is_trained_on(bench: Path) -> None:
+    dataset = plan_of(options(bench)).cells[0].dataset
+    tested = [case for fold in dataset.folds for case in fold.test]
+    assert sorted(tested) == ["a", "b", "c"]
+    for fold in dataset.folds:
+        assert not {dataset.patient(c) for c in fold.train} & {dataset.patient(c) for c in fold.test}
+
+
+def test_a_bundle_that_learned_from_a_test_patient_is_not_measured(tmp_path: Path) -> None:
+    path = write_benchmark(tmp_path)
+    config = tmp_path / "tiny-consensus.toml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace('train = ["a"]\nvalidation = ["b", "c"]', 'train = ["b"]\nvalidation = ["a", "c"]'))
+    run_benchmark(options(path, only=("blob/spd",)))
+    cell = read_cell(path.parent / "results", "blob", "spd")
+    assert cell.rows == {}
+    assert cell.states == {"0": ("not run", "the bundle learned from the test patient a")}
