@@ -46,6 +46,9 @@ class ClicksSection(VTKObservationMixin):
         table.setHorizontalHeaderLabels([_("Click"), _("Fate"), _("Reason")])
         table.horizontalHeader().setStretchLastSection(True)
         table.verticalHeader().setVisible(False)
+        table.setWordWrap(False)
+        for column in (0, 1):
+            table.horizontalHeader().setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
         table.connect("itemChanged(QTableWidgetItem*)", self._onItemChanged)
         table.connect("cellClicked(int,int)", self._onCellClicked)
         ui.clicksSection.connect("contentsCollapsed(bool)", self._onCollapsed)
@@ -115,6 +118,7 @@ class ClicksSection(VTKObservationMixin):
         if fate is not None and point.selected and fate.fate in COLORS:
             what.setForeground(qt.QBrush(qt.QColor.fromRgbF(*COLORS[fate.fate])))
         why = qt.QTableWidgetItem(fate.reason if fate is not None and point.selected else "")
+        why.setToolTip(why.text())
         for column, item in enumerate((name, what, why)):
             self.ui.clicksTable.setItem(row, column, item)
 
@@ -141,6 +145,7 @@ class ClicksSection(VTKObservationMixin):
 
     def _onDragStarts(self, caller: Any, event: str) -> None:
         self._dragging = True
+        self._timer.stop()
 
     def _onDragEnds(self, caller: Any, event: str) -> None:
         self._dragging = False

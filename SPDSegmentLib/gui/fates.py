@@ -6,13 +6,12 @@ from collections.abc import Iterable
 
 from SPDSegmentLib.worker.messages import Fate
 
-from .write_record import PointFate
+from .write_record import OUTSIDE, PointFate
 
 KEPT = "kept"
 REJECTED = "rejected_own_slice"
 BORROWED = "borrowed"
 SYNTHESIZED = "synthesized"
-OUTSIDE = "outside"
 _RANK = {KEPT: 3, BORROWED: 2, REJECTED: 1, OUTSIDE: 0}
 
 COLORS = {

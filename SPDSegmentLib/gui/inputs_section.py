@@ -16,6 +16,7 @@ from .state import ModuleState
 from .target import Target, makeTarget
 from .task import Task, View
 
+GLYPH_SCALE = 2.0
 AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
 
 
@@ -45,6 +46,7 @@ class InputsSection:
         ui.placeButton.connect("clicked(bool)", self._onPlace)
         ui.placeWidget.connect("activeMarkupsPlaceModeChanged(bool)", self._onPlacing)
         ui.placeWidget.buttonsVisible = False
+        ui.placeWidget.setVisible(False)
         ui.placeWidget.placeMultipleMarkups = slicer.qSlicerMarkupsPlaceWidget.ForcePlaceMultipleMarkups
 
     @property
@@ -216,6 +218,7 @@ class InputsSection:
     def _onPlace(self, on: bool) -> None:
         if on and self.ui.centerlineSelector.currentNode() is None:
             self.ui.centerlineSelector.addNode()
+            showPlainly(self.ui.centerlineSelector.currentNode())
         self.ui.placeWidget.placeModeEnabled = on
 
     def _onPlacing(self, on: bool) -> None:
@@ -259,6 +262,14 @@ class InputsSection:
     def _onCard(self, checked: bool) -> None:
         if self.model is not None:
             slicer.util.infoDisplay(self.model.card or _("This model has no card."), windowTitle=self.model.title)
+
+
+def showPlainly(node: Any) -> None:
+    """Show clicks as small glyphs without names, so that they do not hide the structure."""
+    node.CreateDefaultDisplayNodes()
+    display = node.GetDisplayNode()
+    display.SetPointLabelsVisibility(False)
+    display.SetGlyphScale(GLYPH_SCALE)
 
 
 def _axisNames() -> tuple[str, ...]:

@@ -14,12 +14,12 @@ from slicer.util import VTKObservationMixin
 
 from .slice_views import jumpTo, viewCenter, viewNode
 from .task import Task
-from .write_record import NO_SUPPORT, WriteRecord
+from .write_record import SliceInfo, WriteRecord
 
 HEIGHT = 72
-WIDTH = 320
+MIN_WIDTH = 240
 FOLLOW_MS = 60
-_GOOD, _DOUBTFUL, _OWNED, _EMPTY = "#2f9e57", "#d9412f", "#8a8f98", "#e4e6ea"
+_GOOD, _DOUBTFUL, _OWNED, _EMPTY, _MARK = "#2f9e57", "#d9412f", "#8a8f98", "#e4e6ea", "#1f2933"
 
 
 class ReviewSection(VTKObservationMixin):
@@ -41,10 +41,10 @@ class ReviewSection(VTKObservationMixin):
     def show(self, record: WriteRecord) -> None:
         """Show a record."""
         self._record = record
-        doubtful = doubtfulSlices(record)
+        doubtful = record.doubtful
         for button in (self.ui.nextDoubtfulButton, self.ui.previousDoubtfulButton):
             button.enabled = bool(doubtful)
-        without = sum(info.status in NO_SUPPORT for info in record.info.values())
+        without = len(record.unsupported)
         text = _("{count} doubtful slices").format(count=len(doubtful)) if record.info else ""
         if without:
             text += _(", {count} of them without a supporting click (left empty)").format(count=without)
@@ -68,7 +68,7 @@ class ReviewSection(VTKObservationMixin):
 
     def step(self, direction: int) -> None:
         """Jump to the next doubtful slice (or the previous one), round the end."""
-        doubtful = doubtfulSlices(self._record)
+        doubtful = self._record.doubtful
         task = self._task()
         if not doubtful or task is None:
             return
@@ -104,28 +104,25 @@ class ReviewSection(VTKObservationMixin):
             self._draw(self.currentSlice())
 
     def _draw(self, current: int | None) -> None:
-        pixmap = qt.QPixmap(WIDTH, HEIGHT)
+        record = self._record
+        width = max(MIN_WIDTH, self.ui.qualityPlot.width)
+        pixmap = qt.QPixmap(width, HEIGHT)
         pixmap.fill(qt.QColor(_EMPTY))
-        info = self._record.info
-        if info:
-            count = max(info) + 1
-            painter = qt.QPainter()
-            painter.begin(pixmap)
-            for t, slice_ in info.items():
-                x0, x1 = t * WIDTH // count, max(t * WIDTH // count + 1, (t + 1) * WIDTH // count)
-                owned = t in self._record.owned
-                if slice_.status == "empty" and not owned:
-                    continue
-                quality = 1.0 if owned else (slice_.quality or 0.0)
-                bar = max(4, round(min(max(quality, 0.0), 1.0) * (HEIGHT - 6)))
-                color = _OWNED if owned else (_DOUBTFUL if slice_.doubtful else _GOOD)
-                painter.fillRect(x0, HEIGHT - bar, x1 - x0, bar, qt.QColor(color))
-            if current is not None:
-                painter.fillRect(min(current * WIDTH // count, WIDTH - 2), 0, 2, HEIGHT, qt.QColor("#1f2933"))
-            painter.end()
+        count = max(record.info, default=0) + 1
+        painter = qt.QPainter()
+        painter.begin(pixmap)
+        for t in record.span:
+            owned = t in record.owned
+            if t not in record.info and not owned:
+                continue
+            info = record.info.get(t, SliceInfo(None, ""))
+            quality = 1.0 if owned else (info.quality or 0.0)
+            bar = max(4, round(min(max(quality, 0.0), 1.0) * (HEIGHT - 6)))
+            color = _OWNED if owned else (_DOUBTFUL if info.doubtful else _GOOD)
+            left, right = t * width // count, max(t * width // count + 1, (t + 1) * width // count)
+            painter.fillRect(left, HEIGHT - bar, right - left, bar, qt.QColor(color))
+        if current is not None and record.info:
+            middle = (2 * current + 1) * width // (2 * count)
+            painter.fillRect(min(middle, width - 2), 0, 2, HEIGHT, qt.QColor(_MARK))
+        painter.end()
         self.ui.qualityPlot.setPixmap(pixmap)
-
-
-def doubtfulSlices(record: WriteRecord) -> list[int]:
-    """Return the slices that need a look and that nobody has edited, ascending."""
-    return [t for t, info in sorted(record.info.items()) if info.doubtful and t not in record.owned]

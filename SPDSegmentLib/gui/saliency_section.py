@@ -17,6 +17,7 @@ from .inputs_section import InputsSection
 from .saliency_overlay import SaliencyOverlay
 from .segmenter import Segmenter
 from .slice_views import viewCenter, viewNode
+from .task import Task
 
 FOLLOW_MS = 120
 
@@ -76,7 +77,7 @@ class SaliencySection(VTKObservationMixin):
                 self._showError(result)
 
         try:
-            self._request = self._segmenter.saliency(view, t, answer)
+            self._request = self._segmenter.saliency(view, self._segmentedTask(), t, answer)
         except SPDError as error:
             answer(error)
 
@@ -88,6 +89,10 @@ class SaliencySection(VTKObservationMixin):
         self._shown = None
         self.overlay.remove()
         self.ui.saliencyCheck.checked = False
+
+    def _segmentedTask(self) -> Task | None:
+        task = self._inputs.currentTask()
+        return task if task is not None and task.target.record.model else None
 
     def _stop(self) -> None:
         request, self._request = self._request, None

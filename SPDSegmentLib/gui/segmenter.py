@@ -66,7 +66,7 @@ class Segmenter:
         locked = writer.begin()
         history.remember(writer.digestsBefore, self._lastClicks.get(key, before), writer.record)
         self.workerHost.useModel(task.view.model.key, task.view.device)
-        self.workerHost.openVolume(snapshot)
+        name = self.workerHost.openVolume(snapshot, "|".join(key))
         job = Job(
             self.workerHost.client,
             writer,
@@ -75,7 +75,7 @@ class Segmenter:
             task.target.node,
             task.view.model.name,
         )
-        job.onFinished.connect(lambda done: self._noteFinished(key, done, before))
+        job.onFinished.connect(lambda done: self._noteFinished(key, name, done, before))
         self._jobs[key] = job
         self._startedClicks[key] = before
         first = None
@@ -83,11 +83,11 @@ class Segmenter:
             first = snapshot.sliceAt(task.firstSliceRas)
         job.start(
             lambda callbacks: self.workerHost.client.segment(
-                snapshot.volumeId,
+                name,
                 clicks,
                 prompts=task.prompts,
                 first_slice=first,
-                send_all=key in self._incomplete,
+                send_all=key in self._incomplete or not self.workerHost.hasServed(name),
                 locked=locked,
                 callbacks=callbacks,
             )
@@ -100,16 +100,18 @@ class Segmenter:
         last = self._startedClicks.get(task.key) if running else self._lastClicks.get(task.key)
         return last is None or usedClicks(last) != usedClicks(snapshotClicks(task.centerlineNodes))
 
-    def saliency(self, view: View, t: int, callback: Callable[[SaliencyReady | SPDError], None]) -> Request:
-        """Ask for the saliency of one slice of a volume."""
+    def saliency(
+        self, view: View, task: Task | None, t: int, callback: Callable[[SaliencyReady | SPDError], None]
+    ) -> Request:
+        """Ask for the saliency of one slice of a volume; with a task, in the field of view of its segment."""
         snapshot = view.snapshot()
         self.workerHost.useModel(view.model.key, view.device)
-        self.workerHost.openVolume(snapshot)
+        name = self.workerHost.openVolume(snapshot, "|".join(task.key) if task is not None else "")
 
         def answer(request: Request) -> None:
             callback(request.error if request.error is not None else request.answer)  # type: ignore[arg-type]
 
-        return self.workerHost.client.saliency(snapshot.volumeId, t, Callbacks(on_finished=answer))
+        return self.workerHost.client.saliency(name, t, Callbacks(on_finished=answer))
 
     def checkJobs(self) -> None:
         """End the jobs whose volume, clicks or segment are gone."""
@@ -171,11 +173,12 @@ class Segmenter:
             self._savedFor[task.key] = dict(digests)
             self.saveStateForUndo(task)
 
-    def _noteFinished(self, key: tuple[str, str], job: Job, clicks: Clicks) -> None:
+    def _noteFinished(self, key: tuple[str, str], name: str, job: Job, clicks: Clicks) -> None:
         if self._jobs.get(key) is job:
             del self._jobs[key]
         if job.state is JobState.DONE:
             self._incomplete.discard(key)
+            self.workerHost.noteServed(name)
             if job.writer.changed:
                 self._savedFor.pop(key, None)
             self._lastClicks[key] = clicks

@@ -14,7 +14,7 @@ from SPDSegmentLib.worker.transports import Transport
 from .signal import Signal
 from .volumes import VolumeSnapshot
 
-MAX_VOLUMES = 2
+MAX_VOLUMES = 3
 PYTHON_NAME = "PythonSlicer"
 
 
@@ -45,7 +45,7 @@ class WorkerHost:
             ClientConfig(library_version=version),
             on_died=lambda error: self.onDied.emit(error),
         )
-        self._volumes: list[str] = []
+        self._volumes: dict[str, tuple[str, str, str]] = {}
 
     def setCommand(self, command: str | WorkerCommand) -> None:
         """Use another worker command, an empty text for the usual one; the running worker is closed."""
@@ -57,19 +57,42 @@ class WorkerHost:
         """Choose the model for the next request."""
         self.client.set_model(ModelChoice(bundle, device))
 
-    def openVolume(self, snapshot: VolumeSnapshot) -> None:
-        """Make a volume's state known; other states of the same node, and old volumes, are forgotten."""
-        if snapshot.volumeId in self._volumes:
-            self._volumes.remove(snapshot.volumeId)
-        else:
+    def openVolume(self, snapshot: VolumeSnapshot, owner: str = "") -> str:
+        """Make a volume's state known and return its name; other states of the node, and old volumes, are forgotten.
+
+        Each owner (a segment) has a session of its own in the worker, so that the field of view and the slices of one
+        structure never depend on work at another.
+        """
+        name = f"{snapshot.volumeId}|{owner}"
+        if name not in self._volumes:
             volume = snapshot.volume
-            self.client.open_volume(snapshot.volumeId, volume.array, volume.ijk_to_ras, snapshot.axis)
-        stale = [name for name in self._volumes if name.split("|")[0] == snapshot.nodeId]
-        kept = [name for name in self._volumes if name not in stale]
-        stale += kept[: max(0, len(kept) - MAX_VOLUMES + 1)]
-        self._volumes = [name for name in self._volumes if name not in stale] + [snapshot.volumeId]
-        for name in stale:
-            self.client.close_volume(name)
+            self.client.open_volume(name, volume.array, volume.ijk_to_ras, snapshot.axis)
+        self._volumes[name] = (snapshot.nodeId, snapshot.volumeId, self._volumes.pop(name, ("", "", ""))[2])
+        stale = [
+            known
+            for known, (nodeId, volumeId, _served) in self._volumes.items()
+            if nodeId == snapshot.nodeId and volumeId != snapshot.volumeId
+        ]
+        kept = [known for known in self._volumes if known not in stale]
+        for old in [*stale, *kept[:-MAX_VOLUMES]]:
+            del self._volumes[old]
+            self.client.close_volume(old)
+        return name
+
+    def noteServed(self, name: str) -> None:
+        """A result for a volume has arrived whole: the running worker knows what the next one differs from."""
+        if name in self._volumes:
+            self._volumes[name] = (*self._volumes[name][:2], self._session)
+
+    def hasServed(self, name: str) -> bool:
+        """Whether the running worker, with the present model, has given a whole result for a volume before."""
+        return name in self._volumes and self._volumes[name][2] == self._session != ""
+
+    @property
+    def _session(self) -> str:
+        """Identifies worker process and model, empty while no process runs."""
+        processId = self.client.process_id
+        return "" if processId is None else f"{processId}|{self.client.model}"
 
     def forgetVolumes(self) -> None:
         """Let go of all volumes, as when the scene closes."""

@@ -10,6 +10,8 @@ from typing import Any
 RECORD_VERSION = 1
 DOUBTFUL_BELOW = 0.7
 NO_SUPPORT = ("abstained",)
+NOTHING = "empty"
+OUTSIDE = "outside"
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class SliceInfo:
     def doubtful(self) -> bool:
         """Whether a person should look at the slice."""
         return self.status in NO_SUPPORT or (
-            self.status != "empty" and self.quality is not None and self.quality < DOUBTFUL_BELOW
+            self.status != NOTHING and self.quality is not None and self.quality < DOUBTFUL_BELOW
         )
 
 
@@ -90,6 +92,24 @@ class WriteRecord:
         slices = set(slices)
         self.owned -= slices
         self.noteWritten(slices, digests)
+
+    @property
+    def span(self) -> range:
+        """From the first slice with content or a click to the last one."""
+        filled = {t for t, info in self.info.items() if info.status not in (*NO_SUPPORT, NOTHING)}
+        clicked = {fate.sliceIndex for fate in self.fates if fate.clickId and fate.fate != OUTSIDE}
+        slices = filled | clicked | self.owned
+        return range(min(slices), max(slices) + 1) if slices else range(0)
+
+    @property
+    def unsupported(self) -> list[int]:
+        """Slices within the span that no click supports and that were left empty, ascending."""
+        return [t for t in self.span if t in self.info and self.info[t].status in NO_SUPPORT and t not in self.owned]
+
+    @property
+    def doubtful(self) -> list[int]:
+        """Slices within the span that need a look and that nobody has edited, ascending."""
+        return [t for t in self.span if t in self.info and self.info[t].doubtful and t not in self.owned]
 
     def copy(self) -> WriteRecord:
         """Return an independent copy."""

@@ -84,23 +84,32 @@ def test_a_row_of_the_table_jumps_to_its_click(host: Any, module: Any) -> None:
 def test_the_next_doubtful_slice_is_shown_round_and_round(host: Any, module: Any) -> None:
     module.ui.reviewSection.collapsed = False
     segment(host, module)
-    assert "2 doubtful slices" in module.ui.reviewLabel.text
-    assert "without a supporting click" in module.ui.reviewLabel.text
-    host.slice_view("Red").jump_to((24.0, 20.0, 0.0))
+    assert module.ui.reviewLabel.text.startswith("1 doubtful slice")
+    state_of(module).centerlineNodes = [add_clicks((0, 11), "Wide")]
+    segment(host, module)
+    assert module.ui.reviewLabel.text.startswith("6 doubtful slices")
+    host.slice_view("Red").jump_to((24.0, 20.0, 15.0))
     seen = []
-    for _ in range(3):
+    for _ in range(4):
         module.ui.nextDoubtfulButton.click()
         seen.append(round(shown_k()))
-    assert seen == [5, 11, 5]
+    assert seen == [6, 7, 8, 3]
     module.ui.previousDoubtfulButton.click()
-    assert round(shown_k()) == 11
+    assert round(shown_k()) == 8
+
+
+def test_slices_beyond_the_ends_of_the_structure_are_not_doubtful(host: Any, module: Any) -> None:
+    state_of(module).centerlineNodes = [add_clicks((3,), "Short")]
+    segment(host, module)
+    assert record_of(module).span == range(1, 6)
+    assert record_of(module).doubtful == []
 
 
 def test_slices_without_support_are_empty_and_marked(host: Any, module: Any) -> None:
     segment(host, module)
     record = record_of(module)
-    assert [t for t, info in record.info.items() if info.status == "abstained"] == [5, 11]
-    assert not mask_of(module)[[5, 11]].any()
+    assert record.unsupported == record.doubtful == [5]
+    assert not mask_of(module)[5].any()
 
 
 def test_the_plot_marks_the_shown_slice_and_the_doubtful_ones(host: Any, module: Any) -> None:

@@ -173,6 +173,13 @@ def test_overwriting_other_segments_is_honored_and_undone_when_cancelled(host: A
     assert digests(mask_of(loaded, other)) != before
 
 
+def test_the_same_clicks_fill_a_second_segment_too(host: Any, module: Any) -> None:
+    first = mask_of(module)
+    state_of(module).segmentId = ""
+    segment(host, module)
+    assert np.array_equal(mask_of(module), first)
+
+
 def test_two_segments_of_one_segmentation_are_worked_on_in_turn(host: Any, module: Any) -> None:
     state = state_of(module)
     first_id, first = state.segmentId, digests(mask_of(module))

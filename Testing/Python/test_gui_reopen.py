@@ -1,0 +1,97 @@
+"""A saved scene opened again: clicks, fates, links, model and settings are back, and work goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gui_helpers import (
+    add_clicks,
+    add_volume,
+    digests,
+    filled_slices,
+    load,
+    mask_of,
+    move_click,
+    record_of,
+    segment,
+    settle,
+    state_of,
+    use_fake,
+)
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+
+def test_a_reopened_scene_goes_on_where_it_was(host: Any, tmp_path: Path) -> None:
+    add_volume(host)
+    module = load(host)
+    add_clicks((2, 40))
+    branch = add_clicks((8,), "Branch", at=(12.0, 12.0))
+    module.widget.panel.refresh()
+    state = state_of(module)
+    state.centerlineNodes = [*state.centerlineNodes, branch]
+    state.device, state.axis = "cpu", "axial"
+    segment(host, module)
+    state.liveUpdate = False
+    module.ui.correctSection.collapsed = False
+    module.ui.editor.setActiveEffectByName("Paint")
+    host.slice_view("Red").drag_ras((8.0, 30.0, 12.0), (14.0, 30.0, 12.0))
+    settle(host, module)
+    before, record = digests(mask_of(module)), record_of(module)
+    assert record.owned == {4}
+
+    host.save_scene(tmp_path / "case.mrb")
+    host.open_scene(tmp_path / "case.mrb")
+
+    use_fake(module)
+    state = state_of(module)
+    assert [node.GetName() for node in state.centerlineNodes] == ["Centerline", "Branch"]
+    assert (state.device, state.axis, state.liveUpdate, state.model) == ("cpu", "axial", False, "fake")
+    assert digests(mask_of(module)) == before
+    again = record_of(module)
+    assert (again.owned, again.fates, again.info) == (record.owned, record.fates, record.info)
+    assert module.ui.deviceBox.currentData == "cpu" and not module.ui.liveUpdateCheck.checked
+    module.ui.clicksSection.collapsed = False
+    table = module.ui.clicksTable
+    assert [table.item(row, 1).text() for row in range(table.rowCount)] == ["kept", "outside the volume", "kept"]
+
+    module.ui.liveUpdateCheck.checked = True
+    move_click(state.centerlineNodes[1], 0, (4.0, 0.0, 0.0))
+    settle(host, module)
+    after = digests(mask_of(module))
+    assert [k for k in range(12) if after[k] != before[k]] == [6, 7, 8, 9, 10]
+    assert record_of(module).owned == {4}
+
+
+def test_a_scene_with_a_deleted_branch_still_opens(host: Any, tmp_path: Path) -> None:
+    import slicer
+
+    add_volume(host)
+    module = load(host)
+    add_clicks((2,))
+    module.widget.panel.refresh()
+    state = state_of(module)
+    branch = add_clicks((8,), "Branch")
+    state.centerlineNodes = [*state.centerlineNodes, branch]
+    segment(host, module)
+    slicer.mrmlScene.RemoveNode(branch)
+    host.save_scene(tmp_path / "case.mrb")
+    host.open_scene(tmp_path / "case.mrb")
+    use_fake(module)
+    assert len(state_of(module).centerlineNodes) == 1
+    segment(host, module)
+    assert filled_slices(mask_of(module)) == [0, 1, 2, 3, 4]
+
+
+def test_helpers_of_the_module_are_not_saved(host: Any, tmp_path: Path) -> None:
+    add_volume(host)
+    module = load(host)
+    add_clicks((2, 8))
+    segment(host, module)
+    module.ui.saliencyCheck.checked = True
+    host.wait_until(lambda: module.widget.panel.saliency.overlay.node is not None)
+    host.save_scene(tmp_path / "case.mrml")
+    text = (tmp_path / "case.mrml").read_text()
+    assert "SPD saliency" not in text and "SPD kept" not in text
+    assert "SPDSegment.Record" in text
