@@ -225,11 +225,11 @@ def test_nnunet_plans_trains_resumes_and_segments_through_its_own_package(
 
     cases, target = training_cases(), tube_target("c")
     with pytest.raises(Stop):
-        make_comparator("nnunet-clicks", INPUTS, draws=1).train(cases, tmp_path / "a", Budget(2), stop)
-    make_comparator("nnunet-clicks", INPUTS, draws=1).train(cases, tmp_path / "a", Budget(2), ignore)
+        make_comparator("nnunet-clicks", INPUTS, draws=1, memory_gb=0.5).train(cases, tmp_path / "a", Budget(2), stop)
+    make_comparator("nnunet-clicks", INPUTS, draws=1, memory_gb=0.5).train(cases, tmp_path / "a", Budget(2), ignore)
     record = json.loads((tmp_path / "a" / "training.json").read_text())
     assert record["steps"] == 2 and record["finished"] and record["parameters"] > 0
-    comparator = make_comparator("nnunet-clicks", INPUTS, draws=1)
+    comparator = make_comparator("nnunet-clicks", INPUTS, draws=1, memory_gb=0.5)
     comparator.load(tmp_path / "a")
     clicks, _ = target.clicks("mild", 1)
     mask = comparator.segment(target, clicks)

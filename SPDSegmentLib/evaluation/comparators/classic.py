@@ -6,15 +6,13 @@ wrong ones too: these methods have no means to tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.comparators.base import Untrained
 from SPDSegmentLib.evaluation.comparators.clicks import NetworkClicks
 from SPDSegmentLib.evaluation.comparators.features import pixels_in, window_of
-from SPDSegmentLib.evaluation.comparators.protocol import Budget, InputSettings, OnProgress, TrainingCase
+from SPDSegmentLib.evaluation.comparators.protocol import InputSettings
 from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import intensity_range, normalize
@@ -26,33 +24,6 @@ SMOOTHING_STEPS = 5
 BOX_MARGINS = 3.0
 TOLERANCE = 1e-6
 STRUCTURE, SURROUNDINGS = 1, 2
-
-
-class Untrained:
-    """A comparator that learns nothing."""
-
-    uses_clicks = True
-    needs_training = False
-
-    def __init__(self, inputs: InputSettings) -> None:
-        self.inputs = inputs
-
-    def train(self, cases: Sequence[TrainingCase], folder: Path, budget: Budget, on_progress: OnProgress) -> None:
-        """Nothing to train."""
-
-    def load(self, folder: Path) -> None:
-        """Nothing to load."""
-
-    def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
-        """(T, H, W) bool; empty where no click lies inside the volume."""
-        inside = clicks.inside()
-        if len(inside) == 0:
-            return np.zeros(target.stack.shape, dtype=bool)
-        return self.grow(target.stack, inside)
-
-    def grow(self, stack: SliceStack, clicks: Clicks) -> np.ndarray:
-        """(T, H, W) bool from at least one click inside the volume."""
-        raise NotImplementedError
 
 
 class RegionGrowing(Untrained):
@@ -67,16 +38,17 @@ class RegionGrowing(Untrained):
     name = "region-growing"
 
     def __init__(self, inputs: InputSettings, criterion: str = "confidence", multiplier: float = 2.5) -> None:
-        super().__init__(inputs)
+        self.inputs = inputs
         if criterion not in CRITERIA:
             raise BadInput(f"Unknown criterion '{criterion}'.", f"Choose one of {', '.join(CRITERIA)}.")
         self.criterion = criterion
         self.multiplier = multiplier
 
-    def grow(self, stack: SliceStack, clicks: Clicks) -> np.ndarray:
+    def segment_clicked(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
         """See the base class."""
         import SimpleITK as sitk
 
+        stack = target.stack
         clicked = slice(int(clicks.slice_index.min()), int(clicks.slice_index.max()) + 1)
         box = (clicked, *pixels_in(window_of(stack, clicks, self.inputs)))
         image = sitk.GetImageFromArray(np.ascontiguousarray(stack.array[box], dtype=np.float32))
@@ -129,14 +101,15 @@ class RandomWalker(Untrained):
     name = "random-walker"
 
     def __init__(self, inputs: InputSettings, beta: float = 1000.0, size: int = 96) -> None:
-        super().__init__(inputs)
+        self.inputs = inputs
         self.beta = beta
         self.size = size
 
-    def grow(self, stack: SliceStack, clicks: Clicks) -> np.ndarray:
+    def segment_clicked(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
         """See the base class."""
         from skimage.segmentation import random_walker
 
+        stack = target.stack
         window = self._window(stack, clicks)
         seen = NetworkClicks.in_window(clicks, window, stack)
         clicked = int(clicks.slice_index.min()), int(clicks.slice_index.max())

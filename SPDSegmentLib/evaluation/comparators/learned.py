@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from SPDSegmentLib.errors import ModelCorrupt
+from SPDSegmentLib.evaluation.comparators.base import ClickedSegmenter
 from SPDSegmentLib.evaluation.comparators.budget import open_record, run_phase
 from SPDSegmentLib.evaluation.comparators.clicks import ClickedSlice, NetworkClicks
 from SPDSegmentLib.evaluation.comparators.data import as_cases
@@ -57,7 +58,7 @@ class SliceNetwork(nn.Module):
         raise NotImplementedError
 
 
-class LearnedComparator:
+class LearnedComparator(ClickedSegmenter):
     """Implements :class:`~SPDSegmentLib.evaluation.comparators.protocol.Comparator` for a :class:`SliceNetwork`.
 
     Args:
@@ -129,15 +130,12 @@ class LearnedComparator:
             take_weights(network.trainable(), path)
         self.use(network)
 
-    def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
-        """(T, H, W) bool; empty where no click lies inside the volume."""
+    def segment_clicked(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+        """(T, H, W) bool; slices that the network is not asked about stay empty."""
         network, stack = self.network, target.stack
         mask = np.zeros(stack.shape, dtype=bool)
-        inside = clicks.inside()
-        if len(inside) == 0:
-            return mask
-        window = window_of(stack, inside, self.inputs)
-        network_clicks = NetworkClicks.in_window(inside, window, stack)
+        window = window_of(stack, clicks, self.inputs)
+        network_clicks = NetworkClicks.in_window(clicks, window, stack)
         where = [ClickedSlice(network_clicks, t) for t in range(stack.n_slices)]
         where = [slice_ for slice_ in where if network.prompted(slice_)]
         for first in range(0, len(where), BATCH):

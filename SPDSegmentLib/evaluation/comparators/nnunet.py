@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from SPDSegmentLib.evaluation.comparators.base import ClickedSegmenter
 from SPDSegmentLib.evaluation.comparators.budget import TrainingRecord, open_record
 from SPDSegmentLib.evaluation.comparators.learned import WEIGHTS_NAME, keep_weights, take_weights
 from SPDSegmentLib.evaluation.comparators.nnunet_data import (
@@ -40,12 +41,14 @@ STEPS_PER_EPOCH = 25
 STATE_NAME = "training.ckpt"
 
 
-class NnUNet:
+class NnUNet(ClickedSegmenter):
     """nnU-Net with the click channel.
 
     Args:
         configuration: of nnU-Net, ``2d`` or ``3d_fullres``.
         draws: of click noise per target.
+        memory_gb: of the GPU that nnU-Net plans patch, batch and network for; its own default is 8. A smaller one
+            makes a CPU's steps bearable, and must then be stated beside the figures.
     """
 
     name = "nnunet-clicks"
@@ -53,8 +56,11 @@ class NnUNet:
     needs_training = True
     with_clicks = True
 
-    def __init__(self, inputs: InputSettings, configuration: str = "2d", draws: int = 4) -> None:
+    def __init__(
+        self, inputs: InputSettings, configuration: str = "2d", draws: int = 4, memory_gb: float = 8.0
+    ) -> None:
         self.inputs = inputs
+        self.memory_gb = memory_gb
         self.configuration = configuration
         self.draws = draws if self.with_clicks else 1
         self.device = choose_device(inputs.device)
@@ -68,6 +74,7 @@ class NnUNet:
             "inputs": asdict(self.inputs),
             "configuration": self.configuration,
             "draws": self.draws,
+            "memory_gb": self.memory_gb,
         }
 
     def train(self, cases: Sequence[TrainingCase], folder: Path, budget: Budget, on_progress: OnProgress) -> None:
@@ -120,16 +127,13 @@ class NnUNet:
         predictor.manual_initialization(network, plans, configuration, parameters, dataset, "nnUNetTrainer", axes)
         self._predictor = predictor
 
-    def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
-        """(T, H, W) bool; empty where no click lies inside the volume."""
+    def segment_clicked(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+        """(T, H, W) bool; empty outside the field of view."""
         if self._predictor is None:
             raise RuntimeError("load() comes first")
         stack = target.stack
         mask = np.zeros(stack.shape, dtype=bool)
-        inside = clicks.inside()
-        if len(inside) == 0:
-            return mask
-        channels, (rows, columns) = channels_of(stack, inside, self.inputs, self.with_clicks)
+        channels, (rows, columns) = channels_of(stack, clicks, self.inputs, self.with_clicks)
         with _quiet(None):
             labels = self._predictor.predict_single_npy_array(channels, {"spacing": spacing_of(stack)})
         mask[:, rows, columns] = np.asarray(labels) == 1
@@ -149,7 +153,7 @@ class NnUNet:
         with _quiet(folder / "nnunet.log"):
             write_dataset(folder / "raw", cases, self.inputs, self.with_clicks, self.draws)
             extract_fingerprints([DATASET_ID], num_processes=1, verbose=False, show_progress_bar=False)
-            plans_name = plan_experiments([DATASET_ID])
+            plans_name = plan_experiments([DATASET_ID], gpu_memory_target_in_gb=self.memory_gb)
             preprocess_dataset(DATASET_ID, plans_name, (self.configuration,), (1,), show_progress_bar=False)
         done.write_text(plans_name, encoding="utf-8")
         return plans_name

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.comparators.base import Untrained
 from SPDSegmentLib.evaluation.comparators.clicks import NetworkClicks
 from SPDSegmentLib.evaluation.comparators.features import FeatureCache, window_of
-from SPDSegmentLib.evaluation.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
+from SPDSegmentLib.evaluation.comparators.protocol import InputSettings, NotRun
 from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.inference.engine import choose_device
@@ -31,7 +32,7 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 
-class Sam2Video:
+class Sam2Video(Untrained):
     """SAM 2 on slices as frames.
 
     Args:
@@ -42,8 +43,6 @@ class Sam2Video:
     """
 
     name = "sam2-video"
-    uses_clicks = True
-    needs_training = False
     default_config = "configs/sam2.1/sam2.1_hiera_t.yaml"
     default_overrides: tuple[str, ...] = ()
     default_prompt = "points"
@@ -67,9 +66,6 @@ class Sam2Video:
         self._predictor: Any = None
         self._frames = FeatureCache(inputs)
 
-    def train(self, cases: Sequence[TrainingCase], folder: Path, budget: Budget, on_progress: OnProgress) -> None:
-        """Nothing is trained."""
-
     def load(self, folder: Path) -> None:
         """Build the video predictor with the user's weights."""
         try:
@@ -89,17 +85,14 @@ class Sam2Video:
         self._frames = FeatureCache(self.inputs)
 
     @torch.inference_mode()
-    def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+    def segment_clicked(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
         """(T, H, W) bool; empty where no click lies in the field of view."""
         if self._predictor is None:
             raise RuntimeError("load() comes first")
         stack = target.stack
         mask = np.zeros(stack.shape, dtype=bool)
-        inside = clicks.inside()
-        if len(inside) == 0:
-            return mask
-        window = window_of(stack, inside, self.inputs)
-        seen = NetworkClicks.in_window(inside, window, stack)
+        window = window_of(stack, clicks, self.inputs)
+        seen = NetworkClicks.in_window(clicks, window, stack)
         clicked = sorted({int(t) for t in seen.clicks.slice_index})
         if not clicked:
             return mask

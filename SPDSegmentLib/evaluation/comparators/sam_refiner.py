@@ -119,15 +119,12 @@ class SamRefiner(SamComparator):
         self.coarse.load(folder)
         self.use(self.fresh())
 
-    def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+    def segment_clicked(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
         """(T, H, W) bool; a slice whose coarse mask is empty stays empty."""
         network, stack = self.network, target.stack
         assert isinstance(network, RefinerNetwork)
         mask = np.zeros(stack.shape, dtype=bool)
-        inside = clicks.inside()
-        if len(inside) == 0:
-            return mask
-        window = window_of(stack, inside, self.inputs)
+        window = window_of(stack, clicks, self.inputs)
         coarse = window.resample(self.coarse.segment(target, clicks)) > 0.5
         objects: list[_Object] = []
         for t in np.flatnonzero(coarse.any(axis=(1, 2))).tolist():
