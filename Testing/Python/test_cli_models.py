@@ -26,6 +26,7 @@ from SPDSegmentLib.errors import (
     SPDError,
     WorkerDied,
 )
+from SPDSegmentLib.models import bundle as bundle_module
 from SPDSegmentLib.models.bundle import write_bundle
 
 torch = pytest.importorskip("torch")
@@ -43,6 +44,7 @@ def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path) -
     source.parent.mkdir()
     source.write_bytes(CONTENT)
     use_manifest(monkeypatch, url_weights(source))
+    monkeypatch.setattr(bundle_module, "shipped_models_folder", lambda: None)
     return source
 
 
