@@ -43,7 +43,7 @@ class CorrectSection(VTKObservationMixin):
         self._timer.connect("timeout()", self.takeIn)
         segmenter.saveStateForUndo = self._saveState
         ui.correctSection.connect("contentsCollapsed(bool)", self._onCollapsed)
-        ui.undoButton.connect("clicked(bool)", lambda checked: ui.editor.undo())
+        ui.undoButton.connect("clicked(bool)", self._onUndo)
         ui.releaseButton.connect("clicked(bool)", self._onRelease)
         ui.releaseSliceButton.connect("clicked(bool)", self._onReleaseSlice)
 
@@ -120,6 +120,11 @@ class CorrectSection(VTKObservationMixin):
 
     def _onSegmentation(self, caller: Any, event: str) -> None:
         self._timer.start()
+
+    def _onUndo(self, checked: bool) -> None:
+        task = self._task()
+        if task is None or not self._segmenter.takeBack(task):
+            self.ui.editor.undo()
 
     def _onRelease(self, checked: bool) -> None:
         self._release(None)

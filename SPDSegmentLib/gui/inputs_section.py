@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 from SPDSegmentLib.errors import SPDError
 
 from .models import ModelEntry, findModel, likelyModel, listModels
+from .slice_views import viewCenter, viewNode
 from .state import ModuleState
 from .target import Target, makeTarget
 from .task import Task, View
@@ -135,7 +136,10 @@ class InputsSection:
         state.segmentationNode = target.node
         state.segmentId = target.segmentId
         self.fill()
-        return Task(View(state.volumeNode, model, state.device, state.axis), state.centerlineNodes, target)
+        view = View(state.volumeNode, model, state.device, state.axis)
+        shown = viewNode(view.snapshot().stack.plane)
+        first = viewCenter(shown) if shown is not None else None
+        return Task(view, state.centerlineNodes, target, firstSliceRas=first)
 
     def _pickDefaults(self, state: ModuleState) -> None:
         if state.volumeNode is None:

@@ -46,6 +46,8 @@ class Job:
         progress: the worker's latest progress, or None.
         error: why it failed or was cancelled, or None.
         answer: the worker's answer once done.
+        digests: checksums of the segment once done.
+        wasUndone: it ended because a person undid what it had written.
         onProgress, onSlices, onFinished: signals; called with progress, with the changed slices, with the job.
     """
 
@@ -63,6 +65,7 @@ class Job:
         self.error: SPDError | None = None
         self.answer: Segmented | None = None
         self.digests: dict[int, str] = {}
+        self.wasUndone = False
         self.onProgress = Signal()
         self.onSlices = Signal()
         self.onFinished = Signal()
@@ -163,6 +166,9 @@ class Job:
 
     def _writePart(self) -> None:
         self.checkValid()
+        if not self.finished and self.writer.wasUndone():
+            self.wasUndone = True
+            self.cancel(urgent=False)
         if self.finished:
             return
         size = SLICES_PER_WRITE if self.writer.mayWriteParts else len(self._pending)

@@ -108,17 +108,25 @@ class ResultWriter:
             self._write(changes, content)
         return set(changes)
 
+    def wasUndone(self) -> bool:
+        """Whether everything that this run has written is as it was before: somebody pressed Undo."""
+        if not self.changed:
+            return False
+        content = self._target.read(self._snapshot)
+        return all(content.digest(t) == self.digestsBefore.get(t, "") for t in self.changed)
+
     def rollBack(self) -> None:
         """Put back what this run has changed, except where a person edited since."""
         if not self._target.exists:
             return
         content = self._target.read(self._snapshot)
+        back = {t for t in self._before if content.digest(t) == self.digestsBefore.get(t, "")}
         mine = {
             t: unpack_mask(packed)
             for t, packed in self._before.items()
             if content.digest(t) == self.record.written.get(t, "")
         }
-        edited = set(self._before) - set(mine)
+        edited = set(self._before) - set(mine) - back
         if mine:
             self._target.write(self._snapshot, mine, content)
         self.record = self._recordBefore.copy()

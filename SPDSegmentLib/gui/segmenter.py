@@ -75,7 +75,7 @@ class Segmenter:
             task.target.node,
             task.view.model.name,
         )
-        job.onFinished.connect(lambda done: self._noteFinished(key, name, done, before))
+        job.onFinished.connect(lambda done: self._noteFinished(task, name, done, before))
         self._jobs[key] = job
         self._startedClicks[key] = before
         first = None
@@ -133,10 +133,7 @@ class Segmenter:
         state = self._histories.get(task.key, History()).find(digests)
         if state is not None and state.record.written != record.written:
             self._incomplete.add(task.key)
-            renamed = restoreClicks(state.clicks)
-            self._histories[task.key].rename(renamed)
-            target.saveRecord(state.record.withNames(renamed))
-            self._lastClicks[task.key] = renameClicks(state.clicks, renamed)
+            self._restore(task, state.clicks, state.record)
             return True
         record.owned &= record.findEdits(digests) | (state.record.owned if state is not None else record.owned)
         record.noteEdits(digests)
@@ -150,6 +147,15 @@ class Segmenter:
         record.release(record.owned if slices is None else slices & record.owned, digests)
         task.target.saveRecord(record)
         self._incomplete.add(task.key)
+
+    def takeBack(self, task: Task) -> bool:
+        """Stop the run of a segment, if there is one, and bring back the clicks of the result before it."""
+        job = self._jobs.get(task.key)
+        if job is None:
+            return False
+        job.cancel(urgent=False)
+        self._restoreLastClicks(task)
+        return True
 
     def cancelAll(self, *, urgent: bool = True) -> None:
         """Cancel every job."""
@@ -173,7 +179,20 @@ class Segmenter:
             self._savedFor[task.key] = dict(digests)
             self.saveStateForUndo(task)
 
-    def _noteFinished(self, key: tuple[str, str], name: str, job: Job, clicks: Clicks) -> None:
+    def _restoreLastClicks(self, task: Task) -> None:
+        last = self._lastClicks.get(task.key)
+        if last is not None:
+            self._restore(task, last, task.target.record)
+
+    def _restore(self, task: Task, clicks: Clicks, record: WriteRecord) -> None:
+        """Bring back the clicks and the record of an earlier state."""
+        renamed = restoreClicks(clicks)
+        self._histories[task.key].rename(renamed)
+        task.target.saveRecord(record.withNames(renamed))
+        self._lastClicks[task.key] = renameClicks(clicks, renamed)
+
+    def _noteFinished(self, task: Task, name: str, job: Job, clicks: Clicks) -> None:
+        key = task.key
         if self._jobs.get(key) is job:
             del self._jobs[key]
         if job.state is JobState.DONE:
@@ -185,6 +204,8 @@ class Segmenter:
             self._histories.setdefault(key, History()).remember(job.digests, clicks, job.writer.record)
         else:
             self._incomplete.add(key)
+            if job.wasUndone:
+                self._restoreLastClicks(task)
 
     def _adoptAxis(self, task: Task, snapshot: VolumeSnapshot) -> None:
         """Translate the record of a segment that was written along another axis: edited or not, as a whole."""

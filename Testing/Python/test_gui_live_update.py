@@ -129,6 +129,31 @@ def test_work_goes_on_after_an_undo(host: Any, module: Any) -> None:
     assert not record_of(module).owned
 
 
+@pytest.mark.parametrize("how", ["button", "editor"])
+def test_undo_during_an_update_brings_back_mask_and_clicks(host: Any, how: str) -> None:
+    add_volume(host)
+    loaded = load(host, "fake?delay=0.25")
+    node = add_clicks((2, 8))
+    segment(host, loaded)
+    first = mask_of(loaded)
+    move_click(node, 0, (5.0, 0.0, 0.0))
+    run = loaded.widget.panel.run
+    host.wait_until(lambda: run.isRunning and run.job.writer.changed, 5000)
+    (loaded.ui.undoButton.click if how == "button" else loaded.ui.editor.undo)()
+    settle(host, loaded)
+    assert np.array_equal(mask_of(loaded), first)
+    assert node.GetNthControlPointPositionWorld(0)[0] == pytest.approx(24.0)
+    assert not record_of(loaded).owned
+
+
+def test_the_slices_next_to_the_view_come_first(host: Any) -> None:
+    add_volume(host)
+    loaded = load(host)
+    add_clicks((2, 8))
+    host.slice_view("Red").jump_to((24.0, 20.0, 27.0))
+    assert segment(host, loaded).answer.report["first"] == 9
+
+
 def test_a_run_that_was_replaced_leaves_no_undo_step_of_its_own(host: Any) -> None:
     add_volume(host)
     loaded = load(host, "fake?delay=0.15")
