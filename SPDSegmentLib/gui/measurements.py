@@ -55,9 +55,10 @@ def writeTable(row: dict[str, Any], segmentationNode: Any) -> Any:
 
 def sentence(row: dict[str, Any]) -> str:
     """Return a row as one line."""
+    volume = f"{row['volume']:.1f}" if row["volume"] >= 10 else f"{row['volume']:.2f}"
     return _(
         "{segment}: {volume} ml, {length} mm along the centerline, {mean} mm in diameter (largest {largest} mm)."
-    ).format(**row)
+    ).format(**row | {"volume": volume})
 
 
 def _tableOf(segmentationNode: Any) -> Any:

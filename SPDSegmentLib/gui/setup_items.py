@@ -95,10 +95,10 @@ def _weightsItems(needed: Iterable[str]) -> list[SetupItem]:
             continue
         texts = {
             "ready": _("here, checked"),
-            "unchecked": _("here, checked before its first use"),
+            "unchecked": _("here, not checked yet"),
             "missing": _("not here ({size})").format(size=sizeText(name) or _("size unknown")),
         }
-        title = _("Base weights {title}").format(title=weights.title)
+        title = _("Weights {title}").format(title=weights.title)
         items.append(
             SetupItem(
                 Kind.WEIGHTS,
@@ -114,7 +114,7 @@ def _weightsItems(needed: Iterable[str]) -> list[SetupItem]:
 
 
 def _modelItem(bundle: Bundle) -> SetupItem:
-    text = _("comes with SPDSegment") if bundle.shipped else _("yours")
+    text = _("built in") if bundle.shipped else _("yours")
     own = _isOwn(bundle.folder)
     return SetupItem(Kind.MODEL, str(bundle.folder), bundle.info.title, text, True, canRemove=own)
 

@@ -27,6 +27,7 @@ from .setup_items import Kind, SetupItem, listItems, sizeText, sourceText
 from .state import ModuleState
 
 COMMAND_SETTING = "SPDSegment/WorkerCommand"
+ROW_HEIGHT = 22
 
 
 class SetupSection:
@@ -59,6 +60,7 @@ class SetupSection:
         ui.setupTable.setHorizontalHeaderLabels([_("Part"), _("State")])
         ui.setupTable.horizontalHeader().setStretchLastSection(True)
         ui.setupTable.verticalHeader().setVisible(False)
+        ui.setupTable.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
         ui.setupTable.connect("itemSelectionChanged()", self._showActions)
         ui.setupSection.connect("contentsCollapsed(bool)", self._onCollapsed)
         ui.installButton.connect("clicked(bool)", lambda checked: self._guarded(self._install))
@@ -197,7 +199,7 @@ class SetupSection:
     def _onDevices(self, request: Request) -> None:
         if request.error is not None:
             if not isinstance(request.error, Cancelled):
-                self.ui.deviceLabel.text = forSlicer(request.error).sentence
+                _showText(self.ui.deviceLabel, forSlicer(request.error).sentence)
             return
         if not isinstance(request.answer, StatusReply) or request.answer.devices is None:
             return
@@ -207,7 +209,7 @@ class SetupSection:
             f"{device.title} ({megabytes(device.free_bytes)} {_('free')})" if device.free_bytes else device.title
             for device in devices
         ]
-        self.ui.deviceLabel.text = _("Devices: {names}.").format(names=", ".join(texts))
+        _showText(self.ui.deviceLabel, _("Devices: {names}.").format(names=", ".join(texts)))
         self._warn(devices[0].name if devices else "cpu")
 
     def _fillDevices(self, choices: list[tuple[str, str]]) -> None:
@@ -227,8 +229,7 @@ class SetupSection:
     def _warn(self, device: str) -> None:
         host = self._logic.workerHost
         text = unusedCardWarning(device, self._state().device, installedVersion("torch"), host.isRemote)
-        self.ui.deviceWarningLabel.text = text
-        self.ui.deviceWarningLabel.setVisible(bool(text))
+        _showText(self.ui.deviceWarningLabel, text)
 
     def _onCollapsed(self, collapsed: bool) -> None:
         if not collapsed:
@@ -256,7 +257,7 @@ class SetupSection:
             self._say(forSlicer(error).sentence)
 
     def _say(self, text: str) -> None:
-        self.ui.setupLabel.text = text
+        _showText(self.ui.setupLabel, text)
 
 
 def forSlicer(error: SPDError) -> SPDError:
@@ -269,6 +270,11 @@ def forSlicer(error: SPDError) -> SPDError:
     elif isinstance(error, DependencyMissing) and any(word in remedy for word in ("pip install", "the set-up")):
         remedy = _("Open Set-up and press Install what is missing.")
     return type(error)(error.message, remedy, error.details)
+
+
+def _showText(label: Any, text: str) -> None:
+    label.text = text
+    label.setVisible(bool(text))
 
 
 def _describeFetch(name: str) -> str:

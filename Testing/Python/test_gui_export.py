@@ -131,7 +131,7 @@ def test_statistics_are_a_table_and_a_file(scene: Any, tmp_path: Path) -> None:
     assert table.GetCellText(0, 0) == "Left kidney"
     assert float(table.GetCellText(0, 1)) == pytest.approx(volume_ml, rel=1e-3)
     assert float(table.GetCellText(0, 2)) == pytest.approx(18.0)
-    assert f"{volume_ml:.3f}"[:4] in scene.ui.exportLabel.text
+    assert f"{volume_ml:.2f} ml" in scene.ui.exportLabel.text
     rows = list(csv.reader(export(scene, "csv", tmp_path / "k").open(encoding="utf-8")))
     assert rows[0][1] == "Volume (ml)" and float(rows[1][1]) == pytest.approx(volume_ml, rel=1e-3)
 

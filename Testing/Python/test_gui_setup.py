@@ -79,7 +79,7 @@ def use_stub_weights(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_nothing_is_installed_fetched_or_started_by_looking(host: Any, module: Any) -> None:
     open_section(module)
     shown = rows(module)
-    assert shown["Base weights LiteMedSAM (TinyViT)"] == "not here (39.4 MB)"
+    assert shown["Weights LiteMedSAM (TinyViT)"] == "not here (39.4 MB)"
     assert {"PyTorch", "PEFT", "Segment Anything", "Kidney, T2 MR"} <= set(shown), shown
     assert host.installs.requests == [] and host.dialogs.messages == []
     assert not module.logic.workerHost.client.running and not module.widget.panel.setup.tool.isRunning
@@ -101,7 +101,7 @@ def test_one_button_installs_what_is_missing_and_fetches_the_weights(
     module.ui.installButton.click()
     assert host.installs.requests == [("installTorch", ("torch>=2.4",)), ("pip_ensure", ("peft>=0.11",))]
     host.wait_until(lambda: not module.widget.panel.setup.tool.isRunning, 30_000)
-    assert rows(module)["Base weights LiteMedSAM (TinyViT)"] == "here, checked"
+    assert rows(module)["Weights LiteMedSAM (TinyViT)"] == "here, checked"
     assert "Good: lite_medsam" in module.ui.setupLabel.text
     module.ui.installButton.click()
     assert module.ui.setupLabel.text == "Nothing is missing."
@@ -174,7 +174,7 @@ def test_a_download_that_is_damaged_is_refused(
 ) -> None:
     use_stub_weights(module, tmp_path, monkeypatch, damaged=True)
     open_section(module)
-    choose(module, "Base weights LiteMedSAM (TinyViT)")
+    choose(module, "Weights LiteMedSAM (TinyViT)")
     host.dialogs.answer(True)
     module.ui.fetchButton.click()
     host.wait_until(lambda: not module.widget.panel.setup.tool.isRunning, 30_000)
@@ -226,7 +226,7 @@ def test_weights_and_own_models_can_be_removed_and_shipped_models_cannot(
     (spd_home / "weights").mkdir(parents=True, exist_ok=True)
     (spd_home / "weights" / "lite_medsam.pth").write_bytes(b"x")
     module.widget.panel.setup.fill()
-    choose(module, "Base weights LiteMedSAM (TinyViT)")
+    choose(module, "Weights LiteMedSAM (TinyViT)")
     host.dialogs.answer(True)
     module.ui.removeItemButton.click()
     assert not (spd_home / "weights" / "lite_medsam.pth").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from PySide6 import QtCore, QtGui, QtWidgets
@@ -23,27 +22,40 @@ def qt_class(name: str) -> Any:
     return None
 
 
-@cache
 def qt_properties(name: str) -> dict[str, bool]:
     """Return the properties of a Qt class, each with whether it can be set."""
-    cls = qt_class(name)
-    if cls is None or not issubclass(cls, QtCore.QObject):
-        return {}
-    meta: Any = cls.staticMetaObject
+    return _PROPERTIES.get(name, {})
+
+
+def qt_signals(name: str) -> frozenset[str]:
+    """Return the full signatures of the signals of a Qt class."""
+    return _SIGNALS.get(name, frozenset())
+
+
+def _qobject_classes() -> dict[str, Any]:
+    found = {}
+    for module in (QtCore, QtGui, QtWidgets):
+        for name in dir(module):
+            cls = getattr(module, name, None)
+            if isinstance(cls, type) and issubclass(cls, QtCore.QObject):
+                found[name] = cls
+    return found
+
+
+def _properties(meta: Any) -> dict[str, bool]:
     properties = (meta.property(index) for index in range(meta.propertyCount()))
     return {str(prop.name()): prop.isWritable() for prop in properties}
 
 
-@cache
-def qt_signals(name: str) -> frozenset[str]:
-    """Return the full signatures of the signals of a Qt class."""
-    cls = qt_class(name)
-    if cls is None or not issubclass(cls, QtCore.QObject):
-        return frozenset()
-    meta: Any = cls.staticMetaObject
+def _signals(meta: Any) -> frozenset[str]:
     methods = [meta.method(index) for index in range(meta.methodCount())]
     kind = QtCore.QMetaMethod.MethodType.Signal
     return frozenset(bytes(m.methodSignature().data()).decode() for m in methods if m.methodType() == kind)
+
+
+# Read before any widget is made: where one gave away its metaObject(), PySide takes that of the class down with it.
+_PROPERTIES = {name: _properties(cls.staticMetaObject) for name, cls in _qobject_classes().items()}
+_SIGNALS = {name: _signals(cls.staticMetaObject) for name, cls in _qobject_classes().items()}
 
 
 class Members:
