@@ -55,5 +55,4 @@ def bench(
 
         options.on_progress = show if console.is_terminal else ProgressLines(console.print)
         outcome = run_benchmark(options)
-    typer.echo(outcome.headline)
-    typer.echo(f"\nReport: {', '.join(map(str, outcome.reports))}")
+    typer.echo(outcome.text)

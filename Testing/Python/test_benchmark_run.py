@@ -46,9 +46,10 @@ def test_a_whole_run_measures_every_cell_and_one_failure_stops_nobody(bench: Pat
     report = outcome.reports[0].read_text(encoding="utf-8")
     assert "not run: weights of sam_vit_h not available" in report
     assert "failed: ValueError: wheels came off" in report
-    for picture in ("headline.png", "severity-blob.png", "parts-blob.png", "sweeps-blob.png"):
+    for picture in ("headline.png", "severity-blob.png", "parts-blob.png", "sweeps-blob.png", "histogram-blob.png"):
         assert (outcome.folder / picture).stat().st_size > 1000
-        assert f"results/{picture}" not in report and f"({picture})" in report
+        assert f"({picture})" in report
+    assert "of the pixels above 0.9" in report
 
 
 def test_a_second_run_gives_the_same_tables(bench: Path) -> None:

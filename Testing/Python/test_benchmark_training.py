@@ -10,6 +10,7 @@ from tiny_benchmark import options, write_benchmark
 from SPDSegmentLib.evaluation.benchmark.cells import read_cell
 from SPDSegmentLib.evaluation.benchmark.command import plan_of, run_benchmark
 from SPDSegmentLib.models.bundle import read_bundle
+from SPDSegmentLib.networks.checkpoint import load_state_dict
 
 METHODS = """
 name = "folds"
@@ -97,3 +98,18 @@ def test_a_bundle_that_learned_from_a_test_patient_is_not_measured(tmp_path: Pat
     cell = read_cell(path.parent / "results", "blob", "spd")
     assert cell.rows == {}
     assert cell.states == {"0": ("not run", "the bundle learned from the test patient a")}
+
+
+def test_an_ablation_takes_over_the_first_stage_of_a_bundle_that_is_there(bench: Path) -> None:
+    text = METHODS.replace("folds = 3", "train = true").replace('bundle = "{dataset}"', 'bundle = "bundle"')
+    bench.write_text(text, encoding="utf-8")
+    run_benchmark(options(bench, only=("blob/spd", "blob/raw")))
+    cell = read_cell(bench.parent / "results", "blob", "raw")
+    assert cell.states == {}
+    assert sorted(row.patient for row in cell.rows.values()) == ["b", "c"]
+    (model,) = (bench.parent / "work" / "blob" / "fold0").glob("model-*")
+    ours, taken = (
+        load_state_dict(folder / "adapter.safetensors") for folder in (model / "bundle", bench.parent / "bundle")
+    )
+    name = next(name for name in ours if "lora_A" in name and name.startswith("image_encoder"))
+    assert bool((ours[name] == taken[name]).all())

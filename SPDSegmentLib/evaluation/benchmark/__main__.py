@@ -46,8 +46,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("Stopped; the same command goes on.", file=sys.stderr)
         return 130
-    print(outcome.headline)
-    print(f"\nReport: {', '.join(map(str, outcome.reports))}")
+    print(outcome.text)
     return 0
 
 

@@ -12,6 +12,7 @@ from SPDSegmentLib.evaluation.benchmark import tables
 from SPDSegmentLib.evaluation.benchmark.cells import write_text
 from SPDSegmentLib.evaluation.benchmark.config import BenchmarkConfig, read_benchmark_config
 from SPDSegmentLib.evaluation.benchmark.entries import EntryMaker
+from SPDSegmentLib.evaluation.benchmark.histogram import measure_histograms
 from SPDSegmentLib.evaluation.benchmark.machine import describe_machine, short_name
 from SPDSegmentLib.evaluation.benchmark.plan import Plan, make_plan
 from SPDSegmentLib.evaluation.benchmark.report import ReportInput, draw_figures, report_text
@@ -47,11 +48,18 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where things lie: the results folder and every report that was written."""
+    """Where things lie, the first table, and a line for every row that gave nothing."""
 
     folder: Path
     reports: tuple[Path, ...]
     headline: str
+    problems: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What the command prints at its end."""
+        problems = ["", "Without a result:", *self.problems] if self.problems else []
+        return "\n".join([self.headline, *problems, "", f"Report: {', '.join(map(str, self.reports))}"])
 
 
 def results_folder(options: BenchmarkOptions, config: BenchmarkConfig) -> Path:
@@ -90,6 +98,7 @@ def run_benchmark(options: BenchmarkOptions) -> Outcome:
         if runner.remaining():
             _remember_machine(folder, machine)
         runner.run()
+        measure_histograms(plan, folder, work)
     everything = plan if not options.only else plan_of(_all_cells(options))
     return write_outcome(everything, folder, options)
 
@@ -122,7 +131,8 @@ def write_outcome(plan: Plan, folder: Path, options: BenchmarkOptions) -> Outcom
     places = [folder / "report.md"] + ([config.folder / config.report] if config.report else [])
     for place in places:
         write_text(place, report_text(given, place.resolve()))
-    return Outcome(folder, tuple(places), headline)
+    problems = [f"{d.name}/{r.method.name}: {r.state}" for d in datasets for r in d.methods.values() if ": " in r.state]
+    return Outcome(folder, tuple(places), headline, tuple(problems))
 
 
 def list_cells(plan: Plan) -> list[str]:

@@ -32,6 +32,7 @@ class DatasetSpec:
         folds: 0 for the configuration's own split, else all its cases are dealt into so many folds by patient.
         box_margin_mm: see :class:`InputSettings`.
         train: whether our own models are trained here where there is no bundle (always with folds).
+        limit: at most so many test patients, 0 for all.
         note: what a reader must know about it, one sentence.
     """
 
@@ -41,6 +42,7 @@ class DatasetSpec:
     folds: int = 0
     box_margin_mm: float = 10.0
     train: bool = False
+    limit: int = 0
     note: str = ""
 
 

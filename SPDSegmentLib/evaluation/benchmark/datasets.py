@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,8 @@ class Dataset:
             self.training.stage2.severities,
             spec.box_margin_mm,
         )
-        self.folds = _limited(self._all_folds(), limit, self.patient)
+        limits = [n for n in (limit, spec.limit) if n > 0]
+        self.folds = _limited(self._all_folds(), min(limits, default=0), self.patient)
         self._kept: OrderedDict[str, list[EvaluationTarget]] = OrderedDict()
 
     @property
@@ -126,7 +127,7 @@ def _evenly(items: Sequence[str], count: int) -> list[str]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _limited(folds: list[Fold], limit: int, patient_of_case) -> list[Fold]:  # type: ignore[no-untyped-def]
+def _limited(folds: list[Fold], limit: int, patient_of_case: Callable[[str], str]) -> list[Fold]:
     """The folds with at most ``limit`` test patients in all; those without any are left out."""
     patients = [patient_of_case(case) for fold in folds for case in fold.test]
     unique = list(dict.fromkeys(patients))

@@ -136,14 +136,13 @@ class EntryMaker:
         if not dataset.trains:
             raise NotRun(f"no bundle '{method.bundle.format(dataset=dataset.name)}'")
         config = self._training_config(method, dataset, fold)
-        stage1 = None
-        if method.stage1_from:
-            stage1 = self.entry(method.stage1_from, dataset, fold).folder(self.work)
+        stage1, identity = self._stage1(method, dataset, fold)
         trained = OwnTraining(
             inputs,
             config=config,
             data_folder=dataset.data_folder,
             stage1=stage1,
+            stage1_identity=identity,
             prompts=method.prompts,
             overrides=method.overrides,
             name=method.name,
@@ -152,6 +151,17 @@ class EntryMaker:
         key = self._key(method, dataset, fold, trained.describe())
         shares = f"trained {model}"
         return Entry(method, dataset, fold, key, lambda: trained, method.train_patients, shares, model=model)
+
+    def _stage1(self, method: MethodSpec, dataset: Dataset, fold: Fold) -> tuple[Path | None, str]:
+        """Folder of the bundle whose stage I a training takes over, and what stands for it."""
+        if not method.stage1_from:
+            return None, ""
+        source = self.config.methods[method.stage1_from]
+        bundle = self._bundle(source, dataset, fold) if source.kind == "bundle" else None
+        if bundle is not None:
+            return bundle.folder, bundle.info.adapter_sha256
+        entry = self.entry(source.name, dataset, fold)
+        return entry.folder(self.work) / "bundle", entry.model
 
     def _training_config(self, method: MethodSpec, dataset: Dataset, fold: Fold) -> TrainingConfig:
         config = changed_config(dataset.training, method.train)

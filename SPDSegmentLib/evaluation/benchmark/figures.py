@@ -20,7 +20,7 @@ def draw_headline(path: Path, datasets: Sequence[DatasetResult], config: Benchma
     shown = [d for d in datasets if any(r.rows for r in d.methods.values())]
     if not shown:
         return False
-    figure, panels = _panels(1, len(shown), width=3.6, height=3.3)
+    figure, panels = new_panels(1, len(shown), width=3.6, height=3.3)
     for axes, dataset in zip(panels[0], shown, strict=True):
         methods = [dataset.methods[name] for name in config.key_methods if name in dataset.methods]
         _curves(axes, methods, config.severities, "dsc")
@@ -40,12 +40,12 @@ def draw_severity(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -
     chosen = [methods for methods in chosen if methods]
     if not chosen:
         return False
-    figure, panels = _panels(len(chosen), 2, width=5.0, height=3.4)
+    figure, panels = new_panels(len(chosen), 2, width=5.0, height=3.4)
     for row, methods in zip(panels, chosen, strict=True):
         for axes, metric in zip(row, METRIC_LABELS, strict=True):
             _curves(axes, methods, config.severities, metric)
         row[0].legend(fontsize=6)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -54,7 +54,7 @@ def draw_parts(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> b
     methods = [r for r in dataset.methods.values() if r.method.parts and any(":" in row.noise for row in r.rows)]
     if not methods or not config.parts:
         return False
-    figure, panels = _panels(2, len(config.parts), width=2.8, height=2.8)
+    figure, panels = new_panels(2, len(config.parts), width=2.8, height=2.8)
     for row, metric in zip(panels, METRIC_LABELS, strict=True):
         for axes, part in zip(row, config.parts, strict=True):
             labels = [CLEAN, *(f"{part}:{level}" for level in config.part_levels)]
@@ -79,7 +79,7 @@ def draw_sweeps(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> 
     sweeps = {title: points for title, points in sweeps.items() if len(points) > 1}
     if not sweeps:
         return False
-    figure, panels = _panels(1, len(sweeps), width=3.2, height=3.0)
+    figure, panels = new_panels(1, len(sweeps), width=3.2, height=3.0)
     for axes, (title, points) in zip(panels[0], sweeps.items(), strict=True):
         for noise in dict.fromkeys(row.noise for _, result in points for row in result.rows):
             known = [(i, f) for i, (_, result) in enumerate(points) if (f := result.figure(noise)) is not None]
@@ -90,7 +90,7 @@ def draw_sweeps(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> 
         axes.set_ylabel("DSC")
         axes.grid(alpha=0.3)
     panels[0][0].legend(fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -109,7 +109,8 @@ def _curves(axes: Any, methods: Sequence[MethodResult], noises: Sequence[str], m
     axes.grid(alpha=0.3)
 
 
-def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+def new_panels(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes, (rows, columns); sizes of one panel in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(5.0, width * columns), height * rows), layout="constrained")
@@ -121,10 +122,11 @@ def _finish(figure: Any, first: Any, path: Path) -> None:
     handles, labels = first.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a PNG beside its place, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.part{path.suffix}")
     figure.savefig(beside, dpi=DPI, metadata={"Software": None})

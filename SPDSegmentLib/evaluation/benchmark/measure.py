@@ -23,17 +23,17 @@ class Judge:
     """Metrics of masks; a mask that was judged before, as those of rows without clicks are, is not judged again."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str, bytes], tuple[MaskMetrics, MaskMetrics]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str, bytes], tuple[MaskMetrics, MaskMetrics]] = OrderedDict()
 
-    def metrics(self, target: EvaluationTarget, mask: np.ndarray) -> tuple[MaskMetrics, MaskMetrics]:
-        """Of the volume, and means over the slices that hold the target.
+    def metrics(self, dataset: str, target: EvaluationTarget, mask: np.ndarray) -> tuple[MaskMetrics, MaskMetrics]:
+        """Of the volume, and means over the slices that hold the target; ``dataset`` tells like-named cases apart.
 
         Raises:
             BadInput: a mask that is not (T, H, W) bool.
         """
         if mask.shape != target.mask.shape or mask.dtype != bool:
             raise BadInput(f"The mask is {mask.dtype} {mask.shape}, not bool {target.mask.shape}.")
-        key = (target.case, target.name, hashlib.sha256(np.packbits(mask).tobytes()).digest())
+        key = (dataset, target.case, target.name, hashlib.sha256(np.packbits(mask).tobytes()).digest())
         if key not in self._kept:
             stack = target.stack
             volume = volume_metrics(mask, target.mask, (stack.slice_mm, *stack.pixel_mm))
@@ -49,7 +49,7 @@ def measure(entry: Entry, comparator: Comparator, target: EvaluationTarget, nois
     begun = time.perf_counter()
     mask = comparator.segment(target, clicks)
     seconds = time.perf_counter() - begun
-    volume, slices = judge.metrics(target, mask)
+    volume, slices = judge.metrics(entry.dataset.name, target, mask)
     return Row(
         entry.fold.name,
         target.patient,

@@ -11,6 +11,12 @@ from typing import Any
 from SPDSegmentLib.evaluation.benchmark import figures, tables
 from SPDSegmentLib.evaluation.benchmark.config import BenchmarkConfig
 from SPDSegmentLib.evaluation.benchmark.costs import cost_table
+from SPDSegmentLib.evaluation.benchmark.histogram import (
+    draw_histogram,
+    histogram_path,
+    histogram_text,
+    read_histogram,
+)
 from SPDSegmentLib.evaluation.benchmark.paper import COMPARABLE, PAPER_ROWS
 from SPDSegmentLib.evaluation.benchmark.summary import ClaimResult, DatasetResult, difference
 
@@ -89,7 +95,7 @@ def report_text(given: ReportInput, place: Path) -> str:
 
 
 def draw_figures(folder: Path, datasets: Sequence[DatasetResult], config: BenchmarkConfig) -> list[Path]:
-    """All figures that there are data for; returns their paths."""
+    """All figures that there are data for; returns the paths of those with curves."""
     wanted: list[tuple[Path, Callable[[Path], bool]]] = [
         (folder / "headline.png", lambda path: figures.draw_headline(path, datasets, config))
     ]
@@ -101,6 +107,9 @@ def draw_figures(folder: Path, datasets: Sequence[DatasetResult], config: Benchm
         ):
             path = folder / f"{name}-{dataset.name}.png"
             wanted.append((path, lambda p, d=dataset, f=draw: f(p, d, config)))  # type: ignore[misc]
+        pixels = read_histogram(histogram_path(folder, dataset.name)).get("pixels")
+        if pixels:
+            draw_histogram(folder / f"histogram-{dataset.name}.png", pixels, dataset.title)
     return [path for path, draw_one in wanted if draw_one(path)]
 
 
@@ -183,8 +192,11 @@ def _dataset_section(given: ReportInput, dataset: DatasetResult, place: Path) ->
         ("severity", "DSC and HD95 over the severity of click noise, with 95 % bands"),
         ("parts", "DSC and HD95 with one kind of noise alone"),
         ("sweeps", "DSC over the values of a setting"),
+        ("histogram", "histogram of the saliency"),
     ):
         parts.append(_picture(given.results / f"{name}-{dataset.name}.png", place, f"{dataset.title}: {text}"))
+    pixels = read_histogram(histogram_path(given.results, dataset.name)).get("pixels")
+    parts.append(histogram_text(pixels) if pixels else "")
     return "\n\n".join(part for part in parts if part)
 
 

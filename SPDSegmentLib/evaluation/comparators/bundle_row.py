@@ -84,6 +84,14 @@ class BundleRow:
         only = self.strategy == SALIENCY_ONLY
         return session.segment(clicks, prompts="consensus" if only else self.strategy, saliency_only=only).mask
 
+    def saliency(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+        """S of every slice, (T, H, W) float32; 0 outside the field of view that the clicks place."""
+        if self._loaded is None:
+            raise RuntimeError("load() comes first")
+        session = self._loaded.session(target.stack, clicks, self.prompts)
+        session.distill(clicks)
+        return np.stack([session.saliency(t) for t in range(target.stack.n_slices)])
+
     def describe(self) -> dict[str, Any]:
         """What the result depends on, JSON-ready."""
         info = self.bundle.info

@@ -35,7 +35,8 @@ class OwnTraining:
         inputs: its device is used.
         config: training configuration; its ``data.train`` are the training cases.
         data_folder: where they lie.
-        stage1: folder in which the row whose stage I is taken over was trained; ``None`` trains stage I.
+        stage1: folder of the bundle whose stage I is taken over; ``None`` trains stage I.
+        stage1_identity: what stands for that bundle in :meth:`describe`.
         prompts, overrides, name: as for :class:`BundleRow`.
     """
 
@@ -49,6 +50,7 @@ class OwnTraining:
         config: TrainingConfig,
         data_folder: Path,
         stage1: Path | None = None,
+        stage1_identity: str = "",
         prompts: str = "consensus",
         overrides: Mapping[str, Any] | None = None,
         name: str = "spd",
@@ -58,6 +60,7 @@ class OwnTraining:
         self._inputs = inputs
         self._data_folder = data_folder
         self._stage1 = stage1
+        self._stage1_identity = stage1_identity
         self._row_settings: dict[str, Any] = {"prompts": prompts, "overrides": overrides, "name": name}
         self._row: BundleRow | None = None
 
@@ -77,9 +80,9 @@ class OwnTraining:
             raise NotRun(f"weights of {backbone} not available") from error
         state = None
         if self._stage1 is not None:
-            if not (self._stage1 / "bundle").is_dir():
+            if not self._stage1.is_dir():
                 raise NotRun("the row whose stage I it takes over is not trained")
-            state = load_state_dict(read_bundle(self._stage1 / "bundle").adapter_path)
+            state = load_state_dict(read_bundle(self._stage1).adapter_path)
         hooks = RunHooks(lambda what, done, total, left, losses: on_progress(done, total, losses))
         run_folder = folder / "run"
         model = train(
@@ -106,12 +109,18 @@ class OwnTraining:
             raise RuntimeError("load() comes first")
         return self._row.segment(target, clicks)
 
+    def saliency(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+        """S of every slice, (T, H, W) float32."""
+        if self._row is None:
+            raise RuntimeError("load() comes first")
+        return self._row.saliency(target, clicks)
+
     def describe_model(self) -> dict[str, Any]:
         """What the trained model depends on, JSON-ready."""
         config = dataclasses.asdict(dataclasses.replace(self.config, checkpoint_seconds=0.0))
         config["data"].pop("validation")
         config["data"].pop("folder")
-        return {"training": config, "stage1": self._stage1.name if self._stage1 else ""}
+        return {"training": config, "stage1": self._stage1_identity}
 
     def describe(self) -> dict[str, Any]:
         """What the result depends on, JSON-ready."""
