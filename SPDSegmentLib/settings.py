@@ -43,6 +43,15 @@ def check_kind(cls: type, name: str, value: Any, what: str) -> None:
         raise BadInput(f"{what} is {value!r}, which is not {_describe(hint)}.", "Correct this value.")
 
 
+def check_ranges(settings: object, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise :class:`BadInput` where a number of ``settings`` is not within its range, the limits included."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise BadInput(f"{name} is {value:g}, which is not {limits}.", "Correct this value.")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         number = isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)

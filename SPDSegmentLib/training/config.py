@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.losses import SegmentationLossConfig
 from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
-from SPDSegmentLib.settings import check_kind
+from SPDSegmentLib.settings import check_kind, check_ranges
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,18 @@ class DataConfig:
     plane: str = "auto"
     patient_pattern: str = "(.*)"
 
+    def __post_init__(self) -> None:
+        for name in ("image", "label", "clicks"):
+            pattern = getattr(self, name)
+            try:
+                differs = pattern.format(case="a") != pattern.format(case="b")
+            except (KeyError, IndexError, ValueError):
+                differs = False
+            if not differs and (pattern or name != "clicks"):
+                raise BadInput(f"The file name {name} = '{pattern}' has no {{case}} in it.", "Write {case} once.")
+        if not self.targets or not all(self.targets):
+            raise BadInput("targets names no label value.", "Give a list of lists, such as targets = [[1]].")
+
     def saliency_values(self) -> tuple[int, ...]:
         """Label values of the saliency target."""
         return self.saliency or tuple(sorted({value for target in self.targets for value in target}))
@@ -82,6 +95,16 @@ class AugmentationConfig:
     gamma: float = 0.3
     bias_field: float = 0.25
     noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        limits = {"flip": 1.0, "rotation_deg": 180.0, "scale": 0.9, "shift": 1.0, "gamma": 3.0, "noise": 1.0}
+        check_ranges(self, {name: (0.0, limit) for name, limit in limits.items()} | {"bias_field": (0.0, 3.0)})
+
+
+_STAGE_RANGES: dict[str, tuple[float, float]] = {
+    "steps": (0, math.inf), "runs_per_step": (1, math.inf), "run_length": (1, math.inf), "margin": (0, math.inf),
+    "learning_rate": (0, 1), "weight_decay": (0, 1), "warmup": (0, math.inf),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,6 +134,7 @@ class Stage1Config:
     def __post_init__(self) -> None:
         if self.objective not in ("saliency", "prompted"):
             raise BadInput(f"Unknown objective '{self.objective}' of stage1.", "Choose saliency or prompted.")
+        check_ranges(self, _STAGE_RANGES | {"background_share": (0.0, 1.0)})
 
 
 @dataclass(frozen=True)
@@ -155,6 +179,8 @@ class Stage2Config:
         low, high = self.severities
         if not 0 <= low <= high <= len(SEVERITIES) - 1:
             raise BadInput(f"severities {low} to {high} is not a range within 0 and {len(SEVERITIES) - 1}.")
+        several = {"entries": (1, math.inf), "head_steps": (0, math.inf), "beyond_share": (0, 1)}
+        check_ranges(self, _STAGE_RANGES | several | {"psc_weight": (0, math.inf), "quality_weight": (0, math.inf)})
 
 
 @dataclass(frozen=True)
@@ -181,6 +207,7 @@ class TrainingConfig:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
+        check_ranges(self, {"seed": (0, math.inf), "fov_mm": (0, math.inf), "checkpoint_seconds": (0, math.inf)})
         if self.stage1.objective == "prompted" and (self.stage2.strategy != "raw" or self.stage2.head_steps):
             raise BadInput(
                 'stage1.objective = "prompted" trains no saliency.',
