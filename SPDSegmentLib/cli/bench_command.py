@@ -20,7 +20,9 @@ def bench(
     config: Annotated[
         Path, typer.Argument(help="Benchmark (.toml): data sets, methods, noises, seeds.", show_default=False)
     ],
-    quick: Annotated[bool, typer.Option("--quick", help="The file's [quick] profile, a matter of minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The file's profile named quick, a matter of minutes.")
+    ] = False,
     only: Annotated[
         list[str] | None, typer.Option(metavar="DATA-SET/METHOD", help="Only these cells; patterns, repeatable.")
     ] = None,
@@ -31,6 +33,7 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for all.", min=0)] = 0,
     list_only: Annotated[bool, typer.Option("--list", help="Show all cells and how far they are.")] = False,
+    no_training: Annotated[bool, typer.Option("--no-training", help="Rows without a training say so.")] = False,
     report_only: Annotated[bool, typer.Option("--report-only", help="Measure nothing, write the report anew.")] = False,
 ) -> None:
     """Run the benchmark. Stop it at any time; the same command goes on and skips what is done."""
@@ -40,7 +43,9 @@ def bench(
     from SPDSegmentLib.evaluation.benchmark.command import BenchmarkOptions, list_cells, plan_of, run_benchmark
     from SPDSegmentLib.evaluation.benchmark.progress import ProgressLines, time_text
 
-    options = BenchmarkOptions(config, quick, tuple(only or ()), output, work, device, report_only, threads)
+    options = BenchmarkOptions(
+        config, quick, tuple(only or ()), output, work, device, report_only, threads, not no_training
+    )
     if list_only:
         typer.echo("\n".join(list_cells(plan_of(options))))
         return

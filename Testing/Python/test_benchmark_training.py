@@ -113,3 +113,9 @@ def test_an_ablation_takes_over_the_first_stage_of_a_bundle_that_is_there(bench:
     )
     name = next(name for name in ours if "lora_A" in name and name.startswith("image_encoder"))
     assert bool((ours[name] == taken[name]).all())
+
+
+def test_without_training_untrained_rows_say_so(bench: Path) -> None:
+    run_benchmark(options(bench, training=False, only=("blob/spd",)))
+    states = read_cell(bench.parent / "results", "blob", "spd").states
+    assert set(states.values()) == {("not run", "not trained, trainings are switched off")}

@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--list", action="store_true", help="show all cells and stop")
     parser.add_argument("--report-only", action="store_true", help="measure nothing")
+    parser.add_argument("--no-training", action="store_true", help="rows without a training say so")
     given = parser.parse_args()
     options = BenchmarkOptions(
         given.config,
@@ -33,6 +34,7 @@ def main() -> int:
         given.device,
         given.report_only,
         given.threads,
+        not given.no_training,
         ProgressLines(lambda line: print(line, file=sys.stderr, flush=True)),
     )
     try:

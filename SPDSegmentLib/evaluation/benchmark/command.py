@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class BenchmarkOptions:
         work: folder of trainings.
         report_only: measure nothing.
         threads: of torch, 0 for its default.
+        training: train what must be trained; else rows without a training say so.
     """
 
     config: Path
@@ -42,6 +44,7 @@ class BenchmarkOptions:
     device: str = "auto"
     report_only: bool = False
     threads: int = 0
+    training: bool = True
     on_progress: OnProgress = lambda *args: None
     cancelled: Callable[[], bool] = lambda: False
 
@@ -74,6 +77,8 @@ def plan_of(options: BenchmarkOptions) -> Plan:
         BadInput: the file, a configuration that it names, or ``only`` is wrong.
     """
     config = read_benchmark_config(options.config, options.quick)
+    if not options.training:
+        config = dataclasses.replace(config, training=False)
     work = options.work or Path("runs") / "benchmark"
     return make_plan(config, results_folder(options, config), EntryMaker(config, work, options.device), options.only)
 
@@ -148,8 +153,6 @@ def list_cells(plan: Plan) -> list[str]:
 
 
 def _all_cells(options: BenchmarkOptions) -> BenchmarkOptions:
-    import dataclasses
-
     return dataclasses.replace(options, only=())
 
 

@@ -135,6 +135,7 @@ class BenchmarkConfig:
         key_methods: rows of the first table and lines of the figures.
         budget: of every trained comparator; our own models follow their configuration.
         limit: at most so many test patients per data set, 0 for all.
+        training: whether models are trained; if not, rows whose training is missing say so.
         report: where the report goes besides the results folder; empty for nowhere else.
         notes: Markdown file with what people add to the report.
     """
@@ -154,6 +155,7 @@ class BenchmarkConfig:
     key_methods: tuple[str, ...] = ()
     budget: Budget = field(default_factory=lambda: Budget(1000))
     limit: int = 0
+    training: bool = True
     report: str = ""
     notes: str = ""
 

@@ -110,6 +110,8 @@ class Runner:
         return comparator
 
     def _train(self, planned: PlannedCell, entry: Entry, comparator: Comparator, folder: Path) -> None:
+        if not self.plan.config.training and not (folder / "training.json").is_file():
+            raise NotRun("not trained, trainings are switched off")
         folder.mkdir(parents=True, exist_ok=True)
         label = f"training {planned.label}, fold {entry.fold.name}"
 
