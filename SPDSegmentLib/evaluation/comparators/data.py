@@ -26,8 +26,8 @@ def as_config(
 ) -> TrainingConfig:
     """The settings that random views and kept embeddings are made with; no adapters, the whole decoder learns."""
     return TrainingConfig(
-        BundleText("", "", "", ""),
-        DataConfig("", "", "", (), ()),
+        BundleText("comparator", "Comparator", "any", "any"),
+        DataConfig("", "{case}", "{case}", ((1,),), ("given",)),  # the cases are in memory already
         NetworkConfig(backbone, inputs.image_size, lora_rank=0, decoder="full"),
         intensity=inputs.intensity,
         stage2=stage2 or Stage2Config(severities=inputs.severities),
