@@ -63,6 +63,7 @@ class SetupSection:
         ui.setupTable.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
         ui.setupTable.connect("itemSelectionChanged()", self._showActions)
         ui.setupSection.connect("contentsCollapsed(bool)", self._onCollapsed)
+        ui.optionsSection.connect("contentsCollapsed(bool)", self._onOptionsCollapsed)
         ui.installButton.connect("clicked(bool)", lambda checked: self._guarded(self._install))
         ui.fetchButton.connect("clicked(bool)", lambda checked: self._guarded(self._fetch))
         ui.removeItemButton.connect("clicked(bool)", lambda checked: self._guarded(self._remove))
@@ -152,6 +153,9 @@ class SetupSection:
 
     def _check(self) -> None:
         self._startTool("check")
+        self._askForDevices()
+
+    def _askForDevices(self) -> None:
         self._logic.workerHost.client.status(probe=True, callbacks=Callbacks(on_finished=self._onDevices))
 
     def _add(self) -> None:
@@ -234,6 +238,12 @@ class SetupSection:
     def _onCollapsed(self, collapsed: bool) -> None:
         if not collapsed:
             self.fill()
+
+    def _onOptionsCollapsed(self, collapsed: bool) -> None:
+        """Name the devices where it costs nothing: a worker that has segmented has torch loaded already."""
+        client = self._logic.workerHost.client
+        if not collapsed and client.running and not client.busy and self._run.job is not None:
+            self._askForDevices()
 
     def _showActions(self) -> None:
         running = self.tool.isRunning

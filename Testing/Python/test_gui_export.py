@@ -120,6 +120,19 @@ def test_volume_and_segmentation_under_a_transform_are_exported_in_the_world(sce
     assert np.allclose(bounds[::2], np.array((11.5, 9.5, 2.5)) * SPACING + (20, -30, 40), atol=2.0)
 
 
+def test_the_shipped_models_carry_dicom_codes(repository: Path) -> None:
+    from SPDSegmentLib.models.bundle import list_bundles
+
+    codes = {"Kidney": "64033007", "Hippocampus": "5366008", "Esophagus": "32849002"}
+    shipped = [bundle.info for bundle in list_bundles() if bundle.shipped]
+    assert {info.structure for info in shipped} >= set(codes)
+    for info in shipped:
+        context, category, kind, modifier, *_rest = info.terminology.split("~")
+        assert len(_rest) == 3 and context and modifier == "^^"
+        assert category == "SCT^123037004^Anatomical Structure"
+        assert kind == f"SCT^{codes[info.structure]}^{info.structure}"
+
+
 def test_statistics_are_a_table_and_a_file(scene: Any, tmp_path: Path) -> None:
     import slicer
 

@@ -76,6 +76,23 @@ def use_stub_weights(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(manifest.BASE_WEIGHTS, "lite_medsam", entry)
 
 
+def run_with(host: Any, module: Any, bundle: str) -> None:
+    """Segment with a fake model."""
+    import slicer
+
+    from SPDSegmentLib.gui.models import ModelEntry
+
+    host.add_volume(np.random.default_rng(0).integers(0, 99, (6, 20, 20)).astype(np.int16))
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "C")
+    node.AddControlPointWorld(10, 10, 3)
+    module.widget.panel.inputs.extraModels = [ModelEntry(bundle, "fake", "Fake", "Kidney")]
+    module.widget.panel.state.model = "fake"
+    module.widget.panel.enter()
+    module.ui.segmentButton.click()
+    run = module.widget.panel.run
+    host.wait_until(lambda: run.job is not None and run.job.finished, 60_000)
+
+
 def test_nothing_is_installed_fetched_or_started_by_looking(host: Any, module: Any) -> None:
     open_section(module)
     shown = rows(module)
@@ -269,6 +286,17 @@ def test_check_all_names_the_devices_and_warns_of_an_unused_card(
     assert "stayed unused" in module.ui.deviceWarningLabel.text and module.ui.deviceWarningLabel.visible
 
 
+def test_opening_the_options_names_the_devices_of_a_worker_that_has_worked(host: Any, module: Any) -> None:
+    module.ui.optionsSection.collapsed = False
+    host.process_events(100)
+    assert not module.logic.workerHost.client.running, "no worker is started for it"
+    module.ui.optionsSection.collapsed = True
+    run_with(host, module, "fake")
+    module.ui.optionsSection.collapsed = False
+    host.wait_until(lambda: module.ui.deviceBox.findText("GPU (none found)") >= 0, 60_000)
+    assert [module.ui.deviceBox.itemData(n) for n in range(3)] == ["auto", "cuda", "cpu"]
+
+
 def test_cards_are_choices_with_their_free_memory(host: Any) -> None:
     from SPDSegmentLib.gui.devices import deviceChoices
 
@@ -310,19 +338,7 @@ def test_an_unused_card_is_a_warning_unless_chosen(
 
 @pytest.mark.parametrize("behavior", ["missing=1", "no_torch=1"])
 def test_a_run_that_lacks_something_opens_the_setup(host: Any, module: Any, behavior: str) -> None:
-    import slicer
-
-    from SPDSegmentLib.gui.models import ModelEntry
-
-    host.add_volume(np.random.default_rng(0).integers(0, 99, (6, 20, 20)).astype(np.int16))
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "C")
-    node.AddControlPointWorld(10, 10, 3)
-    module.widget.panel.inputs.extraModels = [ModelEntry(f"fake?{behavior}", "fake", "Fake", "Kidney")]
-    module.widget.panel.state.model = "fake"
-    module.widget.panel.enter()
-    module.ui.segmentButton.click()
-    run = module.widget.panel.run
-    host.wait_until(lambda: run.job is not None and run.job.finished, 30_000)
+    run_with(host, module, f"fake?{behavior}")
     assert not module.ui.setupSection.collapsed
     assert "Press the button below" in module.ui.setupLabel.text
 
