@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 from SPDSegmentLib.errors import ModelMissing, SPDError
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles
 from SPDSegmentLib.models.bundle_info import BundleInfo
+from SPDSegmentLib.models.terminology import terminology_entry
 
 DEFAULT_COLOR = (0.87, 0.56, 0.35)
 CT_BELOW = -200
@@ -87,7 +88,7 @@ def _entry(bundle: Bundle) -> ModelEntry:
         info.title,
         info.structure,
         (float(red), float(green), float(blue)),
-        info.terminology,
+        info.terminology or terminology_entry(info.structure),
         info.slicing_axis,
         bundle.card,
         info.modality,

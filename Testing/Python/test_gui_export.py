@@ -120,17 +120,21 @@ def test_volume_and_segmentation_under_a_transform_are_exported_in_the_world(sce
     assert np.allclose(bounds[::2], np.array((11.5, 9.5, 2.5)) * SPACING + (20, -30, 40), atol=2.0)
 
 
-def test_the_shipped_models_carry_dicom_codes(repository: Path) -> None:
+def test_the_shipped_models_carry_dicom_codes(host: Any) -> None:
+    from SPDSegmentLib.gui.models import listModels
     from SPDSegmentLib.models.bundle import list_bundles
+    from SPDSegmentLib.models.terminology import terminology_entry
 
     codes = {"Kidney": "64033007", "Hippocampus": "5366008", "Esophagus": "32849002"}
-    shipped = [bundle.info for bundle in list_bundles() if bundle.shipped]
-    assert {info.structure for info in shipped} >= set(codes)
-    for info in shipped:
-        context, category, kind, modifier, *_rest = info.terminology.split("~")
-        assert len(_rest) == 3 and context and modifier == "^^"
-        assert category == "SCT^123037004^Anatomical Structure"
-        assert kind == f"SCT^{codes[info.structure]}^{info.structure}"
+    models = {model.structure: model for model in listModels()}
+    assert set(models) >= set(codes)
+    for structure, code in codes.items():
+        context, category, kind, modifier, region_context, *region = models[structure].terminology.split("~")
+        assert context and region_context and (modifier, region) == ("^^", ["^^", "^^"])
+        assert (category, kind) == ("SCT^123037004^Anatomical Structure", f"SCT^{code}^{structure}")
+    for bundle in list_bundles():
+        assert bundle.info.terminology in ("", terminology_entry(bundle.info.structure)) or not bundle.shipped
+    assert terminology_entry("something else") == ""
 
 
 def test_statistics_are_a_table_and_a_file(scene: Any, tmp_path: Path) -> None:
