@@ -52,10 +52,19 @@ def test_a_tiny_run_overfits_two_cases_and_its_bundle_segments_them(data: Path, 
     assert min(row.dsc or 0 for row in rows) > 0.95
 
 
-@pytest.mark.parametrize("stop_after", [7, 25, 38])
-def test_a_run_that_was_stopped_and_resumed_gives_the_same_weights(data: Path, tmp_path: Path, stop_after: int) -> None:
-    config_path = write_config(data, stage1=20, head=8, stage2=20)
-    whole = run(config_path, tmp_path / "whole").adapter_state()
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], Path]:
+    """Weights and folder of a short run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(write_config(data, stage1=6, head=3, stage2=6), folder).adapter_state(), folder
+
+
+@pytest.mark.parametrize("stop_after", [3, 8, 11])
+def test_a_run_that_was_stopped_and_resumed_gives_the_same_weights(
+    data: Path, tmp_path: Path, whole: tuple[dict[str, torch.Tensor], Path], stop_after: int
+) -> None:
+    config_path = write_config(data, stage1=6, head=3, stage2=6)
+    weights, folder = whole
     steps = 0
 
     def count(what: str, done: int, total: int, left: float | None, values: dict[str, float]) -> None:
@@ -65,8 +74,8 @@ def test_a_run_that_was_stopped_and_resumed_gives_the_same_weights(data: Path, t
     with pytest.raises(Cancelled):
         run(config_path, tmp_path / "parts", RunHooks(count, lambda: steps >= stop_after))
     resumed = run(config_path, tmp_path / "parts").adapter_state()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert (tmp_path / "whole" / "stage2.csv").read_text() == (tmp_path / "parts" / "stage2.csv").read_text()
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    assert (folder / "stage2.csv").read_text() == (tmp_path / "parts" / "stage2.csv").read_text()
 
 
 def test_sam_tuning_is_the_same_command_with_raw_clicks_and_no_consistency(data: Path, tmp_path: Path) -> None:

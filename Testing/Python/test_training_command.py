@@ -125,7 +125,7 @@ def test_a_row_that_a_kill_cut_short_is_dropped_from_the_curve(tmp_path: Path) -
     assert [line.split(",")[0] for line in (tmp_path / "p.csv").read_text().splitlines()] == ["step", "1", "2", "3"]
 
 
-def test_clicks_of_a_person_are_used_in_the_place_of_simulated_ones(data: Path, tmp_path: Path) -> None:
+def test_clicks_of_a_person_are_used_in_the_place_of_simulated_ones(data: Path, config: Path, tmp_path: Path) -> None:
     """Given in one file per case, in patient space; those outside the volume are left out."""
     for case in ("a", "b"):
         stack = SliceStack(read_volume(data / "data" / f"{case}_image.nii.gz"), "axial")
@@ -133,9 +133,9 @@ def test_clicks_of_a_person_are_used_in_the_place_of_simulated_ones(data: Path, 
         clicks = tuple(ControlPoint(str(i), "", (float(x), float(y), float(z))) for i, (x, y, z) in enumerate(points))
         write_markups(data / "data" / f"{case}.mrk.json", [Markup("clicks", "Fiducial", clicks)])
     path = data / "given.toml"
-    path.write_text(write_config(data, 2, 1, 2).read_text().replace("train =", 'clicks = "{case}.mrk.json"\ntrain ='))
-    config = read_training_config(path)
-    target = load_case(data / "data", "a", config.data, config.intensity).targets[0]
+    path.write_text(config.read_text().replace("train =", 'clicks = "{case}.mrk.json"\ntrain ='))
+    given = read_training_config(path)
+    target = load_case(data / "data", "a", given.data, given.intensity).targets[0]
     for severity in (0.0, 3.0):
         used = target.clicks(severity, seed=1)
         assert used.slice_index.tolist() == [3, 6, 9]
