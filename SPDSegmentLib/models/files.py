@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib.errors import ModelMissing, SPDError
 
+INCOMING = ".incoming-"
+ABANDONED_SECONDS = 24 * 3600.0
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -51,13 +54,22 @@ def staging_folder(beside: Path) -> Iterator[Path]:
     staging: Path | None = None
     try:
         beside.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=beside))
+        _remove_abandoned(beside)
+        staging = Path(tempfile.mkdtemp(prefix=INCOMING, dir=beside))
         yield staging
     except OSError as error:
         raise storage_error(error, beside) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_abandoned(beside: Path) -> None:
+    """Delete what a process that was killed has left, long ago."""
+    for folder in beside.glob(f"{INCOMING}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_free_space(folder: Path, size: int | None) -> None:

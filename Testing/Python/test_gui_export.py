@@ -193,6 +193,19 @@ def test_the_button_writes_where_the_person_says(host: Any, scene: Any, tmp_path
     assert (tmp_path / "kidney.nii.gz").read_text() == "mine"
 
 
+def test_a_transform_that_is_not_linear_is_refused_with_a_reason(scene: Any) -> None:
+    import slicer
+    import vtk
+
+    warp = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode")
+    spline = vtk.vtkThinPlateSplineTransform()
+    warp.SetAndObserveTransformToParent(spline)
+    scene.widget.panel.state.segmentationNode.SetAndObserveTransformNodeID(warp.GetID())
+    for button in (scene.ui.exportButton, scene.ui.statisticsButton):
+        button.click()
+        assert "not linear" in scene.ui.exportLabel.text
+
+
 def test_nothing_to_export_is_said(scene: Any) -> None:
     import slicer
 

@@ -95,3 +95,21 @@ def test_the_process_ends_by_itself_while_its_input_is_open(spd_home: Path) -> N
     with subprocess.Popen([*COMMAND, "check"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.wait(30) == 0
         assert process.stdout is not None and b"kidney-mr" in process.stdout.read()
+
+
+@pytest.mark.usefixtures("open_input")
+def test_what_a_killed_download_left_is_removed_a_day_later(
+    tmp_path: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import time
+
+    old, young = (spd_home / "weights" / f".incoming-{name}" for name in ("old", "young"))
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "part").write_bytes(b"x")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    (tmp_path / "stub.pth").write_bytes(CONTENT)
+    use_manifest(monkeypatch, url_weights(tmp_path / "stub.pth"))
+    assert tool.main(["fetch", "stub"]) == 0
+    assert not old.exists() and young.exists()
