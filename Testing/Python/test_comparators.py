@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_predictor import tube_volume
 
 from SPDSegmentLib.errors import BadInput
@@ -278,3 +279,10 @@ def test_sam2_propagates_from_prompted_slices_with_a_small_random_model(prompt: 
     torch.save({"model": {"other": torch.zeros(1)}}, tmp_path / "tiny.pt")
     with pytest.raises(NotRun, match="do not belong"):
         comparator.load(tmp_path)
+
+
+def test_adapters_of_the_encoder_learn(tmp_path: Path) -> None:
+    make("msa").train(training_cases(), tmp_path, Budget(1), ignore)
+    state = load_file(tmp_path / "weights.safetensors")
+    learned = [name for name, value in state.items() if name.endswith("adapter.up.weight") and value.any()]
+    assert any("image_encoder" in name for name in learned) and any("mask_decoder" in name for name in learned)
