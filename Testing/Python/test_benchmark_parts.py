@@ -25,6 +25,7 @@ from SPDSegmentLib.evaluation.benchmark.summary import (
     check_claims,
     differences,
 )
+from SPDSegmentLib.evaluation.comparators.bundle_row import clicked_component
 from SPDSegmentLib.evaluation.comparators.frozen_sam import box_around, random_points
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.window import place_window
@@ -177,7 +178,23 @@ def test_a_claim_is_checked_against_its_margin(tmp_path: Path, gap: float, met: 
     given = _config(tmp_path)
     checked = check_claims(given.config.claims, [_dataset(gap)])
     assert [c.met for c in checked] == [met]
-    assert ("yes" if met else "no") in tables.claims_table(checked).splitlines()[-1]
+    assert tables.claims_table(checked).splitlines()[-1].endswith("| yes |" if met else "| no |")
+
+
+def test_a_difference_on_few_patients_is_shown_in_size_only(tmp_path: Path) -> None:
+    checked = check_claims(_config(tmp_path).config.claims, [_dataset(0.12, patients=3)])
+    assert [c.verdict for c in checked] == ["in size only"]
+
+
+def test_the_part_of_a_mask_with_most_clicks_is_kept() -> None:
+    mask = np.zeros((3, 10, 10), dtype=bool)
+    mask[:, 1:3, 1:3] = True
+    mask[:, 6:9, 6:9] = True
+    xy = np.array([[1.0, 1.0], [2.0, 2.0], [7.0, 7.0], [5.0, 0.0]])
+    clicks = Clicks(np.array([0, 1, 2, 2]), xy, np.zeros(4, dtype=bool), ("1", "2", "3", "4"))
+    kept = clicked_component(mask, clicks)
+    assert kept[:, 1:3, 1:3].all() and kept.sum() == 12
+    assert not clicked_component(mask & False, clicks).any()
 
 
 def test_the_policy_stands_under_every_table_and_no_row_is_dropped(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class BenchmarkConfig:
         parts, part_levels: the kinds of noise that are also measured alone, and how strong.
         headline: the severity of the first table.
         reference: the method that all others are tested against.
-        key_methods: rows of the first table and lines of the figures.
+        key_methods: rows of the first table and lines of its figure, by default the main group.
         budget: of every trained comparator; our own models follow their configuration.
         limit: at most so many test patients per data set, 0 for all.
         training: whether models are trained; if not, rows whose training is missing say so.
@@ -205,7 +205,8 @@ def read_benchmark_config(path: str | Path, quick: bool = False) -> BenchmarkCon
         values["claim"] = [c for c in values.get("claim", []) if {c.get("first"), c.get("second")} <= kept]
     claims = tuple(_build(ClaimSpec, table) for table in values.pop("claim", []))
     budget = _build(Budget, values.pop("budget", {"steps": 1000}))
-    values = {"name": path.stem, **values}
+    main = [name for name, method in methods.items() if method.group == "main"]
+    values = {"name": path.stem, "key_methods": main, **values}
     return _build(
         BenchmarkConfig,
         {**values, "folder": path.parent, "datasets": datasets, "methods": methods, "claims": claims, "budget": budget},

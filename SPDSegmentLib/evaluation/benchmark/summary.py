@@ -13,6 +13,8 @@ from SPDSegmentLib.evaluation.benchmark.config import ClaimSpec, MethodSpec
 from SPDSegmentLib.evaluation.benchmark.plan import Plan
 from SPDSegmentLib.evaluation.statistics import bootstrap_ci, holm, paired_wilcoxon, patient_means
 
+SIGNIFICANT = 0.05
+
 
 @dataclass(frozen=True)
 class Figure95:
@@ -162,6 +164,13 @@ class ClaimResult:
     def met(self) -> bool | None:
         """Whether the mean difference is large enough; ``None`` where it was not measured."""
         return None if self.dsc is None else self.dsc.value.mean >= self.claim.at_least
+
+    @property
+    def verdict(self) -> str:
+        """``yes`` needs the size and p < 0.05 after correction; few patients can show the size only."""
+        if self.dsc is None or not self.met:
+            return "not measured yet" if self.dsc is None else "no"
+        return "yes" if self.dsc.p_holm < SIGNIFICANT else "in size only"
 
 
 def check_claims(claims: Iterable[ClaimSpec], datasets: Iterable[DatasetResult]) -> list[ClaimResult]:

@@ -103,7 +103,8 @@ def headline_table(datasets: Sequence[DatasetResult], config: BenchmarkConfig) -
                 cells.append(result.state)
             else:
                 mm = millimeters(result.figure(config.headline, "hd95_mm"))
-                cells.append(f"{percent(result.figure(config.headline))} / {mm}")
+                partial = f" ({result.state})" if result.state else ""
+                cells.append(f"{percent(result.figure(config.headline))} / {mm}{partial}")
         lines.append(_line([config.methods[name].title, *cells]))
     note = (
         f'Clicks with "{config.headline}" noise. DSC in percent [95 % bootstrap interval over patients] / HD95 in mm, '
@@ -142,9 +143,8 @@ def claims_table(claims: Sequence[ClaimResult]) -> str:
         hd95 = NOTHING if result.hd95 is None else f"{result.hd95.value.mean:+.1f} mm"
         value = result.dsc.value
         text = f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
-        met = "yes" if result.met else "no"
         p = p_value(result.dsc.p_holm)
-        lines.append(_line([result.claim.text, result.dataset, wanted, paper, text, hd95, p, met]))
+        lines.append(_line([result.claim.text, result.dataset, wanted, paper, text, hd95, p, result.verdict]))
     return "\n".join(lines)
 
 

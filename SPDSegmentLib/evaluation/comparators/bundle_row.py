@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.evaluation.comparators.loaded_bundle import LoadedBundle, load_bundle
@@ -17,6 +18,26 @@ from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.models.bundle import Bundle
 from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
+
+SALIENCY_CLICKED = "saliency-clicked"
+CHOICES = (*STRATEGIES, SALIENCY_ONLY, SALIENCY_CLICKED)
+
+
+def clicked_component(mask: np.ndarray, clicks: Clicks) -> np.ndarray:
+    """The connected part of a mask (T, H, W) that most clicks lie in; empty where no click lies in it.
+
+    Of parts with equally many clicks the larger one.
+    """
+    labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    inside = clicks.inside()
+    pixel = np.floor(inside.xy + 0.5).astype(int).clip(0, np.array(mask.shape[:0:-1]) - 1)
+    hit = labels[inside.slice_index, pixel[:, 1], pixel[:, 0]]
+    hit = hit[hit > 0]
+    if len(hit) == 0:
+        return np.zeros_like(mask)
+    sizes = np.bincount(labels.ravel())
+    best = max(np.unique(hit), key=lambda label: ((hit == label).sum(), sizes[label]))
+    return np.asarray(labels == best)
 
 
 def prompts_of(bundle: Bundle, overrides: Mapping[str, Any]) -> PromptConfig:
@@ -34,7 +55,8 @@ class BundleRow:
     Args:
         inputs: only its device matters; the bundle knows its own field of view.
         bundle: checked bundle.
-        prompts: prompt strategy, or ``saliency-only`` for S > tau as the mask.
+        prompts: prompt strategy; ``saliency-only`` for S > tau as the mask; ``saliency-clicked`` for its connected part
+            that most clicks lie in.
         overrides: prompt settings in place of the bundle's.
         name: of the row.
     """
@@ -50,8 +72,8 @@ class BundleRow:
         overrides: Mapping[str, Any] | None = None,
         name: str = "spd",
     ) -> None:
-        if prompts not in (*STRATEGIES, SALIENCY_ONLY):
-            raise BadInput(f"Unknown prompts '{prompts}'.", f"Choose {', '.join((*STRATEGIES, SALIENCY_ONLY))}.")
+        if prompts not in CHOICES:
+            raise BadInput(f"Unknown prompts '{prompts}'.", f"Choose {', '.join(CHOICES)}.")
         self.name = name
         self.uses_clicks = prompts not in ("sampled", SALIENCY_ONLY)
         self.bundle = bundle
@@ -81,8 +103,10 @@ class BundleRow:
         if clicks.outside.all():
             return np.zeros(target.stack.shape, dtype=bool)
         session = self._loaded.session(target.stack, clicks, self.prompts)
-        only = self.strategy == SALIENCY_ONLY
-        return session.segment(clicks, prompts="consensus" if only else self.strategy, saliency_only=only).mask
+        if self.strategy not in (SALIENCY_ONLY, SALIENCY_CLICKED):
+            return session.segment(clicks, prompts=self.strategy).mask
+        mask = session.segment(clicks, saliency_only=True).mask
+        return clicked_component(mask, clicks) if self.strategy == SALIENCY_CLICKED else mask
 
     def saliency(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
         """S of every slice, (T, H, W) float32; 0 outside the field of view that the clicks place."""
