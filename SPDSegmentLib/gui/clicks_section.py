@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import qt
@@ -20,7 +21,20 @@ from .state import ModuleState
 from .write_record import PointFate, WriteRecord
 
 MAX_ROWS = 2000
+ROWS_PER_PART = 60
+EXCLUDED = "excluded"
 REFRESH_MS = 150
+
+
+@dataclass(frozen=True)
+class RowContent:
+    """What a row of the table shows; ``color`` is that of the fate, 0 to 1."""
+
+    name: str
+    included: bool
+    fate: str
+    reason: str
+    color: tuple[float, float, float] | None
 
 
 class ClicksSection(VTKObservationMixin):
@@ -33,6 +47,8 @@ class ClicksSection(VTKObservationMixin):
         self._state = state
         self._onClicksChanged = onClicksChanged
         self._rows: list[tuple[str, str]] = []
+        self._contents: list[RowContent] = []
+        self._filled: list[RowContent | None] = []
         self._seen: Clicks = ()
         self._filling = False
         self._dragging = False
@@ -42,13 +58,20 @@ class ClicksSection(VTKObservationMixin):
         self._timer.setSingleShot(True)
         self._timer.setInterval(REFRESH_MS)
         self._timer.connect("timeout()", self._onTimeout)
+        self._fillTimer = qt.QTimer()
+        self._fillTimer.setSingleShot(True)
+        self._fillTimer.setInterval(0)
+        self._fillTimer.connect("timeout()", self._fillPart)
+        self._ringTimer = qt.QTimer()
+        self._ringTimer.setSingleShot(True)
+        self._ringTimer.setInterval(0)
+        self._ringTimer.connect("timeout()", lambda: self.rings.show(self._record.fates))
         table = ui.clicksTable
         table.setHorizontalHeaderLabels([_("Click"), _("Fate"), _("Reason")])
         table.horizontalHeader().setStretchLastSection(True)
         table.verticalHeader().setVisible(False)
         table.setWordWrap(False)
-        for column in (0, 1):
-            table.horizontalHeader().setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
+        table.horizontalHeader().setResizeContentsPrecision(30)
         table.connect("itemChanged(QTableWidgetItem*)", self._onItemChanged)
         table.connect("cellClicked(int,int)", self._onCellClicked)
         ui.clicksSection.connect("contentsCollapsed(bool)", self._onCollapsed)
@@ -79,7 +102,7 @@ class ClicksSection(VTKObservationMixin):
         """Show the fates of a record."""
         self._record = record
         self.fill()
-        self.rings.show(record.fates)
+        self._ringTimer.start()
 
     def fill(self) -> None:
         """Fill the table, where it can be seen."""
@@ -93,32 +116,50 @@ class ClicksSection(VTKObservationMixin):
             for point in markup.points
             if point.placed
         ][:MAX_ROWS]
+        self._rows = [(nodeId, point.id) for nodeId, point in rows]
+        texts = fateTexts()
+        self._contents = [_rowContent(point, fates.get(clickName(nodeId, point.id)), texts) for nodeId, point in rows]
+        self._filling = True
+        self.ui.clicksTable.setRowCount(len(self._contents))
+        self._filling = False
+        del self._filled[len(self._contents) :]
+        self._fillPart()
+
+    def _fillPart(self) -> None:
+        """Fill some of the rows that differ from what the table shows; the others in a moment."""
+        self._filled += [None] * (len(self._contents) - len(self._filled))
+        changed = [row for row, content in enumerate(self._contents) if content != self._filled[row]]
         self._filling = True
         try:
-            self.ui.clicksTable.setRowCount(len(rows))
-            self._rows = [(nodeId, point.id) for nodeId, point in rows]
-            for row, (nodeId, point) in enumerate(rows):
-                self._fillRow(row, point, fates.get(clickName(nodeId, point.id)))
+            for row in changed[:ROWS_PER_PART]:
+                self._fillRow(row, self._contents[row])
+                self._filled[row] = self._contents[row]
         finally:
             self._filling = False
+        if len(changed) > ROWS_PER_PART:
+            self._fillTimer.start()
+        elif changed:
+            for column in (0, 1):
+                self.ui.clicksTable.resizeColumnToContents(column)
 
     def close(self) -> None:
         """Let go of the nodes."""
         self._timer.stop()
+        self._fillTimer.stop()
+        self._ringTimer.stop()
         self.removeObservers()
         self._nodeIds = []
         self.rings.remove()
 
-    def _fillRow(self, row: int, point: ControlPoint, fate: PointFate | None) -> None:
-        name = qt.QTableWidgetItem(point.label or point.id)
+    def _fillRow(self, row: int, content: RowContent) -> None:
+        name = qt.QTableWidgetItem(content.name)
         name.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable | qt.Qt.ItemIsUserCheckable)
-        name.setCheckState(qt.Qt.Checked if point.selected else qt.Qt.Unchecked)
-        text = fateText(fate.fate) if fate is not None and point.selected else ("" if point.selected else _("excluded"))
-        what = qt.QTableWidgetItem(text)
-        if fate is not None and point.selected and fate.fate in COLORS:
-            what.setForeground(qt.QBrush(qt.QColor.fromRgbF(*COLORS[fate.fate])))
-        why = qt.QTableWidgetItem(fate.reason if fate is not None and point.selected else "")
-        why.setToolTip(why.text())
+        name.setCheckState(qt.Qt.Checked if content.included else qt.Qt.Unchecked)
+        what = qt.QTableWidgetItem(content.fate)
+        if content.color is not None:
+            what.setForeground(qt.QBrush(qt.QColor.fromRgbF(*content.color)))
+        why = qt.QTableWidgetItem(content.reason)
+        why.setToolTip(content.reason)
         for column, item in enumerate((name, what, why)):
             self.ui.clicksTable.setItem(row, column, item)
 
@@ -162,16 +203,25 @@ class ClicksSection(VTKObservationMixin):
         self.fill()
 
 
-def fateText(fate: str) -> str:
-    """Return a fate for people."""
-    texts = {
+def _rowContent(point: ControlPoint, fate: PointFate | None, texts: Mapping[str, str]) -> RowContent:
+    name = point.label or point.id
+    if not point.selected:
+        return RowContent(name, False, texts[EXCLUDED], "", None)
+    if fate is None:
+        return RowContent(name, True, "", "", None)
+    return RowContent(name, True, texts.get(fate.fate, fate.fate), fate.reason, COLORS.get(fate.fate))
+
+
+def fateTexts() -> dict[str, str]:
+    """Return what people read for each fate; ask once for many clicks, as translation takes its time."""
+    return {
         KEPT: _("kept"),
         REJECTED: _("rejected"),
         BORROWED: _("used by a neighbor"),
         SYNTHESIZED: _("synthesized"),
         OUTSIDE: _("outside the volume"),
+        EXCLUDED: _("excluded"),
     }
-    return texts.get(fate, fate)
 
 
 def summary(fates: list[PointFate]) -> str:
@@ -179,4 +229,5 @@ def summary(fates: list[PointFate]) -> str:
     counts: dict[str, int] = {}
     for fate in fates:
         counts[fate.fate] = counts.get(fate.fate, 0) + 1
-    return ", ".join(f"{count} {fateText(fate)}" for fate, count in counts.items())
+    texts = fateTexts()
+    return ", ".join(f"{count} {texts.get(fate, fate)}" for fate, count in counts.items())

@@ -68,11 +68,13 @@ class CorrectSection(VTKObservationMixin):
 
     def show(self, record: WriteRecord) -> None:
         """Show which slices are a person's."""
-        owned = sorted(record.owned)
+        task = self._task()
+        stack = task.writtenSnapshot(record).stack if task is not None else None
+        owned = sorted(record.owned if stack is None else {stack.slice_number(t) for t in record.owned})
         self.ui.releaseButton.enabled = bool(owned)
         self.ui.releaseSliceButton.enabled = bool(owned)
         self.ui.lockedLabel.text = (
-            _("Edited by you and kept: {count} slices ({ranges}).").format(count=len(owned), ranges=sliceRanges(owned))
+            _("Slices edited by you and kept: {ranges}.").format(ranges=sliceRanges(owned))
             if owned
             else _("Slices that you edit are kept when clicks change.")
         )

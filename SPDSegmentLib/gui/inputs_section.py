@@ -56,8 +56,12 @@ class InputsSection:
         index = self.ui.modelBox.currentIndex
         return self.models[index] if 0 <= index < len(self.models) else None
 
-    def fill(self) -> None:
-        """Show the settings; what is not set yet is picked from the scene."""
+    def fill(self, *, listAgain: bool = True) -> None:
+        """Show the settings; what is not set yet is picked from the scene.
+
+        Args:
+            listAgain: look for models anew, which reads and checks their files.
+        """
         state = self._state()
         self._filling = True
         try:
@@ -68,7 +72,7 @@ class InputsSection:
             self.ui.placeWidget.setCurrentNode(nodes[0] if nodes else None)
             self.ui.segmentationSelector.setCurrentNode(state.segmentationNode)
             self._fillSegments(state)
-            self._fillModels(state)
+            self._fillModels(state, listAgain)
             self._fillBranches(state)
             self.ui.axisBox.currentIndex = max(0, self.ui.axisBox.findData(state.axis))
             self.ui.deviceBox.currentIndex = max(0, self.ui.deviceBox.findData(state.device))
@@ -135,7 +139,7 @@ class InputsSection:
         state.model = model.name
         state.segmentationNode = target.node
         state.segmentId = target.segmentId
-        self.fill()
+        self.fill(listAgain=False)
         view = View(state.volumeNode, model, state.device, state.axis)
         shown = viewNode(view.snapshot().stack.plane)
         first = viewCenter(shown) if shown is not None else None
@@ -163,11 +167,9 @@ class InputsSection:
         box.currentIndex = max(0, box.findData(state.segmentId))
         box.setVisible(node is not None)
 
-    def _fillModels(self, state: ModuleState) -> None:
-        try:
-            self.models = [*listModels(), *self.extraModels]
-        except SPDError:
-            self.models = list(self.extraModels)
+    def _fillModels(self, state: ModuleState, listAgain: bool) -> None:
+        if listAgain:
+            self._listModels()
         box = self.ui.modelBox
         box.clear()
         for model in self.models:
@@ -186,6 +188,12 @@ class InputsSection:
         image = state.volumeNode.GetImageData() if state.volumeNode is not None else None
         lowest = image.GetScalarRange()[0] if image is not None and image.GetPointData().GetScalars() else None
         return likelyModel(self.models, [node.GetName() or "" for node in nodes], lowest)
+
+    def _listModels(self) -> None:
+        try:
+            self.models = [*listModels(), *self.extraModels]
+        except SPDError:
+            self.models = list(self.extraModels)
 
     def _fillBranches(self, state: ModuleState) -> None:
         chosen = [node.GetID() for node in state.centerlineNodes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import qt
@@ -49,11 +50,9 @@ class ModulePanel(VTKObservationMixin):
                 "Shift+N": ui.nextDoubtfulButton.click,
             }
         )
-        self.run.onFinished.connect(lambda job: self.showRecord())
-        self._later = qt.QTimer()
-        self._later.setSingleShot(True)
-        self._later.setInterval(0)
-        self._later.connect("timeout()", self.refresh)
+        self._later = idleTimer(self._refreshScene)
+        self._showLater = idleTimer(self.showRecord)
+        self.run.onFinished.connect(lambda job: self._showLater.start())
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self._onSceneEnd)
@@ -78,6 +77,7 @@ class ModulePanel(VTKObservationMixin):
         """Let go of the scene; what runs is cancelled."""
         self.isClosing = True
         self._later.stop()
+        self._showLater.stop()
         self.shortcuts.remove()
         self.saliency.close()
         self.setup.close()
@@ -88,14 +88,20 @@ class ModulePanel(VTKObservationMixin):
         self.removeObservers()
 
     def refresh(self) -> None:
-        """Show settings, clicks and result of the scene."""
-        if self.isClosing:
-            return
-        self.inputs.fill()
-        self._inputsChanged()
+        """Show models, settings, clicks and result."""
+        if not self.isClosing:
+            self.inputs.fill()
+            self._inputsChanged()
+
+    def _refreshScene(self) -> None:
+        if not self.isClosing:
+            self.inputs.fill(listAgain=False)
+            self._inputsChanged()
 
     def showRecord(self) -> None:
         """Show what is known about the chosen segment."""
+        if self.isClosing:
+            return
         task = self.inputs.currentTask()
         record = task.target.record if task is not None else WriteRecord()
         self.clicks.show(record)
@@ -145,3 +151,12 @@ class ModulePanel(VTKObservationMixin):
         if not self.isClosing:
             self.logic.segmenter.checkJobs()
         self._onNodesChanged(caller, event)
+
+
+def idleTimer(action: Callable[[], None]) -> Any:
+    """Return a timer that calls ``action`` once, as soon as the event loop is free."""
+    timer = qt.QTimer()
+    timer.setSingleShot(True)
+    timer.setInterval(0)
+    timer.connect("timeout()", action)
+    return timer

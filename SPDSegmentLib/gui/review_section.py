@@ -45,7 +45,7 @@ class ReviewSection(VTKObservationMixin):
         for button in (self.ui.nextDoubtfulButton, self.ui.previousDoubtfulButton):
             button.enabled = bool(doubtful)
         without = len(record.unsupported)
-        text = _("{count} doubtful slices").format(count=len(doubtful)) if record.info else ""
+        text = _("Doubtful slices: {count}").format(count=len(doubtful)) if record.info else ""
         if without:
             text += _(", {count} of them without a supporting click (left empty)").format(count=without)
         self.ui.reviewLabel.text = text
@@ -62,7 +62,7 @@ class ReviewSection(VTKObservationMixin):
         task = self._task()
         if task is None or slicer.mrmlScene.GetNodeByID(task.volumeNode.GetID()) is None:
             return None
-        snapshot = task.writtenSnapshot()
+        snapshot = task.writtenSnapshot(self._record)
         node = viewNode(snapshot.stack.plane)
         return snapshot.sliceAt(viewCenter(node)) if node is not None else None
 
@@ -76,7 +76,7 @@ class ReviewSection(VTKObservationMixin):
         current = -1 if current is None else current
         ahead = [t for t in doubtful if (t - current) * direction > 0]
         t = (min(ahead) if direction > 0 else max(ahead)) if ahead else doubtful[0 if direction > 0 else -1]
-        snapshot = task.writtenSnapshot()
+        snapshot = task.writtenSnapshot(self._record)
         height, width = snapshot.grid.shape[1:]
         node = viewNode(snapshot.stack.plane)
         xy = np.array([[(width - 1) / 2, (height - 1) / 2]])
@@ -88,7 +88,7 @@ class ReviewSection(VTKObservationMixin):
     def _follow(self) -> None:
         self.removeObservers()
         task = self._task()
-        node = viewNode(task.writtenSnapshot().stack.plane) if task is not None else None
+        node = viewNode(task.writtenSnapshot(self._record).stack.plane) if task is not None else None
         if node is not None:
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onView)
 

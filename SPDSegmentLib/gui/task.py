@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 from .models import ModelEntry
 from .target import Target
 from .volumes import VolumeSnapshot, takeSnapshot
+from .write_record import WriteRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +64,13 @@ class Task:
         """Identifies the segment."""
         return self.target.nodeId, self.target.segmentId
 
-    def writtenSnapshot(self) -> VolumeSnapshot:
-        """The present state of the volume, cut as when the segment was written last."""
-        record = self.target.record
+    def writtenSnapshot(self, record: WriteRecord | None = None) -> VolumeSnapshot:
+        """The present state of the volume, cut as when the segment was written last.
+
+        Args:
+            record: that of the segment, where it is at hand: reading it takes some milliseconds.
+        """
+        record = record or self.target.record
         return takeSnapshot(self.volumeNode, record.axis) if record.model else self.view.snapshot()
 
     def whyInvalid(self, snapshot: VolumeSnapshot) -> str:

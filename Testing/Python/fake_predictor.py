@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from SPDSegmentLib.errors import Cancelled, ModelMissing, OutOfMemory  # noqa: E402
+from SPDSegmentLib.errors import Cancelled, ModelCorrupt, ModelMissing, OutOfMemory  # noqa: E402
 
 REACH = 2
 RADIUS_PX = 4.0
@@ -39,6 +39,7 @@ class Behavior:
     die_load: int = 0
     die_segment: int = 0
     missing: int = 0
+    corrupt: int = 0
     no_torch: int = 0
     memory: int = 0
     bug: int = 0
@@ -201,6 +202,8 @@ def load_fake(bundle: str, device: str, precision: str) -> FakePredictor:
         os._exit(behavior.die_load)
     if behavior.missing:
         raise ModelMissing(f"The model {bundle!r} is not on this machine.", "Fetch it.")
+    if behavior.corrupt:
+        raise ModelCorrupt("The base weights are damaged.", "Fetch them again.")
     if behavior.no_torch:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
     return FakePredictor(behavior)

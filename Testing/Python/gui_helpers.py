@@ -66,7 +66,7 @@ def segment(host: Any, module: Any) -> Any:
     """Press Segment, wait, and return the finished job."""
     job = press_segment(module)
     assert job is not None, module.ui.statusLabel.text
-    host.wait_until(lambda: job.finished, 60_000)
+    host.wait_until(lambda: job.finished, 240_000)
     settle(host, module)
     return job
 
@@ -74,14 +74,21 @@ def segment(host: Any, module: Any) -> Any:
 def settle(host: Any, module: Any) -> None:
     """Let the application run until no timer of the panel waits and nothing is computed or written."""
     panel = module.widget.panel
-    timers = [panel.clicks._timer, panel.correct._timer, panel._later]
+    timers = [
+        panel.clicks._timer,
+        panel.clicks._fillTimer,
+        panel.clicks._ringTimer,
+        panel.correct._timer,
+        panel._later,
+        panel._showLater,
+    ]
 
     def isQuiet() -> bool:
         return not panel.run.isRunning and not any(timer.isActive() for timer in timers)
 
     for _ in range(2):
         host.process_events(30)
-        host.wait_until(isQuiet, 120_000, "the panel to come to rest")
+        host.wait_until(isQuiet, 240_000, "the panel to come to rest")
 
 
 def state_of(module: Any) -> Any:

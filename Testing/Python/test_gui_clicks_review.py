@@ -84,10 +84,10 @@ def test_a_row_of_the_table_jumps_to_its_click(host: Any, module: Any) -> None:
 def test_the_next_doubtful_slice_is_shown_round_and_round(host: Any, module: Any) -> None:
     module.ui.reviewSection.collapsed = False
     segment(host, module)
-    assert module.ui.reviewLabel.text.startswith("1 doubtful slice")
+    assert module.ui.reviewLabel.text.startswith("Doubtful slices: 1,")
     state_of(module).centerlineNodes = [add_clicks((0, 11), "Wide")]
     segment(host, module)
-    assert module.ui.reviewLabel.text.startswith("6 doubtful slices")
+    assert module.ui.reviewLabel.text.startswith("Doubtful slices: 6,")
     host.slice_view("Red").jump_to((24.0, 20.0, 15.0))
     seen = []
     for _ in range(4):

@@ -57,7 +57,7 @@ def add_segment(node: Any, name: str, box: Any, volume: Any) -> str:
 def test_a_painted_slice_is_recognized_shown_and_survives_updates(host: Any, module: Any) -> None:
     paint(host, module)
     assert record_of(module).owned == {3}
-    assert "1 slice" in module.ui.lockedLabel.text and "3" in module.ui.lockedLabel.text
+    assert module.ui.lockedLabel.text.endswith("kept: 3.")
     painted = mask_of(module)[3].copy()
     move_click(state_of(module).centerlineNodes[0], 0, (5.0, 0.0, 0.0))
     settle(host, module)

@@ -204,26 +204,6 @@ def test_a_curve_of_three_points_counts_between_its_points_too(host: Any) -> Non
     assert len({fate.clickId for fate in job.writer.record.fates if fate.clickId}) >= 3
 
 
-def test_a_thousand_clicks_are_segmented_without_blocking(host: Any) -> None:
-    add_volume(host, (200, 40, 48), spacing_mm=(1.0, 1.0, 1.0))
-    module = load(host)
-    module.ui.clicksSection.collapsed = False
-    rng = np.random.default_rng(1)
-    node = add_clicks(())
-    positions = np.column_stack([rng.uniform(4, 44, 1000), rng.uniform(4, 36, 1000), rng.uniform(0, 199, 1000)])
-    import slicer
-
-    slicer.util.updateMarkupsControlPointsFromArray(node, positions)
-    module.widget.panel.refresh()
-    host.process_events(300)
-    with host.longest_block() as block:
-        job = segment(host, module)
-    assert job.error is None, job.error
-    assert len(job.writer.record.fates) == 1000
-    assert module.ui.clicksTable.rowCount == 1000
-    assert block.longest_cpu_ms < 400
-
-
 def test_clicks_all_outside_are_refused_with_a_reason(host: Any) -> None:
     add_volume(host)
     module = load(host)

@@ -9,13 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gui_helpers import add_clicks, digests, load, mask_of, move_click, press_segment, record_of, settle
+from gui_helpers import (
+    add_clicks,
+    add_volume,
+    digests,
+    load,
+    mask_of,
+    move_click,
+    press_segment,
+    record_of,
+    segment,
+    settle,
+)
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
 LARGE = (300, 512, 512)
 LIMIT_MS = 50.0
 SENDING_LIMIT_MS = 300.0
+MANY_CLICKS_LIMIT_MS = 150.0
 
 
 class CallTimes:
@@ -99,3 +111,25 @@ def test_no_call_holds_the_window_on_a_large_volume(host: Any, monkeypatch: pyte
             host.slice_view("Red").drag_ras((200.0, 200.0, 100.0), (60.0, 200.0, 100.0))
             settle(host, module)
         assert record_of(module).owned == {100}
+
+
+def test_a_thousand_clicks_do_not_hold_it_either(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import slicer
+
+    add_volume(host, (200, 40, 48), spacing_mm=(1.0, 1.0, 1.0))
+    with timed_slots(monkeypatch) as times:
+        module = load(host)
+        module.ui.clicksSection.collapsed = False
+        rng = np.random.default_rng(1)
+        positions = np.column_stack([rng.uniform(4, 44, 1000), rng.uniform(4, 36, 1000), rng.uniform(0, 199, 1000)])
+        node = add_clicks(())
+        slicer.util.updateMarkupsControlPointsFromArray(node, positions)
+        with within(times, MANY_CLICKS_LIMIT_MS):
+            settle(host, module)
+            job = segment(host, module)
+        assert job.error is None, job.error
+        assert len(job.writer.record.fates) == module.ui.clicksTable.rowCount == 1000
+        with within(times, MANY_CLICKS_LIMIT_MS):
+            move_click(node, 500, (1.0, 0.0, 0.0))
+            settle(host, module)
+        assert len(module.widget.panel.run.job.recomputed) == 5
