@@ -98,6 +98,7 @@ def write_bundle(folder: str | Path, info: BundleInfo, tensors: Mapping[str, tor
         save_file(
             {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, new / ADAPTER_NAME
         )
+        (new / ADAPTER_NAME).chmod(0o644)  # safetensors leaves it to its owner alone
         info = dataclasses.replace(info, adapter_sha256=sha256_of(new / ADAPTER_NAME))
         write_json(new / INFO_NAME, info.to_dict())
         (new / CARD_NAME).write_text(card_text, encoding="utf-8")

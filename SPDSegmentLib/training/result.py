@@ -11,6 +11,7 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.models.base_weights import base_weights_sha256
 from SPDSegmentLib.models.bundle import Bundle, write_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo
+from SPDSegmentLib.models.terminology import terminology_entry
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.config import TrainingConfig
 
@@ -51,8 +52,13 @@ def bundle_info(config: TrainingConfig, config_name: str, metrics: dict[str, Any
             "config": config_name,
             "seed": config.seed,
             "strategy": config.stage2.strategy,
+            "steps": {
+                f"stage I ({config.stage1.objective})": 0 if config.initialize_from else config.stage1.steps,
+                "stage II": config.stage2.steps,
+            },
         },
         metrics=metrics,
+        terminology=terminology_entry(config.bundle.structure),
         color=(red, green, blue),
     )
 
@@ -75,6 +81,7 @@ def model_card(info: BundleInfo) -> str:
         f"- Backbone: `{info.backbone}`, input {info.image_size} x {info.image_size} pixels over "
         + (f"{info.fov_mm:g} mm" if info.fov_mm else "the whole slice"),
         f"- Prompts in training: `{training.get('strategy', 'consensus')}`",
+        f"- Steps: {', '.join(f'{steps} {name}' for name, steps in training.get('steps', {}).items())}",
         f"- Trained on: {training.get('dataset', '')} ({len(training.get('patients', []))} volumes), "
         f"licence {training.get('licence', '')}",
         f"- Attribution: {training.get('attribution', '')}",

@@ -38,7 +38,7 @@ def run(config_path: Path, run_folder: Path, hooks: RunHooks | None = None) -> S
 
 
 def test_a_tiny_run_overfits_two_cases_and_its_bundle_segments_them(data: Path, tmp_path: Path) -> None:
-    config_path = write_config(data, stage1=120, head=60, stage2=250)
+    config_path = write_config(data, stage1=250, head=60, stage2=250)
     config = read_training_config(config_path)
     model = run(config_path, tmp_path / "run")
     # A random backbone is part of the bundle's identity only by its seed, so it is rebuilt with the same one.
