@@ -104,7 +104,7 @@ def test_messages_and_questions_are_recorded(host: Any) -> None:
 
 
 def test_requests_to_install_are_recorded_and_install_nothing(host: Any) -> None:
-    import PyTorchUtils  # type: ignore[import-not-found]
+    import PyTorchUtils
     import slicer.packaging
 
     host.installs.missing |= {"peft", "torch"}
