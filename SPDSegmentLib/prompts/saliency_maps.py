@@ -39,13 +39,7 @@ class SaliencyMaps:
 
     def at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
         """S_t at points (N, 2) in (column, row), nearest pixel; 0 outside the map."""
-        saliency = self.map(t)
-        columns, rows = np.rint(np.asarray(points_xy, float).reshape(-1, 2)).astype(int).T
-        height, width = saliency.shape
-        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-        values = np.zeros(len(columns), dtype=np.float32)
-        values[inside] = saliency[rows[inside], columns[inside]]
-        return values
+        return _pick(self.map(t), points_xy).astype(np.float32)
 
     def components(self, t: int) -> np.ndarray:
         """Labels (S, S) of the connected regions of S_t > tau, 0 for the rest."""
@@ -55,13 +49,7 @@ class SaliencyMaps:
 
     def component_at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
         """Component label under each of (N, 2) points, 0 where not salient."""
-        labels = self.components(t)
-        columns, rows = np.rint(np.asarray(points_xy, float).reshape(-1, 2)).astype(int).T
-        height, width = labels.shape
-        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-        found = np.zeros(len(columns), dtype=np.int32)
-        found[inside] = labels[rows[inside], columns[inside]]
-        return found
+        return _pick(self.components(t), points_xy)
 
     def is_salient(self, t: int) -> bool:
         """Whether any pixel of S_t exceeds tau."""
@@ -96,6 +84,16 @@ def deepest_point(region: np.ndarray) -> np.ndarray:
     depth = ndimage.distance_transform_cdt(np.pad(region, 1), "chessboard")
     row, column = np.unravel_index(int(np.argmax(depth)), depth.shape)
     return np.array([column - 1, row - 1], dtype=np.float64)
+
+
+def _pick(image: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
+    """Values (N,) of an image (H, W) at the pixels nearest to points (N, 2); 0 outside."""
+    columns, rows = np.rint(np.asarray(points_xy, float).reshape(-1, 2)).astype(int).T
+    height, width = image.shape
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    values = np.zeros(len(columns), dtype=image.dtype)
+    values[inside] = image[rows[inside], columns[inside]]
+    return values
 
 
 def _label(mask: np.ndarray) -> np.ndarray:
