@@ -27,6 +27,12 @@ class InputWindow:
     origin_xy: tuple[float, float]
     slice_shape: tuple[int, int]
 
+    @property
+    def center_xy(self) -> tuple[float, float]:
+        """Slice position of the window's middle, (column, row); :func:`place_window` there gives the same window."""
+        half = (self.size - 1) / 2
+        return self.origin_xy[0] + self.scale_xy[0] * half, self.origin_xy[1] + self.scale_xy[1] * half
+
     def to_input(self, xy: np.ndarray) -> np.ndarray:
         """Slice pixels (N, 2) to network pixels (N, 2)."""
         return (np.asarray(xy, dtype=np.float64) - self.origin_xy) / self.scale_xy

@@ -178,7 +178,7 @@ class Job:
             if changed:
                 self.onSlices.emit(changed)
         elif self.answer is not None:
-            self.digests = self.writer.finish(clickFates(self.answer.fates), self._model)
+            self.digests = self.writer.finish(clickFates(self.answer.fates), self._model, self.answer.anchor_ras)
             self._end(JobState.DONE, None)
 
     def _end(self, state: JobState, error: SPDError | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from SPDSegmentLib.worker.masks import PackedMask, pack_mask, unpack_mask
 
 from .slice_grid import SegmentContent, maskDigest
-from .write_record import PointFate, SliceInfo, WriteRecord
+from .write_record import PointFate, Position, SliceInfo, WriteRecord
 
 
 class WritableTarget(Protocol):
@@ -135,10 +135,11 @@ class ResultWriter:
         self.changed.clear()
         self._before.clear()
 
-    def finish(self, fates: list[PointFate], model: str) -> dict[int, str]:
+    def finish(self, fates: list[PointFate], model: str, anchor: Position | None = None) -> dict[int, str]:
         """Keep the record of a complete run and return the checksums of the segment."""
         self.record.fates = fates
         self.record.model = model
+        self.record.anchorRas = anchor
         self._target.saveRecord(self.record)
         return self._target.read(self._snapshot).digests()
 

@@ -89,6 +89,7 @@ class Segmenter:
                 first_slice=first,
                 send_all=key in self._incomplete or not self.workerHost.hasServed(name),
                 locked=locked,
+                anchor_ras=writer.record.anchorRas if writer.record.model == task.view.model.name else None,
                 callbacks=callbacks,
             )
         )

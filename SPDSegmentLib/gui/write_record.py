@@ -13,6 +13,8 @@ NO_SUPPORT = ("abstained",)
 NOTHING = "empty"
 OUTSIDE = "outside"
 
+Position = tuple[float, float, float]
+
 
 @dataclass(frozen=True)
 class SliceInfo:
@@ -44,7 +46,7 @@ class PointFate:
     clickId: str
     fate: str
     sliceIndex: int
-    positionRas: tuple[float, float, float]
+    positionRas: Position
     reason: str = ""
 
 
@@ -59,6 +61,7 @@ class WriteRecord:
         fates: of clicks and synthesized points, latest run.
         model: bundle name.
         axis: slicing axis for which the slice indexes hold.
+        anchorRas: where the model's field of view was, in world mm; a new worker puts it there again.
     """
 
     written: dict[int, str] = field(default_factory=dict)
@@ -67,6 +70,7 @@ class WriteRecord:
     fates: list[PointFate] = field(default_factory=list)
     model: str = ""
     axis: str = "auto"
+    anchorRas: Position | None = None
 
     def findEdits(self, digests: Mapping[int, str]) -> set[int]:
         """Return the slices whose content differs from what was written."""
@@ -114,7 +118,13 @@ class WriteRecord:
     def copy(self) -> WriteRecord:
         """Return an independent copy."""
         return WriteRecord(
-            dict(self.written), set(self.owned), dict(self.info), list(self.fates), self.model, self.axis
+            dict(self.written),
+            set(self.owned),
+            dict(self.info),
+            list(self.fates),
+            self.model,
+            self.axis,
+            self.anchorRas,
         )
 
     def withNames(self, renamed: Mapping[str, str]) -> WriteRecord:
@@ -140,6 +150,7 @@ class WriteRecord:
                 ],
                 "model": self.model,
                 "axis": self.axis,
+                "anchor": self.anchorRas,
             },
             separators=(",", ":"),
         )
@@ -158,6 +169,14 @@ class WriteRecord:
                 [PointFate(f[0], f[1], int(f[2]), (f[3][0], f[3][1], f[3][2]), f[4]) for f in content["fates"]],
                 str(content["model"]),
                 str(content["axis"]),
+                _position(content.get("anchor")),
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return cls()
+
+
+def _position(given: Any) -> Position | None:
+    if given is None:
+        return None
+    x, y, z = (float(value) for value in given)
+    return x, y, z

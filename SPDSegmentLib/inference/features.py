@@ -48,15 +48,21 @@ class SliceFeatures:
             self._window = self._window_at(None)
         return self._window
 
-    def place_window(self, xy: np.ndarray) -> bool:
-        """Fix the field of view at the first clicks (N, 2); move it only when most clicks have left it.
+    def place_window(self, xy: np.ndarray, anchor_xy: tuple[float, float] | None = None) -> bool:
+        """Fix the field of view at an anchor or the first clicks (N, 2); move it only when most clicks lie outside.
 
         Returns:
             Whether it was placed anew, so that everything computed before is void.
         """
-        if self._window is not None and self._window.contains(xy).mean() >= 0.5:
+        anchored = None if anchor_xy is None else self._window_at(np.array(anchor_xy))
+        for window in (anchored, self._window):
+            if window is not None and window.contains(xy).mean() >= 0.5:
+                break
+        else:
+            window = self._window_at(np.median(xy, axis=0))
+        if window == self._window:
             return False
-        self._window = self._window_at(np.median(xy, axis=0))
+        self._window = window
         self._embeddings.clear()
         self._saliency.clear()
         return True

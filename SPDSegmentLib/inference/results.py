@@ -76,6 +76,7 @@ class SegmentationResult:
         recomputed: slices that this call decoded or changed, sorted; all others are bit-identical to the last call's.
         encoded: number of slices that this call had to encode.
         notes: sentences that the user should read (clicks outside, field of view moved, ...).
+        center_xy: middle of the field of view, (column, row) in slice pixels.
     """
 
     mask: np.ndarray
@@ -87,6 +88,7 @@ class SegmentationResult:
     device: str
     model: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    center_xy: tuple[float, float] | None = None
 
     def click_fates(self) -> dict[int, PointResult]:
         """For every click the decision about its own slice."""

@@ -71,6 +71,7 @@ class Session:
         on_progress: OnProgress | None = None,
         cancelled: Callable[[], bool] | None = None,
         locked: Mapping[int, np.ndarray] | None = None,
+        anchor_xy: tuple[float, float] | None = None,
     ) -> SegmentationResult:
         """Segment the volume with these clicks.
 
@@ -83,6 +84,7 @@ class Session:
             on_progress: called after each batch.
             cancelled: polled between batches.
             locked: slices that a person owns, (H, W) masks by slice; kept, and context for their neighbours.
+            anchor_xy: ``center_xy`` of an earlier result, by which a new session takes up where another one ended.
 
         Raises:
             BadInput: no click inside the volume.
@@ -94,7 +96,7 @@ class Session:
         inside = np.flatnonzero(~clicks.outside)
         if len(inside) == 0:
             raise BadInput("No click lies inside the volume.", "Place points on the structure in this volume.")
-        notes = self._place_window(clicks.xy[inside])
+        notes = self._place_window(clicks.xy[inside], anchor_xy)
         self._set_locked(locked or {})
         network_clicks, seen = self._network_clicks(clicks, inside)
         center = int(np.median(clicks.slice_index[inside])) if first_slice is None else first_slice
@@ -123,6 +125,7 @@ class Session:
             str(self.predictor.engine.device),
             self.predictor.identity,
             notes + _note_outside(fates),
+            self._features.window.center_xy,
         )
 
     def reach(self, before: Clicks, after: Clicks, prompts: str = "consensus") -> set[int]:
@@ -148,8 +151,8 @@ class Session:
         saliency = self._features.saliency(t, Call()).astype(np.float32)
         return self._features.window.restore(saliency[None], 0.0)[0]
 
-    def _place_window(self, xy: np.ndarray) -> list[str]:
-        self._features.place_window(xy)
+    def _place_window(self, xy: np.ndarray, anchor_xy: tuple[float, float] | None = None) -> list[str]:
+        self._features.place_window(xy, anchor_xy)
         if self._window == self._features.window:
             return []
         first = self._window is None

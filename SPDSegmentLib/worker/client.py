@@ -173,6 +173,7 @@ class WorkerClient:
         first_slice: int | None = None,
         send_all: bool = False,
         locked: Mapping[int, np.ndarray] | None = None,
+        anchor_ras: tuple[float, float, float] | None = None,
         callbacks: Callbacks = NO_CALLBACKS,
     ) -> Request:
         """Segment an open volume from clicks; the answer is ``messages.Segmented``.
@@ -184,6 +185,7 @@ class WorkerClient:
             first_slice: slice index to begin with.
             send_all: send every slice, not only the recomputed ones.
             locked: masks (H, W) of slices that a person edited, by slice index.
+            anchor_ras: that of the answer from which this result goes on, so that a new worker does as the last one.
             callbacks: whom to tell; they may be called before this returns.
 
         Raises:
@@ -203,6 +205,7 @@ class WorkerClient:
             prompts=prompts,
             first_slice=first_slice,
             send_all=send_all,
+            anchor_ras=anchor_ras,
         )
         return self._broker.submit(message, callbacks)
 

@@ -44,6 +44,7 @@ class Session(Protocol):
         on_progress: Callable[[Any], None] | None,
         cancelled: Stop | None,
         locked: Mapping[int, np.ndarray] | None,
+        anchor_xy: tuple[float, float] | None,
     ) -> Any:
         """Return a ``SegmentationResult``."""
 
@@ -234,6 +235,7 @@ class Engine:
             on_progress=_Throttle(request.request_id, self._emit),
             cancelled=stop,
             locked=locked or None,
+            anchor_xy=_anchor_xy(request, stack),
         )
         recomputed = tuple(sorted(int(t) for t in result.recomputed))
         wanted = set(range(slices)) if request.send_all else set(recomputed)
@@ -248,6 +250,7 @@ class Engine:
             seconds=float(result.seconds),
             device=str(result.device),
             report=json_ready(result.report()),
+            anchor_ras=_anchor_ras(result, stack),
         )
 
     def _answer_reach(self, request: m.Reach) -> m.Reached:
@@ -303,6 +306,21 @@ def _clicks(points: np.ndarray, ids: tuple[str, ...], groups: tuple[m.PointGroup
     from SPDSegmentLib.geometry.centerline import clicks_from_markups
 
     return clicks_from_markups(restore_markups(points, ids, groups), stack)
+
+
+def _anchor_xy(request: m.Segment, stack: SliceStack) -> tuple[float, float] | None:
+    if request.anchor_ras is None:
+        return None
+    column, row = np.asarray(stack.to_slices(np.array(request.anchor_ras))[1]).ravel()
+    return float(column), float(row)
+
+
+def _anchor_ras(result: Any, stack: SliceStack) -> tuple[float, float, float] | None:
+    center = getattr(result, "center_xy", None)
+    if center is None:
+        return None
+    r, a, s = np.asarray(stack.to_ras(np.array([stack.shape[0] // 2]), np.array([center]))).ravel()
+    return float(r), float(a), float(s)
 
 
 def _slice_ready(request: m.Segment, result: Any, stack: SliceStack) -> m.SliceReady:

@@ -102,6 +102,7 @@ class Segment:
         first_slice: slice index to begin with, nearest first.
         send_all: send every slice of the result, not only the recomputed ones.
         locked_table: (L, 7) and ``locked_bits``: slices edited by hand, see ``masks.pack_masks``.
+        anchor_ras: ``Segmented.anchor_ras`` of the result that this one goes on from, in millimetres.
     """
 
     kind: ClassVar[str] = "segment"
@@ -115,6 +116,7 @@ class Segment:
     prompts: str = "consensus"
     first_slice: int | None = None
     send_all: bool = False
+    anchor_ras: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +269,10 @@ class SliceReady:
 
 @dataclass(frozen=True, eq=False)
 class Segmented:
-    """The end of a segmentation; every slice of ``recomputed`` was sent before it."""
+    """The end of a segmentation; every slice of ``recomputed`` was sent before it.
+
+    ``anchor_ras`` is the middle of the field of view; given back with ``Segment`` it puts the next one there.
+    """
 
     kind: ClassVar[str] = "segmented"
     request_id: int
@@ -279,6 +284,7 @@ class Segmented:
     seconds: float
     device: str
     report: dict[str, Any]
+    anchor_ras: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         check_fates(self.fate_numbers, self.fate_places, self.fate_texts)

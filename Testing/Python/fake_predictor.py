@@ -45,6 +45,7 @@ class Behavior:
     bug: int = 0
     noise: int = 0
     radius: float = RADIUS_PX
+    fov: float = 0.0
     name: str = ""
 
     @classmethod
@@ -89,6 +90,7 @@ class FakeResult:
     seconds: float = 0.0
     device: str = "fake"
     extra: dict[str, Any] = field(default_factory=dict)
+    center_xy: tuple[float, float] | None = None
 
     def report(self) -> dict[str, Any]:
         return {"not_a_number": float("nan"), "numpy": np.int64(3), "recomputed": self.recomputed, **self.extra}
@@ -114,6 +116,7 @@ class FakeSession:
         self.behavior = behavior
         self.stack = stack
         self.known: dict[int, tuple[tuple[Any, ...], FakeSlice]] = {}
+        self.center_xy: tuple[float, float] | None = None
 
     def segment(
         self,
@@ -125,9 +128,13 @@ class FakeSession:
         on_progress: Callable[[FakeProgress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
         locked: Mapping[int, np.ndarray] | None = None,
+        anchor_xy: tuple[float, float] | None = None,
     ) -> FakeResult:
         behavior = self.behavior
         _misbehave(behavior)
+        if behavior.fov and self.center_xy is None:
+            column, row = np.median(clicks.xy, axis=0) if anchor_xy is None else anchor_xy
+            self.center_xy = (float(column), float(row))
         count, height, width = self.stack.shape
         center = count // 2 if first_slice is None else first_slice
         near = self._near(clicks)
@@ -137,7 +144,7 @@ class FakeSession:
             if cancelled is not None and cancelled():
                 raise Cancelled()
             time.sleep(behavior.delay)
-            result = self._slice(t, near, locked, (height, width), behavior.radius)
+            result = self._in_view(self._slice(t, near, locked, (height, width), behavior.radius))
             self.known[t] = (self._key(t, near, locked), result)
             if on_slice is not None:
                 on_slice(result)
@@ -145,7 +152,7 @@ class FakeSession:
                 on_progress(FakeProgress("decoding", done + 1, len(changed), behavior.delay * (len(changed) - done)))
         slices = [self.known[t][1] for t in range(count)]
         extra = {"values": float(self.stack.array.sum(dtype=np.float64)), "first": first_slice, "prompts": prompts}
-        return FakeResult(slices, self._fates(clicks), sorted(changed), extra=extra)
+        return FakeResult(slices, self._fates(clicks), sorted(changed), extra=extra, center_xy=self.center_xy)
 
     def reach(self, before: Any, after: Any) -> set[int]:
         first, second = self._near(before), self._near(after)
@@ -153,6 +160,14 @@ class FakeSession:
 
     def saliency(self, t: int) -> np.ndarray:
         return np.full(self.stack.shape[1:], t / self.stack.shape[0], dtype=np.float32)
+
+    def _in_view(self, result: FakeSlice) -> FakeSlice:
+        """With ``fov`` nothing is found further than that from where the clicks first were."""
+        if self.center_xy is not None and result.status != "locked":
+            rows, columns = np.ogrid[: result.mask.shape[0], : result.mask.shape[1]]
+            column, row = self.center_xy
+            result.mask &= np.maximum(abs(columns - column), abs(rows - row)) <= self.behavior.fov
+        return result
 
     def _near(self, clicks: Any) -> list[tuple[tuple[float, float], ...]]:
         near: list[set[tuple[float, float]]] = [set() for _ in range(self.stack.shape[0])]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 from gui_helpers import (
     add_clicks,
     add_volume,
@@ -62,6 +65,52 @@ def test_a_reopened_scene_goes_on_where_it_was(host: Any, tmp_path: Path) -> Non
     after = digests(mask_of(module))
     assert [k for k in range(12) if after[k] != before[k]] == [6, 7, 8, 9, 10]
     assert record_of(module).owned == {4}
+
+
+def test_another_worker_looks_where_the_first_one_looked(host: Any, tmp_path: Path) -> None:
+    # given: one of three clicks moved far, so that the middle of the clicks is elsewhere now
+    limited = "fake?fov=5"
+    add_volume(host)
+    module = load(host, limited)
+    node = add_clicks((1, 5, 10))
+    segment(host, module)
+    anchor = record_of(module).anchorRas
+    assert anchor[:2] == pytest.approx((24.0, 20.0))
+    move_click(node, 0, (-7.0, -7.0, 0.0))
+    move_click(node, 1, (-7.0, -7.0, 0.0))
+    settle(host, module)
+    before = digests(mask_of(module))
+
+    # when: the worker is killed and one click moves
+    psutil.Process(module.logic.workerHost.client.process_id).kill()
+    host.wait_until(lambda: not module.logic.workerHost.client.running)
+    move_click(node, 1, (0.0, 2.0, 0.0))
+    settle(host, module)
+
+    # then: nothing outside the reach of that click differs
+    after = digests(mask_of(module))
+    assert {k for k in range(12) if after[k] != before[k]} == {3, 4, 5, 6, 7}
+
+    # when: the scene is saved and opened again, and the click moves back
+    host.save_scene(tmp_path / "case.mrb")
+    host.open_scene(tmp_path / "case.mrb")
+    use_fake(module, limited)
+    assert record_of(module).anchorRas == anchor
+    move_click(state_of(module).centerlineNodes[0], 1, (0.0, -2.0, 0.0))
+    settle(host, module)
+
+    # then
+    assert digests(mask_of(module)) == before
+    assert record_of(module).anchorRas == anchor
+
+
+def test_a_record_of_an_earlier_version_has_no_anchor() -> None:
+    from SPDSegmentLib.gui.write_record import WriteRecord
+
+    content = json.loads(WriteRecord({3: "abc"}, {4}, model="kidney").toJson())
+    del content["anchor"]
+    record = WriteRecord.fromJson(json.dumps(content))
+    assert (record.written, record.owned, record.anchorRas) == ({3: "abc"}, {4}, None)
 
 
 def test_a_scene_with_a_deleted_branch_still_opens(host: Any, tmp_path: Path) -> None:

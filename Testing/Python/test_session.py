@@ -153,6 +153,31 @@ def test_the_field_of_view_stays_where_the_first_clicks_put_it() -> None:
     assert "field of view" in moved.notes[0]
 
 
+def test_a_new_session_goes_on_in_the_field_of_view_of_another() -> None:
+    # given: a session whose clicks have moved since the field of view was placed
+    predictor, stack = tiny_predictor(fov_mm=40), SliceStack(tube_volume(), "axial")
+    before = clicks_at(center(4), center(8), center(12), center(16), center(20))
+    after = clicks_at(center(4), center(8), (12, 44.0, 40.0), (16, 45.0, 41.0), (20, 45.0, 42.0))
+    session = predictor.open(stack)
+    first = session.segment(before)
+    expected = session.segment(after)
+    assert first.center_xy == expected.center_xy
+    # when: a new session, which knows the clicks of now alone
+    anchored = predictor.open(stack).segment(after, anchor_xy=expected.center_xy)
+    alone = predictor.open(stack).segment(after)
+    # then
+    assert np.array_equal(anchored.mask, expected.mask) and anchored.center_xy == expected.center_xy
+    assert alone.center_xy != expected.center_xy and not np.array_equal(alone.mask, expected.mask)
+
+
+def test_an_anchor_far_from_the_clicks_is_not_used() -> None:
+    session = tiny_predictor(fov_mm=20).open(SliceStack(tube_volume(), "axial"))
+    clicks = clicks_at(center(6), center(8))
+    expected = session.segment(clicks).center_xy
+    fresh = tiny_predictor(fov_mm=20).open(SliceStack(tube_volume(), "axial"))
+    assert fresh.segment(clicks, anchor_xy=(60.0, 60.0)).center_xy == expected
+
+
 def test_a_thousand_clicks_are_fast(session: Session) -> None:
     rng = np.random.default_rng(0)
     places = [

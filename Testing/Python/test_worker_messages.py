@@ -34,7 +34,7 @@ SAMPLES: list[Any] = [
     m.LoadModel(2, "/a folder/modèle", "cuda:0", "bfloat16"),
     m.OpenVolume(3, "v@17", "<i2", (3, 4, 5), np.eye(4), "axial"),
     m.VolumeChunk("v@17", 1 << 40, BITS),
-    m.Segment(4, "v", POINTS, IDS, GROUPS, np.zeros((0, 7), np.int64), BITS[:0], "all", 7, True),
+    m.Segment(4, "v", POINTS, IDS, GROUPS, np.zeros((0, 7), np.int64), BITS[:0], "all", 7, True, (1.0, -2.5, 3.0)),
     m.Reach(5, "v", POINTS, IDS, GROUPS, POINTS[:0], (), ()),
     m.Saliency(6, "v", 0),
     m.CloseVolume("v"),

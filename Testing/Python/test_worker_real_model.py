@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from models_helpers import tiny_info
 from worker_drivers import AFFINE, Driver, children, line, volume_array
@@ -79,6 +80,17 @@ def test_a_moved_click_sends_exactly_its_reach(worker: Driver) -> None:
     request, answer = worker.segment(markups=[after])
     assert set(answer.recomputed) <= set(reach)
     assert set(request.slices) <= set(reach)
+
+
+def test_a_new_worker_goes_on_in_the_field_of_view_of_the_last_one(worker: Driver) -> None:
+    _, answer = worker.segment()
+    again, second = worker.segment(anchor_ras=answer.anchor_ras, send_all=True)
+    assert second.recomputed == () and second.anchor_ras == answer.anchor_ras
+    psutil.Process(worker.client.process_id).kill()
+    worker.until(lambda: not worker.client.running)
+    request, third = worker.segment(anchor_ras=answer.anchor_ras, send_all=True)
+    assert third.anchor_ras == answer.anchor_ras
+    assert all(request.slices[t].packed.bits.tobytes() == s.packed.bits.tobytes() for t, s in again.slices.items())
 
 
 def test_saliency_and_loaded_model(worker: Driver) -> None:
