@@ -31,7 +31,6 @@ class PromptConfig:
             off: in the component nearest to the centreline, as far as the saliency goes (ours).
         bridge_gaps: with ``follow_components``, also synthesise between two supported slices where nothing connects,
             in the component nearest to the centreline.
-        bridge_empty: with ``bridge_gaps``, also where nothing exceeds tau, on the centreline (ours).
         follow_threshold: with ``follow_components``, a slice without a connecting component above tau may connect
             through a region above this lower value; tau or more: never (ours).
         follow_beyond: slices past the outermost click that are followed at most, -1 for no limit (ours).
@@ -47,7 +46,6 @@ class PromptConfig:
     single_component: bool = True
     follow_components: bool = True
     bridge_gaps: bool = True
-    bridge_empty: bool = False
     follow_threshold: float = 0.5
     follow_beyond: int = -1
 

@@ -6,8 +6,7 @@ A slice without any salient pixel abstains. Otherwise one point is put at the de
   slice, from either side; where nothing connects, between two supported slices the component nearest to the centreline
   through the supported points (``bridge_gaps``), beyond them none. A slice whose saliency stays below tau can still
   connect through its regions above ``follow_threshold``, and beyond the outermost clicks at most ``follow_beyond``
-  slices are followed. With ``bridge_empty`` a slice between supported ones in which nothing is salient gets a point on
-  that centreline.
+  slices are followed.
 - otherwise the component nearest to the centreline, however far the slice is from any click.
 
 Where no click is supported in the whole volume, the salient component that lies nearest to a click of its slice, within
@@ -117,17 +116,7 @@ def _choose_regions(
         inside = left is not None and right is not None and config.bridge_gaps
         if t not in chosen and (inside or not config.follow_components) and saliency.is_salient(t):
             chosen[t] = saliency.components(t) == saliency.nearest_component(t, centerline_at(left, right, t))
-        elif t not in chosen and inside and config.bridge_empty:
-            chosen[t] = _pixel(saliency.map(t).shape, centerline_at(left, right, t))
     return chosen
-
-
-def _pixel(shape: tuple[int, ...], point_xy: np.ndarray) -> np.ndarray:
-    """A region (S, S) of the one pixel nearest to a point."""
-    region = np.zeros(shape, dtype=bool)
-    column, row = np.clip(np.rint(point_xy).astype(int), 0, np.array(shape[::-1]) - 1)
-    region[row, column] = True
-    return region
 
 
 def _near_clicks(clicks: SliceClicks, gap: range, beyond: int) -> range:

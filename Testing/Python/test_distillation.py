@@ -125,17 +125,6 @@ def test_between_two_supported_slices_a_gap_is_bridged_along_the_centerline() ->
     assert np.allclose(slices[1].points, [[13, 8]])
 
 
-def test_a_slice_without_saliency_between_supported_ones_is_bridged_only_where_that_is_set() -> None:
-    nothing = np.zeros((SIZE, SIZE), np.float32)
-    saliency = maps_of(square(8, 8), nothing, square(12, 10), nothing)
-    clicks = clicks_at((0, 8, 8), (2, 12, 10))
-    config = dataclasses.replace(OURS, n_neighbors=0)
-    assert [p.status for p in distill_prompts(saliency, clicks, config).slices][1] == ABSTAINED
-    bridged = distill_prompts(saliency, clicks, dataclasses.replace(config, bridge_empty=True)).slices
-    assert [p.status for p in bridged] == [SUPPORTED, SYNTHESIZED, SUPPORTED, ABSTAINED]
-    assert bridged[1].points.tolist() == [[10.0, 9.0]]
-
-
 def test_with_the_policy_off_unsupported_slices_stay_empty() -> None:
     saliency = maps_of(*[square(8, 8)] * 6)
     slices = distill_prompts(saliency, clicks_at((0, 8, 8)), PAPER).slices
