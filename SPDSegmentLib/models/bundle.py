@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -65,7 +66,8 @@ def read_bundle(folder: str | Path) -> Bundle:
     if not adapter.is_file():
         raise ModelCorrupt(f"{adapter} is missing.", "Get a fresh copy of the bundle.")
     read_tensor_shapes(adapter)
-    digest = sha256_of(adapter)
+    state = adapter.stat()
+    digest = _digest_of(adapter, state.st_size, state.st_mtime_ns)
     if digest != info.adapter_sha256:
         raise ModelCorrupt(
             f"{adapter} has the wrong checksum.",
@@ -73,6 +75,12 @@ def read_bundle(folder: str | Path) -> Bundle:
             details=f"expected {info.adapter_sha256}\nactual   {digest}",
         )
     return Bundle(info, folder, adapter)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of(path: Path, size: int, changed_ns: int) -> str:
+    """Checksum of a file, worked out once in a process for each state: a window that lists bundles must not wait."""
+    return sha256_of(path)
 
 
 def write_bundle(folder: str | Path, info: BundleInfo, tensors: Mapping[str, torch.Tensor], card_text: str) -> Bundle:

@@ -50,6 +50,17 @@ def rewrite(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
 
+def test_an_unchanged_adapter_is_checked_once_in_a_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_bundle(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle_module, "sha256_of", lambda path: pytest.fail("checked again"))
+        read_bundle(folder)
+    adapter = folder / "adapter.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-1] + b"x")
+    with pytest.raises(ModelCorrupt, match="checksum"):
+        read_bundle(folder)
+
+
 def test_a_written_bundle_reads_back_the_same(folder: Path, tensors: dict[str, Any]) -> None:
     bundle = read_bundle(folder)
     assert bundle.info == dataclasses.replace(tiny_info(), adapter_sha256=bundle.info.adapter_sha256)
