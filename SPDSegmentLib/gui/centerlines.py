@@ -34,7 +34,7 @@ def readClicks(nodes: Iterable[Any]) -> list[Markup]:
     ]
     if not any(point.placed and point.selected for markup in markups for point in markup.points):
         raise BadInput(
-            _("There are no clicks yet."), _("Press the place button and click along the structure in the slice views.")
+            _("There are no clicks yet."), _("Press Place clicks, then click along the structure in the slice views.")
         )
     return markups
 

@@ -18,6 +18,7 @@ from .target import Target, makeTarget
 from .task import Task, View
 
 GLYPH_SCALE = 2.0
+GLYPH_COLOR = (1.0, 0.9, 0.3)
 AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
 
 
@@ -277,11 +278,13 @@ class InputsSection:
 
 
 def showPlainly(node: Any) -> None:
-    """Show clicks as small glyphs without names, so that they do not hide the structure."""
+    """Show clicks as small glyphs without names, in a color that stands for no fate: the rings around them do."""
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     display.SetPointLabelsVisibility(False)
     display.SetGlyphScale(GLYPH_SCALE)
+    for setColor in (display.SetColor, display.SetSelectedColor):
+        setColor(*GLYPH_COLOR)
 
 
 def _axisNames() -> tuple[str, ...]:

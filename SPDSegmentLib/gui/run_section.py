@@ -143,7 +143,9 @@ class RunSection:
 
 def progressText(progress: Progress) -> str:
     """Return stage, slices done and time left as one line."""
-    stages = {"encoding": _("Looking at slices"), "decoding": _("Segmenting slices"), "loading": _("Loading the model")}
+    if progress.stage == "load_model":
+        return _("Loading the model...")
+    stages = {"encoding": _("Looking at slices"), "decoding": _("Segmenting slices")}
     text = _("{stage}: {done} of {total}").format(
         stage=stages.get(progress.stage, progress.stage), done=progress.done, total=progress.total
     )
