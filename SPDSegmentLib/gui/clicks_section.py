@@ -123,7 +123,10 @@ class ClicksSection(VTKObservationMixin):
         self.ui.clicksTable.setRowCount(len(self._contents))
         self._filling = False
         del self._filled[len(self._contents) :]
-        self._fillPart()
+        if len(self._contents) > ROWS_PER_PART:
+            self._fillTimer.start()
+        else:
+            self._fillPart()
 
     def _fillPart(self) -> None:
         """Fill some of the rows that differ from what the table shows; the others in a moment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,6 @@ pytest_plugins = ["Testing.Host.pytest_plugin"]
 LARGE = (300, 512, 512)
 LIMIT_MS = 50.0
 SENDING_LIMIT_MS = 300.0
-MANY_CLICKS_LIMIT_MS = 150.0
 
 
 class CallTimes:
@@ -61,6 +61,9 @@ def timed_slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[CallTimes]:
 
     times = CallTimes()
     adapt = signals._adapt
+    # the garbage collector goes through what the module makes, not through the objects of the test run
+    gc.collect()
+    gc.freeze()
 
     def adapted(callback: Any, where: str) -> Any:
         deliver = adapt(callback, where)
@@ -69,7 +72,10 @@ def timed_slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[CallTimes]:
 
     with monkeypatch.context() as patch:
         patch.setattr(signals, "_adapt", adapted)
-        yield times
+        try:
+            yield times
+        finally:
+            gc.unfreeze()
 
 
 @contextmanager
@@ -124,12 +130,12 @@ def test_a_thousand_clicks_do_not_hold_it_either(host: Any, monkeypatch: pytest.
         positions = np.column_stack([rng.uniform(4, 44, 1000), rng.uniform(4, 36, 1000), rng.uniform(0, 199, 1000)])
         node = add_clicks(())
         slicer.util.updateMarkupsControlPointsFromArray(node, positions)
-        with within(times, MANY_CLICKS_LIMIT_MS):
+        with within(times, LIMIT_MS):
             settle(host, module)
             job = segment(host, module)
         assert job.error is None, job.error
         assert len(job.writer.record.fates) == module.ui.clicksTable.rowCount == 1000
-        with within(times, MANY_CLICKS_LIMIT_MS):
+        with within(times, LIMIT_MS):
             move_click(node, 500, (1.0, 0.0, 0.0))
             settle(host, module)
         assert len(module.widget.panel.run.job.recomputed) == 5
