@@ -120,3 +120,12 @@ def test_one_click_on_each_slice_of_the_volume_is_fine(host: Any, module: Any) -
     add_clicks(range(SHAPE[0]))
     segment(host, module)
     assert filled_slices(mask_of(module)) == list(range(SHAPE[0]))
+
+
+def test_every_stage_has_words_for_people(host: Any) -> None:
+    from SPDSegmentLib.gui.run_section import progressText
+    from SPDSegmentLib.worker.messages import Progress
+
+    assert progressText(Progress(1, "load_model", 0, 1, None)) == "Loading the model..."
+    assert progressText(Progress(1, "encoding", 2, 9, None)) == "Looking at slices: 2 of 9"
+    assert progressText(Progress(1, "decoding", 3, 9, 4.2)) == "Segmenting slices: 3 of 9, about 4 s left"
