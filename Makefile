@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 HOST := $(VENV)/.host
 EXTRAS := torch,train,dev
 
-.PHONY: demo test lint format setup weights clean benchmark
+.PHONY: demo test lint format setup weights clean benchmark soak
 
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
@@ -27,14 +27,20 @@ lint: $(HOST)
 # Measures speed, memory and, where the labelled volumes lie in ../shared/data, accuracy; takes about an hour.
 RESULTS := Testing/Benchmarks/results
 CONFIGS := Testing/Benchmarks/Configs
+MODELS := Testing/Benchmarks/Models
 benchmark: weights
 	mkdir -p $(RESULTS)
 	$(BIN)/python Testing/Benchmarks/speed.py --output $(RESULTS)/speed.json
 	$(BIN)/python Testing/Benchmarks/memory.py | tee $(RESULTS)/memory.json
-	$(BIN)/spdsegment evaluate $(CONFIGS)/kidney-mr.toml -m kidney-mr -m Testing/Benchmarks/Models/kidney-mr-sam-tuning:raw \
-		-m Testing/Benchmarks/Models/kidney-mr-sam-tuning:interpolated -o $(RESULTS)/kidney-mr
-	$(BIN)/spdsegment evaluate $(CONFIGS)/hippocampus-mr.toml -m hippocampus-mr --limit 12 --seeds 1 -o $(RESULTS)/hippocampus-mr
-	$(BIN)/spdsegment evaluate $(CONFIGS)/esophagus-ct.toml -m esophagus-ct --seeds 2 -o $(RESULTS)/esophagus-ct
+	$(BIN)/spdsegment evaluate $(CONFIGS)/kidney-mr.toml -m kidney-mr \
+		-m $(MODELS)/kidney-mr-sam-tuning:raw -m $(MODELS)/kidney-mr-sam-tuning:interpolated \
+		-m $(MODELS)/kidney-mr-no-distillation:raw -m $(MODELS)/kidney-mr-no-distillation:interpolated \
+		--methods consensus,local,saliency-only,sampled,shuffled --severity clean,clinic,severe -o $(RESULTS)/kidney-mr
+	$(BIN)/spdsegment evaluate $(CONFIGS)/hippocampus-mr.toml -m hippocampus-mr \
+		-m $(MODELS)/hippocampus-mr-sam-tuning:raw -m $(MODELS)/hippocampus-mr-sam-tuning:interpolated \
+		--methods consensus,saliency-only --severity clean,clinic,severe --limit 10 --seeds 1 -o $(RESULTS)/hippocampus-mr
+	$(BIN)/spdsegment evaluate $(CONFIGS)/esophagus-ct.toml -m esophagus-ct \
+		--methods consensus,interpolated,saliency-only,sampled,shuffled --severity clean,clinic,severe --seeds 2 -o $(RESULTS)/esophagus-ct
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
