@@ -8,7 +8,7 @@ from pathlib import Path
 # Tiny networks gain nothing from threads, and several threads on a busy core cost them their time. Read by torch once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
