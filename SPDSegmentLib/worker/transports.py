@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import subprocess
 import threading
@@ -138,9 +137,11 @@ class SubprocessTransport:
         return thread
 
     def _read(self, pipe: IO[bytes], kind: str) -> None:
+        """Copies of exactly what has come: large blocks cut to size leave holes in the memory of a long session."""
+        buffer = memoryview(bytearray(READ_BYTES))
         with contextlib.suppress(OSError, ValueError):
-            while data := os.read(pipe.fileno(), READ_BYTES):
-                self._arrived.put((kind, data, None))
+            while count := pipe.readinto(buffer):  # type: ignore[attr-defined]
+                self._arrived.put((kind, bytes(buffer[:count]), None))
 
     def _write(self, pipe: IO[bytes]) -> None:
         with contextlib.suppress(OSError, ValueError):
