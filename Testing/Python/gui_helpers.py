@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ FAKE_WORKER = WorkerCommand((sys.executable, str(Path(__file__).with_name("fake_
 SHAPE = (12, 40, 48)
 SPACING_MM = (1.0, 1.0, 3.0)
 MODEL = "fake"
+
+
+def passes_alone(request: Any) -> bool:
+    """Whether a test passes in a process of its own, where no test before it has imported anything."""
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", request.node.nodeid)
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    print(outcome.stdout)
+    return outcome.returncode == 0 and "1 passed" in outcome.stdout
 
 
 def add_volume(host: Any, shape: tuple[int, int, int] = SHAPE, **options: Any) -> Any:

@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worker_drivers import AFFINE, SHAPE, TRANSPORTS, Driver, children, close_shared_drivers, line, point, volume_array
+from worker_drivers import (
+    AFFINE,
+    SHAPE,
+    TRANSPORTS,
+    Driver,
+    children,
+    close_shared_drivers,
+    limit,
+    line,
+    point,
+    volume_array,
+)
 from worker_drivers import shared_driver as driver
 
 from SPDSegmentLib.errors import BadInput, DependencyMissing, ModelMissing, OutOfMemory, SPDError
@@ -68,7 +79,7 @@ def test_model_and_volume_are_sent_once_and_clicks_many_times(transport: str) ->
         connection.transport.outbox.put = lambda frames, tag=None: (sent.append(tag), put(frames, tag))[1]  # type: ignore
         for first in range(2, 6):
             d.segment(markups=[line(first)])
-    assert len(sent) == 4 and not any(isinstance(tag, tuple) for tag in sent)
+        assert len(sent) == 4 and not any(isinstance(tag, tuple) for tag in sent)
 
 
 def test_a_changed_click_sends_its_reach_and_nothing_else(transport: str) -> None:
@@ -280,6 +291,7 @@ def test_what_libraries_print_or_read_does_no_harm(transport: str) -> None:
 
 
 def test_a_greeting_of_a_remote_shell_does_no_harm(transport: str) -> None:
+    others = children()
     greeting = f"import subprocess,sys; print('Welcome, SPDuser', flush=True); sys.exit(subprocess.call({_worker()!r}))"
     d = Driver(transport)
     d.client.set_command(type(d.client.command)((sys.executable, "-c", greeting)))
@@ -288,7 +300,7 @@ def test_a_greeting_of_a_remote_shell_does_no_harm(transport: str) -> None:
     d.segment()
     assert "Welcome, SPDuser" in d.client.log_lines
     d.client.close()
-    d.until(lambda: children() == [], seconds=2)
+    d.until(lambda: children() == others, seconds=limit(2))
 
 
 def test_an_error_in_a_callback_is_raised_and_loses_nothing(transport: str) -> None:

@@ -123,7 +123,7 @@ def test_a_process_that_never_says_hello_is_ended(transport: str) -> None:
     d = Driver(
         transport, WorkerCommand((sys.executable, "-c", "import time; time.sleep(60)")), start_seconds=limit(0.5)
     )
-    with pytest.raises(WorkerDied, match=r"did not answer within 0\.5 s"):
+    with pytest.raises(WorkerDied, match=r"did not answer within [\d.]+ s"):
         d.result(d.client.status())
     d.until(lambda: children() == [], seconds=limit(2))
 

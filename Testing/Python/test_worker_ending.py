@@ -133,7 +133,7 @@ def test_a_reader_that_does_not_read_does_not_keep_the_worker() -> None:
 def test_the_worker_ends_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
     script = (
         f"import sys, time; sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}\n"
-        "from worker_drivers import limit, *\n"
+        "from worker_drivers import *\n"
         "d = Driver('subprocess'); d.client.set_model(ModelChoice('fake?stuck=60'))\n"
         "d.client.open_volume('volume', volume_array(), AFFINE); d.client.segment('volume', [line()])\n"
         "d.until(lambda: d.result(d.client.status()).running is not None)\n"
