@@ -108,7 +108,8 @@ class WindowAttention(nn.Module):
         parameters = self.attention_biases
         if parameters.requires_grad and torch.is_grad_enabled():
             return parameters[:, self.bias_index].to(dtype)
-        key = (parameters._version, dtype, parameters.device)
+        version = -1 if parameters.is_inference() else parameters._version
+        key = (version, dtype, parameters.device)
         if self._bias_key != key:
             self._bias, self._bias_key = parameters.detach()[:, self.bias_index].to(dtype), key
         return self._bias
