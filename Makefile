@@ -38,7 +38,7 @@ benchmark: weights
 		--methods consensus,local,saliency-only,sampled,shuffled --severity clean,clinic,severe -o $(RESULTS)/kidney-mr
 	$(BIN)/spdsegment evaluate $(CONFIGS)/hippocampus-mr.toml -m hippocampus-mr \
 		-m $(MODELS)/hippocampus-mr-sam-tuning:raw -m $(MODELS)/hippocampus-mr-sam-tuning:interpolated \
-		--methods consensus,saliency-only --severity clean,clinic,severe --limit 10 --seeds 1 -o $(RESULTS)/hippocampus-mr
+		--methods consensus,saliency-only,sampled,shuffled --severity clean,clinic,severe --limit 20 --seeds 2 -o $(RESULTS)/hippocampus-mr
 	$(BIN)/spdsegment evaluate $(CONFIGS)/esophagus-ct.toml -m esophagus-ct \
 		--methods consensus,interpolated,saliency-only,sampled,shuffled --severity clean,clinic,severe --seeds 2 -o $(RESULTS)/esophagus-ct
 
