@@ -5,6 +5,7 @@ Written for what PythonQt and PySide6 share: signals as attributes, no enumerato
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -76,8 +77,17 @@ class QProcessTransport:
             self._process.waitForFinished(_milliseconds(min(left, 0.02)))
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call back from the event loop."""
-        self._call_later(_milliseconds(seconds), callback)
+        """Call back from the event loop, never too early: Qt's timers may be, and the caller looks only once."""
+        due = time.monotonic() + seconds
+
+        def fire() -> None:
+            left = due - time.monotonic()
+            if left > 0:
+                self._call_later(_milliseconds(left), fire)
+            else:
+                callback()
+
+        self._call_later(_milliseconds(seconds), fire)
 
     def close_input(self) -> None:
         """Close the process's stdin after what is in its buffer."""
@@ -145,4 +155,4 @@ class QProcessTransport:
 
 
 def _milliseconds(seconds: float) -> int:
-    return max(0, int(seconds * 1000 + 0.5))
+    return max(0, math.ceil(seconds * 1000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, child
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request, RequestState
 from SPDSegmentLib.worker.commands import WorkerCommand, describe_exit, local_command, parse_command
+from SPDSegmentLib.worker.qprocess_transport import QProcessTransport
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -117,6 +119,19 @@ def test_a_command_that_is_not_there_is_named(transport: str) -> None:
     d.client.set_command(FAKE_WORKER)
     assert d.result(d.client.status()).volumes == ()
     d.client.close()
+
+
+def test_a_timer_that_fires_early_calls_back_in_time_all_the_same(transport: str) -> None:
+    if transport != "qprocess":
+        pytest.skip("only QProcess works with Qt's timers")
+    pending: list[Any] = []
+    early = QProcessTransport(lambda: None, lambda ms, callback: pending.append(callback))
+    called: list[float] = []
+    begun = time.monotonic()
+    early.call_later(0.05, lambda: called.append(time.monotonic() - begun))
+    while not called:
+        pending.pop()()
+    assert called[0] >= 0.05
 
 
 def test_a_process_that_never_says_hello_is_ended(transport: str) -> None:
