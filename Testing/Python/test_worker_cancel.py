@@ -50,6 +50,7 @@ def test_cancel_ends_a_worker_that_cannot_stop_and_counts_no_death(transport: st
         running = d.client.status()
         d.result(running)
         d.until(lambda: d.result(d.client.status()).running is not None)
+        time.sleep(0.3)
         assert _cancel(d, request) < limit(1.0)
         d.until(lambda: children() == [], seconds=limit(1.0))
         assert d.client.deaths == 0 and d.died == []
@@ -80,6 +81,7 @@ def test_requests_behind_one_that_cannot_stop_are_sent_to_a_new_worker(transport
     with driver(transport, "fake?stuck=20") as d:
         first = d.client.segment("volume", [line()])
         d.until(lambda: d.result(d.client.status()).running is not None)
+        time.sleep(0.3)  # it has begun, now it is stuck
         process = d.client.process_id
         behind = d.client.saliency("volume", 6)
         d.client.cancel(first)
@@ -101,6 +103,7 @@ def test_an_urgent_cancel_also_hurries_what_was_cancelled_before(transport: str)
     with driver(transport, "fake?stuck=20") as d:
         old = d.client.segment("volume", [line()])
         d.until(lambda: d.result(d.client.status()).running is not None)
+        time.sleep(0.3)
         d.client.cancel(old, urgent=False)
         assert _cancel(d, d.client.segment("volume", [line(3)])) < limit(1.0)
         d.until(lambda: children() == [], seconds=limit(1.0))
