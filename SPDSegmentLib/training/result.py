@@ -72,6 +72,7 @@ def save_bundle(model: SPDModel, config: TrainingConfig, config_name: str, folde
 def model_card(info: BundleInfo) -> str:
     """Markdown text for people: what the model is for, what it learned from, what was measured."""
     training = info.training
+    steps = training.get("steps", {})
     lines = [
         f"# {info.title}",
         "",
@@ -81,7 +82,7 @@ def model_card(info: BundleInfo) -> str:
         f"- Backbone: `{info.backbone}`, input {info.image_size} x {info.image_size} pixels over "
         + (f"{info.fov_mm:g} mm" if info.fov_mm else "the whole slice"),
         f"- Prompts in training: `{training.get('strategy', 'consensus')}`",
-        f"- Steps: {', '.join(f'{steps} {name}' for name, steps in training.get('steps', {}).items())}",
+        *([f"- Steps: {', '.join(f'{count} {name}' for name, count in steps.items())}"] if steps else []),
         f"- Trained on: {training.get('dataset', '')} ({len(training.get('patients', []))} volumes), "
         f"licence {training.get('licence', '')}",
         f"- Attribution: {training.get('attribution', '')}",
