@@ -25,6 +25,13 @@ def clicks_of(module: Any) -> Any:
     return state_of(module).centerlineNodes[0]
 
 
+def move_until_written(host: Any, module: Any, node: Any) -> None:
+    """Move the first click and come back in the middle of the update: some slices are written."""
+    move_click(node, 0, (5.0, 0.0, 0.0))
+    run = module.widget.panel.run
+    host.wait_until(lambda: run.isRunning and run.job.writer.changed, 5000)
+
+
 def places(node: Any) -> list[tuple[str, Any]]:
     return [
         (node.GetNthControlPointLabel(n), tuple(node.GetNthControlPointPositionWorld(n)))
@@ -136,9 +143,7 @@ def test_undo_during_an_update_brings_back_mask_and_clicks(host: Any, how: str) 
     node = add_clicks((2, 8))
     segment(host, loaded)
     first = mask_of(loaded)
-    move_click(node, 0, (5.0, 0.0, 0.0))
-    run = loaded.widget.panel.run
-    host.wait_until(lambda: run.isRunning and run.job.writer.changed, 5000)
+    move_until_written(host, loaded, node)
     (loaded.ui.undoButton.click if how == "button" else loaded.ui.editor.undo)()
     settle(host, loaded)
     assert np.array_equal(mask_of(loaded), first)
@@ -160,9 +165,7 @@ def test_a_run_that_was_replaced_leaves_no_undo_step_of_its_own(host: Any) -> No
     node = add_clicks((2, 8))
     segment(host, loaded)
     first = mask_of(loaded)
-    move_click(node, 0, (5.0, 0.0, 0.0))
-    run = loaded.widget.panel.run
-    host.wait_until(lambda: run.isRunning and run.job.writer.changed, 5000)
+    move_until_written(host, loaded, node)
     move_click(node, 0, (1.0, 0.0, 0.0))
     settle(host, loaded)
     assert not np.array_equal(mask_of(loaded), first)
