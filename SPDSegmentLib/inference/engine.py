@@ -42,15 +42,24 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: bfloat16 where the hardware multiplies it natively, float32 elsewhere; or one of them by name."""
+    """``auto``: bfloat16 where it is the faster one (GPUs that have it, CPUs with AMX), else float32; or one by name.
+
+    A CPU that has the AVX512-BF16 instructions but no AMX takes 1.3 times as long in bfloat16 as in float32
+    (``speed.py`` on one without: ``results/speed-without-amx.json``).
+    """
     if name not in ("auto", "bfloat16", "float32"):
         raise BadInput(f"Unknown precision '{name}'.", "Choose auto, bfloat16 or float32.")
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.bfloat16 if native else torch.float32
+    matrix_unit = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return torch.bfloat16 if matrix_unit else torch.float32
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Mixed precision of bfloat16, or none where ``precision`` is float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
 class Engine:
@@ -78,7 +87,7 @@ class Engine:
         return self.model.config.image_size
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        return autocast(self.device, self.precision)
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.inference.engine import autocast, choose_precision
 from SPDSegmentLib.networks.saliency_head import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.augmentation import View, apply_view
@@ -58,9 +59,10 @@ class EmbeddingBank:
     def compute_saliency(self, model: SPDModel, device: torch.device) -> None:
         """S of every entry, (R, S, S) float16."""
         self.saliency = []
+        precision = choose_precision("auto", device)
         for entry in self.entries:
-            embeddings = entry.tensors()["embeddings"].to(device)
-            with torch.autocast(device.type, torch.bfloat16):
+            embeddings = entry.tensors()["embeddings"].to(device).float()
+            with autocast(device, precision):
                 logits = model.saliency_logits(embeddings, *adjoining(embeddings))
             self.saliency.append(logits[:, 0].sigmoid().half().cpu().numpy())
 
@@ -107,8 +109,9 @@ def _compute(model: SPDModel, case: Case, entry: BankEntry, device: torch.device
     part = slice(entry.first, entry.last + 1)
     images = apply_view(case.images[part], entry.view, image=True)
     embeddings = []
+    precision = choose_precision("auto", device)
     for batch in images.split(4):
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device, precision):
             embeddings.append(model.encode(batch.to(device)).to(torch.bfloat16).cpu())
     tensors = {
         "embeddings": torch.cat(embeddings).contiguous(),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from SPDSegmentLib.inference.engine import choose_device
+from SPDSegmentLib.inference.engine import autocast, choose_device, choose_precision
 from SPDSegmentLib.networks.guarded_imports import hide_broken_torchvision
 
 
@@ -27,6 +27,10 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
+
+    def autocast(self) -> torch.autocast:
+        """Forward passes in the precision that this device is fastest in."""
+        return autocast(self.device, choose_precision("auto", self.device))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its mean over all processes."""

@@ -38,7 +38,7 @@ class PromptedStage1(Stage1):
         device = self.processes.device
         prompts = [p.points for _, _, chosen in runs for p in chosen]
         points, labels = pad_points(prompts, self.config.prompts.max_points)
-        with torch.autocast(device.type, torch.bfloat16):
+        with self.processes.autocast():
             embeddings = self.model.encode(torch.cat([image for image, _, _ in runs]).to(device))
             logits, quality = self.model.decode(
                 embeddings, torch.from_numpy(points).to(device), torch.from_numpy(labels).to(device)

@@ -51,7 +51,7 @@ class Stage1:
         runs = [self._draw(rng, stage) for _ in range(stage.runs_per_step)]
         images = torch.cat([image for image, _ in runs]).to(self.processes.device)
         target = torch.cat([mask for _, mask in runs]).to(self.processes.device)
-        with torch.autocast(self.processes.device.type, torch.bfloat16):
+        with self.processes.autocast():
             embeddings = self.model.encode(images)
             logits = saliency_of_runs(self.model, embeddings, [len(image) for image, _ in runs])
         return saliency_losses(logits, target, stage)

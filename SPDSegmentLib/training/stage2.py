@@ -79,8 +79,8 @@ class Stage2:
             count = len(tensors["mask"])
             length = min(6, count)
             first = int(rng.integers(0, count - length + 1))
-            embeddings = tensors["embeddings"][first : first + length].to(self.processes.device)
-            with torch.autocast(self.processes.device.type, torch.bfloat16):
+            embeddings = tensors["embeddings"][first : first + length].to(self.processes.device).float()
+            with self.processes.autocast():
                 logits.append(self.model.saliency_logits(embeddings, *adjoining(embeddings)))
             targets.append(tensors["salient"][first : first + length, None].bool().to(self.processes.device))
         return saliency_losses(torch.cat(logits), torch.cat(targets), self.config.stage1)
@@ -92,9 +92,9 @@ class Stage2:
         runs = [self._draw(rng) for _ in range(stage.runs_per_step)]
         device = self.processes.device
         points, labels = pad_points([p.points for run in runs for p in run.prompts], self.config.prompts.max_points)
-        with torch.autocast(device.type, torch.bfloat16):
+        with self.processes.autocast():
             logits, quality = self.model.decode(
-                torch.cat([run.embeddings for run in runs]).to(device),
+                torch.cat([run.embeddings for run in runs]).to(device).float(),
                 torch.from_numpy(points).to(device),
                 torch.from_numpy(labels).to(device),
                 torch.cat([run.saliency for run in runs]).to(device),

@@ -26,7 +26,7 @@ from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
-from SPDSegmentLib.inference.engine import choose_device, choose_precision
+from SPDSegmentLib.inference.engine import autocast, choose_device, choose_precision
 from SPDSegmentLib.inference.session import OUTSIDE_LOGIT
 from SPDSegmentLib.networks.checkpoint import load_state_dict
 from SPDSegmentLib.networks.losses import SegmentationLossConfig, segmentation_loss
@@ -168,7 +168,7 @@ class LearnedComparator(ClickedSegmenter):
             if chosen:
                 break
         slices, target = batch.slices[chosen].to(self.device), batch.target[chosen].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self.autocast():
             embedded = slices if source.embedded else network.embed(slices)
             logits = network.predict(embedded, [batch.where[i] for i in chosen]).float()
         with torch.no_grad():
@@ -178,7 +178,7 @@ class LearnedComparator(ClickedSegmenter):
 
     def autocast(self) -> torch.autocast:
         """The precision that the device multiplies natively."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        return autocast(self.device, self.precision)
 
     @torch.inference_mode()
     def embedded(self, stack: SliceStack, window: InputWindow, slices: Sequence[int]) -> Tensor:

@@ -98,4 +98,4 @@ class BankRuns:
         part = slice(first, min(first + self.stage.run_length, count))
         tensors = entry.tensors()
         where = [ClickedSlice(clicks, entry.first + i) for i in range(part.start, part.stop)]
-        return tensors["embeddings"][part], tensors["mask"][part, None].bool(), where
+        return tensors["embeddings"][part].float(), tensors["mask"][part, None].bool(), where
