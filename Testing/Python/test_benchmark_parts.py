@@ -14,7 +14,7 @@ from SPDSegmentLib.evaluation.benchmark import tables
 from SPDSegmentLib.evaluation.benchmark.cells import Row
 from SPDSegmentLib.evaluation.benchmark.clicks import clicks_for, oracle_clicks
 from SPDSegmentLib.evaluation.benchmark.command import plan_of
-from SPDSegmentLib.evaluation.benchmark.config import ClaimSpec, MethodSpec, read_benchmark_config
+from SPDSegmentLib.evaluation.benchmark.config import ClaimSpec, DatasetSpec, MethodSpec, read_benchmark_config
 from SPDSegmentLib.evaluation.benchmark.noises import is_clean, parse_noise, part_labels
 from SPDSegmentLib.evaluation.benchmark.plan import TimeLeft
 from SPDSegmentLib.evaluation.benchmark.progress import time_text
@@ -136,7 +136,7 @@ def _dataset(gap: float, patients: int = 8) -> DatasetResult:
 
     missing = MethodResult(MethodSpec("gone", "Gone", "frozen", "frozen"), [], "not run: weights not available", {})
     methods = {"spd": result("spd", 0.0), "sam-tuning": result("sam-tuning", gap), "gone": missing}
-    return DatasetResult("toy", "Toy", "A note.", {"0": (2, patients)}, methods)
+    return DatasetResult(DatasetSpec("toy", "Toy", "toy.toml", note="A note."), {"0": (2, patients)}, methods)
 
 
 def _config(tmp_path: Path) -> ReportInput:

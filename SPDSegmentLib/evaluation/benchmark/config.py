@@ -33,6 +33,8 @@ class DatasetSpec:
         box_margin_mm: see :class:`InputSettings`.
         train: whether our own models are trained here where there is no bundle (always with folds).
         limit: at most so many test patients, 0 for all.
+        seeds: click sets per target and noise, 0 for the benchmark's number.
+        parts: whether the kinds of noise are also measured alone here.
         note: what a reader must know about it, one sentence.
     """
 
@@ -43,6 +45,8 @@ class DatasetSpec:
     box_margin_mm: float = 10.0
     train: bool = False
     limit: int = 0
+    seeds: int = 0
+    parts: bool = True
     note: str = ""
 
 
@@ -172,10 +176,14 @@ class BenchmarkConfig:
             if name not in self.methods:
                 raise BadInput(f"There is no method '{name}'.", f"Known: {', '.join(self.methods)}.")
 
-    def noises_of(self, method: MethodSpec) -> list[str]:
+    def seeds_of(self, dataset: DatasetSpec) -> range:
+        """Seeds of the click sets of one noise."""
+        return range(self.first_seed, self.first_seed + (dataset.seeds or self.seeds))
+
+    def noises_of(self, method: MethodSpec, dataset: DatasetSpec) -> list[str]:
         """Labels that a method is measured on, in order."""
         labels = list(method.noises or self.severities)
-        return labels + (part_labels(self.parts, self.part_levels) if method.parts else [])
+        return labels + (part_labels(self.parts, self.part_levels) if method.parts and dataset.parts else [])
 
 
 def read_benchmark_config(path: str | Path, quick: bool = False) -> BenchmarkConfig:

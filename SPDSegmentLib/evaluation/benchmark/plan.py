@@ -46,11 +46,12 @@ class Plan:
     cells: list[PlannedCell]
     target_names: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
-    def draws(self, method: MethodSpec) -> Iterator[tuple[str, int]]:
-        """(noise, seed) of a method; clean clicks are alike for all seeds and so drawn once."""
-        first = self.config.first_seed
-        for noise in self.config.noises_of(method):
-            for seed in range(first, first + (1 if is_clean(noise) else self.config.seeds)):
+    def draws(self, planned: PlannedCell) -> Iterator[tuple[str, int]]:
+        """(noise, seed) of a cell; clean clicks are alike for all seeds and so drawn once."""
+        dataset = planned.dataset.spec
+        seeds = self.config.seeds_of(dataset)
+        for noise in self.config.noises_of(planned.method, dataset):
+            for seed in seeds[:1] if is_clean(noise) else seeds:
                 yield noise, seed
 
     def missing(self, planned: PlannedCell, entry: Entry, case: str) -> list[Place]:
@@ -64,12 +65,12 @@ class Plan:
             self.target_names[planned.dataset.name, case] = known
         cell = planned.cell
         done = cell.rows if cell.keys.get(entry.fold.name) == entry.key else {}
-        places = ((case, target, *draw) for target in known for draw in self.draws(planned.method))
+        places = ((case, target, *draw) for target in known for draw in self.draws(planned))
         return [place for place in places if place not in done]
 
     def rows(self, planned: PlannedCell) -> list[Row]:
         """What was measured under today's keys, of what is wanted today; no case is read."""
-        draws = set(self.draws(planned.method))
+        draws = set(self.draws(planned))
         folds = {e.fold.name: set(e.fold.test) for e in planned.entries if planned.cell.keys.get(e.fold.name) == e.key}
         return [
             row
@@ -79,7 +80,7 @@ class Plan:
 
     def wanted(self, planned: PlannedCell) -> int:
         """How many rows a complete cell has."""
-        draws = sum(1 for _ in self.draws(planned.method))
+        draws = sum(1 for _ in self.draws(planned))
         targets = len(planned.dataset.files.targets)
         known = self.target_names
         cases = [case for entry in planned.entries for case in entry.fold.test]

@@ -183,7 +183,7 @@ def _controls_table(given: ReportInput) -> str:
 
 def _dataset_section(given: ReportInput, dataset: DatasetResult, place: Path) -> str:
     folds = ", ".join(f"{train}/{test}" for train, test in dataset.folds.values())
-    parts = [f"### {dataset.title}", f"Volumes to train on / to test, per fold: {folds}. {dataset.note}".strip()]
+    parts = [f"### {dataset.title}", f"Volumes to train on / to test, per fold: {folds}. {dataset.spec.note}".strip()]
     for heading, groups in zip(
         ("SPD, SAM-Tuning and controls", "Frozen models", "Other systems", "Ablations"),
         tables.TABLE_GROUPS,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib.evaluation.benchmark.cells import Row
-from SPDSegmentLib.evaluation.benchmark.config import ClaimSpec, MethodSpec
+from SPDSegmentLib.evaluation.benchmark.config import ClaimSpec, DatasetSpec, MethodSpec
 from SPDSegmentLib.evaluation.benchmark.plan import Plan
 from SPDSegmentLib.evaluation.statistics import bootstrap_ci, holm, paired_wilcoxon, patient_means
 
@@ -75,11 +75,19 @@ class MethodResult:
 class DatasetResult:
     """All methods on one data set, in the order of the file."""
 
-    name: str
-    title: str
-    note: str
+    spec: DatasetSpec
     folds: dict[str, tuple[int, int]]
     methods: dict[str, MethodResult]
+
+    @property
+    def name(self) -> str:
+        """As the benchmark's file names it."""
+        return self.spec.name
+
+    @property
+    def title(self) -> str:
+        """As printed."""
+        return self.spec.title
 
     def of_group(self, *groups: str) -> list[MethodResult]:
         """Methods of some groups."""
@@ -107,7 +115,7 @@ def collect(plan: Plan) -> list[DatasetResult]:
         dataset = planned.dataset
         if dataset.name not in collected:
             folds = {fold.name: (len(fold.train), len(fold.test)) for fold in dataset.folds}
-            collected[dataset.name] = DatasetResult(dataset.name, dataset.spec.title, dataset.spec.note, folds, {})
+            collected[dataset.name] = DatasetResult(dataset.spec, folds, {})
         rows, wanted = plan.rows(planned), plan.wanted(planned)
         states = list(dict.fromkeys(f"{state}: {reason}" for state, reason in planned.cell.states.values()))
         if not states and len(rows) < wanted:

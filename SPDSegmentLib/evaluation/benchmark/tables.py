@@ -46,7 +46,7 @@ def p_value(p: float) -> str:
 def footnote(dataset: DatasetResult, config: BenchmarkConfig) -> str:
     """What must stand under every table."""
     return (
-        f"{dataset.patients} patients, {config.seeds} click sets each; mean over patients [95 % bootstrap interval]; "
+        f"{dataset.patients} patients, {len(config.seeds_of(dataset.spec))} click set(s) for each target and noise; mean over patients [95 % bootstrap interval]; "
         f"DSC in percent, HD95 in mm, per volume. {EMPTY_MASK_POLICY}"
     )
 
@@ -156,7 +156,7 @@ def summary_records(datasets: Sequence[DatasetResult], config: BenchmarkConfig) 
         for groups in TABLE_GROUPS:
             tests |= differences(dataset, config.reference, config.severities, dataset.of_group(*groups))
         for result in dataset.methods.values():
-            noises = [noise for noise in config.noises_of(result.method) if result.at(noise)]
+            noises = [noise for noise in config.noises_of(result.method, dataset.spec) if result.at(noise)]
             for noise in noises or [""]:
                 values = _figures(result, noise) if noise else {}
                 records.append(
