@@ -46,8 +46,8 @@ def p_value(p: float) -> str:
 def footnote(dataset: DatasetResult, config: BenchmarkConfig) -> str:
     """What must stand under every table."""
     return (
-        f"{dataset.patients} patients, {len(config.seeds_of(dataset.spec))} click set(s) for each target and noise; mean over patients [95 % bootstrap interval]; "
-        f"DSC in percent, HD95 in mm, per volume. {EMPTY_MASK_POLICY}"
+        f"{dataset.patients} patients, {len(config.seeds_of(dataset.spec))} click set(s) for each target and noise; "
+        f"mean over patients [95 % bootstrap interval]; DSC in percent, HD95 in mm, per volume. {EMPTY_MASK_POLICY}"
     )
 
 
