@@ -140,7 +140,7 @@ def _figures(node: Any, volumeNode: Any) -> dict[str, Any]:
     qualities = [slice_.quality for slice_ in info if slice_.quality is not None and slice_.status != "empty"]
     return {
         "volume_ml": measureSource(source)["volume"],
-        "voxels": int(source.target.read(source.snapshot).box.sum()),
+        "voxels": int(source.content.box.sum()),
         "quality": round(sum(qualities) / len(qualities), 3) if qualities else "",
         "doubtful_slices": sum(slice_.doubtful for slice_ in info),
     }

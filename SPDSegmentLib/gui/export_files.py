@@ -20,26 +20,33 @@ from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY, write_labelmap
 
 from .measurements import COLUMNS, columnTitles, measureSource
+from .slice_grid import SegmentContent
+from .surface import SurfaceSettings, closedSurface, surfaceSettings, writeSurface
 from .target import Target
-from .volumes import VolumeSnapshot, matrixFromArray, parentMatrix
+from .volumes import VolumeSnapshot, parentMatrix, takeSnapshot
 
 
 @dataclass(frozen=True, eq=False)
 class ExportSource:
-    """A segment that is there and not empty, on the slices of a volume; see :func:`makeSource`."""
+    """A segment on the slices of a volume, taken out of the scene; see :func:`makeSource`.
+
+    Attributes:
+        target: where it came from.
+        snapshot: the volume.
+        content: its voxels.
+        name: of the segment.
+        color: of the segment, red, green and blue in [0, 1].
+        terminology: entry as Slicer writes it, empty for none.
+        surface: how a surface is made of it.
+    """
 
     target: Target
     snapshot: VolumeSnapshot
-
-    @property
-    def segment(self) -> Any:
-        """The vtkSegment."""
-        return self.target.node.GetSegmentation().GetSegment(self.target.segmentId)
-
-    @property
-    def name(self) -> str:
-        """Name of the segment."""
-        return str(self.segment.GetName())
+    content: SegmentContent
+    name: str
+    color: tuple[float, float, float]
+    terminology: str
+    surface: SurfaceSettings
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class ExportFormat:
         key: short name.
         title: for people.
         suffix: of the file, with its dot.
-        write: writes a source to a path that does not exist yet. DICOM can be one more of these.
+        write: writes a source to a path that does not exist yet; touches no node, since it runs in a thread. DICOM can
+            be one more of these.
     """
 
     key: str
@@ -83,14 +91,25 @@ def makeSource(segmentationNode: Any, segmentId: str, volumeNode: Any, *, emptyT
         BadInput: there is no such segment, it is empty (unless ``emptyToo``), or the volume is gone.
         GeometryUnsupported: one of the nodes is under a non-linear transform.
     """
-    from .volumes import takeSnapshot
-
     target = Target(segmentationNode, segmentId) if segmentationNode is not None else None
     if target is None or target.node is None:
         raise BadInput(_("There is no segment yet."), _("Press Segment first, or choose a segment."))
     parentMatrix(segmentationNode)
-    source = ExportSource(target, takeSnapshot(volumeNode, target.record.axis))
-    if not emptyToo and not target.read(source.snapshot).box.any():
+    snapshot = takeSnapshot(volumeNode, target.record.axis)
+    segmentation = segmentationNode.GetSegmentation()
+    segment = segmentation.GetSegment(segmentId)
+    terminology = vtk.reference("")
+    segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
+    source = ExportSource(
+        target,
+        snapshot,
+        target.read(snapshot),
+        str(segment.GetName()),
+        segment.GetColor(),
+        str(terminology),
+        surfaceSettings(segmentation),
+    )
+    if not emptyToo and not source.content.box.any():
         raise BadInput(_("The segment {name} is empty.").format(name=source.name), _("Press Segment first."))
     return source
 
@@ -110,6 +129,11 @@ def exportSegment(
         BadInput: the file cannot be written; nothing is left behind.
         Cancelled: ``confirm`` said no.
     """
+    return writeFile(source, format_, choosePath(format_, path, confirm))
+
+
+def choosePath(format_: ExportFormat, path: str | Path, confirm: Callable[[Path], bool]) -> Path:
+    """Return where a file may be written; arguments and errors as for :func:`exportSegment`."""
     path = format_.withSuffix(Path(path).expanduser())
     if not path.parent.is_dir():
         raise BadInput(_("The folder {path} does not exist.").format(path=path.parent), _("Choose another folder."))
@@ -117,11 +141,23 @@ def exportSegment(
         raise BadInput(_("{path} is a folder.").format(path=path), _("Give the name of a file."))
     if path.exists() and not confirm(path):
         raise Cancelled()
+    return path
+
+
+def writeFile(source: ExportSource, format_: ExportFormat, path: Path) -> Path:
+    """Write a segment to a path of :func:`choosePath` and return it. Touches no node, so it may run in a thread.
+
+    Raises:
+        BadInput: the file cannot be written; nothing is left behind.
+    """
     staging = None
     try:
         staging = Path(tempfile.mkdtemp(prefix=".exporting-", dir=path.parent))
         format_.write(source, staging / path.name)
         os.replace(staging / path.name, path)
+    except BadInput as error:
+        message = error.message.replace(str(staging), str(path.parent))
+        raise BadInput(message, error.remedy, error.details) from error
     except OSError as error:
         raise BadInput(
             _("{path} cannot be written: {reason}.").format(path=path, reason=error.strerror or error),
@@ -135,23 +171,19 @@ def exportSegment(
 
 
 def _writeLabelmap(source: ExportSource, path: Path) -> None:
-    volume = source.snapshot.volume
-    terminology = vtk.reference("")
-    source.segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
     write_labelmap(
         path,
-        maskOnVolume(source).astype(np.uint8),
-        volume,
+        maskOnVolume(source).view(np.uint8),
+        source.snapshot.volume,
         [source.name],
-        [source.segment.GetColor()],
-        [str(terminology) or DEFAULT_TERMINOLOGY],
+        [source.color],
+        [source.terminology or DEFAULT_TERMINOLOGY],
     )
 
 
 def maskOnVolume(source: ExportSource) -> np.ndarray:
     """Return the segment (K, J, I) bool on the whole grid of its volume."""
-    content = source.target.read(source.snapshot)
-    box, (i, j, k) = source.snapshot.grid.toVolume(content.box, content.start)
+    box, (i, j, k) = source.snapshot.grid.toVolume(source.content.box, source.content.start)
     mask = np.zeros(source.snapshot.volume.array.shape, dtype=bool)
     inside: list[slice] = []
     own: list[slice] = []
@@ -165,47 +197,14 @@ def maskOnVolume(source: ExportSource) -> np.ndarray:
 
 
 def _writeSurface(source: ExportSource, path: Path) -> None:
-    model = slicer.vtkMRMLModelNode()
-    model.SetAndObservePolyData(closedSurface(source))
-    storage = slicer.vtkMRMLModelStorageNode()
-    storage.SetFileName(str(path))
-    if not storage.WriteData(model) or not path.is_file():
-        raise BadInput(
-            _("{path} cannot be written.").format(path=path.name), _("Check the folder's permissions and free space.")
-        )
-    if path.suffix == ".obj":
-        _dropMaterial(path)
-
-
-def _dropMaterial(path: Path) -> None:
-    """Make an OBJ file whole by itself: VTK names a second file with a material that says nothing."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if not line.startswith(("mtllib", "usemtl"))]
-    path.write_text("".join(kept), encoding="utf-8")
-    path.with_suffix(".mtl").unlink(missing_ok=True)
-
-
-def closedSurface(source: ExportSource) -> Any:
-    """Return the segment's surface in world RAS; the segmentation itself is not changed."""
-    node = source.target.node
-    copy = slicer.vtkSegmentation()
-    copy.SetSourceRepresentationName(node.GetSegmentation().GetSourceRepresentationName())
-    copy.CopyConversionParameters(node.GetSegmentation())
-    copy.CopySegmentFromSegmentation(node.GetSegmentation(), source.target.segmentId)
-    copy.CreateRepresentation("Closed surface")
-    surface = copy.GetSegment(source.target.segmentId).GetRepresentation("Closed surface")
-    if surface is None or not surface.GetNumberOfPoints():
+    box, start = source.snapshot.grid.toVolume(source.content.box, source.content.start)
+    surface = closedSurface(box, start, source.snapshot.volume.ijk_to_ras, source.surface)
+    if not surface.GetNumberOfPoints():
         raise BadInput(
             _("The segment {name} has no surface.").format(name=source.name),
             _("It may be too small; export it as a label map."),
         )
-    transform = vtk.vtkTransform()
-    transform.SetMatrix(matrixFromArray(parentMatrix(node)))
-    inWorld = vtk.vtkTransformPolyDataFilter()
-    inWorld.SetTransform(transform)
-    inWorld.SetInputData(surface)
-    inWorld.Update()
-    return inWorld.GetOutput()
+    writeSurface(surface, path)
 
 
 def _writeStatistics(source: ExportSource, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import Cancelled, SPDError
 
-from .export_files import ExportFormat, ExportSource, exportFormats, exportSegment, makeSource
+from .background import BackgroundCall
+from .export_files import ExportFormat, ExportSource, choosePath, exportFormats, makeSource, writeFile
 from .measurements import measureSource, sentence, writeTable
 from .state import ModuleState
 
@@ -44,6 +46,7 @@ class ExportSection:
         self.askPath = askPath or _askPath
         self.confirm = confirm or _confirmReplace
         self._state = state
+        self._background = BackgroundCall()
         for format_ in self.formats:
             ui.exportFormatBox.addItem(format_.title, format_.key)
         ui.exportButton.connect("clicked(bool)", self._onExport)
@@ -55,39 +58,66 @@ class ExportSection:
         node = state.segmentationNode
         there = node is not None and node.GetSegmentation().GetSegment(state.segmentId) is not None
         for button in (self.ui.exportButton, self.ui.statisticsButton):
-            button.enabled = there and state.volumeNode is not None
-        if not there:
+            button.enabled = there and state.volumeNode is not None and not self._background.isRunning
+        if not there and not self._background.isRunning:
             self.ui.exportLabel.text = ""
+
+    def close(self) -> None:
+        """Let a file that is being written become whole."""
+        self._background.close()
 
     def _onExport(self, checked: bool) -> None:
         format_ = self.formats[self.ui.exportFormatBox.currentIndex]
         try:
-            source = self._source()
-            chosen = self.askPath(format_, source.name)
+            chosen = self.askPath(format_, self._source().name)
             if not chosen:
                 return
+            source = self._source()  # slices may have come while the window was open
             asked = str(format_.withSuffix(chosen)) == chosen
-            with slicer.util.WaitCursor():
-                path = exportSegment(source, format_, chosen, (lambda path: True) if asked else self.confirm)
+            path = choosePath(format_, chosen, (lambda path: True) if asked else self.confirm)
         except Cancelled:
             return
         except SPDError as error:
             self.ui.exportLabel.text = error.sentence
             return
+        self._run(_("Writing {path}…").format(path=path), lambda: writeFile(source, format_, path), self._onWritten)
+
+    def _onWritten(self, path: Path) -> str:
         slicer.app.settings().setValue(_FOLDER_SETTING, str(path.parent))
-        self.ui.exportLabel.text = _("Written: {path}").format(path=path)
+        return _("Written: {path}").format(path=path)
 
     def _onStatistics(self, checked: bool) -> None:
         try:
             source = self._source()
-            row = measureSource(source)
-            table = writeTable(row, source.target.node)
         except SPDError as error:
             self.ui.exportLabel.text = error.sentence
             return
-        self.ui.exportLabel.text = _("{measures} Kept in the table {table}.").format(
-            measures=sentence(row), table=table.GetName()
-        )
+
+        def onMeasured(row: dict[str, Any]) -> str:
+            node = source.target.node
+            if node is None:
+                return _("The segment was removed while it was measured.")
+            table = writeTable(row, node)
+            return _("{measures} Kept in the table {table}.").format(measures=sentence(row), table=table.GetName())
+
+        self._run(_("Measuring…"), lambda: measureSource(source), onMeasured)
+
+    def _run(self, message: str, call: Callable[[], Any], onDone: Callable[[Any], str]) -> None:
+        """Run a call beside the window; ``onDone`` turns what it returned into the line below the buttons."""
+
+        def end(result: Any, error: Exception | None) -> None:
+            if isinstance(error, SPDError):
+                self.ui.exportLabel.text = error.sentence
+            elif error is not None:
+                self.ui.exportLabel.text = _("This failed: {reason}.").format(reason=error)
+                logging.getLogger(__name__).error("export failed", exc_info=error)
+            else:
+                self.ui.exportLabel.text = onDone(result)
+            self.refresh()
+
+        self.ui.exportLabel.text = message
+        self._background.start(call, end)
+        self.refresh()
 
     def _source(self) -> ExportSource:
         state = self._state()

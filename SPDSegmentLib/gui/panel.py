@@ -85,6 +85,7 @@ class ModulePanel(VTKObservationMixin):
         self.clicks.close()
         self.review.close()
         self.correct.close()
+        self.export.close()
         self.removeObservers()
 
     def refresh(self) -> None:

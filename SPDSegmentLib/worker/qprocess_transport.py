@@ -107,14 +107,24 @@ class QProcessTransport:
             self._process.closeWriteChannel()
 
     def _on_output(self, *_: Any) -> None:
-        data = self._process.readAllStandardOutput().data()
+        data = self._ask("readAllStandardOutput")
         if data and self._sink is not None:
-            self._sink.on_output(bytes(data))
+            self._sink.on_output(bytes(data.data()))
 
     def _on_log(self, *_: Any) -> None:
-        data = self._process.readAllStandardError().data()
+        data = self._ask("readAllStandardError")
         if data and self._sink is not None:
-            self._sink.on_log(bytes(data))
+            self._sink.on_log(bytes(data.data()))
+
+    def _ask(self, method: str) -> Any:
+        """What a method of the process returns; ``None`` of a process whose object is being deleted.
+
+        Qt ends a process together with its object, and tells so when Python can no longer ask the object.
+        """
+        try:
+            return getattr(self._process, method)()
+        except RuntimeError:
+            return None
 
     def _on_written(self, *_: Any) -> None:
         if self._process.bytesToWrite() < REFILL_BELOW_BYTES:
@@ -127,8 +137,11 @@ class QProcessTransport:
     def _on_finished(self, *_: Any) -> None:
         self._on_output()
         self._on_log()
-        code = int(self._process.exitCode())
-        status = self._process.exitStatus()
+        code, status = self._ask("exitCode"), self._ask("exitStatus")
+        if code is None or status is None:
+            self._end(None, "the application ended it")
+            return
+        code = int(code)
         crashed = int(getattr(status, "value", status)) != 0
         self._end(-code if crashed and code > 0 else code, "")
 

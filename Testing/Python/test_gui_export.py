@@ -137,12 +137,18 @@ def test_the_shipped_models_carry_dicom_codes(host: Any) -> None:
     assert terminology_entry("something else") == ""
 
 
-def test_statistics_are_a_table_and_a_file(scene: Any, tmp_path: Path) -> None:
+def settle_export(host: Any, module: Any) -> None:
+    """Wait until the thread that writes or measures has come back."""
+    host.wait_until(lambda: module.ui.exportButton.enabled)
+
+
+def test_statistics_are_a_table_and_a_file(host: Any, scene: Any, tmp_path: Path) -> None:
     import slicer
 
     volume_ml = 6 * 16 * 18 * np.prod(SPACING) / 1000
     for _ in range(2):
         scene.ui.statisticsButton.click()
+        settle_export(host, scene)
     (table,) = slicer.util.getNodesByClass("vtkMRMLTableNode")
     assert table.GetNumberOfRows() == 1
     assert table.GetCellText(0, 0) == "Left kidney"
@@ -181,11 +187,91 @@ def test_a_failed_export_is_one_sentence_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_failure_beside_the_window_is_said_as_well(
+    host: Any, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    host.dialogs.choose_file(str(tmp_path / "kidney"))
+    scene.ui.exportButton.click()
+    settle_export(host, scene)
+    assert scene.ui.exportLabel.text.startswith(f"{tmp_path / 'kidney.nii.gz'} cannot be written")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["scene", "module", "segmentation"])
+def test_a_file_becomes_whole_whatever_is_closed_meanwhile(
+    host: Any, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    import threading
+
+    import slicer
+
+    from SPDSegmentLib.gui import export_files
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(source: Any) -> np.ndarray:
+        begun.set()
+        assert go_on.wait(20)
+        return mask_on_volume(source)
+
+    mask_on_volume = export_files.maskOnVolume
+    monkeypatch.setattr(export_files, "maskOnVolume", slowly)
+    host.dialogs.choose_file(str(tmp_path / "kidney.nii.gz"))
+    scene.ui.exportButton.click()
+    assert begun.wait(20)
+    threading.Timer(0.2, go_on.set).start()
+    if what == "scene":
+        slicer.mrmlScene.Clear(0)
+    elif what == "module":
+        scene.widget.cleanup()
+    else:
+        slicer.mrmlScene.RemoveNode(scene.widget.panel.state.segmentationNode)
+    host.wait_until(lambda: [path.name for path in tmp_path.iterdir()] == ["kidney.nii.gz"])
+    assert np.array_equal(read_labelmap(tmp_path / "kidney.nii.gz").array, block())
+
+
+@pytest.mark.parametrize(("smoothing", "mirrored"), [("0.5", False), ("0.2", False), ("0", False), ("0.5", True)])
+def test_the_surface_is_the_one_that_slicer_makes(host: Any, scene: Any, smoothing: str, mirrored: bool) -> None:
+    import slicer
+    from vtk import vtkMassProperties
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    from SPDSegmentLib.gui.surface import closedSurface
+
+    state = scene.widget.panel.state
+    if mirrored:
+        volume = host.add_volume(np.zeros(SHAPE, np.int16), ijk_to_ras=np.diag([-SPACING[0], *SPACING[1:], 1.0]))
+        state.segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(block(), state.segmentationNode, state.segmentId, volume)
+        state.volumeNode = volume
+    segmentation = state.segmentationNode.GetSegmentation()
+    segmentation.SetConversionParameter("Smoothing factor", smoothing)
+    source = source_of(scene)
+    box, start = source.snapshot.grid.toVolume(source.content.box, source.content.start)
+    ours = closedSurface(box, start, source.snapshot.volume.ijk_to_ras, source.surface)
+    segmentation.CreateRepresentation("Closed surface", True)
+    theirs = segmentation.GetSegment(state.segmentId).GetRepresentation("Closed surface")
+    assert ours.GetNumberOfPolys() == theirs.GetNumberOfPolys()
+    points = [np.sort(vtk_to_numpy(s.GetPoints().GetData()).round(3), axis=0) for s in (ours, theirs)]
+    assert np.allclose(points[0], points[1], atol=0.01)
+    mass = vtkMassProperties()
+    mass.SetInputData(ours)
+    assert mass.GetVolume() == pytest.approx(block().sum() * np.prod(SPACING), rel=0.15)
+
+
 def test_the_button_writes_where_the_person_says(host: Any, scene: Any, tmp_path: Path) -> None:
     assert scene.ui.exportButton.enabled
     scene.ui.exportFormatBox.currentIndex = 0
     host.dialogs.choose_file(str(tmp_path / "kidney"))
     scene.ui.exportButton.click()
+    assert "Writing" in scene.ui.exportLabel.text and not scene.ui.statisticsButton.enabled
+    settle_export(host, scene)
     assert (tmp_path / "kidney.nii.gz").is_file() and "kidney.nii.gz" in scene.ui.exportLabel.text
     (tmp_path / "kidney.nii.gz").write_text("mine")
     host.dialogs.choose_file(str(tmp_path / "kidney"))

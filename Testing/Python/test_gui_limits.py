@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,35 @@ def test_no_call_holds_the_window_on_a_large_volume(host: Any, monkeypatch: pyte
             host.slice_view("Red").drag_ras((200.0, 200.0, 100.0), (60.0, 200.0, 100.0))
             settle(host, module)
         assert record_of(module).owned == {100}
+
+
+def test_export_and_statistics_do_not_hold_it(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import slicer
+
+    volume = host.add_volume(np.zeros(LARGE, np.int16), (0.8, 0.8, 1.0))
+    z, y, x = np.ogrid[: LARGE[0], : LARGE[1], : LARGE[2]]
+    tube = ((y - 256 - 60 * np.sin(z / 40)) ** 2 + (x - 256) ** 2 < 40**2).astype(np.uint8)
+    with timed_slots(monkeypatch) as times:
+        module = load(host)
+        from SPDSegmentLib.gui.target import makeTarget
+
+        target = makeTarget(None, "", volume, "Tube", (0.7, 0.4, 0.5), "")
+        slicer.util.updateSegmentBinaryLabelmapFromArray(tube, target.node, target.segmentId, volume)
+        state = module.widget.panel.state
+        state.volumeNode, state.segmentationNode, state.segmentId = volume, target.node, target.segmentId
+        module.widget.panel.enter()
+        settle(host, module)
+        for number, format_ in enumerate(module.widget.panel.export.formats):
+            module.ui.exportFormatBox.currentIndex = number
+            host.dialogs.choose_file(str(tmp_path / f"tube{format_.suffix}"))
+            with within(times, LIMIT_MS):
+                module.ui.exportButton.click()
+                host.wait_until(lambda: module.ui.exportButton.enabled)
+            assert (tmp_path / f"tube{format_.suffix}").stat().st_size > 100
+        with within(times, LIMIT_MS):
+            module.ui.statisticsButton.click()
+            host.wait_until(lambda: module.ui.exportButton.enabled)
+        assert "ml" in module.ui.exportLabel.text
 
 
 def test_a_thousand_clicks_do_not_hold_it_either(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,25 @@ def test_closing_kills_a_worker_that_does_not_listen(transport: str) -> None:
         assert children() == []
 
 
+def test_a_process_object_that_is_deleted_ends_its_worker_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised: list[Any] = []
+    with driver("qprocess") as d:
+        import shiboken6  # comes with PySide6
+        from PySide6.QtCore import QCoreApplication, QEvent
+
+        monkeypatch.setattr(sys, "excepthook", lambda *error: raised.append(error))
+        request = d.client.segment("volume", [line()])
+        d.until(lambda: d.client.hello is not None)
+        process = d.client._broker.connection.transport._process
+        shiboken6.delete(process)
+        QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+        assert children() == []
+        assert request.finished
+    assert raised == []
+
+
 def test_closing_twice_and_without_a_start_is_harmless() -> None:
     d = Driver("subprocess")
     d.client.close()

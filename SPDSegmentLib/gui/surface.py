@@ -1,0 +1,124 @@
+"""The surface of a mask, by the steps with which 3D Slicer makes closed surfaces; no node of the scene is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk
+
+from SPDSegmentLib.errors import BadInput
+
+from .volumes import matrixFromArray
+
+LPS_HEADER = "3D Slicer output. SPACE=LPS"
+"""By this line 3D Slicer and others know how the coordinates of a file are meant."""
+
+
+@dataclass(frozen=True)
+class SurfaceSettings:
+    """As the segmentation says; both from 0 (nothing) to 1.
+
+    Attributes:
+        smoothing: of the surface.
+        decimation: share of the triangles that is dropped.
+    """
+
+    smoothing: float = 0.5
+    decimation: float = 0.0
+
+
+def surfaceSettings(segmentation: Any) -> SurfaceSettings:
+    """Return the settings that Slicer would use for a segmentation."""
+    defaults = SurfaceSettings()
+    return SurfaceSettings(
+        _number(segmentation.GetConversionParameter("Smoothing factor"), defaults.smoothing),
+        _number(segmentation.GetConversionParameter("Decimation factor"), defaults.decimation),
+    )
+
+
+def closedSurface(
+    mask: np.ndarray, start: tuple[int, int, int], ijkToWorld: np.ndarray, settings: SurfaceSettings
+) -> Any:
+    """Return the surface of a mask as vtkPolyData in the world.
+
+    Args:
+        mask: (k, j, i) bool, a part of a volume.
+        start: i, j and k of its first voxel.
+        ijkToWorld: (4, 4), of the volume.
+        settings: of the smoothing and the decimation.
+    """
+    padded = np.pad(mask, 1).astype(np.uint8)
+    image = vtk.vtkImageData()
+    image.SetDimensions(*padded.shape[::-1])
+    image.SetOrigin(*(float(first - 1) for first in start))
+    image.GetPointData().SetScalars(numpy_to_vtk(padded.ravel(), deep=True))
+    edges = vtk.vtkDiscreteFlyingEdges3D()
+    edges.SetInputData(image)
+    edges.GenerateValues(1, 1, 1)
+    edges.ComputeGradientsOff()
+    edges.ComputeNormalsOff()
+    last: Any = edges
+    if settings.decimation > 0:
+        last = _after(last, vtk.vtkDecimatePro())
+        last.SetTargetReduction(settings.decimation)
+        last.PreserveTopologyOn()
+        last.SetFeatureAngle(60.0)
+    if settings.smoothing > 0:
+        last = _after(last, vtk.vtkWindowedSincPolyDataFilter())
+        last.SetNumberOfIterations(round(20 + 40 * settings.smoothing))
+        last.SetPassBand(10.0 ** (-4.0 * settings.smoothing))
+        last.BoundarySmoothingOff()
+        last.FeatureEdgeSmoothingOff()
+        last.NonManifoldSmoothingOn()
+        last.NormalizeCoordinatesOn()
+    last = _after(last, vtk.vtkTransformPolyDataFilter())
+    transform = vtk.vtkTransform()
+    transform.SetMatrix(matrixFromArray(ijkToWorld))
+    last.SetTransform(transform)
+    if np.linalg.det(ijkToWorld[:3, :3]) < 0:  # a mirrored grid turns the triangles inside out
+        last = _after(last, vtk.vtkReverseSense())
+    last.Update()
+    return last.GetOutput()
+
+
+def writeSurface(surface: Any, path: Path) -> None:
+    """Write a surface that lies in RAS to a ``.stl`` or ``.obj`` file, in LPS as Slicer does.
+
+    Raises:
+        BadInput: the file could not be written.
+    """
+    flip = vtk.vtkTransform()
+    flip.Scale(-1, -1, 1)
+    inLps = vtk.vtkTransformPolyDataFilter()
+    inLps.SetTransform(flip)
+    inLps.SetInputData(surface)
+    writer = vtk.vtkOBJWriter() if path.suffix == ".obj" else vtk.vtkSTLWriter()
+    if path.suffix == ".stl":
+        writer.SetHeader(LPS_HEADER)
+        writer.SetFileTypeToBinary()
+    writer.SetInputConnection(inLps.GetOutputPort())
+    writer.SetFileName(str(path))
+    if not writer.Write() or not path.is_file():
+        from slicer.i18n import tr as _
+
+        raise BadInput(
+            _("{path} cannot be written.").format(path=path), _("Check the folder's permissions and free space.")
+        )
+    if path.suffix == ".obj":
+        path.write_bytes(f"# {LPS_HEADER}\n".encode() + path.read_bytes())
+
+
+def _after(before: Any, step: Any) -> Any:
+    step.SetInputConnection(before.GetOutputPort())
+    return step
+
+
+def _number(text: str, default: float) -> float:
+    try:
+        return min(max(float(text), 0.0), 1.0)
+    except ValueError:
+        return default
