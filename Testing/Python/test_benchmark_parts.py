@@ -27,6 +27,7 @@ from SPDSegmentLib.evaluation.benchmark.summary import (
 )
 from SPDSegmentLib.evaluation.comparators.bundle_row import clicked_component
 from SPDSegmentLib.evaluation.comparators.frozen_sam import box_around, random_points
+from SPDSegmentLib.evaluation.comparators.protocol import Budget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.prompts.noise import SEVERITIES, NoiseConfig
@@ -152,6 +153,16 @@ def _config(tmp_path: Path) -> ReportInput:
     return ReportInput(
         config, [], [], tmp_path / "results", [{"commit": "abc"}], "spdsegment bench x.toml", "A remark."
     )
+
+
+def test_a_training_that_ran_out_of_time_is_marked_in_the_tables(tmp_path: Path) -> None:
+    config = replace(_config(tmp_path).config, budget=Budget(1500))
+    dataset = _dataset(0.1)
+    short = dataset.methods["sam-tuning"]
+    short.method = replace(short.method, kind="comparator", title="Net")
+    for steps, mark in ((700, " (trained 700 of 1500 steps)"), (1500, "")):
+        short.training = {"0": {"steps": 1500}, "1": {"steps": steps, "seconds": 600.0}}
+        assert f"| Net{mark} |" in tables.method_table(dataset, ("main",), config)
 
 
 def test_differences_are_paired_by_patient_and_corrected() -> None:

@@ -66,7 +66,7 @@ def method_table(dataset: DatasetResult, groups: Sequence[str], config: Benchmar
         if not result.rows:
             lines.append(_line([result.method.title, result.state or "not measured yet", *[""] * (len(head) + 2)]))
             continue
-        marks = f" ({result.state})" if result.state else ""
+        marks = "".join(f" ({mark})" for mark in (result.state, _training_mark(result, config)) if mark)
         cells = [
             f"{percent(result.figure(noise))} / {millimeters(result.figure(noise, 'hd95_mm'))}"
             if result.at(noise)
@@ -82,6 +82,14 @@ def method_table(dataset: DatasetResult, groups: Sequence[str], config: Benchmar
         f"{_smallest_p(dataset.patients)}."
     )
     return "\n".join([*lines, "", footnote(dataset, config) + tested, *(["", *notes] if notes else [])])
+
+
+def _training_mark(result: MethodResult, config: BenchmarkConfig) -> str:
+    """Says of a comparator whose time was over before its steps were done how far it came."""
+    steps = [int(record["steps"]) for record in result.training.values() if "steps" in record]
+    if result.method.kind != "comparator" or not steps or min(steps) >= config.budget.steps:
+        return ""
+    return f"trained {min(steps)} of {config.budget.steps} steps"
 
 
 def _smallest_p(patients: int) -> str:
@@ -103,7 +111,7 @@ def headline_table(datasets: Sequence[DatasetResult], config: BenchmarkConfig) -
                 cells.append(result.state)
             else:
                 mm = millimeters(result.figure(config.headline, "hd95_mm"))
-                partial = f" ({result.state})" if result.state else ""
+                partial = "".join(f" ({m})" for m in (result.state, _training_mark(result, config)) if m)
                 cells.append(f"{percent(result.figure(config.headline))} / {mm}{partial}")
         lines.append(_line([config.methods[name].title, *cells]))
     note = (
