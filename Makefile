@@ -9,9 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HOST := $(VENV)/.host
+BENCH := $(VENV)/.bench
 EXTRAS := torch,train,dev
 
-.PHONY: demo test lint format setup weights clean benchmark soak
+.PHONY: demo test lint format setup weights clean benchmark bench bench-quick soak
 
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
@@ -42,6 +43,23 @@ benchmark: weights
 	$(BIN)/spdsegment evaluate $(CONFIGS)/esophagus-ct.toml -m esophagus-ct \
 		--methods consensus,interpolated,saliency-only,sampled,shuffled --severity clean,clinic,severe --seeds 2 -o $(RESULTS)/esophagus-ct
 
+# All systems on all data sets, into docs/benchmark.md: days on a CPU; stop it at any time, it goes on. Needs ../shared/data.
+bench: $(BENCH)
+	$(BIN)/spdsegment bench Testing/Benchmarks/benchmark.toml
+
+# The same in small, with the models that are here: some minutes.
+bench-quick: weights
+	$(BIN)/spdsegment bench Testing/Benchmarks/benchmark.toml --quick
+
+# Long runs: random frames, kills at random moments, memory over updates; about half an hour.
+soak: $(HOST)
+	$(BIN)/python Testing/Soak/worker.py fuzz
+	$(BIN)/python Testing/Soak/worker.py send
+	$(BIN)/python Testing/Soak/worker.py kill
+	$(BIN)/python Testing/Soak/worker.py update
+	$(BIN)/python Testing/Soak/module.py kill
+	$(BIN)/python Testing/Soak/module.py update
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -63,6 +81,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 # What the tests of the 3D Slicer module need besides: its MRML and Qt, without Slicer (Python 3.11 on Linux).
 $(HOST): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[host]'
+	touch $@
+
+# Other systems' packages; torchvision belongs to one torch, so it is named together with it.
+$(BENCH): $(INSTALLED)
+	$(BIN)/spdsegment models fetch lite_medsam
+	$(BIN)/python -m pip install --quiet $(TORCH) torchvision
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS),bench]'
 	touch $@
 
 clean:

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
@@ -47,6 +48,20 @@ def clickName(nodeId: str, pointId: str) -> str:
 def snapshotClicks(nodes: Iterable[Any]) -> Clicks:
     """Return node IDs and clicks, for comparing and restoring; nodes of other kinds are left out."""
     return tuple((node.GetID(), _readNode(node)) for node in nodes if node.GetClassName() in _KINDS)
+
+
+def middleOfClicks(nodes: Iterable[Any]) -> tuple[float, float, float] | None:
+    """Return the median of the clicks that count, in world mm, or None where there is none yet."""
+    positions = [
+        point.position_ras
+        for _, markup in snapshotClicks(nodes)
+        for point in markup.points
+        if point.placed and point.selected
+    ]
+    if not positions:
+        return None
+    r, a, s = np.median(np.array(positions), axis=0).tolist()
+    return r, a, s
 
 
 def restoreClicks(clicks: Clicks) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import qt
@@ -104,6 +104,11 @@ class InputsSection:
         except SPDError:
             return None
         return view
+
+    @property
+    def centerlineNodes(self) -> Sequence[Any]:
+        """The point lists and curves that are chosen."""
+        return self._state().centerlineNodes
 
     def currentTask(self) -> Task | None:
         """Return what was chosen, or None unless its segment exists; nothing is made."""

@@ -13,6 +13,7 @@ from SPDSegmentLib.errors import Cancelled, SPDError
 from SPDSegmentLib.worker.messages import SaliencyReady
 from SPDSegmentLib.worker.request import Request
 
+from .centerlines import middleOfClicks
 from .inputs_section import InputsSection
 from .saliency_overlay import SaliencyOverlay
 from .segmenter import Segmenter
@@ -62,7 +63,9 @@ class SaliencySection(VTKObservationMixin):
         snapshot = view.snapshot()
         node = viewNode(snapshot.stack.plane)
         t = snapshot.sliceAt(viewCenter(node)) if node is not None else snapshot.grid.shape[0] // 2
-        wanted = (f"{view.model.key}|{snapshot.volumeId}", t)
+        task = self._segmentedTask()
+        center = task.target.record.anchorRas if task is not None else middleOfClicks(self._inputs.centerlineNodes)
+        wanted = (f"{view.model.key}|{snapshot.volumeId}|{center}", t)
         if wanted == self._shown and self.overlay.node is not None:
             return
         self._stop()
@@ -77,7 +80,7 @@ class SaliencySection(VTKObservationMixin):
                 self._showError(result)
 
         try:
-            self._request = self._segmenter.saliency(view, self._segmentedTask(), t, answer)
+            self._request = self._segmenter.saliency(view, task, t, answer, center)
         except SPDError as error:
             answer(error)
 

@@ -102,9 +102,22 @@ class Segmenter:
         return last is None or usedClicks(last) != usedClicks(snapshotClicks(task.centerlineNodes))
 
     def saliency(
-        self, view: View, task: Task | None, t: int, callback: Callable[[SaliencyReady | SPDError], None]
+        self,
+        view: View,
+        task: Task | None,
+        t: int,
+        callback: Callable[[SaliencyReady | SPDError], None],
+        centerRas: tuple[float, float, float] | None = None,
     ) -> Request:
-        """Ask for the saliency of one slice of a volume; with a task, in the field of view of its segment."""
+        """Ask for the saliency of one slice of a volume.
+
+        Args:
+            view: volume and model.
+            task: a segment that was made; its field of view is taken.
+            t: the slice.
+            callback: gets the answer.
+            centerRas: where to look while nothing was segmented, by default the slices' middle.
+        """
         snapshot = view.snapshot()
         self.workerHost.useModel(view.model.key, view.device)
         name = self.workerHost.openVolume(snapshot, "|".join(task.key) if task is not None else "")
@@ -112,7 +125,7 @@ class Segmenter:
         def answer(request: Request) -> None:
             callback(request.error if request.error is not None else request.answer)  # type: ignore[arg-type]
 
-        return self.workerHost.client.saliency(name, t, Callbacks(on_finished=answer))
+        return self.workerHost.client.saliency(name, t, centerRas, Callbacks(on_finished=answer))
 
     def checkJobs(self) -> None:
         """End the jobs whose volume, clicks or segment are gone."""

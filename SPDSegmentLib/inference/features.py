@@ -37,16 +37,22 @@ class SliceFeatures:
         self._limits = intensity_range(stack.array, intensity)
         self._dither = intensity.dither
         self._window: InputWindow | None = None
+        self._fixed = False  # whether the clicks of a segmentation have placed it
         self._embeddings: dict[int, Tensor] = {}
         self._saliency: dict[int, np.ndarray] = {}
         self._uses_neighbors = engine.model.saliency_head.uses_slice_context
 
     @property
     def window(self) -> InputWindow:
-        """The field of view; the slices' middle until clicks have placed it."""
+        """The field of view; the slices' middle until it was placed."""
         if self._window is None:
             self._window = self._window_at(None)
         return self._window
+
+    def look_at(self, center_xy: tuple[float, float] | None) -> None:
+        """Move the field of view (``None``: to the middle), as long as no segmentation has fixed it; nor does this."""
+        if not self._fixed:
+            self._move(self._window_at(None if center_xy is None else np.array(center_xy)))
 
     def place_window(self, xy: np.ndarray, anchor_xy: tuple[float, float] | None = None) -> bool:
         """Fix the field of view at an anchor or the first clicks (N, 2); move it only when most clicks lie outside.
@@ -55,11 +61,15 @@ class SliceFeatures:
             Whether it was placed anew, so that everything computed before is void.
         """
         anchored = None if anchor_xy is None else self._window_at(np.array(anchor_xy))
-        for window in (anchored, self._window):
+        for window in (anchored, self._window if self._fixed else None):
             if window is not None and window.contains(xy).mean() >= 0.5:
                 break
         else:
             window = self._window_at(np.median(xy, axis=0))
+        self._fixed = True
+        return self._move(window)
+
+    def _move(self, window: InputWindow) -> bool:
         if window == self._window:
             return False
         self._window = window

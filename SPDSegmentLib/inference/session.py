@@ -146,8 +146,13 @@ class Session:
         slices = self._distill(self._network_clicks(clicks, inside)[0], prompts, Call()).slices
         return [dataclasses.replace(p, points=self._features.window.to_slice(p.points)) for p in slices]
 
-    def saliency(self, t: int) -> np.ndarray:
-        """S_t in the slice's own pixels, (H, W) float32, 0 outside the field of view."""
+    def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:
+        """S_t in the slice's own pixels, (H, W) float32, 0 outside the field of view.
+
+        Args:
+            center_xy: where to look before the first segmentation, which alone fixes the field of view.
+        """
+        self._features.look_at(center_xy)
         saliency = self._features.saliency(t, Call()).astype(np.float32)
         return self._features.window.restore(saliency[None], 0.0)[0]
 

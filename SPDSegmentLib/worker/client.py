@@ -220,9 +220,22 @@ class WorkerClient:
         message = m.Reach(m.NO_REQUEST, volume_id, *flatten_markups(before), *flatten_markups(after))
         return self._broker.submit(message, callbacks)
 
-    def saliency(self, volume_id: str, slice_index: int, callbacks: Callbacks = NO_CALLBACKS) -> Request:
-        """Ask for the saliency of one slice; the answer is ``messages.SaliencyReady``."""
-        return self._broker.submit(m.Saliency(m.NO_REQUEST, volume_id, slice_index), callbacks)
+    def saliency(
+        self,
+        volume_id: str,
+        slice_index: int,
+        center_ras: tuple[float, float, float] | None = None,
+        callbacks: Callbacks = NO_CALLBACKS,
+    ) -> Request:
+        """Ask for the saliency of one slice; the answer is ``messages.SaliencyReady``.
+
+        Args:
+            volume_id: an open volume.
+            slice_index: of the slice.
+            center_ras: where to look while no segmentation has fixed the field of view, in world mm.
+            callbacks: whom to tell.
+        """
+        return self._broker.submit(m.Saliency(m.NO_REQUEST, volume_id, slice_index, center_ras), callbacks)
 
     def load_model(self, model: ModelChoice, callbacks: Callbacks = NO_CALLBACKS) -> Request:
         """Choose a model and load it now; the answer is ``messages.ModelLoaded``."""

@@ -51,8 +51,8 @@ class Session(Protocol):
     def reach(self, before: Clicks, after: Clicks) -> set[int]:
         """Return the slices that the change can alter."""
 
-    def saliency(self, t: int) -> np.ndarray:
-        """Return the saliency (H, W) of a slice."""
+    def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:
+        """Return the saliency (H, W) of a slice; before the first segmentation, around a place in its pixels."""
 
 
 class Predictor(Protocol):
@@ -235,7 +235,7 @@ class Engine:
             on_progress=_Throttle(request.request_id, self._emit),
             cancelled=stop,
             locked=locked or None,
-            anchor_xy=_anchor_xy(request, stack),
+            anchor_xy=_slice_xy(request.anchor_ras, stack),
         )
         recomputed = tuple(sorted(int(t) for t in result.recomputed))
         wanted = set(range(slices)) if request.send_all else set(recomputed)
@@ -265,7 +265,8 @@ class Engine:
         stack, session = self._opened(request.volume_id)
         if not 0 <= request.slice_index < stack.shape[0]:
             raise BadInput(f"The volume has no slice {request.slice_index}.")
-        saliency = np.nan_to_num(np.asarray(session.saliency(request.slice_index), dtype="<f4"))
+        center = _slice_xy(request.center_ras, stack)
+        saliency = np.nan_to_num(np.asarray(session.saliency(request.slice_index, center), dtype="<f4"))
         return m.SaliencyReady(request.request_id, request.volume_id, request.slice_index, saliency)
 
     def _opened(self, volume_id: str) -> tuple[SliceStack, Session]:
@@ -308,10 +309,10 @@ def _clicks(points: np.ndarray, ids: tuple[str, ...], groups: tuple[m.PointGroup
     return clicks_from_markups(restore_markups(points, ids, groups), stack)
 
 
-def _anchor_xy(request: m.Segment, stack: SliceStack) -> tuple[float, float] | None:
-    if request.anchor_ras is None:
+def _slice_xy(ras: tuple[float, float, float] | None, stack: SliceStack) -> tuple[float, float] | None:
+    if ras is None:
         return None
-    column, row = np.asarray(stack.to_slices(np.array(request.anchor_ras))[1]).ravel()
+    column, row = np.asarray(stack.to_slices(np.array(ras))[1]).ravel()
     return float(column), float(row)
 
 

@@ -136,12 +136,17 @@ class Reach:
 
 @dataclass(frozen=True)
 class Saliency:
-    """Ask for the saliency map of one slice."""
+    """Ask for the saliency map of one slice.
+
+    Attributes:
+        center_ras: where to look while no segmentation has fixed the field of view, in millimetres.
+    """
 
     kind: ClassVar[str] = "saliency"
     request_id: int
     volume_id: str
     slice_index: int
+    center_ras: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ class FakeSession:
         first, second = self._near(before), self._near(after)
         return {t for t in range(self.stack.shape[0]) if first[t] != second[t]}
 
-    def saliency(self, t: int) -> np.ndarray:
+    def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:
+        self.looked_at = center_xy
         return np.full(self.stack.shape[1:], t / self.stack.shape[0], dtype=np.float32)
 
     def _in_view(self, result: FakeSlice) -> FakeSlice:

@@ -147,6 +147,27 @@ def test_the_saliency_overlay_follows_the_view_and_leaves_no_trace(host: Any, mo
     assert overlay.node is None
 
 
+def test_the_saliency_is_shown_around_the_clicks_before_anything_is_segmented(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_volume(host)
+    loaded = load(host)
+    add_clicks([2, 5, 8], at=(12.0, 9.0))
+    settle(host, loaded)
+    client = loaded.widget.panel.logic.segmenter.workerHost.client
+    ask = client.saliency
+    centers: list[Any] = []
+
+    def noted(name: str, t: int, center: Any, callbacks: Any) -> Any:
+        centers.append(center)
+        return ask(name, t, center, callbacks)
+
+    monkeypatch.setattr(client, "saliency", noted)
+    loaded.ui.saliencyCheck.checked = True
+    host.wait_until(lambda: loaded.widget.panel.saliency.overlay.node is not None)
+    assert centers[-1] == pytest.approx((12.0, 9.0, 15.0))
+
+
 def test_a_saliency_that_cannot_be_had_says_why(host: Any) -> None:
     add_volume(host)
     loaded = load(host, "fake?missing=1")

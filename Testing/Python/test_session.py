@@ -153,6 +153,20 @@ def test_the_field_of_view_stays_where_the_first_clicks_put_it() -> None:
     assert "field of view" in moved.notes[0]
 
 
+def test_a_look_at_the_saliency_does_not_decide_what_a_segmentation_sees() -> None:
+    predictor, stack = tiny_predictor(fov_mm=40), SliceStack(tube_volume(), "axial")
+    clicks = clicks_at(center(6), center(8))
+    looked = predictor.open(stack)
+    in_the_middle, elsewhere = looked.saliency(6), looked.saliency(6, (8.0, 8.0))
+    assert not np.array_equal(in_the_middle, elsewhere)
+    assert elsewhere[:, 8 + 40 :].max() == 0 < in_the_middle[:, 8 + 40 :].max()
+    result, expected = looked.segment(clicks), predictor.open(stack).segment(clicks)
+    assert result.center_xy == expected.center_xy and np.array_equal(result.mask, expected.mask)
+    # from now on the field of view is that of the segmentation
+    assert np.array_equal(looked.saliency(6, (8.0, 8.0)), looked.saliency(6))
+    assert looked.segment(clicks).recomputed == []
+
+
 def test_a_new_session_goes_on_in_the_field_of_view_of_another() -> None:
     # given: a session whose clicks have moved since the field of view was placed
     predictor, stack = tiny_predictor(fov_mm=40), SliceStack(tube_volume(), "axial")

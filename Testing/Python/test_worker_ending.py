@@ -203,8 +203,8 @@ def test_a_process_object_that_is_deleted_ends_its_worker_without_a_traceback(
         monkeypatch.setattr(sys, "excepthook", lambda *error: raised.append(error))
         request = d.client.segment("volume", [line()])
         d.until(lambda: d.client.hello is not None)
-        process = d.client._broker.connection.transport._process
-        shiboken6.delete(process)
+        connection: Any = d.client._broker.connection
+        shiboken6.delete(connection.transport._process)
         QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
         assert children() == []
         assert request.finished
