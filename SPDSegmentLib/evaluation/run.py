@@ -130,9 +130,13 @@ def _run(
 def shuffled_clicks(
     targets: Sequence[EvaluationTarget], position: int, severity: str | float | NoiseConfig, seed: int
 ) -> Clicks:
-    """The next other patient's clicks, moved to the same place of this volume by relative position."""
+    """The next other patient's clicks, moved to the same place of this volume by relative position.
+
+    They are on the like structure (the same name) where another patient has one: of two kidneys, on the same side.
+    """
     own = targets[position]
-    others = [t for t in (*targets[position + 1 :], *targets[:position]) if t.patient != own.patient] or [own]
+    others = [t for t in (*targets[position + 1 :], *targets[:position]) if t.patient != own.patient]
+    others = [t for t in others if t.name == own.name] or others or [own]
     clicks, _ = others[0].clicks(severity, seed)
     theirs, ours = np.array(others[0].mask.shape, float), np.array(own.mask.shape, float)
     index = np.clip(np.rint(clicks.slice_index * ours[0] / theirs[0]), 0, ours[0] - 1).astype(int)

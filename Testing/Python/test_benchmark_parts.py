@@ -28,6 +28,7 @@ from SPDSegmentLib.evaluation.benchmark.summary import (
 from SPDSegmentLib.evaluation.comparators.bundle_row import clicked_component
 from SPDSegmentLib.evaluation.comparators.frozen_sam import box_around, random_points
 from SPDSegmentLib.evaluation.comparators.protocol import Budget
+from SPDSegmentLib.evaluation.run import shuffled_clicks
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.prompts.noise import SEVERITIES, NoiseConfig
@@ -103,6 +104,18 @@ def test_clean_and_shuffled_clicks_differ_from_the_noisy_ones_and_repeat(tmp_pat
     assert not np.array_equal(made["noisy"].xy, made["clean"].xy)
     other = dataset.targets("c")[0].clicks("severe", 5)[0]
     assert np.array_equal(made["shuffled"].slice_index, other.slice_index)
+
+
+def test_shuffled_clicks_are_on_the_like_structure_of_another_patient(tmp_path: Path) -> None:
+    dataset = plan_of(options(write_benchmark(tmp_path))).cells[0].dataset
+    (b,), (c,) = dataset.targets("b"), dataset.targets("c")
+    left, right = (replace(b, name=name) for name in ("left", "right"))
+    theirs = [replace(c, name=name) for name in ("left", "right")]
+    for position, expected in ((0, theirs[0]), (1, theirs[1])):
+        clicks = shuffled_clicks([left, right, *theirs], position, "severe", 5)
+        assert np.array_equal(clicks.slice_index, expected.clicks("severe", 5)[0].slice_index)
+    alone = shuffled_clicks([left, theirs[1]], 0, "severe", 5)
+    assert np.array_equal(alone.slice_index, theirs[1].clicks("severe", 5)[0].slice_index)
 
 
 def test_random_points_are_as_many_and_come_from_nearby() -> None:
