@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput, DeviceUnavailable, OutOfMemory
+from SPDSegmentLib.inference.memory import keep_freed_memory
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.padding import pad_points
 
@@ -75,6 +76,8 @@ class Engine:
     def __init__(
         self, model: SPDModel, device: torch.device, precision: torch.dtype, batch_size: int, max_points: int
     ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.model = model.to(device).prepare_for_inference(precision)
         self.device = device
         self.precision = precision

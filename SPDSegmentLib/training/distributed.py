@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from SPDSegmentLib.inference.engine import autocast, choose_device, choose_precision
+from SPDSegmentLib.inference.memory import keep_freed_memory
 from SPDSegmentLib.networks.guarded_imports import hide_broken_torchvision
 
 
@@ -65,4 +66,7 @@ def join_processes(device: str = "auto") -> Processes:
 
         accelerator = Accelerator(cpu=device == "cpu")
         return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device, accelerator)
-    return Processes(device=choose_device(device))
+    chosen = choose_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
+    return Processes(device=chosen)
