@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
     """Let large tensors reuse memory; up to ``KEPT_BYTES`` that were freed stay with the process.
 
     glibc maps every block beyond 32 MB anew, and the system clears each of its pages when it is first touched, which
-    took up to half of the encoder's time in float32 (``Testing/Benchmarks/freed_memory.py``). Nothing happens where the C library is another one, or where the
-    environment has settings of its own (``MALLOC_...``).
+    took up to half of the encoder's time in float32 (``Testing/Benchmarks/freed_memory.py``). Nothing happens where the
+    C library is another one, or where the environment has settings of its own (``MALLOC_...``).
 
     Returns:
         Whether the settings were taken.
