@@ -6,10 +6,10 @@ import ctypes
 import os
 import sys
 
-KEPT_BYTES = 1 << 30
+KEPT_BYTES = 256 << 20
 GROWTH_BYTES = 64 << 20
 # of glibc's mallopt(3)
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> bool:
@@ -28,6 +28,11 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_M_TRIM_THRESHOLD, KEPT_BYTES), (_M_TOP_PAD, GROWTH_BYTES), (_M_MMAP_MAX, 0))
+    settings = (
+        (_M_TRIM_THRESHOLD, KEPT_BYTES),
+        (_M_TOP_PAD, GROWTH_BYTES),
+        (_M_MMAP_MAX, 0),
+        (_M_ARENA_MAX, 1),  # a second thread's own memory could not grow beyond 64 MB in one piece
+    )
     taken = [mallopt(name, value) == 1 for name, value in settings]
     return all(taken)
