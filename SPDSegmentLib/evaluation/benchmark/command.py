@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,8 @@ def write_outcome(plan: Plan, folder: Path, options: BenchmarkOptions) -> Outcom
         f"spdsegment bench {options.config.as_posix()}" + (" --quick" if options.quick else ""),
         notes.read_text(encoding="utf-8") if notes is not None and notes.is_file() else "",
     )
-    places = [folder / "report.md"] + ([config.folder / config.report] if config.report else [])
+    places = [folder / "report.md"]
+    places += [Path(os.path.normpath(config.folder / config.report))] if config.report else []
     for place in places:
         write_text(place, report_text(given, place.resolve()))
     problems = [f"{d.name}/{r.method.name}: {r.state}" for d in datasets for r in d.methods.values() if ": " in r.state]

@@ -18,7 +18,7 @@ from SPDSegmentLib.evaluation.benchmark.histogram import (
     read_histogram,
 )
 from SPDSegmentLib.evaluation.benchmark.paper import COMPARABLE, PAPER_ROWS
-from SPDSegmentLib.evaluation.benchmark.summary import ClaimResult, DatasetResult, difference
+from SPDSegmentLib.evaluation.benchmark.summary import NOT_YET, ClaimResult, DatasetResult, difference
 
 LIMITS = """\
 - Clicks are simulated. Their noise follows our model of hasty clicking, not recordings of radiologists.
@@ -80,7 +80,8 @@ def report_text(given: ReportInput, place: Path) -> str:
         "## Do the clicks matter?",
         _controls_table(given),
         "## All rows, by data set",
-        *(_dataset_section(given, dataset, place) for dataset in given.datasets),
+        *(_dataset_section(given, dataset, place) for dataset in given.datasets if dataset.measured),
+        _unmeasured(given),
         "## What did not work",
         _failures(given),
         given.notes.strip(),
@@ -204,6 +205,11 @@ def _dataset_section(given: ReportInput, dataset: DatasetResult, place: Path) ->
     return "\n\n".join(part for part in parts if part)
 
 
+def _unmeasured(given: ReportInput) -> str:
+    titles = [dataset.title for dataset in given.datasets if not dataset.measured]
+    return f"Declared and not measured yet: {'; '.join(titles)}." if titles else ""
+
+
 def _failures(given: ReportInput) -> str:
     """Claims that do not hold, rows that beat SPD, and rows without figures."""
     lines = [
@@ -226,7 +232,7 @@ def _failures(given: ReportInput) -> str:
     states: dict[tuple[str, str], list[str]] = {}
     for dataset in given.datasets:
         for result in dataset.methods.values():
-            if result.state and result.state != "not measured yet":
+            if result.state and result.state != NOT_YET:
                 states.setdefault((result.method.title, result.state), []).append(dataset.name)
     lines += [f"- {title}: {state} ({', '.join(names)})." for (title, state), names in states.items()]
     return "\n".join(lines) or "Nothing so far: every claim holds and every row ran."

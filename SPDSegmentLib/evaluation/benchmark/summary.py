@@ -14,6 +14,7 @@ from SPDSegmentLib.evaluation.benchmark.plan import Plan
 from SPDSegmentLib.evaluation.statistics import bootstrap_ci, holm, paired_wilcoxon, patient_means
 
 SIGNIFICANT = 0.05
+NOT_YET = "not measured yet"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ class DatasetResult:
         """As printed."""
         return self.spec.title
 
+    @property
+    def measured(self) -> bool:
+        """Whether any row was."""
+        return any(result.rows for result in self.methods.values())
+
     def of_group(self, *groups: str) -> list[MethodResult]:
         """Methods of some groups."""
         return [result for result in self.methods.values() if result.method.group in groups]
@@ -119,7 +125,7 @@ def collect(plan: Plan) -> list[DatasetResult]:
         rows, wanted = plan.rows(planned), plan.wanted(planned)
         states = list(dict.fromkeys(f"{state}: {reason}" for state, reason in planned.cell.states.values()))
         if not states and len(rows) < wanted:
-            states = [f"{len(rows)} of {wanted} measured"] if rows else ["not measured yet"]
+            states = [f"{len(rows)} of {wanted} measured"] if rows else [NOT_YET]
         result = MethodResult(planned.method, rows, "; ".join(states), planned.cell.training)
         collected[dataset.name].methods[planned.method.name] = result
     return list(collected.values())
@@ -177,7 +183,7 @@ class ClaimResult:
     def verdict(self) -> str:
         """``yes`` needs the size and p < 0.05 after correction; few patients can show the size only."""
         if self.dsc is None or not self.met:
-            return "not measured yet" if self.dsc is None else "no"
+            return NOT_YET if self.dsc is None else "no"
         return "yes" if self.dsc.p_holm < SIGNIFICANT else "in size only"
 
 

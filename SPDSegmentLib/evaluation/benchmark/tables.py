@@ -11,6 +11,7 @@ from typing import Any
 from SPDSegmentLib.evaluation.benchmark.cells import METRICS
 from SPDSegmentLib.evaluation.benchmark.config import BenchmarkConfig
 from SPDSegmentLib.evaluation.benchmark.summary import (
+    NOT_YET,
     ClaimResult,
     DatasetResult,
     Difference,
@@ -56,6 +57,11 @@ def method_table(dataset: DatasetResult, groups: Sequence[str], config: Benchmar
     rows = dataset.of_group(*groups)
     tests = differences(dataset, config.reference, config.severities, rows)
     reference = dataset.methods.get(config.reference)
+    missing = [result.method.title for result in rows if result.state == NOT_YET]
+    not_yet = f"Not measured yet: {'; '.join(missing)}." if missing else ""
+    rows = [result for result in rows if result.state != NOT_YET]
+    if not rows:
+        return not_yet
     if reference is not None and reference not in rows:
         rows = [reference, *rows]
     head = [f"{noise}: DSC / HD95" for noise in config.severities]
@@ -64,7 +70,7 @@ def method_table(dataset: DatasetResult, groups: Sequence[str], config: Benchmar
     lines.append(_rule(len(head) + 4))
     for result in rows:
         if not result.rows:
-            lines.append(_line([result.method.title, result.state or "not measured yet", *[""] * (len(head) + 2)]))
+            lines.append(_line([result.method.title, result.state, *[""] * (len(head) + 2)]))
             continue
         marks = "".join(f" ({mark})" for mark in (result.state, _training_mark(result, config)) if mark)
         cells = [
@@ -77,6 +83,7 @@ def method_table(dataset: DatasetResult, groups: Sequence[str], config: Benchmar
         cells += [percent(result.figure(headline, "nsd"), False), *_test_cells(test)]
         lines.append(_line([f"{result.method.title}{marks}", *cells]))
     notes = [f"- {r.method.title}: {r.method.note}" for r in rows if r.method.note]
+    notes += [f"- {not_yet}"] if not_yet else []
     tested = (
         f" p: two-sided paired Wilcoxon test per patient, Holm-corrected over this table's methods and severities"
         f"{_smallest_p(dataset.patients)}."
@@ -99,9 +106,12 @@ def _smallest_p(patients: int) -> str:
 
 
 def headline_table(datasets: Sequence[DatasetResult], config: BenchmarkConfig) -> str:
-    """One line per key method, one column per data set, at the headline severity."""
+    """One line per key method, one column per data set, at the headline severity; nothing of what was not measured."""
+    datasets = [dataset for dataset in datasets if dataset.measured]
     lines = [_line(["method", *(f"{d.title} ({d.patients})" for d in datasets)]), _rule(len(datasets) + 1)]
     for name in config.key_methods:
+        if all(d.methods[name].state == NOT_YET for d in datasets if name in d.methods):
+            continue
         cells = []
         for dataset in datasets:
             result = dataset.methods.get(name)
@@ -142,17 +152,20 @@ def claims_table(claims: Sequence[ClaimResult]) -> str:
     """What the evidence must show, and whether it does."""
     lines = [_line(["claim", "data set", "wanted", "paper", "DSC difference", "HD95 difference", "p (Holm)", "shown"])]
     lines.append(_rule(8))
+    missing: dict[str, list[str]] = {}
     for result in claims:
         wanted = f">= {100 * result.claim.at_least:+.0f}"
         paper = result.claim.paper or NOTHING
         if result.dsc is None:
-            lines.append(_line([result.claim.text, result.dataset, wanted, paper, "not measured yet", "", "", ""]))
+            missing.setdefault(result.claim.text, []).append(result.dataset)
             continue
         hd95 = NOTHING if result.hd95 is None else f"{result.hd95.value.mean:+.1f} mm"
         value = result.dsc.value
         text = f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
         p = p_value(result.dsc.p_holm)
         lines.append(_line([result.claim.text, result.dataset, wanted, paper, text, hd95, p, result.verdict]))
+    not_yet = "; ".join(f"{text} ({', '.join(names)})" for text, names in missing.items())
+    lines += ["", f"Not measured yet: {not_yet}."] if not_yet else []
     return "\n".join(lines)
 
 
