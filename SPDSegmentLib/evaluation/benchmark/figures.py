@@ -23,7 +23,7 @@ def draw_headline(path: Path, datasets: Sequence[DatasetResult], config: Benchma
     figure, panels = new_panels(1, len(shown), width=3.6, height=3.3)
     for axes, dataset in zip(panels[0], shown, strict=True):
         methods = [dataset.methods[name] for name in config.key_methods if name in dataset.methods]
-        _curves(axes, methods, config.severities, "dsc")
+        _curves(axes, methods, config.severities, "dsc", config.reference)
         axes.set_title(f"{dataset.title}, {dataset.patients} patients", fontsize=8)
         axes.set_ylim(0, 1)
     _finish(figure, panels[0][0], path)
@@ -43,8 +43,8 @@ def draw_severity(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -
     figure, panels = new_panels(len(chosen), 2, width=5.0, height=3.4)
     for row, methods in zip(panels, chosen, strict=True):
         for axes, metric in zip(row, METRIC_LABELS, strict=True):
-            _curves(axes, methods, config.severities, metric)
-        row[0].legend(fontsize=6)
+            _curves(axes, methods, config.severities, metric, config.reference)
+        row[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.01, 0.5))
     save_figure(figure, path)
     return True
 
@@ -59,7 +59,7 @@ def draw_parts(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> b
         for axes, part in zip(row, config.parts, strict=True):
             labels = [CLEAN, *(f"{part}:{level}" for level in config.part_levels)]
             labels = [label for label in labels if label == CLEAN or not is_clean(label)]
-            _curves(axes, methods, labels, metric)
+            _curves(axes, methods, labels, metric, config.reference)
             axes.set_xticks(range(len(labels)), [label.rpartition(":")[2] for label in labels], fontsize=7)
             axes.set_title(f"{PART_TITLES[part]} only", fontsize=8)
             axes.set_xlabel("")
@@ -94,15 +94,17 @@ def draw_sweeps(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> 
     return True
 
 
-def _curves(axes: Any, methods: Sequence[MethodResult], noises: Sequence[str], metric: str) -> None:
-    """One line with its band per method; methods that were measured at a single noise are left out."""
+def _curves(axes: Any, methods: Sequence[MethodResult], noises: Sequence[str], metric: str, reference: str) -> None:
+    """One line with its band per method, the reference in black on top of the others."""
     for result in methods:
         known = [(i, f) for i, noise in enumerate(noises) if (f := result.figure(noise, metric)) is not None]
         if not known:
             continue
         x = [i for i, _ in known]
-        axes.plot(x, [f.mean for _, f in known], marker="o", markersize=3, label=result.method.title)
-        axes.fill_between(x, [f.low for _, f in known], [f.high for _, f in known], alpha=0.1)
+        style = {"color": "black", "linewidth": 2.4, "zorder": 5} if result.method.name == reference else {}
+        (line,) = axes.plot(x, [f.mean for _, f in known], marker="o", markersize=3, label=result.method.title, **style)
+        low, high = [f.low for _, f in known], [f.high for _, f in known]
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
     axes.set_xticks(range(len(noises)), noises, fontsize=8)
     axes.set_xlabel("click noise", fontsize=8)
     axes.set_ylabel(METRIC_LABELS[metric], fontsize=8)
