@@ -20,6 +20,7 @@ from SPDSegmentLib.evaluation.benchmark.plan import TimeLeft
 from SPDSegmentLib.evaluation.benchmark.progress import time_text
 from SPDSegmentLib.evaluation.benchmark.report import ReportInput, report_text
 from SPDSegmentLib.evaluation.benchmark.summary import (
+    NOT_YET,
     DatasetResult,
     MethodResult,
     check_claims,
@@ -231,6 +232,23 @@ def test_the_policy_stands_under_every_table_and_no_row_is_dropped(tmp_path: Pat
     records = tables.summary_records([dataset], given.config)
     assert [r["state"] for r in records if r["method"] == "gone"] == ["not run: weights not available"]
     assert tables.csv_text(records).count("\n") == len(records) + 1
+
+
+def test_what_was_not_measured_is_named_in_a_line_and_fills_no_table(tmp_path: Path) -> None:
+    given = _config(tmp_path)
+    dataset, untouched = _dataset(0.12), _dataset(0.12)
+    dataset.methods["sam-tuning"] = MethodResult(MethodSpec("sam-tuning", "Later", bundle="x"), [], NOT_YET, {})
+    untouched.spec = replace(untouched.spec, name="other", title="Other")
+    untouched.methods = {
+        name: MethodResult(r.method, [], NOT_YET, {}) for name, r in untouched.methods.items() if name != "gone"
+    }
+    given.datasets = [dataset, untouched]
+    given.claims = check_claims(given.config.claims, given.datasets)
+    assert tables.method_table(untouched, ("main",), given.config) == "Not measured yet: Spd; Sam-Tuning."
+    text = report_text(given, tmp_path / "report.md")
+    assert "- Not measured yet: Later." in text and "| Later |" not in text
+    assert "Declared and not measured yet: Other." in text and "### Other" not in text
+    assert "Not measured yet: Much better (toy, other)." in text
 
 
 def test_the_report_begins_with_a_table_and_says_what_failed(tmp_path: Path) -> None:
