@@ -45,6 +45,7 @@ def train(
     hooks: RunHooks | None = None,
     stage1_state: dict[str, torch.Tensor] | None = None,
     cases: Sequence[Case] | None = None,
+    embeddings: Path | None = None,
 ) -> SPDModel:
     """Train stage I, then stage II.
 
@@ -54,6 +55,8 @@ def train(
         weights: base weights of the backbone, ``None`` for random ones.
         stage1_state: adapter tensors of a bundle whose stage I is taken over.
         cases: already loaded training cases.
+        embeddings: folder of the kept embeddings, by default one in the run's folder; runs that differ in the decoder
+            alone may share it.
 
     Returns:
         The trained model with its adapters unmerged.
@@ -83,7 +86,7 @@ def train(
         loop.run(stage1(model, cases, config, processes).phase())
     if config.stage2.steps == 0 and config.stage2.head_steps == 0:
         return model
-    bank = _bank(model, cases, config, run_folder, processes, hooks)
+    bank = _bank(model, cases, config, embeddings or run_folder / "embeddings", processes, hooks)
     stage2 = Stage2(model, bank, config, processes)
     if stage1_state is None:
         loop.run(stage2.head_phase())
@@ -112,7 +115,7 @@ def _bank(
     model: SPDModel,
     cases: Sequence[Case],
     config: TrainingConfig,
-    run_folder: Path,
+    folder: Path,
     processes: Processes,
     hooks: RunHooks,
 ) -> EmbeddingBank:
@@ -121,7 +124,7 @@ def _bank(
             model,
             cases,
             config,
-            run_folder / "embeddings",
+            folder,
             processes.device,
             lambda done, total: hooks.on_progress("computing embeddings", done, total, None, {}),
             hooks.cancelled,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,37 @@ def test_an_ablation_takes_over_the_first_stage_of_a_bundle_that_is_there(bench:
     )
     name = next(name for name in ours if "lora_A" in name and name.startswith("image_encoder"))
     assert bool((ours[name] == taken[name]).all())
+
+
+def test_ablations_on_one_first_stage_share_the_kept_embeddings_and_give_what_they_give_alone(bench: Path) -> None:
+    more = """
+[method.no-psc]
+title = "Without PSC"
+bundle = "{dataset}-no-psc"
+stage1_from = "spd"
+train = { stage2 = { psc_weight = 0.0 } }
+
+[method.more-views]
+title = "More views"
+bundle = "{dataset}-more-views"
+stage1_from = "spd"
+train = { stage2 = { entries = 5 } }
+"""
+    text = METHODS.replace("folds = 3", "train = true").replace('bundle = "{dataset}"', 'bundle = "bundle"')
+    bench.write_text(text + more, encoding="utf-8")
+    run_benchmark(options(bench, only=("blob/no-psc",)))
+    alone = read_cell(bench.parent / "results", "blob", "no-psc").rows
+    shutil.rmtree(bench.parent / "results")
+    shutil.rmtree(bench.parent / "work")
+    run_benchmark(options(bench, only=("blob/raw",)))
+    fold = bench.parent / "work" / "blob" / "fold0"
+    (kept,) = fold.glob("embeddings-*")
+    made = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    run_benchmark(options(bench, only=("blob/no-psc", "blob/more-views")))
+    assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == made
+    assert len(list(fold.glob("embeddings-*"))) == 2
+    shared = read_cell(bench.parent / "results", "blob", "no-psc").rows
+    assert {p: replace(r, seconds=0) for p, r in shared.items()} == {p: replace(r, seconds=0) for p, r in alone.items()}
 
 
 def test_without_training_untrained_rows_say_so(bench: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -86,7 +87,14 @@ class OwnTraining:
         hooks = RunHooks(lambda what, done, total, left, losses: on_progress(done, total, losses))
         run_folder = folder / "run"
         model = train(
-            self.config, self._data_folder, run_folder, weights, join_processes(self._inputs.device), hooks, state
+            self.config,
+            self._data_folder,
+            run_folder,
+            weights,
+            join_processes(self._inputs.device),
+            hooks,
+            state,
+            embeddings=self._embeddings(folder),
         )
         parameters = sum(p.numel() for p in model.stage1_parameters() + model.stage2_parameters())
         steps = self.config.stage1.steps + self.config.stage2.head_steps + self.config.stage2.steps
@@ -121,6 +129,21 @@ class OwnTraining:
         config["data"].pop("validation")
         config["data"].pop("folder")
         return {"training": config, "stage1": self._stage1_identity}
+
+    def _embeddings(self, folder: Path) -> Path | None:
+        """Where the kept embeddings lie: beside the run where other ablations on the same stage I can use them too."""
+        if self._stage1 is None:
+            return None
+        depends = self.describe_model()
+        training = depends["training"]
+        stage2 = training.pop("stage2")
+        depends["views"] = {"entries": stage2["entries"], "margin": stage2["margin"]}
+        for name in ("bundle", "prompts", "stage1", "initialize_from"):
+            training.pop(name)
+        for name in ("decoder", "decoder_lora_rank", "dense_saliency_prompt"):
+            training["network"].pop(name)
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
+        return folder.parent / f"embeddings-{digest[:10]}"
 
     def describe(self) -> dict[str, Any]:
         """What the result depends on, JSON-ready."""
