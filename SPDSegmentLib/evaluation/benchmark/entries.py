@@ -129,8 +129,8 @@ class EntryMaker:
             return FrozenSam(inputs, bundle=source.get() if source else None, **settings)
 
         key = self._key(method, dataset, fold, {**settings, "bundle": source.identity if source else ""})
-        shares = f"frozen {source.identity}" if source else f"frozen {method.name}"
-        return Entry(method, dataset, fold, key, make, shares=shares)
+        backbone = method.settings.get("backbone", "lite_medsam")
+        return Entry(method, dataset, fold, key, make, shares=f"frozen {backbone}")
 
     def _own_training(self, method: MethodSpec, dataset: Dataset, fold: Fold, inputs: InputSettings) -> Entry:
         if not dataset.trains:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from SPDSegmentLib.prompts.padding import pad_points
 PROMPTS = ("raw", "random", "consensus")
 SHAPES = ("points", "box")
 BATCH = 8
+KEPT_WINDOWS = 4
 Points = dict[int, np.ndarray]  # (M, 2) slice pixels by slice
 
 
@@ -82,8 +85,6 @@ class FrozenSam:
         self._inputs = inputs
         self._engine: Engine | None = None
         self._saliency: LoadedBundle | None = None
-        self._seen: tuple[SliceStack, InputWindow] | None = None
-        self._embeddings: dict[int, Tensor] = {}
 
     def train(self, cases: Sequence[TrainingCase], folder: Path, budget: Budget, on_progress: OnProgress) -> None:
         """Nothing is trained."""
@@ -116,9 +117,9 @@ class FrozenSam:
             return mask
         points = self._points(stack, inside)
         window = self._window(stack, inside)
-        self._encode_volume(stack, window)
+        embeddings = self._encode_volume(stack, window)
         for batch in _alike(points):
-            logits = self._decode(batch, [points[t] for t in batch], stack, window)
+            logits = self._decode(embeddings[batch], [points[t] for t in batch], stack, window)
             mask[batch] = window.restore(logits, -1.0) > 0
         return mask
 
@@ -147,26 +148,34 @@ class FrozenSam:
         size, fov_mm = self.network.image_size, self._inputs.fov_mm
         return place_window((height, width), stack.pixel_mm, size, fov_mm, np.median(clicks.xy, axis=0))
 
-    def _encode_volume(self, stack: SliceStack, window: InputWindow) -> None:
-        """Embeddings of all slices in this field of view, kept until either changes."""
-        if self._seen is not None and self._seen[0] is stack and self._seen[1] == window:
-            return
-        assert self._engine is not None
-        self._seen, self._embeddings = (stack, window), {}
-        limits = intensity_range(stack.array, self._inputs.intensity)
-        for start in range(0, stack.n_slices, BATCH):
-            images = window.resample(normalize(stack.array[start : start + BATCH], limits))
-            for offset, embedding in enumerate(self._engine.encode(images)):
-                self._embeddings[start + offset] = embedding
+    def _encode_volume(self, stack: SliceStack, window: InputWindow) -> Tensor:
+        """Embeddings (T, C, h, w) of all slices in this field of view; rows on one backbone share them."""
+        engine = self._engine
+        assert engine is not None
+        key = (self.network.backbone, self.network.image_size, str(engine.device), self._inputs.intensity)
+        kept = _SHARED.get(key)
+        if kept is None or kept.stack is not stack:
+            kept = _SHARED[key] = _Embedded(stack)
+        if window not in kept.by_window:
+            limits = intensity_range(stack.array, self._inputs.intensity)
+            parts = [
+                engine.encode(window.resample(normalize(stack.array[start : start + BATCH], limits)))
+                for start in range(0, stack.n_slices, BATCH)
+            ]
+            kept.by_window[window] = torch.cat(parts)
+            while len(kept.by_window) > KEPT_WINDOWS:
+                kept.by_window.popitem(last=False)
+        kept.by_window.move_to_end(window)
+        return kept.by_window[window]
 
     @torch.inference_mode()
     def _decode(
-        self, slices: Sequence[int], points: Sequence[np.ndarray], stack: SliceStack, window: InputWindow
+        self, embeddings: Tensor, points: Sequence[np.ndarray], stack: SliceStack, window: InputWindow
     ) -> np.ndarray:
-        """Mask logits (B, S, S) of slices from their points (M, 2) in slice pixels."""
+        """Mask logits (B, S, S) of slices from their embeddings (B, C, h, w) and points (M, 2) in slice pixels."""
         assert self._engine is not None
         model, device = self._engine.model, self._engine.device
-        embeddings = torch.stack([self._embeddings[t] for t in slices]).float()
+        embeddings = embeddings.float()
         if self.shape == "points":
             padded, labels = pad_points([window.to_input(p) for p in points])
             xy, kinds = torch.from_numpy(padded).to(device), torch.from_numpy(labels).to(device)
@@ -176,6 +185,18 @@ class FrozenSam:
             corners = np.stack([box_around(p, margin, window) for p in points]).astype(np.float32)
             logits, _ = model.decode(embeddings, None, None, boxes=torch.from_numpy(corners).to(device))
         return np.asarray(logits[:, 0].cpu())
+
+
+@dataclass
+class _Embedded:
+    """The embeddings of one volume, the latest few fields of view."""
+
+    stack: SliceStack
+    by_window: OrderedDict[InputWindow, Tensor] = field(default_factory=OrderedDict)
+
+
+_SHARED: dict[tuple[object, ...], _Embedded] = {}
+"""By everything that an embedding depends on besides volume and field of view; only the latest volume is kept."""
 
 
 def _alike(points: Points) -> list[list[int]]:
