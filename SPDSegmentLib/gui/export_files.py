@@ -38,6 +38,7 @@ class ExportSource:
         color: of the segment, red, green and blue in [0, 1].
         terminology: entry as Slicer writes it, empty for none.
         surface: how a surface is made of it.
+        state: of the segment when it was taken.
     """
 
     target: Target
@@ -47,6 +48,12 @@ class ExportSource:
     color: tuple[float, float, float]
     terminology: str
     surface: SurfaceSettings
+    state: tuple[int, str]
+
+    def isCurrent(self) -> bool:
+        """Whether segment and volume are still as they were."""
+        node = self.target.node
+        return node is not None and self.snapshot.isCurrent() and _stateOf(node, self.target.segmentId) == self.state
 
 
 @dataclass(frozen=True)
@@ -108,10 +115,18 @@ def makeSource(segmentationNode: Any, segmentId: str, volumeNode: Any, *, emptyT
         segment.GetColor(),
         str(terminology),
         surfaceSettings(segmentation),
+        _stateOf(segmentationNode, segmentId),
     )
     if not emptyToo and not source.content.box.any():
         raise BadInput(_("The segment {name} is empty.").format(name=source.name), _("Press Segment first."))
     return source
+
+
+def _stateOf(segmentationNode: Any, segmentId: str) -> tuple[int, str]:
+    """Time of the last change of a segment's voxels, and its name."""
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+    labelmap = segment.GetRepresentation("Binary labelmap")
+    return int(labelmap.GetMTime()) if labelmap is not None else 0, str(segment.GetName())
 
 
 def exportSegment(

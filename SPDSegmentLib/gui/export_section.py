@@ -69,10 +69,12 @@ class ExportSection:
     def _onExport(self, checked: bool) -> None:
         format_ = self.formats[self.ui.exportFormatBox.currentIndex]
         try:
-            chosen = self.askPath(format_, self._source().name)
+            source = self._source()
+            chosen = self.askPath(format_, source.name)
             if not chosen:
                 return
-            source = self._source()  # slices may have come while the window was open
+            if not source.isCurrent():  # slices came while the window was open
+                source = self._source()
             asked = str(format_.withSuffix(chosen)) == chosen
             path = choosePath(format_, chosen, (lambda path: True) if asked else self.confirm)
         except Cancelled:

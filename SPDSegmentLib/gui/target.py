@@ -18,6 +18,8 @@ from .write_record import WriteRecord
 RECORD_ATTRIBUTE = "SPDSegment.Record."
 EDITOR_ATTRIBUTE = "SPDSegment.Editor"
 GRID_TOLERANCE = 1e-3
+LARGE_LABELMAP = 1 << 24
+"""Voxels beyond which the empty margin of a labelmap is cut off before it is copied."""
 
 
 class SupportsUndo(Protocol):
@@ -83,8 +85,13 @@ class Target:
             return SegmentContent(snapshot.grid.shape, box, start)
         i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
         scalars = vtk_to_numpy(labelmap.GetPointData().GetScalars())
-        array = scalars.reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1) == segment.GetLabelValue()
-        startIJK = (i0 + offset[0], j0 + offset[1], k0 + offset[2])
+        labels = scalars.reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
+        inside = _filledPart(labels) if labels.size > LARGE_LABELMAP else (slice(0, None),) * 3
+        if inside is None:
+            return _emptyContent(snapshot.grid)
+        array = labels[inside] == segment.GetLabelValue()
+        first = [part.start for part in reversed(inside)]
+        startIJK = (i0 + offset[0] + first[0], j0 + offset[1] + first[1], k0 + offset[2] + first[2])
         box, start = snapshot.grid.toSlices(array, startIJK)
         return SegmentContent(snapshot.grid.shape, box, start)
 
@@ -204,6 +211,18 @@ def editorLogic(segmentationNode: Any, segmentId: str, volumeNodeId: str) -> Any
 
 def _toSegmentation(node: Any, snapshot: VolumeSnapshot) -> np.ndarray:
     return np.linalg.inv(parentMatrix(node)) @ snapshot.volume.ijk_to_ras
+
+
+def _filledPart(labels: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """Box around everything that is not 0 in (k, j, i); None where there is nothing. Makes no copy: it may be large."""
+    inside: list[slice] = []
+    for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
+        filled = np.flatnonzero(labels.max(axis=others))
+        if not filled.size:
+            return None
+        inside.append(slice(int(filled[0]), int(filled[-1]) + 1))
+        labels = labels[tuple(slice(None) for _ in range(axis)) + (inside[-1],)]
+    return inside[0], inside[1], inside[2]
 
 
 def _emptyContent(grid: SliceGrid) -> SegmentContent:

@@ -80,6 +80,11 @@ def segment(host: Any, module: Any) -> Any:
     return job
 
 
+def settle_export(host: Any, module: Any) -> None:
+    """Wait until the thread that writes or measures has come back."""
+    host.wait_until(lambda: module.ui.exportButton.enabled)
+
+
 def settle(host: Any, module: Any) -> None:
     """Let the application run until no timer of the panel waits and nothing is computed or written."""
     panel = module.widget.panel

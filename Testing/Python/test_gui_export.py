@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gui_helpers import settle_export
 
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.geometry.labelmap import read_labelmap
@@ -137,11 +138,6 @@ def test_the_shipped_models_carry_dicom_codes(host: Any) -> None:
     assert terminology_entry("something else") == ""
 
 
-def settle_export(host: Any, module: Any) -> None:
-    """Wait until the thread that writes or measures has come back."""
-    host.wait_until(lambda: module.ui.exportButton.enabled)
-
-
 def test_statistics_are_a_table_and_a_file(host: Any, scene: Any, tmp_path: Path) -> None:
     import slicer
 
@@ -185,6 +181,24 @@ def test_a_failed_export_is_one_sentence_and_leaves_nothing(
     with pytest.raises(BadInput, match="cannot be written"):
         export(scene, key, tmp_path / "kidney")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_changed_while_the_file_was_chosen_is_in_the_file(host: Any, scene: Any, tmp_path: Path) -> None:
+    import slicer
+
+    state = scene.widget.panel.state
+    more = block()
+    more[9] = more[8]
+
+    def choose(format_: Any, name: str) -> str:
+        node, volume = state.segmentationNode, state.volumeNode
+        slicer.util.updateSegmentBinaryLabelmapFromArray(more, node, state.segmentId, volume)
+        return str(tmp_path / "kidney.nii.gz")
+
+    scene.widget.panel.export.askPath = choose
+    scene.ui.exportButton.click()
+    settle_export(host, scene)
+    assert np.array_equal(read_labelmap(tmp_path / "kidney.nii.gz").array, more)
 
 
 def test_a_failure_beside_the_window_is_said_as_well(

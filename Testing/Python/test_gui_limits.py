@@ -22,6 +22,7 @@ from gui_helpers import (
     record_of,
     segment,
     settle,
+    settle_export,
 )
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
@@ -141,11 +142,11 @@ def test_export_and_statistics_do_not_hold_it(host: Any, monkeypatch: pytest.Mon
             host.dialogs.choose_file(str(tmp_path / f"tube{format_.suffix}"))
             with within(times, LIMIT_MS):
                 module.ui.exportButton.click()
-                host.wait_until(lambda: module.ui.exportButton.enabled)
+                settle_export(host, module)
             assert (tmp_path / f"tube{format_.suffix}").stat().st_size > 100
         with within(times, LIMIT_MS):
             module.ui.statisticsButton.click()
-            host.wait_until(lambda: module.ui.exportButton.enabled)
+            settle_export(host, module)
         assert "ml" in module.ui.exportLabel.text
 
 

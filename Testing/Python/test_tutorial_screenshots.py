@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gui_helpers import settle_export
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
@@ -134,11 +135,14 @@ def test_the_tutorial_leads_to_a_good_kidney(host: Any, folder: Path, tmp_path: 
     save(host, folder, "4-correct")
     fold(module, "export", "setup")
     module.ui.statisticsButton.click()
+    settle_export(host, module)
     assert "ml" in module.ui.exportLabel.text
     host.dialogs.choose_file(str(tmp_path / "kidney.nii.gz"))
     module.ui.exportButton.click()
+    settle_export(host, module)
     assert (tmp_path / "kidney.nii.gz").is_file(), module.ui.exportLabel.text
     module.ui.statisticsButton.click()
+    settle_export(host, module)
     save(host, folder, "5-export")
 
 
