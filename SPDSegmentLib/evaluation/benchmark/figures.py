@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def draw_headline(path: Path, datasets: Sequence[DatasetResult], config: Benchma
     for axes, dataset in zip(panels[0], shown, strict=True):
         methods = [dataset.methods[name] for name in config.key_methods if name in dataset.methods]
         _curves(axes, methods, config.severities, "dsc", config.reference)
-        axes.set_title(f"{dataset.title}, {dataset.patients} patients", fontsize=8)
+        axes.set_title(textwrap.fill(f"{dataset.title}, {dataset.patients} patients", 40), fontsize=8)
         axes.set_ylim(0, 1)
     _finish(figure, panels[0][0], path)
     return True
@@ -95,13 +96,18 @@ def draw_sweeps(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> 
 
 
 def _curves(axes: Any, methods: Sequence[MethodResult], noises: Sequence[str], metric: str, reference: str) -> None:
-    """One line with its band per method, the reference in black on top of the others."""
-    for result in methods:
+    """One line with its band per method, the reference in black on top of the others.
+
+    A method's color is that of its place in the list, measured or not, so that panels can share a legend.
+    """
+    for place, result in enumerate(methods):
         known = [(i, f) for i, noise in enumerate(noises) if (f := result.figure(noise, metric)) is not None]
         if not known:
             continue
         x = [i for i, _ in known]
-        style = {"color": "black", "linewidth": 2.4, "zorder": 5} if result.method.name == reference else {}
+        style: dict[str, Any] = {"color": f"C{place % 10}"}
+        if result.method.name == reference:
+            style = {"color": "black", "linewidth": 2.4, "zorder": 5}
         (line,) = axes.plot(x, [f.mean for _, f in known], marker="o", markersize=3, label=result.method.title, **style)
         low, high = [f.low for _, f in known], [f.high for _, f in known]
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
