@@ -25,6 +25,8 @@ from gui_helpers import (
     settle_export,
 )
 
+from SPDSegmentLib.geometry.labelmap import read_labelmap
+
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
 LARGE = (300, 512, 512)
@@ -144,6 +146,7 @@ def test_export_and_statistics_do_not_hold_it(host: Any, monkeypatch: pytest.Mon
                 module.ui.exportButton.click()
                 settle_export(host, module)
             assert (tmp_path / f"tube{format_.suffix}").stat().st_size > 100
+        assert np.array_equal(read_labelmap(tmp_path / "tube.nrrd").array, tube)
         with within(times, LIMIT_MS):
             module.ui.statisticsButton.click()
             settle_export(host, module)
