@@ -33,6 +33,7 @@ benchmark: weights
 	mkdir -p $(RESULTS)
 	$(BIN)/python Testing/Benchmarks/speed.py --output $(RESULTS)/speed.json
 	$(BIN)/python Testing/Benchmarks/memory.py | tee $(RESULTS)/memory.json
+	$(BIN)/python Testing/Benchmarks/freed_memory.py | tee $(RESULTS)/freed-memory.json
 	$(BIN)/spdsegment evaluate $(CONFIGS)/kidney-mr.toml -m kidney-mr \
 		-m $(MODELS)/kidney-mr-sam-tuning:raw -m $(MODELS)/kidney-mr-sam-tuning:interpolated \
 		-m $(MODELS)/kidney-mr-no-distillation:raw -m $(MODELS)/kidney-mr-no-distillation:interpolated \

@@ -29,9 +29,27 @@ def readClicks(nodes: Iterable[Any]) -> list[Markup]:
     Raises:
         BadInput: another kind of node, or no click.
     """
+    return namedClicks(takeClicks(nodes))
+
+
+def takeClicks(nodes: Iterable[Any]) -> Clicks:
+    """Return node IDs and clicks, as :func:`snapshotClicks`.
+
+    Raises:
+        BadInput: another kind of node.
+    """
+    return tuple((node.GetID(), _readNode(node)) for node in nodes)
+
+
+def namedClicks(clicks: Clicks) -> list[Markup]:
+    """Return what :func:`readClicks` does, of clicks that were taken already.
+
+    Raises:
+        BadInput: no click.
+    """
     markups = [
-        replace(markup, points=tuple(replace(p, id=clickName(node.GetID(), p.id)) for p in markup.points))
-        for node, markup in ((node, _readNode(node)) for node in nodes)
+        replace(markup, points=tuple(replace(p, id=clickName(nodeId, p.id)) for p in markup.points))
+        for nodeId, markup in clicks
     ]
     if not any(point.placed and point.selected for markup in markups for point in markup.points):
         raise BadInput(
@@ -47,7 +65,7 @@ def clickName(nodeId: str, pointId: str) -> str:
 
 def snapshotClicks(nodes: Iterable[Any]) -> Clicks:
     """Return node IDs and clicks, for comparing and restoring; nodes of other kinds are left out."""
-    return tuple((node.GetID(), _readNode(node)) for node in nodes if node.GetClassName() in _KINDS)
+    return takeClicks(node for node in nodes if node.GetClassName() in _KINDS)
 
 
 def middleOfClicks(nodes: Iterable[Any]) -> tuple[float, float, float] | None:

@@ -104,18 +104,15 @@ class ClicksSection(VTKObservationMixin):
         self.fill()
         self._ringTimer.start()
 
-    def fill(self) -> None:
-        """Fill the table, where it can be seen."""
+    def fill(self, clicks: Clicks | None = None) -> None:
+        """Fill the table, where it can be seen; ``clicks``: those of now, where they were read already."""
         self.ui.clicksLabel.text = summary(self._record.fates)
         if self.ui.clicksSection.collapsed:
             return
         fates = {fate.clickId: fate for fate in self._record.fates if fate.clickId}
-        rows = [
-            (nodeId, point)
-            for nodeId, markup in snapshotClicks(self._state().centerlineNodes)
-            for point in markup.points
-            if point.placed
-        ][:MAX_ROWS]
+        if clicks is None:
+            clicks = snapshotClicks(self._state().centerlineNodes)
+        rows = [(nodeId, point) for nodeId, markup in clicks for point in markup.points if point.placed][:MAX_ROWS]
         self._rows = [(nodeId, point.id) for nodeId, point in rows]
         texts = fateTexts()
         self._contents = [_rowContent(point, fates.get(clickName(nodeId, point.id)), texts) for nodeId, point in rows]
@@ -199,7 +196,7 @@ class ClicksSection(VTKObservationMixin):
         clicks = snapshotClicks(self._state().centerlineNodes)
         if clicks != self._seen:
             self._seen = clicks
-            self.fill()
+            self.fill(clicks)
             self._onClicksChanged()
 
     def _onCollapsed(self, collapsed: bool) -> None:

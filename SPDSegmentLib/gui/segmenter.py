@@ -8,7 +8,7 @@ from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.worker.messages import SaliencyReady
 from SPDSegmentLib.worker.request import Callbacks, Request
 
-from .centerlines import Clicks, readClicks, renameClicks, restoreClicks, snapshotClicks, usedClicks
+from .centerlines import Clicks, namedClicks, renameClicks, restoreClicks, snapshotClicks, takeClicks, usedClicks
 from .history import History
 from .job import CallLater, Job, JobState
 from .result_writer import ResultWriter
@@ -53,7 +53,8 @@ class Segmenter:
         Raises:
             SPDError: what was given cannot be segmented.
         """
-        clicks = readClicks(task.centerlineNodes)
+        before = takeClicks(task.centerlineNodes)
+        clicks = namedClicks(before)
         key = task.key
         former = self._jobs.get(key)
         if former is not None and not former.finished:
@@ -61,7 +62,6 @@ class Segmenter:
         snapshot = task.view.snapshot()
         self._adoptAxis(task, snapshot)
         history = self._histories.setdefault(key, History())
-        before = snapshotClicks(task.centerlineNodes)
         writer = ResultWriter(task.target, snapshot, lambda: self._saveState(task, writer.digestsBefore))
         locked = writer.begin()
         history.remember(writer.digestsBefore, self._lastClicks.get(key, before), writer.record)
