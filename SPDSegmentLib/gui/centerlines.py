@@ -23,39 +23,26 @@ _KINDS = {
 }
 
 
-def readClicks(nodes: Iterable[Any]) -> list[Markup]:
-    """Return the clicks of markups nodes in world RAS, each with a name of its own, see :func:`clickName`.
+def readClicks(nodes: Iterable[Any]) -> Clicks:
+    """Return node IDs and clicks in world RAS, as :func:`snapshotClicks`, where they can be used.
 
     Raises:
         BadInput: another kind of node, or no click.
     """
-    return namedClicks(takeClicks(nodes))
-
-
-def takeClicks(nodes: Iterable[Any]) -> Clicks:
-    """Return node IDs and clicks, as :func:`snapshotClicks`.
-
-    Raises:
-        BadInput: another kind of node.
-    """
-    return tuple((node.GetID(), _readNode(node)) for node in nodes)
-
-
-def namedClicks(clicks: Clicks) -> list[Markup]:
-    """Return what :func:`readClicks` does, of clicks that were taken already.
-
-    Raises:
-        BadInput: no click.
-    """
-    markups = [
-        replace(markup, points=tuple(replace(p, id=clickName(nodeId, p.id)) for p in markup.points))
-        for nodeId, markup in clicks
-    ]
-    if not any(point.placed and point.selected for markup in markups for point in markup.points):
+    clicks = tuple((node.GetID(), _readNode(node)) for node in nodes)
+    if not any(point.placed and point.selected for nodeId, markup in clicks for point in markup.points):
         raise BadInput(
             _("There are no clicks yet."), _("Press Place clicks, then click along the structure in the slice views.")
         )
-    return markups
+    return clicks
+
+
+def namedClicks(clicks: Clicks) -> list[Markup]:
+    """Return clicks as the worker takes them: each with a name of its own, see :func:`clickName`."""
+    return [
+        replace(markup, points=tuple(replace(p, id=clickName(nodeId, p.id)) for p in markup.points))
+        for nodeId, markup in clicks
+    ]
 
 
 def clickName(nodeId: str, pointId: str) -> str:
@@ -65,7 +52,7 @@ def clickName(nodeId: str, pointId: str) -> str:
 
 def snapshotClicks(nodes: Iterable[Any]) -> Clicks:
     """Return node IDs and clicks, for comparing and restoring; nodes of other kinds are left out."""
-    return takeClicks(node for node in nodes if node.GetClassName() in _KINDS)
+    return tuple((node.GetID(), _readNode(node)) for node in nodes if node.GetClassName() in _KINDS)
 
 
 def middleOfClicks(nodes: Iterable[Any]) -> tuple[float, float, float] | None:

@@ -8,7 +8,7 @@ from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.worker.messages import SaliencyReady
 from SPDSegmentLib.worker.request import Callbacks, Request
 
-from .centerlines import Clicks, namedClicks, renameClicks, restoreClicks, snapshotClicks, takeClicks, usedClicks
+from .centerlines import Clicks, namedClicks, readClicks, renameClicks, restoreClicks, snapshotClicks, usedClicks
 from .history import History
 from .job import CallLater, Job, JobState
 from .result_writer import ResultWriter
@@ -53,7 +53,7 @@ class Segmenter:
         Raises:
             SPDError: what was given cannot be segmented.
         """
-        before = takeClicks(task.centerlineNodes)
+        before = readClicks(task.centerlineNodes)
         clicks = namedClicks(before)
         key = task.key
         former = self._jobs.get(key)
