@@ -38,9 +38,9 @@ class RowContent:
 
 
 class ClicksSection(VTKObservationMixin):
-    """Follows the centerline nodes; ``onClicksChanged`` is called, not more often than it is useful, after changes."""
+    """Follows the centerline nodes; ``onClicksChanged`` gets the clicks after changes, no more often than is useful."""
 
-    def __init__(self, ui: Any, state: Callable[[], ModuleState], onClicksChanged: Callable[[], None]) -> None:
+    def __init__(self, ui: Any, state: Callable[[], ModuleState], onClicksChanged: Callable[[Clicks], None]) -> None:
         VTKObservationMixin.__init__(self)
         self.ui = ui
         self.rings = FateRings()
@@ -197,7 +197,7 @@ class ClicksSection(VTKObservationMixin):
         if clicks != self._seen:
             self._seen = clicks
             self.fill(clicks)
-            self._onClicksChanged()
+            self._onClicksChanged(clicks)
 
     def _onCollapsed(self, collapsed: bool) -> None:
         self.fill()

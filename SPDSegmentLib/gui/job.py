@@ -171,8 +171,7 @@ class Job:
             self.cancel(urgent=False)
         if self.finished:
             return
-        size = SLICES_PER_WRITE if self.writer.mayWriteParts else len(self._pending)
-        part, self._pending = self._pending[:size], self._pending[size:]
+        part = self._nextPart()
         if part:
             changed = self.writer.put(part)
             if changed:
@@ -180,6 +179,19 @@ class Job:
         elif self.answer is not None:
             self.digests = self.writer.finish(clickFates(self.answer.fates), self._model, self.answer.anchor_ras)
             self._end(JobState.DONE, None)
+
+    def _nextPart(self) -> list[SliceReady]:
+        """Take the answers that are written next: the oldest and some near it, so that a write touches few slices."""
+        if not self.writer.mayWriteParts:
+            everything, self._pending = self._pending, []
+            return everything
+        part: list[SliceReady] = []
+        rest: list[SliceReady] = []
+        for answer in self._pending:
+            near = not part or abs(answer.slice_index - part[0].slice_index) <= SLICES_PER_WRITE
+            (part if near and len(part) < SLICES_PER_WRITE else rest).append(answer)
+        self._pending = rest
+        return part
 
     def _end(self, state: JobState, error: SPDError | None) -> None:
         self.state = state

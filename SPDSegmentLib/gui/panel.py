@@ -9,6 +9,7 @@ import qt
 import slicer
 from slicer.util import VTKObservationMixin
 
+from .centerlines import Clicks
 from .clicks_section import ClicksSection
 from .console import Console
 from .correct_section import CorrectSection
@@ -117,13 +118,13 @@ class ModulePanel(VTKObservationMixin):
         self.saliency.restart()
         self.showRecord()
 
-    def _clicksChanged(self) -> None:
+    def _clicksChanged(self, clicks: Clicks) -> None:
         self.run.refresh()
         task = self.inputs.currentTask()
         if task is None or not self.state.liveUpdate or self.inputs.whyNot():
             return
         isFollowed = self.run.isRunning or task.target.record.model
-        if isFollowed and self.logic.segmenter.hasOtherClicks(task):
+        if isFollowed and self.logic.segmenter.hasOtherClicks(task, clicks):
             self.run.start()
 
     def _segmentChanged(self, wentBack: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,8 +31,8 @@ class WritableTarget(Protocol):
     def saveRecord(self, record: WriteRecord) -> None:
         """Keep a record."""
 
-    def read(self, snapshot: Any) -> SegmentContent:
-        """Return the voxels."""
+    def read(self, snapshot: Any, slices: Collection[int] | None = None) -> SegmentContent:
+        """Return the voxels, of some slices only or of all."""
 
     def write(self, snapshot: Any, changes: Mapping[int, np.ndarray], content: SegmentContent) -> None:
         """Set the masks of some slices."""
@@ -93,9 +93,10 @@ class ResultWriter:
 
     def put(self, slices: Iterable[SliceAnswer]) -> set[int]:
         """Write slices where they differ, and return those that changed; a person's are left alone."""
-        content = self._target.read(self._snapshot)
+        answers = list(slices)
+        content = self._target.read(self._snapshot, [answer.slice_index for answer in answers])
         changes: dict[int, np.ndarray] = {}
-        for answer in slices:
+        for answer in answers:
             t = answer.slice_index
             self.record.info[t] = SliceInfo(answer.quality, answer.status)
             present = content.digest(t)
@@ -110,16 +111,13 @@ class ResultWriter:
 
     def wasUndone(self) -> bool:
         """Whether everything that this run has written is as it was before: somebody pressed Undo."""
-        if not self.changed:
-            return False
-        content = self._target.read(self._snapshot)
-        return all(content.digest(t) == self.digestsBefore.get(t, "") for t in self.changed)
+        return bool(self.changed) and all(self._digest(t) == self.digestsBefore.get(t, "") for t in self.changed)
 
     def rollBack(self) -> None:
         """Put back what this run has changed, except where a person edited since."""
         if not self._target.exists:
             return
-        content = self._target.read(self._snapshot)
+        content = self._target.read(self._snapshot, self._before)
         back = {t for t in self._before if content.digest(t) == self.digestsBefore.get(t, "")}
         mine = {
             t: unpack_mask(packed)
@@ -149,7 +147,10 @@ class ResultWriter:
         for t in changes:
             self._before.setdefault(t, pack_mask(content.mask(t)))
         self._target.write(self._snapshot, changes, content)
-        after = self._target.read(self._snapshot)
+        after = self._target.read(self._snapshot, changes)
         self.record.noteWritten(changes, {t: after.digest(t) for t in changes})
         self.changed |= set(changes)
         self._target.saveRecord(self.record)
+
+    def _digest(self, t: int) -> str:
+        return self._target.read(self._snapshot, (t,)).digest(t)

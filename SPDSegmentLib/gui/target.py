@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,8 +69,13 @@ class Target:
         if node is not None:
             node.SetAttribute(RECORD_ATTRIBUTE + self.segmentId, record.toJson())
 
-    def read(self, snapshot: VolumeSnapshot) -> SegmentContent:
-        """Return the segment's voxels on the grid of a volume."""
+    def read(self, snapshot: VolumeSnapshot, slices: Collection[int] | None = None) -> SegmentContent:
+        """Return the segment's voxels on the grid of a volume.
+
+        Args:
+            snapshot: the volume.
+            slices: only these are wanted; the rest may be missing from the answer.
+        """
         node = self.node
         segment = node.GetSegmentation().GetSegment(self.segmentId) if node is not None else None
         labelmap = segment.GetRepresentation("Binary labelmap") if segment is not None else None
@@ -81,19 +86,24 @@ class Target:
             array = slicer.util.arrayFromSegmentBinaryLabelmap(
                 node, self.segmentId, slicer.mrmlScene.GetNodeByID(snapshot.nodeId)
             )
-            box, start = snapshot.grid.toSlices(array != 0, (0, 0, 0))
-            return SegmentContent(snapshot.grid.shape, box, start)
+            return SegmentContent(snapshot.grid.shape, *snapshot.grid.toSlices(array != 0, (0, 0, 0)))
         i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
         scalars = vtk_to_numpy(labelmap.GetPointData().GetScalars())
         labels = scalars.reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
+        startIJK = (i0 + offset[0], j0 + offset[1], k0 + offset[2])
+        if slices is not None:
+            view, start = snapshot.grid.toSlices(labels, startIJK)
+            before = min(max(min(slices, default=0) - start[0], 0), len(view))
+            view = view[before : max(before, max(slices, default=-1) + 1 - start[0])]
+            box = view == segment.GetLabelValue()
+            return SegmentContent(snapshot.grid.shape, box, (start[0] + before, start[1], start[2]))
         inside = _filledPart(labels) if labels.size > LARGE_LABELMAP else (slice(0, None),) * 3
         if inside is None:
             return _emptyContent(snapshot.grid)
         array = labels[inside] == segment.GetLabelValue()
         first = [part.start for part in reversed(inside)]
-        startIJK = (i0 + offset[0] + first[0], j0 + offset[1] + first[1], k0 + offset[2] + first[2])
-        box, start = snapshot.grid.toSlices(array, startIJK)
-        return SegmentContent(snapshot.grid.shape, box, start)
+        startIJK = (startIJK[0] + first[0], startIJK[1] + first[1], startIJK[2] + first[2])
+        return SegmentContent(snapshot.grid.shape, *snapshot.grid.toSlices(array, startIJK))
 
     def write(self, snapshot: VolumeSnapshot, changes: Mapping[int, np.ndarray], content: SegmentContent) -> None:
         """Set the masks (H, W) of some slices and nothing else; masking and overwriting are the editor's.

@@ -8,6 +8,9 @@ import numpy as np
 from scipy import ndimage
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+_OVERLAPPING = np.zeros((3, 3, 3), dtype=bool)
+_OVERLAPPING[1] = True
+_OVERLAPPING[:, 1, 1] = True
 
 
 class SaliencyMaps:
@@ -17,19 +20,23 @@ class SaliencyMaps:
         n_slices: T.
         load: gives S_t, (S, S) in [0, 1], for a slice index; called at most once per slice.
         threshold: tau.
+        slice_px: distance of two slices in network pixels.
     """
 
-    def __init__(self, n_slices: int, load: Callable[[int], np.ndarray], threshold: float) -> None:
+    def __init__(
+        self, n_slices: int, load: Callable[[int], np.ndarray], threshold: float, slice_px: float = 1.0
+    ) -> None:
         self.n_slices = n_slices
         self.threshold = threshold
+        self.slice_px = slice_px
         self._load = load
         self._maps: dict[int, np.ndarray] = {}
         self._components: dict[int, np.ndarray] = {}
 
     @classmethod
-    def from_array(cls, saliency: np.ndarray, threshold: float) -> SaliencyMaps:
+    def from_array(cls, saliency: np.ndarray, threshold: float, slice_px: float = 1.0) -> SaliencyMaps:
         """From S as one array (T, S, S)."""
-        return cls(len(saliency), saliency.__getitem__, threshold)
+        return cls(len(saliency), saliency.__getitem__, threshold, slice_px)
 
     def map(self, t: int) -> np.ndarray:
         """S_t, (S, S)."""
@@ -50,6 +57,18 @@ class SaliencyMaps:
     def component_at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
         """Component label under each of (N, 2) points, 0 where not salient."""
         return _pick(self.components(t), points_xy)
+
+    def objects(self) -> list[np.ndarray]:
+        """The connected regions of S > tau through all slices, each as the (M, 3) slice, row and column of its pixels.
+
+        Components of two slices are connected where they overlap. Every slice is loaded.
+        """
+        salient = np.stack([self.components(t) > 0 for t in range(self.n_slices)])
+        labels = ndimage.label(salient, _OVERLAPPING)[0]
+        pixels = np.argwhere(salient)
+        order = np.argsort(labels[salient], kind="stable")
+        sizes = np.bincount(labels[salient])[1:]
+        return np.split(pixels[order], np.cumsum(sizes)[:-1]) if len(pixels) else []
 
     def is_salient(self, t: int) -> bool:
         """Whether any pixel of S_t exceeds tau."""

@@ -25,6 +25,17 @@ from SPDSegmentLib.prompts.distillation import (
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 from SPDSegmentLib.prompts.unsupported import fill_unsupported
 
+DISTILLATION_VERSION = 2
+"""Raised when the same saliency and clicks give other consensus prompts, so that what rests on them is measured again.
+
+2: where no click is supported, the start is the salient object nearest to all clicks, not the component nearest to one.
+"""
+
+
+def rests_on_distillation(strategy: str) -> bool:
+    """Whether a prompt strategy takes CPD's prompts, so that its results belong to a ``DISTILLATION_VERSION``."""
+    return strategy in ("consensus", "local")
+
 
 def distill_prompts(
     saliency: SaliencyMaps,

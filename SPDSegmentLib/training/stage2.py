@@ -153,7 +153,9 @@ class Stage2:
         self, entry: BankEntry, saliency: np.ndarray, rng: np.random.Generator, strategy: str
     ) -> list[SlicePrompts]:
         clicks = clicks_in_view(entry.target, (entry.first, entry.last), entry.view, self.config.stage2.severities, rng)
-        maps = SaliencyMaps.from_array(saliency, self.config.prompts.threshold)
+        path = entry.target.path
+        pixel_mm = np.sqrt(abs(np.linalg.det(entry.view.matrix)) * np.prod(path.pixel_mm))
+        maps = SaliencyMaps.from_array(saliency, self.config.prompts.threshold, float(path.slice_mm / pixel_mm))
         prompts = list(distill_prompts(maps, clicks, self.config.prompts, strategy).slices)
         return prompt_beyond(prompts, self.config.stage2.beyond_share, rng)
 

@@ -131,6 +131,32 @@ def test_with_the_policy_off_unsupported_slices_stay_empty() -> None:
     assert [s.status for s in slices] == [SUPPORTED] * 3 + [ABSTAINED] * 3
 
 
+def test_a_speck_beside_one_click_loses_against_the_object_that_runs_along_all() -> None:
+    slices = [square(10, 10, 3)] * 8
+    slices[5] = np.maximum(slices[5], square(17, 26, 1))
+    clicks = clicks_at((1, 16, 10), (3, 10, 16), (4, 15, 13), (5, 17, 24), (7, 16, 8))
+    result = distill_prompts(maps_of(*slices), clicks, OURS)
+    assert [s.status for s in result.slices] == [SYNTHESIZED] * 8
+    assert all(np.allclose(s.points, [[10, 10]]) for s in result.slices)
+
+
+def test_how_far_apart_slices_are_decides_which_object_is_nearest() -> None:
+    maps = [square(8, 16, 2), square(8, 16, 2), *[np.zeros_like(square(8, 16))] * 3, square(14, 16, 2)]
+    clicks = clicks_at((5, 8, 16), (5, 8, 17))
+    for slice_px, row in ((0.5, 8), (4.0, 14)):
+        near = SaliencyMaps.from_array(np.stack(maps), 0.5, slice_px)
+        points = [p.points for p in distill_prompts(near, clicks, OURS).slices if len(p.points)]
+        assert points and all(np.allclose(p, [[row, 16]]) for p in points), (slice_px, points)
+
+
+def test_objects_connect_where_components_of_neighboring_slices_overlap() -> None:
+    both = np.maximum(square(6, 6, 2), square(24, 24, 2))
+    maps = maps_of(square(6, 6, 2), both, square(24, 24, 2), square(10, 24, 1))
+    found = sorted((len(o), sorted(set(o[:, 0].tolist()))) for o in maps.objects())
+    assert found == [(9, [3]), (50, [0, 1]), (50, [1, 2])]
+    assert maps_of(np.zeros_like(both)).objects() == []
+
+
 def test_where_no_click_is_supported_the_salient_region_nearest_to_one_is_the_start() -> None:
     both = np.maximum(square(8, 8), square(24, 24, 3))
     result = distill_prompts(maps_of(*[both] * 4), clicks_at((1, 14, 8), (2, 2, 30)), OURS)

@@ -83,6 +83,31 @@ def test_the_structure_lies_where_the_clicks_are(host: Any, name: str) -> None:
     assert_discs_around_clicks(mask_of(module))
 
 
+@pytest.mark.parametrize("name", ["oblique", "reversed slices"])
+@pytest.mark.parametrize("cut_margins", [False, True])
+def test_some_slices_are_read_as_they_are_among_all(
+    host: Any, monkeypatch: pytest.MonkeyPatch, name: str, cut_margins: bool
+) -> None:
+    matrix = GEOMETRIES[name]
+    add_volume(host, ijk_to_ras=matrix)
+    module = load(host)
+    click_at(matrix)
+    assert segment(host, module).error is None
+    task = module.widget.panel.run.task
+    if cut_margins:
+        from SPDSegmentLib.gui import target
+
+        monkeypatch.setattr(target, "LARGE_LABELMAP", 0)
+    complete = task.target.read(task.writtenSnapshot())
+    last = complete.shape[0] - 1
+    for wanted in ((), (0,), (last,), (4,), (3, 7), (0, 5), range(last + 1)):
+        some = task.target.read(task.writtenSnapshot(), wanted)
+        assert some.shape == complete.shape and len(some.box) <= len(complete.box)
+        for t in wanted:
+            assert np.array_equal(some.mask(t), complete.mask(t)) and some.digest(t) == complete.digest(t)
+    assert len(task.target.read(task.writtenSnapshot(), (4,)).box) == 1
+
+
 def test_volume_and_clicks_under_a_linear_transform(host: Any) -> None:
     volume = add_volume(host)
     volume.SetAndObserveTransformNodeID(transform(placed(rotation(90.0, 2)) @ np.diag([1, 1, 1 / 3, 1])).GetID())

@@ -13,7 +13,7 @@ from typing import Any
 from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.evaluation.benchmark.config import BenchmarkConfig, MethodSpec
 from SPDSegmentLib.evaluation.benchmark.datasets import Dataset, Fold
-from SPDSegmentLib.evaluation.comparators.bundle_row import BundleRow
+from SPDSegmentLib.evaluation.comparators.bundle_row import BundleRow, distillation_identity
 from SPDSegmentLib.evaluation.comparators.frozen_sam import FrozenSam
 from SPDSegmentLib.evaluation.comparators.own_training import OwnTraining, changed_config
 from SPDSegmentLib.evaluation.comparators.protocol import Comparator, InputSettings, NotRun
@@ -128,7 +128,9 @@ class EntryMaker:
         def make() -> Comparator:
             return FrozenSam(inputs, bundle=source.get() if source else None, **settings)
 
-        key = self._key(method, dataset, fold, {**settings, "bundle": source.identity if source else ""})
+        chosen = {} if method.prompts == "raw" else distillation_identity("consensus")
+        described = {**settings, "bundle": source.identity if source else "", **chosen}
+        key = self._key(method, dataset, fold, described)
         backbone = method.settings.get("backbone", "lite_medsam")
         return Entry(method, dataset, fold, key, make, shares=f"frozen {backbone}")
 

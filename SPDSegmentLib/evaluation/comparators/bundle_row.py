@@ -18,6 +18,7 @@ from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.models.bundle import Bundle
 from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
+from SPDSegmentLib.prompts.strategies import DISTILLATION_VERSION, rests_on_distillation
 
 SALIENCY_CLICKED = "saliency-clicked"
 CHOICES = (*STRATEGIES, SALIENCY_ONLY, SALIENCY_CLICKED)
@@ -38,6 +39,11 @@ def clicked_component(mask: np.ndarray, clicks: Clicks) -> np.ndarray:
     sizes = np.bincount(labels.ravel())
     best = max(np.unique(hit), key=lambda label: ((hit == label).sum(), sizes[label]))
     return np.asarray(labels == best)
+
+
+def distillation_identity(strategy: str) -> dict[str, int]:
+    """What a row's results depend on besides its settings, where its points come from CPD."""
+    return {"distillation": DISTILLATION_VERSION} if rests_on_distillation(strategy) else {}
 
 
 def prompts_of(bundle: Bundle, overrides: Mapping[str, Any]) -> PromptConfig:
@@ -128,4 +134,5 @@ class BundleRow:
             "network": info.network,
             "prompts": dataclasses.asdict(self.prompts),
             "strategy": self.strategy,
+            **distillation_identity(self.strategy),
         }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, SPDError
-from SPDSegmentLib.evaluation.comparators.bundle_row import BundleRow
+from SPDSegmentLib.evaluation.comparators.bundle_row import BundleRow, distillation_identity
 from SPDSegmentLib.evaluation.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
@@ -128,13 +128,18 @@ class OwnTraining:
         config = dataclasses.asdict(dataclasses.replace(self.config, checkpoint_seconds=0.0))
         config["data"].pop("validation")
         config["data"].pop("folder")
-        return {"training": config, "stage1": self._stage1_identity}
+        return {
+            "training": config,
+            "stage1": self._stage1_identity,
+            **distillation_identity(self.config.stage2.strategy),
+        }
 
     def _embeddings(self, folder: Path) -> Path | None:
         """Where the kept embeddings lie: beside the run where other ablations on the same stage I can use them too."""
         if self._stage1 is None:
             return None
         depends = self.describe_model()
+        depends.pop("distillation", None)
         training = depends["training"]
         stage2 = training.pop("stage2")
         depends["views"] = {"entries": stage2["entries"], "margin": stage2["margin"]}
@@ -147,7 +152,8 @@ class OwnTraining:
 
     def describe(self) -> dict[str, Any]:
         """What the result depends on, JSON-ready."""
-        return {**self.describe_model(), **self._row_settings, "name": ""}
+        identity = distillation_identity(self._row_settings["prompts"])
+        return {**self.describe_model(), **self._row_settings, "name": "", **identity}
 
 
 def changed_config(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
