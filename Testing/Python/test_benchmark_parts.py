@@ -83,6 +83,24 @@ def test_a_pattern_that_fits_no_cell_is_named(tmp_path: Path) -> None:
         plan_of(options(write_benchmark(tmp_path), only=("blob/nothing",)))
 
 
+def test_a_data_set_takes_only_the_rows_that_are_meant_for_it(tmp_path: Path) -> None:
+    path = write_benchmark(tmp_path)
+    every = {cell.method.name for cell in plan_of(options(path)).cells}
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('title = "Blob"', 'title = "Blob"\nmethods = ["spd*"]', 1), encoding="utf-8")
+    some = {cell.method.name for cell in plan_of(options(path)).cells if cell.dataset.name == "blob"}
+    assert some == {name for name in every if name.startswith("spd")} != every
+
+
+def test_a_data_set_can_stay_out_of_the_first_table(tmp_path: Path) -> None:
+    given = _config(tmp_path)
+    shown, aside = _dataset(0.12), _dataset(0.12)
+    aside.spec = replace(aside.spec, name="aside", title="Aside", headline=False)
+    given.datasets = [shown, aside]
+    first, rest = report_text(given, tmp_path / "report.md").split("## What the evidence must show")
+    assert shown.title in first and "Aside" not in first and "### Aside" in rest
+
+
 def test_oracle_clicks_lie_inside_and_reach_every_slice() -> None:
     mask = np.zeros((5, 20, 20), dtype=bool)
     mask[1:4, 5:12, 5:12] = True

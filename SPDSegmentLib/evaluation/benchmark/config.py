@@ -35,6 +35,8 @@ class DatasetSpec:
         limit: at most so many test patients, 0 for all.
         seeds: click sets per target and noise, 0 for the benchmark's number.
         parts: whether the kinds of noise are also measured alone here.
+        methods: name patterns of the rows for it.
+        headline: whether the first table and figure show it.
         note: what a reader must know about it, one sentence.
     """
 
@@ -47,7 +49,13 @@ class DatasetSpec:
     limit: int = 0
     seeds: int = 0
     parts: bool = True
+    methods: tuple[str, ...] = ("*",)
+    headline: bool = True
     note: str = ""
+
+    def takes(self, method: MethodSpec) -> bool:
+        """Whether the row exists for it."""
+        return method.runs_on(self.name) and any(fnmatch.fnmatch(method.name, pattern) for pattern in self.methods)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class MethodSpec:
         check_labels(self.noises, f"noises of method {self.name}")
 
     def runs_on(self, dataset: str) -> bool:
-        """Whether the row exists for a data set."""
+        """Whether the row is meant for a data set."""
         return any(fnmatch.fnmatch(dataset, pattern) for pattern in self.datasets)
 
 

@@ -18,7 +18,7 @@ METRIC_LABELS = {"dsc": "DSC", "hd95_mm": "HD95 (mm)"}
 
 def draw_headline(path: Path, datasets: Sequence[DatasetResult], config: BenchmarkConfig) -> bool:
     """DSC over severity of the key methods, one panel per data set; whether there was anything to draw."""
-    shown = [d for d in datasets if any(r.rows for r in d.methods.values())]
+    shown = [d for d in datasets if d.spec.headline and any(r.rows for r in d.methods.values())]
     if not shown:
         return False
     figure, panels = new_panels(1, len(shown), width=3.6, height=3.3)

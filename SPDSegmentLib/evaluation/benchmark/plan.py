@@ -98,9 +98,7 @@ def make_plan(config: BenchmarkConfig, results: Path, maker: EntryMaker, only: S
     """
     cells = []
     for spec in config.datasets.values():
-        methods = [
-            m for m in config.methods.values() if m.runs_on(spec.name) and _chosen(f"{spec.name}/{m.name}", only)
-        ]
+        methods = [m for m in config.methods.values() if spec.takes(m) and _chosen(f"{spec.name}/{m.name}", only)]
         if not methods:
             continue
         dataset = Dataset(spec, config.folder, config.limit)

@@ -120,6 +120,8 @@ def _verdict(given: ReportInput) -> str:
     """One sentence per data set on the strongest opponent among the key methods."""
     lines = []
     for dataset in given.datasets:
+        if not dataset.spec.headline:
+            continue
         ours = dataset.methods.get(given.config.reference)
         others = [dataset.methods[n] for n in given.config.key_methods if n in dataset.methods]
         known = [(f.mean, r) for r in others if r is not ours and (f := r.figure(given.config.headline))]

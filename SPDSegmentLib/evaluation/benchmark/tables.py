@@ -107,7 +107,7 @@ def _smallest_p(patients: int) -> str:
 
 def headline_table(datasets: Sequence[DatasetResult], config: BenchmarkConfig) -> str:
     """One line per key method, one column per data set, at the headline severity; nothing of what was not measured."""
-    datasets = [dataset for dataset in datasets if dataset.measured]
+    datasets = [dataset for dataset in datasets if dataset.measured and dataset.spec.headline]
     lines = [_line(["method", *(f"{d.title} ({d.patients})" for d in datasets)]), _rule(len(datasets) + 1)]
     for name in config.key_methods:
         if all(d.methods[name].state == NOT_YET for d in datasets if name in d.methods):
