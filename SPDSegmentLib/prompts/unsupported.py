@@ -33,7 +33,7 @@ from SPDSegmentLib.prompts.distillation import (
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, deepest_point
 
 MIDDLE_REASON = "No click supports this slice; the point is the middle of what its saliency shows."
-NEAREST_REASON = "No click is supported anywhere; this is the salient region nearest to them. Please check."
+NEAREST_REASON = "No click is supported anywhere; this is the salient region nearest to the clicks. Please check."
 FAR = 0.25
 """Share of the field of view beyond which a click's distance from an object does not matter."""
 

@@ -224,6 +224,19 @@ def test_a_claim_is_checked_against_its_margin(tmp_path: Path, gap: float, met: 
     assert tables.claims_table(checked).splitlines()[-1].endswith("| yes |" if met else "| no |")
 
 
+def test_a_claim_may_want_a_lower_hd95_as_well(tmp_path: Path) -> None:
+    claim = replace(_config(tmp_path).config.claims[0], lower_hd95=True)
+    dataset = _dataset(0.12)
+    first, second = (dataset.methods[name] for name in (claim.first, claim.second))
+    for hd95_mm, met in ((1.0, True), (30.0, False)):
+        first.rows[:] = [replace(row, hd95_mm=hd95_mm) for row in first.rows]
+        second.rows[:] = [replace(row, hd95_mm=5.0) for row in second.rows]
+        dataset.methods |= {r.method.name: MethodResult(r.method, r.rows, "", {}) for r in (first, second)}
+        checked = check_claims([claim], [dataset])
+        assert [c.met for c in checked] == [met]
+        assert ", lower HD95 |" in tables.claims_table(checked)
+
+
 def test_a_difference_on_few_patients_is_shown_in_size_only(tmp_path: Path) -> None:
     checked = check_claims(_config(tmp_path).config.claims, [_dataset(0.12, patients=3)])
     assert [c.verdict for c in checked] == ["in size only"]

@@ -120,6 +120,7 @@ class ClaimSpec:
     """A difference of two rows that the evidence must show: ``first`` - ``second`` >= ``at_least`` (DSC, 0 to 1).
 
     Attributes:
+        lower_hd95: whether HD95 must be lower as well.
         paper: the paper's figure for the same step, as text.
     """
 
@@ -128,6 +129,7 @@ class ClaimSpec:
     second: str
     noise: str = "clinic"
     at_least: float = 0.0
+    lower_hd95: bool = False
     paper: str = ""
     datasets: tuple[str, ...] = ("*",)
 

@@ -217,6 +217,8 @@ def _failures(given: ReportInput) -> str:
     lines = [
         f"- Not shown on {c.dataset}: {c.claim.text} ({100 * c.dsc.value.mean:+.1f} instead of "
         f"{100 * c.claim.at_least:+.0f} DSC)."
+        if c.dsc.value.mean < c.claim.at_least
+        else f"- Not shown on {c.dataset}: {c.claim.text} (HD95 is not lower)."
         for c in given.claims
         if c.dsc is not None and c.met is False
     ]

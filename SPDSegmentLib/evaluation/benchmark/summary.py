@@ -177,7 +177,10 @@ class ClaimResult:
     @property
     def met(self) -> bool | None:
         """Whether the mean difference is large enough; ``None`` where it was not measured."""
-        return None if self.dsc is None else self.dsc.value.mean >= self.claim.at_least
+        if self.dsc is None:
+            return None
+        closer = not self.claim.lower_hd95 or (self.hd95 is not None and self.hd95.value.mean < 0)
+        return closer and self.dsc.value.mean >= self.claim.at_least
 
     @property
     def verdict(self) -> str:
