@@ -162,4 +162,4 @@ def _doneText(job: Job) -> str:
     owned = len(job.writer.record.owned)
     if owned:
         text += " " + _("{count} slices edited by you were kept.").format(count=owned)
-    return text
+    return " ".join([text, *job.answer.report.get("notes", [])])

@@ -30,7 +30,8 @@ from SPDSegmentLib.prompts.distillation import (
     supported_prompts,
 )
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
-from SPDSegmentLib.prompts.strategies import distill_prompts
+from SPDSegmentLib.prompts.strategies import distill_prompts, rests_on_distillation
+from SPDSegmentLib.prompts.unsupported import NEAREST_REASON
 
 if TYPE_CHECKING:
     from SPDSegmentLib.inference.predictor import Predictor
@@ -113,6 +114,7 @@ class Session:
             distillation = self._distill(network_clicks, prompts, call)
             recomputed |= self._decode(_nearest_first(distillation.slices, center), call)
             fates = self._point_results(clicks, seen, distillation)
+            notes += _note_unsupported(distillation, prompts)
             results = {t: result for t, (_, result) in self._slices.items()}
         slices = [results.get(t) or self._blank(t, EMPTY) for t in range(self.stack.n_slices)]
         return SegmentationResult(
@@ -304,6 +306,15 @@ class Session:
 
 def _nearest_first(prompts: Iterable[SlicePrompts], center: int) -> list[SlicePrompts]:
     return sorted(prompts, key=lambda p: (abs(p.slice_index - center), p.slice_index))
+
+
+def _note_unsupported(distillation: Distillation, strategy: str) -> list[str]:
+    """What the user should know where the consensus rests on no click."""
+    if not rests_on_distillation(strategy) or any(p.status == SUPPORTED for p in distillation.slices):
+        return []
+    if any(fate.reason == NEAREST_REASON for fate in distillation.fates):
+        return ["The model supports no click; what lies nearest to all of them was segmented. Check that it is right."]
+    return ["The model supports no click and found nothing near them to segment. Check the model, or click closer."]
 
 
 def _note_outside(fates: Iterable[PointResult]) -> list[str]:

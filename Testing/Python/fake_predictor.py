@@ -151,7 +151,12 @@ class FakeSession:
             if on_progress is not None:
                 on_progress(FakeProgress("decoding", done + 1, len(changed), behavior.delay * (len(changed) - done)))
         slices = [self.known[t][1] for t in range(count)]
-        extra = {"values": float(self.stack.array.sum(dtype=np.float64)), "first": first_slice, "prompts": prompts}
+        extra: dict[str, Any] = {
+            "values": float(self.stack.array.sum(dtype=np.float64)),
+            "first": first_slice,
+            "prompts": prompts,
+        }
+        extra["notes"] = ["Some clicks lie outside."] if any(clicks.outside) else []
         return FakeResult(slices, self._fates(clicks), sorted(changed), extra=extra, center_xy=self.center_xy)
 
     def reach(self, before: Any, after: Any) -> set[int]:

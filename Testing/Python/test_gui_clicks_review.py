@@ -50,6 +50,7 @@ def test_the_table_and_the_views_show_the_fate_of_every_click(host: Any, module:
     assert colors[0] != colors[1]
     assert {fate: count for fate, count in rings().items() if count} == {"kept": 2, "outside": 1}
     assert module.ui.clicksLabel.text == "2 kept, 1 outside the volume"
+    assert module.ui.statusLabel.text.endswith("Some clicks lie outside.")
 
 
 def test_clicks_of_two_nodes_keep_their_own_fates(host: Any, module: Any) -> None:

@@ -115,6 +115,16 @@ def test_clicks_outside_are_named_and_the_rest_is_used(session: Session) -> None
         session.segment(clicks_at((40, 10, 10)))
 
 
+def test_the_user_is_told_when_the_model_supports_no_click(session: Session) -> None:
+    beside = session.segment(clicks_at((8, 42, 30), (12, 42, 31)))
+    assert beside.slices[10].status == "synthesized" and beside.mask[10, 30, 30]
+    assert "supports no click" in beside.notes[0] and "nearest" in beside.notes[0]
+    far = session.segment(clicks_at((8, 62, 2)))
+    assert not far.mask.any() and "found nothing near them" in far.notes[0]
+    assert session.segment(clicks_at((8, 62, 2), center(12))).notes == []
+    assert session.segment(clicks_at((8, 62, 2)), prompts="raw").notes == []
+
+
 def test_every_strategy_and_the_saliency_alone_give_a_result(session: Session) -> None:
     clicks = clicks_at(center(6), (8, 60, 2), center(12))
     kept = {name: session.segment(clicks, prompts=name) for name in ("consensus", "local", "raw", "interpolated")}
