@@ -25,21 +25,17 @@ lint: $(HOST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Measures speed, memory and, where the labelled volumes lie in ../shared/data, accuracy; takes about an hour.
+# Measures speed, memory and, where the labelled volumes lie in ../shared/data, the shipped models; about an hour.
 RESULTS := Testing/Benchmarks/results
 CONFIGS := Testing/Benchmarks/Configs
-MODELS := Testing/Benchmarks/Models
 benchmark: weights
 	mkdir -p $(RESULTS)
 	$(BIN)/python Testing/Benchmarks/speed.py --output $(RESULTS)/speed.json
 	$(BIN)/python Testing/Benchmarks/memory.py | tee $(RESULTS)/memory.json
 	$(BIN)/python Testing/Benchmarks/freed_memory.py | tee $(RESULTS)/freed-memory.json
 	$(BIN)/spdsegment evaluate $(CONFIGS)/kidney-mr.toml -m kidney-mr \
-		-m $(MODELS)/kidney-mr-sam-tuning:raw -m $(MODELS)/kidney-mr-sam-tuning:interpolated \
-		-m $(MODELS)/kidney-mr-no-distillation:raw -m $(MODELS)/kidney-mr-no-distillation:interpolated \
 		--methods consensus,local,saliency-only,sampled,shuffled --severity clean,clinic,severe -o $(RESULTS)/kidney-mr
 	$(BIN)/spdsegment evaluate $(CONFIGS)/hippocampus-mr.toml -m hippocampus-mr \
-		-m $(MODELS)/hippocampus-mr-sam-tuning:raw -m $(MODELS)/hippocampus-mr-sam-tuning:interpolated \
 		--methods consensus,saliency-only,sampled,shuffled --severity clean,clinic,severe --limit 20 --seeds 2 -o $(RESULTS)/hippocampus-mr
 	$(BIN)/spdsegment evaluate $(CONFIGS)/esophagus-ct.toml -m esophagus-ct \
 		--methods consensus,interpolated,saliency-only,sampled,shuffled --severity clean,clinic,severe --seeds 2 -o $(RESULTS)/esophagus-ct
