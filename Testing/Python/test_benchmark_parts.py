@@ -10,7 +10,7 @@ import pytest
 from tiny_benchmark import options, write_benchmark
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.benchmark import tables
+from SPDSegmentLib.evaluation.benchmark import figures, tables
 from SPDSegmentLib.evaluation.benchmark.cells import Row
 from SPDSegmentLib.evaluation.benchmark.clicks import clicks_for, oracle_clicks
 from SPDSegmentLib.evaluation.benchmark.command import plan_of
@@ -99,6 +99,19 @@ def test_a_data_set_can_stay_out_of_the_first_table(tmp_path: Path) -> None:
     given.datasets = [shown, aside]
     first, rest = report_text(given, tmp_path / "report.md").split("## What the evidence must show")
     assert shown.title in first and "Aside" not in first and "### Aside" in rest
+
+
+def test_a_method_keeps_its_color_where_another_is_missing_and_the_legend_names_all(tmp_path: Path) -> None:
+    dataset = _dataset(0.12)
+    spd, other = dataset.methods["spd"], dataset.methods["sam-tuning"]
+    figure, panels = figures.new_panels(1, 2, 3.0, 3.0)
+    for axes, methods in zip(panels.flat, ([spd, None, other], [None, spd, other]), strict=True):
+        figures._curves(axes, methods, ("clean", "clinic"), "dsc", "nobody")
+    colors = [{line.get_label(): line.get_color() for line in axes.lines} for axes in panels.flat]
+    assert colors[0]["Sam-Tuning"] == colors[1]["Sam-Tuning"] == "C2" and colors[0]["Spd"] == "C0"
+    panels[0][1].lines[0].set_label("Only here")
+    figures._finish(figure, panels, tmp_path / "both.png")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Spd", "Sam-Tuning", "Only here"]
 
 
 def test_oracle_clicks_lie_inside_and_reach_every_slice() -> None:

@@ -13,6 +13,7 @@ from SPDSegmentLib.evaluation.benchmark.noises import CLEAN, PART_TITLES, is_cle
 from SPDSegmentLib.evaluation.benchmark.summary import DatasetResult, MethodResult
 
 DPI = 120
+HEADLINE_COLUMNS = 3
 METRIC_LABELS = {"dsc": "DSC", "hd95_mm": "HD95 (mm)"}
 
 
@@ -21,13 +22,16 @@ def draw_headline(path: Path, datasets: Sequence[DatasetResult], config: Benchma
     shown = [d for d in datasets if d.spec.headline and any(r.rows for r in d.methods.values())]
     if not shown:
         return False
-    figure, panels = new_panels(1, len(shown), width=3.6, height=3.3)
-    for axes, dataset in zip(panels[0], shown, strict=True):
-        methods = [dataset.methods[name] for name in config.key_methods if name in dataset.methods]
+    columns = min(len(shown), HEADLINE_COLUMNS)
+    figure, panels = new_panels(-(-len(shown) // columns), columns, width=3.6, height=3.0)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    for axes, dataset in zip(panels.flat, shown, strict=False):
+        methods = [dataset.methods.get(name) for name in config.key_methods]
         _curves(axes, methods, config.severities, "dsc", config.reference)
         axes.set_title(textwrap.fill(f"{dataset.title}, {dataset.patients} patients", 40), fontsize=8)
         axes.set_ylim(0, 1)
-    _finish(figure, panels[0][0], path)
+    _finish(figure, panels, path)
     return True
 
 
@@ -66,7 +70,7 @@ def draw_parts(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> b
             axes.set_xlabel("")
             if metric == "dsc":
                 axes.set_ylim(0, 1)
-    _finish(figure, panels[0][0], path)
+    _finish(figure, panels, path)
     return True
 
 
@@ -95,12 +99,17 @@ def draw_sweeps(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> 
     return True
 
 
-def _curves(axes: Any, methods: Sequence[MethodResult], noises: Sequence[str], metric: str, reference: str) -> None:
+def _curves(
+    axes: Any, methods: Sequence[MethodResult | None], noises: Sequence[str], metric: str, reference: str
+) -> None:
     """One line with its band per method, the reference in black on top of the others.
 
-    A method's color is that of its place in the list, measured or not, so that panels can share a legend.
+    A method's color is that of its place in the list, measured, there (not ``None``) or not, so that panels can share a
+    legend.
     """
     for place, result in enumerate(methods):
+        if result is None:
+            continue
         known = [(i, f) for i, noise in enumerate(noises) if (f := result.figure(noise, metric)) is not None]
         if not known:
             continue
@@ -125,11 +134,15 @@ def new_panels(rows: int, columns: int, width: float, height: float) -> tuple[An
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _finish(figure: Any, first: Any, path: Path) -> None:
+def _finish(figure: Any, panels: Any, path: Path) -> None:
     """One legend for all panels, below them."""
-    handles, labels = first.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=7)
+    known: dict[str, Any] = {}
+    for axes in panels.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    if known:
+        columns = min(4, len(known))
+        figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=columns, fontsize=7)
     save_figure(figure, path)
 
 
