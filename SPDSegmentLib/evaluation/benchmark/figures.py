@@ -14,6 +14,8 @@ from SPDSegmentLib.evaluation.benchmark.summary import DatasetResult, MethodResu
 
 DPI = 120
 HEADLINE_COLUMNS = 3
+COLORS = 10
+"""Lines beyond so many in a panel are dashed, since the colors begin anew."""
 METRIC_LABELS = {"dsc": "DSC", "hd95_mm": "HD95 (mm)"}
 
 
@@ -114,10 +116,13 @@ def _curves(
         if not known:
             continue
         x = [i for i, _ in known]
-        style: dict[str, Any] = {"color": f"C{place % 10}"}
+        style: dict[str, Any] = {"color": f"C{place % COLORS}"}
+        if place >= COLORS:
+            style |= {"linestyle": "--", "marker": "s"}
         if result.method.name == reference:
             style = {"color": "black", "linewidth": 2.4, "zorder": 5}
-        (line,) = axes.plot(x, [f.mean for _, f in known], marker="o", markersize=3, label=result.method.title, **style)
+        style = {"marker": "o", "markersize": 3, "label": result.method.title, **style}
+        (line,) = axes.plot(x, [f.mean for _, f in known], **style)
         low, high = [f.low for _, f in known], [f.high for _, f in known]
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
     axes.set_xticks(range(len(noises)), noises, fontsize=8)
