@@ -114,7 +114,7 @@ class Session:
             distillation = self._distill(network_clicks, prompts, call)
             recomputed |= self._decode(_nearest_first(distillation.slices, center), call)
             fates = self._point_results(clicks, seen, distillation)
-            notes += _note_unsupported(distillation, prompts)
+            notes += _note_outside(fates) + _note_unsupported(distillation, prompts)
             results = {t: result for t, (_, result) in self._slices.items()}
         slices = [results.get(t) or self._blank(t, EMPTY) for t in range(self.stack.n_slices)]
         return SegmentationResult(
@@ -126,7 +126,7 @@ class Session:
             call.seconds,
             str(self.predictor.engine.device),
             self.predictor.identity,
-            notes + _note_outside(fates),
+            notes,
             self._features.window.center_xy,
         )
 
