@@ -97,6 +97,18 @@ def within(times: CallTimes, limit_ms: float) -> Iterator[None]:
     assert times.longest[0] < OUTLIER * limit_ms, f"{times.longest[1]} took {times.longest[0]:.0f} ms"
 
 
+def short_once(times: CallTimes, limit_ms: float, action: Callable[[], None]) -> None:
+    """Fail if a call takes longer in two runs of an action that can be repeated; a busy machine spoils one at most."""
+    longest = []
+    for _ in range(2):
+        times.calls.clear()
+        action()
+        longest.append(times.longest)
+        if longest[-1][0] < limit_ms:
+            return
+    raise AssertionError(f"too slow twice: {longest}")
+
+
 def test_no_call_holds_the_window_on_a_large_volume(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.random.default_rng(0).integers(0, 200, LARGE[1:]).astype(np.int16)
     host.add_volume(np.broadcast_to(array, LARGE).copy(), (0.8, 0.8, 1.0))
@@ -148,10 +160,14 @@ def test_export_and_statistics_do_not_hold_it(host: Any, monkeypatch: pytest.Mon
         settle(host, module)
         for number, format_ in enumerate(module.widget.panel.export.formats):
             module.ui.exportFormatBox.currentIndex = number
-            host.dialogs.choose_file(str(tmp_path / f"tube{format_.suffix}"))
-            with within(times, LIMIT_MS):
+            file = str(tmp_path / f"tube{format_.suffix}")
+
+            def export(file: str = file) -> None:
+                host.dialogs.choose_file(file)
                 module.ui.exportButton.click()
                 settle_export(host, module)
+
+            short_once(times, LIMIT_MS, export)
             assert (tmp_path / f"tube{format_.suffix}").stat().st_size > 100
         assert np.array_equal(read_labelmap(tmp_path / "tube.nrrd").array, tube)
         with within(times, LIMIT_MS):
