@@ -13,7 +13,8 @@ Where no click is supported in the whole volume, the salient object (components 
 least mean distance to all clicks is the start from which components are followed; a click farther from it than a
 quarter of the field of view counts as that far, and an object that far from every click is none.
 
-All of this depends only on the nearest supported slice on each side, so a changed click reaches no farther than those.
+Where a click is supported, all of this depends only on the nearest supported slice on each side, so a changed click
+reaches no farther than those.
 """
 
 from __future__ import annotations

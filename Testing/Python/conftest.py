@@ -46,3 +46,15 @@ def spd_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "spdsegment-home"
     monkeypatch.setenv("SPDSEGMENT_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path) -> Path:
+    """A file that the manifest's only entry, ``stub``, is fetched from."""
+    from models_helpers import CONTENT, url_weights, use_manifest
+
+    source = tmp_path / "publisher" / "stub.pth"
+    source.parent.mkdir()
+    source.write_bytes(CONTENT)
+    use_manifest(monkeypatch, url_weights(source))
+    return source

@@ -38,14 +38,10 @@ def run(*arguments: str | Path, input: str | None = None) -> Result:
 
 
 @pytest.fixture
-def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path) -> Path:
-    """A file that the manifest's only entry, ``stub``, is fetched from."""
-    source = tmp_path / "publisher" / "stub.pth"
-    source.parent.mkdir()
-    source.write_bytes(CONTENT)
-    use_manifest(monkeypatch, url_weights(source))
+def publisher(publisher: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As everywhere, and no bundle is shipped."""
     monkeypatch.setattr(bundle_module, "shipped_models_folder", lambda: None)
-    return source
+    return publisher
 
 
 @pytest.fixture

@@ -183,6 +183,14 @@ class ClaimResult:
         return closer and self.dsc.value.mean >= self.claim.at_least
 
     @property
+    def shortfall(self) -> str:
+        """What is missing where the claim is not met, as text; empty where it is, or was not measured."""
+        if self.dsc is None or self.met:
+            return ""
+        mean, wanted = self.dsc.value.mean, self.claim.at_least
+        return f"{100 * mean:+.1f} instead of {100 * wanted:+.0f} DSC" if mean < wanted else "HD95 is not lower"
+
+    @property
     def verdict(self) -> str:
         """``yes`` needs the size and p < 0.05 after correction; few patients can show the size only."""
         if self.dsc is None or not self.met:
