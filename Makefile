@@ -25,7 +25,7 @@ lint: $(HOST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Measures speed, memory and, where the labelled volumes lie in ../shared/data, the shipped models; about an hour.
+# Measures speed, memory and, where the labelled volumes lie in ../shared/data, the shipped models.
 RESULTS := Testing/Benchmarks/results
 CONFIGS := Testing/Benchmarks/Configs
 benchmark: weights
