@@ -17,7 +17,7 @@ from SPDSegmentLib.evaluation.benchmark.command import plan_of
 from SPDSegmentLib.evaluation.benchmark.config import ClaimSpec, DatasetSpec, MethodSpec, read_benchmark_config
 from SPDSegmentLib.evaluation.benchmark.noises import is_clean, parse_noise, part_labels
 from SPDSegmentLib.evaluation.benchmark.plan import TimeLeft
-from SPDSegmentLib.evaluation.benchmark.progress import time_text
+from SPDSegmentLib.evaluation.benchmark.progress import StepClock, time_text
 from SPDSegmentLib.evaluation.benchmark.report import ReportInput, report_text
 from SPDSegmentLib.evaluation.benchmark.summary import (
     NOT_YET,
@@ -331,3 +331,20 @@ def test_time_left_follows_the_pace_of_each_method() -> None:
     left.drop("slow")
     assert left.seconds() == pytest.approx(2 + 6)
     assert time_text(4000) == ", 1 h 7 min left" and time_text(None) == "" and time_text(12) == ", 12 s left"
+
+
+def test_steps_left_follow_the_pace_of_their_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("SPDSegmentLib.evaluation.benchmark.progress.time.monotonic", lambda: now)
+    clock = StepClock()
+    assert clock.seconds_left(20, 100) is None, "a resumed training has no pace yet"
+    now = 110.0
+    assert clock.seconds_left(25, 100) == pytest.approx(150.0)
+    assert clock.seconds_left(1, 400) is None, "another stage, another pace"
+    now = 111.0
+    assert clock.seconds_left(11, 400) == pytest.approx(38.9)
+    assert clock.seconds_left(2, 400) is None, "as many steps once more"
+    limited = StepClock(limit=60.0)
+    assert limited.seconds_left(1, 1500) is None
+    now = 131.0
+    assert limited.seconds_left(2, 1500) == pytest.approx(40.0), "the budget's seconds end it first"

@@ -30,6 +30,31 @@ class ProgressLines:
         self._say(f"[{done}/{total}] {what}{time_text(seconds_left)}")
 
 
+class StepClock:
+    """Time that the steps of a training still take; a training has several runs of steps, one after the other.
+
+    Args:
+        limit: seconds after which the training ends anyway; 0 where nothing limits it.
+    """
+
+    def __init__(self, limit: float = 0.0) -> None:
+        self._ends = time.monotonic() + limit if limit > 0 else float("inf")
+        self._begun: tuple[int, int, float] = (0, 0, 0.0)
+        self._last = 0
+
+    def seconds_left(self, step: int, steps: int) -> float | None:
+        """Seconds to ``steps`` at the pace since the first call with these steps; ``None`` at that call."""
+        first, of, begun = self._begun
+        now = time.monotonic()
+        another, self._last = steps != of or step < self._last, step
+        if another:
+            self._begun = (step, steps, now)
+            return None
+        if step == first:
+            return None
+        return max(0.0, min((steps - step) * (now - begun) / (step - first), self._ends - now))
+
+
 def time_text(seconds: float | None) -> str:
     """`, 3 h 20 min left`; empty where it is not known."""
     if seconds is None:

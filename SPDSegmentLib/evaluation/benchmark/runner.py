@@ -19,6 +19,7 @@ from SPDSegmentLib.evaluation.benchmark.cells import FAILED, NOT_RUN, write_cell
 from SPDSegmentLib.evaluation.benchmark.entries import Entry
 from SPDSegmentLib.evaluation.benchmark.measure import Judge, measure
 from SPDSegmentLib.evaluation.benchmark.plan import Place, Plan, PlannedCell, TimeLeft
+from SPDSegmentLib.evaluation.benchmark.progress import StepClock, time_text
 from SPDSegmentLib.evaluation.benchmark.training_record import read_training_record
 from SPDSegmentLib.evaluation.comparators.own_training import OwnTraining
 from SPDSegmentLib.evaluation.comparators.protocol import Comparator, NotRun
@@ -114,13 +115,16 @@ class Runner:
             raise NotRun("not trained, trainings are switched off")
         folder.mkdir(parents=True, exist_ok=True)
         label = f"training {planned.label}, fold {entry.fold.name}"
+        reads_files = isinstance(comparator, OwnTraining)
+        clock = StepClock(0.0 if reads_files else self.plan.config.budget.seconds)
 
         def on_progress(step: int, steps: int, losses: dict[str, float]) -> None:
             if self.options.cancelled():
                 raise Cancelled()
-            self._tell(f"{label}, step {step}/{steps}")
+            left = clock.seconds_left(step, steps)
+            of_these = "" if left is None else f"{time_text(left)} of these steps"
+            self._tell(f"{label}, step {step}/{steps}{of_these}", None)
 
-        reads_files = isinstance(comparator, OwnTraining)
         cases = [] if reads_files else planned.dataset.training_cases(entry.fold, entry.train_patients)
         comparator.train(cases, folder, self.plan.config.budget, on_progress)
 
@@ -156,7 +160,7 @@ class Runner:
                 planned.cell.add(row, self.options.machine)
                 self._done += 1
                 self._left.spend(planned.label, time.monotonic() - begun)
-                self._tell(planned.label)
+                self._tell(planned.label, self._left.seconds())
                 if time.monotonic() - saved > SAVE_SECONDS:
                     write_cell(self.options.results, planned.cell)
                     saved = time.monotonic()
@@ -176,7 +180,7 @@ class Runner:
         planned.cell.states[fold] = (state, reason)
         write_cell(self.options.results, planned.cell)
         self._left.drop(planned.label)
-        self._tell(f"{planned.label}: {state}, {reason}")
+        self._tell(f"{planned.label}: {state}, {reason}", self._left.seconds())
 
-    def _tell(self, what: str) -> None:
-        self.options.on_progress(what, self._done, self._done + self._left.rows(), self._left.seconds())
+    def _tell(self, what: str, seconds_left: float | None) -> None:
+        self.options.on_progress(what, self._done, self._done + self._left.rows(), seconds_left)
