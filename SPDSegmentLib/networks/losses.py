@@ -64,8 +64,9 @@ def consistency_of_run(
         stop_gradient: treat the neighbour's mask as constant.
 
     Returns:
-        Loss per slice (T,), zero where no pair counts, and the number of pairs that count. A pair is skipped at the
-        run's edge and where either ground truth is empty.
+        Loss per slice (T,), zero where no pair counts, and the number of slices that have a pair. A pair is skipped at
+        the run's edge and where either ground truth is empty. Without ``stop_gradient``, ``previous`` sums the same
+        pairs as ``next``, and ``both`` counts each pair for either of its slices, which is up to twice the loss.
     """
     losses = logits.new_zeros(logits.shape[0], dtype=torch.float32)
     if direction == "none" or logits.shape[0] < 2:
@@ -74,16 +75,14 @@ def consistency_of_run(
     filled = target.flatten(1).any(1)
     valid = (filled[:-1] & filled[1:]).float()
     fixed = masks.detach() if stop_gradient else masks
-    count = valid.new_zeros(())
+    paired = torch.zeros_like(losses)
     if direction in ("next", "both"):
         pair = pairwise_slice_consistency(masks[:-1], fixed[1:]) * valid
-        losses = losses + F.pad(pair, (0, 1))
-        count = count + valid.sum()
+        losses, paired = losses + F.pad(pair, (0, 1)), F.pad(valid, (0, 1))
     if direction in ("previous", "both"):
         pair = pairwise_slice_consistency(masks[1:], fixed[:-1]) * valid
-        losses = losses + F.pad(pair, (1, 0))
-        count = count + valid.sum()
-    return losses, count
+        losses, paired = losses + F.pad(pair, (1, 0)), torch.maximum(paired, F.pad(valid, (1, 0)))
+    return losses, paired.sum()
 
 
 def soft_iou(logits: Tensor, target: Tensor) -> Tensor:

@@ -105,17 +105,17 @@ class Stage2:
         return {**terms, "total": terms["total"] + stage.psc_weight * consistency, "psc": consistency}
 
     def _consistency(self, runs: list[Run], logits: Tensor, target: Tensor) -> Tensor:
-        """Mean PSC over the valid pairs of all runs."""
+        """Mean PSC over the slices of all runs that have a pair."""
         stage = self.config.stage2
         total, count, position = logits.new_zeros(()), logits.new_zeros(()), 0
         for run in runs:
             breaks = np.flatnonzero(np.diff(run.slices) != 1) + 1
             for stretch in np.split(np.arange(len(run.slices)), breaks):
                 part = slice(position + int(stretch[0]), position + int(stretch[-1]) + 1)
-                losses, pairs = consistency_of_run(
+                losses, paired = consistency_of_run(
                     logits[part], target[part], stage.psc_direction, stage.psc_stop_gradient
                 )
-                total, count = total + losses.sum(), count + pairs
+                total, count = total + losses.sum(), count + paired
             position += len(run.slices)
         return total / count.clamp(min=1)
 

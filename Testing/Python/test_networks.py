@@ -222,10 +222,26 @@ def test_slice_consistency_is_zero_for_equal_masks_and_skips_pairs_with_an_empty
     assert pairwise_slice_consistency(mask, mask).item() == pytest.approx(0, abs=1e-5)
     logits = torch.stack([mask[0], mask[0].roll(4, -1), mask[0]]) * 40 - 20
     target = (logits > 0).clone()
-    losses, pairs = consistency_of_run(logits, target, "next")
-    assert pairs == 2 and losses[0] > 0.1 and losses[2] == 0
+    losses, paired = consistency_of_run(logits, target, "next")
+    assert paired == 2 and losses[0] > 0.1 and losses[2] == 0
+    assert consistency_of_run(logits, target, "both")[1] == 3
     target[2] = False
-    losses, pairs = consistency_of_run(logits, target, "next")
-    assert pairs == 1 and losses[1] == 0
+    losses, paired = consistency_of_run(logits, target, "next")
+    assert paired == 1 and losses[1] == 0
     assert consistency_of_run(logits, target, "none")[1] == 0
     assert consistency_of_run(logits, target, "both")[1] == 2
+
+
+@pytest.mark.parametrize("stop_gradient", [False, True])
+def test_direction_of_slice_consistency_matters_only_where_the_neighbor_is_constant(stop_gradient: bool) -> None:
+    start = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    target = torch.ones(4, 1, 16, 16, dtype=torch.bool)
+    gradients = {}
+    for direction in ("next", "previous", "both"):
+        logits = start.clone().requires_grad_()
+        losses, paired = consistency_of_run(logits, target, direction, stop_gradient)
+        (losses.sum() / paired).backward()
+        gradients[direction] = logits.grad
+    assert torch.allclose(gradients["next"], gradients["previous"]) != stop_gradient
+    expected = (gradients["next"] + gradients["previous"]) * 3 / 4  # three slices have a next one, all four a neighbor
+    assert torch.allclose(gradients["both"], expected, atol=1e-8)
