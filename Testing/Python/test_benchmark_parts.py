@@ -255,6 +255,13 @@ def test_a_difference_on_few_patients_is_shown_in_size_only(tmp_path: Path) -> N
     assert [c.verdict for c in checked] == ["in size only"]
 
 
+def test_nothing_is_wanted_of_a_bound(tmp_path: Path) -> None:
+    bound = replace(_config(tmp_path).config.claims[0], bound=True)
+    checked = check_claims([bound], [_dataset(0.05)])
+    assert (checked[0].met, checked[0].verdict, checked[0].shortfall) == (None, "-", "")
+    assert "| - | +11.08 | +5.0 " in tables.claims_table(checked)
+
+
 def test_the_part_of_a_mask_with_most_clicks_is_kept() -> None:
     mask = np.zeros((3, 10, 10), dtype=bool)
     mask[:, 1:3, 1:3] = True

@@ -121,6 +121,7 @@ class ClaimSpec:
 
     Attributes:
         lower_hd95: whether HD95 must be lower as well.
+        bound: nothing is wanted of it; it is a figure to read another claim by.
         paper: the paper's figure for the same step, as text.
     """
 
@@ -130,6 +131,7 @@ class ClaimSpec:
     noise: str = "clinic"
     at_least: float = 0.0
     lower_hd95: bool = False
+    bound: bool = False
     paper: str = ""
     datasets: tuple[str, ...] = ("*",)
 

@@ -176,16 +176,16 @@ class ClaimResult:
 
     @property
     def met(self) -> bool | None:
-        """Whether the mean difference is large enough; ``None`` where it was not measured."""
-        if self.dsc is None:
+        """Whether the mean difference is large enough; ``None`` where it was not measured or nothing is wanted."""
+        if self.dsc is None or self.claim.bound:
             return None
         closer = not self.claim.lower_hd95 or (self.hd95 is not None and self.hd95.value.mean < 0)
         return closer and self.dsc.value.mean >= self.claim.at_least
 
     @property
     def shortfall(self) -> str:
-        """What is missing where the claim is not met, as text; empty where it is, or was not measured."""
-        if self.dsc is None or self.met:
+        """What is missing where the claim is not met, as text; empty where it is, was not measured or is a bound."""
+        if self.dsc is None or self.met is not False:
             return ""
         mean, wanted = self.dsc.value.mean, self.claim.at_least
         return f"{100 * mean:+.1f} instead of {100 * wanted:+.0f} DSC" if mean < wanted else "HD95 is not lower"
@@ -193,8 +193,10 @@ class ClaimResult:
     @property
     def verdict(self) -> str:
         """``yes`` needs the size and p < 0.05 after correction; few patients can show the size only."""
-        if self.dsc is None or not self.met:
-            return NOT_YET if self.dsc is None else "no"
+        if self.dsc is None:
+            return NOT_YET
+        if not self.met:
+            return "-" if self.claim.bound else "no"
         return "yes" if self.dsc.p_holm < SIGNIFICANT else "in size only"
 
 
