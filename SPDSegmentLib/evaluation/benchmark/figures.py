@@ -31,7 +31,7 @@ def draw_headline(path: Path, datasets: Sequence[DatasetResult], config: Benchma
     for axes, dataset in zip(panels.flat, shown, strict=False):
         methods = [dataset.methods.get(name) for name in config.key_methods]
         _curves(axes, methods, config.severities, "dsc", config.reference)
-        axes.set_title(textwrap.fill(f"{dataset.title}, {dataset.patients} patients", 40), fontsize=8)
+        axes.set_title(textwrap.fill(f"{dataset.title}, {dataset.patients}\u00a0patients", 40), fontsize=8)
         axes.set_ylim(0, 1)
     _finish(figure, panels, path)
     return True
