@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 OUTSIDE_LOGIT = -1.0
 SALIENCY_ONLY = "saliency only"
+UNREMARKABLE_SLICES, UNREMARKABLE_SHARE = 3, 0.25
+"""A mask may go on past the outermost click by so many slices, or this share of the clicks' extent, without a word."""
 
 
 class Session:
@@ -116,6 +118,7 @@ class Session:
             fates = self._point_results(clicks, seen, distillation)
             notes += _note_outside(fates) + _note_unsupported(distillation, prompts)
             results = {t: result for t, (_, result) in self._slices.items()}
+            notes += _note_beyond(clicks.slice_index[inside], results.values())
         slices = [results.get(t) or self._blank(t, EMPTY) for t in range(self.stack.n_slices)]
         return SegmentationResult(
             np.stack([s.mask for s in slices]),
@@ -315,6 +318,18 @@ def _note_unsupported(distillation: Distillation, strategy: str) -> list[str]:
     if any(fate.reason == NEAREST_REASON for fate in distillation.fates):
         return ["The model supports no click; what lies nearest to all of them was segmented. Check that it is right."]
     return ["The model supports no click and found nothing near them to segment. Check the model, or click closer."]
+
+
+def _note_beyond(clicked: np.ndarray, results: Iterable[SliceResult]) -> list[str]:
+    """What the user should know where the mask was followed far past the first or the last click."""
+    filled = [r.slice_index for r in results if r.status != LOCKED and r.mask.any()]
+    if not filled:
+        return []
+    first, last = int(clicked.min()), int(clicked.max())
+    beyond = max(first - min(filled), max(filled) - last)
+    if beyond <= max(UNREMARKABLE_SLICES, UNREMARKABLE_SHARE * (last - first)):
+        return []
+    return [f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends."]
 
 
 def _note_outside(fates: Iterable[PointResult]) -> list[str]:

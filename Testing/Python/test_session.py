@@ -115,13 +115,22 @@ def test_clicks_outside_are_named_and_the_rest_is_used(session: Session) -> None
         session.segment(clicks_at((40, 10, 10)))
 
 
+def test_the_user_is_told_when_the_mask_goes_on_far_past_the_clicks(session: Session) -> None:
+    along = session.segment(clicks_at(*[center(t) for t in range(2, 22)]))
+    assert along.notes == []
+    few = session.segment(clicks_at(center(4), center(8)))
+    filled = np.flatnonzero(few.mask.any((1, 2)))
+    assert f"for up to {filled[-1] - 8} slices past the outermost clicks" in few.notes[0]
+    assert session.segment(clicks_at(center(4), center(8)), prompts="raw").notes == []
+
+
 def test_the_user_is_told_when_the_model_supports_no_click(session: Session) -> None:
     beside = session.segment(clicks_at((8, 42, 30), (12, 42, 31)))
     assert beside.slices[10].status == "synthesized" and beside.mask[10, 30, 30]
     assert "supports no click" in beside.notes[0] and "nearest" in beside.notes[0]
     far = session.segment(clicks_at((8, 62, 2)))
     assert not far.mask.any() and "found nothing near them" in far.notes[0]
-    assert session.segment(clicks_at((8, 62, 2), center(12))).notes == []
+    assert not any("supports no click" in note for note in session.segment(clicks_at((8, 62, 2), center(12))).notes)
     assert session.segment(clicks_at((8, 62, 2)), prompts="raw").notes == []
 
 
