@@ -322,12 +322,11 @@ def _note_unsupported(distillation: Distillation, strategy: str) -> list[str]:
 
 def _note_beyond(clicked: np.ndarray, results: Iterable[SliceResult]) -> list[str]:
     """What the user should know where the mask was followed far past the first or the last click."""
-    filled = [r.slice_index for r in results if r.status != LOCKED and r.mask.any()]
-    if not filled:
-        return []
     first, last = int(clicked.min()), int(clicked.max())
-    beyond = max(first - min(filled), max(filled) - last)
-    if beyond <= max(UNREMARKABLE_SLICES, UNREMARKABLE_SHARE * (last - first)):
+    allowed = max(UNREMARKABLE_SLICES, UNREMARKABLE_SHARE * (last - first))
+    past = [(max(first - r.slice_index, r.slice_index - last), r.mask) for r in results if r.status != LOCKED]
+    beyond = max((slices for slices, mask in past if slices > allowed and mask.any()), default=0)
+    if not beyond:
         return []
     return [f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends."]
 

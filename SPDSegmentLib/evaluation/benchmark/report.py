@@ -74,7 +74,7 @@ def report_text(given: ReportInput, place: Path) -> str:
         tables.claims_table(given.claims) if given.claims else "No claim is declared.",
         "Differences in percentage points of DSC [95 % bootstrap interval over patients]; p is Holm-corrected over the "
         "data sets of a claim. Shown: *yes* needs the size and p < 0.05; *in size only*, p is not below 0.05. "
-        "Nothing is wanted of the rows named *room*: they say how much a perfect choice of points would gain.",
+        "Where nothing is wanted (-), the figure only bounds what the other claims can reach.",
         "## The paper's figures beside ours",
         _paper_tables(given),
         COMPARABLE,

@@ -195,8 +195,10 @@ class ClaimResult:
         """``yes`` needs the size and p < 0.05 after correction; few patients can show the size only."""
         if self.dsc is None:
             return NOT_YET
+        if self.claim.bound:
+            return "-"
         if not self.met:
-            return "-" if self.claim.bound else "no"
+            return "no"
         return "yes" if self.dsc.p_holm < SIGNIFICANT else "in size only"
 
 

@@ -154,8 +154,8 @@ def claims_table(claims: Sequence[ClaimResult]) -> str:
     lines.append(_rule(8))
     missing: dict[str, list[str]] = {}
     for result in claims:
-        wanted = NOTHING if result.claim.bound else f">= {100 * result.claim.at_least:+.0f}"
-        wanted += ", lower HD95" if result.claim.lower_hd95 else ""
+        wanted = f">= {100 * result.claim.at_least:+.0f}" + (", lower HD95" if result.claim.lower_hd95 else "")
+        wanted = NOTHING if result.claim.bound else wanted
         paper = result.claim.paper or NOTHING
         if result.dsc is None:
             missing.setdefault(result.claim.text, []).append(result.dataset)
