@@ -34,6 +34,9 @@ class WritableTarget(Protocol):
     def read(self, snapshot: Any, slices: Collection[int] | None = None) -> SegmentContent:
         """Return the voxels, of some slices only or of all."""
 
+    def digests(self, snapshot: Any) -> dict[int, str]:
+        """Return a short checksum of every slice that is not empty."""
+
     def write(self, snapshot: Any, changes: Mapping[int, np.ndarray], content: SegmentContent) -> None:
         """Set the masks of some slices."""
 
@@ -84,11 +87,13 @@ class ResultWriter:
 
     def begin(self) -> dict[int, np.ndarray]:
         """Recognize what a person edited and return the masks (H, W) of all slices that belong to a person."""
-        content = self._target.read(self._snapshot)
-        self.digestsBefore = content.digests()
+        self.digestsBefore = self._target.digests(self._snapshot)
         self.record.noteEdits(self.digestsBefore)
         self._recordBefore = self.record.copy()
         self._target.saveRecord(self.record)
+        if not self.record.owned:
+            return {}
+        content = self._target.read(self._snapshot, self.record.owned)
         return {t: content.mask(t) for t in sorted(self.record.owned)}
 
     def put(self, slices: Iterable[SliceAnswer]) -> set[int]:
@@ -139,7 +144,7 @@ class ResultWriter:
         self.record.model = model
         self.record.anchorRas = anchor
         self._target.saveRecord(self.record)
-        return self._target.read(self._snapshot).digests()
+        return self._target.digests(self._snapshot)
 
     def _write(self, changes: Mapping[int, np.ndarray], content: SegmentContent) -> None:
         if not self._before:

@@ -140,7 +140,7 @@ class Segmenter:
         target = task.target
         if target.node is None or any(not job.finished for job in self._jobs.values()):
             return False
-        digests = target.read(task.writtenSnapshot()).digests()
+        digests = target.digests(task.writtenSnapshot())
         record = target.record
         if self._savedFor.get(task.key) != digests:
             self._savedFor.pop(task.key, None)
@@ -157,7 +157,7 @@ class Segmenter:
     def release(self, task: Task, slices: set[int] | None = None) -> None:
         """Give a person's slices (all by default) back to the model; the next run may rewrite them."""
         record = task.target.record
-        digests = task.target.read(task.writtenSnapshot()).digests()
+        digests = task.target.digests(task.writtenSnapshot())
         record.release(record.owned if slices is None else slices & record.owned, digests)
         task.target.saveRecord(record)
         self._incomplete.add(task.key)
@@ -227,10 +227,10 @@ class Segmenter:
         if record.axis == snapshot.axis:
             return
         old = takeSnapshot(task.volumeNode, record.axis)
-        touched = bool(record.owned or record.findEdits(task.target.read(old).digests()))
+        touched = bool(record.owned or record.findEdits(task.target.digests(old)))
         new = WriteRecord(axis=snapshot.axis, model=record.model)
         if not touched:
-            digests = task.target.read(snapshot).digests()
+            digests = task.target.digests(snapshot)
             new.noteWritten(digests, digests)
         task.target.saveRecord(new)
         self._incomplete.add(task.key)

@@ -11,7 +11,7 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
-from .slice_grid import SegmentContent, SliceGrid, boxAround
+from .slice_grid import SegmentContent, Triple, boxAround, sliceDigests
 from .volumes import VolumeSnapshot, arrayFromMatrix, matrixFromArray, parentMatrix, worldMatrix
 from .write_record import WriteRecord
 
@@ -76,34 +76,25 @@ class Target:
             snapshot: the volume.
             slices: only these are wanted; the rest may be missing from the answer.
         """
-        node = self.node
-        segment = node.GetSegmentation().GetSegment(self.segmentId) if node is not None else None
-        labelmap = segment.GetRepresentation("Binary labelmap") if segment is not None else None
-        if segment is None or labelmap is None or labelmap.IsEmpty() or not labelmap.GetPointData().GetScalars():
-            return _emptyContent(snapshot.grid)
-        offset = self._wholeVoxelOffset(node, labelmap, snapshot)
-        if offset is None:
-            array = slicer.util.arrayFromSegmentBinaryLabelmap(
-                node, self.segmentId, slicer.mrmlScene.GetNodeByID(snapshot.nodeId)
-            )
-            return SegmentContent(snapshot.grid.shape, *snapshot.grid.toSlices(array != 0, (0, 0, 0)))
-        i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
-        scalars = vtk_to_numpy(labelmap.GetPointData().GetScalars())
-        labels = scalars.reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
-        startIJK = (i0 + offset[0], j0 + offset[1], k0 + offset[2])
-        if slices is not None:
-            view, start = snapshot.grid.toSlices(labels, startIJK)
-            before = min(max(min(slices, default=0) - start[0], 0), len(view))
-            view = view[before : max(before, max(slices, default=-1) + 1 - start[0])]
-            box = view == segment.GetLabelValue()
-            return SegmentContent(snapshot.grid.shape, box, (start[0] + before, start[1], start[2]))
-        inside = _filledPart(labels) if labels.size > LARGE_LABELMAP else (slice(0, None),) * 3
-        if inside is None:
-            return _emptyContent(snapshot.grid)
-        array = labels[inside] == segment.GetLabelValue()
-        first = [part.start for part in reversed(inside)]
-        startIJK = (startIJK[0] + first[0], startIJK[1] + first[1], startIJK[2] + first[2])
-        return SegmentContent(snapshot.grid.shape, *snapshot.grid.toSlices(array, startIJK))
+        found = self._labels(snapshot, cut=slices is None)
+        if found is None:
+            return SegmentContent(snapshot.grid.shape, np.zeros((0, 0, 0), dtype=bool), (0, 0, 0))
+        labels, startIJK, value = found
+        if slices is None:
+            return SegmentContent(snapshot.grid.shape, *snapshot.grid.toSlices(labels == value, startIJK))
+        view, start = snapshot.grid.toSlices(labels, startIJK)
+        before = min(max(min(slices, default=0) - start[0], 0), len(view))
+        view = view[before : max(before, max(slices, default=-1) + 1 - start[0])]
+        return SegmentContent(snapshot.grid.shape, view == value, (start[0] + before, start[1], start[2]))
+
+    def digests(self, snapshot: VolumeSnapshot) -> dict[int, str]:
+        """Return a short checksum of every slice that is not empty."""
+        found = self._labels(snapshot, cut=True)
+        if found is None:
+            return {}
+        labels, startIJK, value = found
+        view, start = snapshot.grid.toSlices(labels, startIJK)
+        return sliceDigests(view, value, start, snapshot.grid.shape[0])
 
     def write(self, snapshot: VolumeSnapshot, changes: Mapping[int, np.ndarray], content: SegmentContent) -> None:
         """Set the masks (H, W) of some slices and nothing else; masking and overwriting are the editor's.
@@ -141,6 +132,39 @@ class Target:
         vtk_to_numpy(image.GetPointData().GetScalars()).reshape(array.shape)[:] = array
         image.SetGeometryFromImageToWorldMatrix(matrixFromArray(_toSegmentation(self.node, snapshot)))
         return image
+
+    def _labels(self, snapshot: VolumeSnapshot, *, cut: bool) -> tuple[np.ndarray, Triple, int] | None:
+        """Return labels (k, j, i) on the volume's grid, their first I, J, K and the segment's value; None where empty.
+
+        The labels are the node's own memory where its grid is the volume's: for reading, and not for keeping.
+
+        Args:
+            snapshot: the volume.
+            cut: leave out the empty margin of a large labelmap.
+        """
+        node = self.node
+        segment = node.GetSegmentation().GetSegment(self.segmentId) if node is not None else None
+        labelmap = segment.GetRepresentation("Binary labelmap") if segment is not None else None
+        if segment is None or labelmap is None or labelmap.IsEmpty() or not labelmap.GetPointData().GetScalars():
+            return None
+        offset = self._wholeVoxelOffset(node, labelmap, snapshot)
+        if offset is None:
+            array = slicer.util.arrayFromSegmentBinaryLabelmap(
+                node, self.segmentId, slicer.mrmlScene.GetNodeByID(snapshot.nodeId)
+            )
+            return array != 0, (0, 0, 0), 1
+        i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
+        scalars = vtk_to_numpy(labelmap.GetPointData().GetScalars())
+        labels = scalars.reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
+        first = [0, 0, 0]
+        if cut and labels.size > LARGE_LABELMAP:
+            inside = _filledPart(labels)
+            if inside is None:
+                return None
+            labels = labels[inside]
+            first = [part.start for part in reversed(inside)]
+        i, j, k = (here + there + more for here, there, more in zip((i0, j0, k0), offset, first, strict=True))
+        return labels, (i, j, k), segment.GetLabelValue()
 
     @staticmethod
     def _wholeVoxelOffset(node: Any, labelmap: Any, snapshot: VolumeSnapshot) -> tuple[int, int, int] | None:
@@ -233,7 +257,3 @@ def _filledPart(labels: np.ndarray) -> tuple[slice, slice, slice] | None:
         inside.append(slice(int(filled[0]), int(filled[-1]) + 1))
         labels = labels[tuple(slice(None) for _ in range(axis)) + (inside[-1],)]
     return inside[0], inside[1], inside[2]
-
-
-def _emptyContent(grid: SliceGrid) -> SegmentContent:
-    return SegmentContent(grid.shape, np.zeros((0, 0, 0), dtype=bool), (0, 0, 0))
