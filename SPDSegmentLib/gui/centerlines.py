@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,18 +29,34 @@ def readClicks(nodes: Iterable[Any]) -> Clicks:
     Raises:
         BadInput: another kind of node, or no click.
     """
-    clicks = tuple((node.GetID(), _readNode(node)) for node in nodes)
-    if not any(point.placed and point.selected for nodeId, markup in clicks for point in markup.points):
+    nodes = list(nodes)
+    checkClicks(nodes)
+    return tuple((node.GetID(), _readNode(node)) for node in nodes)
+
+
+def checkClicks(nodes: Iterable[Any]) -> None:
+    """Raise what :func:`readClicks` would raise, without reading all clicks."""
+    anyUsed = False
+    for node in nodes:
+        _kind(node)
+        anyUsed = anyUsed or any(_isUsed(node, index) for index in range(node.GetNumberOfControlPoints()))
+    if not anyUsed:
         raise BadInput(
             _("There are no clicks yet."), _("Press Place clicks, then click along the structure in the slice views.")
         )
-    return clicks
 
 
 def namedClicks(clicks: Clicks) -> list[Markup]:
     """Return clicks as the worker takes them: each with a name of its own, see :func:`clickName`."""
     return [
-        replace(markup, points=tuple(replace(p, id=clickName(nodeId, p.id)) for p in markup.points))
+        Markup(
+            markup.name,
+            markup.kind,
+            tuple(
+                ControlPoint(clickName(nodeId, p.id), p.label, p.position_ras, p.placed, p.selected)
+                for p in markup.points
+            ),
+        )
         for nodeId, markup in clicks
     ]
 
@@ -103,16 +119,11 @@ def renameClicks(clicks: Clicks, renamed: Mapping[str, str]) -> Clicks:
     return tuple((nodeId, replace(m, points=tuple(rename(nodeId, p) for p in m.points))) for nodeId, m in clicks)
 
 
-def usedClicks(clicks: Clicks) -> Hashable:
-    """Return what a result depends on: nodes, and the place of every click that is placed and included."""
-    return tuple(
-        (
-            nodeId,
-            markup.kind,
-            tuple(tuple(round(x, 3) for x in p.position_ras) for p in markup.points if p.placed and p.selected),
-        )
-        for nodeId, markup in clicks
-    )
+def giveSameResult(first: Clicks, second: Clicks) -> bool:
+    """Whether nodes, and the place of every click that is placed and included, are the same to 0.001 mm."""
+    if [(nodeId, markup.kind) for nodeId, markup in first] != [(nodeId, markup.kind) for nodeId, markup in second]:
+        return False
+    return all(_used(former) == _used(latter) for (_a, former), (_b, latter) in zip(first, second, strict=True))
 
 
 def setIncluded(node: Any, clickId: str, included: bool) -> None:
@@ -130,13 +141,28 @@ def indexOf(node: Any, clickId: str) -> int:
     return -1
 
 
-def _readNode(node: Any) -> Markup:
+def _used(markup: Markup) -> list[tuple[float, ...]]:
+    positions = [point.position_ras for point in markup.points if point.placed and point.selected]
+    return np.round(np.array(positions).reshape(-1, 3), 3).tolist()
+
+
+def _kind(node: Any) -> str:
     kind = _KINDS.get(node.GetClassName())
     if kind is None:
         raise BadInput(
             _("{name} is neither a point list nor a curve.").format(name=node.GetName()),
             _("Choose a point list or an open curve."),
         )
+    return kind
+
+
+def _isUsed(node: Any, index: int) -> bool:
+    defined = slicer.vtkMRMLMarkupsNode.PositionDefined
+    return node.GetNthControlPointPositionStatus(index) == defined and bool(node.GetNthControlPointSelected(index))
+
+
+def _readNode(node: Any) -> Markup:
+    kind = _kind(node)
     defined = slicer.vtkMRMLMarkupsNode.PositionDefined
     position = [0.0, 0.0, 0.0]
     points = []

@@ -104,12 +104,12 @@ class Console:
         device: str = "auto",
         prompts: str = "consensus",
     ) -> Task:
-        from .centerlines import readClicks
+        from .centerlines import checkClicks
         from .volumes import takeSnapshot
 
         entry = findModel(model, remote=self.workerHost.isRemote)
         takeSnapshot(volumeNode, axis)
         nodes = list(centerlineNode) if isinstance(centerlineNode, (list, tuple)) else [centerlineNode]
-        readClicks([node for node in nodes if node is not None])
+        checkClicks([node for node in nodes if node is not None])
         target = makeTarget(segmentation, segmentId, volumeNode, entry.structure, entry.color, entry.terminology)
         return Task(View(volumeNode, entry, device, axis), nodes, target, prompts)

@@ -125,7 +125,7 @@ class InputsSection:
         Raises:
             SPDError: something is missing or cannot be used.
         """
-        from .centerlines import readClicks
+        from .centerlines import checkClicks
         from .volumes import takeSnapshot
 
         state = self._state()
@@ -133,7 +133,7 @@ class InputsSection:
         if model is None:
             model = findModel("")
         takeSnapshot(state.volumeNode, state.axis)
-        readClicks(state.centerlineNodes)
+        checkClicks(state.centerlineNodes)
         target = makeTarget(
             state.segmentationNode,
             state.segmentId,

@@ -130,7 +130,7 @@ class ModulePanel(VTKObservationMixin):
     def _segmentChanged(self, wentBack: bool) -> None:
         if wentBack:
             self.run.forgetMessage()
-        self.showRecord()
+        self._showLater.start()
 
     def _onSceneStartClose(self, caller: Any, event: str) -> None:
         self.isClosing = True

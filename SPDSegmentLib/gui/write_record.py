@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 RECORD_VERSION = 1
@@ -158,8 +159,12 @@ class WriteRecord:
     @classmethod
     def fromJson(cls, text: str | None) -> WriteRecord:
         """Read :meth:`toJson`; from an unreadable text an empty record, so that all content is owned."""
+        return _parsed(text or "{}").copy()
+
+    @classmethod
+    def _parse(cls, text: str) -> WriteRecord:
         try:
-            content: Any = json.loads(text or "{}")
+            content: Any = json.loads(text)
             if not isinstance(content, dict) or content.get("version") != RECORD_VERSION:
                 return cls()
             return cls(
@@ -173,6 +178,12 @@ class WriteRecord:
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return cls()
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> WriteRecord:
+    """A record is read several times for each change of a click, and a thousand fates take some milliseconds."""
+    return WriteRecord._parse(text)
 
 
 def _position(given: Any) -> Position | None:

@@ -355,3 +355,10 @@ def test_steps_left_follow_the_pace_of_their_stage(monkeypatch: pytest.MonkeyPat
     assert limited.seconds_left(1, 1500) is None
     now = 131.0
     assert limited.seconds_left(2, 1500) == pytest.approx(40.0), "the budget's seconds end it first"
+    prepared = StepClock(limit=60.0)
+    assert prepared.seconds_left(1, 11, limited=False) is None
+    now = 331.0
+    assert prepared.seconds_left(3, 11, limited=False) == pytest.approx(800.0), "no limit applies to a preparation"
+    assert prepared.seconds_left(1, 1500) is None
+    now = 341.0
+    assert prepared.seconds_left(2, 1500) == pytest.approx(50.0), "its seconds begin with the training"

@@ -72,7 +72,8 @@ def test_a_learned_comparator_trains_resumes_loads_and_segments(name: str, tmp_p
         pass
 
     def stop(done: int, total: int, losses: dict[str, float]) -> None:
-        raise Stop
+        if losses:
+            raise Stop
 
     cases, target = training_cases(), tube_target("c")
     clicks, _ = target.clicks("mild", 1)
@@ -80,7 +81,12 @@ def test_a_learned_comparator_trains_resumes_loads_and_segments(name: str, tmp_p
         make(name).train(cases, tmp_path / "stopped", Budget(2), stop)
     assert json.loads((tmp_path / "stopped" / "training.json").read_text())["steps"] == 1
     steps: list[int] = []
-    make(name).train(cases, tmp_path / "stopped", Budget(2), lambda done, total, losses: steps.append(done))
+
+    def note(done: int, total: int, losses: dict[str, float]) -> None:
+        if losses:
+            steps.append(done)
+
+    make(name).train(cases, tmp_path / "stopped", Budget(2), note)
     assert steps == [2]
     make(name).train(cases, tmp_path / "whole", Budget(2), ignore)
 
@@ -98,6 +104,27 @@ def test_a_learned_comparator_trains_resumes_loads_and_segments(name: str, tmp_p
     assert not list(tmp_path.rglob("*.pkl"))
     nothing = Clicks(np.array([0]), np.zeros((1, 2)), np.array([True]), ("1",))
     assert not comparator.segment(target, nothing).any()
+
+
+def test_kept_embeddings_are_progress_too_and_are_not_computed_again(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    told: list[tuple[int, int]] = []
+
+    def note(done: int, total: int, losses: dict[str, float]) -> None:
+        if not losses:
+            told.append((done, total))
+            if len(told) == 1:
+                raise Stop
+
+    with pytest.raises(Stop):
+        make("medsam-box").train(training_cases(), tmp_path, Budget(1), note)
+    (kept,) = (tmp_path / "embeddings").iterdir()
+    written = kept.stat().st_mtime_ns
+    make("medsam-box").train(training_cases(), tmp_path, Budget(1), note)
+    assert told == [(1, 2), (1, 2), (2, 2)]
+    assert kept.stat().st_mtime_ns == written
 
 
 def noisy_tube() -> EvaluationTarget:

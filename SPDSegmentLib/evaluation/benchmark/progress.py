@@ -38,21 +38,33 @@ class StepClock:
     """
 
     def __init__(self, limit: float = 0.0) -> None:
-        self._ends = time.monotonic() + limit if limit > 0 else float("inf")
+        self._limit = limit if limit > 0 else float("inf")
+        self._limited_since: float | None = None
         self._begun: tuple[int, int, float] = (0, 0, 0.0)
         self._last = 0
 
-    def seconds_left(self, step: int, steps: int) -> float | None:
-        """Seconds to ``steps`` at the pace since the first call with these steps; ``None`` at that call."""
+    def seconds_left(self, step: int, steps: int, *, limited: bool = True) -> float | None:
+        """Seconds to ``steps`` at the pace since the first call with these steps; ``None`` at that call.
+
+        Args:
+            step: how many are done.
+            steps: in all.
+            limited: the limit counts for them; its time begins with the first such call.
+        """
         first, of, begun = self._begun
         now = time.monotonic()
         another, self._last = steps != of or step < self._last, step
+        if limited and self._limited_since is None:
+            self._limited_since = now
         if another:
             self._begun = (step, steps, now)
             return None
         if step == first:
             return None
-        return max(0.0, min((steps - step) * (now - begun) / (step - first), self._ends - now))
+        left = (steps - step) * (now - begun) / (step - first)
+        if limited and self._limited_since is not None:
+            left = min(left, self._limited_since + self._limit - now)
+        return max(0.0, left)
 
 
 def time_text(seconds: float | None) -> str:

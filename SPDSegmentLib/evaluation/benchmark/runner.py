@@ -114,16 +114,17 @@ class Runner:
         if not self.plan.config.training and not (folder / "training.json").is_file():
             raise NotRun("not trained, trainings are switched off")
         folder.mkdir(parents=True, exist_ok=True)
-        label = f"training {planned.label}, fold {entry.fold.name}"
+        label = f"{planned.label}, fold {entry.fold.name}"
         reads_files = isinstance(comparator, OwnTraining)
         clock = StepClock(0.0 if reads_files else self.plan.config.budget.seconds)
 
         def on_progress(step: int, steps: int, losses: dict[str, float]) -> None:
             if self.options.cancelled():
                 raise Cancelled()
-            left = clock.seconds_left(step, steps)
+            doing = "training" if losses else "preparing training"
+            left = clock.seconds_left(step, steps, limited=bool(losses))
             of_these = "" if left is None else f"{time_text(left)} of these steps"
-            self._tell(f"{label}, step {step}/{steps}{of_these}", None)
+            self._tell(f"{doing} {label}, step {step}/{steps}{of_these}", None)
 
         cases = [] if reads_files else planned.dataset.training_cases(entry.fold, entry.train_patients)
         comparator.train(cases, folder, self.plan.config.budget, on_progress)

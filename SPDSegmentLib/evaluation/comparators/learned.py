@@ -93,7 +93,7 @@ class LearnedComparator(ClickedSegmenter):
         """What identifies a training besides its cases."""
         return {"name": self.name, "inputs": asdict(self.inputs), "learning_rate": self.learning_rate}
 
-    def runs(self, network: SliceNetwork, cases: Sequence[Case], folder: Path) -> RunSource:
+    def runs(self, network: SliceNetwork, cases: Sequence[Case], folder: Path, on_progress: OnProgress) -> RunSource:
         """Where training slices come from: fresh views, by default."""
         return ViewRuns(cases, self.inputs, self.learns_union)
 
@@ -105,7 +105,7 @@ class LearnedComparator(ClickedSegmenter):
         network = self.fresh()
         parameters = network.trainable()
         record.parameters = sum(p.numel() for p in parameters.values())
-        source = self.runs(network, as_cases(cases, self.inputs), folder)
+        source = self.runs(network, as_cases(cases, self.inputs), folder, on_progress)
         phase = Phase(
             "training",
             list(parameters.values()),

@@ -16,7 +16,10 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.slices import SliceStack
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
-"""Called as (steps done, steps in all, loss terms); raising from it stops the training, which the next call resumes."""
+"""Called as (steps done, steps in all, loss terms); raising from it stops the training, which the next call resumes.
+
+Without loss terms the steps are those of a preparation, to which no limit of a budget applies.
+"""
 
 
 class NotRun(Exception):

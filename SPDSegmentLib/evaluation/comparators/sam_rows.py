@@ -24,7 +24,7 @@ from SPDSegmentLib.evaluation.comparators.adapters import insert_adapters
 from SPDSegmentLib.evaluation.comparators.clicks import ClickedSlice
 from SPDSegmentLib.evaluation.comparators.data import as_config
 from SPDSegmentLib.evaluation.comparators.learned import LearnedComparator, SliceNetwork
-from SPDSegmentLib.evaluation.comparators.protocol import InputSettings, NotRun
+from SPDSegmentLib.evaluation.comparators.protocol import InputSettings, NotRun, OnProgress
 from SPDSegmentLib.evaluation.comparators.runs import BankRuns, RunSource
 from SPDSegmentLib.models.base_weights import find_base_weights
 from SPDSegmentLib.networks.spd import SPDModel
@@ -155,11 +155,15 @@ class MedSamBox(SamComparator):
         """The network with the backbone's weights."""
         return BoxNetwork(self.sam(), self.inputs.box_margin_mm)
 
-    def runs(self, network: SliceNetwork, cases: Sequence[Case], folder: Path) -> RunSource:
+    def runs(self, network: SliceNetwork, cases: Sequence[Case], folder: Path, on_progress: OnProgress) -> RunSource:
         """Runs of slices from kept embeddings."""
         assert isinstance(network, BoxNetwork)
         config = as_config(self.inputs, self.backbone, Stage2Config(entries=self.entries))
-        bank = build_bank(network.model, cases, config, folder / "embeddings", self.device)
+
+        def on_entry(done: int, entries: int) -> None:
+            on_progress(done, entries, {})
+
+        bank = build_bank(network.model, cases, config, folder / "embeddings", self.device, on_entry)
         return BankRuns(bank, cases, self.inputs)
 
 
