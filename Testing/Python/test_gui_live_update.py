@@ -64,6 +64,21 @@ def test_every_kind_of_change_updates_the_segment(host: Any, module: Any, change
     assert mask[8, 20, 24]
 
 
+def test_a_new_name_and_less_than_a_micrometer_start_nothing(host: Any, module: Any) -> None:
+    started: list[Any] = []
+    module.widget.panel.run.onFinished.connect(started.append)
+    module.ui.clicksSection.collapsed = False
+    node = clicks_of(module)
+    node.SetNthControlPointLabel(0, "cranial end")
+    move_click(node, 1, (0.0002, 0.0, 0.0))
+    settle(host, module)
+    assert module.ui.clicksTable.item(0, 0).text() == "cranial end"
+    assert not started
+    move_click(node, 1, (0.002, 0.0, 0.0))
+    settle(host, module)
+    assert len(started) == 1
+
+
 def test_a_drag_updates_once_when_the_button_is_released(host: Any, module: Any) -> None:
     started: list[Any] = []
     module.widget.panel.run.onFinished.connect(started.append)

@@ -113,6 +113,18 @@ def test_a_record_of_an_earlier_version_has_no_anchor() -> None:
     assert (record.written, record.owned, record.anchorRas) == ({3: "abc"}, {4}, None)
 
 
+def test_records_read_from_one_text_are_independent() -> None:
+    from SPDSegmentLib.gui.write_record import PointFate, SliceInfo, WriteRecord
+
+    text = WriteRecord({3: "abc"}, {4}, {3: SliceInfo(0.9, "supported")}, model="kidney").toJson()
+    record = WriteRecord.fromJson(text)
+    record.owned.add(7)
+    record.written[5] = "def"
+    record.info.clear()
+    record.fates.append(PointFate("1", "kept", 3, (0.0, 0.0, 0.0)))
+    assert WriteRecord.fromJson(text) == WriteRecord({3: "abc"}, {4}, {3: SliceInfo(0.9, "supported")}, model="kidney")
+
+
 def test_a_scene_with_a_deleted_branch_still_opens(host: Any, tmp_path: Path) -> None:
     import slicer
 
