@@ -77,7 +77,8 @@ def draw_parts(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> b
 
 
 def draw_sweeps(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> bool:
-    """DSC over the values of each swept setting, one line per severity that was measured."""
+    """DSC over the values of each swept setting, one line per severity that was measured; dashed: the reference."""
+    reference = dataset.methods.get(config.reference)
     sweeps: dict[str, list[tuple[str, MethodResult]]] = {}
     for result in dataset.of_group("ablation"):
         title, equals, value = result.method.title.rpartition(" = ")
@@ -90,7 +91,10 @@ def draw_sweeps(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> 
     for axes, (title, points) in zip(panels[0], sweeps.items(), strict=True):
         for noise in dict.fromkeys(row.noise for _, result in points for row in result.rows):
             known = [(i, f) for i, (_, result) in enumerate(points) if (f := result.figure(noise)) is not None]
-            axes.plot([i for i, _ in known], [f.mean for _, f in known], marker="o", label=noise)
+            (line,) = axes.plot([i for i, _ in known], [f.mean for _, f in known], marker="o", label=noise)
+            if reference is not None and (as_it_is := reference.figure(noise)) is not None:
+                label = f"{reference.method.title} as it is, {noise}"
+                axes.axhline(as_it_is.mean, color=line.get_color(), linestyle="--", linewidth=1, label=label)
             axes.fill_between([i for i, _ in known], [f.low for _, f in known], [f.high for _, f in known], alpha=0.12)
         axes.set_xticks(range(len(points)), [value for value, _ in points], fontsize=7)
         axes.set_xlabel(title, fontsize=8)
