@@ -119,11 +119,12 @@ def renameClicks(clicks: Clicks, renamed: Mapping[str, str]) -> Clicks:
     return tuple((nodeId, replace(m, points=tuple(rename(nodeId, p) for p in m.points))) for nodeId, m in clicks)
 
 
-def giveSameResult(first: Clicks, second: Clicks) -> bool:
-    """Whether nodes, and the place of every click that is placed and included, are the same to 0.001 mm."""
-    if [(nodeId, markup.kind) for nodeId, markup in first] != [(nodeId, markup.kind) for nodeId, markup in second]:
-        return False
-    return all(_used(former) == _used(latter) for (_a, former), (_b, latter) in zip(first, second, strict=True))
+def usedClicks(clicks: Clicks) -> list[tuple[str, str, list[list[float]]]]:
+    """Return what a result depends on: nodes, and the place of every click that is placed and included."""
+    return [
+        (nodeId, markup.kind, np.round([p.position_ras for p in markup.points if p.placed and p.selected], 3).tolist())
+        for nodeId, markup in clicks
+    ]
 
 
 def setIncluded(node: Any, clickId: str, included: bool) -> None:
@@ -139,11 +140,6 @@ def indexOf(node: Any, clickId: str) -> int:
         if node.GetNthControlPointID(index) == clickId:
             return index
     return -1
-
-
-def _used(markup: Markup) -> list[tuple[float, ...]]:
-    positions = [point.position_ras for point in markup.points if point.placed and point.selected]
-    return np.round(np.array(positions).reshape(-1, 3), 3).tolist()
 
 
 def _kind(node: Any) -> str:

@@ -8,7 +8,7 @@ from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.worker.messages import SaliencyReady
 from SPDSegmentLib.worker.request import Callbacks, Request
 
-from .centerlines import Clicks, giveSameResult, namedClicks, readClicks, renameClicks, restoreClicks
+from .centerlines import Clicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks
 from .history import History
 from .job import CallLater, Job, JobState
 from .result_writer import ResultWriter
@@ -99,7 +99,7 @@ class Segmenter:
         """Whether the clicks, as they are now, differ from those of the run under way or of the last result."""
         running = task.key in self._jobs
         last = self._startedClicks.get(task.key) if running else self._lastClicks.get(task.key)
-        return last is None or not giveSameResult(last, clicks)
+        return last is None or usedClicks(last) != usedClicks(clicks)
 
     def saliency(
         self,

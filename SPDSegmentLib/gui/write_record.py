@@ -161,29 +161,25 @@ class WriteRecord:
         """Read :meth:`toJson`; from an unreadable text an empty record, so that all content is owned."""
         return _parsed(text or "{}").copy()
 
-    @classmethod
-    def _parse(cls, text: str) -> WriteRecord:
-        try:
-            content: Any = json.loads(text)
-            if not isinstance(content, dict) or content.get("version") != RECORD_VERSION:
-                return cls()
-            return cls(
-                {int(t): str(d) for t, d in content["written"].items()},
-                {int(t) for t in content["owned"]},
-                {int(t): SliceInfo(i[0], str(i[1])) for t, i in content["info"].items()},
-                [PointFate(f[0], f[1], int(f[2]), (f[3][0], f[3][1], f[3][2]), f[4]) for f in content["fates"]],
-                str(content["model"]),
-                str(content["axis"]),
-                _position(content.get("anchor")),
-            )
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            return cls()
-
 
 @lru_cache(maxsize=4)
 def _parsed(text: str) -> WriteRecord:
     """A record is read several times for each change of a click, and a thousand fates take some milliseconds."""
-    return WriteRecord._parse(text)
+    try:
+        content: Any = json.loads(text)
+        if not isinstance(content, dict) or content.get("version") != RECORD_VERSION:
+            return WriteRecord()
+        return WriteRecord(
+            {int(t): str(d) for t, d in content["written"].items()},
+            {int(t) for t in content["owned"]},
+            {int(t): SliceInfo(i[0], str(i[1])) for t, i in content["info"].items()},
+            [PointFate(f[0], f[1], int(f[2]), (f[3][0], f[3][1], f[3][2]), f[4]) for f in content["fates"]],
+            str(content["model"]),
+            str(content["axis"]),
+            _position(content.get("anchor")),
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return WriteRecord()
 
 
 def _position(given: Any) -> Position | None:

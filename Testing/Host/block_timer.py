@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .runtime import qt
 
@@ -11,8 +13,7 @@ from .runtime import qt
 class BlockTimer:
     """Ticks every millisecond and keeps the longest gap between ticks, in wall time and in the thread's own time.
 
-    The thread's own time leaves out what a busy machine takes for other processes, and waiting inside a call. The
-    garbage collector goes through what is made meanwhile, not through all that earlier tests have left.
+    The thread's own time leaves out what a busy machine takes for other processes, and waiting inside a call.
     """
 
     def __init__(self) -> None:
@@ -25,8 +26,6 @@ class BlockTimer:
 
     def start(self) -> None:
         """Begin to measure."""
-        gc.collect()
-        gc.freeze()
         self._last = (time.perf_counter(), time.thread_time())
         self._timer.start()
 
@@ -34,10 +33,20 @@ class BlockTimer:
         """End measuring, counting a gap that is still open."""
         self._tick()
         self._timer.stop()
-        gc.unfreeze()
 
     def _tick(self) -> None:
         now = (time.perf_counter(), time.thread_time())
         self.longest_ms = max(self.longest_ms, 1000 * (now[0] - self._last[0]))
         self.longest_cpu_ms = max(self.longest_cpu_ms, 1000 * (now[1] - self._last[1]))
         self._last = now
+
+
+@contextmanager
+def only_new_garbage() -> Iterator[None]:
+    """Let the garbage collector go through what is made meanwhile, not through all that earlier tests have left."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

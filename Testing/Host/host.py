@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import environment
-from .block_timer import BlockTimer
+from .block_timer import BlockTimer, only_new_garbage
 from .errors import SlotError, slot_errors
 from .mrml.scene import SceneSetup, set_up_scene
 from .pythonqt.dialogs import Dialogs, dialogs
@@ -236,11 +236,12 @@ class Host:
     def longest_block(self) -> Iterator[BlockTimer]:
         """Measure the longest time for which the main thread did not serve the event loop."""
         timer = BlockTimer()
-        timer.start()
-        try:
-            yield timer
-        finally:
-            timer.stop()
+        with only_new_garbage():
+            timer.start()
+            try:
+                yield timer
+            finally:
+                timer.stop()
 
     def reset(self) -> None:
         """Give the next test an empty scene and no memory of the last."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,25 +60,20 @@ class CallTimes:
 @contextmanager
 def timed_slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[CallTimes]:
     """Time every slot that is connected from now on."""
+    from Testing.Host.block_timer import only_new_garbage
     from Testing.Host.pythonqt import signals
 
     times = CallTimes()
     adapt = signals._adapt
-    # the garbage collector goes through what the module makes, not through the objects of the test run
-    gc.collect()
-    gc.freeze()
 
     def adapted(callback: Any, where: str) -> Any:
         deliver = adapt(callback, where)
         ours = "SPDSegment" in str(getattr(callback, "__module__", ""))
         return times.timed(deliver, str(getattr(callback, "__qualname__", callback))) if ours else deliver
 
-    with monkeypatch.context() as patch:
+    with only_new_garbage(), monkeypatch.context() as patch:
         patch.setattr(signals, "_adapt", adapted)
-        try:
-            yield times
-        finally:
-            gc.unfreeze()
+        yield times
 
 
 @contextmanager
