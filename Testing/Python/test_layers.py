@@ -14,6 +14,7 @@ PACKAGE = "SPDSegmentLib"
 LAYERS = {
     "errors": 0,
     "settings": 1,
+    "locks": 1,
     "geometry": 2,
     "models": 3,
     "prompts": 4,
@@ -33,6 +34,7 @@ SLICER = {"slicer", "qt", "ctk", "vtk"}
 TORCH_FREE = (
     "errors",
     "settings",
+    "locks",
     "geometry",
     "models",
     "batch",
