@@ -44,6 +44,7 @@ def build_app() -> typer.Typer:
         cls=FailureReportingGroup,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # Rich takes words in square brackets for markup and shows nothing of them
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -50,7 +50,7 @@ class Sample:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("demo")(demo)
+    app.command("demo", short_help="Segment the sample that comes along, with pictures.")(demo)
 
 
 def demo(

@@ -84,7 +84,7 @@ def show_model(name: Annotated[str, typer.Argument(help=_NAME_HELP)], as_json: A
     typer.echo(f"\n{bundle.card}" if bundle.card else "")
 
 
-@models_app.command("verify")
+@models_app.command("verify", short_help="Compare every byte with the checksums.")
 def verify_models(
     names: Annotated[list[str] | None, typer.Argument(help=f"{_NAME_HELP} Without any: all that is here.")] = None,
 ) -> None:
@@ -102,7 +102,7 @@ def verify_models(
         raise typer.Exit(failures[0].exit_code)
 
 
-@models_app.command("fetch")
+@models_app.command("fetch", short_help="Download and check base weights.")
 def fetch_models(
     names: Annotated[list[str], typer.Argument(help="Base weights, or models whose base weights are wanted.")],
     accept_unknown: AcceptUnknown = False,

@@ -7,7 +7,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("worker")(worker)
+    app.command("worker", short_help="Serve segmentation requests on stdin and stdout.")(worker)
 
 
 def worker() -> None:
