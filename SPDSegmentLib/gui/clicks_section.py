@@ -1,4 +1,4 @@
-"""The clicks: table with fates, include and exclude, jump to a click, rings in fate colors in the views."""
+"""The clicks: table with fates, include and exclude, jump to a click, rings in the color of the fate in the views."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from slicer.util import VTKObservationMixin
 from SPDSegmentLib.geometry.markups import ControlPoint
 
 from .centerlines import Clicks, clickName, indexOf, setIncluded, snapshotClicks
-from .fate_rings import FateRings
+from .fate_marks import FateMarks
 from .fates import BORROWED, COLORS, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
 from .slice_views import jumpTo
 from .state import ModuleState
-from .write_record import PointFate, WriteRecord
+from .write_record import PointFate, Position, WriteRecord
 
 MAX_ROWS = 2000
 ROWS_PER_PART = 60
 EXCLUDED = "excluded"
 REFRESH_MS = 150
+SAME_PLACE_MM = 0.01
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ClicksSection(VTKObservationMixin):
     def __init__(self, ui: Any, state: Callable[[], ModuleState], onClicksChanged: Callable[[Clicks], None]) -> None:
         VTKObservationMixin.__init__(self)
         self.ui = ui
-        self.rings = FateRings()
+        self.marks = FateMarks()
         self._state = state
         self._onClicksChanged = onClicksChanged
         self._rows: list[tuple[str, str]] = []
@@ -62,10 +63,10 @@ class ClicksSection(VTKObservationMixin):
         self._fillTimer.setSingleShot(True)
         self._fillTimer.setInterval(0)
         self._fillTimer.connect("timeout()", self._fillPart)
-        self._ringTimer = qt.QTimer()
-        self._ringTimer.setSingleShot(True)
-        self._ringTimer.setInterval(0)
-        self._ringTimer.connect("timeout()", lambda: self.rings.show(self._record.fates))
+        self._marksTimer = qt.QTimer()
+        self._marksTimer.setSingleShot(True)
+        self._marksTimer.setInterval(0)
+        self._marksTimer.connect("timeout()", self._showMarks)
         table = ui.clicksTable
         table.setHorizontalHeaderLabels([_("Click"), _("Fate"), _("Reason")])
         table.horizontalHeader().setStretchLastSection(True)
@@ -102,7 +103,7 @@ class ClicksSection(VTKObservationMixin):
         """Show the fates of a record."""
         self._record = record
         self.fill()
-        self._ringTimer.start()
+        self._marksTimer.start()
 
     def fill(self, clicks: Clicks | None = None) -> None:
         """Fill the table, where it can be seen; ``clicks``: those of now, where they were read already."""
@@ -146,10 +147,21 @@ class ClicksSection(VTKObservationMixin):
         """Let go of the nodes."""
         self._timer.stop()
         self._fillTimer.stop()
-        self._ringTimer.stop()
+        self._marksTimer.stop()
         self.removeObservers()
         self._nodeIds = []
-        self.rings.remove()
+        self.marks.remove()
+
+    def _showMarks(self) -> None:
+        """Show the fates of the clicks that are still where they were, and of the model's own points."""
+        fates = self._record.fates
+        places: dict[str, Position] = {}
+        if fates:
+            for nodeId, markup in snapshotClicks(self._state().centerlineNodes):
+                places.update({clickName(nodeId, point.id): point.position_ras for point in markup.points})
+        self.marks.show(
+            fate for fate in fates if not fate.clickId or _isNear(places.get(fate.clickId), fate.positionRas)
+        )
 
     def _fillRow(self, row: int, content: RowContent) -> None:
         name = qt.QTableWidgetItem(content.name)
@@ -197,10 +209,15 @@ class ClicksSection(VTKObservationMixin):
         if clicks != self._seen:
             self._seen = clicks
             self.fill(clicks)
+            self._marksTimer.start()
             self._onClicksChanged(clicks)
 
     def _onCollapsed(self, collapsed: bool) -> None:
         self.fill()
+
+
+def _isNear(one: Position | None, other: Position) -> bool:
+    return one is not None and all(abs(a - b) < SAME_PLACE_MM for a, b in zip(one, other, strict=True))
 
 
 def _rowContent(point: ControlPoint, fate: PointFate | None, texts: Mapping[str, str]) -> RowContent:

@@ -32,6 +32,7 @@ class InputsSection:
         self._state = state
         self._changed = changed
         self._filling = False
+        self._placedId = ""
         for axis, text in zip(AXES, _axisNames(), strict=True):
             ui.axisBox.addItem(text, axis)
         for device, text in (("auto", _("Automatic")), ("cuda", _("GPU")), ("cpu", _("CPU"))):
@@ -70,7 +71,7 @@ class InputsSection:
             self.ui.volumeSelector.setCurrentNode(state.volumeNode)
             nodes = state.centerlineNodes
             self.ui.centerlineSelector.setCurrentNode(nodes[0] if nodes else None)
-            self.ui.placeWidget.setCurrentNode(nodes[0] if nodes else None)
+            self._placeInto(nodes[0] if nodes else None)
             self.ui.segmentationSelector.setCurrentNode(state.segmentationNode)
             self._fillSegments(state)
             self._fillModels(state, listAgain)
@@ -224,7 +225,7 @@ class InputsSection:
             self._tell()
 
     def _onCenterline(self, node: Any) -> None:
-        self.ui.placeWidget.setCurrentNode(node)
+        self._placeInto(node)
         if not self._filling:
             state = self._state()
             state.centerlineNodes = [
@@ -240,7 +241,42 @@ class InputsSection:
         self.ui.placeWidget.placeModeEnabled = on
 
     def _onPlacing(self, on: bool) -> None:
+        if on:
+            self._placedId = self.ui.placeWidget.currentNode().GetID()
         self.ui.placeButton.checked = on
+
+    def stopPlacing(self) -> None:
+        """Leave place mode, where clicks are placed for this module."""
+        if self.ui.placeWidget.placeModeEnabled:
+            self.ui.placeWidget.placeModeEnabled = False
+        self._placedId = ""
+
+    def _placeInto(self, node: Any) -> None:
+        """Choose where clicks go; those that are being placed go there from now on.
+
+        Slicer would go on placing into the former node, and into a new one where that was removed.
+        """
+        widget = self.ui.placeWidget
+        former = widget.currentNode()
+        isPlacing, isNowhere = widget.placeModeEnabled, self._placesNowhere()
+        if node is not former:
+            widget.setCurrentNode(node)
+        if isNowhere or (isPlacing and node is None):
+            slicer.app.applicationLogic().GetInteractionNode().SwitchToViewTransformMode()
+            self._placedId = ""
+        elif isPlacing and node is not former:
+            widget.placeModeEnabled = True
+
+    def _placesNowhere(self) -> bool:
+        """Whether place mode is on for the node that we placed into and that is gone."""
+        logic = slicer.app.applicationLogic()
+        interaction, selection = logic.GetInteractionNode(), logic.GetSelectionNode()
+        return bool(
+            self._placedId
+            and slicer.mrmlScene.GetNodeByID(self._placedId) is None
+            and interaction.GetCurrentInteractionMode() == interaction.Place
+            and (selection.GetActivePlaceNodeID() or self._placedId) == self._placedId
+        )
 
     def _onSegmentation(self, node: Any) -> None:
         if not self._filling:

@@ -70,7 +70,7 @@ class ModulePanel(VTKObservationMixin):
 
     def exit(self) -> None:
         """Stop placing points and editing."""
-        self.ui.placeWidget.placeModeEnabled = False
+        self.inputs.stopPlacing()
         self.shortcuts.remove()
         self.correct.exit()
 
@@ -134,6 +134,7 @@ class ModulePanel(VTKObservationMixin):
 
     def _onSceneStartClose(self, caller: Any, event: str) -> None:
         self.isClosing = True
+        self.inputs.stopPlacing()
         self.saliency.close()
         self.run.forgetScene()
         self.clicks.close()

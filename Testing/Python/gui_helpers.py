@@ -91,7 +91,7 @@ def settle(host: Any, module: Any) -> None:
     timers = [
         panel.clicks._timer,
         panel.clicks._fillTimer,
-        panel.clicks._ringTimer,
+        panel.clicks._marksTimer,
         panel.correct._timer,
         panel._later,
         panel._showLater,

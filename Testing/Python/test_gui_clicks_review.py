@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
-from gui_helpers import add_clicks, add_volume, load, mask_of, record_of, segment, settle, state_of
+from gui_helpers import add_clicks, add_volume, load, mask_of, move_click, record_of, segment, settle, state_of
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+KEPT_COLOR = (51, 184, 89)
 
 
 @pytest.fixture
@@ -24,15 +27,16 @@ def rows_of(table: Any) -> list[list[str]]:
     return [[table.item(row, column).text() for column in range(3)] for row in range(table.rowCount)]
 
 
-def rings() -> dict[str, int]:
-    import slicer
+def marks(module: Any) -> dict[str, int]:
+    return Counter(fate.fate for fate in module.widget.panel.clicks.marks.fates)
 
-    nodes = slicer.util.getNodesByClass("vtkMRMLMarkupsFiducialNode")
-    return {
-        n.GetAttribute("SPDSegment.Fate"): n.GetNumberOfControlPoints()
-        for n in nodes
-        if n.GetAttribute("SPDSegment.Fate")
-    }
+
+def colors_around(host: Any, ras: tuple[float, float, float]) -> set[tuple[int, ...]]:
+    """Colors in the axial view within twelve pixels of a place."""
+    red = host.slice_view("Red")
+    red.jump_to(ras)
+    x, y = red.pixel_of(ras)
+    return {tuple(color) for color in red.pixels()[y - 12 : y + 13, x - 12 : x + 13].reshape(-1, 3).tolist()}
 
 
 def shown_k() -> float:
@@ -48,9 +52,32 @@ def test_the_table_and_the_views_show_the_fate_of_every_click(host: Any, module:
     assert [row[1] for row in rows_of(module.ui.clicksTable)] == ["kept", "kept", "outside the volume"]
     colors = [module.ui.clicksTable.item(row, 1).foreground().color().name() for row in (0, 2)]
     assert colors[0] != colors[1]
-    assert {fate: count for fate, count in rings().items() if count} == {"kept": 2, "outside": 1}
+    assert marks(module) == {"kept": 2, "outside": 1}
+    assert KEPT_COLOR in colors_around(host, (24.0, 20.0, 6.0))
+    assert KEPT_COLOR not in colors_around(host, (24.0, 20.0, 9.0))
     assert module.ui.clicksLabel.text == "2 kept, 1 outside the volume"
     assert module.ui.statusLabel.text.endswith("Some clicks lie outside.")
+
+
+def test_a_click_that_was_moved_or_removed_has_no_mark_until_it_is_looked_at_again(host: Any, module: Any) -> None:
+    segment(host, module)
+    module.ui.liveUpdateCheck.checked = False
+    node = state_of(module).centerlineNodes[0]
+    move_click(node, 0, (9.0, 0.0, 0.0))
+    node.RemoveNthControlPoint(2)
+    settle(host, module)
+    assert marks(module) == {"kept": 1}
+    assert KEPT_COLOR not in colors_around(host, (24.0, 20.0, 6.0))
+
+
+def test_marks_follow_the_views_and_leave_them_with_the_module(host: Any, module: Any) -> None:
+    import slicer
+
+    segment(host, module)
+    slicer.app.layoutManager().layoutChanged.emit(4)
+    assert KEPT_COLOR in colors_around(host, (24.0, 20.0, 24.0))
+    host.unload_modules()
+    assert KEPT_COLOR not in colors_around(host, (24.0, 20.0, 24.0))
 
 
 def test_clicks_of_two_nodes_keep_their_own_fates(host: Any, module: Any) -> None:

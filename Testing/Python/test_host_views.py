@@ -70,6 +70,41 @@ def test_leaving_place_mode_ends_placing(host: Any, volume: Any, place: Any) -> 
     assert place.currentNode().GetNumberOfControlPoints() == 0
 
 
+def test_leaving_place_mode_does_not_ask_who_placed(host: Any, volume: Any, place: Any) -> None:
+    import slicer
+
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Other")
+    assert place.selectionNode().GetActivePlaceNodeID() == other.GetID()
+    assert not place.placeModeEnabled
+    place.placeModeEnabled = False
+    assert place.interactionNode().GetCurrentInteractionMode() == place.interactionNode().ViewTransform
+
+
+def test_choosing_another_node_does_not_end_placing(host: Any, volume: Any, place: Any) -> None:
+    import slicer
+
+    first = place.currentNode()
+    scene = slicer.mrmlScene
+    scene.StartState(scene.BatchProcessState)
+    other = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Other")
+    scene.EndState(scene.BatchProcessState)
+    place.setCurrentNode(other)
+    assert not place.placeModeEnabled
+    host.slice_view("Red").click_ras((30, 40, 10))
+    assert (first.GetNumberOfControlPoints(), other.GetNumberOfControlPoints()) == (1, 0)
+
+
+def test_a_markups_node_that_is_added_becomes_the_placed_one(host: Any, volume: Any, place: Any) -> None:
+    import slicer
+
+    seen: list[bool] = []
+    place.connect("activeMarkupsPlaceModeChanged(bool)", seen.append)
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Other")
+    assert seen == [False]
+    host.slice_view("Red").click_ras((30, 40, 10))
+    assert (place.currentNode().GetNumberOfControlPoints(), other.GetNumberOfControlPoints()) == (0, 1)
+
+
 def test_without_persistence_one_click_places_one_point(host: Any, volume: Any, place: Any) -> None:
     place.placeModePersistency = False
     for point in POINTS[:2]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..runtime import qt, vtk
+from ..runtime import qt, slicer, vtk
 from .behavior import Behavior
 from .nodes import SceneObservations
 
@@ -63,9 +63,12 @@ class qSlicerMarkupsPlaceWidget(Behavior):
         return self._delete
 
     def setCurrentNode(self, node: Any) -> None:
-        """Choose the node that gets the points; placing into another node ends."""
-        if node is not self._node and self._placing():
-            self._changed_placeModeEnabled(False)
+        """Choose the node that gets the points when placing is switched on.
+
+        As in Slicer, placing that goes on goes on into the node that it was switched on for.
+        """
+        if node is self._node:
+            return
         self._node = node
         self._observe()
 
@@ -77,12 +80,19 @@ class qSlicerMarkupsPlaceWidget(Behavior):
 
     def _read_currentNodeActive(self) -> bool:
         selection = self.selectionNode()
-        return bool(self._node and selection and selection.GetActivePlaceNodeID() == self._node.GetID())
+        return bool(
+            self._node
+            and selection
+            and selection.GetActivePlaceNodeID() == self._node.GetID()
+            and selection.GetActivePlaceNodeClassName() == self._node.GetClassName()
+        )
 
     def _changed_currentNodeActive(self, active: bool) -> None:
-        if active and self._node is not None:
-            self.selectionNode().SetReferenceActivePlaceNodeClassName(self._node.GetClassName())
-            self.selectionNode().SetActivePlaceNodeID(self._node.GetID())
+        if active == self._read_currentNodeActive():
+            return
+        slicer.modules.markups.logic().SetActiveList(self._node if active else None)
+        if not active:
+            self._leave()
 
     def _placing(self) -> bool:
         interaction = self.interactionNode()
@@ -96,14 +106,21 @@ class qSlicerMarkupsPlaceWidget(Behavior):
 
     def _changed_placeModeEnabled(self, on: bool) -> None:
         interaction = self.interactionNode()
-        if on and self._node is not None and interaction is not None:
+        if self._node is None or interaction is None:
+            return
+        if on:
             self._changed_currentNodeActive(True)
             if self.placeMultipleMarkups in (_FORCE_SINGLE, _FORCE_MULTIPLE):
                 interaction.SetPlaceModePersistence(int(self.placeMultipleMarkups == _FORCE_MULTIPLE))
             interaction.SetCurrentInteractionMode(interaction.Place)
-        elif interaction is not None and self._placing():
-            interaction.SetCurrentInteractionMode(interaction.ViewTransform)
+        else:
+            self._leave()
         self._refresh()
+
+    def _leave(self) -> None:
+        """Leave place mode, whichever node is placed: Slicer's widget does not ask."""
+        interaction = self.interactionNode()
+        interaction.SetCurrentInteractionMode(interaction.ViewTransform)
 
     def _read_placeModePersistency(self) -> bool:
         interaction = self.interactionNode()
