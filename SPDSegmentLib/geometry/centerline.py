@@ -7,19 +7,18 @@ one slice.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.markups import Markup
+from SPDSegmentLib.geometry.markups import BEYOND_MM, Markup
 from SPDSegmentLib.geometry.slices import SliceStack
 
 SAMPLES_PER_SEGMENT = 64
-FARTHEST = 1e9
-"""Slice indexes of points that lie farther outside are cut off here."""
+MAX_SAMPLES = 400_000
+"""A curve of very many points is sampled more coarsely between them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,20 +47,30 @@ class Clicks:
 
 
 def clicks_from_points(points_ras: np.ndarray, stack: SliceStack, ids: Sequence[str] | None = None) -> Clicks:
-    """Points (N, 3) in patient millimetres on their nearest slices; positions that are not finite are outside."""
-    with np.errstate(invalid="ignore"):
-        position, xy = stack.to_slices(points_ras)
+    """Points (N, 3) in patient millimetres on their nearest slices.
+
+    Points beyond any volume (:func:`within_reach`) are outside, at a finite place.
+    """
+    points_ras = np.asarray(points_ras, dtype=float).reshape(-1, 3)
+    reached = within_reach(points_ras)
+    position, xy = stack.to_slices(np.nan_to_num(points_ras, nan=BEYOND_MM).clip(-BEYOND_MM, BEYOND_MM))
     n_slices, height, width = stack.shape
-    inside = (position >= -0.5) & (position < n_slices - 0.5)
+    inside = reached & (position >= -0.5) & (position < n_slices - 0.5)
     inside &= ((xy >= -0.5) & (xy < np.array([width, height]) - 0.5)).all(axis=1)
-    outside = ~inside
-    index = np.floor(np.nan_to_num(position).clip(-FARTHEST, FARTHEST) + 0.5).astype(int)
+    index = np.floor(position + 0.5).astype(int)
     names = tuple(str(i + 1) for i in range(len(index))) if ids is None else tuple(ids)
-    return Clicks(index, xy, outside, names)
+    return Clicks(index, xy, ~inside, names)
+
+
+def within_reach(points_ras: np.ndarray) -> np.ndarray:
+    """(N,) bool: which of the points (N, 3) could lie in any volume; NaN and infinity cannot."""
+    return (np.abs(points_ras) <= BEYOND_MM).all(axis=1)
 
 
 def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
     """Clicks of all nodes together; left out are boxes, planes, angles, and points that are unplaced or unselected.
+
+    A curve passes by those of its points that are beyond any volume; they stay as clicks of their own, outside.
 
     Raises:
         BadInput: no point is left, or all lie outside the volume.
@@ -73,14 +82,19 @@ def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
         used = [p for p in markup.points if p.placed and p.selected]
         positions = np.array([p.position_ras for p in used], dtype=float).reshape(-1, 3)
         ids = [p.id for p in used]
-        if markup.is_curve and len(used) > 1:
+        if markup.is_curve:
+            reached = np.flatnonzero(within_reach(positions))
+            beyond = np.setdiff1d(np.arange(len(used)), reached)
+            parts.append((positions[beyond], [ids[i] for i in beyond]))
+            positions, ids = positions[reached], [ids[i] for i in reached]
+        if markup.is_curve and len(positions) > 1:
             positions, nearest = sample_curve(positions, stack, closed=markup.kind == "ClosedCurve")
             ids = [ids[i] for i in nearest]
         parts.append((positions, ids))
     points = np.concatenate([positions for positions, _ in parts]) if parts else np.empty((0, 3))
     names = ", ".join(markup.name for markup in markups)
     if len(points) == 0:
-        raise BadInput(f"No placed point in {names or 'the markups'}.", "Place points along the structure.")
+        raise _no_point(markups, names or "the markups")
     clicks = clicks_from_points(points, stack, [i for _, ids in parts for i in ids])
     if clicks.outside.all():
         raise BadInput(
@@ -88,6 +102,21 @@ def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
             "Check that points and volume belong to one patient and one coordinate system.",
         )
     return clicks
+
+
+def _no_point(markups: Sequence[Markup], names: str) -> BadInput:
+    """Why there is no click in ``markups``, and the way out."""
+    lists = [markup for markup in markups if not markup.is_shape]
+    if markups and not lists:
+        kinds = ", ".join(sorted({markup.kind for markup in markups}))
+        return BadInput(f"There are no clicks in {names}, only {kinds}.", "Save a point list or a curve from Slicer.")
+    deselected = sum(point.placed for markup in lists for point in markup.points)
+    if deselected:
+        return BadInput(
+            f"No placed point in {names} is selected: {deselected} deselected, 0 selected.",
+            "Select those that count in the Markups module of Slicer and save them again.",
+        )
+    return BadInput(f"No placed point in {names}.", "Place points along the structure.")
 
 
 def sample_curve(points_ras: np.ndarray, stack: SliceStack, closed: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -101,23 +130,20 @@ def sample_curve(points_ras: np.ndarray, stack: SliceStack, closed: bool = False
     """
     dense, parameter = catmull_rom(points_ras, closed)
     position, _ = stack.to_slices(dense)
-    samples = [(float(i), point) for i, point in enumerate(points_ras)]
-    covered = set(clicks_from_points(points_ras, stack).slice_index.tolist())
-    for a in range(len(dense) - 1):
-        low, high = sorted((position[a], position[a + 1]))
-        for t in range(max(0, math.ceil(low)), min(stack.n_slices - 1, math.floor(high)) + 1):
-            met_again = t == position[a + 1] and a < len(dense) - 2
-            if high > low and t not in covered and not met_again:
-                share = (t - position[a]) / (position[a + 1] - position[a])
-                samples.append(
-                    (
-                        float((1 - share) * parameter[a] + share * parameter[a + 1]),
-                        (1 - share) * dense[a] + share * dense[a + 1],
-                    )
-                )
-    samples.sort(key=lambda sample: sample[0])
-    nearest = np.rint([s[0] for s in samples]).astype(int) % len(points_ras)
-    return np.array([s[1] for s in samples]), nearest
+    low, high = np.minimum(position[:-1], position[1:]), np.maximum(position[:-1], position[1:])
+    first = np.ceil(low).clip(0, stack.n_slices).astype(int)
+    crossed = (np.floor(high).clip(-1, stack.n_slices - 1).astype(int) - first + 1).clip(0) * (high > low)
+    a = np.repeat(np.arange(len(crossed)), crossed)
+    t = np.arange(len(a)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + first[a]
+    met_again = (t == position[a + 1]) & (a < len(crossed) - 1)
+    taken = ~met_again & ~np.isin(t, clicks_from_points(points_ras, stack).slice_index)
+    a, t = a[taken], t[taken]
+    share = ((t - position[a]) / (position[a + 1] - position[a]))[:, None]
+    between = (1 - share[:, 0]) * parameter[a] + share[:, 0] * parameter[a + 1]
+    where = np.concatenate((np.arange(len(points_ras), dtype=float), between))
+    samples = np.concatenate((points_ras, (1 - share) * dense[a] + share * dense[a + 1]))
+    order = np.argsort(where, kind="stable")
+    return samples[order], np.rint(where[order]).astype(int) % len(points_ras)
 
 
 def catmull_rom(points: np.ndarray, closed: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -133,14 +159,13 @@ def catmull_rom(points: np.ndarray, closed: bool) -> tuple[np.ndarray, np.ndarra
     else:
         extended = np.concatenate((2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]))
         segments = n - 1
-    u = np.linspace(0, 1, SAMPLES_PER_SEGMENT, endpoint=False)[:, None]
-    samples, parameters = [], []
-    for i in range(segments):
-        p0, p1, p2, p3 = extended[i : i + 4]
-        samples.append(
-            0.5 * (2 * p1 + (p2 - p0) * u + (2 * p0 - 5 * p1 + 4 * p2 - p3) * u**2 + (3 * p1 - p0 - 3 * p2 + p3) * u**3)
-        )
-        parameters.append(i + u[:, 0])
-    samples.append(extended[segments + 1][None])
-    parameters.append(np.array([float(segments)]))
-    return np.concatenate(samples), np.concatenate(parameters)
+    u = np.linspace(0, 1, max(2, min(SAMPLES_PER_SEGMENT, MAX_SAMPLES // segments)), endpoint=False)[:, None]
+    i = np.arange(segments)[:, None]
+    p0, p1, p2, p3 = (extended[i + k] for k in range(4))
+    samples = 0.5 * (
+        2 * p1 + (p2 - p0) * u + (2 * p0 - 5 * p1 + 4 * p2 - p3) * u**2 + (3 * p1 - p0 - 3 * p2 + p3) * u**3
+    )
+    return (
+        np.concatenate((samples.reshape(-1, 3), extended[segments + 1][None])),
+        np.append((i + u[:, 0]).ravel(), float(segments)),
+    )

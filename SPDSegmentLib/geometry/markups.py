@@ -1,9 +1,9 @@
-"""Slicer's markups files (``.mrk.json``): point lists and curves, in patient millimetres."""
+"""Slicer's markups files (``.mrk.json``, older ``.fcsv``): point lists and curves, in patient millimetres."""
 
 from __future__ import annotations
 
+import csv
 import json
-import math
 import os
 import uuid
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ from typing import Any
 from SPDSegmentLib.errors import BadInput
 
 Point = tuple[float, float, float]
+LIST = "Fiducial"
 CURVES = ("Curve", "ClosedCurve", "Line")
-SHAPES = ("ROI", "Plane", "Angle")
-"""Kinds whose points describe a shape; they are no clicks on a structure."""
+BEYOND_MM = 1e5
+"""No volume reaches as far; a coordinate beyond it, or none that is a number, is a click outside the volume."""
+_PLACED_IN_FCSV = "2"
 _SCHEMA = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#"
 _TO_RAS: dict[str, Point] = {
     "LPS": (-1.0, -1.0, 1.0),
@@ -56,26 +58,33 @@ class Markup:
 
     @property
     def is_shape(self) -> bool:
-        """Whether the points describe a box, a plane or an angle."""
-        return self.kind in SHAPES
+        """Whether the points describe a box, a plane, an angle or something else that is no click on a structure."""
+        return self.kind != LIST and not self.is_curve
 
 
 def read_markups(path: str | Path) -> list[Markup]:
     """Read all nodes of a file.
 
+    A coordinate that is NaN, infinite or beyond :data:`BEYOND_MM` is kept: its click counts as outside the volume.
+
     Raises:
-        BadInput: missing, not JSON, not markups, an unknown coordinate system, or a position that is not three numbers.
+        BadInput: missing, neither markups JSON nor ``.fcsv``, an unknown coordinate system or unit, or a position that
+            is not three numbers.
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"The points file {path} cannot be read.", "Check the path.", str(error)) from error
+    if path.suffix.lower() == ".fcsv":
+        return [_fcsv_markup(content, path)]
+    try:
+        parsed = json.loads(content, parse_int=_whole_number)
     except (ValueError, RecursionError) as error:
         raise BadInput(
             f"The points file {path} is not markups JSON.", "Save the points from Slicer as .mrk.json.", str(error)
         ) from error
-    nodes = content.get("markups") if isinstance(content, dict) else None
+    nodes = parsed.get("markups") if isinstance(parsed, dict) else None
     if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes) or not nodes:
         raise BadInput(f"The points file {path} holds no markups.", "Save the points from Slicer as .mrk.json.")
     return [_markup(node, n, path) for n, node in enumerate(nodes)]
@@ -106,10 +115,13 @@ def _markup(node: dict[str, Any], number: int, path: Path) -> Markup:
             f"The coordinate system '{node.get('coordinateSystem')}' of {name} in {path} is not known.",
             "Use LPS or RAS.",
         )
+    unit = node.get("coordinateUnits", "mm")
+    if (unit[:1] if isinstance(unit, list) else [unit]) != ["mm"]:
+        raise BadInput(f"The coordinates of {name} in {path} are in {unit}.", "Save the points in mm.")
     points = node.get("controlPoints", [])
     if not isinstance(points, list):
         raise BadInput(f"The control points of {name} in {path} are not a list.", "Save the points from Slicer again.")
-    kind = str(node.get("type", "Fiducial"))
+    kind = str(node.get("type", LIST))
     return Markup(name, kind, tuple(_point(p, i, _TO_RAS[system], name, path) for i, p in enumerate(points)))
 
 
@@ -124,17 +136,52 @@ def _point(point: Any, number: int, signs: Point, name: str, path: Path) -> Cont
     selected = bool(point.get("selected", True))
     if not placed or position is None:
         return ControlPoint(identity, label, (0.0, 0.0, 0.0), False, selected)
-    if not isinstance(position, list) or len(position) != 3 or not all(map(_is_finite, position)):
+    if not isinstance(position, list) or len(position) != 3 or not all(map(_is_number, position)):
         raise BadInput(f"{where} has no position of three numbers.", "Place it again in Slicer.")
     x, y, z = (float(v) * s for v, s in zip(position, signs, strict=True))
     return ControlPoint(identity, label, (x, y, z), True, selected)
 
 
-def _is_finite(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole_number(digits: str) -> int | float:
+    """A whole number of JSON; one that is too long for Python is infinite."""
+    return int(digits) if len(digits) < 300 else float(digits)
+
+
+def _fcsv_markup(content: bytes, path: Path) -> Markup:
+    """The one list of a ``.fcsv`` file: comments with version and coordinate system, then a line for each point."""
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond the range of a float
-        return False
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"The points file {path} is not text.", "Save the points from Slicer as .mrk.json.") from error
+    said = dict(line.lstrip("# ").split(" = ", 1) for line in lines if line.startswith("#") and " = " in line)
+    system = said.get("CoordinateSystem", "").strip().upper()
+    if "Markups fiducial file version" not in said or system not in _TO_RAS:
+        raise BadInput(
+            f"The points file {path} does not say that it is of Slicer 4 or later with coordinates in LPS or RAS.",
+            "Load it in Slicer and save it as .mrk.json.",
+        )
+    points = []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.startswith("#"):
+            points.append(_fcsv_point(line, number, _TO_RAS[system], path))
+    return Markup(path.stem, LIST, tuple(points))
+
+
+def _fcsv_point(line: str, number: int, signs: Point, path: Path) -> ControlPoint:
+    """One point from the columns id, x, y, z, four of its orientation, vis, sel, lock, label, desc, node, status."""
+    try:
+        fields = [field.strip() for field in next(csv.reader([line]))] + [""] * 15
+        x, y, z = (float(v) * s for v, s in zip(fields[1:4], signs, strict=True))
+    except (ValueError, csv.Error) as error:
+        raise BadInput(
+            f"Line {number} of {path} has no position of three numbers.", "Load it in Slicer and save it as .mrk.json."
+        ) from error
+    placed = fields[14] in ("", _PLACED_IN_FCSV)
+    return ControlPoint(fields[0] or str(number), fields[11], (x, y, z), placed, fields[9] != "0")
 
 
 def _node(markup: Markup) -> dict[str, Any]:

@@ -293,11 +293,11 @@ class Session:
 
     def _point_results(self, clicks: Clicks, seen: np.ndarray, distillation: Distillation) -> list[PointResult]:
         results = []
-        for fate in distillation.fates:
-            column, row = self._features.window.to_slice(np.array([fate.xy]))[0]
+        places = self._features.window.to_slice(np.array([fate.xy for fate in distillation.fates]).reshape(-1, 2))
+        for fate, (column, row) in zip(distillation.fates, places.tolist(), strict=True):
             click = int(seen[fate.click]) if fate.click >= 0 else -1
             click_id = clicks.ids[click] if click >= 0 else ""
-            xy = (float(column), float(row))
+            xy = (column, row)
             results.append(PointResult(click, click_id, fate.slice_index, fate.fate, xy, fate.from_slice, fate.reason))
         for click in np.setdiff1d(np.arange(len(clicks.slice_index)), seen):
             t = int(clicks.slice_index[click])

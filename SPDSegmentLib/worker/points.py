@@ -18,7 +18,12 @@ FlatPoints = tuple[np.ndarray, tuple[str, ...], tuple[PointGroup, ...]]
 
 
 def flatten_markups(markups: Iterable[Markup]) -> FlatPoints:
-    """Return points (N, 3) in RAS mm, their ids and groups; unplaced and unselected ones are left out."""
+    """Return points (N, 3) in RAS mm, their ids and groups; unplaced and unselected ones are left out.
+
+    What is no number or beyond any volume becomes finite, and stays beyond: numbers on the wire are finite.
+    """
+    from SPDSegmentLib.geometry.markups import BEYOND_MM
+
     positions: list[Sequence[float]] = []
     ids: list[str] = []
     groups: list[PointGroup] = []
@@ -27,7 +32,8 @@ def flatten_markups(markups: Iterable[Markup]) -> FlatPoints:
         positions.extend(point.position_ras for point in used)
         ids.extend(point.id for point in used)
         groups.append(PointGroup(markup.name, markup.kind, len(used)))
-    return np.array(positions, dtype="<f8").reshape(-1, 3), tuple(ids), tuple(groups)
+    points = np.nan_to_num(np.array(positions, dtype="<f8").reshape(-1, 3), nan=2 * BEYOND_MM)
+    return points.clip(-2 * BEYOND_MM, 2 * BEYOND_MM), tuple(ids), tuple(groups)
 
 
 def restore_markups(points_ras: np.ndarray, ids: Sequence[str], groups: Sequence[PointGroup]) -> list[Markup]:

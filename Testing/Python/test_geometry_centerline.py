@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from geometry_helpers import affine, volumes
@@ -97,7 +99,7 @@ def test_a_curve_in_the_plane_of_a_slice_puts_all_its_points_there(stack: SliceS
 
 
 def test_a_curve_that_leaves_the_volume_costs_no_more_than_the_volume(stack: SliceStack) -> None:
-    clicks = clicks_from_markups([node((-3, -3, -1e12), (-3, -3, 30), (-3, -3, 1e12), kind="Curve")], stack)
+    clicks = clicks_from_markups([node((-3, -3, -9e4), (-3, -3, 30), (-3, -3, 9e4), kind="Curve")], stack)
     assert len(clicks) <= stack.n_slices + 2
     assert set(clicks.inside().slice_index.tolist()) == set(range(20))
 
@@ -121,3 +123,31 @@ def test_points_that_are_all_outside_are_refused_and_some_outside_are_marked(sta
     assert clicks_from_markups([node((-3, -3, 9), (-3, -3, 900))], stack).outside.tolist() == [False, True]
     with pytest.raises(BadInput, match="No click lies inside the volume: all 2 of F are outside"):
         clicks_from_markups([node((-3, -3, 900), (-300, -3, 9))], stack)
+
+
+@pytest.mark.parametrize("kind", ["Fiducial", "Curve", "ClosedCurve"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1e300, 2e5])
+def test_a_point_beyond_any_volume_is_named_and_bends_no_curve(stack: SliceStack, kind: str, bad: float) -> None:
+    good = ((-1.0, -1.0, 0.0), (-7.0, -1.0, 18.0), (-1.0, -7.0, 36.0))
+    clicks = clicks_from_markups([node(good[0], good[1], (-3, bad, 20), good[2], kind=kind)], stack)
+    assert [clicks.ids[i] for i in np.flatnonzero(clicks.outside)] == ["3"]
+    assert np.isfinite(clicks.xy).all()
+    without = clicks_from_markups([node(*good, kind=kind)], stack)
+    assert np.array_equal(clicks.inside().xy, without.xy)
+    assert np.array_equal(clicks.inside().slice_index, without.slice_index)
+
+
+def test_it_is_said_that_all_points_are_deselected_or_that_there_is_only_a_box(stack: SliceStack) -> None:
+    with pytest.raises(BadInput, match="No placed point in F is selected: 2 deselected"):
+        clicks_from_markups([node((-3, -3, 9), (-3, -3, 12), selected=False)], stack)
+    with pytest.raises(BadInput, match="There are no clicks in F, F, only Plane, ROI"):
+        clicks_from_markups([node((-3, -3, 9), kind="ROI"), node((-3, -3, 9), kind="Plane")], stack)
+
+
+@pytest.mark.parametrize("kind", ["Fiducial", "Curve"])
+def test_a_hundred_thousand_points_take_seconds(stack: SliceStack, kind: str) -> None:
+    places = np.stack((np.full(100_000, -3.0), np.full(100_000, -4.0), np.linspace(0, 57, 100_000)), axis=1)
+    started = time.perf_counter()
+    clicks = clicks_from_markups([node(*map(tuple, places.tolist()), kind=kind)], stack)
+    assert time.perf_counter() - started < 10
+    assert len(clicks) == 100_000 and set(clicks.slice_index.tolist()) == set(range(20))

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup, read_markups, write_markups
+from SPDSegmentLib.geometry.markups import BEYOND_MM, ControlPoint, Markup, read_markups, write_markups
 
 numbers = st.floats(-1000, 1000)
 points = st.builds(
@@ -98,9 +98,9 @@ def test_a_point_that_the_user_excluded_is_marked_as_unselected(tmp_path: Path) 
         (b'{"markups": [{"controlPoints": [3]}]}', "Point 1 of markup 1"),
         (b'{"markups": [{"controlPoints": [{"position": [1, 2]}]}]}', "no position of three numbers"),
         (b'{"markups": [{"controlPoints": [{"position": ["1", 2, 3]}]}]}', "no position of three numbers"),
-        (b'{"markups": [{"controlPoints": [{"position": [NaN, 0, 0]}]}]}', "no position of three numbers"),
-        (b'{"markups": [{"controlPoints": [{"position": [1e400, 0, 0]}]}]}', "no position of three numbers"),
-        (b'{"markups": [{"controlPoints": [{"position": [1%b, 0, 0]}]}]}' % (b"0" * 400), "of three numbers"),
+        (b'{"markups": [{"controlPoints": [{"position": [true, 2, 3]}]}]}', "no position of three numbers"),
+        (b'{"markups": [{"coordinateUnits": "um"}]}', "are in um"),
+        (b'{"markups": [{"coordinateUnits": ["cm", "UCUM", "centimeter"]}]}', "are in"),
     ],
 )
 def test_what_is_no_points_file_is_refused_in_one_sentence_with_its_name(
@@ -111,6 +111,67 @@ def test_what_is_no_points_file_is_refused_in_one_sentence_with_its_name(
     with pytest.raises(BadInput, match=words) as caught:
         read_markups(path)
     assert "p.mrk.json" in caught.value.message and caught.value.remedy
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e300", b"1e400", b"1" + b"0" * 5000])
+def test_a_coordinate_beyond_any_volume_is_kept_and_its_click_is_outside(tmp_path: Path, number: bytes) -> None:
+    path = tmp_path / "p.mrk.json"
+    path.write_bytes(b'{"markups": [{"controlPoints": [{"id": 3, "position": [%b, 0, 0]}]}]}' % number)
+    (point,) = read_markups(path)[0].points
+    assert point.placed and point.id == "3" and not abs(point.position_ras[0]) <= BEYOND_MM
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_file_that_an_editor_saved_with_another_encoding_is_read(tmp_path: Path, encoding: str) -> None:
+    path = write(tmp_path / "p.mrk.json", {"name": "Äorta", "controlPoints": [point(1, 2, 3)]})
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    assert read_markups(path)[0].points[0].position_ras == (-1, -2, 3)
+
+
+FCSV = (
+    "# Markups fiducial file version = {version}\n# CoordinateSystem = {system}\n# columns = id,x,y,z,ow,ox,oy,oz,..."
+)
+
+
+@pytest.mark.parametrize(
+    ("version", "system", "expected"),
+    [("4.4", "0", (1, 2, 3)), ("4.10", "1", (-1, -2, 3)), ("4.11", "LPS", (-1, -2, 3)), ("5.8", "RAS", (1, 2, 3))],
+)
+def test_a_list_of_older_slicers_is_read_in_either_coordinate_system(
+    tmp_path: Path, version: str, system: str, expected: tuple[float, ...]
+) -> None:
+    rows = ['7,1,2,3,0,0,0,1,1,1,0,"F, one",,', "8,1,2,4,0,0,0,1,1,0,0,F-2,,,2,0", "9,0,0,0,0,0,0,1,1,1,0,F-3,,,0,0"]
+    path = tmp_path / "kidney.fcsv"
+    path.write_text("\n".join([FCSV.format(version=version, system=system), *rows, ""]), encoding="utf-8-sig")
+    (markup,) = read_markups(path)
+    assert (markup.name, markup.kind, markup.points[0].label) == ("kidney", "Fiducial", "F, one")
+    assert markup.points[0].position_ras == expected
+    assert [(p.id, p.placed, p.selected) for p in markup.points] == [
+        ("7", True, True), ("8", True, False), ("9", False, True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("F-1,1,2,3,1,1\n", "does not say"),
+        (FCSV.format(version="4.4", system="2"), "does not say"),
+        (FCSV.format(version="4.11", system="LPS") + "\n7,1,2\n", "Line 4 of .*no position"),
+        (FCSV.format(version="4.11", system="LPS") + "\n7,1,2,here\n", "Line 4 of .*no position"),
+        (FCSV.format(version="4.11", system="LPS") + "\n7,1,2," + "9" * 200_000, "Line 4 of .*no position"),
+    ],
+)
+def test_an_old_list_that_leaves_its_positions_open_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "p.fcsv").write_text(content)
+    with pytest.raises(BadInput, match=words) as caught:
+        read_markups(tmp_path / "p.fcsv")
+    assert "p.fcsv" in caught.value.message and ".mrk.json" in caught.value.remedy
+
+
+def test_what_is_neither_a_list_nor_a_curve_is_no_click(tmp_path: Path) -> None:
+    kinds = ["Fiducial", "Curve", "ClosedCurve", "Line", "ROI", "Plane", "Angle", "Model", "fiducial "]
+    path = write(tmp_path / "p.mrk.json", *({"type": kind, "controlPoints": [point(0, 0, 5)]} for kind in kinds))
+    assert [markup.kind for markup in read_markups(path) if not markup.is_shape] == kinds[:4]
 
 
 def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:

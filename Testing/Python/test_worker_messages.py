@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, OutOfMemory, SPDError
+from SPDSegmentLib.geometry.centerline import clicks_from_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.codec import decode_message, encode_message, json_ready
 from SPDSegmentLib.worker.failures import to_error
 from SPDSegmentLib.worker.fates import Fate, pack_fates, unpack_fates
 from SPDSegmentLib.worker.masks import PackedMask, pack_mask, pack_masks, unpack_mask, unpack_masks
+from SPDSegmentLib.worker.points import flatten_markups, restore_markups
 from SPDSegmentLib.worker.protocol import ContentError, Frame, FrameParser, decode_frame, frame_bytes
 
 GROUPS = (m.PointGroup("line", "Curve", 2), m.PointGroup("points", "Fiducial", 1))
@@ -180,3 +185,18 @@ def test_every_exception_becomes_a_typed_error(raised: BaseException, kind: type
     error = to_error(raised)
     assert type(error) is kind
     assert word in error.message
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_a_click_beyond_any_volume_crosses_the_wire_and_stays_outside(bad: float) -> None:
+    # given a curve with a click that lies nowhere
+    stack = SliceStack(Volume(np.arange(20 * 8 * 8, dtype=np.int16).reshape(20, 8, 8), np.eye(4)), "axial")
+    places = [(3.0, 3.0, 2.0), (3.0, bad, 5.0), (3.0, 3.0, 9.0)]
+    points = [ControlPoint(str(n), "", place) for n, place in enumerate(places)]
+    flat = flatten_markups([Markup("line", "Curve", tuple(points))])
+    # when its request is sent and read
+    read = _through_the_wire(m.Reach(1, "v", *flat, *flat))
+    # then that click alone is outside, at a place that can be sent back
+    clicks = clicks_from_markups(restore_markups(read.after_ras, read.after_ids, read.after_groups), stack)
+    assert [clicks.ids[i] for i in np.flatnonzero(clicks.outside)] == ["1"]
+    assert np.isfinite(clicks.xy).all() and set(clicks.inside().slice_index.tolist()) == set(range(2, 10))
