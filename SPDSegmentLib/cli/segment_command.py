@@ -41,9 +41,7 @@ def register(app: typer.Typer) -> None:
 
 def segment(
     image: Annotated[Path, typer.Option("--image", "-i", help="Volume (NIfTI, NRRD, MetaImage) or a DICOM folder.")],
-    points: Annotated[
-        Path, typer.Option("--points", "-p", help="Clicks: points or curves (.mrk.json, .fcsv).")
-    ],
+    points: Annotated[Path, typer.Option("--points", "-p", help="Clicks: points or curves (.mrk.json, .fcsv).")],
     model: Annotated[str, typer.Option("--model", "-m", help="Name of a model (see 'models list') or its folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Mask: .nii.gz, .nii, .nrrd, .mha or .seg.nrrd.")],
     report: Annotated[Path | None, typer.Option(help="Report with the fate of every click (.json).")] = None,
