@@ -37,6 +37,7 @@ class CorrectSection(VTKObservationMixin):
         self._onChanged = onChanged
         self._currentSlice = currentSlice
         self._entered = False
+        self._shown: tuple[str, str, str] | None = None
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.setInterval(NOTICE_MS)
@@ -48,18 +49,25 @@ class CorrectSection(VTKObservationMixin):
         ui.releaseSliceButton.connect("clicked(bool)", self._onReleaseSlice)
 
     def edit(self, target: Target | None, volumeNode: Any) -> None:
-        """Show a segment in the editor and follow its changes; None for no segment."""
+        """Show a segment in the editor and follow its changes; None for no segment.
+
+        What a person selects there stays selected until the panel turns to another segment or volume.
+        """
         node = target.node if target is not None else None
         self.ui.undoButton.enabled = node is not None
         if target is None or node is None:
             self.removeObservers()
             return
         editor = self.ui.editor
+        shown = (target.nodeId, target.segmentId, volumeNode.GetID() if volumeNode is not None else "")
         if editor.mrmlSegmentEditorNode() is not editorNode():
             editor.setMRMLSegmentEditorNode(editorNode())
-        editor.setSegmentationNode(node)
-        editor.setSourceVolumeNode(volumeNode)
-        editor.setCurrentSegmentID(target.segmentId)
+            self._shown = None
+        if shown != self._shown or editor.segmentationNode() is not node:
+            editor.setSegmentationNode(node)
+            editor.setSourceVolumeNode(volumeNode)
+            editor.setCurrentSegmentID(target.segmentId)
+            self._shown = shown
         self.removeObservers()
         segmentation = node.GetSegmentation()
         kinds = slicer.vtkSegmentation
@@ -106,11 +114,16 @@ class CorrectSection(VTKObservationMixin):
         """Let go of the scene's nodes."""
         self._timer.stop()
         self.removeObservers()
+        self._shown = None
         self.ui.editor.setMRMLSegmentEditorNode(None)
 
     def _saveState(self, task: Task) -> None:
-        self.edit(task.target, task.volumeNode)
-        self.ui.editor.saveStateForUndo()
+        """Make an undo step, where it is the panel's segmentation that is written."""
+        mine = self._task()
+        if mine is not None and mine.target.nodeId == task.target.nodeId:
+            self.edit(mine.target, mine.volumeNode)
+        if self.ui.editor.segmentationNode() is task.target.node:
+            self.ui.editor.saveStateForUndo()
 
     def _onCollapsed(self, collapsed: bool) -> None:
         editor = self.ui.editor

@@ -7,32 +7,38 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.errors import SPDError
 
 from .models import ModelEntry, findModel, likelyModel, listModels
+from .placing import Placing
 from .slice_views import viewCenter, viewNode
 from .state import ModuleState
 from .target import Target, makeTarget
 from .task import Task, View
 
-GLYPH_SCALE = 2.0
-GLYPH_COLOR = (1.0, 0.9, 0.3)
 AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
 
 
-class InputsSection:
-    """Widgets of the inputs, kept equal with the settings in the scene."""
+class InputsSection(VTKObservationMixin):
+    """Widgets of the inputs, kept equal with the settings in the scene; it ends with :meth:`close`."""
 
     def __init__(self, ui: Any, state: Callable[[], ModuleState], changed: Callable[[], None]) -> None:
+        VTKObservationMixin.__init__(self)
         self.ui = ui
         self.models: list[ModelEntry] = []
         self.extraModels: list[ModelEntry] = []
         self._state = state
         self._changed = changed
+        self.placing = Placing(ui)
+        self._namesTimer = qt.QTimer()
+        self._namesTimer.setSingleShot(True)
+        self._namesTimer.setInterval(0)
+        self._namesTimer.connect("timeout()", self._fillNames)
         self._filling = False
-        self._placedId = ""
         for axis, text in zip(AXES, _axisNames(), strict=True):
             ui.axisBox.addItem(text, axis)
         for device, text in (("auto", _("Automatic")), ("cuda", _("GPU")), ("cpu", _("CPU"))):
@@ -46,11 +52,6 @@ class InputsSection:
         ui.branchesList.connect("itemChanged(QListWidgetItem*)", self._onBranches)
         ui.axisBox.connect("activated(int)", self._onAxis)
         ui.deviceBox.connect("activated(int)", self._onDevice)
-        ui.placeButton.connect("clicked(bool)", self._onPlace)
-        ui.placeWidget.connect("activeMarkupsPlaceModeChanged(bool)", self._onPlacing)
-        ui.placeWidget.buttonsVisible = False
-        ui.placeWidget.setVisible(False)
-        ui.placeWidget.placeMultipleMarkups = slicer.qSlicerMarkupsPlaceWidget.ForcePlaceMultipleMarkups
 
     @property
     def model(self) -> ModelEntry | None:
@@ -71,7 +72,7 @@ class InputsSection:
             self.ui.volumeSelector.setCurrentNode(state.volumeNode)
             nodes = state.centerlineNodes
             self.ui.centerlineSelector.setCurrentNode(nodes[0] if nodes else None)
-            self._placeInto(nodes[0] if nodes else None)
+            self.placing.into(nodes[0] if nodes else None)
             self.ui.segmentationSelector.setCurrentNode(state.segmentationNode)
             self._fillSegments(state)
             self._fillModels(state, listAgain)
@@ -80,6 +81,12 @@ class InputsSection:
             self.ui.deviceBox.currentIndex = max(0, self.ui.deviceBox.findData(state.device))
         finally:
             self._filling = False
+        self._followNames(state)
+
+    def close(self) -> None:
+        """Let go of the scene's nodes."""
+        self._namesTimer.stop()
+        self.removeObservers()
 
     def whyNot(self) -> str:
         """Return what is missing before a segmentation can start, empty if nothing."""
@@ -159,16 +166,43 @@ class InputsSection:
             nodes = [n for n in _nodes("vtkMRMLMarkupsNode") if _isCenterline(n)]
             state.centerlineNodes = nodes[:1]
 
+    def _followNames(self, state: ModuleState) -> None:
+        """Notice what is added, removed and renamed elsewhere."""
+        self.removeObservers()
+        kinds = slicer.vtkSegmentation
+        node = state.segmentationNode
+        if node is not None:
+            for event in (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified, kinds.SegmentsOrderModified):
+                self.addObserver(node, event, self._onNames)
+        for node in self._branchNodes(state):
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onNames)
+
+    def _onNames(self, caller: Any, event: str) -> None:
+        self._namesTimer.start()
+
+    def _fillNames(self) -> None:
+        """Show the names of now; where the chosen segment is gone everybody is told."""
+        state = self._state()
+        box, branches = self.ui.segmentBox, self.ui.branchesList
+        segments = [(box.itemText(n), box.itemData(n)) for n in range(1, box.count)]
+        listed = [(i.text(), i.data(qt.Qt.UserRole)) for i in (branches.item(n) for n in range(branches.count))]
+        if segments != _segmentNames(state.segmentationNode):
+            before = state.segmentId
+            self._fillSegments(state)
+            if state.segmentId != before:
+                self._tell()
+        if listed != [(node.GetName(), node.GetID()) for node in self._branchNodes(state)]:
+            self._filling = True
+            self._fillBranches(state)
+            self._filling = False
+
     def _fillSegments(self, state: ModuleState) -> None:
         box = self.ui.segmentBox
         box.clear()
         box.addItem(_("New segment"), "")
         node = state.segmentationNode
-        if node is not None:
-            segmentation = node.GetSegmentation()
-            for n in range(segmentation.GetNumberOfSegments()):
-                segmentId = segmentation.GetNthSegmentID(n)
-                box.addItem(segmentation.GetSegment(segmentId).GetName(), segmentId)
+        for name, segmentId in _segmentNames(node):
+            box.addItem(name, segmentId)
         if box.findData(state.segmentId) < 0:
             state.segmentId = ""
         box.currentIndex = max(0, box.findData(state.segmentId))
@@ -206,14 +240,18 @@ class InputsSection:
         chosen = [node.GetID() for node in state.centerlineNodes]
         listed = self.ui.branchesList
         listed.clear()
-        for node in _nodes("vtkMRMLMarkupsNode"):
-            if not _isCenterline(node) or (chosen and node.GetID() == chosen[0]):
-                continue
+        for node in self._branchNodes(state):
             item = qt.QListWidgetItem(node.GetName())
             item.setData(qt.Qt.UserRole, node.GetID())
             item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
             item.setCheckState(qt.Qt.Checked if node.GetID() in chosen[1:] else qt.Qt.Unchecked)
             listed.addItem(item)
+
+    @staticmethod
+    def _branchNodes(state: ModuleState) -> list[Any]:
+        """Return what can be a branch: every centerline but the chosen first one."""
+        first = state.centerlineNodes[:1]
+        return [node for node in _nodes("vtkMRMLMarkupsNode") if _isCenterline(node) and node not in first]
 
     def _tell(self) -> None:
         if not self._filling:
@@ -225,7 +263,7 @@ class InputsSection:
             self._tell()
 
     def _onCenterline(self, node: Any) -> None:
-        self._placeInto(node)
+        self.placing.into(node)
         if not self._filling:
             state = self._state()
             state.centerlineNodes = [
@@ -233,50 +271,6 @@ class InputsSection:
                 *(n for n in state.centerlineNodes[1:] if n is not node),
             ]
             self._tell()
-
-    def _onPlace(self, on: bool) -> None:
-        if on and self.ui.centerlineSelector.currentNode() is None:
-            self.ui.centerlineSelector.addNode()
-            showPlainly(self.ui.centerlineSelector.currentNode())
-        self.ui.placeWidget.placeModeEnabled = on
-
-    def _onPlacing(self, on: bool) -> None:
-        if on:
-            self._placedId = self.ui.placeWidget.currentNode().GetID()
-        self.ui.placeButton.checked = on
-
-    def stopPlacing(self) -> None:
-        """Leave place mode, where clicks are placed for this module."""
-        if self.ui.placeWidget.placeModeEnabled:
-            self.ui.placeWidget.placeModeEnabled = False
-        self._placedId = ""
-
-    def _placeInto(self, node: Any) -> None:
-        """Choose where clicks go; those that are being placed go there from now on.
-
-        Slicer would go on placing into the former node, and into a new one where that was removed.
-        """
-        widget = self.ui.placeWidget
-        former = widget.currentNode()
-        isPlacing, isNowhere = widget.placeModeEnabled, self._placesNowhere()
-        if node is not former:
-            widget.setCurrentNode(node)
-        if isNowhere or (isPlacing and node is None):
-            slicer.app.applicationLogic().GetInteractionNode().SwitchToViewTransformMode()
-            self._placedId = ""
-        elif isPlacing and node is not former:
-            widget.placeModeEnabled = True
-
-    def _placesNowhere(self) -> bool:
-        """Whether place mode is on for the node that we placed into and that is gone."""
-        logic = slicer.app.applicationLogic()
-        interaction, selection = logic.GetInteractionNode(), logic.GetSelectionNode()
-        return bool(
-            self._placedId
-            and slicer.mrmlScene.GetNodeByID(self._placedId) is None
-            and interaction.GetCurrentInteractionMode() == interaction.Place
-            and (selection.GetActivePlaceNodeID() or self._placedId) == self._placedId
-        )
 
     def _onSegmentation(self, node: Any) -> None:
         if not self._filling:
@@ -318,16 +312,6 @@ class InputsSection:
             slicer.util.infoDisplay(self.model.card or _("This model has no card."), windowTitle=self.model.title)
 
 
-def showPlainly(node: Any) -> None:
-    """Show clicks as small glyphs without names, in a color that stands for no fate: the rings around them do."""
-    node.CreateDefaultDisplayNodes()
-    display = node.GetDisplayNode()
-    display.SetPointLabelsVisibility(False)
-    display.SetGlyphScale(GLYPH_SCALE)
-    for setColor in (display.SetColor, display.SetSelectedColor):
-        setColor(*GLYPH_COLOR)
-
-
 def _axisNames() -> tuple[str, ...]:
     return (
         _("Automatic"),
@@ -346,6 +330,15 @@ def _nodes(className: str) -> list[Any]:
 
 def _firstNode(className: str) -> Any:
     return next((node for node in _nodes(className) if not node.GetHideFromEditors()), None)
+
+
+def _segmentNames(node: Any) -> list[tuple[str, str]]:
+    """Return names and IDs of the segments of a segmentation node, or of None."""
+    if node is None:
+        return []
+    segmentation = node.GetSegmentation()
+    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    return [(segmentation.GetSegment(segmentId).GetName(), segmentId) for segmentId in ids]
 
 
 def _isCenterline(node: Any) -> bool:

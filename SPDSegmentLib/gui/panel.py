@@ -70,7 +70,7 @@ class ModulePanel(VTKObservationMixin):
 
     def exit(self) -> None:
         """Stop placing points and editing."""
-        self.inputs.stopPlacing()
+        self.inputs.placing.stop()
         self.shortcuts.remove()
         self.correct.exit()
 
@@ -83,6 +83,7 @@ class ModulePanel(VTKObservationMixin):
         self.saliency.close()
         self.setup.close()
         self.run.close()
+        self.inputs.close()
         self.clicks.close()
         self.review.close()
         self.correct.close()
@@ -134,9 +135,10 @@ class ModulePanel(VTKObservationMixin):
 
     def _onSceneStartClose(self, caller: Any, event: str) -> None:
         self.isClosing = True
-        self.inputs.stopPlacing()
+        self.inputs.placing.stop()
         self.saliency.close()
         self.run.forgetScene()
+        self.inputs.close()
         self.clicks.close()
         self.review.close()
         self.correct.forgetScene()

@@ -17,6 +17,7 @@ from .write_record import WriteRecord
 
 RECORD_ATTRIBUTE = "SPDSegment.Record."
 EDITOR_ATTRIBUTE = "SPDSegment.Editor"
+WRITER_ATTRIBUTE = "SPDSegment.Writer"
 GRID_TOLERANCE = 1e-3
 LARGE_LABELMAP = 1 << 24
 """Voxels beyond which the empty margin of a labelmap is cut off before it is copied."""
@@ -227,20 +228,38 @@ def editorNode() -> Any:
 
 
 def editorLogic(segmentationNode: Any, segmentId: str, volumeNodeId: str) -> Any:
-    """Return Slicer's segment editor logic on our editor node."""
-    node = editorNode()
-    if node.GetSegmentationNode() is not segmentationNode:
-        node.SetAndObserveSegmentationNode(segmentationNode)
-    if node.GetSelectedSegmentID() != segmentId:
-        node.SetSelectedSegmentID(segmentId)
-    volumeNode = slicer.mrmlScene.GetNodeByID(volumeNodeId)
-    if node.GetSourceVolumeNode() is not volumeNode:
-        node.SetAndObserveSourceVolumeNode(volumeNode)
+    """Return Slicer's segment editor logic on an editor node of its own, with the settings of :func:`editorNode`.
+
+    What a person has selected in the editor stays selected.
+    """
+    node = _writerNode()
+    shown = editorNode()
+    node.SetOverwriteMode(shown.GetOverwriteMode())
+    node.SetMaskMode(shown.GetMaskMode())
+    node.SetMaskSegmentID(shown.GetMaskSegmentID())
+    node.SetSourceVolumeIntensityMask(shown.GetSourceVolumeIntensityMask())
+    node.SetSourceVolumeIntensityMaskRange(shown.GetSourceVolumeIntensityMaskRange())
+    node.SetAndObserveSegmentationNode(segmentationNode)
+    node.SetSelectedSegmentID(segmentId)
+    node.SetAndObserveSourceVolumeNode(slicer.mrmlScene.GetNodeByID(volumeNodeId))
     logic = slicer.vtkSlicerSegmentEditorLogic()
     logic.SetMRMLScene(slicer.mrmlScene)
     logic.SetSegmentEditorNode(node)
     logic.SetVerbose(True)
     return logic
+
+
+def _writerNode() -> Any:
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
+        if node.GetAttribute(WRITER_ATTRIBUTE):
+            return node
+    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
+    node.UnRegister(None)
+    node.SetName("SPDSegment writer")
+    node.SetAttribute(WRITER_ATTRIBUTE, "1")
+    node.HideFromEditorsOn()
+    node.SaveWithSceneOff()
+    return slicer.mrmlScene.AddNode(node)
 
 
 def _toSegmentation(node: Any, snapshot: VolumeSnapshot) -> np.ndarray:

@@ -1,0 +1,163 @@
+"""What a person has chosen stays chosen, and lists show the scene as it is now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gui_helpers import (
+    SHAPE,
+    add_clicks,
+    add_volume,
+    load,
+    mask_of,
+    move_click,
+    press_segment,
+    segment,
+    settle,
+    state_of,
+)
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+
+@pytest.fixture
+def module(host: Any) -> Any:
+    """The module with a segmented structure, and Tumor, an empty segment, selected in the unfolded editor."""
+    add_volume(host)
+    loaded = load(host)
+    add_clicks((2, 8))
+    segment(host, loaded)
+    loaded.ui.correctSection.collapsed = False
+    loaded.ui.editor.setCurrentSegmentID(add_tumor(loaded))
+    settle(host, loaded)
+    return loaded
+
+
+def add_tumor(module: Any) -> str:
+    return str(state_of(module).segmentationNode.GetSegmentation().AddEmptySegment("tumor", "Tumor"))
+
+
+def paint(host: Any, module: Any) -> None:
+    module.ui.editor.setActiveEffectByName("Paint")
+    host.slice_view("Red").drag_ras((8.0, 8.0, 9.0), (14.0, 8.0, 9.0))
+    module.ui.editor.setActiveEffectByName("")
+    settle(host, module)
+
+
+def names_in(box: Any) -> list[str]:
+    return [box.itemText(n) for n in range(box.count)]
+
+
+def test_strokes_go_into_the_selected_segment_one_after_the_other(host: Any, module: Any) -> None:
+    kidney = mask_of(module)
+    paint(host, module)
+    first = mask_of(module, "tumor").sum()
+    host.slice_view("Red").scroll(1)
+    paint(host, module)
+    assert module.ui.editor.currentSegmentID() == "tumor"
+    assert first and mask_of(module, "tumor").sum() >= first
+    assert np.array_equal(mask_of(module), kidney)
+
+
+@pytest.mark.parametrize("how", ["a new run", "a live update", "a refresh", "another module and back"])
+def test_the_selected_segment_stays_selected(host: Any, module: Any, how: str) -> None:
+    if how == "a new run":
+        segment(host, module)
+    elif how == "a live update":
+        move_click(state_of(module).centerlineNodes[0], 0, (5.0, 0.0, 0.0))
+    elif how == "a refresh":
+        module.widget.panel.refresh()
+    else:
+        module.widget.exit()
+        module.widget.enter()
+    settle(host, module)
+    assert module.ui.editor.currentSegmentID() == "tumor"
+    assert module.ui.segmentBox.currentText == "Kidney"
+
+
+def test_a_run_in_the_middle_of_a_stroke_leaves_the_selection_alone(host: Any) -> None:
+    add_volume(host)
+    loaded = load(host, "fake?delay=0.15")
+    node = add_clicks((2, 8))
+    segment(host, loaded)
+    loaded.ui.editor.setCurrentSegmentID(add_tumor(loaded))
+    move_click(node, 0, (5.0, 0.0, 0.0))
+    run = loaded.widget.panel.run
+    host.wait_until(lambda: run.isRunning and run.job.writer.changed)
+    assert loaded.ui.editor.currentSegmentID() == "tumor"
+    paint(host, loaded)
+    assert mask_of(loaded, "tumor").any() and mask_of(loaded)[2, 20, 33]
+
+
+def test_another_source_volume_in_the_editor_stays(host: Any, module: Any) -> None:
+    other = add_volume(host, name="Other")
+    module.ui.editor.setSourceVolumeNode(other)
+    move_click(state_of(module).centerlineNodes[0], 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    assert module.ui.editor.sourceVolumeNode() is other
+
+
+def test_the_editor_follows_the_panel_to_another_segment(host: Any, module: Any) -> None:
+    box = module.ui.segmentBox
+    box.currentIndex = box.findData("tumor")
+    box.activated.emit(box.currentIndex)
+    module.ui.editor.setCurrentSegmentID(state_of(module).segmentationNode.GetSegmentation().GetNthSegmentID(0))
+    box.currentIndex = 1
+    box.activated.emit(1)
+    box.currentIndex = box.findData("tumor")
+    box.activated.emit(box.currentIndex)
+    assert module.ui.editor.currentSegmentID() == "tumor"
+
+
+def test_the_list_of_segments_follows_names_additions_and_removals(host: Any, module: Any) -> None:
+    segmentation = state_of(module).segmentationNode.GetSegmentation()
+    assert names_in(module.ui.segmentBox) == ["New segment", "Kidney", "Tumor"]
+    segmentation.GetNthSegment(0).SetName("Right kidney")
+    segmentation.AddEmptySegment("cyst", "Cyst")
+    segmentation.RemoveSegment("tumor")
+    settle(host, module)
+    assert names_in(module.ui.segmentBox) == ["New segment", "Right kidney", "Cyst"]
+    assert module.ui.segmentBox.currentText == "Right kidney"
+
+
+def test_the_panel_turns_to_a_new_segment_when_the_chosen_one_is_removed(host: Any, module: Any) -> None:
+    state = state_of(module)
+    state.segmentationNode.GetSegmentation().RemoveSegment(state.segmentId)
+    settle(host, module)
+    assert (state.segmentId, module.ui.segmentBox.currentText) == ("", "New segment")
+    assert not module.ui.undoButton.enabled and not module.ui.exportButton.enabled
+
+
+def test_the_list_of_branches_follows_names_additions_and_removals(host: Any, module: Any) -> None:
+    import slicer
+
+    branch, other = add_clicks((5,), "Branch"), add_clicks((6,), "Other")
+    settle(host, module)
+    branch.SetName("Left branch")
+    slicer.mrmlScene.RemoveNode(other)
+    settle(host, module)
+    listed = module.ui.branchesList
+    assert [listed.item(n).text() for n in range(listed.count)] == ["Left branch"]
+
+
+def test_a_job_of_the_console_leaves_the_panels_editor_alone(host: Any, module: Any) -> None:
+    import slicer
+
+    state, editor = state_of(module), module.ui.editor
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Console")
+    job = module.logic.start(state.volumeNode, state.centerlineNodes, "fake", segmentation=node)
+    host.wait_until(lambda: job.finished, 240_000)
+    settle(host, module)
+    assert job.error is None, job.error
+    assert (editor.segmentationNode(), editor.currentSegmentID()) == (state.segmentationNode, "tumor")
+
+
+def test_without_a_shown_editor_a_run_writes_all_the_same(host: Any) -> None:
+    add_volume(host)
+    loaded = load(host)
+    add_clicks((4, 6))
+    job = press_segment(loaded)
+    host.wait_until(lambda: job.finished)
+    assert mask_of(loaded).shape == SHAPE and mask_of(loaded).any()
