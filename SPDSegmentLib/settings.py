@@ -1,18 +1,38 @@
-"""Settings that come from files: mappings to frozen dataclasses, every value checked for its kind."""
+"""Settings that come from files: strict JSON, mappings to frozen dataclasses, every value checked for its kind."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from SPDSegmentLib.errors import BadInput
 
 T = TypeVar("T")
 _KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON strictly: UTF-8, finite numbers, no name twice in an object, not too deeply nested.
+
+    Raises:
+        ValueError: what is wrong, as words that end a sentence.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        return json.loads(
+            text, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded, object_pairs_hook=_unique
+        )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not valid JSON (line {error.lineno})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("is not a text in UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
 
 
 def settings_from(cls: type[T], values: Mapping[str, Any], what: str) -> T:
@@ -25,9 +45,9 @@ def settings_from(cls: type[T], values: Mapping[str, Any], what: str) -> T:
         BadInput: an unknown name, a value of another kind than its field, a missing one, or refused by ``cls``.
     """
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
+    unknown = sorted(str(name) for name in set(values) - known)
     if unknown:
-        raise BadInput(f"Unknown {what} setting '{unknown[0]}'.", f"Known: {', '.join(sorted(known))}.")
+        raise BadInput(f"Unknown {what} setting '{shorten(unknown[0])}'.", f"Known: {', '.join(sorted(known))}.")
     for name, value in values.items():
         check_kind(cls, name, value, f"The {what} setting {name}")
     try:
@@ -40,7 +60,7 @@ def check_kind(cls: type, name: str, value: Any, what: str) -> None:
     """Raise :class:`BadInput` where ``value`` is not of the kind that the field ``name`` of ``cls`` has."""
     hint = typing.get_type_hints(cls)[name]
     if not _fits(value, hint):
-        raise BadInput(f"{what} is {value!r}, which is not {_describe(hint)}.", "Correct this value.")
+        raise BadInput(f"{what} is {shorten(repr(value))}, which is not {_describe(hint)}.", "Correct this value.")
 
 
 def check_ranges(settings: object, ranges: Mapping[str, tuple[float, float]]) -> None:
@@ -52,10 +72,50 @@ def check_ranges(settings: object, ranges: Mapping[str, tuple[float, float]]) ->
             raise BadInput(f"{name} is {value:g}, which is not {limits}.", "Correct this value.")
 
 
+def is_finite_number(value: Any) -> TypeGuard[float]:
+    """Whether ``value`` is a whole or decimal number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"holds {text}, which is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"holds the number {shorten(text)}, which is too large")
+    return value
+
+
+def _bounded(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"has the name '{shorten(twice)}' twice")
+    return values
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """``value`` as a text for a message: printable, at most ``limit`` characters."""
+    text = "".join(character if character.isprintable() else "?" for character in str(value))
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
-        number = isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
-        return number and math.isfinite(value)
+        return is_finite_number(value) and (hint is float or isinstance(value, int))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         if not isinstance(value, (tuple, list)):

@@ -14,7 +14,7 @@ from SPDSegmentLib.cli.segment_command import describe
 from SPDSegmentLib.cli.segment_run import SegmentRequest, run_segmentation
 from SPDSegmentLib.errors import BadInput, ModelMissing
 from SPDSegmentLib.models.base_weights import fetch_base_weights
-from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles
+from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, list_shipped_bundles
 from SPDSegmentLib.models.folders import resources_folder
 from SPDSegmentLib.models.manifest import WEIGHTLESS_BACKBONES
 
@@ -123,8 +123,12 @@ def find_sample(name: str | None) -> Sample:
 
 
 def model_of(sample: Sample) -> Bundle:
-    """The model whose name the sample's name is or begins with, the longest; raises :class:`ModelMissing`."""
-    fitting = [bundle for bundle in list_bundles() if sample.name.startswith(bundle.info.name)]
+    """The shipped model whose name the sample's name is or begins with, the longest; raises :class:`ModelMissing`.
+
+    Only without a shipped one is a model of the user's taken.
+    """
+    bundles = [bundle for bundle in list_shipped_bundles() if sample.name.startswith(bundle.info.name)]
+    fitting = bundles or [bundle for bundle in list_bundles() if sample.name.startswith(bundle.info.name)]
     if not fitting:
         raise ModelMissing(f"No model for the sample {sample.name} is installed.", "Name one with --model.")
     return max(fitting, key=lambda bundle: len(bundle.info.name))

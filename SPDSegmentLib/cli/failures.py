@@ -71,11 +71,16 @@ def as_spd_error(error: BaseException) -> SPDError:
 
 def report(failure: SPDError, cause: BaseException | None = None) -> None:
     """Show the sentence, and with ``cause`` the details and its traceback, on standard error."""
-    typer.secho(f"Error: {failure.sentence}", err=True, fg=typer.colors.RED)
+    typer.secho(printable(f"Error: {failure.sentence}"), err=True, fg=typer.colors.RED)
     if cause is not None:
         if failure.details:
-            typer.echo(failure.details, err=True)
-        typer.echo("".join(traceback.format_exception(cause)).rstrip(), err=True)
+            typer.echo(printable(failure.details), err=True)
+        typer.echo(printable("".join(traceback.format_exception(cause)).rstrip()), err=True)
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal would obey or cannot show: control characters and halves of characters."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _belongs_to_typer(error: BaseException) -> bool:

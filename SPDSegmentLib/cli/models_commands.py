@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from SPDSegmentLib.cli.failures import printable
 from SPDSegmentLib.cli.progress import show_bytes
 from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
 from SPDSegmentLib.models import manifest
@@ -21,7 +23,15 @@ from SPDSegmentLib.models.base_weights import (
     verify_base_weights,
     weights_status,
 )
-from SPDSegmentLib.models.bundle import Bundle, add_bundle, find_bundle, read_bundle, remove_bundle, scan_bundles
+from SPDSegmentLib.models.bundle import (
+    Bundle,
+    add_bundle,
+    find_bundle,
+    origin_note,
+    read_bundle,
+    remove_bundle,
+    scan_bundles,
+)
 from SPDSegmentLib.models.files import megabytes
 from SPDSegmentLib.models.folders import user_models_folder, weights_folder
 
@@ -55,18 +65,22 @@ def list_models(as_json: AsJson = False) -> None:
     table = Table("Model", "Structure", "Modality", "Slices", "Base weights", box=None, title_justify="left")
     for bundle in bundles:
         info = bundle.info
-        table.add_row(info.name, info.structure, info.modality, info.slicing_axis, info.backbone)
+        table.add_row(*map(Text, (info.name, info.structure, info.modality, info.slicing_axis, info.backbone)))
     console = Console(highlight=False)
     console.print(table if bundles else "No models are installed.")
+    for note in filter(None, map(origin_note, bundles)):
+        console.print(printable(note), soft_wrap=True, markup=False)
     for folder, error in broken:
-        console.print(f"[red]damaged[/red] {folder.name}: {error.sentence}", soft_wrap=True)
+        text = f" {printable(folder.name)}: {printable(error.sentence)}"
+        console.print(Text.assemble(("not used", "red"), text), soft_wrap=True)
     console.print()
     table = Table("Base weights", "Size", "Licence", "State", box=None)
     for status in statuses:
         size = megabytes(status.weights.size) if status.weights.size else "?"
         table.add_row(status.weights.name, size, status.weights.licence, _state(status))
     console.print(table)
-    console.print(f"\nYour models: {user_models_folder()}\nBase weights: {weights_folder()}", soft_wrap=True)
+    folders = f"\nYour models: {user_models_folder()}\nBase weights: {weights_folder()}"
+    console.print(folders, soft_wrap=True, markup=False)
 
 
 @models_app.command("show")
@@ -81,7 +95,9 @@ def show_model(name: Annotated[str, typer.Argument(help=_NAME_HELP)], as_json: A
         typer.echo(json.dumps({"folder": str(bundle.folder), **bundle.info.to_dict()}, indent=2))
         return
     typer.echo(_lines(_bundle_values(bundle)))
-    typer.echo(f"\n{bundle.card}" if bundle.card else "")
+    if note := origin_note(bundle):
+        typer.echo(printable(note))
+    typer.echo(f"\n{printable(bundle.card)}" if bundle.card else "")
 
 
 @models_app.command("verify", short_help="Compare every byte with the checksums.")
@@ -95,7 +111,7 @@ def verify_models(
             _verify(name)
         except SPDError as error:
             failures.append(error)
-            typer.echo(f"{name}: {error.sentence}")
+            typer.echo(printable(f"{name}: {error.sentence}"))
         else:
             typer.echo(f"{name}: good")
     if failures:
@@ -127,8 +143,10 @@ def add_model(
 ) -> None:
     """Copy a model or base weights of your own into SPDSegment's folder."""
     if source.is_dir():
-        bundle = add_bundle(source)
+        bundle = add_bundle(source, accept_unknown)
         typer.echo(f"{bundle.info.name}: {bundle.folder}")
+        if note := origin_note(bundle):
+            typer.echo(note, err=True)
         return
     by_filename = {weights.filename: weights.name for weights in manifest.BASE_WEIGHTS.values()}
     name = name or by_filename.get(source.name)
@@ -187,9 +205,9 @@ def _verify(name: str) -> None:
         with show_bytes(name) as progress:
             verify_base_weights(name, progress)
     elif Path(name).is_dir():
-        read_bundle(name)
+        read_bundle(name).check_settings()
     else:
-        find_bundle(name)
+        find_bundle(name).check_settings()
 
 
 def _state(status: WeightsStatus) -> str:
@@ -211,6 +229,7 @@ def _bundle_values(bundle: Bundle) -> dict[str, Any]:
         "licence_of_training_data": info.training.get("licence", ""),
         "library_version": info.library_version,
         "folder": str(bundle.folder),
+        "origin": "shipped" if bundle.shipped else "yours",
     }
 
 
@@ -234,4 +253,4 @@ def _weights_values(status: WeightsStatus) -> dict[str, Any]:
 def _lines(values: dict[str, Any]) -> str:
     shown = {key.replace("_", " "): value for key, value in values.items() if value not in ("", None)}
     width = max(map(len, shown)) + 2
-    return "\n".join(f"{key + ':':<{width}}{value}" for key, value in shown.items())
+    return "\n".join(printable(f"{key + ':':<{width}}{value}") for key, value in shown.items())

@@ -33,8 +33,8 @@ SHOWN_VALUES = ("total", "dsc")
 
 
 def stderr_console() -> Console:
-    """Where everything goes that is not a result."""
-    return Console(stderr=True, highlight=False)
+    """Where everything goes that is not a result; brackets in texts are no markup."""
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def make_bar(console: Console, *columns: ProgressColumn, shown: bool = True, transient: bool = False) -> Progress:

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from SPDSegmentLib.cli.failures import printable
 from SPDSegmentLib.cli.progress import show_slices
 from SPDSegmentLib.cli.segment_run import SegmentOutcome, SegmentRequest, run_segmentation
+from SPDSegmentLib.models.bundle import origin_note
 
 
 class Prompts(StrEnum):
@@ -82,7 +84,7 @@ def describe(request: SegmentRequest, outcome: SegmentOutcome) -> None:
     for name, path in (("Mask", request.output), ("Report", request.report), ("Picture", request.preview)):
         if path is not None:
             typer.echo(f"{name + ':':<9}{path}")
-    for note in result.notes:
-        typer.echo(f"Note: {note}", err=True)
+    for note in filter(None, (origin_note(outcome.bundle), *result.notes)):
+        typer.echo(printable(f"Note: {note}"), err=True)
     if segmented == 0:
         typer.echo("Note: nothing was segmented; no click is supported by the image.", err=True)

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.settings import settings_from
+from SPDSegmentLib.settings import check_ranges, settings_from
+
+LARGEST_LIMIT = 1e9
+SMALLEST_SHARE = 1e-5
+"""Two intensities that are closer than this share of the larger one are not told apart in float32."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class IntensityConfig:
             raise BadInput(f"Unknown intensity normalization '{self.kind}'.", "Choose percentile or window.")
         if not self.low < self.high:
             raise BadInput(f"Intensity limits {self.low} and {self.high} are not in order.")
+        check_ranges(self, dict.fromkeys(("low", "high", "foreground"), (-LARGEST_LIMIT, LARGEST_LIMIT)))
+        if self.high - self.low < max(abs(self.low), abs(self.high)) * SMALLEST_SHARE:
+            raise BadInput(f"Intensity limits {self.low} and {self.high} are too close to each other.")
         if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
             raise BadInput(f"Percentiles {self.low} and {self.high} are not between 0 and 100.")
         if not 0 <= self.dither < 1:
@@ -56,8 +63,12 @@ def intensity_range(array: np.ndarray, config: IntensityConfig) -> tuple[float, 
     foreground = sample[sample > config.foreground]
     if foreground.size == 0:
         foreground = sample
-    low, high = np.percentile(foreground, (config.low, config.high))
-    return float(low), float(high) if high > low else float(low) + 1.0
+    if foreground.dtype.itemsize < 4 and foreground.dtype.kind == "f":
+        foreground = foreground.astype(np.float32)  # the difference of two float16 may be infinite
+    low, high = (float(value) for value in np.percentile(foreground, (config.low, config.high)))
+    if high <= low:
+        high = low + 1.0
+    return low, max(high, low + SMALLEST_SHARE * max(abs(low), abs(high)))
 
 
 def normalize(array: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHEAR_TOLERANCE = 1e-3
+LARGEST_INTENSITY = 1e30
+"""Far within float32, in which the network computes."""
 _BAD_AXES = ("orthonormal", "Bad direction", "determinant", "Zero-valued spacing")
 """Words of ITK's messages about directions that it cannot use."""
 
@@ -169,6 +171,11 @@ def check_image(volume: Volume) -> None:
     low, high = array.min(), array.max()  # NaN goes through both, without a temporary array
     if not (np.isfinite(low) and np.isfinite(high)):
         raise invalid_values(name)
+    if max(abs(float(low)), abs(float(high))) > LARGEST_INTENSITY:
+        raise BadInput(
+            f"The {name} has intensities from {low:.3g} to {high:.3g}, beyond what any scanner gives.",
+            "Check how it was made, and save it again with its true intensities.",
+        )
     if low == high:
         raise BadInput(f"The {name} has the same value everywhere.", "Choose another image.")
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.errors import BadInput, DeviceUnavailable, OutOfMemory
+from SPDSegmentLib.errors import BadInput, DeviceUnavailable, ModelCorrupt, OutOfMemory
 from SPDSegmentLib.inference.memory import keep_freed_memory
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.padding import pad_points
@@ -100,10 +100,10 @@ class Engine:
 
     @torch.inference_mode()
     def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> np.ndarray:
-        """S_t of (B, C, h, w) embeddings and their neighbours': (B, S, S) float16."""
+        """S_t of (B, C, h, w) embeddings and their neighbours': (B, S, S) float16, NaN where a logit is not finite."""
         with self._autocast():
             logits = self.model.saliency_logits(embeddings, previous, following)
-        return logits[:, 0].sigmoid().half().cpu().numpy()
+        return _mark_infinite(logits[:, 0]).sigmoid().half().cpu().numpy()
 
     @torch.inference_mode()
     def decode(
@@ -117,7 +117,7 @@ class Engine:
             saliency: (B, S, S).
 
         Returns:
-            Logits (B, S, S) float32 and predicted IoU (B,).
+            Logits (B, S, S) float32 and predicted IoU (B,), NaN where they are not finite.
         """
         padded, labels = pad_points(points, self.max_points)
         s = torch.from_numpy(saliency.astype(np.float32)).clamp(SALIENCY_CLIP, 1 - SALIENCY_CLIP).to(self.device)
@@ -128,7 +128,7 @@ class Engine:
                 torch.from_numpy(labels).to(self.device),
                 torch.logit(s)[:, None],
             )
-        return logits[:, 0].cpu().numpy(), quality.clamp(0, 1).cpu().numpy()
+        return _mark_infinite(logits[:, 0]).cpu().numpy(), _mark_infinite(quality).clamp(0, 1).cpu().numpy()
 
     def with_smaller_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], None]) -> None:
         """Call ``run`` on batches of ``items``; when memory runs out the batch is halved, down to one.
@@ -155,6 +155,21 @@ class Engine:
                 self.batch_size = max(1, self.batch_size // 2)
                 continue
             position += len(batch)
+
+
+def require_numbers(slices: Sequence[int], *outputs: np.ndarray) -> None:
+    """Raise :class:`ModelCorrupt` where an output (B, ...) of the network has a NaN; an empty mask would be a lie."""
+    failed = [t for row, t in enumerate(slices) if any(np.isnan(output[row]).any() for output in outputs)]
+    if failed:
+        raise ModelCorrupt(
+            f"The model failed in slice {failed[0]}: its network gave values that are NaN or infinite.",
+            "Check the model with: spdsegment models verify; where that finds nothing, get another copy of the model.",
+            f"slices {failed}",
+        )
+
+
+def _mark_infinite(values: Tensor) -> Tensor:
+    return values.where(torch.isfinite(values), torch.nan)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -15,7 +15,7 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig, dither, intensity_
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, place_window
 from SPDSegmentLib.inference.call import Call
-from SPDSegmentLib.inference.engine import Engine
+from SPDSegmentLib.inference.engine import Engine, require_numbers
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 
 
@@ -141,4 +141,6 @@ class SliceFeatures:
         if self._uses_neighbors:
             previous = self.embeddings([self._inputs_of(t)[1] for t in batch])
             following = self.embeddings([self._inputs_of(t)[2] for t in batch])
-        self._saliency.update(zip(batch, self.engine.saliency(own, previous, following), strict=True))
+        saliency = self.engine.saliency(own, previous, following)
+        require_numbers(batch, saliency)
+        self._saliency.update(zip(batch, saliency, strict=True))

@@ -79,10 +79,12 @@ class Predictor:
             model.merge_adapter_state(load_state_dict(bundle.adapter_path))
         except ModelCorrupt as error:
             raise ModelCorrupt(
-                f"The adapter in {bundle.folder} was not made for {info.backbone} as its model.json describes it.",
+                f"The adapter in {bundle.folder} was not made for {info.backbone} as its model.json describes it: "
+                f"{error.message}",
                 "Get a fresh copy of the bundle.",
-                error.details or error.message,
+                error.details,
             ) from error
+        bundle.check_settings()
         engine = Engine(
             model,
             chosen,

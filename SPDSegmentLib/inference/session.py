@@ -17,6 +17,7 @@ from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.inference.call import Call, OnProgress, OnSlice
+from SPDSegmentLib.inference.engine import require_numbers
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import LOCKED, PointResult, SegmentationResult, SliceResult
 from SPDSegmentLib.prompts.distillation import (
@@ -258,6 +259,7 @@ class Session:
             [p.points for p in batch],
             np.stack([self._features.saliency(t, call) for t in slices]),
         )
+        require_numbers(slices, logits, quality)
         masks = self._features.window.restore(logits, OUTSIDE_LOGIT) > 0
         for p, mask, q in zip(batch, masks, quality, strict=True):
             self._keep(p, SliceResult(p.slice_index, mask, float(q) if mask.any() else 0.0, p.status), call)

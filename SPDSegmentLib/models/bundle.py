@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing, SPDError
 from SPDSegmentLib.models.base_weights import base_weights_sha256, find_base_weights
-from SPDSegmentLib.models.bundle_info import BundleInfo, read_info
+from SPDSegmentLib.models.bundle_info import FORMAT_VERSION, BundleInfo, read_info
 from SPDSegmentLib.models.checksum import sha256_of
 from SPDSegmentLib.models.files import staging_folder, storage_error, write_json
 from SPDSegmentLib.models.folders import shipped_models_folder, user_models_folder
 from SPDSegmentLib.models.manifest import WEIGHTLESS_BACKBONES
-from SPDSegmentLib.models.safetensors_header import read_tensor_shapes
+from SPDSegmentLib.models.safetensors_header import check_finite, read_tensor_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,18 @@ class Bundle:
         except OSError:
             return ""
 
+    def check_settings(self) -> None:
+        """Raise :class:`ModelCorrupt` where a setting was changed after the model was made."""
+        try:
+            self.info.check_settings()
+        except ModelCorrupt as error:
+            raise ModelCorrupt(
+                f"{self.folder / INFO_NAME}: {error.message}",
+                "Get a fresh copy of the bundle, or take it as it is by: "
+                f"spdsegment models add --accept-unknown {shlex.quote(str(self.folder))}",
+                error.details,
+            ) from error
+
     @property
     def shipped(self) -> bool:
         """Whether it came with the library."""
@@ -52,11 +65,11 @@ class Bundle:
 
 
 def read_bundle(folder: str | Path) -> Bundle:
-    """Read and check a bundle; its tensors are not loaded.
+    """Read and check a bundle; its tensors are not loaded, and :meth:`Bundle.check_settings` is left to who uses it.
 
     Raises:
         ModelMissing: the folder holds no bundle.
-        ModelCorrupt: a damaged or newer description, a wrong checksum, a truncated adapter.
+        ModelCorrupt: a damaged or newer description, a wrong checksum, a truncated adapter, values that are not finite.
     """
     folder = Path(folder).expanduser().resolve()
     if not (folder / INFO_NAME).is_file():
@@ -79,7 +92,8 @@ def read_bundle(folder: str | Path) -> Bundle:
 
 @functools.lru_cache(maxsize=64)
 def _digest_of(path: Path, size: int, changed_ns: int) -> str:
-    """Checksum of a file, worked out once in a process for each state: a window that lists bundles must not wait."""
+    """Checksum of a file of finite numbers; once in a process for each state: a window that lists must not wait."""
+    check_finite(path)
     return sha256_of(path)
 
 
@@ -88,12 +102,13 @@ def write_bundle(folder: str | Path, info: BundleInfo, tensors: Mapping[str, tor
 
     Args:
         folder: its last part is by custom ``info.name``.
-        info: ``adapter_sha256`` is filled in here.
+        info: its checksums and ``format_version`` are filled in here.
         tensors: the adapter, written as safetensors.
         card_text: Markdown of the model card.
 
     Raises:
         BadInput: ``folder`` exists and is no bundle.
+        ModelCorrupt: ``tensors`` have values that are not finite.
         ModelMissing: no permission or no space.
     """
     from safetensors.torch import save_file
@@ -107,19 +122,44 @@ def write_bundle(folder: str | Path, info: BundleInfo, tensors: Mapping[str, tor
             {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, new / ADAPTER_NAME
         )
         (new / ADAPTER_NAME).chmod(0o644)  # safetensors leaves it to its owner alone
-        info = dataclasses.replace(info, adapter_sha256=sha256_of(new / ADAPTER_NAME))
-        write_json(new / INFO_NAME, info.to_dict())
+        _write_info(new, dataclasses.replace(info, adapter_sha256=sha256_of(new / ADAPTER_NAME)))
         (new / CARD_NAME).write_text(card_text, encoding="utf-8")
+        _check_written(new, info.name)
         _move_into_place(new, folder)
     return read_bundle(folder)
 
 
-def add_bundle(source: str | Path) -> Bundle:
-    """Copy a bundle into the user's folder of models; raises as :func:`read_bundle` and :func:`write_bundle`."""
+def _check_written(folder: Path, name: str) -> None:
+    try:
+        read_bundle(folder)
+    except ModelCorrupt as error:
+        raise ModelCorrupt(
+            f"The model {name} was not written, because it could not be used: {error.message}",
+            "If a training made it, lower its learning rate and train again.",
+            error.details,
+        ) from error
+
+
+def _write_info(folder: Path, info: BundleInfo) -> None:
+    """Write a description with the checksum of its settings."""
+    info = dataclasses.replace(info, format_version=FORMAT_VERSION)
+    write_json(folder / INFO_NAME, dataclasses.replace(info, settings_sha256=info.settings_digest()).to_dict())
+
+
+def add_bundle(source: str | Path, accept_unknown: bool = False) -> Bundle:
+    """Copy a bundle into the user's folder of models; raises as :func:`read_bundle` and :func:`write_bundle`.
+
+    Args:
+        accept_unknown: take settings that were changed after the model was made, with a new checksum.
+    """
     bundle = read_bundle(source)
+    if not accept_unknown:
+        bundle.check_settings()
     target = user_models_folder() / bundle.info.name
     if target.resolve() == bundle.folder:
-        return bundle
+        if accept_unknown:
+            _write_info(bundle.folder, bundle.info)
+        return read_bundle(bundle.folder)
     check_replaceable(target)
     with staging_folder(target.parent) as staging:
         new = staging / target.name
@@ -127,6 +167,8 @@ def add_bundle(source: str | Path) -> Bundle:
         for name in (INFO_NAME, ADAPTER_NAME, CARD_NAME):
             if (bundle.folder / name).is_file():
                 shutil.copyfile(bundle.folder / name, new / name)
+        if accept_unknown:
+            _write_info(new, bundle.info)
         read_bundle(new)
         _move_into_place(new, target)
     return read_bundle(target)
@@ -146,23 +188,54 @@ def remove_bundle(folder: str | Path) -> None:
 def scan_bundles(extra_folders: Iterable[str | Path] = ()) -> tuple[list[Bundle], list[tuple[Path, SPDError]]]:
     """All bundles in the shipped, the user's and further folders, and those that cannot be used, with the reason.
 
-    Of two bundles of one name the first counts, in the order: further folders, the user's, the shipped ones.
+    Of two bundles of one name the first counts, in the order: further folders, the user's, the shipped ones. Whatever a
+    folder holds, it never hides another one's bundles.
     """
     roots = [Path(folder).expanduser().resolve() for folder in extra_folders] + [user_models_folder().resolve()]
     shipped = shipped_models_folder()
-    if shipped is not None:
-        roots.append(shipped)
+    return _scan([*roots, *([shipped] if shipped is not None else [])])
+
+
+def list_shipped_bundles() -> list[Bundle]:
+    """The usable bundles that come with the library, whatever the user's folder holds."""
+    shipped = shipped_models_folder()
+    return _scan([shipped])[0] if shipped is not None else []
+
+
+def _scan(roots: Iterable[Path]) -> tuple[list[Bundle], list[tuple[Path, SPDError]]]:
     found: dict[str, Bundle] = {}
     broken: list[tuple[Path, SPDError]] = []
     for root in roots:
         for folder in _bundle_folders(root):
             try:
                 bundle = read_bundle(folder)
+                bundle.check_settings()
             except SPDError as error:
                 broken.append((folder, error))
-            else:
-                found.setdefault(bundle.info.name, bundle)
+                continue
+            except Exception as error:  # another one's folder must not end the whole list
+                why = f"{type(error).__name__}: {error}"
+                broken.append((folder, ModelCorrupt(f"{folder} cannot be read.", "Delete this folder.", why)))
+                continue
+            first = found.setdefault(bundle.info.name, bundle)
+            if first is not bundle and not bundle.shipped:
+                broken.append((folder, _same_name(first, folder)))
     return sorted(found.values(), key=lambda bundle: bundle.info.name), broken
+
+
+def _same_name(first: Bundle, folder: Path) -> BadInput:
+    return BadInput(
+        f"{folder} has the same name as {first.folder}, which is used.",
+        'Choose it by its folder, or give it another name in the field "name" of its model.json.',
+    )
+
+
+def origin_note(bundle: Bundle) -> str:
+    """A sentence where a name alone would not tell which bundle is used, otherwise empty."""
+    shipped = shipped_models_folder()
+    if bundle.shipped or shipped is None or not any(f.name == bundle.info.name for f in _bundle_folders(shipped)):
+        return ""
+    return f"The model {bundle.info.name} is your own ({bundle.folder}), not the one of this name that is shipped."
 
 
 def list_bundles(extra_folders: Iterable[str | Path] = ()) -> list[Bundle]:
@@ -181,16 +254,22 @@ def find_bundle(name_or_path: str | Path, extra_folders: Iterable[str | Path] = 
     if (path / INFO_NAME).is_file():
         return read_bundle(path)
     bundles, broken = scan_bundles(extra_folders)
-    for bundle in bundles:
-        if str(name_or_path) in (bundle.info.name, bundle.folder.name):
-            return bundle
+    wanted = str(name_or_path)
     for folder, error in broken:
-        if folder.name == str(name_or_path):
-            raise error
+        if folder.name == wanted and not isinstance(error, BadInput):
+            # Also where the shipped one of this name is sound: which of the two was meant, nobody knows.
+            raise _with_way_out(error, wanted) if any(b.info.name == wanted for b in bundles) else error
+    for bundle in [b for b in bundles if b.info.name == wanted] + [b for b in bundles if b.folder.name == wanted]:
+        return bundle
     if path.is_dir():
         raise ModelMissing(f"{path} holds no model bundle ({INFO_NAME} is missing).", "Choose a bundle's folder.")
     known = ", ".join(bundle.info.name for bundle in bundles) or "none"
     raise ModelMissing(f"There is no model '{name_or_path}'.", f"Give a folder or one of these: {known}.")
+
+
+def _with_way_out(error: SPDError, name: str) -> SPDError:
+    remedy = f"{error.remedy} For the shipped model of this name remove this one by: spdsegment models remove {name}"
+    return type(error)(error.message, remedy.strip(), error.details)
 
 
 def base_weights_for(bundle: Bundle) -> Path | None:
@@ -219,7 +298,14 @@ def _bundle_folders(root: Path) -> list[Path]:
         children = sorted(root.iterdir())
     except OSError:
         return []
-    return [child for child in children if not child.name.startswith(".") and (child / INFO_NAME).is_file()]
+    return [child for child in children if not child.name.startswith(".") and _holds_info(child)]
+
+
+def _holds_info(folder: Path) -> bool:
+    try:
+        return (folder / INFO_NAME).is_file()
+    except OSError:  # a folder that may not be entered
+        return False
 
 
 def check_replaceable(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -13,12 +14,25 @@ from typing import Any, TypeGuard
 
 from SPDSegmentLib.errors import ModelCorrupt
 from SPDSegmentLib.models.manifest import BASE_WEIGHTS, WEIGHTLESS_BACKBONES
+from SPDSegmentLib.settings import is_finite_number, parse_json, shorten
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+MAX_INFO_BYTES = 4_000_000
+MAX_IMAGE_SIZE = 1024
+FOV_MM = (1.0, 10_000.0)
 PLANES = ("auto", "axial", "coronal", "sagittal")
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NORMALIZATION_KEYS = {"kind", "low", "high", "foreground", "dither"}
+_DESCRIPTIVE = {
+    "format_version", "name", "title", "structure", "modality", "library_version", "training", "metrics", "color",
+    "terminology", "adapter_sha256", "settings_sha256",
+}  # fmt: skip
+"""Fields that no mask depends on, or that are checksums themselves; every other one is a setting."""
+_TEXT_LIMITS = {
+    "title": 200, "structure": 200, "modality": 16, "library_version": 40, "backbone_sha256": 64, "adapter_sha256": 64,
+    "settings_sha256": 64, "terminology": 1000,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class BundleInfo:
         color: red, green, blue in [0, 1].
         terminology: codes of the structure as in 3D Slicer's segment tag ``TerminologyEntry``, empty for none.
         adapter_sha256: of ``adapter.safetensors``; set by :func:`SPDSegmentLib.models.bundle.write_bundle`.
+        settings_sha256: of the settings that a mask depends on; set with ``adapter_sha256``, empty in format 1.
         format_version: of this description.
 
     Raises:
@@ -70,43 +85,69 @@ class BundleInfo:
     color: tuple[float, float, float] = (0.87, 0.56, 0.35)
     terminology: str = ""
     adapter_sha256: str = ""
+    settings_sha256: str = ""
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
-        for name in (
-            "title",
-            "structure",
-            "modality",
-            "library_version",
-            "backbone_sha256",
-            "adapter_sha256",
-            "terminology",
-        ):
-            _require(isinstance(getattr(self, name), str), name, "a text")
+        for name, limit in _TEXT_LIMITS.items():
+            value = getattr(self, name)
+            _require(isinstance(value, str), name, "a text")
+            _require(value.isprintable() and len(value) <= limit, name, f"one line of at most {limit} characters")
         for name in ("title", "structure", "modality"):
             _require(bool(getattr(self, name).strip()), name, "a text that is not empty")
-        _require(isinstance(self.name, str) and bool(_NAME.fullmatch(self.name)), "name", "a lower-case short name")
-        _require(self.slicing_axis in PLANES, "slicing_axis", f"one of {', '.join(PLANES)}")
-        _require(_is_integer(self.image_size) and self.image_size > 0, "image_size", "a positive whole number")
-        _require(_is_number(self.fov_mm) and self.fov_mm >= 0, "fov_mm", "a number of millimetres, 0 or more")
+        _require(
+            isinstance(self.name, str) and bool(_NAME.fullmatch(self.name)),
+            "name",
+            "a lower-case short name of at most 100 characters",
+        )
+        _require(
+            isinstance(self.slicing_axis, str) and self.slicing_axis in PLANES,
+            "slicing_axis",
+            f"one of {', '.join(PLANES)}",
+        )
+        _require(
+            _is_integer(self.image_size) and 0 < self.image_size <= MAX_IMAGE_SIZE,
+            "image_size",
+            f"a positive whole number up to {MAX_IMAGE_SIZE}",
+        )
+        in_range = is_finite_number(self.fov_mm) and (self.fov_mm == 0 or FOV_MM[0] <= self.fov_mm <= FOV_MM[1])
+        _require(in_range, "fov_mm", f"a number of millimetres from {FOV_MM[0]:g} to {FOV_MM[1]:g}, or 0")
         for name in ("normalization", "network", "prompts", "training", "metrics"):
             _require(isinstance(getattr(self, name), Mapping), name, "an object")
         known = [*BASE_WEIGHTS, *WEIGHTLESS_BACKBONES]
-        _require(self.backbone in known, "backbone", f"one of {', '.join(BASE_WEIGHTS)}")
+        _require(
+            isinstance(self.backbone, str) and self.backbone in known, "backbone", f"one of {', '.join(BASE_WEIGHTS)}"
+        )
         random_backbone = self.backbone in WEIGHTLESS_BACKBONES and self.backbone_sha256 == ""
         _require(random_backbone or bool(_SHA256.fullmatch(self.backbone_sha256)), "backbone_sha256", "a SHA-256")
-        _require(
-            self.adapter_sha256 == "" or bool(_SHA256.fullmatch(self.adapter_sha256)), "adapter_sha256", "a SHA-256"
-        )
+        for name in ("adapter_sha256", "settings_sha256"):
+            digest = getattr(self, name)
+            _require(digest == "" or bool(_SHA256.fullmatch(digest)), name, "a SHA-256")
         _check_normalization(self.normalization)
         color = self.color
         _require(
-            isinstance(color, (tuple, list)) and len(color) == 3 and all(_is_number(c) and 0 <= c <= 1 for c in color),
+            isinstance(color, (tuple, list))
+            and len(color) == 3
+            and all(is_finite_number(c) and 0 <= c <= 1 for c in color),
             "color",
             "three numbers from 0 to 1",
         )
         object.__setattr__(self, "color", tuple(float(c) for c in color))
         object.__setattr__(self, "fov_mm", float(self.fov_mm))
+
+    def settings_digest(self) -> str:
+        """SHA-256 of everything here that a mask depends on, however the file was formatted."""
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _DESCRIPTIVE}
+        text = json.dumps(_canonical(_json_ready(settings)), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def check_settings(self) -> None:
+        """Raise :class:`ModelCorrupt` where the settings are not those of ``settings_sha256``; format 1 has none."""
+        if self.format_version > 1 and self.settings_digest() != self.settings_sha256:
+            raise ModelCorrupt(
+                "its settings have the wrong checksum: one was changed after the model was made.",
+                details=f"expected {self.settings_sha256}\nactual   {self.settings_digest()}",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, figures that are not finite as null; :func:`parse_info` restores it."""
@@ -121,11 +162,15 @@ def read_info(path: Path) -> BundleInfo:
         ModelCorrupt: not readable, of a newer format, with unknown, missing or wrong fields.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        with path.open("rb") as stream:
+            content = stream.read(MAX_INFO_BYTES + 1)
+        if len(content) > MAX_INFO_BYTES:
+            raise ValueError(f"is larger than {MAX_INFO_BYTES / 1e6:g} MB")
+        values = parse_json(content)
     except OSError as error:
         raise ModelCorrupt(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
     except ValueError as error:
-        raise ModelCorrupt(f"{path} is not valid JSON.", "Get a fresh copy of the bundle.", repr(error)) from error
+        raise ModelCorrupt(f"{path} {error}.", "Get a fresh copy of the bundle.", repr(error)) from error
     try:
         return parse_info(values)
     except ModelCorrupt as error:
@@ -142,14 +187,14 @@ def parse_info(values: Any) -> BundleInfo:
         raise ModelCorrupt("it has no format_version.")
     if version > FORMAT_VERSION:
         raise ModelCorrupt(
-            f"the bundle has format {version}, and this version of SPDSegment reads format {FORMAT_VERSION}.",
+            f"the bundle has format {shorten(version)}, and this version of SPDSegment reads format {FORMAT_VERSION}.",
             "Update SPDSegment to use it.",
         )
     fields = dataclasses.fields(BundleInfo)
     unknown = sorted(set(values) - {f.name for f in fields})
     if unknown:
-        raise ModelCorrupt(f"unknown field '{unknown[0]}'.")
-    optional = {"terminology", "color"}
+        raise ModelCorrupt(f"unknown field '{shorten(unknown[0])}'.")
+    optional = {"terminology", "color"} | ({"settings_sha256"} if version == 1 else set())
     missing = [f.name for f in fields if f.name not in values and f.name not in optional]
     if missing:
         raise ModelCorrupt(f"the field '{missing[0]}' is missing.")
@@ -158,13 +203,13 @@ def parse_info(values: Any) -> BundleInfo:
 
 def _check_normalization(values: Mapping[str, Any]) -> None:
     unknown = sorted(set(values) - _NORMALIZATION_KEYS)
-    _require(not unknown, f"normalization.{unknown[0] if unknown else ''}", "known")
-    _require(values.get("kind") in ("percentile", "window"), "normalization.kind", "percentile or window")
+    _require(not unknown, f"normalization.{shorten(unknown[0]) if unknown else ''}", "known")
+    _require(values.get("kind") in ["percentile", "window"], "normalization.kind", "percentile or window")
     low, high = values.get("low"), values.get("high")
-    in_order = _is_number(low) and _is_number(high) and low < high
+    in_order = is_finite_number(low) and is_finite_number(high) and low < high
     _require(in_order, "normalization.low", "a number below normalization.high")
     for name in ("foreground", "dither"):
-        _require(_is_number(values.get(name, 0)), f"normalization.{name}", "a number")
+        _require(is_finite_number(values.get(name, 0)), f"normalization.{name}", "a number")
 
 
 def _require(valid: bool, name: str, what: str) -> None:
@@ -176,8 +221,13 @@ def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _canonical(value: Any) -> Any:
+    """Numbers as one form each: 16 and 16.0 are the same setting."""
+    if isinstance(value, dict):
+        return {key: _canonical(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_canonical(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _json_ready(value: Any) -> Any:
@@ -188,7 +238,3 @@ def _json_ready(value: Any) -> Any:
     if hasattr(value, "item"):  # a number of numpy
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")

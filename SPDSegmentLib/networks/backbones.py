@@ -133,11 +133,10 @@ def _load(
     source: str,
 ) -> None:
     parts: dict[str, dict[str, Tensor]] = {"image_encoder": {}, "prompt_encoder": {}, "mask_decoder": {}}
-    for key, value in state.items():
-        part, _, name = key.partition(".")
-        if part in parts:
-            parts[part][name] = value
     try:
+        for key, value in state.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
         if isinstance(encoder, TinyViTEncoder):
             parts["image_encoder"] = convert_checkpoint(encoder, parts["image_encoder"])
         else:
@@ -146,10 +145,18 @@ def _load(
                 parts["image_encoder"], config.image_size // 16, shape.global_blocks
             )
         for part, module in zip(parts, (encoder, prompt_encoder, mask_decoder), strict=True):
+            _check_kinds(parts[part], module.state_dict())
             module.load_state_dict(parts[part], strict=True)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ModelCorrupt(
             f"{source} does not hold the weights of {config.backbone}.",
-            "Fetch the base weights again or choose the bundle's own backbone.",
+            f"Run: spdsegment models remove {config.backbone}, then: spdsegment models fetch {config.backbone}",
             str(error),
         ) from error
+
+
+def _check_kinds(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Raise :class:`TypeError` where whole numbers stand for weights, or the reverse; the copy would convert them."""
+    for name, value in state.items():
+        if name in own and value.is_floating_point() != own[name].is_floating_point():
+            raise TypeError(f"{name} is {value.dtype}, not {own[name].dtype}")

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.settings import settings_from
+from SPDSegmentLib.settings import check_ranges, settings_from
 
 BACKBONES = ("lite_medsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b", "tiny_random")
 DECODER_MODES = ("lora", "full", "frozen")
+RANGES = {
+    "image_size": (16, 1024),  # SAM's own input; the work grows with its fourth power
+    "lora_rank": (0, 256),
+    "lora_alpha": (0, 1024),
+    "lora_encoder_blocks": (-1, 64),
+    "decoder_lora_rank": (0, 256),
+}
+"""Lowest and highest value of each number."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,12 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
             raise BadInput(f"Unknown backbone '{self.backbone}'.", f"Choose one of {', '.join(BACKBONES)}.")
+        check_ranges(self, RANGES)
         multiple = 8 if self.backbone in ("lite_medsam", "tiny_random") else 16
-        if self.image_size < 16 or self.image_size % multiple:
+        if self.image_size % multiple:
             raise BadInput(f"image_size {self.image_size} is not a positive multiple of {multiple}.")
         if self.decoder not in DECODER_MODES:
             raise BadInput(f"Unknown decoder mode '{self.decoder}'.", f"Choose one of {', '.join(DECODER_MODES)}.")
-        if self.lora_rank < 0 or self.decoder_lora_rank < 0:
-            raise BadInput("A LoRA rank cannot be negative.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:

@@ -7,6 +7,7 @@ self-attention and of both cross-attentions. With adapters disabled the base mod
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -104,6 +105,23 @@ def add_decoder_lora(decoder: nn.Module, rank: int, alpha: float) -> None:
     decoder.requires_grad_(False)
     if rank:
         _inject(decoder, DECODER_TARGETS, rank, alpha)
+
+
+def encoder_lora_layers(encoder: nn.Module, blocks: int = -1) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the layers that :func:`add_encoder_lora` would adapt, by name."""
+    names = [name for name, module in encoder.named_modules() if hasattr(module, "qkv")]
+    chosen = names if blocks < 0 else names[len(names) - min(blocks, len(names)) :]
+    layers = {}
+    for name in chosen:
+        rows, columns = encoder.get_parameter(f"{name}.qkv.weight").shape
+        layers |= {f"{name}.qkv.{part}": (rows // 3, columns) for part in "qv"}
+    return layers
+
+
+def decoder_lora_layers(decoder: nn.Module) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the layers that :func:`add_decoder_lora` would adapt, by name."""
+    names = [name for name, _ in decoder.named_modules() if re.fullmatch(DECODER_TARGETS, name)]
+    return {name: tuple(decoder.get_parameter(f"{name}.weight").shape) for name in names}  # type: ignore[misc]
 
 
 def _inject(module: nn.Module, targets: str, rank: int, alpha: float) -> None:

@@ -13,12 +13,14 @@ from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.lora import (
     add_decoder_lora,
     add_encoder_lora,
-    attention_modules,
+    decoder_lora_layers,
+    encoder_lora_layers,
     merge_adapter_tensors,
     merge_adapters,
 )
 from SPDSegmentLib.networks.saliency_head import SaliencyHead
 from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder, collapse_gray_input
+from SPDSegmentLib.settings import shorten
 
 # Parts of the prompt encoder and decoder that learn with the decoder: clicks never occurred in LiteMedSAM's training.
 PROMPT_PARAMETERS = ("point_embeddings.1.", "not_a_point_embed.", "mask_downscaling.")
@@ -171,11 +173,7 @@ class SPDModel(nn.Module):
         Raises:
             ModelCorrupt: when they do not.
         """
-        expected = self.adapter_state()
-        missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-        wrong = sorted(k for k in set(state) & set(expected) if state[k].shape != expected[k].shape)
-        if missing or extra or wrong:
-            raise _does_not_fit(f"missing {missing[:3]}, unknown {extra[:3]}, other shape {wrong[:3]}")
+        _check_shapes(state, {name: tuple(tensor.shape) for name, tensor in self.adapter_state().items()})
         self.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
 
     def merge_adapter_state(self, state: dict[str, Tensor]) -> SPDModel:
@@ -184,34 +182,29 @@ class SPDModel(nn.Module):
         Raises:
             ModelCorrupt: when they do not fit.
         """
-        config, used = self.config, set()
-        scales = {"image_encoder": config.lora_alpha / max(config.lora_rank, 1), "mask_decoder": 1.0}
-        ranks = {"image_encoder": config.lora_rank, "mask_decoder": config.decoder_lora_rank}
-        wrong = [k for k, v in state.items() if ".lora_A." in k and len(v) != ranks.get(k.partition(".")[0])]
-        if wrong:
-            raise _does_not_fit(f"another rank: {wrong[:3]}")
-        plain = {k: v.float() for k, v in state.items() if ".lora_" not in k}
-        try:
-            for part, scale in scales.items():
-                own = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{part}.")}
-                used |= {f"{part}.{name}" for name in merge_adapter_tensors(self.get_submodule(part), own, scale)}
-            outcome = self.load_state_dict(plain, strict=False)
-        except (KeyError, AttributeError, RuntimeError) as error:
-            raise _does_not_fit(str(error)) from error
-        head = [name for name in outcome.missing_keys if name.startswith("saliency_head.")]
-        expected = self._expected_lora_tensors()
-        if outcome.unexpected_keys or head or len(used) != expected or used | set(plain) != set(state):
-            raise _does_not_fit(f"unknown {outcome.unexpected_keys[:3]}, missing {head[:3]}, {len(used)} of {expected}")
+        config = self.config
+        _check_shapes(state, self.adapter_shapes())
+        for part, scale in (("image_encoder", config.lora_alpha / max(config.lora_rank, 1)), ("mask_decoder", 1.0)):
+            own = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+            merge_adapter_tensors(self.get_submodule(part), own, scale)
+        self.load_state_dict({k: v.float() for k, v in state.items() if ".lora_" not in k}, strict=False)
         return self.requires_grad_(False)
 
-    def _expected_lora_tensors(self) -> int:
-        """How many LoRA tensors a bundle of this configuration holds: A and B of q and v of every adapted attention."""
+    def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor of :meth:`adapter_state`, of a model that was built without adapters."""
         config = self.config
-        blocks = len(attention_modules(self.image_encoder))
-        encoder = (blocks if config.lora_encoder_blocks < 0 else min(blocks, config.lora_encoder_blocks)) * 4
-        decoder = sum(hasattr(module, "q_proj") for module in self.mask_decoder.modules()) * 4
-        adapts_decoder = config.decoder == "lora" and config.decoder_lora_rank > 0
-        return (encoder if config.lora_rank else 0) + (decoder if adapts_decoder else 0)
+        plain = list(self.saliency_head.parameters()) + self.stage2_parameters()
+        names = {id(p): name for name, p in self.named_parameters()}
+        shapes = {names[id(p)]: tuple(p.shape) for p in plain}
+        blocks = encoder_lora_layers(self.image_encoder, config.lora_encoder_blocks) if config.lora_rank else {}
+        layers = {f"image_encoder.{name}": (config.lora_rank, *sides) for name, sides in blocks.items()}
+        if config.decoder == "lora" and config.decoder_lora_rank:
+            adapted = decoder_lora_layers(self.mask_decoder)
+            layers |= {f"mask_decoder.{name}": (config.decoder_lora_rank, *sides) for name, sides in adapted.items()}
+        for name, (rank, rows, columns) in layers.items():
+            shapes[f"{name}.lora_A.default.weight"] = (rank, columns)
+            shapes[f"{name}.lora_B.default.weight"] = (rows, rank)
+        return shapes
 
     def merge(self) -> SPDModel:
         """Add the LoRA updates to the weights for faster inference, in place; returns self."""
@@ -220,9 +213,15 @@ class SPDModel(nn.Module):
         return self.requires_grad_(False)
 
 
-def _does_not_fit(details: str) -> ModelCorrupt:
-    return ModelCorrupt(
-        "The adapter does not fit the network that its model.json describes.",
-        "Fetch or copy the bundle again.",
-        details,
-    )
+def _check_shapes(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+    """Raise :class:`ModelCorrupt` where a tensor is missing, unknown or of another shape."""
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    wrong = sorted(name for name in set(state) & set(expected) if tuple(state[name].shape) != expected[name])
+    found = {"missing": missing, "unknown": extra, "of another shape": wrong}
+    what = [f"{len(names)} {kind} ({shorten(names[0], 100)})" for kind, names in found.items() if names]
+    if what:
+        raise ModelCorrupt(
+            f"The adapter does not fit the network: {', '.join(what)}.",
+            "Get a fresh copy of the bundle.",
+            "\n".join(f"{kind}: {name}" for kind, names in found.items() for name in names),
+        )

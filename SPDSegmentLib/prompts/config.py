@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.settings import settings_from
+from SPDSegmentLib.settings import check_ranges, settings_from
 
 STRATEGIES = ("consensus", "local", "raw", "interpolated", "sampled")
 UNSUPPORTED_POLICIES = ("synthesize", "abstain")
+RANGES = {
+    "n_neighbors": (0, 100),
+    "max_points": (0, 1000),
+    "min_distance_px": (0, 1024),
+    "follow_beyond": (-1, 100_000),
+}
+"""Lowest and highest value of each number that is no probability."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,7 @@ class PromptConfig:
             raise BadInput(f"threshold {self.threshold} is not between 0 and 1.")
         if not 0.0 < self.follow_threshold < 1.0:
             raise BadInput(f"follow_threshold {self.follow_threshold} is not between 0 and 1.")
-        if self.n_neighbors < 0 or self.max_points < 0 or self.min_distance_px < 0:
-            raise BadInput("n_neighbors, max_points and min_distance_px cannot be negative.")
+        check_ranges(self, RANGES)
         if self.unsupported not in UNSUPPORTED_POLICIES:
             raise BadInput(
                 f"Unknown policy '{self.unsupported}' for unsupported slices.",

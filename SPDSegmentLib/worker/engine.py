@@ -266,7 +266,7 @@ class Engine:
         if not 0 <= request.slice_index < stack.shape[0]:
             raise BadInput(f"The volume has no slice {request.slice_index}.")
         center = _slice_xy(request.center_ras, stack)
-        saliency = np.nan_to_num(np.asarray(session.saliency(request.slice_index, center), dtype="<f4"))
+        saliency = np.asarray(session.saliency(request.slice_index, center), dtype="<f4")
         return m.SaliencyReady(request.request_id, request.volume_id, request.slice_index, saliency)
 
     def _opened(self, volume_id: str) -> tuple[SliceStack, Session]:

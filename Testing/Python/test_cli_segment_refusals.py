@@ -17,6 +17,7 @@ from segment_case import SHAPE, files_in, run, tiny_bundle, write_clicks, write_
 from typer.testing import Result
 
 from SPDSegmentLib.models.bundle import write_bundle
+from SPDSegmentLib.models.bundle_info import FORMAT_VERSION
 
 sitk = pytest.importorskip("SimpleITK")
 torch = pytest.importorskip("torch")
@@ -105,7 +106,7 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 2}, "Update SPDSegment"),
+        ({"format_version": FORMAT_VERSION + 1}, "Update SPDSegment"),
         ({"backbone": "sam9"}, "the field 'backbone'"),
         ({"backbone": "lite_medsam"}, "the field 'backbone_sha256'"),
         ({"image_size": 65}, "not a positive multiple of 8"),
