@@ -41,7 +41,7 @@ class IntensityConfig:
         if not self.low < self.high:
             raise BadInput(f"Intensity limits {self.low} and {self.high} are not in order.")
         check_ranges(self, dict.fromkeys(("low", "high", "foreground"), (-LARGEST_LIMIT, LARGEST_LIMIT)))
-        if self.high - self.low < max(abs(self.low), abs(self.high)) * SMALLEST_SHARE:
+        if self.high - self.low < max(1e-9, SMALLEST_SHARE * max(abs(self.low), abs(self.high))):
             raise BadInput(f"Intensity limits {self.low} and {self.high} are too close to each other.")
         if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
             raise BadInput(f"Percentiles {self.low} and {self.high} are not between 0 and 100.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from SPDSegmentLib.errors import ModelCorrupt
 from SPDSegmentLib.settings import parse_json, shorten
@@ -85,7 +85,7 @@ def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str, int]]:
     return tensors
 
 
-def _whole_numbers(value: Any) -> bool:
+def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         DependencyMissing: a torch file, and a torch that is too old to open it safely.
     """
     path = Path(path)
+    state: Any
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

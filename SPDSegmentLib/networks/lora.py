@@ -111,7 +111,7 @@ def encoder_lora_layers(encoder: nn.Module, blocks: int = -1) -> dict[str, tuple
     """Rows and columns of the layers that :func:`add_encoder_lora` would adapt, by name."""
     names = [name for name, module in encoder.named_modules() if hasattr(module, "qkv")]
     chosen = names if blocks < 0 else names[len(names) - min(blocks, len(names)) :]
-    layers = {}
+    layers: dict[str, tuple[int, int]] = {}
     for name in chosen:
         rows, columns = encoder.get_parameter(f"{name}.qkv.weight").shape
         layers |= {f"{name}.qkv.{part}": (rows // 3, columns) for part in "qv"}

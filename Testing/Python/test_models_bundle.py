@@ -63,7 +63,7 @@ def test_an_unchanged_adapter_is_checked_once_in_a_process(folder: Path, monkeyp
 
 def test_a_written_bundle_reads_back_the_same(folder: Path, tensors: dict[str, Any]) -> None:
     bundle = read_bundle(folder)
-    filled_in = {"format_version": FORMAT_VERSION, "adapter_sha256": bundle.info.adapter_sha256}
+    filled_in: dict[str, Any] = {"format_version": FORMAT_VERSION, "adapter_sha256": bundle.info.adapter_sha256}
     filled_in["settings_sha256"] = tiny_info().settings_digest()
     assert bundle.info == dataclasses.replace(tiny_info(), **filled_in)
     assert bundle.card == "# Card\n"
