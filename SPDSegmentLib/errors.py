@@ -6,7 +6,19 @@ Every error names what is wrong and where (``message``), what to do (``remedy``)
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def well_formed(text: str) -> str:
+    """Text that can be printed, encoded and parsed: bytes of a name that are no UTF-8 become ``\\xNN``."""
+    return _SURROGATE.sub(lambda found: _escape(ord(found[0])), text)
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else "\ufffd"
 
 
 class SPDError(Exception):
@@ -22,9 +34,9 @@ class SPDError(Exception):
 
     def __init__(self, message: str, remedy: str = "", details: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.remedy = remedy
-        self.details = details
+        self.message = well_formed(message)
+        self.remedy = well_formed(remedy)
+        self.details = well_formed(details)
 
     @property
     def sentence(self) -> str:

@@ -65,6 +65,14 @@ class CropBox:
     right: int
 
 
+def require_drawing() -> None:
+    """Import what a picture needs, so that a missing part shows before the work; raises ImportError."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
+    import matplotlib.lines
+    import matplotlib.patheffects  # noqa: F401
+
+
 def write_preview(
     path: Path,
     stack: SliceStack,

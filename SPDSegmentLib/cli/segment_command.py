@@ -11,6 +11,7 @@ import typer
 from SPDSegmentLib.cli.failures import printable
 from SPDSegmentLib.cli.progress import show_slices
 from SPDSegmentLib.cli.segment_run import SegmentOutcome, SegmentRequest, run_segmentation
+from SPDSegmentLib.errors import well_formed
 from SPDSegmentLib.models.bundle import origin_note
 
 
@@ -83,7 +84,7 @@ def describe(request: SegmentRequest, outcome: SegmentOutcome) -> None:
     )
     for name, path in (("Mask", request.output), ("Report", request.report), ("Picture", request.preview)):
         if path is not None:
-            typer.echo(f"{name + ':':<9}{path}")
+            typer.echo(f"{name + ':':<9}{well_formed(str(path))}")
     for note in filter(None, (origin_note(outcome.bundle), *result.notes)):
         typer.echo(printable(f"Note: {note}"), err=True)
     if segmented == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.cli.paths import LABELMAP_SUFFIXES, StagedOutputs, require_input, require_output
-from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.cli.failures import as_spd_error
+from SPDSegmentLib.cli.paths import LABELMAP_SUFFIXES, require_input, require_output
+from SPDSegmentLib.errors import BadInput, Cancelled, well_formed
+from SPDSegmentLib.files import write_json, write_png
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for, find_bundle
 
 if TYPE_CHECKING:
-    from SPDSegmentLib.geometry.centerline import Clicks
+    from SPDSegmentLib.errors import SPDError
     from SPDSegmentLib.geometry.slices import SliceStack
     from SPDSegmentLib.geometry.volume import Volume
     from SPDSegmentLib.inference.results import Progress, SegmentationResult
@@ -76,10 +77,10 @@ class SegmentOutcome:
 
 
 def run_segmentation(request: SegmentRequest, on_progress: Callable[[Progress], None] | None = None) -> SegmentOutcome:
-    """Segment one case and write mask, report and preview, all of them or none.
+    """Segment one case and write the mask, then report and preview.
 
     Raises:
-        SPDError: each kind, see :mod:`SPDSegmentLib.errors`.
+        SPDError: each kind, see :mod:`SPDSegmentLib.errors`; where it says that the mask is written, it is.
     """
     request.check()
     from SPDSegmentLib.geometry.markups import read_markups
@@ -88,14 +89,18 @@ def run_segmentation(request: SegmentRequest, on_progress: Callable[[Progress], 
     bundle = find_bundle(request.model)
     base_weights_for(bundle)
     if request.preview is not None:
-        import matplotlib  # noqa: F401  missing matplotlib shows before the work, not after it
+        from SPDSegmentLib.cli.preview import require_drawing
+
+        require_drawing()
 
     from SPDSegmentLib.geometry.centerline import clicks_from_markups
+    from SPDSegmentLib.geometry.labelmap import check_mask_output
     from SPDSegmentLib.geometry.slices import SliceStack
     from SPDSegmentLib.geometry.volume import check_image, read_volume
 
     volume = read_volume(request.image)
     check_image(volume)
+    check_mask_output(request.output, volume)
     stack = SliceStack(volume, request.axis or bundle.info.slicing_axis)
     clicks = clicks_from_markups(markups, stack)
 
@@ -108,29 +113,45 @@ def run_segmentation(request: SegmentRequest, on_progress: Callable[[Progress], 
     mask = stack.to_volume(result.mask.astype(np.uint8))
     voxel_ml = abs(float(np.linalg.det(volume.ijk_to_ras[:3, :3]))) / 1000
     outcome = SegmentOutcome(bundle, stack, result, mask, float(mask.sum()) * voxel_ml)
-    _write(request, outcome, volume, clicks)
+    _write(request, outcome, volume)
     return outcome
 
 
-def _write(request: SegmentRequest, outcome: SegmentOutcome, volume: Volume, clicks: Clicks) -> None:
+def _write(request: SegmentRequest, outcome: SegmentOutcome, volume: Volume) -> None:
+    """Write the mask, then what goes with it: where that fails, the mask stays and is named."""
     from SPDSegmentLib.geometry.labelmap import write_labelmap
 
     info = outcome.bundle.info
-    with StagedOutputs() as outputs:
-        write_labelmap(
-            outputs.stage(request.output),
-            outcome.mask_kji,
-            volume,
-            segment_names=(info.structure,),
-            colors=(info.color,),
-            terminology=(info.terminology,) if info.terminology else None,
-        )
-        if request.report is not None:
-            text = json.dumps(build_report(request, outcome), indent=2, ensure_ascii=False)
-            outputs.stage(request.report).write_text(text + "\n", encoding="utf-8")
-        if request.preview is not None:
-            _write_preview(outputs.stage(request.preview), outcome)
-        outputs.commit()
+    write_labelmap(
+        request.output,
+        outcome.mask_kji,
+        volume,
+        segment_names=(info.structure,),
+        colors=(info.color,),
+        terminology=(info.terminology,) if info.terminology else None,
+    )
+    missing: list[SPDError] = []
+    for path, write in ((request.report, _write_report), (request.preview, _write_picture)):
+        if path is None:
+            continue
+        try:
+            write(path, request, outcome)
+        except KeyboardInterrupt as error:
+            raise Cancelled(f"Cancelled; the mask is written to {request.output}.") from error
+        except Exception as error:
+            missing.append(as_spd_error(error))
+    if missing:
+        said = " ".join(failure.message for failure in missing)
+        details = "\n".join(failure.details for failure in missing)
+        raise type(missing[0])(f"The mask is written to {request.output}, but: {said}", missing[0].remedy, details)
+
+
+def _write_report(path: Path, request: SegmentRequest, outcome: SegmentOutcome) -> None:
+    write_json(path, build_report(request, outcome), "report")
+
+
+def _write_picture(path: Path, request: SegmentRequest, outcome: SegmentOutcome) -> None:
+    write_png(path, lambda part: _write_preview(part, outcome), "preview")
 
 
 def _write_preview(path: Path, outcome: SegmentOutcome) -> None:
@@ -154,7 +175,8 @@ def build_report(request: SegmentRequest, outcome: SegmentOutcome) -> dict[str, 
         if 0 <= entry["slice"] < stack.n_slices:
             entry["slice_number"] = stack.slice_number(entry["slice"])
     settings = {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(request).items()
+        name: well_formed(str(value)) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(request).items()
     }
     return {
         "spdsegment": __version__,

@@ -10,6 +10,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
 from SPDSegmentLib.geometry.nifti import Defect, nifti_defect
+from SPDSegmentLib.names import plain_path
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -88,7 +89,8 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
     if path.is_dir():
         from SPDSegmentLib.geometry.dicom import read_dicom_folder
 
-        image = read_dicom_folder(path, series)
+        with plain_path(path, contents=True) as folder:
+            image = read_dicom_folder(folder, series)
     else:
         image = _read_file(path)
         if path.name.lower().endswith((".nii", ".nii.gz")):
@@ -104,7 +106,8 @@ def _read_file(path: Path) -> SimpleITK.Image:
     import SimpleITK as sitk
 
     try:
-        return sitk.ReadImage(str(path))
+        with plain_path(path) as plain:
+            return sitk.ReadImage(str(plain))
     except RuntimeError as error:
         details = str(error)
     if any(words in details for words in _BAD_AXES):

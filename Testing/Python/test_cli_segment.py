@@ -1,8 +1,9 @@
-"""``spdsegment segment`` and ``demo``: outputs appear together or not at all."""
+"""``spdsegment segment`` and ``demo``: outputs are whole or not there, and what can be refused is refused first."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,6 @@ from typer.testing import CliRunner
 
 from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.cli import demo_command, segment_run
-from SPDSegmentLib.cli.paths import StagedOutputs
 from SPDSegmentLib.errors import OutOfMemory
 
 sitk = pytest.importorskip("SimpleITK")
@@ -74,7 +74,9 @@ def test_interruption_is_130_and_leaves_nothing(case: SimpleNamespace, predictor
     assert files_in(case.out) == []
 
 
-def test_a_failing_picture_leaves_no_mask_either(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_picture_leaves_mask_and_report_and_says_so(
+    case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
 
     def fail(path: Path, outcome: Any) -> None:
@@ -82,10 +84,80 @@ def test_a_failing_picture_leaves_no_mask_either(case: SimpleNamespace, monkeypa
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(segment_run, "_write_preview", fail)
-    result = run(case, "--preview", case.out / "p.png")
+    result = run(case, "--preview", case.out / "p.png", "--report", case.out / "r.json")
+
     assert result.exit_code == 2
-    assert "disk is full" in result.stderr
-    assert files_in(case.out) == []
+    assert f"The mask is written to {case.output}, but" in result.stderr and "disk is full" in result.stderr
+    assert files_in(case.out) == ["mask.nii.gz", "r.json"]
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(case.output))).sum() == 75
+
+
+def test_an_interrupted_picture_leaves_the_mask_and_says_so(
+    case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def interrupt(path: Path, outcome: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segment_run, "_write_preview", interrupt)
+    result = run(case, "--preview", case.out / "p.png")
+
+    assert result.exit_code == 130
+    assert f"the mask is written to {case.output}" in result.stderr
+    assert files_in(case.out) == ["mask.nii.gz"]
+
+
+@pytest.mark.parametrize("option", ["--output", "--report", "--preview"])
+@pytest.mark.parametrize("obstacle", ["read-only", "too long", "folder", "pipe"])
+def test_what_cannot_be_written_is_refused_before_the_first_slice(
+    case: SimpleNamespace, predictor: SimpleNamespace, option: str, obstacle: str
+) -> None:
+    suffix = {"--output": ".nii.gz", "--report": ".json", "--preview": ".png"}[option]
+    target = case.out / (f"kept{suffix}" if obstacle != "too long" else "n" * (256 - len(suffix)) + suffix)
+    if obstacle == "read-only":
+        target.write_bytes(b"older")
+        target.chmod(0o444)
+    elif obstacle == "folder":
+        target.mkdir()
+    elif obstacle == "pipe":
+        os.mkfifo(target)
+    before = files_in(case.out)
+
+    result = run(case, **{option.strip("-"): target})
+
+    assert result.exit_code == 2
+    said = {"read-only": "read-only", "too long": "name is too long", "folder": "is a folder", "pipe": "a pipe"}
+    assert said[obstacle] in result.stderr
+    assert predictor.device is None
+    assert files_in(case.out) == before
+
+
+def test_a_mask_beyond_the_format_is_refused_before_the_first_slice(
+    case: SimpleNamespace, predictor: SimpleNamespace
+) -> None:
+    wide = write_image(case.image.with_name("wide.nrrd"), np.arange(2 * 2 * 32_768, dtype=np.int32).reshape(2, 2, -1))
+    result = run(case, image=wide)
+    assert result.exit_code == 2
+    assert "32,768 voxels along one axis" in result.stderr and ".nrrd or .mha" in result.stderr
+    assert predictor.device is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names that are no UTF-8")
+def test_names_that_are_no_unicode_are_read_written_and_printed(case: SimpleNamespace) -> None:
+    folder = Path(os.fsdecode(os.fsencode(case.out) + b"/dossi\xe9r"))
+    folder.mkdir()
+    image, points = (Path(os.fsdecode(os.fsencode(p.parent) + b"/\xe9" + os.fsencode(p.name)))
+                     for p in (case.image, case.points))  # fmt: skip
+    case.image.rename(image)
+    case.points.rename(points)
+
+    result = run(case, image=image, points=points, output=folder / "m.nrrd", report=folder / "r.json")
+
+    assert result.exit_code == 0, result.output
+    assert "dossi\\xe9r" in result.stdout.replace("\n", "")
+    assert files_in(folder) == ["m.nrrd", "r.json"]
+    assert json.loads((folder / "r.json").read_text())["request"]["image"].endswith("\\xe9" + case.image.name)
 
 
 def test_points_outside_are_named_and_the_rest_is_used(case: SimpleNamespace) -> None:
@@ -93,15 +165,6 @@ def test_points_outside_are_named_and_the_rest_is_used(case: SimpleNamespace) ->
     result = run(case)
     assert result.exit_code == 0
     assert "one click was left out" in result.stderr
-
-
-def test_staged_outputs_vanish_without_commit(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), StagedOutputs() as outputs:
-        staged = outputs.stage(tmp_path / "a.nii.gz")
-        assert staged.parent == tmp_path and staged.name.endswith("a.nii.gz")
-        staged.write_bytes(b"half")
-        raise RuntimeError
-    assert files_in(tmp_path) == []
 
 
 def test_a_randomly_initialised_model_runs_from_files_to_files(
