@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ import typer
 from SPDSegmentLib.cli.paths import require_folder, require_input
 from SPDSegmentLib.cli.progress import show_training
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.locks import FolderLock
 
 if TYPE_CHECKING:
     from SPDSegmentLib.evaluation.protocol import EvaluationRow
@@ -78,9 +81,9 @@ def evaluate(
         for name in bundles
     }
     files = CaseFiles(folder, data.image, data.label, data.targets, data.plane, data.patient_pattern)
-    targets = load_targets(files, cases)
     rows: list[EvaluationRow] = []
-    with show_training(True) as bar:
+    with _output_folder(output), show_training(True) as bar:
+        targets = load_targets(files, cases, bar.say)
         for name, bundle in bundles.items():
             protocol = protocols[name]
             predictor = Predictor.load(bundle, device)
@@ -88,13 +91,27 @@ def evaluate(
             for done, row in enumerate(run_evaluation(predictor, targets, protocol, labels[name]), start=1):
                 rows.append(row)
                 bar.advance(f"evaluating {labels[name]}", done, total, None, {"dsc": row.dsc or 0.0})
-    command = shlex.join(["spdsegment", *sys.argv[1:]])
-    write_reports(output, rows, _context(command, cases, bundles, seeds, first_seed))
+        command = shlex.join(["spdsegment", *sys.argv[1:]])
+        write_reports(output, rows, _context(command, cases, bundles, seeds, first_seed))
     typer.echo(markdown_table(rows))
     typer.echo(f"\nWritten to {output}: rows.csv, summary.json, table.md, severity.png")
     if update_card:
         name, first = next(iter(bundles.items()))
         _update(first, [row for row in rows if row.bundle == labels[name]], cases, command)
+
+
+@contextlib.contextmanager
+def _output_folder(folder: Path) -> Iterator[None]:
+    """The folder for the tables, kept from other evaluations; one that was made for nothing is removed."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FolderLock(folder, "evaluation"):
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _jobs(models: list[str], methods: str) -> list[tuple[str, str]]:

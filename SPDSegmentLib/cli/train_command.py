@@ -40,6 +40,7 @@ def train(
 
     from SPDSegmentLib.models.base_weights import find_base_weights
     from SPDSegmentLib.models.bundle import check_replaceable
+    from SPDSegmentLib.training.cases import check_cases, require_files
     from SPDSegmentLib.training.config import read_training_config
     from SPDSegmentLib.training.distributed import join_processes
     from SPDSegmentLib.training.result import plot_curves, save_bundle
@@ -57,18 +58,33 @@ def train(
     target = output or run_folder / "bundle"
     check_replaceable(target)
     _check_description(settings, config)
+    every = [*settings.data.train, *settings.data.validation]
+    require_files(data_folder, every, settings.data)
     weights = None if settings.network.backbone == "tiny_random" else find_base_weights(settings.network.backbone)
     stage1_state = _stage1_of(settings, config.parent)
     processes = join_processes(device)
     stop = threading.Event()
     with show_training(processes.is_main) as bar, _interrupt_sets(stop, bar):
-        hooks = RunHooks(bar.advance, stop.is_set)
+        hooks = RunHooks(bar.advance, stop.is_set, bar.say)
+        if processes.is_main:
+            notes = check_cases(
+                data_folder,
+                settings.data.validation,
+                settings.data,
+                lambda done, total: bar.advance("checking validation", done, total, None, {}),
+            )
+            for note in notes:
+                bar.say(note)
         model = run_training(settings, data_folder, run_folder, weights, processes, hooks, stage1_state)
     if processes.is_main:
         target.parent.mkdir(parents=True, exist_ok=True)
         bundle = save_bundle(model, settings, config.name, target)
-        curves = plot_curves(run_folder)
         typer.echo(f"Bundle: {bundle.folder}")
+        try:
+            curves = plot_curves(run_folder)
+        except (ImportError, OSError) as error:
+            typer.echo(f"Note: the curves in {run_folder} were not drawn: {error}.", err=True)
+            curves = None
         if curves is not None:
             typer.echo(f"Curves: {curves}")
         typer.echo(f"Measure it: spdsegment evaluate {config} --model {bundle.folder}")

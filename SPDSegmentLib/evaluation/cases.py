@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +36,16 @@ class CaseFiles:
     patient_pattern: str = "(.*)"
 
 
-def load_targets(files: CaseFiles, cases: Sequence[str]) -> list[EvaluationTarget]:
+def load_targets(
+    files: CaseFiles, cases: Sequence[str], on_empty: Callable[[str], None] | None = None
+) -> list[EvaluationTarget]:
     """Read every target of the cases.
 
+    Args:
+        on_empty: told a sentence about each case that holds no target and is left out; None refuses such a case.
+
     Raises:
-        BadInput: a file is missing, grids differ, or a case holds no target.
+        BadInput: a file is missing, grids differ, or no case (without ``on_empty``: not every case) holds a target.
     """
     targets = []
     for case in cases:
@@ -52,11 +57,16 @@ def load_targets(files: CaseFiles, cases: Sequence[str]) -> list[EvaluationTarge
         slices = stack.from_volume(labels)
         masks = {values: np.ascontiguousarray(np.isin(slices, values)) for values in files.targets}
         if not any(mask.any() for mask in masks.values()):
-            raise BadInput(f"{label_path} holds none of the label values {files.targets}.", "Check targets in [data].")
+            message = f"{label_path} holds none of the label values {files.targets}"
+            if on_empty is None:
+                raise BadInput(f"{message}.", "Check targets in [data].")
+            on_empty(f"{message}: case {case} is left out.")
         for values, mask in masks.items():
             if mask.any():
                 path = click_path(mask, stack.pixel_mm, stack.slice_mm)
                 name = "+".join(map(str, values))
                 patient = patient_of(case, files.patient_pattern)
                 targets.append(EvaluationTarget(patient, case, name, stack, mask, path))
+    if not targets:
+        raise BadInput(f"None of the cases {', '.join(cases)} holds a target.", "Check targets in [data].")
     return targets

@@ -1,12 +1,15 @@
 """Embeddings of augmented targets, computed once: everything before the decoder is frozen after stage I.
 
 An entry holds the slices around one target in one random view. Entries lie as safetensors files in the run's folder, so
-a stopped run goes on without computing them again.
+a stopped run goes on without computing them again. Each names what it was made of; one that is damaged, or was made of
+another image or encoder, is computed again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.inference.engine import autocast, choose_precision
 from SPDSegmentLib.networks.saliency_head import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
@@ -75,18 +78,36 @@ def build_bank(
     device: torch.device,
     on_entry: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
+    say: Callable[[int], None] = lambda total_bytes: None,
+    may_compute: bool = True,
 ) -> EmbeddingBank:
-    """Compute (or find) ``stage2.entries`` views, going round the targets of ``cases`` in shuffled order."""
+    """Compute (or find) ``stage2.entries`` views, going round the targets of ``cases`` in shuffled order.
+
+    Args:
+        say: told the size of all entries, in bytes, once something has to be computed.
+        may_compute: False takes the entries as another process has made them.
+
+    Raises:
+        BadInput: there is no room for them.
+        Cancelled: the user stopped.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     targets = [(case, target) for case in cases for target in case.targets]
     order = np.random.default_rng([config.seed, 5]).permutation(len(targets))
     jobs = [targets[order[k % len(order)]] for k in range(config.stage2.entries)]
-    entries = []
-    for k, (case, target) in enumerate(jobs):
-        entry = _entry(case, target, k, config, folder)
-        if not entry.path.exists():
-            _compute(model, case, entry, device)
-        entries.append(entry)
+    entries = [_entry(case, target, k, config, folder) for k, (case, target) in enumerate(jobs)]
+    encoder = _encoder_digest(model) if may_compute else ""
+    announced = not may_compute
+    for k, ((case, _), entry) in enumerate(zip(jobs, entries, strict=True)):
+        key = _key(encoder, case, entry) if may_compute else ""
+        if may_compute and not _is_made_of(entry.path, key):
+            _compute(model, case, entry, device, key)
+            if not announced:
+                announced = True
+                slices = [other.last - other.first + 1 for other in entries]
+                size = entry.path.stat().st_size / slices[k]
+                say(round(size * sum(slices)))
+                _check_room(folder, size * sum(slices[k + 1 :]))
         on_entry(k + 1, len(jobs))
         if cancelled():
             raise Cancelled("Training was cancelled; its state is kept.", "Run the same command to go on.")
@@ -102,8 +123,47 @@ def _entry(case: Case, target: Target, k: int, config: TrainingConfig, folder: P
     return BankEntry(target, first, last, view, folder / f"{k:05d}_{name}.safetensors")
 
 
+def _encoder_digest(model: SPDModel) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.image_encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _key(encoder: str, case: Case, entry: BankEntry) -> str:
+    """Digest of everything that an entry is made of."""
+    part, view = slice(entry.first, entry.last + 1), entry.view
+    digest = hashlib.blake2b(encoder.encode(), digest_size=16)
+    digest.update(repr((view.size, view.gamma, view.noise, view.noise_seed, entry.first, entry.last)).encode())
+    for array in (view.matrix, view.offset, view.field, case.images[part], entry.target.mask[part], case.salient[part]):
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _is_made_of(path: Path, key: str) -> bool:
+    """Whether a file is there, whole, and made of what the key stands for."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool((file.metadata() or {}).get("key") == key)
+    except (OSError, SafetensorError):
+        return False
+
+
+def _check_room(folder: Path, size: float) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise BadInput(
+            f"The embeddings in {folder} need {size / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free there.",
+            "Free some space, choose another run folder, or lower entries in [stage2].",
+        )
+
+
 @torch.no_grad()
-def _compute(model: SPDModel, case: Case, entry: BankEntry, device: torch.device) -> None:
+def _compute(model: SPDModel, case: Case, entry: BankEntry, device: torch.device, key: str) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     part = slice(entry.first, entry.last + 1)
@@ -119,5 +179,13 @@ def _compute(model: SPDModel, case: Case, entry: BankEntry, device: torch.device
         "salient": (apply_view(case.salient[part], entry.view, image=False)[:, 0] > 0.5).to(torch.uint8),
     }
     beside = entry.path.with_suffix(".tmp")
-    save_file(tensors, beside)
-    os.replace(beside, entry.path)
+    try:
+        save_file(tensors, beside, metadata={"key": key})
+        os.replace(beside, entry.path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise BadInput(
+            f"The embeddings {entry.path} cannot be written.",
+            "Free some space there, then run the same command: it goes on.",
+            str(error),
+        ) from error

@@ -236,7 +236,7 @@ def read_toml(path: Path, depth: int = 0) -> dict[str, Any]:
         BadInput: a file that cannot be read or is no TOML.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise BadInput(f"The configuration {path} cannot be read.", "Check the path.", str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -267,7 +267,7 @@ def _build(cls: type, values: Any, where: str) -> Any:
         raise BadInput(f"Unknown setting '{unknown[0]}' in {where}.", f"Known: {', '.join(sorted(known))}.")
     arguments: dict[str, Any] = {}
     for name, value in values.items():
-        nested = _NESTED.get((cls, name))
+        nested = NESTED_SETTINGS.get((cls, name))
         arguments[name] = _build(nested, value, f"{where} [{name}]") if nested else _tuples(value)
         check_kind(cls, name, arguments[name], f"{name} in {where}")
     try:
@@ -280,7 +280,7 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-_NESTED: dict[tuple[type, str], type] = {
+NESTED_SETTINGS: dict[tuple[type, str], type] = {
     (TrainingConfig, "bundle"): BundleText,
     (TrainingConfig, "data"): DataConfig,
     (TrainingConfig, "network"): NetworkConfig,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from SPDSegmentLib.errors import Cancelled, ModelCorrupt
+from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt
 from SPDSegmentLib.training.distributed import Processes
 
 
@@ -55,6 +55,7 @@ class Loop:
         checkpoint_seconds: how often a checkpoint is written.
         on_progress: called after every step.
         cancelled: polled after every step; a checkpoint is written before :class:`Cancelled` is raised.
+        key: of the run's settings; a checkpoint with another one is not continued.
     """
 
     folder: Path
@@ -62,9 +63,33 @@ class Loop:
     on_progress: Callable[[LoopProgress], None] = lambda progress: None
     cancelled: Callable[[], bool] = lambda: False
     processes: Processes = field(default_factory=Processes)
+    key: str = ""
+    _began_anew: bool = field(default=False, init=False)
+
+    def check(self) -> None:
+        """Read every checkpoint of the folder, so that a damaged one is named before anything is computed.
+
+        Raises:
+            ModelCorrupt: one cannot be read, or is of other settings.
+        """
+        for path in sorted(self.folder.glob("*.ckpt")):
+            self._read(path)
+
+    def is_finished(self, name: str, steps: int) -> bool:
+        """Whether a phase has nothing left to do."""
+        path = self.folder / f"{name}.ckpt"
+        return steps == 0 or (not self._began_anew and path.exists() and self._read(path)["step"] == steps)
 
     def run(self, phase: Phase) -> None:
-        """Train ``phase.parameters`` in place, from its checkpoint if there is one."""
+        """Train ``phase.parameters`` in place, from its checkpoint if there is one.
+
+        A phase that begins anew takes the checkpoints of the phases after it with it: they built on another one.
+
+        Raises:
+            ModelCorrupt: the checkpoint cannot be read or does not fit.
+            BadInput: a checkpoint cannot be written.
+            Cancelled: the user stopped.
+        """
         if phase.steps == 0 or not phase.parameters:
             return
         for parameter in phase.parameters:
@@ -106,30 +131,47 @@ class Loop:
             "step": step,
             "parameters": [p.detach().clone() for p in phase.parameters],
             "optimizer": optimizer.state_dict(),
+            "key": self.key,
         }
         path = self._checkpoint(phase)
         beside = path.with_suffix(".tmp")
-        torch.save(state, beside)
-        os.replace(beside, path)
+        try:
+            torch.save(state, beside)
+            os.replace(beside, path)
+        except (OSError, RuntimeError) as error:
+            beside.unlink(missing_ok=True)
+            raise BadInput(
+                f"The checkpoint {path} cannot be written.",
+                "Free some space there, then run the same command: it goes on from the last one.",
+                str(error),
+            ) from error
 
     def _restore(self, phase: Phase, optimizer: torch.optim.Optimizer) -> int:
         path = self._checkpoint(phase)
-        if not path.exists():
+        if self._began_anew and self.processes.is_main:
+            path.unlink(missing_ok=True)
+        if self._began_anew or not path.exists():
+            self._began_anew = True
             self._forget_after(phase, 0)
             return 0
+        state = self._read(path)
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             for parameter, value in zip(phase.parameters, state["parameters"], strict=True):
                 parameter.data.copy_(value)
             optimizer.load_state_dict(state["optimizer"])
         except Exception as error:
-            raise ModelCorrupt(
-                f"The checkpoint {path} cannot be continued.",
-                "Remove it to train this phase from the beginning, or restore the configuration that made it.",
-                str(error),
-            ) from error
+            raise _cannot_go_on(path, error) from error
         self._forget_after(phase, state["step"])
         return int(state["step"])
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state["step"], int) or state.get("key", "") not in ("", self.key):
+                raise ValueError(f"made with the settings {state.get('key')} and not {self.key}")
+        except Exception as error:
+            raise _cannot_go_on(path, error) from error
+        return state
 
     def _curve(self, phase: Phase) -> Path:
         return self.folder / f"{phase.name}.csv"
@@ -159,6 +201,14 @@ class Loop:
         with beside.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header, *kept])
         os.replace(beside, path)
+
+
+def _cannot_go_on(path: Path, error: Exception) -> ModelCorrupt:
+    return ModelCorrupt(
+        f"The checkpoint {path} cannot be continued: it is damaged, or of other settings.",
+        "Delete it to train its phase and those after it from the beginning, or choose another run folder.",
+        str(error),
+    )
 
 
 def schedule(step: int, steps: int, warmup: int, power: float = 0.9) -> float:

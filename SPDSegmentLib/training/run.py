@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
+import contextlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,14 @@ from pathlib import Path
 import torch
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.locks import FolderLock
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.bank import EmbeddingBank, build_bank
 from SPDSegmentLib.training.cases import Case, load_cases
 from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.distributed import Processes
 from SPDSegmentLib.training.loop import Loop, LoopProgress
+from SPDSegmentLib.training.run_folder import claim, run_key
 from SPDSegmentLib.training.sam_tuning import PromptedStage1
 from SPDSegmentLib.training.stage1 import Stage1
 from SPDSegmentLib.training.stage2 import Stage2
@@ -30,10 +31,12 @@ class RunHooks:
     Attributes:
         on_progress: (what is being done, done, total, seconds left or None, loss terms).
         cancelled: polled often; the state is kept before :class:`Cancelled` is raised.
+        say: a sentence for the user.
     """
 
     on_progress: Callable[[str, int, int, float | None, dict[str, float]], None] = lambda *args: None
     cancelled: Callable[[], bool] = lambda: False
+    say: Callable[[str], None] = lambda sentence: None
 
 
 def train(
@@ -47,7 +50,7 @@ def train(
     cases: Sequence[Case] | None = None,
     embeddings: Path | None = None,
 ) -> SPDModel:
-    """Train stage I, then stage II.
+    """Train stage I, then stage II; the run's folder is locked meanwhile.
 
     Args:
         data_folder: where ``config.data`` finds its files.
@@ -56,18 +59,41 @@ def train(
         stage1_state: adapter tensors of a bundle whose stage I is taken over.
         cases: already loaded training cases.
         embeddings: folder of the kept embeddings, by default one in the run's folder; runs that differ in the decoder
-            alone may share it.
+            alone may share it. Those in the run's folder are deleted at the end.
 
     Returns:
         The trained model with its adapters unmerged.
 
     Raises:
-        BadInput: the run folder belongs to another configuration.
+        BadInput: the run folder belongs to another configuration or is in use, or a case cannot be used.
+        ModelCorrupt: a checkpoint cannot be continued.
         Cancelled: the user stopped; the same call goes on.
     """
-    hooks = hooks or RunHooks()
-    run_folder.mkdir(parents=True, exist_ok=True)
-    _claim(run_folder, config, processes)
+    with contextlib.ExitStack() as locks:
+        if processes.is_main:
+            for folder in [run_folder] if embeddings is None else [run_folder, embeddings]:
+                folder.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(FolderLock(folder, "training"))
+            claim(run_folder, config)
+        processes.wait()
+        return _train(
+            config, data_folder, run_folder, weights, processes, hooks or RunHooks(), stage1_state, cases, embeddings
+        )
+
+
+def _train(
+    config: TrainingConfig,
+    data_folder: Path,
+    run_folder: Path,
+    weights: Path | None,
+    processes: Processes,
+    hooks: RunHooks,
+    stage1_state: dict[str, torch.Tensor] | None,
+    cases: Sequence[Case] | None,
+    embeddings: Path | None,
+) -> SPDModel:
+    loop = Loop(run_folder, config.checkpoint_seconds, _forward(hooks), hooks.cancelled, processes, run_key(config))
+    loop.check()
     torch.manual_seed(config.seed)
     model = SPDModel(config.network, weights).to(processes.device)
     if stage1_state is not None:
@@ -80,18 +106,26 @@ def train(
             config.intensity,
             lambda done, total: hooks.on_progress("reading cases", done, total, None, {}),
         )
-    loop = Loop(run_folder, config.checkpoint_seconds, _forward(hooks), hooks.cancelled, processes)
+        for case in cases:
+            if case.note:
+                hooks.say(case.note)
     if stage1_state is None:
         stage1 = PromptedStage1 if config.stage1.objective == "prompted" else Stage1
         loop.run(stage1(model, cases, config, processes).phase())
     if config.stage2.steps == 0 and config.stage2.head_steps == 0:
         return model
-    bank = _bank(model, cases, config, embeddings or run_folder / "embeddings", processes, hooks)
+    head_steps = config.stage2.head_steps if stage1_state is None else 0
+    own = run_folder / "embeddings"
+    done = loop.is_finished("stage1_head", head_steps) and loop.is_finished("stage2", config.stage2.steps)
+    bank = EmbeddingBank([]) if done else _bank(model, cases, config, embeddings or own, run_folder, processes, hooks)
     stage2 = Stage2(model, bank, config, processes)
     if stage1_state is None:
         loop.run(stage2.head_phase())
     bank.compute_saliency(model, processes.device)
     loop.run(stage2.decoder_phase())
+    processes.wait()
+    if processes.is_main and own.is_dir():
+        shutil.rmtree(own, ignore_errors=True)
     return model
 
 
@@ -116,9 +150,15 @@ def _bank(
     cases: Sequence[Case],
     config: TrainingConfig,
     folder: Path,
+    run_folder: Path,
     processes: Processes,
     hooks: RunHooks,
 ) -> EmbeddingBank:
+    def announce(size: int) -> None:
+        amount = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+        kept = "deleted at the end" if folder == run_folder / "embeddings" else "kept for other runs"
+        hooks.say(f"The embeddings of {config.stage2.entries} views take {amount} in {folder}; they are {kept}.")
+
     def build() -> EmbeddingBank:
         return build_bank(
             model,
@@ -128,12 +168,13 @@ def _bank(
             processes.device,
             lambda done, total: hooks.on_progress("computing embeddings", done, total, None, {}),
             hooks.cancelled,
+            announce,
+            may_compute=processes.is_main,
         )
 
-    if processes.is_main:
-        build()
+    bank = build() if processes.is_main else None
     processes.wait()
-    return build()
+    return bank or build()
 
 
 def _forward(hooks: RunHooks) -> Callable[[LoopProgress], None]:
@@ -141,22 +182,3 @@ def _forward(hooks: RunHooks) -> Callable[[LoopProgress], None]:
         hooks.on_progress(progress.phase, progress.step, progress.steps, progress.seconds_left, progress.losses)
 
     return forward
-
-
-def _claim(run_folder: Path, config: TrainingConfig, processes: Processes) -> None:
-    """Write the configuration into the run's folder, or check that it is the one that started the run."""
-    if not processes.is_main:
-        return
-    path = run_folder / "config.json"
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
-    values.pop("checkpoint_seconds")
-    if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != values:
-            raise BadInput(
-                f"{run_folder} holds a run with another configuration.",
-                "Choose another run folder, or remove this one to start again.",
-            )
-        return
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(beside, path)

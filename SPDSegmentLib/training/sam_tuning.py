@@ -49,8 +49,9 @@ class PromptedStage1(Stage1):
     def _draw_clicked(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[SlicePrompts]]:
         """Images and masks (R, 1, S, S) of up to ``run_length`` clicked slices that lie side by side, and clicks."""
         length = self.config.stage1.run_length
+        cases = [case for case in self.cases if case.targets]
         for _ in range(MAX_DRAWS):
-            case = self.cases[int(rng.integers(len(self.cases)))]
+            case = cases[int(rng.integers(len(cases)))]
             target = case.targets[int(rng.integers(len(case.targets)))]
             view = draw_view(rng, case, target, self.config)
             span = (0, len(case.images) - 1)

@@ -58,17 +58,17 @@ class Stage1:
 
     def _draw(self, rng: np.random.Generator, stage: Stage1Config) -> tuple[Tensor, Tensor]:
         case = self.cases[int(rng.integers(len(self.cases)))]
-        target = case.targets[int(rng.integers(len(case.targets)))]
+        target = case.targets[int(rng.integers(len(case.targets)))] if case.targets else None
         part = draw_slices(rng, case, target, stage)
         view = draw_view(rng, case, target, self.config)
         return apply_view(case.images[part], view, image=True), apply_view(case.salient[part], view, image=False) > 0.5
 
 
-def draw_slices(rng: np.random.Generator, case: Case, target: Target, stage: Stage1Config) -> slice:
-    """A run of neighbouring slices, around the target or, with ``background_share``, anywhere in the volume."""
+def draw_slices(rng: np.random.Generator, case: Case, target: Target | None, stage: Stage1Config) -> slice:
+    """A run of neighboring slices, around the target or, with ``background_share`` or without any, anywhere."""
     n = len(case.images)
     length = min(stage.run_length, n)
-    if rng.random() < stage.background_share:
+    if rng.random() < stage.background_share or target is None:
         first = int(rng.integers(0, n - length + 1))
     else:
         low = max(0, target.first - stage.margin)
@@ -77,9 +77,14 @@ def draw_slices(rng: np.random.Generator, case: Case, target: Target, stage: Sta
     return slice(first, first + length)
 
 
-def draw_view(rng: np.random.Generator, case: Case, target: Target, config: TrainingConfig) -> View:
-    """A random view around a target, or of the whole slice where the field of view is not limited."""
-    center = target.center_xy if config.fov_mm > 0 else slice_middle(case)
+def draw_view(rng: np.random.Generator, case: Case, target: Target | None, config: TrainingConfig) -> View:
+    """A random view around a target, or of the whole slice where the field of view is not limited.
+
+    In a case without the structure it lies anywhere in the middle half of the slice.
+    """
+    center = target.center_xy if config.fov_mm > 0 and target is not None else slice_middle(case)
+    if config.fov_mm > 0 and target is None:
+        center = center * rng.uniform(0.5, 1.5, 2)
     fov = field_of_view(case, config.fov_mm)
     size, dither = config.network.image_size, config.intensity.dither
     return random_view(rng, config.augmentation, size, fov, case.pixel_mm, center, dither)

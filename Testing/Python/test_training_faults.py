@@ -1,0 +1,222 @@
+"""Training where something is wrong: named before anything is computed, with a way out that works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_training import write_cases, write_config
+from typer.testing import CliRunner, Result
+
+from SPDSegmentLib.cli import app as app_module
+from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
+from SPDSegmentLib.models.bundle import read_bundle
+from SPDSegmentLib.training.bank import build_bank
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A run of a few steps on two cases."""
+    write_cases(tmp_path / "data")
+    return write_config(tmp_path, stage1=2, head=1, stage2=2)
+
+
+def run(config: Path, name: str = "run") -> Result:
+    """``spdsegment train`` into a folder beside the configuration."""
+    folder = config.parent / name
+    places = ["--run-folder", str(folder), "--output", str(folder / "bundle")]
+    return CliRunner().invoke(app_module.build_app(), ["train", str(config), *places, "--device", "cpu"])
+
+
+def digest(config: Path, name: str = "run") -> str:
+    """Checksum of a run's model."""
+    return read_bundle(config.parent / name / "bundle").info.adapter_sha256
+
+
+def set_label(config: Path, case: str, value: int) -> None:
+    """Give all labelled voxels of a case another value."""
+    path = config.parent / "data" / f"{case}_label.nii.gz"
+    labels = read_labelmap(path)
+    write_labelmap(path, np.where(labels.array > 0, value, 0), labels)
+
+
+def stop_before_stage2(config: Path, monkeypatch: pytest.MonkeyPatch, name: str = "run") -> Path:
+    """A run that ended when its embeddings were complete; returns their folder."""
+
+    def stop(*arguments: object, **options: object) -> None:
+        build_bank(*arguments, **options)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("SPDSegmentLib.training.run.build_bank", stop)
+        assert run(config, name).exit_code == 130
+    return config.parent / name / "embeddings"
+
+
+def test_the_embeddings_are_announced_with_their_size_and_deleted_at_the_end(config: Path) -> None:
+    result = run(config)
+    assert result.exit_code == 0, result.output
+    folder = config.parent / "run"
+    assert f"embeddings of 4 views take 1 MB in {folder / 'embeddings'}; they are deleted at the end" in result.stderr
+    assert not (folder / "embeddings").exists() and not list(folder.glob(".*"))
+    again = run(config)
+    assert again.exit_code == 0 and "embeddings" not in again.stderr, "a finished run computes nothing"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "of another image"])
+def test_a_damaged_or_outdated_embedding_is_computed_again(
+    config: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    assert run(config, "whole").exit_code == 0
+    first, second = sorted(stop_before_stage2(config, monkeypatch).iterdir())[:2]
+    content = {"truncated": first.read_bytes()[:-9], "empty": b"", "of another image": second.read_bytes()}
+    first.write_bytes(content[damage])
+    assert run(config).exit_code == 0
+    assert digest(config) == digest(config, "whole")
+
+
+@pytest.mark.parametrize("phase", ["stage1", "stage2"])
+def test_a_truncated_checkpoint_is_named_first_and_the_way_out_works(config: Path, phase: str) -> None:
+    assert run(config).exit_code == 0
+    model, path = digest(config), config.parent / "run" / f"{phase}.ckpt"
+    path.write_bytes(path.read_bytes()[:-99])
+    refused = run(config)
+    assert refused.exit_code == 2
+    assert f"{path} cannot be continued" in refused.stderr and "Delete it" in refused.stderr
+    assert "reading cases" not in refused.stderr
+    path.unlink()
+    assert run(config).exit_code == 0 and digest(config) == model
+
+
+def test_a_phase_that_begins_anew_takes_the_later_ones_with_it(config: Path) -> None:
+    assert run(config).exit_code == 0
+    (config.parent / "run" / "stage1.ckpt").unlink()
+    again = run(config)
+    assert again.exit_code == 0 and "stage2 2/2" in again.stderr, "stage II rests on a stage I that is gone"
+
+
+def test_a_damaged_configuration_of_the_run_is_named_and_the_way_out_works(config: Path) -> None:
+    assert run(config).exit_code == 0
+    path = config.parent / "run" / "config.json"
+    path.write_text(path.read_text()[:50])
+    refused = run(config)
+    assert refused.exit_code == 2 and f"{path}, which says how this run was started, is damaged" in refused.stderr
+    path.unlink()
+    assert run(config).exit_code == 0
+    path.unlink()
+    config.write_text(config.read_text().replace("seed = 3", "seed = 4"))
+    other = run(config)
+    assert other.exit_code == 2 and "of other settings" in other.stderr
+
+
+def test_what_differs_from_the_run_of_a_folder_is_said(config: Path) -> None:
+    assert run(config).exit_code == 0
+    text = config.read_text()
+    config.write_text(text.replace("seed = 3", "seed = 4"))
+    refused = run(config)
+    assert refused.exit_code == 2 and "another configuration (seed 3 there and 4 here)" in refused.stderr
+    config.write_text(text.replace('title = "Tiny"', 'title = "Tiny blob"'))
+    assert run(config).exit_code == 0, "a title changes nothing of what is computed"
+
+
+def add_validation(config: Path) -> None:
+    """List the second case as a validation case."""
+    config.write_text(config.read_text().replace('train = ["a", "b"]', 'train = ["a"]\nvalidation = ["b"]'))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "another grid"])
+def test_validation_files_are_checked_before_anything_is_computed(config: Path, damage: str) -> None:
+    add_validation(config)
+    path = config.parent / "data" / "b_label.nii.gz"
+    labels = read_labelmap(path)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-20])
+    else:
+        write_labelmap(path, labels.array, type(labels)(labels.array, labels.ijk_to_ras * 2))
+    result = run(config)
+    assert result.exit_code == 2 and "b_label.nii.gz" in result.stderr
+    assert not list((config.parent / "run").glob("stage*"))
+
+
+def test_every_training_case_that_cannot_be_used_is_named_at_once(config: Path) -> None:
+    for case in ("a", "b"):
+        path = config.parent / "data" / f"{case}_image.nii.gz"
+        path.write_bytes(path.read_bytes()[:-20])
+    result = run(config)
+    assert result.exit_code == 2 and "2 of 2 cases cannot be used" in result.stderr
+    assert all(f"{case}_image.nii.gz" in result.stderr for case in ("a", "b"))
+    assert "leave the cases out of [data]" in result.stderr
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_case_without_the_structure_is_used_and_named(config: Path, part: str) -> None:
+    set_label(config, "b", 7)
+    if part == "validation":
+        add_validation(config)
+    result = run(config)
+    assert result.exit_code == 0, result.output
+    assert "b_label.nii.gz holds none of the label values 1 (it holds 7)" in result.stderr
+    assert "correct its labels or targets in [data]" in result.stderr
+
+
+def test_training_is_refused_where_no_case_has_the_structure(config: Path) -> None:
+    for case in ("a", "b"):
+        set_label(config, case, 7)
+    result = run(config)
+    assert result.exit_code == 2 and "No training case has the structure" in result.stderr
+
+
+def test_a_second_training_in_one_folder_is_refused_and_the_first_goes_on(config: Path, repository: Path) -> None:
+    config.write_text(config.read_text().replace("steps = 2", "steps = 2000", 1))
+    folder = config.parent / "run"
+    command = [sys.executable, "-m", "SPDSegmentLib", "train", str(config), "--run-folder", str(folder)]
+    first = subprocess.Popen(
+        [*command, "--device", "cpu"], cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "stage1.csv").exists() and time.monotonic() < deadline and first.poll() is None:
+            time.sleep(0.05)
+        second = run(config)
+        assert second.exit_code == 2
+        assert f"{folder} is in use by another training (process {first.pid}" in second.stderr
+        assert first.poll() is None
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    steps = [row.split(",")[0] for row in (folder / "stage1.csv").read_text().splitlines()[1:]]
+    assert steps == [str(n + 1) for n in range(len(steps))], "the curve is the first one's alone"
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", full)
+        result = run(config)
+    assert result.exit_code == 2 and "stage1.ckpt cannot be written" in result.stderr
+    assert not list((config.parent / "run").glob("*.tmp"))
+    assert run(config).exit_code == 0
+
+
+def test_embeddings_that_do_not_fit_are_said_before_the_disk_is_full(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    result = run(config)
+    assert (
+        result.exit_code == 2 and "GB are free there" in result.stderr and "lower entries in [stage2]" in result.stderr
+    )
