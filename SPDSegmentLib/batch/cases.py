@@ -1,0 +1,205 @@
+"""The cases of a batch: given one by one, or read from a table as spreadsheet programs save it anywhere."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from SPDSegmentLib.errors import BadInput
+
+NEEDED = ("name", "image", "points")
+OPTIONAL = ("series",)
+DELIMITERS = ",;\t|"
+MAX_NAME_BYTES = 100
+"""Longest name of a file without its extension: room is left for extensions and for names that are written beside."""
+_UNSAFE = re.compile(r"[^\w.-]+")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_MARKS = {
+    b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BatchCase:
+    """One case.
+
+    Attributes:
+        name: in the report.
+        image: file, or folder with a DICOM series.
+        points: file of Slicer.
+        series: the end of the wanted series' UID, where the folder holds several; else empty.
+        line: of the table that it was read from, or 0.
+        problem: why it cannot be segmented, a sentence, or empty.
+    """
+
+    name: str
+    image: str
+    points: str
+    series: str = ""
+    line: int = 0
+    problem: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """Its files' name without extension: short enough for every file system, and not one that Windows reserves."""
+        name = f"_{self.name}" if _RESERVED.fullmatch(self.name) else self.name
+        encoded = name.encode()
+        if len(encoded) <= MAX_NAME_BYTES:
+            return name
+        kept = encoded[: MAX_NAME_BYTES - 9].decode(errors="ignore")
+        return f"{kept}~{hashlib.sha256(encoded).hexdigest()[:8]}"
+
+
+Cases = Iterable[BatchCase | Sequence[Any]] | str | Path
+
+
+def checked_cases(cases: Cases) -> list[BatchCase]:
+    """Cases, given or read from a table, each with a name of its own that can be a file's.
+
+    Raises:
+        BadInput: a list or table that cannot be used at all; a case that cannot be used only says so in ``problem``.
+    """
+    if isinstance(cases, (str, Path)):
+        given = read_cases(Path(cases).expanduser())
+        if not given:
+            raise BadInput(f"The table {cases} lists no case.", "Give it a line with name, image and points.")
+    else:
+        given = [_as_case(case) for case in cases]
+        if not given:
+            raise BadInput("The batch has no case.", "Give at least one.")
+    listed = []
+    for case in given:
+        name = _UNSAFE.sub("_", unicodedata.normalize("NFC", case.name)).lstrip(".")
+        if not name:
+            raise BadInput(f"{_place(case)} has no name that a file can have.", "Give every case a name of its own.")
+        listed.append(replace(case, name=name))
+    _refuse_collisions(given, listed)
+    return listed
+
+
+def read_cases(path: Path) -> list[BatchCase]:
+    """The cases of a table with the columns name, image and points, and series if need be.
+
+    Values are separated by commas, semicolons, tabs or bars; the text is UTF-8, UTF-16 or Windows-1252. Empty lines and
+    further columns do not matter, nor does the case of the columns' names. Paths are relative to the table.
+
+    Raises:
+        BadInput: the table cannot be read, lacks a column, or has a quotation mark that is not closed.
+    """
+    rows = list(_rows(path, _text_of(path)))
+    if not rows:
+        return []
+    (_, titles), *lines = rows
+    columns = {title.strip().strip('"').casefold(): n for n, title in reversed(list(enumerate(titles)))}
+    for column in NEEDED:
+        if column not in columns:
+            raise BadInput(
+                f"The table {path} has no column {column}; its first line is: {', '.join(filter(None, titles))[:80]}.",
+                f"Its first line must name the columns {', '.join(NEEDED)}.",
+            )
+    return [_case_of(path, line, values, columns, len(titles)) for line, values in lines]
+
+
+def _case_of(path: Path, line: int, values: list[str], columns: dict[str, int], width: int) -> BatchCase:
+    found = {name: values[columns[name]].strip() if columns[name] < len(values) else "" for name in columns}
+    problem = ""
+    if any(value.strip() for value in values[width:]):
+        problem = f"Line {line} of {path.name} has more values than columns; put values with separators in quotes."
+    for column in NEEDED[1:]:
+        if not found[column]:
+            problem = problem or f"Line {line} of {path.name} has no value in the column {column}."
+    image, points = (_beside(path, found[column]) for column in NEEDED[1:])
+    return BatchCase(found["name"], image, points, found.get("series", ""), line, problem)
+
+
+def _beside(table: Path, text: str) -> str:
+    if not text:
+        return ""
+    path = Path(text).expanduser()
+    return str(path if path.is_absolute() else table.parent / path)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"The table {path} cannot be read: {error.strerror or error}.", "Check its path.", repr(error)
+        ) from error
+    if content.startswith(b"PK\x03\x04"):
+        raise BadInput(f"The table {path} is a workbook and not a text file.", "Save it as CSV (UTF-8).")
+    marked = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
+    unmarked = ["utf-16-le"] if content[1:2] == b"\0" else ["utf-16-be"] if content[:1] == b"\0" else []
+    for encoding in [marked] if marked else [*unmarked, "utf-8", "cp1252"]:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text.rstrip("\x1a")
+    raise BadInput(f"The table {path} is not text.", "Save it as CSV (UTF-8).")
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and values of every line that is not empty; the first names the columns."""
+    skipped, delimiter = 0, ""
+    declared = re.match(r"\s*\"?sep=(.)\"?\s*?(\r\n|\r|\n|$)", text, re.IGNORECASE)
+    if declared:
+        delimiter, text, skipped = declared[1], text[declared.end() :], 1
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = delimiter or max(DELIMITERS, key=lambda mark: _names(first, mark))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    before = 0
+    try:
+        for values in reader:
+            if any(value.strip() for value in values):
+                yield before + 1 + skipped, values
+            before = reader.line_num
+    except csv.Error as error:
+        raise BadInput(
+            f"Line {before + 1 + skipped} of the table {path} cannot be read: a quotation mark is not closed, or text "
+            "follows it.",
+            "Correct that line; a quotation mark within a value is written twice.",
+            repr(error),
+        ) from error
+
+
+def _names(line: str, delimiter: str) -> tuple[int, int]:
+    """How many columns that are needed a first line names with a delimiter, and how many it names in all."""
+    titles = [title.strip().strip('"').casefold() for title in line.split(delimiter)]
+    return len(set(titles) & set(NEEDED)), len(titles)
+
+
+def _as_case(case: Any) -> BatchCase:
+    if isinstance(case, BatchCase):
+        return replace(case, name=str(case.name), image=str(case.image), points=str(case.points))
+    if isinstance(case, (str, Path)) or not isinstance(case, Sequence) or len(case) != 3:
+        raise BadInput("A case of the batch is not (name, image, points).", "Give three values for each case.")
+    name, image, points = (str(part) for part in case)
+    return BatchCase(name, image, points)
+
+
+def _refuse_collisions(given: list[BatchCase], listed: list[BatchCase]) -> None:
+    """Two cases must not write one file, on file systems that take a and A for one letter either."""
+    known: dict[str, BatchCase] = {}
+    for original, case in zip(given, listed, strict=True):
+        name = unicodedata.normalize("NFC", case.file_name.casefold())
+        if name in known:
+            raise BadInput(
+                f"{_place(original)} and {_place(known[name], small=True)} would write the same file.",
+                "Give every case a name of its own; capital letters, signs and spaces do not count.",
+            )
+        known[name] = original
+
+
+def _place(case: BatchCase, small: bool = False) -> str:
+    where = f"line {case.line} ('{case.name[:60]}')" if case.line else f"the case '{case.name[:60]}'"
+    return where if small else where[0].upper() + where[1:]

@@ -1,0 +1,174 @@
+"""The rows of a batch: one file a case, by which a batch goes on, and one report as CSV and JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from SPDSegmentLib.batch.cases import BatchCase
+from SPDSegmentLib.batch.identity import KEY_FIELDS
+from SPDSegmentLib.errors import BadInput, SPDError
+from SPDSegmentLib.files import write_csv, write_json
+from SPDSegmentLib.locks import FolderLock
+from SPDSegmentLib.models.checksum import sha256_of
+
+COLUMNS = (
+    "case", "state", "error", "notes", "seconds", "volume_ml", "length_mm", "mean_diameter_mm", "largest_diameter_mm",
+    "voxels", "quality", "doubtful_slices", "clicks_kept", "clicks_borrowed", "clicks_rejected", "clicks_outside",
+    "points_synthesized", "output", "model", "device", "image", "points",
+)  # fmt: skip
+ROW_SUFFIX = ".case.json"
+REPORT_NAME = "report"
+_LOCK_NAME = ".spdsegment-report.lock"
+_LOCK_SECONDS = 30.0
+_WRITE_SHARE = 0.1
+"""Share of the time that may go into reports of unfinished batches."""
+
+
+class CaseState(StrEnum):
+    """How a case stands; ``KEPT`` is a result that somebody changed, or that is not the batch's."""
+
+    DONE = "done"
+    FAILED = "failed"
+    KEPT = "kept"
+    WRITING = "writing"
+
+
+def empty_row(case: BatchCase, model: str) -> dict[str, Any]:
+    """The row of a case of which nothing is known yet; it names files, not folders."""
+    return dict.fromkeys(COLUMNS, "") | {
+        "case": case.name,
+        "state": CaseState.FAILED.value,
+        "model": model,
+        "image": Path(case.image).name,
+        "points": Path(case.points).name,
+        "clicks": [],
+    }
+
+
+def read_row(path: Path) -> dict[str, Any] | None:
+    """The row that a batch has left of a case, or None."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return row if isinstance(row, dict) and "case" in row and "state" in row else None
+
+
+def is_finished(row: Mapping[str, Any] | None, output: Path, key: Mapping[str, str]) -> bool:
+    """Whether a result is there, as it was written, and made of what ``key`` says."""
+    if row is None or any(row.get(name) != key[name] for name in KEY_FIELDS):
+        return False
+    if row["state"] not in (CaseState.DONE, CaseState.WRITING):
+        return False
+    return _digest(output) == row.get("output_digest", "")
+
+
+def is_foreign(row: Mapping[str, Any] | None, row_file: Path, output: Path) -> bool:
+    """Whether a mask lies in a result's place that the batch did not write as it is, so that it must not be lost."""
+    digest = _digest(output)
+    if digest is None or digest in known_digests(row):
+        return False
+    if row is not None and "known_digests" not in row and row["state"] == CaseState.DONE:  # of version 0.1.0
+        return output.stat().st_mtime > row_file.stat().st_mtime + 1
+    from SPDSegmentLib.geometry.labelmap import read_labelmap
+
+    try:
+        read_labelmap(output)
+    except SPDError:
+        return False
+    return True
+
+
+def known_digests(row: Mapping[str, Any] | None) -> list[str]:
+    """Digests of the masks that the batch may have written for a case."""
+    digests = row.get("known_digests", []) if row is not None else []
+    return [str(digest) for digest in digests] if isinstance(digests, list) else []
+
+
+def kept_error(output: Path) -> str:
+    """The sentence about a result that is left alone."""
+    return (
+        f"{output.name} was changed after the batch wrote it, or is not the batch's, and is left alone. "
+        "Delete or rename it, or run without resuming, to have the case segmented again."
+    )
+
+
+def report_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a case's row that the report shows."""
+    return {name: value for name, value in row.items() if name not in ("report", "output_digest", "known_digests")}
+
+
+class Report:
+    """``report.csv`` and ``report.json`` of a folder, in the order of the cases.
+
+    Args:
+        head: what the report says of the whole batch.
+        cases: all cases of the table, also those of other parts.
+    """
+
+    def __init__(self, folder: Path, head: Mapping[str, Any], cases: Sequence[BatchCase]) -> None:
+        self._folder = folder
+        self._head = dict(head)
+        self._cases = list(cases)
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._due = 0.0
+        self._error: SPDError | None = None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take a row, and write the reports unless they were written just now."""
+        self._rows[str(row["case"])] = report_row(row)
+        begun = time.monotonic()
+        if begun >= self._due:
+            try:
+                self._write()
+            except (SPDError, OSError):
+                self._due = begun + 1  # finish() says what remains
+                return
+            spent = time.monotonic() - begun
+            self._due = begun + spent / _WRITE_SHARE
+
+    def finish(self, *, with_others: bool = False) -> dict[str, Any]:
+        """Write the reports and return what ``report.json`` holds.
+
+        Args:
+            with_others: take in what other parts have finished.
+
+        Raises:
+            BadInput: they cannot be written.
+        """
+        return self._write(with_others=with_others)
+
+    def _write(self, *, with_others: bool = False) -> dict[str, Any]:
+        with FolderLock(self._folder, "report", _LOCK_NAME, _LOCK_SECONDS):
+            rows = []
+            for case in self._cases:
+                row = self._rows.get(case.name)
+                if row is None and with_others:
+                    other = read_row(self._folder / f"{case.file_name}{ROW_SUFFIX}")
+                    row = report_row(other) if other is not None and other["state"] != CaseState.WRITING else None
+                if row is not None:
+                    rows.append(row)
+            content = self._head | {"cases": rows}
+            write_json(self._folder / f"{REPORT_NAME}.json", content)
+            table = [[row.get(column, "") for column in COLUMNS] for row in rows]
+            write_csv(self._folder / f"{REPORT_NAME}.csv", [COLUMNS, *table])
+        return content
+
+
+def write_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Keep a case's row; raises BadInput where that fails."""
+    write_json(path, dict(row))
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return sha256_of(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadInput(f"The result {path} cannot be read: {error.strerror}.", "Check its permissions.") from error

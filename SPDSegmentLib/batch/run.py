@@ -1,0 +1,259 @@
+"""Many cases, one after the other or several at once: finished ones are skipped, none that fails stops the others."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from SPDSegmentLib import __version__
+from SPDSegmentLib.batch.cases import BatchCase, Cases, checked_cases
+from SPDSegmentLib.batch.identity import BatchModel, case_key
+from SPDSegmentLib.batch.report import (
+    ROW_SUFFIX,
+    CaseState,
+    Report,
+    empty_row,
+    is_finished,
+    is_foreign,
+    kept_error,
+    known_digests,
+    read_row,
+    write_row,
+)
+from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, check_settings
+from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
+from SPDSegmentLib.files import write_whole
+from SPDSegmentLib.locks import LOCK_NAME, FolderLock
+from SPDSegmentLib.models.checksum import sha256_of
+
+Stopped = Callable[[], bool]
+SegmentCase = Callable[[BatchCase], CaseResult]
+OnCase = Callable[[int, int, dict[str, Any]], None]
+_PART_LOCK = ".spdsegment-part-{}-of-{}.lock"
+_PART = re.compile(r"\.spdsegment-part-\d+-of-(\d+)\.lock")
+_POLL_SECONDS = 0.2
+
+
+@dataclass
+class BatchRun:
+    """One batch.
+
+    Attributes:
+        make_segmenter: returns what segments one case; called once for each worker, with a question whether to stop.
+        folder: for masks and reports; made if need be.
+        resume: skip what is finished, and leave masks alone that the batch did not write as they are.
+        workers: how many cases are segmented at once; one runs on the calling thread.
+        part: (i, n), the i-th of n parts of the cases, for several batches on one folder.
+        on_case: told (done, all, row) after each case.
+    """
+
+    make_segmenter: Callable[[Stopped], SegmentCase]
+    folder: Path
+    model: BatchModel
+    settings: BatchSettings = field(default_factory=BatchSettings)
+    resume: bool = True
+    workers: int = 1
+    part: tuple[int, int] = (1, 1)
+    on_case: OnCase = lambda done, total, row: None
+    _stop: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def __call__(self, cases: Cases) -> dict[str, Any]:
+        """Segment cases, see :func:`SPDSegmentLib.batch.cases.checked_cases`; return the report.
+
+        Raises:
+            BadInput: a list that cannot be used, a folder that cannot be used or is in use, or a report that cannot be
+                written; the masks stay.
+            Cancelled: somebody stopped it; the report holds what was finished.
+        """
+        index, count = self.part
+        if not 1 <= index <= count:
+            raise BadInput(f"There is no part {index} of {count}.", "Give --part I/N with I from 1 to N.")
+        check_settings(self.settings)
+        every = self._guarded(checked_cases(cases))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"The folder {self.folder} cannot be used: {error.strerror or error}.",
+                "Choose another one.",
+                repr(error),
+            ) from error
+        with _locked(self.folder, self.part):
+            head = {
+                "spdsegment": __version__,
+                "model": self.model.name,
+                "settings": self.settings.key(self.model),
+            }
+            report = Report(self.folder, head, every)
+            try:
+                self._run_all(every[index - 1 :: count], report)
+            except (Cancelled, KeyboardInterrupt):
+                with contextlib.suppress(SPDError):
+                    report.finish(with_others=count > 1)
+                raise Cancelled("The batch was stopped; what is finished is kept.", "Run it again to go on.") from None
+            return report.finish(with_others=count > 1)
+
+    def _guarded(self, cases: list[BatchCase]) -> list[BatchCase]:
+        """Cases whose mask would replace a file that another or the same case is read from cannot be segmented."""
+        inputs = {_resolved(Path(path)) for case in cases for path in (case.image, case.points) if path}
+        folder = _resolved(self.folder)
+        return [
+            replace(case, problem=f"Its mask would replace the input {case.file_name}{self.settings.suffix}.")
+            if not case.problem and folder / f"{case.file_name}{self.settings.suffix}" in inputs
+            else case
+            for case in cases
+        ]
+
+    def _run_all(self, cases: Sequence[BatchCase], report: Report) -> None:
+        for done, row in enumerate(self._rows(cases), start=1):
+            report.add(row)
+            logging.info("SPDSegment batch %d/%d, %s: %s %s", done, len(cases), row["case"], row["state"], row["error"])
+            self.on_case(done, len(cases), row)
+
+    def _rows(self, cases: Sequence[BatchCase]) -> Iterator[dict[str, Any]]:
+        if self.workers == 1:
+            segment = self.make_segmenter(self._stop.is_set)
+            for case in cases:
+                yield self._process(segment, case)
+            return
+        waiting: queue.SimpleQueue[BatchCase] = queue.SimpleQueue()
+        for case in cases:
+            waiting.put(case)
+        finished: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
+        threads = [
+            threading.Thread(target=self._work, args=(waiting, finished), name=f"spdsegment-batch-{n}", daemon=True)
+            for n in range(min(self.workers, len(cases)))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in cases:
+                row = self._next(finished)
+                if isinstance(row, BaseException):
+                    raise row
+                yield row
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _work(
+        self, waiting: queue.SimpleQueue[BatchCase], finished: queue.SimpleQueue[dict[str, Any] | BaseException]
+    ) -> None:
+        try:
+            segment = self.make_segmenter(self._stop.is_set)
+            while not self._stop.is_set():
+                try:
+                    case = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                finished.put(self._process(segment, case))
+        except BaseException as error:
+            finished.put(error)
+
+    @staticmethod
+    def _next(finished: queue.SimpleQueue[dict[str, Any] | BaseException]) -> dict[str, Any] | BaseException:
+        """Wait in steps, so that Ctrl-C is heard on every system."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return finished.get(timeout=_POLL_SECONDS)
+
+    def _process(self, segment: SegmentCase, case: BatchCase) -> dict[str, Any]:
+        """One case, from what is there to its row; only a cancellation gets out."""
+        row_file = self.folder / f"{case.file_name}{ROW_SUFFIX}"
+        output = self.folder / f"{case.file_name}{self.settings.suffix}"
+        started = time.monotonic()
+        row = empty_row(case, self.model.name)
+        key: dict[str, str] = {}
+        try:
+            if case.problem:
+                raise BadInput(case.problem, "Correct the list of cases.")
+            key = case_key(case, self.model, self.settings.key(self.model))
+            former = read_row(row_file)
+            if self.resume and former is not None and is_finished(former, output, key):
+                return self._adopt(row_file, former)
+            if self.resume and is_foreign(former, row_file, output):
+                return row | {"state": CaseState.KEPT.value, "error": kept_error(output), "output": output.name}
+            row["known_digests"] = known_digests(former)
+            result = segment(case)
+            row |= result.figures | {"clicks": result.fates, "report": result.details}
+            row |= self._write(result, output, row_file, row | key)
+        except Cancelled:
+            raise
+        except SPDError as error:
+            row["error"] = _without_folders(error.sentence, case, self.folder)
+        except MemoryError:
+            row["error"] = "There was not enough memory for this case. Close other programs, or use fewer workers."
+        except Exception as error:  # one case must not stop the others
+            row["error"] = f"{type(error).__name__}: {error}"
+        row["seconds"] = round(time.monotonic() - started, 2)
+        if key:  # without one nothing was looked at, and what is known of an earlier result stays
+            try:
+                write_row(row_file, row | key)
+            except SPDError as error:
+                row["error"] = f"{row['error']} {error.sentence}".strip()
+        return row
+
+    def _adopt(self, row_file: Path, row: dict[str, Any]) -> dict[str, Any]:
+        """The row of a finished case; of one that was killed between its mask and its row too."""
+        if row["state"] != CaseState.DONE:
+            row["state"] = CaseState.DONE.value
+            with contextlib.suppress(SPDError):
+                write_row(row_file, row)
+        return row
+
+    @staticmethod
+    def _write(result: CaseResult, output: Path, row_file: Path, row: dict[str, Any]) -> dict[str, Any]:
+        """Write a mask; returns what its row says then. The row goes first, so that a kill between loses nothing."""
+        told: dict[str, Any] = {}
+
+        def write(part: Path) -> None:
+            result.write(part)
+            told.update(output=output.name, output_digest=sha256_of(part))
+            digests = [told["output_digest"], *row["known_digests"]]
+            write_row(row_file, row | told | {"state": CaseState.WRITING.value, "known_digests": digests})
+
+        write_whole(output, write, lambda part: sha256_of(part) == told["output_digest"], "mask")
+        return told | {"state": CaseState.DONE.value, "known_digests": [told["output_digest"]]}
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, part: tuple[int, int]) -> Iterator[None]:
+    """Keep other batches out of a folder: all of them, or for a part all but other parts of the same division."""
+    index, count = part
+    with contextlib.ExitStack() as locks:
+        if count == 1:
+            locks.enter_context(FolderLock(folder, "batch", wait_seconds=0.5))
+        else:
+            name = _PART_LOCK.format(index, count)
+            locks.enter_context(FolderLock(folder, f"batch, part {index} of {count}", name))
+            with FolderLock(folder, "batch", LOCK_NAME, wait_seconds=5.0):
+                pass
+        for path in sorted(folder.glob(_PART_LOCK.format("*", "*"))):
+            divided = _PART.fullmatch(path.name)
+            if divided is not None and (count == 1 or int(divided[1]) != count):
+                with FolderLock(folder, "batch", path.name, wait_seconds=0.5):
+                    pass
+        yield
+
+
+def _resolved(path: Path) -> Path:
+    with contextlib.suppress(OSError, RuntimeError):
+        return path.resolve()
+    return path
+
+
+def _without_folders(sentence: str, case: BatchCase, folder: Path) -> str:
+    """A sentence that names files and not the folders that they lie in."""
+    for parent in {str(folder), *(str(Path(path).parent) for path in (case.image, case.points) if path)}:
+        if len(parent) > 1:
+            sentence = sentence.replace(f"{parent}/", "").replace(f"{parent}\\", "")
+    return sentence

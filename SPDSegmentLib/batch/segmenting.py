@@ -1,0 +1,236 @@
+"""One case from files to a file, through a background worker."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from SPDSegmentLib.batch.cases import BatchCase
+from SPDSegmentLib.batch.identity import BatchModel
+from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
+from SPDSegmentLib.geometry.centerline import clicks_from_markups
+from SPDSegmentLib.geometry.labelmap import write_labelmap
+from SPDSegmentLib.geometry.markups import Markup, read_markups
+from SPDSegmentLib.geometry.measure import measure
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
+from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
+from SPDSegmentLib.worker.masks import unpack_mask
+from SPDSegmentLib.worker.messages import Segmented, SliceReady
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.worker.messages import Fate
+    from SPDSegmentLib.worker.request import Request
+
+DOUBTFUL_BELOW = 0.7
+_RANK = {"kept": 3, "borrowed": 2, "rejected_own_slice": 1, "outside": 0}
+_COUNTED = {
+    "kept": "clicks_kept", "borrowed": "clicks_borrowed", "rejected_own_slice": "clicks_rejected",
+    "outside": "clicks_outside", "synthesized": "points_synthesized",
+}  # fmt: skip
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How the cases of a batch are segmented.
+
+    Attributes:
+        axis: slicing axis as in ``geometry.slices.SliceStack``; empty for the model's own plane.
+        prompts: strategy of the predictor.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; results do not depend on it.
+        suffix: of the masks.
+    """
+
+    axis: str = ""
+    prompts: str = "consensus"
+    device: str = "auto"
+    suffix: str = ".seg.nrrd"
+
+    def key(self, model: BatchModel) -> dict[str, str]:
+        """The settings that a result depends on."""
+        return {"axis": self.axis or model.axis, "prompts": self.prompts, "suffix": self.suffix}
+
+
+@dataclass(frozen=True, eq=False)
+class CaseResult:
+    """What was segmented.
+
+    Attributes:
+        figures: columns of the report.
+        fates: what became of every click, JSON-ready.
+        details: the predictor's own report.
+        write: writes the mask to a path.
+    """
+
+    figures: dict[str, Any]
+    fates: list[dict[str, Any]]
+    details: dict[str, Any]
+    write: Callable[[Path], None]
+
+
+class CaseSegmenter:
+    """Segments cases, one after the other, with one worker that stays warm between them.
+
+    Args:
+        client: of the worker; all calls come from the thread that uses this object.
+        stopped: polled; true cancels the case under way.
+    """
+
+    def __init__(
+        self,
+        client: WorkerClient,
+        model: BatchModel,
+        settings: BatchSettings,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._client = client
+        self._model = model
+        self._settings = settings
+        self._stopped = stopped
+
+    def __call__(self, case: BatchCase) -> CaseResult:
+        """Segment a case.
+
+        Raises:
+            SPDError: what cannot be used, or what went wrong.
+            Cancelled: somebody stopped it.
+        """
+        volume = read_volume(case.image, case.series or None)
+        check_image(volume)
+        axis = self._settings.axis or self._model.axis
+        stack = SliceStack(volume, axis)
+        markups = _named(read_markups(case.points))
+        clicks_from_markups(markups, stack)
+        self._client.reset()  # workers that died on other cases do not count
+        self._client.set_model(ModelChoice(self._model.key, self._settings.device))
+        name = f"batch {next(_numbers)}"
+        self._client.open_volume(name, volume.array, volume.ijk_to_ras, axis)
+        try:
+            request = self._client.segment(name, markups, prompts=self._settings.prompts, send_all=True)
+            self._wait(request)
+        finally:
+            self._client.close_volume(name)
+        answer = request.result()
+        if not isinstance(answer, Segmented) or len(request.slices) != stack.n_slices:
+            raise SPDError(f"The worker returned {len(request.slices)} of {stack.n_slices} slices.", "Run again.")
+        return self._result(volume, stack, request.slices, answer)
+
+    def _wait(self, request: Request) -> None:
+        try:
+            while not request.finished:
+                self._client.poll(0.2)
+                if self._stopped():
+                    self._client.cancel(request)
+        except KeyboardInterrupt:
+            self._client.cancel(request)
+            raise Cancelled() from None
+
+    def _result(
+        self, volume: Volume, stack: SliceStack, slices: dict[int, SliceReady], answer: Segmented
+    ) -> CaseResult:
+        mask = np.zeros(stack.shape, dtype=bool)
+        for t, ready in slices.items():
+            mask[t] = unpack_mask(ready.packed)
+        labels = stack.to_volume(mask.astype(np.uint8))
+        fates = best_fates(answer.fates)
+        notes = [str(note) for note in answer.report.get("notes", ())]
+        figures = {
+            "notes": " ".join(notes),
+            **_figures(mask, stack, slices),
+            **dict.fromkeys(_COUNTED.values(), 0),
+            **{_COUNTED[fate]: count for fate, count in Counter(fate.fate for fate in fates).items()},
+            "device": answer.device,
+        }
+        model = self._model
+
+        def write(path: Path) -> None:
+            write_labelmap(
+                path,
+                labels,
+                volume,
+                (model.structure,),
+                (model.color,),
+                (model.terminology,) if model.terminology else None,
+            )
+
+        listed = [
+            {
+                "id": fate.click_id,
+                "fate": fate.fate,
+                "slice_number": stack.slice_number(fate.slice_index)
+                if 0 <= fate.slice_index < stack.n_slices
+                else None,
+                "position_ras": [round(float(value), 3) if np.isfinite(value) else None for value in fate.position_ras],
+                "reason": fate.reason,
+            }
+            for fate in fates
+        ]
+        return CaseResult(figures, listed, answer.report, write)
+
+
+def is_doubtful(status: str, quality: float | None) -> bool:
+    """Whether a person should look at a slice: no click supports it, or its predicted quality is low."""
+    return status == "abstained" or (status != "empty" and quality is not None and quality < DOUBTFUL_BELOW)
+
+
+def best_fates(fates: Iterable[Fate]) -> list[Fate]:
+    """One fate for each click, of several samples of a curve point the best, and one for each synthesized point."""
+    best: dict[str, Fate] = {}
+    synthesized: list[Fate] = []
+    for fate in fates:
+        if fate.click < 0:
+            synthesized.append(fate)
+        elif fate.fate in _RANK:
+            known = best.get(fate.click_id)
+            if known is None or _RANK[fate.fate] > _RANK[known.fate]:
+                best[fate.click_id] = fate
+    return [*best.values(), *synthesized]
+
+
+def _figures(mask: np.ndarray, stack: SliceStack, slices: dict[int, SliceReady]) -> dict[str, Any]:
+    box, start = _cropped(mask)
+    found = measure(box, start, stack)
+    qualities = [ready.quality for ready in slices.values() if ready.quality is not None and ready.status != "empty"]
+    return {
+        "volume_ml": round(found.volume_ml, 3),
+        "length_mm": round(found.length_mm, 1),
+        "mean_diameter_mm": round(found.mean_diameter_mm, 1),
+        "largest_diameter_mm": round(found.largest_diameter_mm, 1),
+        "voxels": int(box.sum()),
+        "quality": round(sum(qualities) / len(qualities), 3) if qualities else "",
+        "doubtful_slices": sum(is_doubtful(ready.status, ready.quality) for ready in slices.values()),
+    }
+
+
+def _cropped(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """The part of a mask that is not empty, and where it begins."""
+    filled = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if not filled[0].size:
+        return mask[:0, :0, :0], (0, 0, 0)
+    t, row, column = (slice(int(part[0]), int(part[-1]) + 1) for part in filled)
+    return mask[t, row, column], (t.start, row.start, column.start)
+
+
+def _named(markups: Sequence[Markup]) -> list[Markup]:
+    """Clicks of several nodes in one file with names of their own."""
+    if len(markups) == 1:
+        return list(markups)
+    return [
+        replace(markup, points=tuple(replace(point, id=f"{n}:{point.id}") for point in markup.points))
+        for n, markup in enumerate(markups, start=1)
+    ]
+
+
+def check_settings(settings: BatchSettings) -> None:
+    """Raise BadInput for settings that no case could be segmented with."""
+    from SPDSegmentLib.geometry.labelmap import SUFFIXES
+
+    if settings.suffix not in SUFFIXES:
+        raise BadInput(f"'{settings.suffix}' is no file format for masks.", f"Use one of {', '.join(SUFFIXES)}.")
