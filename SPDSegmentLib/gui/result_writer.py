@@ -28,6 +28,9 @@ class WritableTarget(Protocol):
     def record(self) -> WriteRecord:
         """What is known about the segment."""
 
+    def hasVoxelsOf(self, snapshot: Any) -> bool:
+        """Whether nothing is resampled between segment and volume: only then :meth:`ResultWriter.rollBack` is exact."""
+
     def saveRecord(self, record: WriteRecord) -> None:
         """Keep a record."""
 
@@ -83,7 +86,7 @@ class ResultWriter:
     @property
     def mayWriteParts(self) -> bool:
         """Whether slices may be written as they come; otherwise they are written at once, at the end."""
-        return not self._target.changesOthers
+        return not self._target.changesOthers and self._target.hasVoxelsOf(self._snapshot)
 
     def begin(self) -> dict[int, np.ndarray]:
         """Recognize what a person edited and return the masks (H, W) of all slices that belong to a person."""

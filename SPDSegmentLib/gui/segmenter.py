@@ -13,7 +13,7 @@ from .history import History
 from .job import CallLater, Job, JobState
 from .result_writer import ResultWriter
 from .task import Task, View
-from .volumes import VolumeSnapshot, takeSnapshot
+from .volumes import VolumeSnapshot, slicesBeside
 from .worker_host import WorkerHost
 from .write_record import WriteRecord
 
@@ -42,6 +42,7 @@ class Segmenter:
         self._startedClicks: dict[tuple[str, str], Clicks] = {}
         self._incomplete: set[tuple[str, str]] = set()
         self._savedFor: dict[tuple[str, str], dict[int, str]] = {}
+        self._served: dict[tuple[str, str], str] = {}
 
     def start(self, task: Task, *, blocking: bool = False) -> Job:
         """Send a segmentation to the worker and return its job; a running one of the same segment is replaced.
@@ -56,11 +57,11 @@ class Segmenter:
         before = readClicks(task.centerlineNodes)
         clicks = namedClicks(before)
         key = task.key
-        former = self._jobs.get(key)
-        if former is not None and not former.finished:
-            former.cancel(urgent=False)
+        running = self._jobs.get(key)
+        if running is not None and not running.finished:
+            running.cancel(urgent=False)
         snapshot = task.view.snapshot()
-        self._adoptAxis(task, snapshot)
+        former = self._adoptGrid(task, snapshot)
         history = self._histories.setdefault(key, History())
         writer = ResultWriter(task.target, snapshot, lambda: self._saveState(task, writer.digestsBefore))
         locked = writer.begin()
@@ -75,7 +76,7 @@ class Segmenter:
             task.target.node,
             task.view.model.name,
         )
-        job.onFinished.connect(lambda done: self._noteFinished(task, name, done, before))
+        job.onFinished.connect(lambda done: self._noteFinished(task, name, done, before, former))
         self._jobs[key] = job
         self._startedClicks[key] = before
         first = None
@@ -87,7 +88,9 @@ class Segmenter:
                 clicks,
                 prompts=task.prompts,
                 first_slice=first,
-                send_all=key in self._incomplete or not self.workerHost.hasServed(name),
+                send_all=key in self._incomplete
+                or self._served.get(key) != name
+                or not self.workerHost.hasServed(name),
                 locked=locked,
                 anchor_ras=writer.record.anchorRas if writer.record.model == task.view.model.name else None,
                 callbacks=callbacks,
@@ -140,8 +143,11 @@ class Segmenter:
         target = task.target
         if target.node is None or any(not job.finished for job in self._jobs.values()):
             return False
-        digests = target.digests(task.writtenSnapshot())
         record = target.record
+        written = task.writtenSnapshot(record)
+        digests = target.digests(written)
+        if record.grid is not None:
+            record.grid = target.gridOf(written)
         if self._savedFor.get(task.key) != digests:
             self._savedFor.pop(task.key, None)
         state = self._histories.get(task.key, History()).find(digests)
@@ -185,6 +191,7 @@ class Segmenter:
         self._startedClicks.clear()
         self._incomplete.clear()
         self._savedFor.clear()
+        self._served.clear()
         self.workerHost.forgetVolumes()
 
     def _saveState(self, task: Task, digests: Mapping[int, str]) -> None:
@@ -205,12 +212,13 @@ class Segmenter:
         task.target.saveRecord(record.withNames(renamed))
         self._lastClicks[task.key] = renameClicks(clicks, renamed)
 
-    def _noteFinished(self, task: Task, name: str, job: Job, clicks: Clicks) -> None:
+    def _noteFinished(self, task: Task, name: str, job: Job, clicks: Clicks, former: WriteRecord | None = None) -> None:
         key = task.key
         if self._jobs.get(key) is job:
             del self._jobs[key]
         if job.state is JobState.DONE:
             self._incomplete.discard(key)
+            self._served[key] = name
             self.workerHost.noteServed(name)
             if job.writer.changed:
                 self._savedFor.pop(key, None)
@@ -218,20 +226,37 @@ class Segmenter:
             self._histories.setdefault(key, History()).remember(job.digests, clicks, job.writer.record)
         else:
             self._incomplete.add(key)
+            if former is not None and task.target.exists:
+                former.noteEdits(task.target.digests(task.writtenSnapshot(former)))
+                task.target.saveRecord(former)
             if job.wasUndone:
                 self._restoreLastClicks(task)
 
-    def _adoptAxis(self, task: Task, snapshot: VolumeSnapshot) -> None:
-        """Translate the record of a segment that was written along another axis: edited or not, as a whole."""
-        record = task.target.record
-        if record.axis == snapshot.axis:
-            return
-        old = takeSnapshot(task.volumeNode, record.axis)
-        touched = bool(record.owned or record.findEdits(task.target.digests(old)))
-        new = WriteRecord(axis=snapshot.axis, model=record.model)
-        if not touched:
-            digests = task.target.digests(snapshot)
+    def _adoptGrid(self, task: Task, snapshot: VolumeSnapshot) -> WriteRecord | None:
+        """Translate the record of a segment to the slices of the volume that is segmented now.
+
+        Returns:
+            The former record where a result holds for other slices, otherwise None.
+        """
+        target = task.target
+        record, grid = target.record, target.gridOf(snapshot)
+        former = record.copy()
+        if record.axis == snapshot.axis and (record.grid is None or record.grid.fits(grid)):
+            if (record.volumeId, record.grid) != (snapshot.nodeId, grid):
+                record.volumeId, record.grid = snapshot.nodeId, grid
+                target.saveRecord(record)
+            return None
+        old = task.writtenSnapshot(record)
+        edited = record.owned | record.findEdits(target.digests(old))
+        digests = target.digests(snapshot)
+        new = WriteRecord(axis=snapshot.axis, model=record.model, volumeId=snapshot.nodeId, grid=grid)
+        beside = slicesBeside(old.stack, snapshot.stack, edited)
+        if beside is not None:
+            new.owned = beside
+            new.noteWritten(set(digests) - beside, digests)
+        elif not edited:
             new.noteWritten(digests, digests)
-        task.target.saveRecord(new)
+        target.saveRecord(new)
         self._incomplete.add(task.key)
         self._histories.pop(task.key, None)
+        return former if former.model else None

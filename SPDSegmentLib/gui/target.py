@@ -11,11 +11,19 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
+from .record_store import loadRecord, saveRecord
 from .slice_grid import SegmentContent, Triple, boxAround, sliceDigests
-from .volumes import VolumeSnapshot, arrayFromMatrix, matrixFromArray, parentMatrix, worldMatrix
-from .write_record import WriteRecord
+from .volumes import (
+    VolumeSnapshot,
+    arrayFromMatrix,
+    gridSnapshot,
+    matrixFromArray,
+    parentMatrix,
+    takeSnapshot,
+    worldMatrix,
+)
+from .write_record import RecordGrid, WriteRecord
 
-RECORD_ATTRIBUTE = "SPDSegment.Record."
 EDITOR_ATTRIBUTE = "SPDSegment.Editor"
 WRITER_ATTRIBUTE = "SPDSegment.Writer"
 GRID_TOLERANCE = 1e-3
@@ -61,14 +69,43 @@ class Target:
     def record(self) -> WriteRecord:
         """What is known about the segment; kept in the scene."""
         node = self.node
-        text = node.GetAttribute(RECORD_ATTRIBUTE + self.segmentId) if node is not None else None
-        return WriteRecord.fromJson(text)
+        return loadRecord(node, self.segmentId) if node is not None else WriteRecord()
 
     def saveRecord(self, record: WriteRecord) -> None:
         """Keep a record in the scene."""
         node = self.node
         if node is not None:
-            node.SetAttribute(RECORD_ATTRIBUTE + self.segmentId, record.toJson())
+            saveRecord(node, self.segmentId, record)
+
+    def gridOf(self, snapshot: VolumeSnapshot) -> RecordGrid:
+        """Return a volume's voxels as a record keeps them."""
+        matrix = _toSegmentation(self.node, snapshot)
+        k, j, i = snapshot.volume.array.shape
+        return RecordGrid((k, j, i), tuple(matrix.ravel().tolist()))
+
+    def writtenSnapshot(self, record: WriteRecord, volumeNode: Any) -> VolumeSnapshot:
+        """Return the slices for which a record holds: those of its volume, whichever is chosen now, even if it is gone.
+
+        Args:
+            record: of this segment.
+            volumeNode: the chosen one; taken where the record does not know its volume.
+        """
+        if record.grid is None:
+            return takeSnapshot(volumeNode, record.axis)
+        own = slicer.mrmlScene.GetNodeByID(record.volumeId) if record.volumeId else None
+        present = takeSnapshot(own, record.axis) if own is not None and own.GetImageData() is not None else None
+        if present is not None and record.grid.fits(self.gridOf(present)):
+            return present
+        place = parentMatrix(self.node) @ record.grid.toWorld
+        written = gridSnapshot(record.grid.shape, place, record.axis, record.volumeId)
+        if present is not None and self.hasVoxelsOf(present) and not self.hasVoxelsOf(written):
+            return present  # volume and segmentation were moved together, by a transform that was hardened
+        return written
+
+    def hasVoxelsOf(self, snapshot: VolumeSnapshot) -> bool:
+        """Whether the voxels of the segment are those of a volume, so that nothing is resampled between both."""
+        labelmap = self._labelmap()
+        return labelmap is None or self._wholeVoxelOffset(self.node, labelmap, snapshot) is not None
 
     def read(self, snapshot: VolumeSnapshot, slices: Collection[int] | None = None) -> SegmentContent:
         """Return the segment's voxels on the grid of a volume.
@@ -144,9 +181,8 @@ class Target:
             cut: leave out the empty margin of a large labelmap.
         """
         node = self.node
-        segment = node.GetSegmentation().GetSegment(self.segmentId) if node is not None else None
-        labelmap = segment.GetRepresentation("Binary labelmap") if segment is not None else None
-        if segment is None or labelmap is None or labelmap.IsEmpty() or not labelmap.GetPointData().GetScalars():
+        labelmap = self._labelmap()
+        if labelmap is None:
             return None
         offset = self._wholeVoxelOffset(node, labelmap, snapshot)
         if offset is None:
@@ -165,7 +201,16 @@ class Target:
             labels = labels[inside]
             first = [part.start for part in reversed(inside)]
         i, j, k = (here + there + more for here, there, more in zip((i0, j0, k0), offset, first, strict=True))
-        return labels, (i, j, k), segment.GetLabelValue()
+        return labels, (i, j, k), node.GetSegmentation().GetSegment(self.segmentId).GetLabelValue()
+
+    def _labelmap(self) -> Any:
+        """The segment's labelmap, which may hold other segments too, or None where it is empty."""
+        node = self.node
+        segment = node.GetSegmentation().GetSegment(self.segmentId) if node is not None else None
+        labelmap = segment.GetRepresentation("Binary labelmap") if segment is not None else None
+        if labelmap is None or labelmap.IsEmpty() or not labelmap.GetPointData().GetScalars():
+            return None
+        return labelmap
 
     @staticmethod
     def _wholeVoxelOffset(node: Any, labelmap: Any, snapshot: VolumeSnapshot) -> tuple[int, int, int] | None:
@@ -214,15 +259,18 @@ def makeTarget(
 def editorNode() -> Any:
     """Return the segment editor node of this module, made if need be; other segments are not overwritten by default.
 
-    It is no singleton: closing the scene would set a singleton back to overwriting all segments.
+    It is no singleton: closing the scene would set a singleton back to overwriting all segments. It is not saved:
+    Slicer writes the ID of its segment as it is, and a scene with a quote or a bracket in it cannot be opened.
     """
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
         if node.GetAttribute(EDITOR_ATTRIBUTE):
+            node.SaveWithSceneOff()
             return node
     node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
     node.UnRegister(None)
     node.SetName("SPDSegment editor")
     node.SetAttribute(EDITOR_ATTRIBUTE, "1")
+    node.SaveWithSceneOff()
     node.SetOverwriteMode(node.OverwriteNone)
     return slicer.mrmlScene.AddNode(node)
 

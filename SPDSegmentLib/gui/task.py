@@ -65,13 +65,15 @@ class Task:
         return self.target.nodeId, self.target.segmentId
 
     def writtenSnapshot(self, record: WriteRecord | None = None) -> VolumeSnapshot:
-        """The present state of the volume, cut as when the segment was written last.
+        """The slices for which the segment's record holds, as they lie now.
 
         Args:
             record: that of the segment, where it is at hand: reading it takes some milliseconds.
         """
         record = record or self.target.record
-        return takeSnapshot(self.volumeNode, record.axis) if record.model else self.view.snapshot()
+        if record.grid is None and not record.model:
+            return self.view.snapshot()
+        return self.target.writtenSnapshot(record, self.volumeNode)
 
     def whyInvalid(self, snapshot: VolumeSnapshot) -> str:
         """Return why results for a state of the volume may no longer be written, empty if they may."""

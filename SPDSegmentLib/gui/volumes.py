@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 
 from .slice_grid import SliceGrid
+
+PARALLEL = 0.999
+"""Cosine between the normals of slices that count as parallel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,40 @@ def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
     volume = Volume(slicer.util.arrayFromVolume(node), matrix, node.GetName() or "")
     stack = SliceStack(volume, axis)
     return VolumeSnapshot(node.GetID(), fingerprint(node, axis), volume, stack, SliceGrid(stack), axis)
+
+
+def gridSnapshot(shape: tuple[int, int, int], matrix: np.ndarray, axis: str, nodeId: str = "") -> VolumeSnapshot:
+    """Return the slices of voxels (K, J, I) without values, which are of a volume that is gone or has changed.
+
+    Args:
+        shape: K, J, I.
+        matrix: (4, 4) from IJK to world mm.
+        axis: slicing axis.
+        nodeId: of the volume.
+    """
+    stack = SliceStack(Volume(np.broadcast_to(np.zeros((), dtype=np.uint8), shape), matrix), axis)
+    return VolumeSnapshot(nodeId, "", stack.volume, stack, SliceGrid(stack), axis)
+
+
+def slicesBeside(old: SliceStack, new: SliceStack, slices: Iterable[int]) -> set[int] | None:
+    """Return which slices of another stack lie where some slices of a stack do; None where they are not parallel.
+
+    Args:
+        old: a stack.
+        new: the other one.
+        slices: of ``old``.
+    """
+    ends = [stack.to_ras(np.array([0.0, 1.0]), np.zeros((2, 2))) for stack in (old, new)]
+    normals = [(second - first) / np.linalg.norm(second - first) for first, second in ends]
+    if abs(float(normals[0] @ normals[1])) < PARALLEL:
+        return None
+    corner = np.zeros((1, 2))
+    wanted = set(slices)
+    middles = old.to_ras(np.array(sorted(wanted), dtype=float), np.zeros((len(wanted), 2)))
+    near = {round(float(position)) for position in new.to_slices(middles)[0]}
+    every = np.arange(new.n_slices, dtype=float)
+    places = old.to_slices(new.to_ras(every, np.repeat(corner, len(every), axis=0)))[0]
+    return {t for t in range(new.n_slices) if t in near or round(float(places[t])) in wanted}
 
 
 def fingerprint(node: Any, axis: str) -> str:

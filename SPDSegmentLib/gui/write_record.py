@@ -8,13 +8,43 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 RECORD_VERSION = 1
 DOUBTFUL_BELOW = 0.7
 NO_SUPPORT = ("abstained",)
 NOTHING = "empty"
 OUTSIDE = "outside"
+SAME_PLACE_VOXELS = 1e-2
 
 Position = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class RecordGrid:
+    """The voxels on whose slices a record holds.
+
+    Attributes:
+        shape: K, J, I.
+        matrix: (4, 4) row by row, from I, J, K to the coordinates of the segmentation node in mm.
+    """
+
+    shape: tuple[int, int, int]
+    matrix: tuple[float, ...]
+
+    def fits(self, other: RecordGrid) -> bool:
+        """Whether both are the same voxels."""
+        if self.shape != other.shape:
+            return False
+        k, j, i = self.shape
+        corners = np.array([[0, 0, 0, 1], [i, 0, 0, 1], [0, j, 0, 1], [0, 0, k, 1]], dtype=float).T
+        moved = np.linalg.inv(self.toWorld) @ other.toWorld @ corners
+        return bool(np.abs(moved - corners).max() < SAME_PLACE_VOXELS)
+
+    @property
+    def toWorld(self) -> np.ndarray:
+        """The matrix as (4, 4) array."""
+        return np.array(self.matrix).reshape(4, 4)
 
 
 @dataclass(frozen=True)
@@ -62,6 +92,9 @@ class WriteRecord:
         fates: of clicks and synthesized points, latest run.
         model: bundle name.
         axis: slicing axis for which the slice indexes hold.
+        volumeId: node of the volume on whose slices the record holds, empty where it is not known.
+        grid: voxels of that volume, None where they are not known.
+        identity: of the segment, see ``record_store``.
         anchorRas: where the model's field of view was, in world mm; a new worker puts it there again.
     """
 
@@ -72,6 +105,16 @@ class WriteRecord:
     model: str = ""
     axis: str = "auto"
     anchorRas: Position | None = None
+    volumeId: str = ""
+    grid: RecordGrid | None = None
+    identity: str = ""
+
+    @property
+    def nodeIds(self) -> set[str]:
+        """Nodes that the record names: the volume and those of the clicks."""
+        return {nodeOf(fate.clickId) for fate in self.fates if fate.clickId} | (
+            {self.volumeId} if self.volumeId else set()
+        )
 
     def findEdits(self, digests: Mapping[int, str]) -> set[int]:
         """Return the slices whose content differs from what was written."""
@@ -126,6 +169,9 @@ class WriteRecord:
             self.model,
             self.axis,
             self.anchorRas,
+            self.volumeId,
+            self.grid,
+            self.identity,
         )
 
     def withNames(self, renamed: Mapping[str, str]) -> WriteRecord:
@@ -134,8 +180,9 @@ class WriteRecord:
         copied.fates = [replace(fate, clickId=renamed.get(fate.clickId, fate.clickId)) for fate in self.fates]
         return copied
 
-    def toJson(self) -> str:
-        """Return the text that a scene keeps."""
+    def toJson(self, names: Mapping[str, str] | None = None) -> str:
+        """Return the text that a scene keeps; ``names`` stand for the IDs of nodes."""
+        names = names or {}
         return json.dumps(
             {
                 "version": RECORD_VERSION,
@@ -146,25 +193,34 @@ class WriteRecord:
                     for t, i in sorted(self.info.items())
                 },
                 "fates": [
-                    [f.clickId, f.fate, f.sliceIndex, [round(x, 3) for x in f.positionRas], f.reason]
+                    [_renamed(f.clickId, names), f.fate, f.sliceIndex, [round(x, 3) for x in f.positionRas], f.reason]
                     for f in self.fates
                 ],
                 "model": self.model,
                 "axis": self.axis,
                 "anchor": self.anchorRas,
+                "volume": names.get(self.volumeId, self.volumeId),
+                "grid": None if self.grid is None else [self.grid.shape, self.grid.matrix],
+                "segment": self.identity,
             },
             separators=(",", ":"),
         )
 
     @classmethod
-    def fromJson(cls, text: str | None) -> WriteRecord:
-        """Read :meth:`toJson`; from an unreadable text an empty record, so that all content is owned."""
-        return _parsed(text or "{}").copy()
+    def fromJson(cls, text: str | None, nodeIds: Mapping[str, str] | None = None) -> WriteRecord:
+        """Read :meth:`toJson`; from an unreadable text an empty record, so that all content is owned.
+
+        Args:
+            text: what a scene has kept.
+            nodeIds: IDs of nodes by the names that stand for them.
+        """
+        return _parsed(text or "{}", tuple(sorted((nodeIds or {}).items()))).copy()
 
 
 @lru_cache(maxsize=4)
-def _parsed(text: str) -> WriteRecord:
+def _parsed(text: str, names: tuple[tuple[str, str], ...]) -> WriteRecord:
     """A record is read several times for each change of a click, and a thousand fates take some milliseconds."""
+    nodeIds = dict(names)
     try:
         content: Any = json.loads(text)
         if not isinstance(content, dict) or content.get("version") != RECORD_VERSION:
@@ -173,10 +229,16 @@ def _parsed(text: str) -> WriteRecord:
             {int(t): str(d) for t, d in content["written"].items()},
             {int(t) for t in content["owned"]},
             {int(t): SliceInfo(i[0], str(i[1])) for t, i in content["info"].items()},
-            [PointFate(f[0], f[1], int(f[2]), (f[3][0], f[3][1], f[3][2]), f[4]) for f in content["fates"]],
+            [
+                PointFate(_renamed(f[0], nodeIds), f[1], int(f[2]), (f[3][0], f[3][1], f[3][2]), f[4])
+                for f in content["fates"]
+            ],
             str(content["model"]),
             str(content["axis"]),
             _position(content.get("anchor")),
+            nodeIds.get(content.get("volume") or "", content.get("volume") or ""),
+            _grid(content.get("grid")),
+            str(content.get("segment") or ""),
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return WriteRecord()
@@ -187,3 +249,23 @@ def _position(given: Any) -> Position | None:
         return None
     x, y, z = (float(value) for value in given)
     return x, y, z
+
+
+def _grid(given: Any) -> RecordGrid | None:
+    if given is None:
+        return None
+    shape, matrix = given
+    k, j, i = (int(size) for size in shape)
+    values = tuple(float(value) for value in matrix)
+    return RecordGrid((k, j, i), values) if len(values) == 16 else None
+
+
+def nodeOf(clickId: str) -> str:
+    """Return the node of a click by the click's name, see ``centerlines.clickName``."""
+    return clickId.rpartition(":")[0]
+
+
+def _renamed(clickId: str, names: Mapping[str, str]) -> str:
+    """The name of a click with another name of its node."""
+    node, colon, point = clickId.rpartition(":")
+    return names[node] + colon + point if node in names else clickId
