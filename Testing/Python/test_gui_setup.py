@@ -122,7 +122,7 @@ def test_one_button_installs_what_is_missing_and_fetches_the_weights(
     assert "PyTorch" in asked and "PEFT" in asked and "safetensors" not in asked and "0.3 MB" in asked
     host.dialogs.answer(True)
     module.ui.installButton.click()
-    assert host.installs.requests == [("installTorch", ("torch>=2.4",)), ("pip_ensure", ("peft>=0.11",))]
+    assert host.installs.requests == [("installTorch", ("torch>=2.6",)), ("pip_ensure", ("peft>=0.11",))]
     host.wait_until(lambda: not module.widget.panel.setup.tool.isRunning, 30_000)
     assert rows(module)["Weights LiteMedSAM (TinyViT)"] == "here, checked"
     assert "Good: lite_medsam" in module.ui.setupLabel.text
@@ -188,7 +188,7 @@ def test_an_old_package_counts_as_missing(monkeypatch: pytest.MonkeyPatch, modul
 
     monkeypatch.setattr(packages, "installedVersion", lambda name: {"torch": "2.3.1+cu121"}.get(name, "99.0"))
     open_section(module)
-    assert rows(module)["PyTorch"] == "2.3.1+cu121, too old: 2.4 is needed"
+    assert rows(module)["PyTorch"] == "2.3.1+cu121, too old: 2.6 is needed"
     assert [state.name for state in packages.missingPackages()] == ["torch"]
 
 

@@ -110,8 +110,8 @@ def test_requests_to_install_are_recorded_and_install_nothing(host: Any) -> None
     host.installs.missing |= {"peft", "torch"}
     assert not slicer.packaging.pip_check("peft>=0.1")
     slicer.packaging.pip_ensure(["numpy", "peft>=0.1"])
-    PyTorchUtils.PyTorchUtilsLogic().installTorch(torchVersionRequirement=">=2.4")
-    assert host.installs.requests == [("pip_ensure", ("peft>=0.1",)), ("installTorch", ("torch>=2.4",))]
+    PyTorchUtils.PyTorchUtilsLogic().installTorch(torchVersionRequirement=">=2.6")
+    assert host.installs.requests == [("pip_ensure", ("peft>=0.1",)), ("installTorch", ("torch>=2.6",))]
     assert slicer.packaging.pip_check("peft>=0.1")
 
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import email.message
 import errno
+import io
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import urllib.response
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models_helpers import (
@@ -301,3 +310,63 @@ def test_removed_weights_are_gone_with_what_was_known_of_them(publisher: Path, s
 def test_the_real_lite_medsam_passes_a_full_check(lite_medsam: Path) -> None:
     assert verify_base_weights("lite_medsam") == lite_medsam
     assert lite_medsam.stat().st_size == 39_370_479
+
+
+KILLED_FETCH = """
+import subprocess, sys, time
+from pathlib import Path
+from SPDSegmentLib.models.download import watched
+from SPDSegmentLib.models.files import staging_folder
+with staging_folder(Path(sys.argv[1])) as staging, watched(staging) as watcher:
+    (staging / "part").write_bytes(b"half")
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    watcher.guard(child.pid)
+    print(child.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="sends a signal to a group of processes")
+@pytest.mark.parametrize("whom", ["process", "group"])
+def test_a_killed_fetch_leaves_neither_files_nor_processes(spd_home: Path, tmp_path: Path, whom: str) -> None:
+    folder = spd_home / "weights"
+    command = [sys.executable, "-c", KILLED_FETCH, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    assert any(folder.iterdir())
+    os.kill(process.pid, signal.SIGKILL) if whom == "process" else os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert becomes_true(lambda: not any(folder.iterdir()))
+    assert becomes_true(lambda: not runs(child))
+
+
+def becomes_true(what: Any, seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(what())
+
+
+def runs(process_id: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has asked for yet does not."""
+    psutil = pytest.importorskip("psutil")
+    try:
+        return bool(psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("target", ["http://example.org/weights", "ftp://example.org/weights"])
+def test_a_redirect_away_from_https_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    def redirect(handler: Any, request: urllib.request.Request) -> Any:
+        headers = email.message.Message()
+        headers["Location"] = target
+        response: Any = urllib.response.addinfourl(io.BytesIO(b""), headers, request.full_url, 302)
+        response.msg = "Found"
+        return response
+
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", redirect)
+    with pytest.raises(ModelMissing, match="is not https"):
+        download.download_url("https://example.org/weights", tmp_path / "w", 3)
+    assert list(tmp_path.iterdir()) == []
