@@ -7,6 +7,8 @@ Every error names what is wrong and where (``message``), what to do (``remedy``)
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from typing import ClassVar
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -111,6 +113,42 @@ class Cancelled(SPDError):
 
     def __init__(self, message: str = "Cancelled.", remedy: str = "", details: str = "") -> None:
         super().__init__(message, remedy, details)
+
+
+REQUIREMENTS = {
+    "torch": "torch>=2.6",
+    "segment_anything": "segment-anything>=1.0",
+    "peft": "peft>=0.11",
+    "accelerate": "accelerate>=0.30",
+    "matplotlib": "matplotlib>=3.8",
+    "skimage": "scikit-image>=0.22",
+    "dask": "dask[distributed]>=2024.1",
+    "distributed": "dask[distributed]>=2024.1",
+    "dask_jobqueue": "dask-jobqueue>=0.8",
+    "highdicom": "highdicom>=0.23",
+    "nnunetv2": "nnunetv2>=2.8",
+    "sam2": "sam2>=1.1",
+    "monai": "monai>=1.4",
+}
+"""What pip is asked for, by the name that is imported; a test compares it with pyproject.toml."""
+
+_NEEDED_TOGETHER = ("torch", "segment_anything", "peft")
+
+
+def missing_package(name: str, why: str, details: str = "") -> DependencyMissing:
+    """The error of a package that cannot be imported, with the command that installs it into this Python.
+
+    Args:
+        name: as it is imported.
+        why: what the import said.
+    """
+    names = _NEEDED_TOGETHER if name in _NEEDED_TOGETHER else (name,)
+    command = [sys.executable or "python", "-m", "pip", "install", *(REQUIREMENTS.get(n, n) for n in names)]
+    return DependencyMissing(
+        f"The Python package {name} is needed here and cannot be imported ({why}).",
+        f"Run: {shlex.join(command)}",
+        details,
+    )
 
 
 _FAMILY: dict[str, type[SPDError]] = {

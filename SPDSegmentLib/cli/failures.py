@@ -9,20 +9,7 @@ from typing import Any
 import typer
 import typer.core
 
-from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, OutOfMemory, SPDError
-
-_EXTRA_OF_PACKAGE = {
-    "torch": "torch",
-    "segment_anything": "torch",
-    "peft": "torch",
-    "accelerate": "train",
-    "matplotlib": "train",
-    "skimage": "train",
-    "dask": "batch",
-    "distributed": "batch",
-    "dask_jobqueue": "batch",
-    "highdicom": "dicom",
-}
+from SPDSegmentLib.errors import BadInput, Cancelled, OutOfMemory, SPDError, missing_package
 
 
 class FailureReportingGroup(typer.core.TyperGroup):
@@ -51,12 +38,7 @@ def as_spd_error(error: BaseException) -> SPDError:
         return Cancelled()
     package = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
     if package not in ("", "SPDSegmentLib"):
-        extra = _EXTRA_OF_PACKAGE.get(package)
-        target = f"'spdsegment[{extra}]'" if extra else package
-        return DependencyMissing(
-            f"The Python package {package} is needed here and cannot be imported ({error}).",
-            f"Run: python -m pip install {target}",
-        )
+        return missing_package(package, _first_line(error))
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         return OutOfMemory("There is not enough memory for this volume.", "Close other programs, or use --device cpu.")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

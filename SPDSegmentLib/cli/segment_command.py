@@ -55,6 +55,9 @@ def segment(
     ] = False,
     axis: Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+    full_paths: Annotated[
+        bool, typer.Option("--full-paths", help="Name files in the report with their folders.")
+    ] = False,
 ) -> None:
     """Segment a structure from rough clicks along its centerline."""
     request = SegmentRequest(
@@ -68,6 +71,7 @@ def segment(
         saliency_only=saliency_only,
         axis=axis.value if axis else None,
         device=device,
+        full_paths=full_paths,
     )
     with show_slices() as on_progress:
         outcome = run_segmentation(request, on_progress)

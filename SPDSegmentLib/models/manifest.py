@@ -113,3 +113,15 @@ def known_weights(name: str) -> BaseWeights:
         return BASE_WEIGHTS[name]
     except KeyError:
         raise ModelMissing(f"There are no base weights named '{name}'.", f"Known: {', '.join(BASE_WEIGHTS)}.") from None
+
+
+def fetch_command(name: str) -> str:
+    """What brings base weights to this machine."""
+    weights = BASE_WEIGHTS.get(name)
+    accept = " --accept-unknown" if weights is not None and weights.sha256 is None else ""
+    return f"spdsegment models fetch {name}{accept}"
+
+
+def refetch_command(name: str) -> str:
+    """What replaces base weights that are damaged."""
+    return f"spdsegment models remove {name}, then: {fetch_command(name)}"

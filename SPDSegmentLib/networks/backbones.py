@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from SPDSegmentLib.errors import ModelCorrupt
+from SPDSegmentLib.models.manifest import refetch_command
 from SPDSegmentLib.networks.checkpoint import load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.guarded_imports import import_segment_anything_modeling
@@ -150,7 +151,7 @@ def _load(
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ModelCorrupt(
             f"{source} does not hold the weights of {config.backbone}.",
-            f"Run: spdsegment models remove {config.backbone}, then: spdsegment models fetch {config.backbone}",
+            f"Run: {refetch_command(config.backbone)}",
             str(error),
         ) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.errors import DependencyMissing, ModelCorrupt
+from SPDSegmentLib.errors import DependencyMissing, ModelCorrupt, missing_package
 from SPDSegmentLib.settings import shorten
 
 LOWEST_TORCH = (2, 6)
@@ -76,5 +76,5 @@ def _require_safe_torch() -> None:
         needed = ".".join(map(str, LOWEST_TORCH))
         raise DependencyMissing(
             f"torch {torch.__version__} cannot open model weights safely; {needed} is needed.",
-            f"Run: python -m pip install 'torch>={needed}'",
+            missing_package("torch", "").remedy,
         )

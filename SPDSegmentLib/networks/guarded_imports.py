@@ -14,7 +14,7 @@ import sys
 import types
 from types import ModuleType
 
-from SPDSegmentLib.errors import DependencyMissing
+from SPDSegmentLib.errors import missing_package
 
 
 def import_segment_anything_modeling() -> ModuleType:
@@ -29,9 +29,7 @@ def import_segment_anything_modeling() -> ModuleType:
         return importlib.import_module("segment_anything.modeling")
     spec = importlib.util.find_spec("segment_anything")
     if spec is None or spec.submodule_search_locations is None:
-        raise DependencyMissing(
-            "The Python package 'segment-anything' is not installed.", "Install it with: pip install segment-anything"
-        )
+        raise missing_package("segment_anything", "it is not installed")
     parent = types.ModuleType("segment_anything")
     parent.__path__ = list(spec.submodule_search_locations)
     parent.__spec__ = spec
@@ -53,9 +51,7 @@ def import_peft() -> ModuleType:
     try:
         return importlib.import_module("peft")
     except ImportError as error:
-        raise DependencyMissing(
-            "The Python package 'peft' cannot be imported.", "Install it with: pip install peft", str(error)
-        ) from error
+        raise missing_package("peft", str(error)) from error
 
 
 def hide_broken_torchvision() -> None:

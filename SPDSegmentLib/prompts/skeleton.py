@@ -7,7 +7,7 @@ from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from SPDSegmentLib.errors import DependencyMissing
+from SPDSegmentLib.errors import missing_package
 from SPDSegmentLib.prompts.click_path import Branch
 
 MAX_SIDE = 160  # voxels of the grid on which the skeleton is computed
@@ -29,9 +29,7 @@ def skeleton_branches(mask: np.ndarray, spacing: np.ndarray) -> list[Branch]:
     try:
         from skimage.morphology import skeletonize
     except ImportError as error:
-        raise DependencyMissing(
-            "Simulated clicks on a branching structure need scikit-image.", "Install spdsegment[train]."
-        ) from error
+        raise missing_package("skimage", f"clicks on a branching structure are simulated with it; {error}") from error
     cube, pitch = _isotropic(mask, spacing)
     voxels = np.argwhere(skeletonize(cube))
     depth = ndimage.distance_transform_edt(cube) * pitch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-from SPDSegmentLib.errors import BadInput, DependencyMissing, OutOfMemory, SPDError
+from SPDSegmentLib.errors import BadInput, DependencyMissing, OutOfMemory, SPDError, missing_package
 
 from .messages import Failed
 from .protocol import ContentError
@@ -23,8 +23,9 @@ def to_error(raised: BaseException) -> SPDError:
         return OutOfMemory("The device ran out of memory.", "Close other programs or choose the CPU.", details)
     if isinstance(raised, ImportError):
         missing = (raised.name or "").split(".")[0]
-        what = f"The Python package {missing!r}" if missing else "A Python package"
-        return DependencyMissing(f"{what} cannot be imported.", "Install it in the set-up.", details)
+        if missing:
+            return missing_package(missing, str(raised)[:200], details)
+        return DependencyMissing("A Python package cannot be imported.", "Install it in the set-up.", details)
     return SPDError(
         f"Something unforeseen went wrong in the background process ({type(raised).__name__}: {str(raised)[:200]}).",
         "Copy the details into a report.",

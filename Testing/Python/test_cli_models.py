@@ -185,8 +185,16 @@ def app_that_raises(error: BaseException) -> typer.Typer:
         (Cancelled(), 130, "Cancelled."),
         (KeyboardInterrupt(), 130, "Cancelled."),
         (MemoryError(), 4, "not enough memory"),
-        (ModuleNotFoundError("No module named 'torch'", name="torch"), 3, "spdsegment[torch]"),
-        (ModuleNotFoundError("No module named 'peft.x'", name="peft.x"), 3, "spdsegment[torch]"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            3,
+            "pip install 'torch>=2.6' 'segment-anything>=1.0' 'peft>=0.11'",
+        ),
+        (
+            ModuleNotFoundError("No module named 'peft.x'", name="peft.x"),
+            3,
+            "pip install 'torch>=2.6' 'segment-anything>=1.0' 'peft>=0.11'",
+        ),
         (OSError(28, "No space left on device", "out.nii"), 2, "The disk is full (out.nii)."),
         (PermissionError(13, "Permission denied", "out.nii"), 2, "Permission denied (out.nii)."),
         (ValueError("what?\nsecond line"), 1, "(ValueError: what?)"),

@@ -39,7 +39,12 @@ def test_mask_report_and_picture_are_written_and_named(case: SimpleNamespace) ->
     assert array.sum() == 75
     report = json.loads((case.out / "r.json").read_text())
     assert report["volume_ml"] == pytest.approx(75 * np.prod(SPACING) / 1000)
-    assert report["request"]["image"] == str(case.image)
+    assert [report["request"][name] for name in ("image", "points", "model")] == [
+        case.image.name,
+        case.points.name,
+        case.model.name,
+    ]
+    assert str(case.image.parent) not in (case.out / "r.json").read_text()
     assert sorted(entry["slice_number"] for entry in report["slices"]) == [2, 4, 6]
     assert report["slicing"] == {"axis": "K", "plane": "axial", "slices": 9}
     assert str(case.output) in result.stdout.replace("\n", "")
@@ -47,8 +52,9 @@ def test_mask_report_and_picture_are_written_and_named(case: SimpleNamespace) ->
 
 def test_the_options_reach_the_predictor(case: SimpleNamespace, predictor: SimpleNamespace) -> None:
     arguments = ["--prompts", "raw", "--saliency-only", "--device", "cuda:1", "--axis", "j"]
-    assert run(case, *arguments, "--report", case.out / "r.json").exit_code == 0
+    assert run(case, *arguments, "--report", case.out / "r.json", "--full-paths").exit_code == 0
     report = json.loads((case.out / "r.json").read_text())
+    assert report["request"]["image"] == str(case.image)
     assert (report["prompts"], report["saliency_only"]) == ("raw", True)
     assert report["slicing"]["axis"] == "J"
     assert predictor.device == "cuda:1"

@@ -235,7 +235,7 @@ def test_the_refiner_says_what_it_needs() -> None:
 def test_packages_that_are_not_here_leave_a_row_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("nnunetv2", "sam2"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(NotRun, match=r"nnunetv2 is not installed \(pip install 'spdsegment\[bench\]'\)"):
+    with pytest.raises(NotRun, match=r"nnunetv2 is not installed \(pip install 'nnunetv2>=2.8'\)"):
         make_comparator("nnunet-clicks", INPUTS).train(training_cases(), tmp_path, Budget(1), ignore)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from test_layers import PACKAGE, SLICER, imported_names, sources
 
+from SPDSegmentLib.errors import REQUIREMENTS
+
 IMPORT_OF = {"SimpleITK": "simpleitk", "skimage": "scikit-image"}
 
 
@@ -61,3 +63,12 @@ def test_every_declared_dependency_is_pinned(repository: Path, requirements: set
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     assert requirements <= {normalized(name) for name in pins}
     assert pins["torch"] == "2.13.0"
+
+
+def test_what_a_message_tells_to_install_is_what_is_declared(project: dict[str, Any]) -> None:
+    extras = project["project"]["optional-dependencies"]
+    declared = {r for group in [project["project"]["dependencies"], *extras.values()] for r in group}
+    assert set(REQUIREMENTS.values()) <= declared
+    assert {IMPORT_OF.get(name, name).replace("_", "-") for name in REQUIREMENTS} - {"distributed"} == {
+        normalized(requirement) for requirement in REQUIREMENTS.values()
+    }

@@ -263,7 +263,7 @@ def _require_package() -> None:
     try:
         import nnunetv2  # noqa: F401
     except ImportError as error:
-        raise NotRun("the package nnunetv2 is not installed (pip install 'spdsegment[bench]')") from error
+        raise NotRun("the package nnunetv2 is not installed (pip install 'nnunetv2>=2.8')") from error
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ class Sam2Video(Untrained):
         try:
             from sam2.build_sam import build_sam2_video_predictor
         except ImportError as error:
-            raise NotRun("the package sam2 is not installed (pip install 'spdsegment[bench]')") from error
+            raise NotRun("the package sam2 is not installed (pip install 'sam2>=1.1')") from error
         if not self.checkpoint or not Path(self.checkpoint).is_file():
             raise NotRun("weights not available")
         try:
