@@ -15,6 +15,9 @@ LARGEST_LIMIT = 1e9
 SMALLEST_SHARE = 1e-5
 """Two intensities that are closer than this share of the larger one are not told apart in float32."""
 
+MIN_WINDOW_SHARE = 0.1
+"""An image whose values span less of a window was rescaled."""
+
 
 @dataclass(frozen=True)
 class IntensityConfig:
@@ -69,6 +72,37 @@ def intensity_range(array: np.ndarray, config: IntensityConfig) -> tuple[float, 
     if high <= low:
         high = low + 1.0
     return low, max(high, low + SMALLEST_SHARE * max(abs(low), abs(high)))
+
+
+def check_values(array: np.ndarray, config: IntensityConfig, name: str = "") -> None:
+    """Refuse an image whose values cannot be those that a model with a window (CT) was trained on.
+
+    Args:
+        name: for messages.
+
+    Raises:
+        BadInput: all values on one side of the window, all within a small part of it, or none below 0 where the window
+            begins below 0: a shifted or rescaled CT.
+    """
+    if config.kind != "window":
+        return
+    low, high = float(array.min()), float(array.max())
+    window = f"the model's window ({config.low:g} to {config.high:g})"
+    if low >= config.high or high <= config.low:
+        fault = f"lie all {'above' if low >= config.high else 'below'} {window}"
+    elif high - low < MIN_WINDOW_SHARE * (config.high - config.low):
+        fault = f"fill next to nothing of {window}"
+    elif config.low < 0 <= low:
+        fault = f"do not go below 0, though {window} does"
+    else:
+        return
+    image = f"image {name}" if name else "volume"
+    if config.low < 0:
+        raise BadInput(
+            f"The values of the {image}, {low:g} to {high:g}, {fault}: they are no Hounsfield units.",
+            "Give a CT in Hounsfield units (air -1000, fat -100, water 0), neither shifted nor rescaled.",
+        )
+    raise BadInput(f"The values of the {image}, {low:g} to {high:g}, {fault}.", "Give an image of the model's kind.")
 
 
 def normalize(array: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput, well_formed
 from SPDSegmentLib.files import check_output, write_whole
-from SPDSegmentLib.geometry.volume import Volume, read_volume, set_geometry
+from SPDSegmentLib.geometry.volume import Volume, farthest_corner_mm, read_volume, set_geometry
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -60,10 +59,8 @@ def same_grid(first: Volume, second: Volume) -> bool:
     """Whether two volumes have the same voxels: no corner is farther off than half of the smallest spacing."""
     if first.array.shape != second.array.shape:
         return False
-    far = np.array(first.shape_ijk) - 1.0
-    corners = np.array([[*corner, 1.0] for corner in itertools.product(*((0.0, f) for f in far))])
-    off = (corners @ first.ijk_to_ras.T - corners @ second.ijk_to_ras.T)[:, :3]
-    return bool(np.linalg.norm(off, axis=1).max() <= 0.5 * second.spacing_mm.min())
+    off = farthest_corner_mm(first.shape_ijk, first.ijk_to_ras, second.ijk_to_ras)
+    return off <= 0.5 * float(second.spacing_mm.min())
 
 
 def write_labelmap(

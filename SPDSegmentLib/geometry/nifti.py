@@ -1,95 +1,227 @@
-"""Defects of NIfTI files that ITK's reader passes over: missing data and invalid values both become 0."""
+"""NIfTI files read as they are.
+
+ITK's reader fills missing or invalid data and fields with 0 or 1, takes the voxels of ``a.nii.gz`` from an ``a.nii``
+beside it, and knows no NIfTI-2. Here it is only asked how it places the voxels, since 3D Slicer places clicks by it.
+"""
 
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 
+from SPDSegmentLib.errors import BadInput
+
 BLOCK_BYTES = 1 << 24
-_FLOATS = {16: "f4", 64: "f8"}
+HEADER_BYTES = 544
+_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
+          32: "2f4", 1792: "2f8", 128: "3u1", 2304: "4u1"}  # fmt: skip
+_UNITS = {0: "", 1: "meters", 2: "millimeters", 3: "micrometers"}
+_UNIT_MM = {"meters": 1000.0, "micrometers": 0.001}
+_COMPLEX = (32, 1792)
+MAX_RATIO = 1100
+"""No gzip file holds more bytes than this for each of its own."""
 
 
-class Defect(Enum):
-    """What is wrong with a file."""
+@dataclass(frozen=True, eq=False)
+class NiftiHeader:
+    """The fields of a NIfTI-1 or NIfTI-2 header that decide what is read.
 
-    TRUNCATED = "truncated"
-    INVALID_VALUES = "invalid values"
-
-
-class _Layout(NamedTuple):
-    """Where a file keeps its voxels, in bytes, and their type if it is a floating one."""
-
-    start: int
-    size: int
-    dtype: np.dtype | None
-
-
-def nifti_defect(path: Path) -> Defect | None:
-    """Find missing data, or NaN and infinite voxels, in a single-file NIfTI-1 or NIfTI-2.
-
-    Floating types are read block by block; of others only the length is compared. None for sound files and for those
-    with no such header: reading them as images tells more.
+    Attributes:
+        pair: the voxels are in a file of their own, ``.img``.
+        start: offset of the voxels in bytes, as the header has it.
+        version: of the format, 1 or 2.
+        pixdim: (8,) spacing by axis, in the file's unit; the first is the handedness of the quaternion.
+        unit: of length, "" where the file has none, None for a code without a meaning.
     """
-    with path.open("rb") as raw:
-        compressed = raw.read(2) == b"\x1f\x8b"
-    with cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb") as stream:
-        try:
-            layout = _layout(stream.read(540))
-            if layout is None:
-                return None
-            if layout.dtype is None and _length_fits(path, layout.start + layout.size, compressed):
-                return None
-            return _scan(stream, layout)
-        except (EOFError, zlib.error, gzip.BadGzipFile, struct.error):
-            return Defect.TRUNCATED
+
+    version: int
+    pair: bool
+    order: str
+    minimum_start: int
+    start: float
+    extent: tuple[int, ...]
+    datatype: int
+    scaling: tuple[float, float]
+    pixdim: tuple[float, ...]
+    codes: tuple[int, int]
+    quaternion: tuple[float, ...]
+    rows: tuple[float, ...]
+    unit: str | None
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        """Type of a voxel in the file's byte order, None for one that is not known."""
+        kind = _TYPES.get(self.datatype)
+        return None if kind is None else np.dtype(f"{kind[:-2]}{self.order}{kind[-2:]}")
 
 
-def _layout(header: bytes) -> _Layout | None:
-    if len(header) < 348:
-        return None
+def parse_nifti(content: bytes) -> NiftiHeader | None:
+    """The header at the begin of a file, of any byte order; None where there is none."""
     for order in "<>":
-        (size,) = struct.unpack_from(f"{order}i", header)
-        if size == 348:
-            kind, bits = struct.unpack_from(f"{order}2h", header, 70)
-            n_axes, *extent = struct.unpack_from(f"{order}8h", header, 40)
-            start = int(struct.unpack_from(f"{order}f", header, 108)[0])
-        elif size == 540:
-            kind, bits = struct.unpack_from(f"{order}2h", header, 12)
-            n_axes, *extent = struct.unpack_from(f"{order}8q", header, 16)
-            (start,) = struct.unpack_from(f"{order}q", header, 168)
+        size = struct.unpack_from(f"{order}i", content)[0] if len(content) >= 348 else 0
+        if size == 348 and content[344:348] in (b"n+1\0", b"ni1\0"):
+            magic = content[344:348]
+            n_axes, *dim = struct.unpack_from(f"{order}8h", content, 40)
+            (datatype,) = struct.unpack_from(f"{order}h", content, 70)
+            pixdim = struct.unpack_from(f"{order}8f", content, 76)
+            start, slope, inter = struct.unpack_from(f"{order}3f", content, 108)
+            codes = struct.unpack_from(f"{order}2h", content, 252)
+            quaternion = struct.unpack_from(f"{order}6f", content, 256)
+            rows = struct.unpack_from(f"{order}12f", content, 280)
+            unit = content[123]
+        elif size == 540 and len(content) >= 540 and content[4:8] in (b"n+2\0", b"ni2\0"):
+            magic = content[4:8]
+            n_axes, *dim = struct.unpack_from(f"{order}8q", content, 16)
+            (datatype,) = struct.unpack_from(f"{order}h", content, 12)
+            pixdim = struct.unpack_from(f"{order}8d", content, 104)
+            (start,) = struct.unpack_from(f"{order}q", content, 168)
+            slope, inter = struct.unpack_from(f"{order}2d", content, 176)
+            codes = struct.unpack_from(f"{order}2i", content, 344)
+            quaternion = struct.unpack_from(f"{order}6d", content, 352)
+            rows = struct.unpack_from(f"{order}12d", content, 400)
+            (unit,) = struct.unpack_from(f"{order}i", content, 500)
         else:
             continue
-        if not 0 < n_axes < 8 or start < size:
-            return None
-        n_voxels = int(np.prod([max(1, n) for n in extent[:n_axes]], dtype=np.int64))
-        dtype = np.dtype(order + _FLOATS[kind]) if kind in _FLOATS else None
-        return _Layout(start, n_voxels * bits // 8, dtype)
+        pair = magic[1:2] == b"i"
+        extent = tuple(dim[:n_axes]) if 0 < n_axes < 8 else ()
+        return NiftiHeader(
+            version=1 if size == 348 else 2,
+            pair=pair,
+            order=order,
+            minimum_start=0 if pair else size + 4,
+            start=float(start),
+            extent=extent,
+            datatype=datatype,
+            scaling=(slope, inter),
+            pixdim=pixdim,
+            codes=codes,
+            quaternion=quaternion,
+            rows=rows,
+            unit=_UNITS.get(unit & 7),
+        )
     return None
 
 
-def _length_fits(path: Path, expected: int, compressed: bool) -> bool:
-    """Whether the file has the expected length; for gzip by the length that ends the file (modulo 4 GiB)."""
-    if not compressed:
-        return path.stat().st_size >= expected
+def read_voxels(path: Path, header: NiftiHeader, voxels: Path) -> np.ndarray:
+    """The voxels (K, J, I) of a 3-D image, scaled as the header says.
+
+    Args:
+        path: for messages.
+        voxels: the file with the voxels; that very file is read.
+
+    Raises:
+        BadInput: header fields without a meaning, not 3-D, color, complex numbers, missing data, NaN or infinite
+            voxels.
+    """
+    wrong = _wrong_field(header)
+    if wrong:
+        raise BadInput(
+            f"The image {path} has a damaged header: {wrong}.", "Write it again with the program that made it."
+        )
+    dtype = header.dtype
+    assert dtype is not None
+    if header.datatype in _COMPLEX:
+        raise BadInput(f"The image {path} holds complex numbers.", "Save their magnitude as an image of its own.")
+    sizes = (*header.extent, 1, 1, 1, 1, 1)
+    colors = dtype.shape[0] if dtype.shape else sizes[4]
+    if colors > 1:
+        raise BadInput(f"The image {path} has {colors} values per voxel.", "Give a gray-scale volume.")
+    axes = max(min(3, len(header.extent)), *(n for n, size in enumerate(sizes, 1) if size > 1 or n == 1))
+    if axes != 3:
+        raise BadInput(f"The image {path} has {axes} dimensions.", "Give one 3-D volume, such as a single frame.")
+    array = _read_array(voxels, int(header.start), header.extent[2::-1], dtype)
+    if dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        raise invalid_values(f"image {path.name}")
+    slope, inter = header.scaling
+    if slope == 0 or (slope, inter) == (1, 0):
+        return array
+    wide = dtype.itemsize > (2 if dtype.kind in "iu" else 4)
+    scale = np.float64 if wide else np.float32
+    return np.multiply(array, scale(slope), dtype=scale) + scale(inter)
+
+
+def _read_array(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    cut = BadInput(f"The image {path} is cut short or damaged.", "Copy or download it again.")
+    size = math.prod(shape) * dtype.itemsize
     with path.open("rb") as raw:
-        raw.seek(-4, 2)
-        return struct.unpack("<I", raw.read(4))[0] == expected % (1 << 32)
+        compressed = path.suffix.lower() == ".gz" and raw.read(2) == b"\x1f\x8b"
+    if start + size > path.stat().st_size * (MAX_RATIO if compressed else 1):
+        raise cut
+    array = np.empty(shape, dtype)
+    view = array.reshape(-1).view(np.uint8).data
+    try:
+        with cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb") as stream:
+            stream.seek(start)
+            while len(view):
+                filled = stream.readinto(view[:BLOCK_BYTES])  # type: ignore[attr-defined]
+                if not filled:
+                    raise cut
+                view = view[filled:]
+            stream.read(1)  # at the end of a gzip file its checksum is compared
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise cut from error
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _scan(stream: BinaryIO, layout: _Layout) -> Defect | None:
-    stream.seek(layout.start)
-    left = layout.size
-    while left > 0:
-        block = stream.read(min(left, BLOCK_BYTES))
-        if len(block) < min(left, BLOCK_BYTES):
-            return Defect.TRUNCATED
-        if layout.dtype is not None and not np.isfinite(np.frombuffer(block, layout.dtype)).all():
-            return Defect.INVALID_VALUES
-        left -= len(block)
-    return None
+def invalid_values(name: str) -> BadInput:
+    """The error of an image with NaN or infinite voxels."""
+    return BadInput(
+        f"The {name} has invalid values (NaN or infinite).", "Replace them, for example by the background value."
+    )
+
+
+def _wrong_field(header: NiftiHeader) -> str:
+    """The first field that has no meaning, with its value; empty for a sound header."""
+    spacing = header.pixdim[1:4]
+    slope, inter = header.scaling
+    if not header.extent or min(header.extent) < 1:
+        return f"a size of {'x'.join(map(str, header.extent)) or 'no axes'} (dim)"
+    if header.dtype is None:
+        return f"voxels of an unknown kind (datatype {header.datatype})"
+    if not (header.minimum_start <= header.start < 2**62 and header.start == int(header.start)):
+        return f"voxels that begin at byte {header.start:g} (vox_offset)"
+    if not (math.isfinite(slope) and math.isfinite(inter)) or (slope == 0 and inter != 0):
+        return f"values scaled by {slope:g} and {inter:g} (scl_slope, scl_inter)"
+    if not all(math.isfinite(v) and v > 0 for v in spacing[: len(header.extent)]):
+        return f"a spacing of {', '.join(f'{v:g}' for v in spacing)} (pixdim)"
+    if header.unit is None:
+        return "an unknown unit of length (xyzt_units)"
+    quaternion_code, rows_code = header.codes
+    if rows_code > 0 and not np.isfinite(header.rows).all():
+        return "a position that is not finite (srow)"
+    if rows_code <= 0 and quaternion_code > 0:
+        if not np.isfinite(header.quaternion).all():
+            return "a position that is not finite (quatern, qoffset)"
+        if sum(v * v for v in header.quaternion[:3]) > 1.001:
+            return "a quaternion longer than 1 (quatern)"
+    return ""
+
+
+def nifti_position(header: NiftiHeader) -> np.ndarray | None:
+    """(4, 4) ijk_to_ras in mm: sform where there is one, else qform, else None."""
+    quaternion_code, rows_code = header.codes
+    matrix = np.eye(4)
+    if rows_code > 0:
+        matrix[:3] = np.array(header.rows).reshape(3, 4)
+    elif quaternion_code > 0:
+        b, c, d, *offset = header.quaternion
+        a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+        rotation = np.array([
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
+        ])  # fmt: skip
+        handedness = -1.0 if header.pixdim[0] < 0 else 1.0
+        matrix[:3, :3] = rotation * np.array(header.pixdim[1:4]) * (1.0, 1.0, handedness)
+        matrix[:3, 3] = offset
+    else:
+        return None
+    matrix[:3] *= _UNIT_MM.get(header.unit or "", 1.0)
+    return matrix

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
-from SPDSegmentLib.geometry.nifti import Defect, nifti_defect
+from SPDSegmentLib.geometry.formats import NiftiFiles, check_file
+from SPDSegmentLib.geometry.nifti import invalid_values, nifti_position, read_voxels
 from SPDSegmentLib.names import plain_path
 
 if TYPE_CHECKING:
@@ -19,6 +22,12 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHEAR_TOLERANCE = 1e-3
 LARGEST_INTENSITY = 1e30
 """Far within float32, in which the network computes."""
+SPACING_LIMITS_MM = (0.01, 100.0)
+MAX_EXTENT_MM = 3000.0
+MAX_OFFSET_MM = 1e5
+"""Voxels, volumes and places beyond these are no patient's: the file's unit or spacing is wrong."""
+_CUT_SHORT = ("got only", "but received", "couldn't parse element", "data read error")
+"""Words of ITK's messages about data that end early."""
 _BAD_AXES = ("orthonormal", "Bad direction", "determinant", "Zero-valued spacing")
 """Words of ITK's messages about directions that it cannot use."""
 
@@ -79,9 +88,10 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         series: for a DICOM folder with several image series, the end of the wanted series' UID.
 
     Raises:
-        BadInput: missing, unreadable, cut short, not 3-D, colour, NIfTI with NaN or infinite values (ITK would read 0),
-            or several DICOM series to choose from.
-        GeometryUnsupported: degenerate or sheared axes, DICOM slices that are not equally spaced.
+        BadInput: missing, unreadable, cut short, of another format or name, not 3-D, color, not numbers, NIfTI with NaN
+            or infinite values (ITK would read 0), of a size that no patient has, or several DICOM series.
+        GeometryUnsupported: degenerate or sheared axes, two positions in one file, DICOM slices that are not equally
+            spaced.
     """
     path = Path(path)
     if not path.exists():
@@ -90,16 +100,57 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         from SPDSegmentLib.geometry.dicom import read_dicom_folder
 
         with plain_path(path, contents=True) as folder:
-            image = read_dicom_folder(folder, series)
+            volume = volume_from_image(read_dicom_folder(folder, series), path.name)
+        check_size(volume)
+        return volume
+    nifti = check_file(path)
+    if nifti is not None:
+        return _read_nifti(path, nifti)
+    volume = volume_from_image(_read_file(path), path.name)
+    check_size(volume)
+    return volume
+
+
+def _read_nifti(path: Path, files: NiftiFiles) -> Volume:
+    """The image where ITK, and with it 3D Slicer, places it; a NIfTI-2 image where its standard says."""
+    array = read_voxels(path, files.header, files.voxels)
+    said = nifti_position(files.header)
+    if files.header.version == 1:
+        placed = _itk_position(path, files.header_file)
+    elif said is not None:
+        placed = said
     else:
-        image = _read_file(path)
-        if path.name.lower().endswith((".nii", ".nii.gz")):
-            defect = nifti_defect(path)
-            if defect is Defect.TRUNCATED:
-                raise BadInput(f"The image {path} is cut short or damaged.", "Copy or download it again.")
-            if defect is Defect.INVALID_VALUES:
-                raise invalid_values(f"image {path.name}")
-    return volume_from_image(image, path.name)
+        raise GeometryUnsupported(f"The image {path} does not say how it lies in space.", "Give it an sform.")
+    volume = Volume(array, placed, path.name)
+    check_size(volume, files.header.unit or "")
+    off = 0.0 if said is None else farthest_corner_mm(volume.shape_ijk, said, placed)
+    if off > 0.1 * volume.spacing_mm.min():
+        raise GeometryUnsupported(
+            f"The header of the image {path} gives its voxels two places or sizes, {off:.3g} mm apart"
+            " (pixdim, qform, sform).",
+            "Load it in 3D Slicer, check that it lies right, and save it as a new file.",
+        )
+    return volume
+
+
+def _itk_position(path: Path, header_file: Path) -> np.ndarray:
+    """(4, 4) ijk_to_ras as ITK understands a header."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NiftiImageIO")
+    try:
+        with plain_path(header_file) as plain:
+            reader.SetFileName(str(plain))
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _not_read(path, str(error)) from error
+    directions = np.array(reader.GetDirection())
+    n = math.isqrt(len(directions))
+    matrix = np.eye(4)
+    matrix[:3, :3] = directions.reshape(n, n)[:3, :3] * np.array(reader.GetSpacing())[:3]
+    matrix[:3, 3] = reader.GetOrigin()[:3]
+    return LPS_TO_RAS @ matrix
 
 
 def _read_file(path: Path) -> SimpleITK.Image:
@@ -109,14 +160,20 @@ def _read_file(path: Path) -> SimpleITK.Image:
         with plain_path(path) as plain:
             return sitk.ReadImage(str(plain))
     except RuntimeError as error:
-        details = str(error)
+        raise _not_read(path, str(error)) from error
+
+
+def _not_read(path: Path, details: str) -> BadInput | GeometryUnsupported:
+    """The error of a file that ITK refuses."""
     if any(words in details for words in _BAD_AXES):
-        raise GeometryUnsupported(
+        return GeometryUnsupported(
             f"The axes of the image {path} are not at right angles or do not span space.",
             "Resample it to a regular grid first.",
             details,
         )
-    raise BadInput(f"The image {path} cannot be read.", "Give a NIfTI, NRRD or MetaImage file.", details)
+    if any(words in details for words in _CUT_SHORT):
+        return BadInput(f"The image {path} is cut short or damaged.", "Copy or download it again.", details)
+    return BadInput(f"The image {path} cannot be read.", "Give a NIfTI, NRRD or MetaImage file.", details)
 
 
 def volume_from_image(image: SimpleITK.Image, name: str) -> Volume:
@@ -138,7 +195,17 @@ def volume_from_image(image: SimpleITK.Image, name: str) -> Volume:
             f"The image {name} has {image.GetNumberOfComponentsPerPixel()} values per voxel.",
             "Give a gray-scale volume, or a segmentation without overlapping segments.",
         )
-    return Volume(sitk.GetArrayFromImage(image), ijk_to_ras_of(image), name)
+    array = sitk.GetArrayFromImage(image)
+    if array.dtype.kind not in "biuf":
+        raise BadInput(f"The image {name} holds complex numbers.", "Save their magnitude as an image of its own.")
+    return Volume(array, ijk_to_ras_of(image), name)
+
+
+def farthest_corner_mm(shape_ijk: tuple[int, int, int], first: np.ndarray, second: np.ndarray) -> float:
+    """How far apart two matrices (4, 4) put the same corner of a grid, at most."""
+    far = np.array(shape_ijk) - 1.0
+    corners = np.array([[*corner, 1.0] for corner in itertools.product(*((0.0, f) for f in far))])
+    return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
 
 
 def ijk_to_ras_of(image: SimpleITK.Image) -> np.ndarray:
@@ -159,11 +226,33 @@ def set_geometry(image: SimpleITK.Image, ijk_to_ras: np.ndarray) -> SimpleITK.Im
     return image
 
 
+def check_size(volume: Volume, unit: str = "") -> None:
+    """Refuse voxels, volumes and places that no patient has.
+
+    Args:
+        unit: of lengths in the file, for the message.
+
+    Raises:
+        BadInput: the unit or the spacing of the file is wrong.
+    """
+    spacing, low, high = volume.spacing_mm, *SPACING_LIMITS_MM
+    extent = float((spacing * volume.shape_ijk).max())
+    name = f"image {volume.name}" if volume.name else "volume"
+    voxels = " x ".join(f"{v:.4g}" for v in spacing) + " mm" + (f" (the file's unit is {unit})" if unit else "")
+    remedy = "Correct the unit or the spacing in the file, and place the points on that image."
+    if spacing.min() < low or spacing.max() > high:
+        raise BadInput(f"The voxels of the {name} are {voxels}; {low:g} to {high:g} mm are possible.", remedy)
+    if extent > MAX_EXTENT_MM:
+        raise BadInput(f"The {name} is {extent:.4g} mm long with voxels of {voxels}, larger than a patient.", remedy)
+    if np.abs(volume.ijk_to_ras[:3, 3]).max() > MAX_OFFSET_MM:
+        raise BadInput(f"The {name} lies more than {MAX_OFFSET_MM / 1000:g} m from the origin.", remedy)
+
+
 def check_image(volume: Volume) -> None:
     """Refuse images that hold nothing to segment.
 
     Raises:
-        BadInput: empty, not numeric, NaN or infinite values, or one value everywhere.
+        BadInput: empty, not numeric, NaN or infinite values, one value everywhere, or a size that no patient has.
     """
     array: Any = volume.array
     name = f"image {volume.name}" if volume.name else "volume"
@@ -181,10 +270,4 @@ def check_image(volume: Volume) -> None:
         )
     if low == high:
         raise BadInput(f"The {name} has the same value everywhere.", "Choose another image.")
-
-
-def invalid_values(name: str) -> BadInput:
-    """The error of an image with NaN or infinite voxels."""
-    return BadInput(
-        f"The {name} has invalid values (NaN or infinite).", "Replace them, for example by the background value."
-    )
+    check_size(volume)

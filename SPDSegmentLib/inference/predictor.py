@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
-from SPDSegmentLib.geometry.intensity import IntensityConfig
+from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.engine import Engine, choose_device, choose_precision
 from SPDSegmentLib.inference.features import SliceFeatures
@@ -106,5 +106,11 @@ class Predictor:
         return Predictor(self.engine, prompts, self.intensity, self.fov_mm, self.plane, self.identity)
 
     def open(self, stack: SliceStack, features: SliceFeatures | None = None) -> Session:
-        """Start working on a volume; nothing is computed yet unless ``features`` of another session are shared."""
+        """Start working on a volume; nothing is computed yet unless ``features`` of another session are shared.
+
+        Raises:
+            BadInput: the volume's values are not of the model's kind.
+        """
+        if features is None:
+            check_values(stack.array, self.intensity, stack.volume.name)
         return Session(self, stack, features)

@@ -10,7 +10,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported, SPDError
 from SPDSegmentLib.geometry.centerline import clicks_from_markups
-from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range, normalize
+from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values, intensity_range, normalize
 from SPDSegmentLib.geometry.labelmap import read_labels_of
 from SPDSegmentLib.geometry.markups import read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -115,6 +115,7 @@ def load_case(folder: Path, name: str, data: DataConfig, intensity: IntensityCon
     """
     stack, labels, volume = _read(folder, name, data)
     label_slices = stack.from_volume(labels)
+    check_values(volume.array, intensity, volume.name)
     images = normalize(stack.array, intensity_range(volume.array, intensity)).astype(np.float16)
     given = _given_clicks(folder, name, data, stack)
     targets = []

@@ -132,7 +132,7 @@ def test_colour_is_refused(tmp_path: Path, suffix: str) -> None:
 
 def test_a_flat_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="2 dimensions"):
-        read_volume(write_raw_image(tmp_path / "flat.png", np.zeros((5, 6), np.uint8)))
+        read_volume(write_raw_image(tmp_path / "flat.nii", np.zeros((5, 6), np.uint8)))
 
 
 @pytest.mark.parametrize(

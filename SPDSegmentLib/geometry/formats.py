@@ -1,0 +1,264 @@
+"""Image files before ITK reads them: what they are by their content, and whether name, header and data fit.
+
+Read are NIfTI, NRRD and MetaImage, whole or with their voxels in a file beside; ITK's other formats say too little
+about where their voxels lie.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.nifti import BLOCK_BYTES, HEADER_BYTES, NiftiHeader, parse_nifti
+
+DICOM, NIFTI, NRRD, META = "DICOM", "NIfTI", "NRRD", "MetaImage"
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd")
+_MAX_HEADER_BYTES = 1 << 24
+_META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG_LONG": 8, "ULONG_LONG": 8,
+               "FLOAT": 4, "DOUBLE": 8}  # fmt: skip
+_NRRD_SPACES = {"right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps"}
+_NUMBER_FIELDS = {
+    NRRD: ("spacings", "space directions", "space origin", "sizes"),
+    META: ("ElementSpacing", "ElementSize", "TransformMatrix", "Rotation", "Orientation", "Offset", "Position",
+           "Origin", "DimSize", "HeaderSize", "ElementNumberOfChannels"),
+}  # fmt: skip
+_DAMAGED = "Write it again with the program that made it."
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiFiles:
+    """A NIfTI image: its header, and the files with header and voxels, the same one unless it is a pair."""
+
+    header: NiftiHeader
+    header_file: Path
+    voxels: Path
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def check_file(path: Path) -> NiftiFiles | None:
+    """Look at an image file before it is read.
+
+    Returns:
+        The parts of a NIfTI image; None for the other formats, which ITK reads as they are.
+
+    Raises:
+        BadInput: another format, a name that belongs to another format (ITK would look for another file), a header
+            whose fields have no meaning or another unit than mm, missing or foreign data.
+    """
+    try:
+        if path.suffix.lower() == ".img":
+            return _check_nifti_file(path, _beside(path, ".hdr", "header file"))
+        return _check_by_content(path)
+    except OSError as error:
+        raise BadInput(f"The image {path} cannot be read.", "Check its permissions.", str(error)) from error
+
+
+def _check_by_content(path: Path) -> NiftiFiles | None:
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+    if not head:
+        raise BadInput(f"The image {path} is empty.", "Copy or download it again.")
+    if head[:2] == b"\x1f\x8b":
+        _check_compressed_name(path)
+        return _check_nifti_file(path, path)
+    if head[:4] == b"NRRD":
+        _check_name(path, NRRD, (".nrrd", ".nhdr"))
+        _check_text_header(path, NRRD)
+        return None
+    if re.search(rb"(?m)^\s*(ObjectType|NDims)\s*=", head):
+        _check_name(path, META, (".mha", ".mhd"))
+        _check_text_header(path, META)
+        return None
+    return _check_nifti_file(path, path)
+
+
+def _check_nifti_file(path: Path, header_file: Path) -> NiftiFiles:
+    header_bytes = _first_bytes(header_file)
+    header = parse_nifti(header_bytes)
+    if header is None:
+        if header_bytes[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
+            raise BadInput(
+                f"The image {path} is of Analyze 7.5, which does not say how it lies in space.", "Convert it to NIfTI."
+            )
+        raise BadInput(
+            f"The image {path} cannot be read: it is no NIfTI, NRRD or MetaImage file.",
+            "Convert it, for example with 3D Slicer, or give the folder of a DICOM series.",
+        )
+    voxels = path
+    if header.pair:
+        _check_name(header_file, "the header of a NIfTI pair (.hdr and .img)", (".hdr",))
+        voxels = _beside(header_file, ".img", "file of voxels")
+    else:
+        _check_name(path, "a NIfTI file", (".nii", ".nii.gz"))
+    return NiftiFiles(header, header_file, voxels)
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as raw:
+        if raw.read(2) != b"\x1f\x8b":
+            raw.seek(0)
+            return raw.read(HEADER_BYTES)
+    try:
+        with gzip.open(path) as stream:
+            return stream.read(HEADER_BYTES)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadInput(f"The image {path} is cut short or damaged.", "Copy or download it again.") from error
+
+
+def _check_compressed_name(path: Path) -> None:
+    """Refuse a gzip file that is not named as a compressed NIfTI; ITK would look for something else."""
+    if path.name.lower().endswith(".nii.gz"):
+        return
+    header = parse_nifti(_first_bytes(path))
+    if header is None or header.pair:
+        raise BadInput(f"The image {path} is compressed with gzip.", "Decompress it first.")
+    stem = path.name.removesuffix(".gz").removesuffix(path.suffix)
+    raise BadInput(f"The image {path} is a NIfTI file compressed with gzip.", f"Name it {stem}.nii.gz.")
+
+
+def _check_name(path: Path, what: str, suffixes: tuple[str, ...]) -> None:
+    """Refuse a name that ITK would not read as this format."""
+    for suffix in suffixes:
+        if path.name.endswith((suffix, suffix.upper())):
+            return
+    article = what if " " in what else f"a {what} file" if what == META else f"an {what} file"
+    raise BadInput(f"The image {path} is {article} with another name.", f"Name it {path.stem}{suffixes[0]}.")
+
+
+def _beside(path: Path, suffix: str, what: str) -> Path:
+    """The other file of a pair."""
+    other = path.with_suffix(suffix.upper() if path.suffix.isupper() else suffix)
+    if not other.is_file():
+        raise BadInput(f"The {what} {other.name} of the image {path} is missing.", "Put both files into one folder.")
+    return other
+
+
+def _check_text_header(path: Path, kind: str) -> None:
+    fields, size = _text_header(path, kind)
+    for name in _NUMBER_FIELDS[kind]:
+        for number in re.findall(r"[^\s,()]+", fields.get(name, "")):
+            if number.lower() != "none" and not _is_number(number):
+                raise BadInput(f"The image {path} has a damaged header: {name} is {fields[name]}.", _DAMAGED)
+    for name in ("spacings", "ElementSpacing", "ElementSize"):
+        if any(float(number) <= 0 for number in fields.get(name, "").split()):
+            raise BadInput(f"The image {path} has a damaged header: {name} is {fields[name]}.", _DAMAGED)
+    if kind == NRRD:
+        _check_nrrd(path, fields)
+    else:
+        _check_meta(path, fields, size)
+
+
+def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
+    units = set(re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))) - {"", "???"}
+    if units - {"mm", "millimeter", "millimeters"}:
+        raise _wrong_unit(path, ", ".join(sorted(units)))
+    space = fields.get("space", "").lower()
+    if "space directions" in fields and fields.get("dimension") == "3" and space not in _NRRD_SPACES:
+        named = f"'{fields['space']}'" if space else "not named"
+        raise BadInput(
+            f"The space of the image {path} is {named}: left and right are open.",
+            "Save it with the space left-posterior-superior.",
+        )
+    data = fields.get("data file", fields.get("datafile"))
+    if data is not None:
+        _check_data_file(path, data)
+
+
+def _check_meta(path: Path, fields: dict[str, str], header_size: int) -> None:
+    if fields.get("ObjectType", "Image").lower() != "image":
+        raise BadInput(f"The file {path} holds a {fields['ObjectType']}, not an image.", "Give an image.")
+    unit = fields.get("DistanceUnits", "mm")
+    if unit not in ("mm", "?", ""):
+        raise _wrong_unit(path, unit)
+    slope, inter = (fields.get(f"ElementToIntensityFunction{name}") for name in ("Slope", "Offset"))
+    if (slope or "1", inter or "0") != ("1", "0"):
+        raise BadInput(f"The image {path} has values to be scaled by {slope} and {inter}.", "Save the scaled values.")
+    data = fields.get("ElementDataFile", "LOCAL")
+    local = data.upper() == "LOCAL"
+    voxels = path if local else _check_data_file(path, data)
+    element = _META_BYTES.get(fields.get("ElementType", "").upper().removeprefix("MET_").removesuffix("_ARRAY"))
+    if element is not None and fields.get("BinaryData", "True").lower() in ("true", "1"):
+        numbers = [*fields.get("DimSize", "").split(), fields.get("ElementNumberOfChannels", "1")]
+        needed = element * math.prod(int(float(number)) for number in numbers)
+        start = header_size if local else max(0, int(fields.get("HeaderSize", "0")))
+        compressed = fields.get("CompressedData", "False").lower() in ("true", "1")
+        stored = voxels.stat().st_size - start
+        if compressed:
+            complete = fields.get("CompressedDataSize") == str(stored) and _inflated_size(voxels, start) == needed
+        else:
+            complete = stored >= needed
+        if not complete:
+            raise BadInput(f"The image {voxels} is cut short or damaged.", "Copy or download it again.")
+
+
+def _text_header(path: Path, kind: str) -> tuple[dict[str, str], int]:
+    """The fields of an NRRD or MetaImage header, and its size in bytes."""
+    fields: dict[str, str] = {}
+    with path.open("rb") as file:
+        for line in file:
+            text = line.decode("utf-8", "replace").strip()
+            name, mark, value = text.partition(":" if kind == NRRD else "=")
+            if mark and not text.startswith("#"):
+                fields[name.strip().lower() if kind == NRRD else name.strip()] = value.strip()
+            ended = not text if kind == NRRD else name.strip() == "ElementDataFile"
+            if ended or file.tell() > _MAX_HEADER_BYTES:
+                break
+        return fields, file.tell()
+
+
+def _check_data_file(path: Path, name: str) -> Path:
+    """The file that a header names for its voxels: one, there, and in the header's own folder or below.
+
+    A header that was moved or edited would otherwise show the voxels of another image.
+    """
+    if "%" in name or name.upper().startswith("LIST"):
+        raise BadInput(f"The voxels of the image {path} are spread over several files.", "Save it in one file.")
+    data = Path(name)
+    if data.is_absolute() or ".." in data.parts:
+        raise BadInput(
+            f"The header {path} takes its voxels from another folder, {name}.",
+            "Put both files into one folder and name the file alone in the header, or save the image in one file.",
+        )
+    if not (path.parent / data).is_file():
+        raise BadInput(f"The file {name} with the voxels of the image {path} is missing.", "Put both into one folder.")
+    return path.parent / data
+
+
+def _wrong_unit(path: Path, unit: str) -> BadInput:
+    return BadInput(
+        f"The image {path} gives its lengths in {unit}, not in mm.",
+        "Save it in millimeters, and place the points on that image.",
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _inflated_size(path: Path, start: int) -> int:
+    """Bytes that a zlib stream holds, -1 if it is damaged."""
+    stream, size = zlib.decompressobj(47), 0  # zlib or gzip, as MetaIO takes both
+    with path.open("rb") as file:
+        file.seek(start)
+        try:
+            while block := file.read(BLOCK_BYTES):
+                while block:
+                    size += len(stream.decompress(block, BLOCK_BYTES))
+                    block = stream.unconsumed_tail
+            size += len(stream.flush())
+        except zlib.error:
+            return -1
+    return size if stream.eof else -1
