@@ -122,6 +122,8 @@ def _fits(value: Any, hint: Any) -> bool:
             return False
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         return len(kinds) == len(value) and all(_fits(v, kind) for v, kind in zip(value, kinds, strict=True))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, kind) for kind in arguments)
     return isinstance(value, origin or hint)

@@ -17,6 +17,8 @@ SMALLEST_SHARE = 1e-5
 
 MIN_WINDOW_SHARE = 0.1
 """An image whose values span less of a window was rescaled."""
+CT_WINDOW = (-160.0, 240.0)
+MR_PERCENTILES = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class IntensityConfig:
     """How a volume is normalised.
 
     Attributes:
-        kind: ``percentile`` (MR: low and high are percentiles of the foreground) or ``window`` (CT: low and high are
-            intensities).
+        kind: ``percentile`` (MR: low and high are percentiles of the foreground), ``window`` (CT: low and high are
+            intensities), or ``auto``: the window of soft tissue where :func:`looks_like_ct`, percentiles elsewhere.
         low, high: mapped to 0 and 1; values beyond are clipped.
         foreground: intensities above it count for the percentiles.
         dither: standard deviation of noise added to the network's input, in training at random and in use by one fixed
@@ -39,14 +41,14 @@ class IntensityConfig:
     dither: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("percentile", "window"):
-            raise BadInput(f"Unknown intensity normalization '{self.kind}'.", "Choose percentile or window.")
+        if self.kind not in ("percentile", "window", "auto"):
+            raise BadInput(f"Unknown intensity normalization '{self.kind}'.", "Choose percentile, window or auto.")
         if not self.low < self.high:
             raise BadInput(f"Intensity limits {self.low} and {self.high} are not in order.")
         check_ranges(self, dict.fromkeys(("low", "high", "foreground"), (-LARGEST_LIMIT, LARGEST_LIMIT)))
         if self.high - self.low < max(1e-9, SMALLEST_SHARE * max(abs(self.low), abs(self.high))):
             raise BadInput(f"Intensity limits {self.low} and {self.high} are too close to each other.")
-        if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
+        if self.kind != "window" and not 0 <= self.low < self.high <= 100:
             raise BadInput(f"Percentiles {self.low} and {self.high} are not between 0 and 100.")
         if not 0 <= self.dither < 1:
             raise BadInput(f"dither {self.dither} is not between 0 and 1.")
@@ -61,8 +63,9 @@ def intensity_range(array: np.ndarray, config: IntensityConfig) -> tuple[float, 
     """The intensities of ``array`` (any shape) that become 0 and 1."""
     if config.kind == "window":
         return config.low, config.high
-    step = max(1, array.size // 2_000_000)
-    sample = array.reshape(-1)[::step] if array.flags.c_contiguous else array.ravel()[::step]
+    sample = _sample(array)
+    if config.kind == "auto" and looks_like_ct(sample):
+        return CT_WINDOW
     foreground = sample[sample > config.foreground]
     if foreground.size == 0:
         foreground = sample
@@ -105,10 +108,49 @@ def check_values(array: np.ndarray, config: IntensityConfig, name: str = "") -> 
     raise BadInput(f"The values of the {image}, {low:g} to {high:g}, {fault}.", "Give an image of the model's kind.")
 
 
+def looks_like_ct(array: np.ndarray) -> bool:
+    """Whether intensities are Hounsfield units: air far below zero, or soft tissue around it with fat below."""
+    low, quarter, middle, high = np.percentile(_sample(array), (1, 25, 50, 99))
+    air = low <= -250 or quarter <= -250
+    tissue = -250 < low <= -40 and -200 <= middle <= 200 and 20 <= high <= 2500
+    return bool((air or tissue) and high < 5000)
+
+
+def _sample(array: np.ndarray) -> np.ndarray:
+    """About two million evenly spaced intensities, (N,)."""
+    step = max(1, array.size // 2_000_000)
+    return array.reshape(-1)[::step] if array.flags.c_contiguous else array.ravel()[::step]
+
+
 def normalize(array: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """Scale intensities to [0, 1] float32 and clip."""
     low, high = limits
     return ((array.astype(np.float32) - low) / (high - low)).clip(0, 1)
+
+
+LOCAL_BACKGROUND = 0.012
+"""Normalized values up to this count as air when the range inside the field of view is looked for."""
+LOCAL_SHARES = (0.01, 0.99)
+LOCAL_BINS = 256
+LOCAL_ENOUGH = 100
+LOCAL_NEIGHBORS = 2
+
+
+def histogram(image: np.ndarray) -> np.ndarray:
+    """Counts (LOCAL_BINS,) of the values in [0, 1] of a network input that are not air."""
+    values = image[image > LOCAL_BACKGROUND]
+    bins = np.rint(values * np.float32(LOCAL_BINS - 1)).astype(np.intp)
+    return np.bincount(bins, minlength=LOCAL_BINS)
+
+
+def local_range(counts: np.ndarray) -> tuple[float, float]:
+    """The 1st and the 99th percentile of what is not air by its histogram; 0 and 1 where there is next to nothing."""
+    total = int(counts.sum())
+    if total < LOCAL_ENOUGH:
+        return 0.0, 1.0
+    cumulated = np.cumsum(counts)
+    low, high = (int(np.searchsorted(cumulated, share * total, "left")) for share in LOCAL_SHARES)
+    return low / (LOCAL_BINS - 1), high / (LOCAL_BINS - 1)
 
 
 def dither(images: np.ndarray, strength: float) -> np.ndarray:

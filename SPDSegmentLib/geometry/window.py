@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FIELDS_OF_VIEW_MM = (48.0, 64.0, 90.0, 128.0, 180.0, 256.0, 360.0, 512.0)
+FOV_AROUND_MM, FOV_PER_SPREAD, FOV_LEAST_MM = 80.0, 2.0, 180.0
+FOV_PER_SLICE = 1.4
+
 
 @dataclass(frozen=True)
 class InputWindow:
@@ -120,3 +124,16 @@ def place_window(
     scale = fov / size / spacing
     origin = center - scale * (size - 1) / 2
     return InputWindow(size, (float(scale[0]), float(scale[1])), (float(origin[0]), float(origin[1])), (height, width))
+
+
+def fov_of_clicks(xy: np.ndarray, slice_shape: tuple[int, ...], pixel_mm: tuple[float, float]) -> float:
+    """A field of view in mm for a structure that was clicked at (N, 2) slice pixels, one of a few steps.
+
+    It holds the clicks with room around them, whatever the structure's size, but is not much larger than the slice.
+    """
+    spacing = np.array([pixel_mm[1], pixel_mm[0]])
+    low, high = np.percentile(np.asarray(xy, float) * spacing, (25, 75), axis=0)
+    wanted = max(FOV_LEAST_MM, FOV_PER_SPREAD * float((high - low).max()) + FOV_AROUND_MM)
+    longest = FOV_PER_SLICE * float(max(slice_shape[1] * spacing[0], slice_shape[0] * spacing[1]))
+    steps = np.array(FIELDS_OF_VIEW_MM)
+    return float(steps[min(int(np.searchsorted(steps, min(wanted, longest))), len(steps) - 1)])

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput, DeviceUnavailable, ModelCorrupt, OutOfMemory
 from SPDSegmentLib.inference.memory import keep_freed_memory
+from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.click_tokens import ClickTokens
 from SPDSegmentLib.prompts.padding import pad_points
 
 T = TypeVar("T")
@@ -94,9 +96,38 @@ class Engine:
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> Tensor:
-        """Embed (B, S, S) slices in [0, 1]; (B, C, h, w) on the device, in the engine's precision."""
-        batch = torch.from_numpy(np.ascontiguousarray(images))[:, None].to(self.device, self.precision)
+        """Embed (B, 1 or 3, S, S) slices in [0, 1]; (B, C, h, w) on the device, in the engine's precision."""
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, self.precision)
         return self.model.encode(batch)
+
+    @torch.inference_mode()
+    def with_context(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
+        """Embeddings (B, C, h, w) of a conditioned model that know the adjoining slices'."""
+        with self._autocast():
+            return self.model.conditioning.with_context(embeddings, previous, following)
+
+    @torch.inference_mode()
+    def conditioned_saliency(self, embeddings: Tensor, tokens: ClickTokens) -> tuple[np.ndarray, np.ndarray]:
+        """Pass one of a conditioned model: S_t (B, S, S) float16 of (B, C, h, w) embeddings with context, IoU (B,)."""
+        with self._autocast():
+            logits, quality = self.model.decode_clicks(embeddings, TokenBatch.of(tokens, self.device))
+        return logits[:, 0].sigmoid().half().cpu().numpy(), quality.clamp(0, 1).cpu().numpy()
+
+    @torch.inference_mode()
+    def decode_conditioned(
+        self, embeddings: Tensor, tokens: ClickTokens, saliency: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pass two of a conditioned model: mask logits (B, S, S) of the consensus and S_t (B, S, S), and IoU (B,)."""
+        with self._autocast():
+            logits, quality = self.model.decode_clicks(
+                embeddings, TokenBatch.of(tokens, self.device), self._logits(saliency)
+            )
+        return logits[:, 0].cpu().numpy(), quality.clamp(0, 1).cpu().numpy()
+
+    def _logits(self, saliency: np.ndarray) -> Tensor:
+        """S (B, S, S) as logits (B, 1, S, S) on the device."""
+        s = torch.from_numpy(saliency.astype(np.float32)).clamp(SALIENCY_CLIP, 1 - SALIENCY_CLIP).to(self.device)
+        return torch.logit(s)[:, None]
 
     @torch.inference_mode()
     def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> np.ndarray:
@@ -120,13 +151,12 @@ class Engine:
             Logits (B, S, S) float32 and predicted IoU (B,), NaN where they are not finite.
         """
         padded, labels = pad_points(points, self.max_points)
-        s = torch.from_numpy(saliency.astype(np.float32)).clamp(SALIENCY_CLIP, 1 - SALIENCY_CLIP).to(self.device)
         with self._autocast():
             logits, quality = self.model.decode(
                 embeddings,
                 torch.from_numpy(padded).to(self.device),
                 torch.from_numpy(labels).to(self.device),
-                torch.logit(s)[:, None],
+                self._logits(saliency),
             )
         return _mark_infinite(logits[:, 0]).cpu().numpy(), _mark_infinite(quality).clamp(0, 1).cpu().numpy()
 

@@ -1,6 +1,7 @@
 """Embeddings and saliency of a volume's slices: computed when first asked for, kept as long as the field of view stays.
 
-Encoder, encoder LoRA and saliency head are frozen after stage I, so both depend on the image alone (paper, stage II).
+Encoder, encoder LoRA and saliency head are frozen after stage I, so both depend on the image alone (paper, stage II). A
+conditioned saliency depends on the clicks near its slice as well: it is computed again where those have changed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.geometry.intensity import IntensityConfig, dither, intensity_range, normalize
+from SPDSegmentLib.geometry.intensity import (
+    LOCAL_NEIGHBORS,
+    IntensityConfig,
+    dither,
+    histogram,
+    intensity_range,
+    local_range,
+    normalize,
+)
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.window import InputWindow, place_window
+from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.call import Call
 from SPDSegmentLib.inference.engine import Engine, require_numbers
+from SPDSegmentLib.prompts.click_tokens import ClickTokens, click_tokens, tokens_of_prompts
+from SPDSegmentLib.prompts.distillation import SliceClicks, SlicePrompts
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 
 
@@ -26,7 +37,8 @@ class SliceFeatures:
         engine: the model.
         stack: the slices.
         intensity: how they are normalised.
-        fov_mm: side of the field of view, 0 for the whole slice.
+        fov_mm: side of the field of view; 0 for the whole slice, or of a conditioned model for one chosen from the
+            first clicks.
     """
 
     def __init__(self, engine: Engine, stack: SliceStack, intensity: IntensityConfig, fov_mm: float) -> None:
@@ -37,10 +49,15 @@ class SliceFeatures:
         self._limits = intensity_range(stack.array, intensity)
         self._dither = intensity.dither
         self._window: InputWindow | None = None
+        self._chosen_fov_mm = 0.0  # where the model has no field of view of its own
         self._fixed = False  # whether the clicks of a segmentation have placed it
         self._embeddings: dict[int, Tensor] = {}
         self._saliency: dict[int, np.ndarray] = {}
-        self._uses_neighbors = engine.model.saliency_head.uses_slice_context
+        self._histograms: dict[int, np.ndarray] = {}
+        self._clicks: SliceClicks | None = None
+        self._tokens: ClickTokens | None = None
+        self._uses_neighbors = engine.model.sees_neighbors
+        self.conditioned = engine.model.config.conditioned
 
     @property
     def window(self) -> InputWindow:
@@ -60,6 +77,8 @@ class SliceFeatures:
         Returns:
             Whether it was placed anew, so that everything computed before is void.
         """
+        if not self._fixed and self.conditioned and self.fov_mm == 0:
+            self._chosen_fov_mm = fov_of_clicks(xy, self.stack.array.shape[1:], self.stack.pixel_mm)
         anchored = None if anchor_xy is None else self._window_at(np.array(anchor_xy))
         for window in (anchored, self._window if self._fixed else None):
             if window is not None and window.contains(xy).mean() >= 0.5:
@@ -75,7 +94,36 @@ class SliceFeatures:
         self._window = window
         self._embeddings.clear()
         self._saliency.clear()
+        self._histograms.clear()
+        self._tokens = None
         return True
+
+    def tell(self, clicks: SliceClicks) -> set[int]:
+        """The clicks in network pixels that a conditioned saliency listens to from now on.
+
+        Returns:
+            Slices whose S_t may change; it is computed again when it is next asked for. None of an image saliency.
+        """
+        if not self.conditioned:
+            return set()
+        self._clicks = clicks
+        network, before = self.engine.model.config, self._tokens
+        self._tokens = click_tokens(
+            np.arange(self.stack.n_slices),
+            clicks,
+            self.stack.slice_mm,
+            network.neighbor_tokens,
+            network.interpolated_token,
+        )
+        every = range(self.stack.n_slices)
+        changed = {t for t in every if before is None or before.key(t) != self._tokens.key(t)}
+        for t in changed:
+            self._saliency.pop(t, None)
+        return changed
+
+    def told(self, t: int) -> bytes:
+        """What the saliency of slice t was told; empty of an image saliency."""
+        return b"" if self._tokens is None else self._tokens.key(t)
 
     def has_saliency(self, slices: Iterable[int]) -> bool:
         """Whether S is known for all of ``slices``."""
@@ -95,14 +143,33 @@ class SliceFeatures:
         return self._saliency[t]
 
     def embeddings(self, slices: Sequence[int]) -> Tensor:
-        """Embeddings (B, C, h, w) of slices whose saliency is known."""
+        """Embeddings (B, C, h, w) of slices whose saliency is known; those of a conditioned model with context."""
+        own = self._stacked(slices)
+        return self.engine.with_context(own, *self._adjoining(slices)) if self.conditioned else own
+
+    def _stacked(self, slices: Iterable[int]) -> Tensor:
         return torch.stack([self._embeddings[t] for t in slices])
+
+    def _adjoining(self, slices: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Embeddings of the slices before and after."""
+        sides = zip(*(self._inputs_of(t)[1:] for t in slices), strict=True)
+        previous, following = (self._stacked(side) for side in sides)
+        return previous, following
 
     def ensure(self, slices: Iterable[int], call: Call) -> None:
         """Compute the saliency of ``slices``, and the embeddings that it needs."""
         wanted = [t for t in slices if t not in self._saliency]
         self.engine.with_smaller_batches(self.missing(wanted), lambda batch: self._encode(batch, call))
         self.engine.with_smaller_batches(wanted, self._infer_saliency)
+
+    def decode(self, prompts: Sequence[SlicePrompts], saliency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mask logits (B, S, S) and predicted IoU (B,) of slices with their prompts and S_t (B, S, S)."""
+        embeddings = self.embeddings([p.slice_index for p in prompts])
+        if not self.conditioned:
+            return self.engine.decode(embeddings, [p.points for p in prompts], saliency)
+        assert self._clicks is not None
+        tokens = tokens_of_prompts(prompts, self._clicks, self.stack.slice_mm, self.engine.max_points)
+        return self.engine.decode_conditioned(embeddings, tokens, saliency)
 
     def maps(self, threshold: float, locked: Mapping[int, np.ndarray], call: Callable[[], Call]) -> SaliencyMaps:
         """S for CPD. A slice that a person owns shows its own mask, (H, W), instead of what the model believes.
@@ -120,7 +187,8 @@ class SliceFeatures:
 
     def _window_at(self, center_xy: np.ndarray | None) -> InputWindow:
         height, width = self.stack.array.shape[1:]
-        return place_window((height, width), self.stack.pixel_mm, self.engine.image_size, self.fov_mm, center_xy)
+        fov_mm = self._chosen_fov_mm or self.fov_mm
+        return place_window((height, width), self.stack.pixel_mm, self.engine.image_size, fov_mm, center_xy)
 
     def _inputs_of(self, t: int) -> list[int]:
         """Slices whose embeddings the saliency of slice t sees; edges repeat."""
@@ -129,18 +197,46 @@ class SliceFeatures:
 
     def _encode(self, batch: Sequence[int], call: Call) -> None:
         call.check()
-        images = self.window.resample(normalize(self.stack.array[list(batch)], self._limits))
-        embeddings = self.engine.encode(dither(images, self._dither))
+        embeddings = self.engine.encode(self._inputs(batch))
         self._embeddings.update(zip(batch, embeddings, strict=True))
         self.encoded += len(batch)
         call.encoded(len(batch))
 
+    def _inputs(self, batch: Sequence[int]) -> np.ndarray:
+        """Network inputs of slices: (B, 1, S, S), or (B, 3, S, S) with the local range as the second of three."""
+        images = dict(zip(batch, self._resampled(batch), strict=True))
+        if not self.conditioned:
+            return np.stack([images[t] for t in batch])[:, None]
+        if not self.engine.model.config.local_normalization:
+            return np.stack([np.stack((images[t],) * 3) for t in batch])
+        around = {t: self._around(t) for t in batch}
+        needed = dict.fromkeys([*batch, *(s for near in around.values() for s in near)])
+        unknown = [t for t in needed if t not in images and t not in self._histograms]
+        images |= dict(zip(unknown, self._resampled(unknown), strict=True))
+        self._histograms.update((t, histogram(image)) for t, image in images.items() if t not in self._histograms)
+        inputs = []
+        for t in batch:
+            low, high = local_range(np.sum([self._histograms[s] for s in around[t]], axis=0))
+            local = ((images[t] - low) / max(high - low, 1e-3)).clip(0, 1)
+            inputs.append(np.stack((images[t], local, images[t])))
+        return np.stack(inputs)
+
+    def _resampled(self, slices: Sequence[int]) -> np.ndarray:
+        """Slices (B, S, S) as the network sees them, in [0, 1]."""
+        images = self.window.resample(normalize(self.stack.array[list(slices)], self._limits))
+        return dither(images, self._dither)
+
+    def _around(self, t: int) -> range:
+        """Slices whose intensities give the local range of slice t."""
+        return range(max(0, t - LOCAL_NEIGHBORS), min(self.stack.n_slices, t + LOCAL_NEIGHBORS + 1))
+
     def _infer_saliency(self, batch: Sequence[int]) -> None:
-        own = self.embeddings(batch)
-        previous = following = own
-        if self._uses_neighbors:
-            previous = self.embeddings([self._inputs_of(t)[1] for t in batch])
-            following = self.embeddings([self._inputs_of(t)[2] for t in batch])
-        saliency = self.engine.saliency(own, previous, following)
-        require_numbers(batch, saliency)
-        self._saliency.update(zip(batch, saliency, strict=True))
+        if self.conditioned:
+            assert self._tokens is not None, "a conditioned saliency needs clicks"
+            found, _ = self.engine.conditioned_saliency(self.embeddings(batch), self._tokens.rows(batch))
+        else:
+            own = self._stacked(batch)
+            adjoining = self._adjoining(batch) if self._uses_neighbors else (own, own)
+            found = self.engine.saliency(own, *adjoining)
+        require_numbers(batch, found)
+        self._saliency.update(zip(batch, found, strict=True))

@@ -59,6 +59,7 @@ class Session:
         self._maps: SaliencyMaps | None = None
         self._locked: dict[int, np.ndarray] = {}
         self._slices: dict[int, tuple[SlicePrompts, SliceResult]] = {}
+        self._told: dict[int, bytes] = {}  # what the saliency was told when a slice was decoded
         self._outdated: set[int] = set()  # slices whose last mask was not empty and is void now
         self._window: InputWindow | None = None
         self._strategy = ""
@@ -110,6 +111,7 @@ class Session:
             self._forget()
             self._strategy = strategy
         if saliency_only:
+            self._listen(network_clicks)
             results = self._saliency_masks(call, center)
             recomputed = set(results)
         else:
@@ -141,8 +143,13 @@ class Session:
             inside = np.flatnonzero(~clicks.outside)
             if len(inside):
                 self._place_window(clicks.xy[inside])
-            found.append(self._distill(self._network_clicks(clicks, inside)[0], prompts, Call()))
-        return {a.slice_index for a, b in zip(found[0].slices, found[1].slices, strict=True) if not a.same_as(b)}
+            slices = self._distill(self._network_clicks(clicks, inside)[0], prompts, Call()).slices
+            found.append([(p, self._features.told(p.slice_index)) for p in slices])
+        return {
+            a.slice_index
+            for (a, told_a), (b, told_b) in zip(*found, strict=True)
+            if not a.same_as(b) or (told_a != told_b and (len(a.points) or len(b.points)))
+        }
 
     def distill(self, clicks: Clicks, prompts: str = "consensus") -> list[SlicePrompts]:
         """The prompts that :meth:`segment` would decode, of every slice, with points in slice pixels; no decoding."""
@@ -196,12 +203,20 @@ class Session:
             self._maps = self._features.maps(self.predictor.prompts.threshold, self._locked, lambda: self._call)
         return self._maps
 
+    def _listen(self, clicks: SliceClicks) -> None:
+        """Tell the saliency the clicks; where it may change, its maps are looked at again."""
+        changed = self._features.tell(clicks)
+        if self._maps is not None:
+            self._maps.forget(changed - self._locked.keys())
+
     def _distill(self, clicks: SliceClicks, strategy: str, call: Call) -> Distillation:
+        self._listen(clicks)
         maps = self._saliency_maps(call)
         return distill_prompts(maps, clicks, self.predictor.prompts, strategy, frozenset(self._locked))
 
     def _decode_early(self, clicks: SliceClicks, strategy: str, center: int, call: Call) -> set[int]:
         """Encode around the clicks, nearest to the view first, and decode supported slices as soon as they can be."""
+        self._listen(clicks)
         n, last = self.predictor.prompts.n_neighbors, self.stack.n_slices - 1
         span = {s for t in clicks.slice_index for s in range(max(0, t - n), min(last, t + n) + 1)}
         order = sorted(span, key=lambda t: (abs(t - center), t))
@@ -238,7 +253,7 @@ class Session:
                 if known is None or known[1].status != LOCKED or not np.array_equal(known[1].mask, self._locked[t]):
                     changed.add(t)
                     self._keep(p, SliceResult(t, self._locked[t], 1.0, LOCKED), call)
-            elif known is None or known[1].status == LOCKED or not p.same_as(known[0]):
+            elif known is None or known[1].status == LOCKED or not p.same_as(known[0]) or self._heard_other(p):
                 if len(p.points):
                     to_decode.append(p)
                     changed.add(t)
@@ -254,11 +269,8 @@ class Session:
     def _decode_batch(self, batch: Sequence[SlicePrompts], call: Call) -> None:
         call.check()
         slices = [p.slice_index for p in batch]
-        logits, quality = self.predictor.engine.decode(
-            self._features.embeddings(slices),
-            [p.points for p in batch],
-            np.stack([self._features.saliency(t, call) for t in slices]),
-        )
+        saliency = np.stack([self._features.saliency(t, call) for t in slices])
+        logits, quality = self._features.decode(batch, saliency)
         require_numbers(slices, logits, quality)
         masks = self._features.window.restore(logits, OUTSIDE_LOGIT) > 0
         for p, mask, q in zip(batch, masks, quality, strict=True):
@@ -270,8 +282,14 @@ class Session:
         had_mask = t in self._outdated or (t in self._slices and bool(self._slices[t][1].mask.any()))
         self._outdated.discard(t)
         self._slices[t] = (prompts, result)
+        self._told[t] = self._features.told(t)
         if had_mask or result.mask.any() or result.status == SUPPORTED:
             call.on_slice(result)
+
+    def _heard_other(self, prompts: SlicePrompts) -> bool:
+        """Whether the saliency that goes into a mask was told other clicks than when the mask was made."""
+        t = prompts.slice_index
+        return bool(len(prompts.points)) and self._told[t] != self._features.told(t)
 
     def _blank(self, t: int, status: str) -> SliceResult:
         return SliceResult(t, np.zeros(self.stack.array.shape[1:], dtype=bool), 0.0, status)

@@ -204,7 +204,8 @@ def parse_info(values: Any) -> BundleInfo:
 def _check_normalization(values: Mapping[str, Any]) -> None:
     unknown = sorted(set(values) - _NORMALIZATION_KEYS)
     _require(not unknown, f"normalization.{shorten(unknown[0]) if unknown else ''}", "known")
-    _require(values.get("kind") in ["percentile", "window"], "normalization.kind", "percentile or window")
+    kinds = ["percentile", "window", "auto"]
+    _require(values.get("kind") in kinds, "normalization.kind", "percentile, window or auto")
     low, high = values.get("low"), values.get("high")
     in_order = is_finite_number(low) and is_finite_number(high) and low < high
     _require(in_order, "normalization.low", "a number below normalization.high")

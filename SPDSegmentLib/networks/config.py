@@ -17,8 +17,10 @@ RANGES = {
     "lora_alpha": (0, 1024),
     "lora_encoder_blocks": (-1, 64),
     "decoder_lora_rank": (0, 256),
+    "neighbor_tokens": (0, 16),
 }
 """Lowest and highest value of each number."""
+SALIENCY_KINDS = ("image", "conditioned")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class NetworkConfig:
         decoder_lora_rank: rank in the decoder.
         saliency_slice_context: let the saliency head see the features of the two adjoining slices as well.
         dense_saliency_prompt: give the saliency logits to the decoder as SAM's mask prompt as well (ours).
+        saliency: ``image``, S_t = f_sal(I_t) of a saliency head (paper), or ``conditioned``, a first pass of the
+            decoder that is told the clicks (ours).
+        neighbor_tokens: conditioned: clicks that a slice sees on either side.
+        interpolated_token: conditioned: a token between or beyond the clicks for slices without one.
+        local_normalization: conditioned: the second input channel is normalized inside the field of view.
+        second_pass: conditioned: decode the consensus; off: the saliency is the mask (an ablation).
     """
 
     backbone: str = "lite_medsam"
@@ -47,6 +55,16 @@ class NetworkConfig:
     decoder_lora_rank: int = 4
     saliency_slice_context: bool = False
     dense_saliency_prompt: bool = False
+    saliency: str = "image"
+    neighbor_tokens: int = 4
+    interpolated_token: bool = True
+    local_normalization: bool = True
+    second_pass: bool = True
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the saliency is told the clicks."""
+        return self.saliency == "conditioned"
 
     def __post_init__(self) -> None:
         if self.backbone not in BACKBONES:
@@ -57,6 +75,8 @@ class NetworkConfig:
             raise BadInput(f"image_size {self.image_size} is not a positive multiple of {multiple}.")
         if self.decoder not in DECODER_MODES:
             raise BadInput(f"Unknown decoder mode '{self.decoder}'.", f"Choose one of {', '.join(DECODER_MODES)}.")
+        if self.saliency not in SALIENCY_KINDS:
+            raise BadInput(f"Unknown saliency '{self.saliency}'.", f"Choose one of {', '.join(SALIENCY_KINDS)}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from SPDSegmentLib.errors import ModelCorrupt
 from SPDSegmentLib.networks.backbones import build_sam
+from SPDSegmentLib.networks.conditioning import ClickConditioning, TokenBatch
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.lora import (
     add_decoder_lora,
@@ -24,6 +26,8 @@ from SPDSegmentLib.settings import shorten
 
 # Parts of the prompt encoder and decoder that learn with the decoder: clicks never occurred in LiteMedSAM's training.
 PROMPT_PARAMETERS = ("point_embeddings.1.", "not_a_point_embed.", "mask_downscaling.")
+CONDITIONED_PROMPT_PARAMETERS = (*PROMPT_PARAMETERS, "no_mask_embed.")
+LOGIT_BOUND = 10.0
 
 
 class SPDModel(nn.Module):
@@ -37,6 +41,8 @@ class SPDModel(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    saliency_head: SaliencyHead  # of an image saliency only
+    conditioning: ClickConditioning  # of a conditioned one only
 
     def __init__(self, config: NetworkConfig, weights: str | Path | None = None, adapters: bool = True) -> None:
         super().__init__()
@@ -50,7 +56,10 @@ class SPDModel(nn.Module):
         self.register_buffer("pixel_std", sam.pixel_std, persistent=False)
         channels: int = self.prompt_encoder.embed_dim  # type: ignore[assignment]
         self._takes_gray = False
-        self.saliency_head = SaliencyHead(channels, config.saliency_slice_context)
+        if config.conditioned:
+            self.conditioning = ClickConditioning(channels)
+        else:
+            self.saliency_head = SaliencyHead(channels, config.saliency_slice_context)
         self.requires_grad_(False)
         if adapters:
             self._add_adapters()
@@ -69,8 +78,12 @@ class SPDModel(nn.Module):
 
     def stage1_parameters(self) -> list[nn.Parameter]:
         """Trainable in stage I: the encoder's LoRA and the saliency head (paper, stage I)."""
-        lora = [p for name, p in self.image_encoder.named_parameters() if "lora_" in name]
-        return lora + list(self.saliency_head.parameters())
+        head = [] if self.config.conditioned else list(self.saliency_head.parameters())
+        return self.encoder_lora_parameters() + head
+
+    def encoder_lora_parameters(self) -> list[nn.Parameter]:
+        """The encoder's LoRA."""
+        return [p for name, p in self.image_encoder.named_parameters() if "lora_" in name]
 
     def stage2_parameters(self) -> list[nn.Parameter]:
         """Trainable in stage II: the decoder's LoRA, or all of it, with the point embeddings and the quality head."""
@@ -82,13 +95,14 @@ class SPDModel(nn.Module):
             for name, p in self.mask_decoder.named_parameters()
             if full or "lora_" in name or name.startswith("iou_prediction_head")
         ]
-        prompts = [
-            p for name, p in self.prompt_encoder.named_parameters() if full and name.startswith(PROMPT_PARAMETERS)
-        ]
-        return chosen + prompts
+        conditioned = self.config.conditioned
+        conditioning = list(self.conditioning.parameters()) if conditioned else []
+        names = CONDITIONED_PROMPT_PARAMETERS if conditioned else PROMPT_PARAMETERS if full else ()
+        prompts = [p for name, p in self.prompt_encoder.named_parameters() if names and name.startswith(names)]
+        return chosen + prompts + conditioning
 
     def encode(self, images: Tensor) -> Tensor:
-        """Embed slices (B, 1, S, S) with values in [0, 1]: (B, C, S / stride, S / stride)."""
+        """Embed slices (B, 1 or 3, S, S) with values in [0, 1]: (B, C, S / stride, S / stride)."""
         if self._takes_gray:
             return self.image_encoder(images)
         images = (images.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
@@ -96,21 +110,63 @@ class SPDModel(nn.Module):
 
     def prepare_for_inference(self, precision: torch.dtype) -> SPDModel:
         """Bring the encoder into its fastest form, in place; adapters must be merged before. Returns self."""
-        if isinstance(self.image_encoder, TinyViTEncoder) and not self._takes_gray:
+        if isinstance(self.image_encoder, TinyViTEncoder) and not self._takes_gray and not self.config.conditioned:
             collapse_gray_input(self.image_encoder)
             self._takes_gray = True
         self.image_encoder.to(dtype=precision, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self.requires_grad_(False)
 
+    @property
+    def sees_neighbors(self) -> bool:
+        """Whether the saliency of a slice rests on the embeddings of the two adjoining ones as well."""
+        return self.config.conditioned or self.saliency_head.uses_slice_context
+
     def saliency_logits(
         self, embeddings: Tensor, previous: Tensor | None = None, following: Tensor | None = None
     ) -> Tensor:
         """Saliency logits at image size, (B, 1, S, S); S_t is their sigmoid."""
-        logits = self.saliency_head(embeddings, previous, following).float()
-        size = self.config.image_size
+        return self._at_image_size(self.saliency_head(embeddings, previous, following))
+
+    def decode_clicks(
+        self, embeddings: Tensor, tokens: TokenBatch, saliency_logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One pass of the decoder of a conditioned model.
+
+        Args:
+            embeddings: (B, C, h, w) that know their neighbors, of :meth:`ClickConditioning.with_context`.
+            tokens: pass one: all clicks near each slice; pass two: the consensus.
+            saliency_logits: pass two: (B, 1, S, S), those of pass one, as SAM's mask prompt.
+
+        Returns:
+            Logits (B, 1, S, S), the saliency's in pass one and the mask's in pass two, and the predicted IoU (B,).
+        """
+        prompt: Any = self.prompt_encoder
+        size, batch = self.config.image_size, len(embeddings)
+        positions = prompt.pe_layer.forward_with_coords(tokens.xy.float() + 0.5, (size, size))
+        points = positions + prompt.point_embeddings[1].weight + self.conditioning.token_offsets(tokens)
+        padding = prompt.not_a_point_embed.weight[None]
+        sparse = torch.where(tokens.valid[..., None], points, padding)
+        if saliency_logits is None:
+            dense = prompt.no_mask_embed.weight.view(1, -1, 1, 1).expand(batch, -1, *embeddings.shape[-2:])
+        else:
+            sparse = torch.cat((sparse, self.conditioning.second_pass_token(batch)), dim=1)
+            dense = prompt.mask_downscaling(self._mask_prompt(saliency_logits, embeddings, LOGIT_BOUND))
+        logits, quality = self._decode_batch(embeddings, sparse, dense)
+        return self._at_image_size(logits), quality.float()
+
+    def _at_image_size(self, logits: Tensor) -> Tensor:
+        """Logits (B, 1, h, w) as (B, 1, S, S) float32."""
+        logits, size = logits.float(), self.config.image_size
         if logits.shape[-1] != size:
             logits = nn.functional.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
         return logits
+
+    @staticmethod
+    def _mask_prompt(logits: Tensor, embeddings: Tensor, bound: float) -> Tensor:
+        """Saliency logits (B, 1, S, S) at the size of SAM's mask prompt."""
+        side = 4 * embeddings.shape[-1]
+        bounded = logits.float().clamp(-bound, bound)
+        return nn.functional.interpolate(bounded, (side, side), mode="bilinear", align_corners=False)
 
     def decode(
         self,
@@ -134,17 +190,10 @@ class SPDModel(nn.Module):
         """
         dense = None
         if self.config.dense_saliency_prompt and saliency_logits is not None:
-            side = 4 * embeddings.shape[-1]
-            dense = nn.functional.interpolate(
-                saliency_logits.float().clamp(-12, 12), (side, side), mode="bilinear", align_corners=False
-            )
+            dense = self._mask_prompt(saliency_logits, embeddings, 12.0)
         sparse, dense = self.prompt_encoder(None if points is None else (points, labels), boxes, dense)
         logits, quality = self._decode_batch(embeddings, sparse, dense)
-        size = self.config.image_size
-        logits = logits.float()
-        if logits.shape[-1] != size:
-            logits = nn.functional.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
-        return logits, quality.float()
+        return self._at_image_size(logits), quality.float()
 
     def _decode_batch(self, embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """SAM's mask decoder for one prompt per image; upstream's own forward takes one image at a time."""
@@ -193,7 +242,8 @@ class SPDModel(nn.Module):
     def adapter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of :meth:`adapter_state`, of a model that was built without adapters."""
         config = self.config
-        plain = list(self.saliency_head.parameters()) + self.stage2_parameters()
+        head = [] if config.conditioned else list(self.saliency_head.parameters())
+        plain = head + self.stage2_parameters()
         names = {id(p): name for name, p in self.named_parameters()}
         shapes = {names[id(p)]: tuple(p.shape) for p in plain}
         blocks = encoder_lora_layers(self.image_encoder, config.lora_encoder_blocks) if config.lora_rank else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from scipy import ndimage
@@ -18,7 +18,7 @@ class SaliencyMaps:
 
     Args:
         n_slices: T.
-        load: gives S_t, (S, S) in [0, 1], for a slice index; called at most once per slice.
+        load: gives S_t, (S, S) in [0, 1], for a slice index; called once per slice, and again after :meth:`forget`.
         threshold: tau.
         slice_px: distance of two slices in network pixels.
     """
@@ -43,6 +43,12 @@ class SaliencyMaps:
         if t not in self._maps:
             self._maps[t] = np.asarray(self._load(t))
         return self._maps[t]
+
+    def forget(self, slices: Iterable[int]) -> None:
+        """Load these slices again when they are next asked for."""
+        for t in slices:
+            self._maps.pop(t, None)
+            self._components.pop(t, None)
 
     def at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
         """S_t at points (N, 2) in (column, row), nearest pixel; 0 outside the map."""

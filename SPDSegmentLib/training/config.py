@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,7 @@ def read_training_config(path: str | Path) -> TrainingConfig:
         BadInput: naming the file and the setting that is missing, unknown, or of the wrong kind.
     """
     path = Path(path)
-    config = _build(TrainingConfig, read_toml(path), str(path))
+    config = build_settings(TrainingConfig, read_toml(path), str(path))
     _check_split(config.data, path)
     return config
 
@@ -257,18 +258,21 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _build(cls: type, values: Any, where: str) -> Any:
-    """A dataclass from nested tables; lists become tuples."""
+def build_settings(cls: type, values: Any, where: str) -> Any:
+    """A dataclass from nested tables; a field that is a dataclass, or a mapping to some, takes tables of its own.
+
+    Raises:
+        BadInput: naming ``where`` and the setting that is missing, unknown, or of the wrong kind.
+    """
     if not isinstance(values, dict):
         raise BadInput(f"{where} must be a table.")
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    known = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise BadInput(f"Unknown setting '{unknown[0]}' in {where}.", f"Known: {', '.join(sorted(known))}.")
     arguments: dict[str, Any] = {}
     for name, value in values.items():
-        nested = NESTED_SETTINGS.get((cls, name))
-        arguments[name] = _build(nested, value, f"{where} [{name}]") if nested else _tuples(value)
+        arguments[name] = _nested(known[name], value, f"{where} [{name}]")
         check_kind(cls, name, arguments[name], f"{name} in {where}")
     try:
         return cls(**arguments)
@@ -276,22 +280,16 @@ def _build(cls: type, values: Any, where: str) -> Any:
         raise BadInput(f"{where} is incomplete: {error}.") from error
 
 
+def _nested(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return build_settings(kind, value, where)  # type: ignore[arg-type]
+    if typing.get_origin(kind) is dict and isinstance(value, dict):
+        return {name: _nested(typing.get_args(kind)[1], item, f"{where} [{name}]") for name, item in value.items()}
+    return _tuples(value)
+
+
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-NESTED_SETTINGS: dict[tuple[type, str], type] = {
-    (TrainingConfig, "bundle"): BundleText,
-    (TrainingConfig, "data"): DataConfig,
-    (TrainingConfig, "network"): NetworkConfig,
-    (TrainingConfig, "prompts"): PromptConfig,
-    (TrainingConfig, "intensity"): IntensityConfig,
-    (TrainingConfig, "augmentation"): AugmentationConfig,
-    (TrainingConfig, "stage1"): Stage1Config,
-    (TrainingConfig, "stage2"): Stage2Config,
-    (Stage1Config, "loss"): SegmentationLossConfig,
-    (Stage2Config, "loss"): SegmentationLossConfig,
-}
 
 
 def _check_split(data: DataConfig, path: Path) -> None:

@@ -25,6 +25,7 @@ class Phase:
         name: unique within a run; part of file names and of the random seed.
         loss: step number to named loss terms; ``total`` is minimised. It must depend on the step number and the
             parameters alone, so that a resumed run repeats it.
+        encoder: parameters with a learning rate of their own.
     """
 
     name: str
@@ -34,6 +35,17 @@ class Phase:
     weight_decay: float
     warmup: int
     loss: Callable[[int], dict[str, Tensor]]
+    encoder: list[nn.Parameter] = field(default_factory=list)
+    encoder_learning_rate: float = 0.0
+
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """Parameters and their learning rates, those of the encoder last."""
+        groups = [(self.parameters, self.learning_rate), (self.encoder, self.encoder_learning_rate)]
+        return [(parameters, rate) for parameters, rate in groups if parameters]
+
+    def all_parameters(self) -> list[nn.Parameter]:
+        """Everything that learns."""
+        return [*self.parameters, *self.encoder]
 
 
 @dataclass(frozen=True)
@@ -92,19 +104,20 @@ class Loop:
         """
         if phase.steps == 0 or not phase.parameters:
             return
-        for parameter in phase.parameters:
+        parameters, groups = phase.all_parameters(), phase.groups()
+        for parameter in parameters:
             parameter.requires_grad_(True)
-        optimizer = torch.optim.AdamW(phase.parameters, lr=phase.learning_rate, weight_decay=phase.weight_decay)
+        optimizer = torch.optim.AdamW([{"params": p} for p, _ in groups], weight_decay=phase.weight_decay)
         start = self._restore(phase, optimizer)
         begun = saved = time.monotonic()
         for step in range(start, phase.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = phase.learning_rate * schedule(step, phase.steps, phase.warmup)
+            for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
+                group["lr"] = rate * schedule(step, phase.steps, phase.warmup)
             optimizer.zero_grad(set_to_none=True)
             losses = phase.loss(step)
             losses["total"].backward()
-            self.processes.average_gradients(phase.parameters)
-            torch.nn.utils.clip_grad_norm_(phase.parameters, 1.0)
+            self.processes.average_gradients(parameters)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             now = time.monotonic()
             values = {name: float(value.detach()) for name, value in losses.items()}
@@ -118,7 +131,7 @@ class Loop:
                 saved = now
             if stop:
                 raise Cancelled("Training was cancelled; its state is kept.", "Run the same command to go on.")
-        for parameter in phase.parameters:
+        for parameter in parameters:
             parameter.requires_grad_(False)
 
     def _checkpoint(self, phase: Phase) -> Path:
@@ -129,7 +142,7 @@ class Loop:
             return
         state = {
             "step": step,
-            "parameters": [p.detach().clone() for p in phase.parameters],
+            "parameters": [p.detach().clone() for p in phase.all_parameters()],
             "optimizer": optimizer.state_dict(),
             "key": self.key,
         }
@@ -156,7 +169,7 @@ class Loop:
             return 0
         state = self._read(path)
         try:
-            for parameter, value in zip(phase.parameters, state["parameters"], strict=True):
+            for parameter, value in zip(phase.all_parameters(), state["parameters"], strict=True):
                 parameter.data.copy_(value)
             optimizer.load_state_dict(state["optimizer"])
         except Exception as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.training.config import NESTED_SETTINGS, TrainingConfig
+from SPDSegmentLib.training.config import TrainingConfig
 
 CONFIG_NAME = "config.json"
 SHOWN_DIFFERENCES = 3
@@ -91,9 +92,10 @@ def _settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _defaults(cls: type) -> dict[str, Any]:
     """Defaults of a tree of settings; those without one are left out."""
     values: dict[str, Any] = {}
+    kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        if (cls, field.name) in NESTED_SETTINGS:
-            values[field.name] = _defaults(NESTED_SETTINGS[(cls, field.name)])
+        if dataclasses.is_dataclass(kinds[field.name]):
+            values[field.name] = _defaults(kinds[field.name])
         elif field.default is not dataclasses.MISSING:
             values[field.name] = json.loads(json.dumps(field.default))
     return values

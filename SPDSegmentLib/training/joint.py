@@ -1,0 +1,197 @@
+"""Joint training of a click-conditioned model: saliency and mask are two passes of one decoder (docs/method.md).
+
+Pass one is prompted with all clicks near a slice and gives S_t; CPD keeps the tokens that S_t supports; pass two is
+prompted with those and S_t. Both learn the clicked target alone, on slices beyond its ends too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.networks.conditioning import TokenBatch
+from SPDSegmentLib.networks.losses import pairwise_slice_consistency, segmentation_loss, soft_iou
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.click_tokens import TokenKind
+from SPDSegmentLib.training.distributed import Processes
+from SPDSegmentLib.training.joint_batches import JointSampler, Runs
+from SPDSegmentLib.training.joint_config import JointConfig
+from SPDSegmentLib.training.loop import Phase
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeptRun:
+    """One run whose embeddings are kept.
+
+    Attributes:
+        runs: the run alone; embeddings: (T, C, h, w) bfloat16; masks: (T, 1, S, S) bool.
+    """
+
+    runs: Runs
+    embeddings: Tensor
+    masks: Tensor
+
+
+class JointStageRunner:
+    """Draws batches and computes the losses of both passes.
+
+    Args:
+        kept: runs with embeddings; empty draws new images at every step.
+    """
+
+    def __init__(
+        self, model: SPDModel, sampler: JointSampler, config: JointConfig, processes: Processes, kept: list[KeptRun]
+    ) -> None:
+        self.model, self.sampler, self.config, self.processes, self.kept = model, sampler, config, processes, kept
+        self.stage = config.stage
+
+    def phase(self) -> Phase:
+        """The training as a phase of the loop."""
+        stage, prompted = self.stage, self.stage.objective == "prompted"
+        left_out = {id(p) for p in self.model.conditioning.parameters()} if prompted else set()
+        encoder = [] if stage.entries or stage.objective == "frozen_encoder" else self.model.encoder_lora_parameters()
+        return Phase(
+            f"joint_{stage.objective}",
+            [p for p in self.model.stage2_parameters() if id(p) not in left_out],
+            stage.steps,
+            stage.learning_rate,
+            stage.weight_decay,
+            stage.warmup,
+            self.loss,
+            encoder,
+            stage.encoder_learning_rate,
+        )
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """Named loss terms of a fresh batch; ``total`` is minimized."""
+        rng = np.random.default_rng([self.config.seed, 20, step, self.processes.rank])
+        embeddings, target, tokens = self._kept_batch(rng) if self.kept else self._new_batch(rng, step)
+        prompted, first_half = self.stage.objective == "prompted", 2 * step < self.stage.steps
+        with self.processes.autocast():
+            if not prompted:
+                embeddings = self._with_context(embeddings)
+                logits, quality = self.model.decode_clicks(embeddings, tokens)
+            else:
+                tokens = raw_tokens(tokens)
+                logits, quality = self.model.decode_clicks(embeddings, tokens)
+        counted = tokens.valid.any(1) if prompted else torch.ones(len(target), device=target.device)
+        segmentation = _mean(segmentation_loss(logits, target, self.stage.loss), counted)
+        saliency_first = self.stage.objective == "saliency_first"
+        second = self.config.network.second_pass and not prompted and not (saliency_first and first_half)
+        if not second:
+            return self._sum({"saliency": segmentation}, quality, logits, target, counted)
+        terms = {} if saliency_first else {"saliency": segmentation}
+        supported = tokens.restricted(supported_tokens(logits, tokens, self.config.prompts.threshold))
+        with self.processes.autocast():
+            masks, quality = self.model.decode_clicks(embeddings, supported, logits.detach())
+        terms["segmentation"] = _mean(segmentation_loss(masks, target, self.stage.loss), counted)
+        terms["psc"] = self.stage.psc_weight * self._consistency(masks, target)
+        return self._sum(terms, quality, masks, target, counted)
+
+    def _sum(
+        self, terms: dict[str, Tensor], quality: Tensor, logits: Tensor, target: Tensor, counted: Tensor
+    ) -> dict[str, Tensor]:
+        with torch.no_grad():
+            iou, predicted = soft_iou(logits, target), logits > 0
+            used = counted.bool().view(-1, 1, 1, 1)
+            hard = 2 * (predicted & target & used).sum() / ((predicted & used).sum() + (target & used).sum()).clamp(1)
+        terms = terms | {"quality": self.stage.quality_weight * _mean((quality - iou) ** 2, counted)}
+        return {"total": torch.stack(list(terms.values())).sum(), **terms, "dsc": hard}
+
+    def _new_batch(self, rng: np.random.Generator, step: int) -> tuple[Tensor, Tensor, TokenBatch]:
+        runs, chosen = self.sampler.draw_runs(rng, self.stage.runs_per_step)
+        images, target = self.sampler.images_and_masks(runs)
+        frozen = self.stage.objective == "frozen_encoder"
+        frozen |= self.stage.objective == "saliency_first" and 2 * step >= self.stage.steps
+        with torch.set_grad_enabled(not frozen), self.processes.autocast():
+            embeddings = self.model.encode(images).float()
+        return embeddings, target, self.sampler.tokens(runs, chosen)
+
+    def _kept_batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, TokenBatch]:
+        entries = [self.kept[int(k)] for k in rng.integers(len(self.kept), size=self.stage.runs_per_step)]
+        runs = join_runs([entry.runs for entry in entries])
+        embeddings = torch.cat([entry.embeddings for entry in entries]).to(self.processes.device).float()
+        target = torch.cat([entry.masks for entry in entries]).to(self.processes.device)
+        return embeddings, target, self.sampler.tokens(runs, self.sampler.clicks_of(rng, runs))
+
+    def _with_context(self, embeddings: Tensor) -> Tensor:
+        """Each run's embeddings with their neighbors'; the runs' edges repeat."""
+        runs = embeddings.unflatten(0, (-1, self.stage.run_length))
+        previous = torch.cat((runs[:, :1], runs[:, :-1]), 1).flatten(0, 1)
+        following = torch.cat((runs[:, 1:], runs[:, -1:]), 1).flatten(0, 1)
+        return self.model.conditioning.with_context(embeddings, previous, following)
+
+    def _consistency(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean PSC over pairs of neighbors in which neither ground truth is empty."""
+        masks = logits.float().sigmoid().unflatten(0, (-1, self.stage.run_length))
+        filled = target.flatten(1).any(1).unflatten(0, (-1, self.stage.run_length))
+        valid = (filled[:, :-1] & filled[:, 1:]).flatten().float()
+        if len(valid) == 0:
+            return logits.new_zeros(())
+        return _mean(pairwise_slice_consistency(masks[:, :-1].flatten(0, 1), masks[:, 1:].flatten(0, 1)), valid)
+
+
+def supported_tokens(logits: Tensor, tokens: TokenBatch, threshold: float) -> Tensor:
+    """Tokens (B, K) that their slice's saliency supports, S_t(p) > tau."""
+    saliency = logits.detach()[:, 0].sigmoid()
+    size = saliency.shape[-1]
+    column, row = tokens.xy.round().long().clamp(0, size - 1).unbind(-1)
+    found = saliency.flatten(1).gather(1, row * size + column) > threshold
+    return found & tokens.valid
+
+
+def raw_tokens(tokens: TokenBatch) -> TokenBatch:
+    """SAM-Tuning's prompts: a slice's own clicks and the interpolated one, with nothing said of their kind."""
+    plain = tokens.valid & ((tokens.kind == TokenKind.OWN) | (tokens.kind == TokenKind.INTERPOLATED))
+    return TokenBatch(tokens.xy, torch.zeros_like(tokens.kind), torch.zeros_like(tokens.distance), plain)
+
+
+def join_runs(runs: list[Runs]) -> Runs:
+    """Several runs as one batch."""
+    target, first, matrix, offset = (
+        np.concatenate([getattr(run, name) for run in runs]) for name in ("target", "first", "matrix", "offset")
+    )
+    return Runs(target, first, matrix, offset, runs[0].seed)
+
+
+def keep_runs(
+    model: SPDModel,
+    sampler: JointSampler,
+    config: JointConfig,
+    folder: Path,
+    processes: Processes,
+    on_entry: Callable[[int, int], None] = lambda done, total: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[KeptRun]:
+    """Embeddings of ``stage.entries`` random runs, computed once; a stopped call goes on where it was."""
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for k in range(config.stage.entries):
+        runs, _ = sampler.draw_runs(np.random.default_rng([config.seed, 21, k]), 1)
+        path = folder / f"{k:05d}.safetensors"
+        if not path.exists():
+            images, masks = sampler.images_and_masks(runs)
+            with torch.no_grad(), processes.autocast():
+                embeddings = model.encode(images)
+            beside = path.with_suffix(".tmp")
+            save_file({"embeddings": embeddings.bfloat16().cpu().contiguous(), "masks": masks.cpu()}, beside)
+            beside.replace(path)
+        tensors = load_file(path)
+        kept.append(KeptRun(runs, tensors["embeddings"], tensors["masks"]))
+        on_entry(k + 1, config.stage.entries)
+        if cancelled():
+            raise Cancelled("Training was cancelled; its state is kept.", "Run the same command to go on.")
+    return kept
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    weights = weights.float()
+    return (values * weights).sum() / weights.sum().clamp(min=1)
