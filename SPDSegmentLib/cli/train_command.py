@@ -43,10 +43,14 @@ def train(
     from SPDSegmentLib.training.cases import check_cases, require_files
     from SPDSegmentLib.training.config import read_training_config
     from SPDSegmentLib.training.distributed import join_processes
-    from SPDSegmentLib.training.result import plot_curves, save_bundle
+    from SPDSegmentLib.training.joint_config import is_joint
+    from SPDSegmentLib.training.result import save_bundle
     from SPDSegmentLib.training.run import RunHooks
     from SPDSegmentLib.training.run import train as run_training
 
+    if is_joint(config):
+        _train_joint(config, output, run_folder, device, threads)
+        return
     settings = read_training_config(config)
     data_folder = (config.parent / settings.data.folder).resolve()
     if not data_folder.is_dir():
@@ -61,7 +65,7 @@ def train(
     every = [*settings.data.train, *settings.data.validation]
     require_files(data_folder, every, settings.data)
     weights = None if settings.network.backbone == "tiny_random" else find_base_weights(settings.network.backbone)
-    stage1_state = _stage1_of(settings, config.parent)
+    stage1_state = _adapter_of(settings.initialize_from, config.parent)
     processes = join_processes(device)
     stop = threading.Event()
     with show_training(processes.is_main) as bar, _interrupt_sets(stop, bar):
@@ -80,14 +84,56 @@ def train(
         target.parent.mkdir(parents=True, exist_ok=True)
         bundle = save_bundle(model, settings, config.name, target)
         typer.echo(f"Bundle: {bundle.folder}")
-        try:
-            curves = plot_curves(run_folder)
-        except (ImportError, OSError) as error:
-            typer.echo(f"Note: the curves in {run_folder} were not drawn: {error}.", err=True)
-            curves = None
-        if curves is not None:
-            typer.echo(f"Curves: {curves}")
+        _draw_curves(run_folder)
         typer.echo(f"Measure it: spdsegment evaluate {config} --model {bundle.folder}")
+
+
+def _train_joint(config: Path, output: Path | None, run_folder: Path | None, device: str, threads: int) -> None:
+    """Train one click-conditioned model on several data sets."""
+    import torch
+
+    from SPDSegmentLib.models.base_weights import find_base_weights
+    from SPDSegmentLib.models.bundle import check_replaceable
+    from SPDSegmentLib.training.distributed import join_processes
+    from SPDSegmentLib.training.joint_config import read_joint_config
+    from SPDSegmentLib.training.joint_run import joint_bundle_info, save_joint_bundle, train_joint
+    from SPDSegmentLib.training.run import RunHooks
+
+    settings = read_joint_config(config)
+    if threads:
+        torch.set_num_threads(threads)
+    run_folder = run_folder or Path("runs") / settings.bundle.name
+    require_folder(run_folder, "run folder")
+    target = output or run_folder / "bundle"
+    check_replaceable(target)
+    try:
+        joint_bundle_info(settings, config.name, config.parent)
+    except ModelCorrupt as error:
+        raise BadInput(f"No bundle can be made of {config}: {error.message}", "Correct it there.") from error
+    weights = None if settings.network.backbone == "tiny_random" else find_base_weights(settings.network.backbone)
+    start = _adapter_of(settings.initialize_from, config.parent)
+    stop = threading.Event()
+    processes = join_processes(device)
+    with show_training(processes.is_main) as bar, _interrupt_sets(stop, bar):
+        hooks = RunHooks(bar.advance, stop.is_set, bar.say)
+        model = train_joint(settings, config.parent, run_folder, weights, processes, hooks, start)
+    if processes.is_main:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        bundle = save_joint_bundle(model, settings, config.name, config.parent, target)
+        typer.echo(f"Bundle: {bundle.folder}")
+        _draw_curves(run_folder)
+
+
+def _draw_curves(run_folder: Path) -> None:
+    from SPDSegmentLib.training.result import plot_curves
+
+    try:
+        curves = plot_curves(run_folder)
+    except (ImportError, OSError) as error:
+        typer.echo(f"Note: the curves in {run_folder} were not drawn: {error}.", err=True)
+        return
+    if curves is not None:
+        typer.echo(f"Curves: {curves}")
 
 
 def _check_description(settings: TrainingConfig, config: Path) -> None:
@@ -102,14 +148,15 @@ def _check_description(settings: TrainingConfig, config: Path) -> None:
         raise BadInput(f"No bundle can be made of {config}: {error.message}", "Correct it there.") from error
 
 
-def _stage1_of(settings: TrainingConfig, folder: Path) -> dict[str, Tensor] | None:
-    if not settings.initialize_from:
+def _adapter_of(name: str, folder: Path) -> dict[str, Tensor] | None:
+    """The adapter of the bundle that a configuration starts from: a folder beside the file, or a known name."""
+    if not name:
         return None
     from SPDSegmentLib.models.bundle import find_bundle
     from SPDSegmentLib.networks.checkpoint import load_state_dict
 
-    beside = folder / settings.initialize_from
-    bundle = find_bundle(beside if beside.exists() else settings.initialize_from)
+    beside = folder / name
+    bundle = find_bundle(beside if beside.exists() else name)
     return load_state_dict(bundle.adapter_path)
 
 

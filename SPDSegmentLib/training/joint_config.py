@@ -174,3 +174,12 @@ def read_joint_config(path: str | Path) -> JointConfig:
     path = Path(path)
     config: JointConfig = build_settings(JointConfig, read_toml(path), str(path))
     return config
+
+
+def is_joint(path: str | Path) -> bool:
+    """Whether a configuration names several data sets and not one.
+
+    Raises:
+        BadInput: a file that cannot be read or is no TOML.
+    """
+    return "sets" in read_toml(Path(path))

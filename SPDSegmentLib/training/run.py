@@ -92,7 +92,9 @@ def _train(
     cases: Sequence[Case] | None,
     embeddings: Path | None,
 ) -> SPDModel:
-    loop = Loop(run_folder, config.checkpoint_seconds, _forward(hooks), hooks.cancelled, processes, run_key(config))
+    loop = Loop(
+        run_folder, config.checkpoint_seconds, forward_progress(hooks), hooks.cancelled, processes, run_key(config)
+    )
     loop.check()
     torch.manual_seed(config.seed)
     model = SPDModel(config.network, weights).to(processes.device)
@@ -177,7 +179,9 @@ def _bank(
     return bank or build()
 
 
-def _forward(hooks: RunHooks) -> Callable[[LoopProgress], None]:
+def forward_progress(hooks: RunHooks) -> Callable[[LoopProgress], None]:
+    """The loop's progress in the words of the hooks."""
+
     def forward(progress: LoopProgress) -> None:
         hooks.on_progress(progress.phase, progress.step, progress.steps, progress.seconds_left, progress.losses)
 

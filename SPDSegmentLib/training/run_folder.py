@@ -12,14 +12,16 @@ from typing import Any
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.training.config import TrainingConfig
+from SPDSegmentLib.training.joint_config import JointConfig
 
+Settings = TrainingConfig | JointConfig
 CONFIG_NAME = "config.json"
 SHOWN_DIFFERENCES = 3
 _NO_MATTER = ("bundle.", "checkpoint_seconds")
 """Settings that change nothing of what is computed."""
 
 
-def claim(run_folder: Path, config: TrainingConfig) -> None:
+def claim(run_folder: Path, config: Settings) -> None:
     """Write the configuration into the run's folder, or check that it is the one that started the run.
 
     Raises:
@@ -36,15 +38,15 @@ def claim(run_folder: Path, config: TrainingConfig) -> None:
     beside.replace(path)
 
 
-def run_key(config: TrainingConfig) -> str:
+def run_key(config: Settings) -> str:
     """A digest of all settings that change what is computed and differ from their defaults."""
     settings = _settings(json.loads(json.dumps(dataclasses.asdict(config))))
-    defaults = _settings(_defaults(TrainingConfig))
+    defaults = _settings(_defaults(type(config)))
     telling = {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
     return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check_same(path: Path, config: TrainingConfig) -> None:
+def _check_same(path: Path, config: Settings) -> None:
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(there, dict):
@@ -56,7 +58,7 @@ def _check_same(path: Path, config: TrainingConfig) -> None:
             "another run folder.",
             repr(error),
         ) from error
-    defaults = _settings(_defaults(TrainingConfig))
+    defaults = _settings(_defaults(type(config)))
     before = defaults | _settings(there)
     now = defaults | _settings(json.loads(json.dumps(dataclasses.asdict(config))))
     differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

@@ -13,6 +13,7 @@ from SPDSegmentLib.inference.engine import Engine
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.click_tokens import ClickTokens
 from SPDSegmentLib.prompts.config import PromptConfig
 
 SIZE = 64
@@ -26,7 +27,7 @@ class BrightnessEngine(Engine):
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> Tensor:
         embeddings = super().encode(images)
-        embeddings[:, 0] = F.avg_pool2d(torch.from_numpy(images)[:, None], 4)[:, 0]
+        embeddings[:, 0] = F.avg_pool2d(torch.from_numpy(images[:, :1]), 4)[:, 0]
         self.encoded_batches = [*getattr(self, "encoded_batches", []), len(images)]
         return embeddings
 
@@ -43,6 +44,34 @@ def tiny_predictor(batch_size: int = 4, slice_context: bool = True, fov_mm: floa
     engine = BrightnessEngine(model, torch.device("cpu"), torch.float32, batch_size, 10)
     intensity = IntensityConfig("window", 0.0, 100.0)
     return Predictor(engine, PromptConfig(), intensity, fov_mm, "axial", {"name": "tiny"})
+
+
+class ListeningEngine(BrightnessEngine):
+    """A conditioned saliency: high where the slice is bright near a token; masks are where S is high."""
+
+    @torch.inference_mode()
+    def with_context(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
+        return embeddings
+
+    @torch.inference_mode()
+    def conditioned_saliency(self, embeddings: Tensor, tokens: ClickTokens) -> tuple[np.ndarray, np.ndarray]:
+        bright = self.saliency(embeddings, embeddings, embeddings)
+        rows, columns = np.mgrid[:SIZE, :SIZE]
+        near = np.hypot(columns - tokens.xy[..., 0, None, None], rows - tokens.xy[..., 1, None, None]) < 9
+        return bright * (near & tokens.valid[..., None, None]).any(1), np.ones(len(bright))
+
+    @torch.inference_mode()
+    def decode_conditioned(
+        self, embeddings: Tensor, tokens: ClickTokens, saliency: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return saliency.astype(np.float32) - 0.5 + 1e-3 * tokens.valid.sum(1)[:, None, None], np.ones(len(saliency))
+
+
+def listening_predictor() -> Predictor:
+    torch.manual_seed(0)
+    model = SPDModel(NetworkConfig("tiny_random", SIZE, saliency="conditioned"), adapters=False)
+    engine = ListeningEngine(model, torch.device("cpu"), torch.float32, 4, 10)
+    return Predictor(engine, PromptConfig(), IntensityConfig("window", 0.0, 100.0), 64.0, "axial", {"name": "tiny"})
 
 
 def tube_volume(n_slices: int = 24) -> Volume:

@@ -1,0 +1,125 @@
+"""A click-conditioned saliency: the network, what a changed click reaches, the field of view, intensities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_session import center, clicks_at
+from tiny_predictor import SIZE, listening_predictor, tube_volume
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.intensity import histogram, local_range, looks_like_ct
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.window import FIELDS_OF_VIEW_MM, fov_of_clicks
+from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.networks.conditioning import TokenBatch
+from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.click_tokens import click_tokens
+from SPDSegmentLib.prompts.distillation import SliceClicks
+from SPDSegmentLib.training import joint_batches
+
+
+def conditioned_model(**settings: object) -> SPDModel:
+    torch.manual_seed(0)
+    return SPDModel(
+        NetworkConfig.from_dict({"backbone": "tiny_random", "image_size": 64, "saliency": "conditioned", **settings})
+    )
+
+
+@pytest.fixture
+def session() -> Session:
+    return listening_predictor().open(SliceStack(tube_volume(), "axial"))
+
+
+def test_before_training_pass_one_is_sam_with_the_same_points() -> None:
+    model, embeddings = conditioned_model(), torch.randn(1, 32, 16, 16)
+    tokens = click_tokens([2], SliceClicks(np.array([2]), np.array([[10.0, 20.0]])), 3.0, neighbors=0)
+    expected, _ = model.decode(embeddings, torch.tensor([[[10.0, 20.0]]]), torch.ones(1, 1))
+    logits, _ = model.decode_clicks(embeddings, TokenBatch.of(tokens))
+    # SAM pads by one place where no box is given, and here by five.
+    assert torch.corrcoef(torch.stack((logits.flatten(), expected.flatten())))[0, 1] > 0.9
+
+
+def test_the_adapter_of_a_conditioned_model_comes_back_whole() -> None:
+    model, other = conditioned_model(decoder="full"), conditioned_model(decoder="full")
+    with torch.no_grad():
+        for parameter in model.stage2_parameters() + model.encoder_lora_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    state = model.adapter_state()
+    assert "conditioning.kind.weight" in state and not any("saliency_head" in name for name in state)
+    other.load_adapter_state(state)
+    merged = SPDModel(model.config, adapters=False)
+    merged.load_state_dict(SPDModel(model.config, adapters=False).state_dict())
+    assert all(torch.equal(other.adapter_state()[name], tensor) for name, tensor in state.items())
+    assert merged.adapter_shapes() == {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def test_an_unknown_saliency_is_refused() -> None:
+    with pytest.raises(BadInput, match="Unknown saliency"):
+        conditioned_model(saliency="clicked")
+
+
+def test_the_clicked_body_is_segmented_and_not_the_like_one_beside_it(session: Session) -> None:
+    result = session.segment(clicks_at(*[center(t) for t in range(4, 20, 3)]))
+    assert result.mask[10, 26:34, 26:34].all()
+    assert not result.mask[:, 48:60, 48:60].any(), "the other body is as bright, but nobody clicked it"
+
+
+def test_a_moved_click_changes_only_its_reach_and_coming_back_gives_the_same_bits(session: Session) -> None:
+    before = clicks_at(*[center(t) for t in range(0, 24, 3)])
+    places = [center(t) for t in range(0, 24, 3)]
+    after = clicks_at(*[(t, x + 2, y + 1) if t == 12 else (t, x, y) for t, x, y in places])
+    first = session.segment(before)
+    reach = session.reach(before, after)
+    second = session.segment(after)
+    assert 12 in reach and set(second.recomputed) <= reach and second.encoded == 0
+    untouched = [t for t in range(24) if t not in reach]
+    assert np.array_equal(first.mask[untouched], second.mask[untouched])
+    assert np.array_equal(session.segment(before).mask, first.mask)
+
+
+def test_a_fresh_session_gives_what_a_session_with_a_history_gives(session: Session) -> None:
+    session.segment(clicks_at(center(4), center(8), (12, 50.0, 52.0)))
+    clicks = clicks_at(center(4), center(8), center(12), center(17))
+    fresh = listening_predictor().open(SliceStack(tube_volume(), "axial"))
+    assert np.array_equal(session.segment(clicks).mask, fresh.segment(clicks).mask)
+
+
+def test_a_person_s_slices_stay_as_they_are(session: Session) -> None:
+    own = np.zeros((SIZE, SIZE), dtype=bool)
+    own[26:34, 24:34] = True
+    clicks = clicks_at(*[center(t) for t in range(4, 20, 3)])
+    session.segment(clicks)
+    result = session.segment(clicks, locked={10: own})
+    assert np.array_equal(result.mask[10], own) and result.slices[10].status == "locked"
+
+
+def test_the_local_range_of_use_is_that_of_training() -> None:
+    rng = np.random.default_rng(0)
+    images = np.concatenate((rng.uniform(0.2, 0.7, (3, 40, 40)), np.zeros((3, 10, 40))), axis=1).astype(np.float32)
+    low, high = joint_batches.local_range(torch.from_numpy(images)[None])
+    used = local_range(np.sum([histogram(image) for image in images], axis=0))
+    assert (float(low), float(high)) == pytest.approx(used, abs=1e-6)
+    assert used == pytest.approx((0.205, 0.695), abs=0.01)
+    assert local_range(histogram(np.zeros((9, 9), np.float32))) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("shift", [0, 30])
+def test_hounsfield_units_are_told_from_mr_intensities(shift: float) -> None:
+    rng = np.random.default_rng(0)
+    body = rng.normal(40 + shift, 30, 20000)
+    assert looks_like_ct(np.concatenate((body, np.full(9000, -1000.0))))
+    assert looks_like_ct(np.concatenate((body, rng.normal(-100, 10, 9000)))), "a crop without air has fat in it"
+    assert not looks_like_ct(np.concatenate((rng.normal(400, 100, 20000).clip(0), np.zeros(9000))))
+    assert not looks_like_ct(rng.normal(0, 1, 20000)), "standardized MR"
+
+
+def test_a_field_of_view_is_chosen_from_the_clicks_and_stays_when_one_of_them_moves() -> None:
+    xy = np.random.default_rng(1).normal(256, 20, (20, 2))
+    chosen = fov_of_clicks(xy, (512, 512), (0.8, 0.8))
+    moved = np.vstack((xy[:-1], [[400.0, 90.0]]))
+    assert chosen in FIELDS_OF_VIEW_MM and chosen == fov_of_clicks(moved, (512, 512), (0.8, 0.8)) == 180
+    assert fov_of_clicks(xy / 8, (64, 64), (0.8, 0.8)) < 100, "not much larger than the slice"
+    assert fov_of_clicks(xy * 1.0 + np.linspace(-200, 200, 20)[:, None], (512, 512), (0.8, 0.8)) > 180

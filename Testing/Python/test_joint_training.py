@@ -1,0 +1,217 @@
+"""Joint training: batches in one go, two passes of one decoder, kept embeddings, exact resume, a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import write_cases
+
+from SPDSegmentLib.errors import BadInput, Cancelled
+from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.networks.conditioning import TokenBatch
+from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.training.distributed import Processes
+from SPDSegmentLib.training.joint import raw_tokens, supported_tokens
+from SPDSegmentLib.training.joint_batches import JointSampler, Runs
+from SPDSegmentLib.training.joint_cases import load_joint_cases
+from SPDSegmentLib.training.joint_config import JointConfig, is_joint, read_joint_config
+from SPDSegmentLib.training.joint_run import save_joint_bundle, train_joint
+from SPDSegmentLib.training.run import RunHooks
+from SPDSegmentLib.training.synthetic import tube
+
+CONFIG = """
+seed = 3
+checkpoint_seconds = 0.0
+[bundle]
+name = "tiny"
+title = "Tiny"
+structure = "Blob"
+modality = "MR"
+[network]
+backbone = "tiny_random"
+image_size = 64
+decoder = "full"
+saliency = "conditioned"
+{network}
+[augmentation]
+flip = 0.0
+rotation_deg = 0.0
+scale_low = 1.0
+scale_high = 1.0
+shift = 0.05
+darker = 0.0
+brighter = 0.0
+gamma = 0.0
+bias_field = 0.0
+noise = 0.0
+inversion = 0.0
+[stage]
+steps = {steps}
+runs_per_step = 3
+click_sets = 6
+severities = [0.0, 1.0]
+learning_rate = 3e-3
+encoder_learning_rate = 1e-2
+warmup = 5
+{stage}
+[sets.blobs]
+folder = "data"
+structures = {{ blob = [1] }}
+fov_mm = 64.0
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("joint")
+    write_cases(folder / "data")
+    return folder
+
+
+def configured(data: Path, steps: int = 4, network: str = "", stage: str = "") -> JointConfig:
+    path = data / "joint.toml"
+    path.write_text(CONFIG.format(steps=steps, network=network, stage=stage), encoding="utf-8")
+    assert is_joint(path)
+    return read_joint_config(path)
+
+
+def run(config: JointConfig, data: Path, folder: Path, hooks: RunHooks | None = None) -> SPDModel:
+    return train_joint(config, data, folder, None, Processes(), hooks)
+
+
+def sampler_of(config: JointConfig, data: Path) -> JointSampler:
+    volumes, targets = load_joint_cases(config.sets, data, config.stage, config.seed)
+    return JointSampler(volumes, targets, config.network, config.stage, config.augmentation, torch.device("cpu"))
+
+
+def test_a_tiny_joint_run_overfits_two_cases_and_its_bundle_segments_them(data: Path, tmp_path: Path) -> None:
+    config = configured(data, 100)
+    model = run(config, data, tmp_path / "run")
+    bundle = save_joint_bundle(model, config, "joint.toml", data, tmp_path / "bundle")
+    assert bundle.info.network["saliency"] == "conditioned" and bundle.info.training["structures"] == ["blob"]
+    torch.manual_seed(config.seed)
+    assert Predictor.load(bundle, "cpu", "float32").engine.model.config.conditioned
+    rows = (tmp_path / "run" / "joint_joint.csv").read_text().splitlines()
+    scores = [float(row.split(",")[-1]) for row in rows[-20:]]
+    assert np.mean(scores) > 0.8
+
+
+@pytest.mark.parametrize("objective", ["joint", "saliency_first", "frozen_encoder", "prompted"])
+def test_every_objective_trains_what_it_says(data: Path, tmp_path: Path, objective: str) -> None:
+    config = configured(data, 4, stage=f'objective = "{objective}"')
+    before = SPDModel(config.network).adapter_state()
+    torch.manual_seed(config.seed)
+    start = SPDModel(config.network).adapter_state()
+    after = run(config, data, tmp_path / "run").adapter_state()
+    changed = {name.split(".")[0] for name in before if not torch.equal(start[name], after[name])}
+    assert ("image_encoder" in changed) == (objective != "frozen_encoder")
+    assert ("conditioning" in changed) == (objective != "prompted")
+    assert "mask_decoder" in changed
+
+
+def test_a_stopped_run_with_kept_embeddings_goes_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
+    config = configured(data, 6, stage='objective = "frozen_encoder"\nentries = 3')
+    whole = run(config, data, tmp_path / "whole").adapter_state()
+    polls = iter([False] * 5)
+    with pytest.raises(Cancelled):
+        run(config, data, tmp_path / "stopped", RunHooks(cancelled=lambda: next(polls, True)))
+    resumed = run(config, data, tmp_path / "stopped").adapter_state()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not (tmp_path / "whole" / "embeddings").exists(), "they are large and not needed any more"
+
+
+def test_kept_embeddings_do_not_go_with_an_encoder_that_learns(data: Path) -> None:
+    with pytest.raises(BadInput, match="do not go with an encoder that learns"):
+        configured(data, stage="entries = 3")
+
+
+def test_a_value_of_another_kind_deep_in_the_file_is_named(data: Path) -> None:
+    path = data / "wrong.toml"
+    path.write_text(CONFIG.format(steps=1, network="", stage="").replace("blob = [1]", 'blob = ["1"]'))
+    with pytest.raises(BadInput, match="structures"):
+        read_joint_config(path)
+
+
+def test_an_unchanged_view_shows_the_volume_as_it_is(data: Path) -> None:
+    sampler = sampler_of(configured(data), data)
+    volumes, targets = load_joint_cases(configured(data).sets, data, configured(data).stage, 3)
+    shape = volumes[targets[0].volume].images.shape
+    offset = np.array([[-3.0, 2.0]])
+    images, masks = sampler.images_and_masks(Runs(np.array([0]), np.array([2]), np.eye(2)[None], offset, 0))
+    expected = np.zeros((64, 64), np.float32)
+    height, width = min(shape[1] - 2, 64), min(shape[2], 61)
+    expected[:height, 3 : 3 + width] = volumes[targets[0].volume].images[2, 2 : 2 + height, :width] / 255
+    assert np.allclose(images[0, 0].numpy(), expected, atol=1e-5)
+    inside = np.isin(volumes[targets[0].volume].labels[2], targets[0].values)
+    assert np.array_equal(masks[0, 0].numpy()[:height, 3 : 3 + width], inside[2 : 2 + height, :width])
+
+
+def test_clicks_move_with_the_view(data: Path) -> None:
+    sampler = sampler_of(configured(data, stage=""), data)
+    runs, chosen = sampler.draw_runs(np.random.default_rng(0), 8)
+    _, masks = sampler.images_and_masks(runs)
+    tokens = sampler.tokens(runs, chosen)
+    own = tokens.valid & (tokens.kind == 0)
+    rows, columns = tokens.xy[own][:, 1].round().long(), tokens.xy[own][:, 0].round().long()
+    slices = torch.arange(len(masks))[:, None].expand_as(own)[own]
+    assert masks[slices, 0, rows, columns].float().mean() > 0.6, "most clicks of mild noise are on the structure"
+
+
+def test_only_tokens_that_the_saliency_supports_prompt_pass_two() -> None:
+    logits = torch.full((1, 1, 8, 8), -5.0)
+    logits[0, 0, 2, 3] = 5.0
+    xy = torch.tensor([[[3.0, 2.0], [6.0, 6.0], [3.0, 2.0]]])
+    tokens = TokenBatch(
+        xy, torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, 4), torch.tensor([[True, True, False]])
+    )
+    assert supported_tokens(logits, tokens, 0.5).tolist() == [[True, False, False]]
+
+
+def test_sam_tuning_sees_own_and_interpolated_clicks_alone(data: Path) -> None:
+    sampler = sampler_of(configured(data), data)
+    tokens = sampler.tokens(*sampler.draw_runs(np.random.default_rng(0), 4))
+    plain = raw_tokens(tokens)
+    assert not plain.kind.any() and not plain.distance.any()
+    assert set(tokens.kind[plain.valid].tolist()) <= {0, 3}
+
+
+def test_a_batch_is_drawn_without_a_loop_over_runs(data: Path) -> None:
+    config = configured(data)
+    config = dataclasses.replace(config, stage=dataclasses.replace(config.stage, runs_per_step=64))
+    sampler = sampler_of(config, data)
+    lines = _python_lines(lambda: sampler.tokens(*sampler.draw_runs(np.random.default_rng(0), 64)))
+    assert lines < 1.5 * _python_lines(lambda: sampler.tokens(*sampler.draw_runs(np.random.default_rng(0), 2)))
+
+
+def test_a_synthetic_tube_differs_from_what_was_there() -> None:
+    rng = np.random.default_rng(4)
+    images = rng.integers(80, 110, (24, 64, 64)).astype(np.uint8)
+    made = tube(images, np.array([3.0, 1.0, 1.0]), rng)
+    assert made is not None
+    changed, mask = made
+    assert mask.any() and abs(float(changed[mask].mean()) - float(images[mask].mean())) > 12
+    far = ~mask & (changed == images)
+    assert far.mean() > 0.5, "the rest of the volume stays"
+
+
+def _python_lines(work: object) -> int:
+    """Lines of this project's code that run."""
+    import sys
+
+    count = 0
+
+    def trace(frame: object, event: str, argument: object) -> object:
+        nonlocal count
+        count += event == "line" and "SPDSegmentLib" in frame.f_code.co_filename  # type: ignore[attr-defined]
+        return trace
+
+    sys.settrace(trace)  # type: ignore[arg-type]
+    try:
+        work()  # type: ignore[operator]
+    finally:
+        sys.settrace(None)
+    return count
