@@ -136,7 +136,7 @@ class FolderLock:
                 self._owner_file = path
                 return True
             owner = _read_owner(path)
-            if owner.get("host") != platform.node() or _is_alive(owner.get("process")):
+            if owner.get("host") != platform.node() or is_alive(owner.get("process")):
                 return False
             path.unlink(missing_ok=True)
         return False
@@ -231,7 +231,10 @@ def _described(owner: dict[str, Any]) -> str:
     return f"{text}, since {str(owner.get('since', '')).replace('T', ' ')[:19]})"
 
 
-def _is_alive(process: Any) -> bool:
+def is_alive(process: Any) -> bool:
+    """Whether a process of this machine runs; on Windows it is taken to run."""
+    if os.name == "nt":  # there the question would end it
+        return True
     if not isinstance(process, int) or process <= 0:
         return False
     try:

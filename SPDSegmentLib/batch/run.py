@@ -31,11 +31,11 @@ from SPDSegmentLib.batch.report import (
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, check_settings
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.files import write_whole
-from SPDSegmentLib.locks import LOCK_NAME, FolderLock
+from SPDSegmentLib.locks import LOCK_NAME, FolderLock, is_alive
 from SPDSegmentLib.models.checksum import sha256_of
 
 Stopped = Callable[[], bool]
-SegmentCase = Callable[[BatchCase], CaseResult]
+SegmentCase = Callable[[BatchCase, Path], CaseResult]
 OnCase = Callable[[int, int, dict[str, Any]], None]
 _PART_LOCK = ".spdsegment-part-{}-of-{}.lock"
 _PART = re.compile(r"\.spdsegment-part-\d+-of-(\d+)\.lock")
@@ -47,7 +47,8 @@ class BatchRun:
     """One batch.
 
     Attributes:
-        make_segmenter: returns what segments one case; called once for each worker, with a question whether to stop.
+        make_segmenter: returns what segments a case, given the place of its mask too; called once for each worker, with
+            a question whether to stop.
         folder: for masks and reports; made if need be.
         resume: skip what is finished, and leave masks alone that the batch did not write as they are.
         workers: how many cases are segmented at once; one runs on the calling thread.
@@ -87,6 +88,7 @@ class BatchRun:
                 repr(error),
             ) from error
         with _locked(self.folder, self.part):
+            _sweep(self.folder)
             head = {
                 "spdsegment": __version__,
                 "model": self.model.name,
@@ -183,7 +185,7 @@ class BatchRun:
             if self.resume and is_foreign(former, row_file, output):
                 return row | {"state": CaseState.KEPT.value, "error": kept_error(output), "output": output.name}
             row["known_digests"] = known_digests(former)
-            result = segment(case)
+            result = segment(case, output)
             row |= result.figures | {"clicks": result.fates, "report": result.details}
             row |= self._write(result, output, row_file, row | key)
         except Cancelled:
@@ -235,7 +237,7 @@ def _locked(folder: Path, part: tuple[int, int]) -> Iterator[None]:
         else:
             name = _PART_LOCK.format(index, count)
             locks.enter_context(FolderLock(folder, f"batch, part {index} of {count}", name))
-            with FolderLock(folder, "batch", LOCK_NAME, wait_seconds=5.0):
+            with FolderLock(folder, "batch", LOCK_NAME, wait_seconds=1.0):
                 pass
         for path in sorted(folder.glob(_PART_LOCK.format("*", "*"))):
             divided = _PART.fullmatch(path.name)
@@ -243,6 +245,15 @@ def _locked(folder: Path, part: tuple[int, int]) -> Iterator[None]:
                 with FolderLock(folder, "batch", path.name, wait_seconds=0.5):
                     pass
         yield
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what killed batches of version 0.1.0 have left; later versions sweep as they write."""
+    for path in folder.glob(".partial-*"):
+        number = path.name.split("-")[1]
+        if number.isdigit() and not is_alive(int(number)):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _resolved(path: Path) -> Path:

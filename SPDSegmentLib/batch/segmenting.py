@@ -15,7 +15,7 @@ from SPDSegmentLib.batch.cases import BatchCase
 from SPDSegmentLib.batch.identity import BatchModel
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.geometry.centerline import clicks_from_markups
-from SPDSegmentLib.geometry.labelmap import write_labelmap
+from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, write_labelmap
 from SPDSegmentLib.geometry.markups import Markup, read_markups
 from SPDSegmentLib.geometry.measure import measure
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -95,8 +95,8 @@ class CaseSegmenter:
         self._settings = settings
         self._stopped = stopped
 
-    def __call__(self, case: BatchCase) -> CaseResult:
-        """Segment a case.
+    def __call__(self, case: BatchCase, output: Path) -> CaseResult:
+        """Segment a case; nothing is written yet, but that ``output`` can be is found out first.
 
         Raises:
             SPDError: what cannot be used, or what went wrong.
@@ -108,6 +108,7 @@ class CaseSegmenter:
         stack = SliceStack(volume, axis)
         markups = _named(read_markups(case.points))
         clicks_from_markups(markups, stack)
+        check_mask_output(output, volume)
         self._client.reset()  # workers that died on other cases do not count
         self._client.set_model(ModelChoice(self._model.key, self._settings.device))
         name = f"batch {next(_numbers)}"
@@ -230,7 +231,5 @@ def _named(markups: Sequence[Markup]) -> list[Markup]:
 
 def check_settings(settings: BatchSettings) -> None:
     """Raise BadInput for settings that no case could be segmented with."""
-    from SPDSegmentLib.geometry.labelmap import SUFFIXES
-
     if settings.suffix not in SUFFIXES:
         raise BadInput(f"'{settings.suffix}' is no file format for masks.", f"Use one of {', '.join(SUFFIXES)}.")

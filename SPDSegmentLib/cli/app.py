@@ -12,6 +12,7 @@ from SPDSegmentLib.cli.failures import FailureReportingGroup
 
 COMMAND_MODULES = (
     "SPDSegmentLib.cli.segment_command",
+    "SPDSegmentLib.cli.batch_command",
     "SPDSegmentLib.cli.models_commands",
     "SPDSegmentLib.cli.train_command",
     "SPDSegmentLib.cli.evaluate_command",

@@ -7,10 +7,15 @@ from typing import Any
 
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 from SPDSegmentLib import __version__
+from SPDSegmentLib.batch.cases import Cases
+from SPDSegmentLib.batch.identity import BatchModel, model_digest
+from SPDSegmentLib.batch.run import BatchRun
+from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
+from SPDSegmentLib.errors import BadInput
 
-from .batch import Cases, runBatch
 from .job import Job
 from .models import findModel
 from .qprocess_transport import slicerTransport
@@ -61,31 +66,39 @@ class Console:
     ) -> dict[str, Any]:
         """Segment many cases to files and return the report, which is also written as CSV and JSON.
 
-        A case that fails is a line of the report and does not stop the others.
+        A case that fails is a line of the report and does not stop the others. No node is made.
 
         Args:
-            cases: ``BatchCase`` or (name, image file, points file) of each; or a CSV file with the columns name, image
-                and points.
+            cases: ``batch.cases.BatchCase`` or (name, image, points) of each, or a table with the columns name, image
+                and points; images and points as ``spdsegment segment`` takes them, DICOM folders too.
             outputFolder: gets ``<name>.seg.nrrd`` of each case, ``report.csv`` and ``report.json``.
             model: name or folder of a bundle.
-            resume: skip the cases that were finished with the same files, model and options.
-            options: ``axis``, ``device``, ``prompts``; see :meth:`start`.
+            resume: skip the cases whose result was made of the same image, clicks, model, version and options.
+            options: ``axis`` (by default the model's own plane), ``device``, ``prompts``; see :meth:`start`.
 
         Raises:
-            BadInput: a bad list of cases, or the folder cannot be written.
+            BadInput: a bad list of cases, or the folder cannot be used or is in use.
             ModelMissing, ModelCorrupt: the model cannot be used at all.
         """
-        findModel(model, remote=self.workerHost.isRemote)
-
-        def segment(volumeNode: Any, centerlineNodes: list[Any]) -> Any:
-            self.workerHost.client.reset()  # workers that died on other cases do not count
-            return self.segment(volumeNode, centerlineNodes, model, **options)
-
-        settings = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
-        try:
-            return runBatch(segment, cases, Path(outputFolder), model, resume=resume, settings=settings)
-        finally:
-            self.workerHost.forgetVolumes()
+        unknown = sorted(set(options) - {"axis", "device", "prompts"})
+        if unknown:
+            raise BadInput(
+                _("A batch has no option {name}.").format(name=unknown[0]),
+                _("Its options are axis, device and prompts."),
+            )
+        entry = findModel(model, remote=self.workerHost.isRemote)
+        batchModel = BatchModel(
+            entry.key, entry.name, entry.structure, entry.color, entry.terminology, entry.axis, model_digest(entry.key)
+        )
+        settings = BatchSettings(**options)
+        run = BatchRun(
+            lambda stopped: CaseSegmenter(self.workerHost.client, batchModel, settings, stopped),
+            Path(outputFolder),
+            batchModel,
+            settings,
+            resume=resume,
+        )
+        return run(cases)
 
     def close(self) -> None:
         """Cancel what runs and end the worker."""

@@ -1,0 +1,123 @@
+"""``spdsegment batch``: many cases from a table, on one or several workers; it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from SPDSegmentLib.cli.failures import printable
+from SPDSegmentLib.cli.paths import require_folder, require_input
+from SPDSegmentLib.cli.progress import show_training
+from SPDSegmentLib.cli.segment_command import Axis, Prompts
+from SPDSegmentLib.errors import BadInput
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.batch.segmenting import CaseSegmenter
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_PART = re.compile(r"(\d+)/(\d+)")
+
+
+class MaskFormat(StrEnum):
+    """File name extensions of masks."""
+
+    seg_nrrd = "seg.nrrd"
+    nii_gz = "nii.gz"
+    nii = "nii"
+    nrrd = "nrrd"
+    mha = "mha"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("batch", short_help="Segment many cases; goes on where it was stopped.")(batch)
+
+
+def batch(
+    cases: Annotated[
+        Path, typer.Argument(help="Table (.csv) with the columns name, image, points.", show_default=False)
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="Name of a model (see 'models list') or its folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.")],
+    workers: Annotated[int, typer.Option(help="Cases that are segmented at once.", min=1, max=256)] = 1,
+    part: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts of the table.")] = "1/1",
+    again: Annotated[bool, typer.Option("--again", help="Do finished cases again and replace every mask.")] = False,
+    mask_format: Annotated[MaskFormat, typer.Option("--format", help="Format of the masks.")] = MaskFormat.seg_nrrd,
+    prompts: Annotated[Prompts, typer.Option(help="Which clicks prompt a slice.")] = Prompts.consensus,
+    axis: Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+) -> None:
+    """Segment many cases. Run the same command again to go on: results made of the same image, clicks, model, version
+    and settings are skipped.
+
+    The paths in the table are relative to it; a column series chooses among several series of a DICOM folder. A case
+    that fails is a line of report.csv and does not stop the others.
+    """
+    require_input(cases, "table")
+    require_folder(output, "output folder")
+    if not _DEVICE.fullmatch(device):
+        raise BadInput(f"Unknown device '{device}'.", "Use auto, cpu, cuda or cuda:n.")
+    numbers = _PART.fullmatch(part)
+    if numbers is None:
+        raise BadInput(f"'{part}' is no part.", "Give --part I/N, for example 2/8.")
+    from SPDSegmentLib.batch.identity import batch_model
+    from SPDSegmentLib.batch.run import BatchRun
+    from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
+    from SPDSegmentLib.models.bundle import base_weights_for, find_bundle
+    from SPDSegmentLib.worker.client import WorkerClient
+
+    bundle = find_bundle(model)
+    base_weights_for(bundle)
+    chosen = batch_model(bundle)
+    settings = BatchSettings(axis.value if axis else "", prompts.value, device, f".{mask_format.value}")
+    if workers > 1:
+        _share_cores(workers)
+    rows: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as clients, show_training(True) as bar:
+
+        def make_segmenter(stopped: Callable[[], bool]) -> CaseSegmenter:
+            return CaseSegmenter(clients.enter_context(WorkerClient()), chosen, settings, stopped)
+
+        def show(done: int, total: int, row: dict[str, Any]) -> None:
+            rows.append(row)
+            if row["error"]:
+                bar.say(f"{row['case']}: {row['error']}")
+            bar.advance("segmenting cases", done, total, None, {})
+
+        run = BatchRun(
+            make_segmenter,
+            output,
+            chosen,
+            settings,
+            resume=not again,
+            workers=workers,
+            part=(int(numbers[1]), int(numbers[2])),
+            on_case=show,
+        )
+        run(cases)
+    _conclude(rows, output)
+
+
+def _share_cores(workers: int) -> None:
+    """Give every worker its share of the cores, unless somebody has decided on that."""
+    share = max(1, (os.cpu_count() or 1) // workers)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
+
+def _conclude(rows: list[dict[str, Any]], output: Path) -> None:
+    """Say what there is; raises BadInput where cases have no result."""
+    done = sum(row["state"] == "done" for row in rows)
+    typer.echo(f"{done} of {len(rows)} cases are done.")
+    typer.echo(printable(f"Report: {output / 'report.csv'}"))
+    if done < len(rows):
+        raise BadInput(
+            f"{len(rows) - done} of {len(rows)} cases have no result of this batch; the column error says why.",
+            "Mend them and run the same command again; it does only what is missing.",
+        )

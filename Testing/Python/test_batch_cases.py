@@ -1,0 +1,114 @@
+"""Tables of cases as spreadsheet programs save them, and names that every file system takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from SPDSegmentLib.batch.cases import BatchCase, checked_cases, read_cases
+from SPDSegmentLib.errors import BadInput
+
+HEADER = "name,image,points\n"
+
+
+def table(folder: Path, content: bytes | str) -> Path:
+    """A table in a folder."""
+    path = folder / "cases.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"name,image,points\nM\xc3\xbcller,i.nii,p.json\n",
+        b"\xef\xbb\xbfname,image,points\r\nM\xc3\xbcller,i.nii,p.json\r\n",
+        b"name;image;points\nM\xfcller;i.nii;p.json\n",
+        b"name\timage\tpoints\rM\xc3\xbcller\ti.nii\tp.json\r",
+        "name\timage\tpoints\nM\xfcller\ti.nii\tp.json\n".encode("utf-16"),
+        "name;image;points\nM\xfcller;i.nii;p.json\n".encode("utf-16-le"),
+        b"sep=;\r\nname;image;points\r\nM\xfcller;i.nii;p.json\r\n",
+        b'"name","image","points"\n"M\xc3\xbcller","i.nii","p.json"\n',
+        b" Name , IMAGE , Points \n M\xc3\xbcller , i.nii , p.json \n",
+        b"\n\nname,image,points,,\n,,,,\nM\xc3\xbcller,i.nii,p.json,,\n,,,,\n\n",
+        b"points;ward;image;name\np.json;3, left;i.nii;M\xfcller",
+        b"name|image|points\nM\xc3\xbcller|i.nii|p.json\n\x1a",
+    ],
+    ids=["utf-8", "excel-utf-8", "semicolons-cp1252", "tabs-cr", "excel-unicode", "utf-16-unmarked", "sep", "quotes",
+         "spaces-capitals", "trailing", "other-columns", "bars"],
+)  # fmt: skip
+def test_a_table_is_read_as_any_spreadsheet_program_saves_it(tmp_path: Path, content: bytes) -> None:
+    (case,) = read_cases(table(tmp_path, content))
+    assert (case.name, case.image, case.points) == ("Müller", str(tmp_path / "i.nii"), str(tmp_path / "p.json"))
+
+
+def test_quoted_values_keep_separators_quotes_and_line_breaks(tmp_path: Path) -> None:
+    path = table(tmp_path, HEADER + '"a ""b""","x, y.nii",p.json\nc,i.nii,p.json\n')
+    first, second = read_cases(path)
+    assert first.name == 'a "b"' and first.image == str(tmp_path / "x, y.nii")
+    assert (first.line, second.line) == (2, 3)
+
+
+def test_absolute_paths_and_a_series_are_taken_as_they_are(tmp_path: Path) -> None:
+    (case,) = read_cases(table(tmp_path, f"name,image,points,series\na,{tmp_path}/dicom,p.json,12.7\n"))
+    assert case.image == f"{tmp_path}/dicom" and case.series == "12.7"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "lists no case"),
+        (HEADER, "lists no case"),
+        (HEADER + "\n,,\n", "lists no case"),
+        ("name,image\na,i\n", "has no column points; its first line is: name, image"),
+        ("a,i.nii,p.json\n", "has no column name"),
+        (HEADER + 'a,"i.nii,p.json\nb,i,p\n', "Line 2 of the table .* a quotation mark is not closed"),
+        (b"PK\x03\x04 a workbook", "is a workbook and not a text file"),
+        (b"name,image,points\na,\x00,p\n", "is not text"),
+        (HEADER + "a,i,p\nb,i,p\na,i,p\n", r"Line 4 \('a'\) and line 2 \('a'\) would write the same file"),
+        (HEADER + "ca\u0301,i,p\nC\u00e1,i,p\n", "would write the same file"),
+        (HEADER + "a/b,i,p\na b,i,p\n", "would write the same file"),
+        (HEADER + "a,i,p\n,i,p\n", "Line 3 .* has no name"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_sentence_with_the_line(
+    tmp_path: Path, content: bytes | str, sentence: str
+) -> None:
+    with pytest.raises(BadInput, match=sentence) as refused:
+        checked_cases(table(tmp_path, content))
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("b,,p.json", "Line 3 of cases.csv has no value in the column image"),
+        ("b,i.nii", "Line 3 of cases.csv has no value in the column points"),
+        ("b,x, y.nii,p.json", "Line 3 of cases.csv has more values than columns"),
+    ],
+)
+def test_a_line_that_cannot_be_used_does_not_stop_the_others(tmp_path: Path, line: str, problem: str) -> None:
+    first, second = checked_cases(table(tmp_path, f"{HEADER}a,i.nii,p.json\n{line}\n"))
+    assert not first.problem and problem in second.problem
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"none\.csv cannot be read: No such file"):
+        checked_cases(tmp_path / "none.csv")
+
+
+def test_long_names_become_short_file_names_that_differ() -> None:
+    names = ["é" * 400 + end for end in ("a", "b")]
+    cases = checked_cases([(name, "i", "p") for name in names])
+    assert [case.name for case in cases] == names
+    assert len({case.file_name for case in cases}) == 2
+    assert all(len(case.file_name.encode()) <= 100 for case in cases)
+
+
+@pytest.mark.parametrize(
+    ("name", "file_name"),
+    [("a/b c", "a_b_c"), ("con", "_con"), ("LPT1.x", "_LPT1.x"), (".hidden", "hidden"), ("Müller-3", "Müller-3")],
+)
+def test_names_become_file_names_that_every_system_takes(name: str, file_name: str) -> None:
+    assert checked_cases([BatchCase(name, "i", "p")])[0].file_name == file_name
