@@ -12,7 +12,7 @@ HOST := $(VENV)/.host
 BENCH := $(VENV)/.bench
 EXTRAS := torch,train,dev
 
-.PHONY: demo test lint format setup weights clean benchmark bench bench-quick soak
+.PHONY: demo test lint format setup weights clean benchmark bench bench-quick soak fuzz
 
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
@@ -56,6 +56,12 @@ soak: $(HOST)
 	$(BIN)/python Testing/Soak/worker.py update
 	$(BIN)/python Testing/Soak/module.py kill
 	$(BIN)/python Testing/Soak/module.py update
+
+# Mutated frames, bundles, images, DICOM and points within one process, for so many seconds; fails on anything but a
+# result or a clear sentence.
+SECONDS ?= 600
+fuzz: $(INSTALLED)
+	$(BIN)/python Testing/Soak/fuzz.py --seconds $(SECONDS)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

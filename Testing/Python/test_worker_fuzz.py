@@ -1,4 +1,4 @@
-"""A short run of the protocol fuzz; ``make fuzz`` runs 10,000 frames."""
+"""A short run of the protocol fuzz; ``make soak`` runs 10,000 frames, ``make fuzz`` frames and files."""
 
 from __future__ import annotations
 
