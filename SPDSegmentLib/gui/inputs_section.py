@@ -309,7 +309,8 @@ class InputsSection(VTKObservationMixin):
 
     def _onCard(self, checked: bool) -> None:
         if self.model is not None:
-            slicer.util.infoDisplay(self.model.card or _("This model has no card."), windowTitle=self.model.title)
+            text = self.model.card or _("This model has no card.")
+            slicer.util.infoDisplay(text, windowTitle=self.model.title, textFormat=qt.Qt.PlainText)
 
 
 def _axisNames() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import ModelMissing, SPDError
-from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles
+from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, origin_note
 from SPDSegmentLib.models.bundle_info import BundleInfo
 from SPDSegmentLib.models.terminology import terminology_entry
 
@@ -85,7 +85,7 @@ def _entry(bundle: Bundle) -> ModelEntry:
     return ModelEntry(
         str(bundle.folder),
         info.name,
-        info.title,
+        _("{title} (yours)").format(title=info.title) if origin_note(bundle) else info.title,
         info.structure,
         (float(red), float(green), float(blue)),
         info.terminology or terminology_entry(info.structure),

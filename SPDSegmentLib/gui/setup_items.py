@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.models import manifest
 from SPDSegmentLib.models.base_weights import quick_state
-from SPDSegmentLib.models.bundle import Bundle, scan_bundles
+from SPDSegmentLib.models.bundle import Bundle, origin_note, scan_bundles
 from SPDSegmentLib.models.files import megabytes
 
 from .packages import PackageState, packageStates
@@ -115,6 +115,8 @@ def _weightsItems(needed: Iterable[str]) -> list[SetupItem]:
 
 def _modelItem(bundle: Bundle) -> SetupItem:
     text = _("built in") if bundle.shipped else _("yours")
+    if origin_note(bundle):
+        text = _("yours, used in place of the built-in one of this name")
     own = _isOwn(bundle.folder)
     return SetupItem(Kind.MODEL, str(bundle.folder), bundle.info.title, text, True, canRemove=own)
 

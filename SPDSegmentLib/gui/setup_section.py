@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ class SetupSection:
         modelsChanged: Callable[[], None],
     ) -> None:
         self.ui = ui
-        self.confirm: Callable[[str], bool] = slicer.util.confirmOkCancelDisplay
+        self.confirm: Callable[[str], bool] = _confirm
         self.tool = ModelTool(slicerTransport)
         self.items: list[SetupItem] = []
         self._logic = logic
@@ -89,7 +90,7 @@ class SetupSection:
             state.setForeground(qt.QBrush(qt.QColor("#2f9e57" if item.isGood else "#d9412f")))
             for column, cell in enumerate((title, state)):
                 cell.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable)
-                cell.setToolTip(cell.text())
+                cell.setToolTip(f"<qt>{html.escape(item.title if column == 0 else item.state)}</qt>")
                 table.setItem(row, column, cell)
         table.resizeColumnToContents(0)
         self._showActions()
@@ -284,6 +285,10 @@ def forSlicer(error: SPDError) -> SPDError:
     elif isinstance(error, DependencyMissing) and any(word in remedy for word in ("pip install", "the set-up")):
         remedy = _("Open Set-up and press Install what is missing.")
     return type(error)(error.message, remedy, error.details)
+
+
+def _confirm(text: str) -> bool:
+    return bool(slicer.util.confirmOkCancelDisplay(text, textFormat=qt.Qt.PlainText))
 
 
 def _showText(label: Any, text: str) -> None:

@@ -1,0 +1,67 @@
+"""What models of the user's say of themselves, in the panel: as plain text, and never passed off as a built-in one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from SPDSegmentLib.models.folders import shipped_models_folder, user_models_folder
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+MODULE = Path(__file__).resolve().parents[2] / "SPDSegment" / "SPDSegment.py"
+LABELS = ("statusLabel", "deviceWarningLabel", "setupLabel", "deviceLabel", "exportLabel", "reviewLabel", "clicksLabel")
+
+
+@pytest.fixture
+def module(host: Any, spd_home: Path) -> Any:
+    return host.load_module(MODULE)
+
+
+def add_own_kidney(title: str, card: str = "") -> None:
+    """A model of the user's with a shipped model's name."""
+    shipped = shipped_models_folder()
+    assert shipped is not None
+    folder = Path(shutil.copytree(shipped / "kidney-mr", user_models_folder() / "kidney-mr"))
+    info = folder / "model.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"title": title}))
+    (folder / "README.md").write_text(card)
+
+
+def show_setup(module: Any) -> list[tuple[Any, Any]]:
+    """Fill the panel and its set-up; the cells of each row."""
+    module.widget.panel.state.model = "kidney-mr"
+    module.widget.panel.inputs.fill()
+    module.ui.setupSection.collapsed = False
+    table = module.ui.setupTable
+    return [(table.item(row, 0), table.item(row, 1)) for row in range(table.rowCount)]
+
+
+def test_an_own_model_of_a_built_in_name_is_said(module: Any) -> None:
+    add_own_kidney("Kidney of mine")
+    states = {title.text(): state.text() for title, state in show_setup(module)}
+    assert "in place of the built-in one" in states["Kidney of mine"]
+    box = module.ui.modelBox
+    assert "Kidney of mine (yours)" in [box.itemText(row) for row in range(box.count)]
+
+
+def test_texts_of_a_model_are_never_read_as_markup(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import qt
+    import slicer
+
+    add_own_kidney("<b>Kidney</b>", "<img src='http://example.org/x.png'>")
+    titles = [title for title, _ in show_setup(module)]
+    (row,) = [number for number, title in enumerate(titles) if title.text() == "<b>Kidney</b>"]
+    assert "&lt;b&gt;" in titles[row].toolTip()
+    shown: list[Any] = []
+    for name in ("infoDisplay", "confirmOkCancelDisplay"):
+        monkeypatch.setattr(slicer.util, name, lambda text, **options: shown.append(options.get("textFormat")))
+    module.ui.modelCardButton.click()
+    module.ui.setupTable.selectRow(row)
+    module.ui.removeItemButton.click()
+    assert shown == [qt.Qt.PlainText] * 2
+    assert all(getattr(module.ui, name).textFormat == qt.Qt.PlainText for name in LABELS)
