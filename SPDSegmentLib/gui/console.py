@@ -103,6 +103,7 @@ class Console:
     def close(self) -> None:
         """Cancel what runs and end the worker."""
         self.segmenter.cancelAll(urgent=False)
+        self.segmenter.surfaces.close()
         self.workerHost.close()
 
     def _task(

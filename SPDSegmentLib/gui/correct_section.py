@@ -10,9 +10,10 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
+from .editor_nodes import editorNode
 from .segmenter import Segmenter
 from .slice_text import sliceRanges
-from .target import Target, editorNode
+from .target import Target
 from .task import Task
 from .write_record import WriteRecord
 

@@ -174,7 +174,9 @@ class Job:
         part = self._nextPart()
         if part:
             changed = self.writer.put(part)
-            if changed:
+            if self.writer.wasRefused:
+                self._end(JobState.FAILED, _refusal(len(part)))
+            elif changed:
                 self.onSlices.emit(changed)
         elif self.answer is not None:
             self.digests = self.writer.finish(clickFates(self.answer.fates), self._model, self.answer.anchor_ras)
@@ -200,3 +202,12 @@ class Job:
         if state is not JobState.DONE:
             self.writer.rollBack()
         self.onFinished.emit(self)
+
+
+def _refusal(count: int) -> SPDError:
+    from slicer.i18n import tr as _
+
+    return BadInput(
+        _("Slicer's segment editor did not take over {count} slices; nothing was changed.").format(count=count),
+        _("Choose New segment, or another segmentation, and run again."),
+    )

@@ -31,6 +31,17 @@ class WritableTarget(Protocol):
     def hasVoxelsOf(self, snapshot: Any) -> bool:
         """Whether nothing is resampled between segment and volume: only then :meth:`ResultWriter.rollBack` is exact."""
 
+    @property
+    def mark(self) -> str:
+        """Name of the state that was written last and not undone."""
+
+    @property
+    def area(self) -> str:
+        """What the editor's settings restrict changes to, empty if nothing."""
+
+    def setMark(self, mark: str) -> None:
+        """Name the state that is being written."""
+
     def saveRecord(self, record: WriteRecord) -> None:
         """Keep a record."""
 
@@ -40,8 +51,10 @@ class WritableTarget(Protocol):
     def digests(self, snapshot: Any) -> dict[int, str]:
         """Return a short checksum of every slice that is not empty."""
 
-    def write(self, snapshot: Any, changes: Mapping[int, np.ndarray], content: SegmentContent) -> None:
-        """Set the masks of some slices."""
+    def write(
+        self, snapshot: Any, changes: Mapping[int, np.ndarray], content: SegmentContent, *, everywhere: bool = False
+    ) -> None:
+        """Set the masks of some slices; ``everywhere``: outside the editable area too."""
 
 
 class SliceAnswer(Protocol):
@@ -71,15 +84,37 @@ class ResultWriter:
         target: the segment.
         snapshot: the volume's state on whose slices the results lie.
         saveStateForUndo: called once, before the first write.
+        mark: name of the state that this run makes.
+        everywhere: write outside the editable area too.
+
+    Attributes:
+        asked: slices that were to be changed.
+        changed: those of them that did change.
+        withheld: those that are not as asked, and whether nothing at all of it was allowed there.
+        area: what the editor's settings restricted changes to while they were withheld.
     """
 
-    def __init__(self, target: WritableTarget, snapshot: Any, saveStateForUndo: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        target: WritableTarget,
+        snapshot: Any,
+        saveStateForUndo: Callable[[], None],
+        mark: str,
+        *,
+        everywhere: bool = False,
+    ) -> None:
         self.record = target.record
+        self.asked: set[int] = set()
         self.changed: set[int] = set()
+        self.withheld: dict[int, bool] = {}
+        self.area = ""
         self.digestsBefore: dict[int, str] = {}
         self._target = target
         self._snapshot = snapshot
         self._saveState = saveStateForUndo
+        self._mark = mark
+        self._markBefore = target.mark
+        self._everywhere = everywhere
         self._before: dict[int, PackedMask] = {}
         self._recordBefore = self.record.copy()
 
@@ -113,13 +148,16 @@ class ResultWriter:
             mask = unpack_mask(answer.packed)
             if t not in self.record.owned and maskDigest(mask) != present:
                 changes[t] = mask
-        if changes:
-            self._write(changes, content)
-        return set(changes)
+        return self._write(changes, content) if changes else set()
 
     def wasUndone(self) -> bool:
-        """Whether everything that this run has written is as it was before: somebody pressed Undo."""
-        return bool(self.changed) and all(self._digest(t) == self.digestsBefore.get(t, "") for t in self.changed)
+        """Whether the editor's history took back what this run has written."""
+        return bool(self.asked) and self._target.mark != self._mark
+
+    @property
+    def wasRefused(self) -> bool:
+        """Whether nothing could be written although no setting of the editor forbids it."""
+        return bool(self.withheld) and not self.changed and not self.area
 
     def rollBack(self) -> None:
         """Put back what this run has changed, except where a person edited since."""
@@ -134,12 +172,14 @@ class ResultWriter:
         }
         edited = set(self._before) - set(mine) - back
         if mine:
-            self._target.write(self._snapshot, mine, content)
+            self._target.write(self._snapshot, mine, content, everywhere=True)
+        if self.asked and self._target.mark == self._mark:
+            self._target.setMark(self._markBefore)
         self.record = self._recordBefore.copy()
         self.record.owned |= edited
         self._target.saveRecord(self.record)
-        self.changed.clear()
-        self._before.clear()
+        for kept in (self.asked, self.changed, self.withheld, self._before):
+            kept.clear()
 
     def finish(self, fates: list[PointFate], model: str, anchor: Position | None = None) -> dict[int, str]:
         """Keep the record of a complete run and return the checksums of the segment."""
@@ -149,16 +189,37 @@ class ResultWriter:
         self._target.saveRecord(self.record)
         return self._target.digests(self._snapshot)
 
-    def _write(self, changes: Mapping[int, np.ndarray], content: SegmentContent) -> None:
-        if not self._before:
+    def _write(self, changes: Mapping[int, np.ndarray], content: SegmentContent) -> set[int]:
+        if not self.asked:
             self._saveState()
+            self._target.setMark(self._mark)
+        self.asked |= set(changes)
         for t in changes:
             self._before.setdefault(t, pack_mask(content.mask(t)))
-        self._target.write(self._snapshot, changes, content)
+        isExact = self._target.hasVoxelsOf(self._snapshot)
+        before = {} if isExact else self._target.digests(self._snapshot)
+        self._target.write(self._snapshot, changes, content, everywhere=self._everywhere)
         after = self._target.read(self._snapshot, changes)
-        self.record.noteWritten(changes, {t: after.digest(t) for t in changes})
-        self.changed |= set(changes)
+        digests = {t: after.digest(t) for t in changes}
+        changed = {t for t in changes if digests[t] != content.digest(t)}
+        self.record.noteWritten(changes, digests)
+        if not isExact:
+            self._noteNeighbors(before)
+        self._noteWithheld(changes, after, changed)
+        self.changed |= changed
         self._target.saveRecord(self.record)
+        return changed
 
-    def _digest(self, t: int) -> str:
-        return self._target.read(self._snapshot, (t,)).digest(t)
+    def _noteNeighbors(self, before: Mapping[int, str]) -> None:
+        """On a coarser grid a write reaches into the slices beside it: that is not a person's edit."""
+        digests = self._target.digests(self._snapshot)
+        reached = {t for t in {*before, *digests} if before.get(t, "") != digests.get(t, "")}
+        self.record.noteWritten(reached - self.record.owned, digests)
+
+    def _noteWithheld(self, changes: Mapping[int, np.ndarray], after: SegmentContent, changed: set[int]) -> None:
+        isExact = self._target.hasVoxelsOf(self._snapshot)
+        for t, mask in changes.items():
+            if t not in changed or (isExact and not np.array_equal(after.mask(t), mask)):
+                self.withheld[t] = t not in changed
+        if self.withheld and not self._everywhere:
+            self.area = self._target.area

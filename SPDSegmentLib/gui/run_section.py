@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
@@ -12,9 +13,12 @@ from SPDSegmentLib.errors import Cancelled, SPDError
 from SPDSegmentLib.worker.messages import Progress
 
 from .console import Console
+from .editable_area import areaSentence
+from .editor_nodes import convertToLabelmap, otherRepresentation
 from .inputs_section import InputsSection
 from .job import Job, JobState
 from .signal import Signal
+from .slice_views import jumpTo
 from .state import ModuleState
 from .task import Task
 
@@ -23,6 +27,7 @@ class RunSection:
     """Starts and stops jobs of the panel and says how they stand."""
 
     def __init__(self, ui: Any, logic: Console, inputs: InputsSection, state: Callable[[], ModuleState]) -> None:
+        self.confirm: Callable[[str], bool] = slicer.util.confirmYesNoDisplay
         self.ui = ui
         self.logic = logic
         self.onFinished = Signal()
@@ -34,6 +39,8 @@ class RunSection:
         self._details = ""
         self._message = ""
         ui.segmentButton.connect("clicked(bool)", self._onSegment)
+        ui.showAreaButton.connect("clicked(bool)", self._onShowArea)
+        ui.writeAnywayButton.connect("clicked(bool)", self._onWriteAnyway)
         ui.liveUpdateCheck.connect("toggled(bool)", self._onLiveUpdate)
         ui.detailsButton.connect("clicked(bool)", self._onDetails)
         logic.workerHost.onDied.connect(self._onDied)
@@ -53,13 +60,17 @@ class RunSection:
             self.ui.progressBar.setVisible(False)
             self.ui.statusLabel.text = self._message or reason
 
-    def start(self) -> Job | None:
-        """Start a job with the present settings; a problem is shown, not raised."""
+    def start(self, *, everywhere: bool = False) -> Job | None:
+        """Start a job with the present settings; a problem is shown, not raised.
+
+        Args:
+            everywhere: write outside the editor's editable area too.
+        """
         self.job = None
         self._say("")
         try:
             self.task = self._inputs.makeTask()
-            job = self.logic.segmenter.start(self.task)
+            job = self.logic.segmenter.start(self.task, everywhere=everywhere)
         except SPDError as error:
             self.show(error)
             return None
@@ -104,7 +115,48 @@ class RunSection:
         else:
             if self.logic.workerHost.client.gave_up:
                 self.logic.workerHost.client.reset()
-            self.start()
+            if self._isConverted():
+                self.start()
+
+    def _isConverted(self) -> bool:
+        """Offer to convert a segmentation that cannot be edited as it is, as Slicer's editor does."""
+        state = self._state()
+        representation = otherRepresentation(state.segmentationNode)
+        if not representation:
+            return True
+        question = _(
+            "The segmentation {name} is stored as {representation}. Editing it needs a binary labelmap, and details may"
+            " be lost in the conversion.\n\nConvert it to a binary labelmap?"
+        ).format(name=state.segmentationNode.GetName(), representation=representation.lower())
+        if not self.confirm(question):
+            self._say(
+                _("Nothing was changed: the segmentation {name} is still stored as {representation}.").format(
+                    name=state.segmentationNode.GetName(), representation=representation.lower()
+                )
+            )
+            return False
+        try:
+            convertToLabelmap(state.segmentationNode, state.volumeNode)
+        except SPDError as error:
+            self.show(error)
+            return False
+        return True
+
+    def _onShowArea(self, checked: bool) -> None:
+        """Unfold the editor, which has the settings, and show the first slice that they concern."""
+        self.ui.correctSection.collapsed = False
+        self.ui.editor.maskingSectionVisible = True
+        job, task = self.job, self.task
+        if job is None or task is None or not job.writer.withheld or self._state().volumeNode is None:
+            return
+        snapshot = task.writtenSnapshot()
+        height, width = snapshot.grid.shape[1:]
+        middle = np.array([[(width - 1) / 2, (height - 1) / 2]])
+        jumpTo(snapshot.stack.to_ras(np.array(min(job.writer.withheld)), middle)[0])
+
+    def _onWriteAnyway(self, checked: bool) -> None:
+        if not self.isRunning:
+            self.start(everywhere=True)
 
     def _onProgress(self, progress: Progress) -> None:
         bar = self.ui.progressBar
@@ -119,6 +171,8 @@ class RunSection:
             self._say(_doneText(job))
         elif job.error is not None and not isinstance(job.error, Cancelled):
             self.show(job.error)
+        elif job.wasUndone:
+            self._say(_("Undone; the segment and its clicks are as they were before."))
         else:
             self._say(_("Cancelled; nothing was changed."))
         self.onFinished.emit(job)
@@ -137,6 +191,9 @@ class RunSection:
         self._message = text
         self._details = details
         self.ui.detailsButton.setVisible(bool(details))
+        isWithheld = bool(self.job is not None and self.job.finished and self.job.writer.withheld)
+        for button in (self.ui.showAreaButton, self.ui.writeAnywayButton):
+            button.setVisible(isWithheld and bool(text))
         self.ui.statusLabel.text = text
         self.refresh()
 
@@ -156,10 +213,12 @@ def progressText(progress: Progress) -> str:
 
 def _doneText(job: Job) -> str:
     assert job.answer is not None
-    text = _("{count} slices updated in {seconds} s.").format(
-        count=len(job.writer.changed), seconds=f"{job.answer.seconds:.1f}"
-    )
-    owned = len(job.writer.record.owned)
+    writer = job.writer
+    parts = [areaSentence(writer.withheld, len(writer.asked), writer.area)]
+    if writer.changed or not writer.withheld:
+        updated = _("{count} slices updated in {seconds} s.")
+        parts.insert(0, updated.format(count=len(writer.changed), seconds=f"{job.answer.seconds:.1f}"))
+    owned = len(writer.record.owned)
     if owned:
-        text += " " + _("{count} slices edited by you were kept.").format(count=owned)
-    return " ".join([text, *job.answer.report.get("notes", [])])
+        parts.append(_("{count} slices edited by you were kept.").format(count=owned))
+    return " ".join([*filter(None, parts), *job.answer.report.get("notes", [])])

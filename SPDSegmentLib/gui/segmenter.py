@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
 
 from SPDSegmentLib.errors import SPDError
@@ -12,6 +13,7 @@ from .centerlines import Clicks, namedClicks, readClicks, renameClicks, restoreC
 from .history import History
 from .job import CallLater, Job, JobState
 from .result_writer import ResultWriter
+from .shown_surfaces import ShownSurfaces
 from .task import Task, View
 from .volumes import VolumeSnapshot, slicesBeside
 from .worker_host import WorkerHost
@@ -35,6 +37,7 @@ class Segmenter:
     ) -> None:
         self.workerHost = workerHost
         self.saveStateForUndo = saveStateForUndo
+        self.surfaces = ShownSurfaces(lambda: any(not job.finished for job in self._jobs.values()))
         self._callLater = callLater
         self._jobs: dict[tuple[str, str], Job] = {}
         self._histories: dict[tuple[str, str], History] = {}
@@ -43,29 +46,39 @@ class Segmenter:
         self._incomplete: set[tuple[str, str]] = set()
         self._savedFor: dict[tuple[str, str], dict[int, str]] = {}
         self._served: dict[tuple[str, str], str] = {}
+        self._marks: dict[tuple[str, str], str] = {}
 
-    def start(self, task: Task, *, blocking: bool = False) -> Job:
+    def start(self, task: Task, *, blocking: bool = False, everywhere: bool = False) -> Job:
         """Send a segmentation to the worker and return its job; a running one of the same segment is replaced.
 
         Args:
             task: what to segment.
             blocking: the caller will call ``job.wait()``: nothing is written before.
+            everywhere: write outside the editable area too.
 
         Raises:
             SPDError: what was given cannot be segmented.
         """
-        before = readClicks(task.centerlineNodes)
-        clicks = namedClicks(before)
         key = task.key
         running = self._jobs.get(key)
         if running is not None and not running.finished:
             running.cancel(urgent=False)
+        if self._marks.setdefault(key, task.target.mark) != task.target.mark:
+            self.noteChange(task)
+        before = readClicks(task.centerlineNodes)
+        clicks = namedClicks(before)
         snapshot = task.view.snapshot()
         former = self._adoptGrid(task, snapshot)
         history = self._histories.setdefault(key, History())
-        writer = ResultWriter(task.target, snapshot, lambda: self._saveState(task, writer.digestsBefore))
+        writer = ResultWriter(
+            task.target,
+            snapshot,
+            lambda: self._saveState(task, writer.digestsBefore),
+            uuid.uuid4().hex[:12],
+            everywhere=everywhere,
+        )
         locked = writer.begin()
-        history.remember(writer.digestsBefore, self._lastClicks.get(key, before), writer.record)
+        history.remember(task.target.mark, writer.digestsBefore, self._lastClicks.get(key, before), writer.record)
         self.workerHost.useModel(task.view.model.key, task.view.device)
         name = self.workerHost.openVolume(snapshot, "|".join(key))
         job = Job(
@@ -77,6 +90,7 @@ class Segmenter:
             task.view.model.name,
         )
         job.onFinished.connect(lambda done: self._noteFinished(task, name, done, before, former))
+        job.onFinished.connect(lambda done: self._updateSurfaces(task, now=blocking))
         self._jobs[key] = job
         self._startedClicks[key] = before
         first = None
@@ -136,9 +150,10 @@ class Segmenter:
             job.checkValid()
 
     def noteChange(self, task: Task) -> bool:
-        """Take in that somebody else changed the segment; return whether it went back to an earlier state.
+        """Take in that somebody else changed the segment; return whether undo or redo did.
 
-        Undo and redo bring the clicks of that state back; any other change makes the slices a person's.
+        Undo and redo bring the clicks of that state back; any other change makes the slices a person's. The mark that
+        travels with the voxels through the editor's history tells which of both it was.
         """
         target = task.target
         if target.node is None or any(not job.finished for job in self._jobs.values()):
@@ -150,15 +165,22 @@ class Segmenter:
             record.grid = target.gridOf(written)
         if self._savedFor.get(task.key) != digests:
             self._savedFor.pop(task.key, None)
-        state = self._histories.get(task.key, History()).find(digests)
-        if state is not None and state.record.written != record.written:
-            self._incomplete.add(task.key)
-            self._restore(task, state.clicks, state.record)
-            return True
+        history = self._histories.get(task.key, History())
+        mark = target.mark
+        state = history.find(mark, digests)
+        wentBack = self._marks.setdefault(task.key, mark) != mark
+        if wentBack:
+            self._marks[task.key] = mark
+            self._updateSurfaces(task)
+            state = state or history.latest(mark)
+            if state is not None:
+                self._incomplete.add(task.key)
+                self._restore(task, state.clicks, state.record)
+                record = target.record
         record.owned &= record.findEdits(digests) | (state.record.owned if state is not None else record.owned)
         record.noteEdits(digests)
         target.saveRecord(record)
-        return False
+        return wentBack
 
     def release(self, task: Task, slices: set[int] | None = None) -> None:
         """Give a person's slices (all by default) back to the model; the next run may rewrite them."""
@@ -192,6 +214,8 @@ class Segmenter:
         self._incomplete.clear()
         self._savedFor.clear()
         self._served.clear()
+        self._marks.clear()
+        self.surfaces.forgetScene()
         self.workerHost.forgetVolumes()
 
     def _saveState(self, task: Task, digests: Mapping[int, str]) -> None:
@@ -216,21 +240,35 @@ class Segmenter:
         key = task.key
         if self._jobs.get(key) is job:
             del self._jobs[key]
+        mark = self._marks[key] = task.target.mark
         if job.state is JobState.DONE:
-            self._incomplete.discard(key)
+            (self._incomplete.add if job.writer.withheld else self._incomplete.discard)(key)
             self._served[key] = name
             self.workerHost.noteServed(name)
             if job.writer.changed:
                 self._savedFor.pop(key, None)
             self._lastClicks[key] = clicks
-            self._histories.setdefault(key, History()).remember(job.digests, clicks, job.writer.record)
+            self._histories.setdefault(key, History()).remember(mark, job.digests, clicks, job.writer.record)
         else:
             self._incomplete.add(key)
             if former is not None and task.target.exists:
                 former.noteEdits(task.target.digests(task.writtenSnapshot(former)))
                 task.target.saveRecord(former)
             if job.wasUndone:
-                self._restoreLastClicks(task)
+                state = self._histories.setdefault(key, History()).latest(mark)
+                if state is not None:
+                    self._restore(task, state.clicks, task.target.record)
+
+    def _updateSurfaces(self, task: Task, *, now: bool = False) -> None:
+        """Make anew what the 3-D view shows of a segment, and of all that may have been overwritten."""
+        node = task.target.node
+        if node is None:
+            return
+        segmentation = node.GetSegmentation()
+        ids = [task.target.segmentId]
+        if task.target.changesOthers:
+            ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+        (self.surfaces.updateNow if now else self.surfaces.updateLater)(node, ids)
 
     def _adoptGrid(self, task: Task, snapshot: VolumeSnapshot) -> WriteRecord | None:
         """Translate the record of a segment to the slices of the volume that is segmented now.

@@ -25,10 +25,12 @@ class SurfaceSettings:
     Attributes:
         smoothing: of the surface.
         decimation: share of the triangles that is dropped.
+        normals: whether a view gets normals, for a smooth look.
     """
 
     smoothing: float = 0.5
     decimation: float = 0.0
+    normals: bool = True
 
 
 def surfaceSettings(segmentation: Any) -> SurfaceSettings:
@@ -37,11 +39,17 @@ def surfaceSettings(segmentation: Any) -> SurfaceSettings:
     return SurfaceSettings(
         _number(segmentation.GetConversionParameter("Smoothing factor"), defaults.smoothing),
         _number(segmentation.GetConversionParameter("Decimation factor"), defaults.decimation),
+        segmentation.GetConversionParameter("Compute surface normals") != "0",
     )
 
 
 def closedSurface(
-    mask: np.ndarray, start: tuple[int, int, int], ijkToWorld: np.ndarray, settings: SurfaceSettings
+    mask: np.ndarray,
+    start: tuple[int, int, int],
+    ijkToWorld: np.ndarray,
+    settings: SurfaceSettings,
+    *,
+    normals: bool = False,
 ) -> Any:
     """Return the surface of a mask as vtkPolyData in the world.
 
@@ -50,6 +58,7 @@ def closedSurface(
         start: i, j and k of its first voxel.
         ijkToWorld: (4, 4), of the volume.
         settings: of the smoothing and the decimation.
+        normals: with normals, where the segmentation wants them, for a view.
     """
     padded = np.pad(mask, 1).astype(np.uint8)
     image = vtk.vtkImageData()
@@ -81,8 +90,14 @@ def closedSurface(
     last.SetTransform(transform)
     if np.linalg.det(ijkToWorld[:3, :3]) < 0:  # a mirrored grid turns the triangles inside out
         last = _after(last, vtk.vtkReverseSense())
+    if normals and settings.normals:
+        last = _after(last, vtk.vtkPolyDataNormals())
+        last.ConsistencyOn()
+        last.SplittingOff()
     last.Update()
-    return last.GetOutput()
+    surface = last.GetOutput()
+    surface.GetPointData().RemoveArray("ImageScalars")  # a view would color the surface by it
+    return surface
 
 
 def writeSurface(surface: Any, path: Path) -> None:

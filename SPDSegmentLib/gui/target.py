@@ -11,7 +11,12 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
+from SPDSegmentLib.errors import BadInput
+
+from .editable_area import areaMasks, describeArea
+from .editor_nodes import editorLogic, editorNode, otherRepresentation
 from .record_store import loadRecord, saveRecord
+from .shown_surfaces import surfacesAside
 from .slice_grid import SegmentContent, Triple, boxAround, sliceDigests
 from .volumes import (
     VolumeSnapshot,
@@ -24,8 +29,8 @@ from .volumes import (
 )
 from .write_record import RecordGrid, WriteRecord
 
-EDITOR_ATTRIBUTE = "SPDSegment.Editor"
-WRITER_ATTRIBUTE = "SPDSegment.Writer"
+MARK_TAG = "SPDSegment.State"
+"""A tag of the segment: the editor's history keeps it with the voxels, so that undo and redo bring back both."""
 GRID_TOLERANCE = 1e-3
 LARGE_LABELMAP = 1 << 24
 """Voxels beyond which the empty margin of a labelmap is cut off before it is copied."""
@@ -107,6 +112,26 @@ class Target:
         labelmap = self._labelmap()
         return labelmap is None or self._wholeVoxelOffset(self.node, labelmap, snapshot) is not None
 
+    @property
+    def mark(self) -> str:
+        """Name of the state that was written last and not undone, empty before the first."""
+        node = self.node
+        value = vtk.reference("")
+        if node is not None:
+            node.GetSegmentation().GetSegment(self.segmentId).GetTag(MARK_TAG, value)
+        return str(value)
+
+    def setMark(self, mark: str) -> None:
+        """Name the state that is being written."""
+        node = self.node
+        if node is not None and mark != self.mark:
+            node.GetSegmentation().GetSegment(self.segmentId).SetTag(MARK_TAG, mark)
+
+    @property
+    def area(self) -> str:
+        """What the editor's settings restrict changes to, empty if nothing."""
+        return describeArea(editorNode())
+
     def read(self, snapshot: VolumeSnapshot, slices: Collection[int] | None = None) -> SegmentContent:
         """Return the segment's voxels on the grid of a volume.
 
@@ -134,23 +159,53 @@ class Target:
         view, start = snapshot.grid.toSlices(labels, startIJK)
         return sliceDigests(view, value, start, snapshot.grid.shape[0])
 
-    def write(self, snapshot: VolumeSnapshot, changes: Mapping[int, np.ndarray], content: SegmentContent) -> None:
+    def write(
+        self,
+        snapshot: VolumeSnapshot,
+        changes: Mapping[int, np.ndarray],
+        content: SegmentContent,
+        *,
+        everywhere: bool = False,
+    ) -> None:
         """Set the masks (H, W) of some slices and nothing else; masking and overwriting are the editor's.
 
         Args:
             snapshot: the volume on whose slices the masks lie.
             changes: masks by slice index.
             content: what :meth:`read` returned before.
+            everywhere: outside the editable area too.
         """
         add = {t: mask & ~content.mask(t) for t, mask in changes.items()}
         remove = {t: content.mask(t) & ~mask for t, mask in changes.items()}
-        logic = editorLogic(self.node, self.segmentId, snapshot.nodeId)
-        for masks, mode in ((remove, logic.ModificationModeRemove), (add, logic.ModificationModeAdd)):
-            modifier = self._modifier(snapshot, masks)
-            if modifier is not None:
-                logic.ModifySegmentByLabelmap(
-                    self.node, self.segmentId, modifier, mode, modifier.GetExtent(), False, False
-                )
+        if not everywhere and self.area and not self._hasReferenceGrid(snapshot):
+            everywhere = True
+            allowed = areaMasks(
+                editorNode(),
+                self.node,
+                self.segmentId,
+                snapshot,
+                sorted(changes),
+                lambda name, slices: Target(self.node, name).read(snapshot, slices),
+            )
+            add, remove = ({t: mask & allowed[t] for t, mask in masks.items()} for masks in (add, remove))
+        logic = editorLogic(self.node, self.segmentId, snapshot.nodeId, everywhere=everywhere)
+        with surfacesAside(self.node):
+            for masks, mode in ((remove, logic.ModificationModeRemove), (add, logic.ModificationModeAdd)):
+                modifier = self._modifier(snapshot, masks)
+                if modifier is not None:
+                    logic.ModifySegmentByLabelmap(
+                        self.node, self.segmentId, modifier, mode, modifier.GetExtent(), False, False
+                    )
+
+    def _hasReferenceGrid(self, snapshot: VolumeSnapshot) -> bool:
+        """Whether the segmentation's reference geometry, on which Slicer applies masking, is the volume's."""
+        name = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+        text = self.node.GetSegmentation().GetConversionParameter(name)
+        reference, own = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+        if not text or not slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, reference, False):
+            return False
+        own.SetGeometryFromImageToWorldMatrix(matrixFromArray(_toSegmentation(self.node, snapshot)))
+        return bool(slicer.vtkOrientedImageDataResample.DoGeometriesMatch(reference, own))
 
     def _modifier(self, snapshot: VolumeSnapshot, masks: Mapping[int, np.ndarray]) -> Any:
         masks = {t: mask for t, mask in masks.items() if mask.any()}
@@ -237,8 +292,17 @@ def makeTarget(
 
     Raises:
         GeometryUnsupported: the volume is under a non-linear transform.
+        BadInput: the segmentation has to be converted first, see :func:`convertToLabelmap`.
     """
     worldMatrix(volumeNode)
+    representation = otherRepresentation(segmentationNode)
+    if representation:
+        raise BadInput(
+            _("The segmentation {name} is stored as {representation}, which cannot be edited.").format(
+                name=segmentationNode.GetName(), representation=representation.lower()
+            ),
+            _("Press Segment and agree to convert it to a binary labelmap, or choose New segmentation."),
+        )
     if segmentationNode is None:
         unique = slicer.mrmlScene.GenerateUniqueName(_("{volume} SPD").format(volume=volumeNode.GetName()))
         segmentationNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", unique)
@@ -254,60 +318,6 @@ def makeTarget(
         if terminology:
             segmentation.GetSegment(segmentId).SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
     return Target(segmentationNode, segmentId)
-
-
-def editorNode() -> Any:
-    """Return the segment editor node of this module, made if need be; other segments are not overwritten by default.
-
-    It is no singleton: closing the scene would set a singleton back to overwriting all segments. It is not saved:
-    Slicer writes the ID of its segment as it is, and a scene with a quote or a bracket in it cannot be opened.
-    """
-    for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
-        if node.GetAttribute(EDITOR_ATTRIBUTE):
-            node.SaveWithSceneOff()
-            return node
-    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
-    node.UnRegister(None)
-    node.SetName("SPDSegment editor")
-    node.SetAttribute(EDITOR_ATTRIBUTE, "1")
-    node.SaveWithSceneOff()
-    node.SetOverwriteMode(node.OverwriteNone)
-    return slicer.mrmlScene.AddNode(node)
-
-
-def editorLogic(segmentationNode: Any, segmentId: str, volumeNodeId: str) -> Any:
-    """Return Slicer's segment editor logic on an editor node of its own, with the settings of :func:`editorNode`.
-
-    What a person has selected in the editor stays selected.
-    """
-    node = _writerNode()
-    shown = editorNode()
-    node.SetOverwriteMode(shown.GetOverwriteMode())
-    node.SetMaskMode(shown.GetMaskMode())
-    node.SetMaskSegmentID(shown.GetMaskSegmentID())
-    node.SetSourceVolumeIntensityMask(shown.GetSourceVolumeIntensityMask())
-    node.SetSourceVolumeIntensityMaskRange(shown.GetSourceVolumeIntensityMaskRange())
-    node.SetAndObserveSegmentationNode(segmentationNode)
-    node.SetSelectedSegmentID(segmentId)
-    node.SetAndObserveSourceVolumeNode(slicer.mrmlScene.GetNodeByID(volumeNodeId))
-    logic = slicer.vtkSlicerSegmentEditorLogic()
-    logic.SetMRMLScene(slicer.mrmlScene)
-    logic.SetSegmentEditorNode(node)
-    logic.SetVerbose(True)
-    return logic
-
-
-def _writerNode() -> Any:
-    for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
-        if node.GetAttribute(WRITER_ATTRIBUTE):
-            return node
-    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
-    node.UnRegister(None)
-    node.SetName("SPDSegment writer")
-    node.SetAttribute(WRITER_ATTRIBUTE, "1")
-    node.HideFromEditorsOn()
-    node.SaveWithSceneOff()
-    return slicer.mrmlScene.AddNode(node)
 
 
 def _toSegmentation(node: Any, snapshot: VolumeSnapshot) -> np.ndarray:

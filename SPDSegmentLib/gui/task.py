@@ -9,6 +9,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from .editor_nodes import otherRepresentation
 from .models import ModelEntry
 from .target import Target
 from .volumes import VolumeSnapshot, takeSnapshot
@@ -81,6 +82,8 @@ class Task:
             return _("The volume was removed while it was segmented.")
         if self.target.node is None:
             return _("The segment was removed while it was written.")
+        if otherRepresentation(self.target.node):
+            return _("The segmentation is no longer stored as a binary labelmap; run again.")
         if any(slicer.mrmlScene.GetNodeByID(node.GetID() or "") is None for node in self.centerlineNodes):
             return _("The clicks were removed while they were used.")
         if not snapshot.isCurrent():
