@@ -6,6 +6,7 @@ Every error names what is wrong and where (``message``), what to do (``remedy``)
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 import sys
@@ -149,6 +150,77 @@ def missing_package(name: str, why: str, details: str = "") -> DependencyMissing
         f"Run: {shlex.join(command)}",
         details,
     )
+
+
+MORE_MEMORY = (
+    "Close other programs or crop the volume; where memory is limited (ulimit -v, a container, a job), raise the limit."
+)
+"""The way out where the machine's memory is short."""
+
+_MEMORY_WORDS = (
+    "out of memory",
+    "outofmemory",
+    "not enough memory",
+    "insufficient memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "unable to allocate",
+    "failed to allocate",
+    "memory allocation",
+    "memoryerror",
+    "bad_alloc",
+    "bad allocation",
+    "alloc_failed",
+    "could not create a primitive",
+    "could not create a memory",
+    "could not initialize a memory",
+    "can't start new thread",
+    "thread creation failed",
+    "pthread_create failed",
+    "failed to map segment",
+    "cannot create shared object descriptor",
+    "cannot apply additional memory protection",
+    "paging file is too small",
+)
+_OTHER_WORDS = ("could not create a primitive descriptor", "cannot allocate memory in static tls block")
+
+
+def tells_of_memory(text: str) -> bool:
+    """Whether a message or a log says that memory ran out, in the words of torch, oneDNN, C++ or the system."""
+    lower = text.lower()
+    for word in _OTHER_WORDS:
+        lower = lower.replace(word, "")
+    return any(word in lower for word in _MEMORY_WORDS)
+
+
+def is_out_of_memory(raised: BaseException) -> bool:
+    """Whether an exception, or one that it came from, means that memory ran out; needs no torch."""
+    seen: set[int] = set()
+    error: BaseException | None = raised
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, (MemoryError, OutOfMemory)) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if not isinstance(error, SPDError) and tells_of_memory(str(error)):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
+
+
+def out_of_memory(raised: BaseException, details: str = "") -> OutOfMemory:
+    """Return the sentence for an exception that :func:`is_out_of_memory`."""
+    if isinstance(raised, OutOfMemory):
+        return raised
+    details = details or str(raised)
+    if any(word in str(raised) for word in ("CUDA", "CUBLAS", "CUDNN", "MPS")):
+        return OutOfMemory(
+            "The graphics card has not enough memory.",
+            "Close other programs that use it, or choose the CPU.",
+            details,
+        )
+    return OutOfMemory("There is not enough memory.", MORE_MEMORY, details)
 
 
 _FAMILY: dict[str, type[SPDError]] = {

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 import typer.core
 
-from SPDSegmentLib.errors import BadInput, Cancelled, OutOfMemory, SPDError, missing_package
+from SPDSegmentLib.errors import BadInput, Cancelled, SPDError, is_out_of_memory, missing_package, out_of_memory
 
 
 class FailureReportingGroup(typer.core.TyperGroup):
@@ -32,6 +32,8 @@ class FailureReportingGroup(typer.core.TyperGroup):
 
 def as_spd_error(error: BaseException) -> SPDError:
     """The error of our family that says what happened."""
+    if is_out_of_memory(error):
+        return out_of_memory(error)
     if isinstance(error, SPDError):
         return error
     if isinstance(error, KeyboardInterrupt):
@@ -39,8 +41,6 @@ def as_spd_error(error: BaseException) -> SPDError:
     package = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
     if package not in ("", "SPDSegmentLib"):
         return missing_package(package, _first_line(error))
-    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
-        return OutOfMemory("There is not enough memory for this volume.", "Close other programs, or use --device cpu.")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return BadInput(f"The disk is full{_of(error)}.", "Free some space and try again.")
     if isinstance(error, PermissionError):
@@ -72,10 +72,6 @@ def _belongs_to_typer(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         return True
     return not isinstance(error, SPDError) and hasattr(error, "exit_code")
-
-
-def _is_torch_out_of_memory(error: BaseException) -> bool:
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _of(error: OSError) -> str:

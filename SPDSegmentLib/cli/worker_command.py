@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 
@@ -10,8 +12,13 @@ def register(app: typer.Typer) -> None:
     app.command("worker", short_help="Serve segmentation requests on stdin and stdout.")(worker)
 
 
-def worker() -> None:
+def worker(
+    volume_memory: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="MB", help="Bound on the memory of volumes. Default: a quarter, at most 2048."),
+    ] = None,
+) -> None:
     """Serve segmentation requests on stdin and stdout until stdin ends; Slicer and scripts start this by themselves."""
     from SPDSegmentLib.worker.__main__ import serve_stdio
 
-    serve_stdio()
+    serve_stdio(volume_bytes=None if volume_memory is None else volume_memory << 20)

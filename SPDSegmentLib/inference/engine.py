@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.errors import BadInput, DeviceUnavailable, ModelCorrupt, OutOfMemory
+from SPDSegmentLib.errors import (
+    MORE_MEMORY,
+    BadInput,
+    DeviceUnavailable,
+    ModelCorrupt,
+    OutOfMemory,
+    is_out_of_memory,
+)
 from SPDSegmentLib.inference.memory import keep_freed_memory
 from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
@@ -172,14 +179,16 @@ class Engine:
             try:
                 run(batch)
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 if self.batch_size == 1:
                     raise OutOfMemory(
                         f"The device {self.device} has not enough memory for one slice.",
-                        "Close other programs that use it, or choose the CPU.",
+                        MORE_MEMORY
+                        if self.device.type == "cpu"
+                        else "Close other programs that use it, or choose the CPU.",
                         str(error),
                     ) from error
                 self.batch_size = max(1, self.batch_size // 2)
@@ -200,10 +209,3 @@ def require_numbers(slices: Sequence[int], *outputs: np.ndarray) -> None:
 
 def _mark_infinite(values: Tensor) -> Tensor:
     return values.where(torch.isfinite(values), torch.nan)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text

@@ -60,6 +60,12 @@ class SliceFeatures:
         self.conditioned = engine.model.config.conditioned
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of embeddings and saliency, here and on the device."""
+        embeddings = sum(int(embedding.nbytes) for embedding in self._embeddings.values())
+        return embeddings + sum(saliency.nbytes for saliency in self._saliency.values())
+
+    @property
     def window(self) -> InputWindow:
         """The field of view; the slices' middle until it was placed."""
         if self._window is None:

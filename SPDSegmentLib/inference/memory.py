@@ -1,13 +1,18 @@
-"""Memory of the C library: freed blocks are kept for the next tensors instead of going back to the system each time."""
+"""Memory of this process: what the C library keeps of it and gives back, and how much the system lets it have."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from pathlib import Path
+
+from SPDSegmentLib.errors import MORE_MEMORY, OutOfMemory
 
 KEPT_BYTES = 256 << 20
 GROWTH_BYTES = 64 << 20
+TORCH_BYTES = 700 << 20
+"""Address space that torch and the libraries beside it take when they are loaded."""
 # of glibc's mallopt(3)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
@@ -36,3 +41,44 @@ def keep_freed_memory() -> bool:
     )
     taken = [mallopt(name, value) == 1 for name, value in settings]
     return all(taken)
+
+
+def give_back_freed_memory() -> None:
+    """Give freed memory back to the system, also what :func:`keep_freed_memory` keeps; glibc only."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+
+def address_space_limit() -> int | None:
+    """Return how many bytes of address space this process may have (``ulimit -v``), or None without a limit."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY or soft < 0 else soft
+
+
+def check_room_for_torch() -> None:
+    """Refuse to load torch where a limit leaves too little room: its libraries would fail in many ways, some for good.
+
+    Raises:
+        OutOfMemory: the limit on the address space is too low.
+    """
+    limit = address_space_limit()
+    if limit is None or "torch" in sys.modules:
+        return
+    try:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        used = 0
+    if limit - used < TORCH_BYTES:
+        raise OutOfMemory(
+            f"There is not enough memory: this process may have {limit >> 20} MB, "
+            f"and loading torch needs about {(used + TORCH_BYTES) >> 20} MB.",
+            MORE_MEMORY,
+        )

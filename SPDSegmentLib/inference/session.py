@@ -65,6 +65,11 @@ class Session:
         self._strategy = ""
         self._call = Call()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what was computed of the volume."""
+        return self._features.nbytes + sum(result.mask.nbytes for _, result in self._slices.values())
+
     def segment(
         self,
         clicks: Clicks,

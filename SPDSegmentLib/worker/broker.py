@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 
-from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, SPDError, WorkerDied, error_from_wire
 
 from . import messages as m
 from .commands import EXIT_CANCELLED, Ending, WorkerCommand
 from .connection import Connection
-from .request import Callbacks, Request
+from .deliveries import Deliveries
+from .heartbeat import CHECK_SECONDS
+from .request import Callbacks, ClientConfig, ModelChoice, Request
 from .transports import Transport
 from .volume_transfer import VolumeSource
 
 PROOFS_OF_HEALTH = ("segment", "saliency")
 
 RequestMessage = m.LoadModel | m.Segment | m.Reach | m.Saliency | m.Status
-
-
-@dataclass(frozen=True)
-class ClientConfig:
-    """Settings of a client.
-
-    Attributes:
-        start_seconds: how long a new worker may take to say hello.
-        cancel_seconds: after an urgent cancel, how long the worker may take to stop before it is killed.
-        close_seconds: how long a worker may take to end by itself when the client closes.
-        max_deaths: after how many deaths in a row no other worker is started.
-        library_version: told to the worker.
-    """
-
-    start_seconds: float = 120.0
-    cancel_seconds: float = 0.9
-    close_seconds: float = 1.5
-    max_deaths: int = 3
-    library_version: str = __version__
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """The model that requests are answered with: a bundle's folder or name, device and precision."""
-
-    bundle: str
-    device: str = "auto"
-    precision: str = "auto"
 
 
 class RequestBroker:
@@ -93,7 +66,10 @@ class RequestBroker:
         self._last_death: WorkerDied | None = None
         self._pending: dict[int, tuple[Request, RequestMessage]] = {}
         self._implicit: dict[int, m.LoadModel | m.OpenVolume] = {}
+        self._owners: dict[int, Request] = {}
         self._stopping: dict[int, float | None] = {}
+        self._deliveries = Deliveries()
+        self._sessions: dict[int, Hashable] = {}
         self._leaving: list[Connection] = []
         self._killed_for_cancel = False
         self._last_id = m.NO_REQUEST
@@ -152,6 +128,7 @@ class RequestBroker:
         """Forget a volume, here and in the worker; requests on it are cancelled."""
         if self.volumes.pop(volume_id, None) is None:
             return
+        self._deliveries.forget(volume_id)
         waiting = [request for request, _ in self._pending.values() if request.volume_id == volume_id]
         connection = self.connection
         if connection is not None and volume_id in connection.volumes_sent:
@@ -174,8 +151,11 @@ class RequestBroker:
         limits = [timeout, *(due - now for due in self._stopping.values() if due is not None)]
         if (left := connection.start_seconds_left()) is not None:
             limits.append(left)
+        if self._waits():
+            limits.append(CHECK_SECONDS)
         connection.transport.poll(max(0.0, min(limits)))
         connection.check_start()
+        connection.check_alive()
         self._check_deadlines()
 
     def close(self, *, wait: bool) -> None:
@@ -192,7 +172,7 @@ class RequestBroker:
         for request in waiting:
             request.finish(error=Cancelled())
         if connection is not None and wait:
-            self._wait_gone(connection)
+            connection.wait_gone(self.config.close_seconds)
 
     def on_event(self, connection: Connection, event: m.Event) -> None:
         """Hand an event to its request, or drop it."""
@@ -200,6 +180,8 @@ class RequestBroker:
             self.dropped_events += 1
         elif isinstance(event, m.Log):
             self.on_log_line(connection, event.text)
+        elif isinstance(event, m.Alive):
+            self._on_alive(event)
         elif isinstance(event, (m.Progress, m.SliceReady)):
             self._on_partial(event)
         elif event.request_id == m.NO_REQUEST and isinstance(event, m.Failed):
@@ -213,23 +195,36 @@ class RequestBroker:
             self._tell_log_line(line)
 
     def on_ended(self, connection: Connection, ending: Ending) -> None:
-        """Fail what waits, or send it to another worker where this one ended because of a cancelled request."""
+        """Fail what waits, or send it to another worker.
+
+        It is sent again where this worker ended because of a cancelled request, and once where it ended, perhaps
+        unnoticed and long ago, before it had begun with it; not where the start itself failed.
+        """
         if connection is not self.connection:
             return
         urgent = any(due is not None for due in self._stopping.values())
         ours = urgent and (self._killed_for_cancel or ending.code == EXIT_CANCELLED)
         self._leave(connection)
         if ours:
-            self._resubmit()
+            self._resubmit([request for request, _ in self._pending.values()])
             return
         self.deaths += 1
         error = ending.to_error(deaths=self.deaths, max_deaths=self.config.max_deaths)
         self._last_death = error
         waiting = [request for request, _ in self._pending.values()]
-        self._pending.clear()
-        if self._tell_died is not None:
+        worked = connection.hello is not None or connection.was_stopped or ending.by_signal
+        again = [r for r in waiting if worked and not self.gave_up and not r.begun and not r.repeated]
+        failed = [request for request in waiting if request not in again]
+        for request in failed:
+            del self._pending[request.request_id]
+        for request in again:
+            request.repeated = True
+        if again:
+            self.on_log_line(connection, f"{error.message} What had not begun is sent to a new one.")
+            self._resubmit(again)
+        if self._tell_died is not None and (failed or not again):
             self._tell_died(error)
-        self._finish_all(waiting, error)
+        self._finish_all(failed, error)
 
     def _new_id(self) -> int:
         self._last_id += 1
@@ -242,8 +237,11 @@ class RequestBroker:
         if isinstance(message, m.LoadModel):
             connection.model_sent = self.model
         elif not isinstance(message, m.Status):
-            self._send_model(connection)
+            self._send_model(connection, message.request_id)
             self._send_volume(connection, message.volume_id)
+        if isinstance(message, m.Segment):
+            session = self._sessions[message.request_id] = (connection.serial, connection.model_sent)
+            message = self._deliveries.complete(message, session)
         connection.send(message, tag=message.request_id)
 
     def _connect(self) -> Connection:
@@ -255,16 +253,19 @@ class RequestBroker:
             start_seconds=self.config.start_seconds,
             clock=self._clock,
         )
+        connection.serial = self._new_id()
+        connection.waits = self._waits
         self.connection = connection
         connection.start(self.command, self._new_id())
         return connection
 
-    def _send_model(self, connection: Connection) -> None:
+    def _send_model(self, connection: Connection, request_id: int) -> None:
         model = self.model
         if model is None or connection.model_sent == model:
             return
         message = m.LoadModel(self._new_id(), model.bundle, model.device, model.precision)
         self._implicit[message.request_id] = message
+        self._owners[message.request_id] = self._pending[request_id][0]
         connection.model_sent = model
         connection.send(message, tag=message.request_id)
 
@@ -303,9 +304,25 @@ class RequestBroker:
             self._killed_for_cancel = True
             self.connection.abort("it did not stop in time after a cancel")
 
+    def _waits(self) -> bool:
+        """Whether anything is awaited from the worker."""
+        return bool(self._pending or self._stopping or self._implicit)
+
+    def _on_alive(self, event: m.Alive) -> None:
+        if event.running is None:
+            return
+        if event.running in self._pending:
+            self._pending[event.running][0].begun = True
+        elif event.running in self._owners:
+            self._owners[event.running].begun = True
+
     def _on_partial(self, event: m.Progress | m.SliceReady) -> None:
+        if isinstance(event, m.SliceReady) and event.volume_id in self.volumes:
+            deliver = self._deliveries.take if event.request_id in self._pending else self._deliveries.miss
+            deliver(event, self._sessions.get(event.request_id))
         if event.request_id in self._pending:
             request, _ = self._pending[event.request_id]
+            request.begun = True
             if isinstance(event, m.Progress):
                 request.take_progress(event)
             else:
@@ -317,15 +334,25 @@ class RequestBroker:
             self.dropped_events += 1
 
     def _on_answer(self, connection: Connection, event: m.Answer) -> None:
+        session = self._sessions.pop(event.request_id, None)
         if event.request_id in self._stopping:
             del self._stopping[event.request_id]
             self.dropped_events += 1
         elif event.request_id in self._implicit:
             message = self._implicit.pop(event.request_id)
+            self._owners.pop(event.request_id, None)
             if isinstance(event, m.Failed):
                 self._forget_sent(connection, message)
         elif event.request_id in self._pending:
             request, sent = self._pending.pop(event.request_id)
+            if isinstance(event, m.VolumeNeeded):
+                self._pending[request.request_id] = (request, sent)
+                connection.volumes_sent.discard(event.volume_id)
+                self._deliveries.lose_session(event.volume_id)
+                self._send(sent)
+                return
+            if isinstance(event, m.Segmented):
+                event = self._deliveries.finish(request, event, session)
             if isinstance(event, m.Failed):
                 self._forget_sent(connection, sent)
                 request.finish(error=_error(event))
@@ -343,10 +370,11 @@ class RequestBroker:
             connection.volumes_sent.discard(message.volume_id)
             connection.transport.outbox.discard(("volume", message.volume_id))
 
-    def _resubmit(self) -> None:
-        for request, message in list(self._pending.values()):
-            request.restart()
-            self._send(message)
+    def _resubmit(self, requests: list[Request]) -> None:
+        for request in requests:
+            if request.request_id in self._pending:
+                request.restart()
+                self._send(self._pending[request.request_id][1])
 
     def _leave(self, connection: Connection) -> None:
         self.connection = None
@@ -354,16 +382,8 @@ class RequestBroker:
         self._leaving = [*(left for left in self._leaving if not left.ended), connection]
         self._stopping.clear()
         self._implicit.clear()
-
-    def _wait_gone(self, connection: Connection) -> None:
-        until = self._clock() + self.config.close_seconds
-        while not connection.ended and self._clock() < until:
-            connection.transport.poll(0.05)
-        if not connection.ended:
-            connection.transport.kill()
-            until = self._clock() + 1.0
-            while not connection.ended and self._clock() < until:
-                connection.transport.poll(0.05)
+        self._owners.clear()
+        self._sessions.clear()
 
     @staticmethod
     def _finish_all(requests: list[Request], error: SPDError) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 from SPDSegmentLib.errors import BadInput, WorkerDied
 
 from . import messages as m
-from .broker import ClientConfig, ModelChoice, RequestBroker
+from .broker import RequestBroker
 from .commands import WorkerCommand, local_command
 from .masks import pack_masks
 from .points import flatten_markups
-from .request import Callbacks, Request, RequestState
+from .request import Callbacks, ClientConfig, ModelChoice, Request, RequestState
 from .transports import SubprocessTransport, Transport
 from .volume_transfer import VolumeSource
 

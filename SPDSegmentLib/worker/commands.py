@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -10,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from SPDSegmentLib.errors import WorkerDied
+from SPDSegmentLib.errors import MORE_MEMORY, WorkerDied, tells_of_memory
 
 EXIT_OK = 0
+EXIT_FAILURE = 1
 EXIT_BROKEN_STREAM = 2
 EXIT_CANCELLED = 130
 
@@ -24,6 +26,12 @@ _WINDOWS_CODES = {
     0xC00000FD: "stack overflow",
     0xC0000409: "aborted",
 }
+KILLED = "killed, probably by the system for lack of memory"
+FAREWELL = re.compile(r"^(Fatal Python error|\w+(\.\w+)*(Error|Exception|Interrupt)\b|Traceback )|terminate called")
+"""How the log of a process ends that failed by itself."""
+MEMORY_LINES = 20
+KILL_CODES = (-9, 137, 247)
+"""Of SIGKILL: itself, as a shell says it, and as a Python program does that returns its child's code."""
 _SHELL_CODES = {126: "the command cannot be run", 127: "the command was not found", 255: "the connection failed"}
 
 
@@ -68,11 +76,26 @@ class Ending:
         code: exit code, negative for a signal; None where the process never started.
         reason: what the system or the protocol said, may be empty.
         log_lines: last lines of its log.
+        launched: whether the code is that of another program, which started the worker and outlived it.
     """
 
     code: int | None
     reason: str
     log_lines: tuple[str, ...]
+    launched: bool = False
+
+    @property
+    def by_signal(self) -> bool:
+        """Whether somebody or the system ended the process, as far as the code tells."""
+        code = self.code
+        return code is not None and (self._killed or code < 0 or (128 < code < 160 and code != EXIT_CANCELLED))
+
+    @property
+    def for_memory(self) -> bool:
+        """Whether it ended, or probably ended, for lack of memory."""
+        if self.reason or self.code is None:
+            return False
+        return self._killed or tells_of_memory("\n".join(self.log_lines[-MEMORY_LINES:]))
 
     def describe(self) -> str:
         """Return one clause for the user, without a full stop."""
@@ -80,7 +103,19 @@ class Ending:
             return self.reason
         if self.code is None:
             return "it could not be started"
+        if self.for_memory and not self._killed:
+            return f"there was not enough memory, {describe_exit(self.code)}"
+        if self._killed and self.code not in KILL_CODES:
+            return f"{KILLED}; the program that started it says {describe_exit(self.code)}"
         return describe_exit(self.code)
+
+    @property
+    def _killed(self) -> bool:
+        """Whether it was killed: a launcher hides that behind a code of its own, and the log has no farewell."""
+        if self.code in KILL_CODES:
+            return True
+        hidden = self.launched and self.code == EXIT_FAILURE
+        return hidden and not any(FAREWELL.search(line) for line in self.log_lines[-MEMORY_LINES:])
 
     def to_error(self, *, deaths: int, max_deaths: int) -> WorkerDied:
         """Return the error for requests that were waiting.
@@ -96,9 +131,10 @@ class Ending:
                 "Look at the details, change the device or the worker command, then restart it.",
                 details,
             )
+        way_out = f"{MORE_MEMORY} Run again; it is restarted by itself."
         return WorkerDied(
             f"The background process ended unexpectedly ({self.describe()}).",
-            "Run again; it is restarted by itself.",
+            way_out if self.for_memory else "Run again; it is restarted by itself.",
             details,
         )
 
@@ -112,12 +148,11 @@ def describe_exit(code: int) -> str:
         return f"exit code {code & 0xFFFFFFFF:#x}, {known}"
     if code in _SHELL_CODES:
         return f"exit code {code}, {_SHELL_CODES[code]}"
+    if code in KILL_CODES:
+        return f"{KILLED}, exit code {code}"
     if code < 0 or 128 < code < 160:
         number = -code if code < 0 else code - 128
-        name = _signal_name(number)
-        if name == "SIGKILL":
-            return "killed by the system or by somebody, often for lack of memory"
-        return f"ended by {name}"
+        return f"ended by {_signal_name(number)}"
     return f"exit code {code}"
 
 
@@ -130,4 +165,4 @@ def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
-        return "SIGKILL" if number == 9 else f"signal {number}"
+        return f"signal {number}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
@@ -9,8 +12,10 @@ from typing import Protocol
 
 from .codec import decode_message, encode_message
 from .commands import Ending, WorkerCommand, log_tail
-from .messages import EVENTS, Cancel, Event, Hello, HelloReply, Request
+from .heartbeat import CHECK_SECONDS, Heartbeat
+from .messages import EVENTS, Alive, Cancel, Event, Hello, HelloReply, Request
 from .outbox import Buffers
+from .processes import family
 from .protocol import ContentError, FrameParser, decode_frame
 from .transports import Transport
 
@@ -32,13 +37,16 @@ class ConnectionOwner(Protocol):
 
 
 class Connection:
-    """One worker process from start to end; a broken stream or a missing hello ends it.
+    """One worker process from start to end; a broken stream, a missing hello or a missing sign of life ends it.
 
     Attributes:
         hello: the worker's answer to the greeting, or None so far.
         model_sent: the model it was told to load, in the owner's own terms.
         volumes_sent: identifiers of the volumes it was sent.
         log_lines: last lines of its log.
+        was_stopped: whether it was ended because it gave no sign of life.
+        serial: tells it from the owner's other connections.
+        waits: whether something is awaited from the worker, so that its signs of life are looked for.
     """
 
     def __init__(
@@ -56,6 +64,9 @@ class Connection:
         self.volumes_sent: set[str] = set()
         self.log_lines: deque[str] = deque(maxlen=LOG_LINES)
         self.ended = False
+        self.waits: Callable[[], bool] = lambda: False
+        self.serial = 0
+        self.was_stopped = False
         self._owner = owner
         self._clock = clock
         self._parser = FrameParser(preamble_bytes=PREAMBLE_BYTES)
@@ -65,13 +76,18 @@ class Connection:
         self._library_version = library_version
         self._start_seconds = start_seconds
         self._answer_due = clock() + start_seconds
+        self._heartbeat = Heartbeat(clock=clock)
+        self._process_ids: list[int] = []
+        self._waited = False
+        self._check_due = 0.0
 
     def start(self, command: WorkerCommand, hello_id: int) -> None:
         """Start the process and greet it."""
-        self.send(Hello(hello_id, self._library_version))
+        self.send(Hello(hello_id, self._library_version, os.getpid()))
         self.transport.start(command, self)
         if not self.ended:
             self.transport.call_later(self._start_seconds, self.check_start)
+            self.transport.call_later(CHECK_SECONDS, self._check_again)
 
     def send(self, message: Request, tag: Hashable = None) -> None:
         """Queue one message.
@@ -103,15 +119,47 @@ class Connection:
         """Return how long the hello may still take, or None once it came."""
         return None if self.hello is not None else max(0.0, self._answer_due - self._clock())
 
+    def check_alive(self) -> None:
+        """End a process from which something is awaited and that was stopped or hangs."""
+        if self.ended or self._reason:
+            return
+        waited, self._waited = self._waited, self.waits()
+        now = self._clock()
+        if not self._waited or (waited and now < self._check_due):
+            return
+        if not waited:
+            self._heartbeat.expect()
+        self._check_due = now + CHECK_SECONDS * 0.8
+        launcher = self.transport.process_id
+        if launcher is not None and self.hello is None:
+            self._process_ids = family(launcher)
+        reason = self._heartbeat.check(self._process_ids, answers=self.hello is not None, here=self._is_here)
+        if reason:
+            self.was_stopped = True
+            self.abort(f"{reason} and was ended")
+
     def abort(self, reason: str) -> None:
         """Kill the process; ``reason`` is told to whoever waits."""
         self._reason = self._reason or reason
         self.transport.close_input()
         self.transport.kill()
+        if self.hello is not None and self._is_here and self.hello.process_id != self.transport.process_id:
+            with contextlib.suppress(OSError):
+                os.kill(self.hello.process_id, getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def close_input(self) -> None:
         """Let the process end by itself."""
         self.transport.close_input()
+
+    def wait_gone(self, seconds: float) -> None:
+        """Wait until the process has ended, and kill it when it has not in time."""
+        for patience in (seconds, 1.0):
+            until = self._clock() + patience
+            while not self.ended and self._clock() < until:
+                self.transport.poll(0.05)
+            if self.ended:
+                return
+            self.transport.kill()
 
     def on_output(self, data: bytes) -> None:
         """Take bytes of the event stream.
@@ -120,6 +168,7 @@ class Connection:
         """
         if self.ended or self._reason:
             return
+        self._heartbeat.hear()
         for raw in self._parser.feed(data):
             try:
                 self._events.append(decode_message(decode_frame(raw), EVENTS))
@@ -155,9 +204,25 @@ class Connection:
         self.ended = True
         if self._half_line:
             self.log_lines.append(self._half_line)
-        self._owner.on_ended(self, Ending(code, self._reason or reason, log_tail(self.log_lines)))
+        launched = self.hello is not None and self._process_ids[:1] != [self.hello.process_id]
+        self._owner.on_ended(self, Ending(code, self._reason or reason, log_tail(self.log_lines), launched))
+
+    @property
+    def _is_here(self) -> bool:
+        """Whether the worker itself, and not only its launcher, is a process of this machine."""
+        return self.hello is not None and self.hello.process_id in self._process_ids
+
+    def _check_again(self) -> None:
+        """Look at the worker's health from the event loop for as long as it lives."""
+        if not self.ended:
+            self.check_alive()
+            self.transport.call_later(CHECK_SECONDS, self._check_again)
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, HelloReply) and self.hello is None:
             self.hello = event
+            launcher = self.transport.process_id
+            self._process_ids = family(launcher) if launcher is not None else []
+        if isinstance(event, Alive):
+            self._heartbeat.be_patient(event.silent_seconds)
         self._owner.on_event(self, event)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
+from SPDSegmentLib.inference.memory import check_room_for_torch
 
 from . import messages as m
 from .codec import json_ready
@@ -19,6 +19,7 @@ from .interruption import stop_between_layers
 from .machine import free_memory_bytes, list_devices, resident_memory_bytes
 from .masks import pack_mask, unpack_masks
 from .points import restore_markups
+from .volume_cache import OpenedVolume, VolumeCache, close
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.centerline import Clicks
@@ -71,19 +72,12 @@ def load_predictor(bundle: str, device: str, precision: str) -> Predictor:
     Raises:
         SPDError: the bundle, its base weights, the device or torch is not there.
     """
+    check_room_for_torch()
     from SPDSegmentLib.inference.predictor import Predictor as TorchPredictor
     from SPDSegmentLib.models.bundle import find_bundle
 
     predictor: Predictor = TorchPredictor.load(find_bundle(bundle), device=device, precision=precision)
     return predictor
-
-
-@dataclass
-class OpenedVolume:
-    """A volume the worker holds, its slices, and its session with the loaded model once one was needed."""
-
-    stack: SliceStack
-    session: Session | None = None
 
 
 class Engine:
@@ -92,16 +86,17 @@ class Engine:
     Args:
         load: loads a predictor.
         emit: takes the events that precede an answer.
+        volume_bytes: how much the open volumes may take.
     """
 
-    def __init__(self, load: LoadPredictor, emit: Emit) -> None:
+    def __init__(self, load: LoadPredictor, emit: Emit, volume_bytes: int) -> None:
         self._load = load
         self._emit = emit
         self._predictor: Predictor | None = None
         self._loaded: m.ModelLoaded | None = None
         self._asked: tuple[str, str, str] | None = None
         self._load_error: SPDError | None = None
-        self._volumes: dict[str, OpenedVolume] = {}
+        self._volumes = VolumeCache(volume_bytes)
         self._volume_errors: dict[str, SPDError] = {}
 
     def answer(self, request: Work, stop: Stop) -> m.Answer:
@@ -115,7 +110,7 @@ class Engine:
         if isinstance(request, m.Segment | m.Reach | m.Saliency):
             with stop_between_layers(stop):
                 return self._infer(request, stop)
-        devices = list_devices() if request.probe else None
+        devices = _devices() if request.probe else None
         return self.status(request.request_id, running=None, waiting=0, devices=devices)
 
     def status(
@@ -130,7 +125,7 @@ class Engine:
             bundle=loaded.bundle if loaded else None,
             device=loaded.device if loaded else None,
             precision=loaded.precision if loaded else None,
-            volumes=tuple(self._volumes.copy()),
+            volumes=tuple(self._volumes),
             free_bytes=free_memory_bytes(),
             resident_bytes=resident_memory_bytes(),
             devices=devices,
@@ -154,7 +149,7 @@ class Engine:
         except Exception as raised:
             self.refuse_volume(volume_id, to_error(raised))
             raise
-        self._volumes[volume_id] = OpenedVolume(stack)
+        self._volumes.put(volume_id, OpenedVolume(stack))
         slices, height, width = (int(n) for n in stack.shape)
         return m.VolumeOpened(
             announcement.request_id,
@@ -173,9 +168,20 @@ class Engine:
     def close_volume(self, volume_id: str) -> None:
         """Forget a volume and what was computed for it."""
         self._volume_errors.pop(volume_id, None)
-        opened = self._volumes.pop(volume_id, None)
-        if opened is not None:
-            _close(opened.session)
+        self._volumes.drop(volume_id)
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes that could be had by forgetting volumes; safe from any thread."""
+        return self._volumes.spare_bytes()
+
+    def make_room(self, count: int, needed: Collection[str]) -> None:
+        """Forget old volumes, but none of ``needed``, before one of ``count`` bytes arrives."""
+        self._volumes.shrink(needed, count)
+
+    def forget_old_volumes(self, needed: Collection[str]) -> None:
+        """Forget old volumes, but none of ``needed`` nor the latest, beyond the bound; who needs one sends it again."""
+        self._volumes.shrink({*needed, *tuple(self._volumes)[-1:]})
 
     def _answer_load(self, request: m.LoadModel) -> m.ModelLoaded:
         asked = (request.bundle, request.device, request.precision)
@@ -199,13 +205,13 @@ class Engine:
         return self._loaded
 
     def _give_up_predictor(self) -> None:
-        for opened in self._volumes.values():
-            _close(opened.session)
-            opened.session = None
-        _close(self._predictor)
+        self._volumes.close_sessions()
+        close(self._predictor)
         self._predictor = self._loaded = self._asked = self._load_error = None
 
     def _infer(self, request: m.Segment | m.Reach | m.Saliency, stop: Stop) -> m.Answer:
+        if request.volume_id in self._volumes.forgotten:
+            return m.VolumeNeeded(request.request_id, request.volume_id)
         if isinstance(request, m.Segment):
             return self._answer_segment(request, stop)
         if isinstance(request, m.Reach):
@@ -272,7 +278,7 @@ class Engine:
     def _opened(self, volume_id: str) -> tuple[SliceStack, Session]:
         if volume_id in self._volume_errors:
             raise self._volume_errors[volume_id]
-        opened = self._volumes.get(volume_id)
+        opened = self._volumes.use(volume_id)
         if opened is None:
             raise BadInput(f"The volume {volume_id!r} is not open in the background process.", "Open it again.")
         if self._predictor is None:
@@ -280,6 +286,11 @@ class Engine:
         if opened.session is None:
             opened.session = self._predictor.open(opened.stack)
         return opened.stack, opened.session
+
+
+def _devices() -> tuple[m.Device, ...]:
+    check_room_for_torch()
+    return list_devices()
 
 
 class _Throttle:
@@ -366,9 +377,3 @@ def _told(predictor: Any, name: str, asked: str) -> str:
         if (value := getattr(owner, name, None)) is not None:
             return str(value).removeprefix("torch.")
     return asked
-
-
-def _close(thing: Any) -> None:
-    close = getattr(thing, "close", None)
-    if callable(close):
-        close()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import traceback
 
+<<<<<<< HEAD
 from SPDSegmentLib.errors import BadInput, DependencyMissing, OutOfMemory, SPDError, missing_package
+=======
+from SPDSegmentLib.errors import BadInput, DependencyMissing, OutOfMemory, SPDError, is_out_of_memory, out_of_memory
+>>>>>>> bf1fdd3 (Worker: signs of life, repeated requests, bounded volumes and answers, one word for short memory)
 
 from .messages import Failed
 from .protocol import ContentError
@@ -14,13 +18,13 @@ MAX_DETAILS = 20_000
 
 def to_error(raised: BaseException) -> SPDError:
     """Return the error that says what happened; an unforeseen exception keeps its traceback as details."""
-    if isinstance(raised, SPDError):
+    if isinstance(raised, OutOfMemory) or (isinstance(raised, SPDError) and not is_out_of_memory(raised)):
         return raised
     details = "".join(traceback.format_exception(raised))[-MAX_DETAILS:]
     if isinstance(raised, ContentError):
         return BadInput(str(raised), "", details)
-    if isinstance(raised, MemoryError) or type(raised).__name__ == "OutOfMemoryError":
-        return OutOfMemory("The device ran out of memory.", "Close other programs or choose the CPU.", details)
+    if is_out_of_memory(raised):
+        return out_of_memory(raised, details)
     if isinstance(raised, ImportError):
         missing = (raised.name or "").split(".")[0]
         if missing:

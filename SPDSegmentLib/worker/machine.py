@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from SPDSegmentLib.inference.memory import address_space_limit
+
 from .messages import Device
 
 
@@ -21,6 +23,18 @@ def free_memory_bytes() -> int | None:
     if sys.platform == "win32":
         return _windows_free_memory()
     return _proc_value("/proc/meminfo", "MemAvailable:")
+
+
+def total_memory_bytes() -> int | None:
+    """Return how much memory this machine has, or this process may take, or None where the system does not say."""
+    try:
+        import psutil
+
+        total: int | None = int(psutil.virtual_memory().total)
+    except Exception:
+        total = _proc_value("/proc/meminfo", "MemTotal:")
+    limits = [value for value in (total, address_space_limit()) if value is not None]
+    return min(limits, default=None)
 
 
 def resident_memory_bytes() -> int | None:

@@ -46,11 +46,17 @@ class Device:
 
 @dataclass(frozen=True)
 class Hello:
-    """First request of a connection; answered at once, even while the worker is busy."""
+    """First request of a connection; answered at once, even while the worker is busy.
+
+    Attributes:
+        library_version: the client's.
+        process_id: the client's; a worker that it has started on the same machine ends with it.
+    """
 
     kind: ClassVar[str] = "hello"
     request_id: int
     library_version: str
+    process_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -338,6 +344,31 @@ class StatusReply:
 
 
 @dataclass(frozen=True)
+class VolumeNeeded:
+    """The volume of a request was forgotten for the sake of others: send it again, and the request after it."""
+
+    kind: ClassVar[str] = "volume_needed"
+    request_id: int
+    volume_id: str
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Sign of life of a worker that has work, and the word that a request has begun.
+
+    Attributes:
+        running: the request that is on the inference thread, or None.
+        heard: the highest request number that has arrived.
+        silent_seconds: how long no other sign may come, because libraries are loaded; 0 for no longer than usual.
+    """
+
+    kind: ClassVar[str] = "alive"
+    running: int | None
+    heard: int
+    silent_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Failed:
     """A request failed (or, with ``NO_REQUEST``, something outside one); ``error`` names a class of ``errors``."""
 
@@ -361,8 +392,10 @@ class Log:
 Request = (
     Hello | LoadModel | OpenVolume | VolumeChunk | Segment | Reach | Saliency | CloseVolume | Cancel | Status | Shutdown
 )
-Answer = HelloReply | ModelLoaded | VolumeOpened | Segmented | Reached | SaliencyReady | StatusReply | Failed
-Event = Answer | Progress | SliceReady | Log
+Answer = (
+    HelloReply | ModelLoaded | VolumeOpened | Segmented | Reached | SaliencyReady | StatusReply | VolumeNeeded | Failed
+)
+Event = Answer | Progress | SliceReady | Alive | Log
 
 REQUESTS: dict[str, type[Request]] = {
     cls.kind: cls
@@ -380,5 +413,15 @@ REQUESTS: dict[str, type[Request]] = {
         Shutdown,
     )
 }
-ANSWERS = (HelloReply, ModelLoaded, VolumeOpened, Segmented, Reached, SaliencyReady, StatusReply, Failed)
-EVENTS: dict[str, type[Event]] = {cls.kind: cls for cls in (*ANSWERS, Progress, SliceReady, Log)}
+ANSWERS = (
+    HelloReply,
+    ModelLoaded,
+    VolumeOpened,
+    Segmented,
+    Reached,
+    SaliencyReady,
+    StatusReply,
+    VolumeNeeded,
+    Failed,
+)
+EVENTS: dict[str, type[Event]] = {cls.kind: cls for cls in (*ANSWERS, Progress, SliceReady, Alive, Log)}

@@ -21,6 +21,11 @@ class Outbox:
         self._started: Hashable = None
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more."""
+        return self._closed
+
     def put(self, frames: Iterable[Buffers], tag: Hashable = None) -> None:
         """Append frames; they are made when their turn comes."""
         with self._condition:

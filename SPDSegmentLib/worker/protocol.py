@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 MAGIC = b"SPDW"
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 FLAG_PAYLOAD_CHECKED = 1
 MAX_JSON_BYTES = 16 << 20
 MAX_PAYLOAD_BYTES = 64 << 20

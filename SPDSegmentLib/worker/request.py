@@ -1,4 +1,4 @@
-"""One request as the caller sees it: its state, its answer, what arrives meanwhile."""
+"""What the caller sees: the client's settings, the model, one request with its state, its answer, what arrives."""
 
 from __future__ import annotations
 
@@ -6,9 +6,38 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import Cancelled, SPDError
 
 from .messages import Answer, Progress, SliceReady
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Settings of a client.
+
+    Attributes:
+        start_seconds: how long a new worker may take to say hello.
+        cancel_seconds: after an urgent cancel, how long the worker may take to stop before it is killed.
+        close_seconds: how long a worker may take to end by itself when the client closes.
+        max_deaths: after how many deaths in a row no other worker is started.
+        library_version: told to the worker.
+    """
+
+    start_seconds: float = 120.0
+    cancel_seconds: float = 0.9
+    close_seconds: float = 1.5
+    max_deaths: int = 3
+    library_version: str = __version__
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model that requests are answered with: a bundle's folder or name, device and precision."""
+
+    bundle: str
+    device: str = "auto"
+    precision: str = "auto"
 
 
 class RequestState(enum.Enum):
@@ -41,6 +70,8 @@ class Request:
         slices: slices that have arrived, by slice index.
         answer: the answer event once done, else None.
         error: why it failed or was cancelled, else None.
+        begun: whether a worker has begun to work on it, as far as it could say so.
+        repeated: whether it was sent again because a worker ended before it had begun.
     """
 
     def __init__(self, request_id: int, kind: str, volume_id: str | None, callbacks: Callbacks) -> None:
@@ -52,6 +83,8 @@ class Request:
         self.slices: dict[int, SliceReady] = {}
         self.answer: Answer | None = None
         self.error: SPDError | None = None
+        self.begun = False
+        self.repeated = False
         self._callbacks = callbacks
 
     @property
@@ -87,6 +120,7 @@ class Request:
         """Forget what arrived from a worker that is gone; the request is sent to the next one."""
         self.progress = None
         self.slices.clear()
+        self.begun = False
 
     def finish(self, answer: Answer | None = None, error: SPDError | None = None) -> None:
         """Set the outcome and tell the caller."""

@@ -1,18 +1,19 @@
-"""The worker process: one thread reads requests, one infers, one writes events.
+"""The worker process: one thread reads requests, one infers, one writes events, one beats.
 
-The reading thread never waits for the other two, so that cancel and the end of stdin are heard while inference runs; if
-inference does not come to an end within its grace time, the reading thread ends the process.
+The reading thread does not wait for the others, so that cancel and the end of stdin are heard while inference runs; if
+inference does not come to an end within its grace time, the process is ended. Inference waits while the client leaves
+answers unread; the reading thread does so only where a client sends without end and never reads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import logging
 import os
 import platform
 import queue
+import select
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,16 +22,22 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 
 from . import messages as m
-from .codec import decode_message, encode_message
+from .codec import decode_message
 from .commands import EXIT_BROKEN_STREAM, EXIT_CANCELLED, EXIT_OK
 from .engine import Engine, LoadPredictor, Work, load_predictor
 from .failures import to_error, to_event
 from .machine import free_memory_bytes
-from .protocol import Buffer, ContentError, FrameParser, RawFrame, decode_frame
-from .stdio import write_all
+from .outgoing import Outgoing
+from .protocol import ContentError, FrameParser, RawFrame, decode_frame
+from .pulse import Pulse
+from .volume_cache import default_limit_bytes
 from .volume_transfer import VolumeAssembly
 
 READ_BYTES = 1 << 18
+MAX_WAITING = 4096
+LOADING_SECONDS = 180.0
+"""How long the import of torch and the reading of a model may hold up signs of life."""
+FLUSH_SECONDS = 0.2
 PACKAGES = ("torch", "numpy", "SimpleITK", "peft", "segment-anything", "safetensors")
 
 log = logging.getLogger("spdsegment.worker")
@@ -43,10 +50,15 @@ class ServerConfig:
     Attributes:
         cancel_grace: seconds that a running request may take to stop after an urgent cancel.
         exit_grace: seconds that a running request may take to stop after the end of stdin.
+        unread_bytes: how many bytes of answers may wait for a client that does not read.
+        volume_bytes: how many bytes the volumes may take together, with what was computed for them; those that were
+            used longest ago are forgotten, and sent again when they are needed. None for a share of all memory.
     """
 
     cancel_grace: float = 0.7
     exit_grace: float = 0.7
+    unread_bytes: int = 64 << 20
+    volume_bytes: int | None = None
 
 
 @dataclass(eq=False)
@@ -77,45 +89,73 @@ class Server:
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
         self._requests = requests
-        self._events = events
         self._config = config or ServerConfig()
         self._end_process = end_process
-        self._engine = Engine(load, self._emit)
+        limit = self._config.volume_bytes
+        self._engine = Engine(load, self._emit_patiently, default_limit_bytes() if limit is None else limit)
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._outgoing: queue.SimpleQueue[list[Buffer] | None] = queue.SimpleQueue()
+        self._outgoing = Outgoing(events, self._config.unread_bytes, self._lose_client)
+        self._pulse = Pulse(self._beat, lambda: bool(self._jobs or self._assemblies), self._end_orphaned)
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}
         self._running: Job | None = None
         self._assemblies: dict[str, VolumeAssembly | None] = {}
         self._finished = threading.Event()
+        self._ending = False
+        self._heard = m.NO_REQUEST
         self._exit_code = EXIT_OK
 
     def run(self) -> int:
         """Serve until stdin ends; the calling thread is the inference thread. Return the exit code."""
-        writer = threading.Thread(target=self._write, name="events", daemon=True)
-        writer.start()
+        self._outgoing.start()
+        self._pulse.start()
         threading.Thread(target=self._read, name="requests", daemon=True).start()
         while (task := self._tasks.get()) is not None:
             task()
-        self._outgoing.put(None)
-        writer.join(self._config.exit_grace / 2)
+        self._outgoing.close(self._config.exit_grace / 2)
+        self._pulse.stop()
         self._finished.set()
         return self._exit_code
 
-    def _write(self) -> None:
-        with contextlib.suppress(OSError):
-            while (frame := self._outgoing.get()) is not None:
-                for part in frame:
-                    write_all(self._events, part)
-
     def _emit(self, event: m.Event) -> None:
-        self._outgoing.put(encode_message(event))
+        self._outgoing.send(event)
+
+    def _emit_patiently(self, event: m.Event, before: Callable[[], object] | None = None) -> None:
+        """Send from the inference thread; ``before`` is called once there is room.
+
+        Raises:
+            Cancelled: while the client left too much unread.
+        """
+        job = self._running
+        stopped = job.stop.is_set if job is not None else lambda: False
+        if not self._outgoing.send_patiently(event, lambda: self._ending or stopped(), before):
+            raise Cancelled()
+
+    def _beat(self) -> None:
+        """Send a sign of life, unless there is still something to read that is one itself."""
+        if self._outgoing.idle:
+            self._emit(self._alive())
+
+    def _alive(self) -> m.Alive:
+        running = self._running.request if self._running is not None else None
+        silent = LOADING_SECONDS if isinstance(running, m.LoadModel | m.Status) else 0.0
+        return m.Alive(running.request_id if running is not None else None, self._heard, silent)
+
+    def _lose_client(self, raised: BaseException) -> None:
+        log.error("nothing can be sent to the client any more: %s", raised)
+        self._end_process(EXIT_BROKEN_STREAM)
+
+    def _end_orphaned(self) -> None:
+        log.warning("the process that started this one is gone; ending")
+        self._end_process(EXIT_OK)
 
     def _read(self) -> None:
         parser = FrameParser()
         try:
             while parser.failure is None:
+                self._outgoing.wait_for_reader(self._hung_up)
                 data = self._read_some()
+                self._pulse.note_request()
                 if not data or not all(self._take(raw) for raw in parser.feed(data)):
                     break
             if parser.failure is not None:
@@ -124,6 +164,10 @@ class Server:
                 self._emit(to_event(m.NO_REQUEST, BadInput(str(parser.failure), "", "")))
             elif parser.in_frame:
                 log.warning("the stream of requests ended within a frame")
+        except BaseException as raised:
+            log.exception("the stream of requests cannot be read on")
+            self._exit_code = EXIT_BROKEN_STREAM
+            self._emit(to_event(m.NO_REQUEST, raised))
         finally:
             self._end()
 
@@ -133,7 +177,16 @@ class Server:
         except OSError:
             return b""
 
+    def _hung_up(self) -> bool:
+        """Whether the client has closed our stdin, although not all of it was read."""
+        if not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        poll.register(self._requests, 0)
+        return bool(poll.poll(0))
+
     def _end(self) -> None:
+        self._ending = True
         with self._lock:
             for job in self._jobs.values():
                 job.stop.set()
@@ -150,6 +203,7 @@ class Server:
             given = frame.header.get("request_id")
             request_id = given if type(given) is int else m.NO_REQUEST
             request = decode_message(frame, m.REQUESTS)
+            self._heard = max(self._heard, request_id)
             if isinstance(request, m.Shutdown):
                 return False
             self._dispatch(request)
@@ -172,6 +226,8 @@ class Server:
             self._cancel(request)
         elif isinstance(request, m.Hello):
             self._emit(_hello(request))
+            if request.process_id is not None:
+                self._pulse.watch(request.process_id)
         elif isinstance(request, m.Status) and not request.probe:
             with self._lock:
                 running = self._running.request.request_id if self._running else None
@@ -182,11 +238,25 @@ class Server:
 
     def _queue(self, job: Job) -> None:
         request_id = job.request.request_id
+        outdated: list[int] = []
         with self._lock:
             if request_id <= m.NO_REQUEST or request_id in self._jobs:
                 raise BadInput(f"The request number {request_id} cannot be used.")
+            if len(self._jobs) >= MAX_WAITING:
+                raise BadInput(f"{MAX_WAITING} requests wait already.", "Wait for their answers first.")
+            if isinstance(job.request, m.Segment):
+                outdated = [known for known, other in self._jobs.items() if self._replaces(job.request, other)]
+                for known in outdated:
+                    del self._jobs[known]
             self._jobs[request_id] = job
+        for known in outdated:
+            self._emit(to_event(known, Cancelled("A newer update of the same volume took its place.")))
         self._tasks.put(lambda: self._run(job))
+
+    def _replaces(self, update: m.Segment, waiting: Job) -> bool:
+        """Whether a request that has not begun is outdated by an update of the same volume."""
+        other = waiting.request
+        return waiting is not self._running and isinstance(other, m.Segment) and other.volume_id == update.volume_id
 
     def _run(self, job: Job) -> None:
         request_id = job.request.request_id
@@ -195,14 +265,20 @@ class Server:
                 return
             self._running = job
         try:
+            self._emit(self._alive())  # before anything can go wrong the client knows which request is on
+            self._outgoing.flush(FLUSH_SECONDS)
             event: m.Event = self._engine.answer(job.request, job.stop.is_set)
-            self._leave(request_id)
-            self._emit(event)
+            self._emit_patiently(event, lambda: self._leave(request_id))
         except BaseException as raised:
             self._leave(request_id)
             if not isinstance(raised, SPDError):
                 log.exception("a request failed")
-            self._emit(to_event(request_id, raised))
+            self._outgoing.send_patiently(to_event(request_id, raised), lambda: self._ending)
+        self._engine.forget_old_volumes(self._volumes_needed())
+
+    def _volumes_needed(self) -> set[str]:
+        with self._lock:
+            return {str(getattr(job.request, "volume_id", "")) for job in self._jobs.values()}
 
     def _leave(self, request_id: int) -> None:
         with self._lock:
@@ -221,9 +297,7 @@ class Server:
         if not running:
             self._emit(to_event(request.request_id, Cancelled()))
         elif request.urgent:
-            timer = threading.Timer(self._config.cancel_grace, self._insist, (job,))
-            timer.daemon = True
-            timer.start()
+            self._pulse.call_later(self._config.cancel_grace, lambda: self._insist(job))
 
     def _insist(self, job: Job) -> None:
         if self._running is job:
@@ -235,6 +309,7 @@ class Server:
         self._assemblies.pop(volume_id, None)
         reserved = sum(assembly.missing_bytes for assembly in self._assemblies.values() if assembly is not None)
         free = free_memory_bytes()
+        free = None if free is None else free + self._engine.spare_bytes
         try:
             assembly = VolumeAssembly(request, None if free is None else max(free - reserved, 0))
         except (ContentError, SPDError) as raised:
@@ -243,6 +318,7 @@ class Server:
             self._tasks.put(lambda: self._engine.refuse_volume(volume_id, error))
             raise
         self._assemblies[volume_id] = assembly
+        self._tasks.put(lambda: self._engine.make_room(assembly.missing_bytes, self._volumes_needed()))
 
     def _take_chunk(self, chunk: m.VolumeChunk) -> None:
         if chunk.volume_id not in self._assemblies:
@@ -265,6 +341,7 @@ class Server:
     def _open(self, assembly: VolumeAssembly) -> None:
         try:
             self._emit(self._engine.open_volume(assembly.announcement, assembly.array))
+            self._engine.forget_old_volumes({assembly.announcement.volume_id, *self._volumes_needed()})
         except Exception as raised:
             self._emit(to_event(assembly.announcement.request_id, raised))
 

@@ -11,9 +11,11 @@ from typing import IO, Protocol
 
 from .commands import WorkerCommand
 from .outbox import Outbox
-from .stdio import write_all
+from .stdio import Budget, write_all
 
 READ_BYTES = 1 << 18
+MAX_UNREAD_BYTES = 32 << 20
+MAX_UNREAD_LOG_BYTES = 1 << 20
 
 
 class TransportSink(Protocol):
@@ -58,11 +60,15 @@ class Transport(Protocol):
 
 
 class SubprocessTransport:
-    """A worker started with ``subprocess``; threads read and write, ``poll`` hands over what they got."""
+    """A worker started with ``subprocess``; threads read and write, ``poll`` hands over what they got.
+
+    What was not polled is bounded: the worker waits, and of its log the latest lines are lost.
+    """
 
     def __init__(self) -> None:
         self.outbox = Outbox()
         self._arrived: queue.SimpleQueue[tuple[str, bytes, int | None]] = queue.SimpleQueue()
+        self._unread = {"output": Budget(MAX_UNREAD_BYTES), "log": Budget(MAX_UNREAD_LOG_BYTES)}
         self._process: subprocess.Popen[bytes] | None = None
         self._sink: TransportSink | None = None
 
@@ -72,29 +78,18 @@ class SubprocessTransport:
         return self._process.pid if self._process is not None else None
 
     def start(self, command: WorkerCommand, sink: TransportSink) -> None:
-        """Start the process; a failure is told to the sink at the next ``poll``."""
+        """Start the process; a failure is told to the sink at the next ``poll``.
+
+        The thread that starts it lives as long as the process: Linux ends the worker with that thread.
+        """
         self._sink = sink
+        started = threading.Event()
         try:
-            process = subprocess.Popen(
-                command.arguments,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                cwd=command.folder,
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
-        except (OSError, ValueError) as error:
-            reason = f"{command.arguments[0]!r} could not be started: {getattr(error, 'strerror', None) or error}"
-            self._arrived.put(("ended", reason.encode(), None))
+            self._thread("process", self._live, command, started)
+        except RuntimeError as error:
+            self._arrived.put(("ended", f"{command.arguments[0]!r} could not be started: {error}".encode(), None))
             return
-        self._process = process
-        readers = [
-            self._thread("output", self._read, process.stdout, "output"),
-            self._thread("log", self._read, process.stderr, "log"),
-        ]
-        self._thread("write", self._write, process.stdin)
-        self._thread("wait", self._wait, process, readers)
+        started.wait()
 
     def wake(self) -> None:
         """The writing thread wakes by itself."""
@@ -122,8 +117,9 @@ class SubprocessTransport:
             with contextlib.suppress(OSError):
                 self._process.kill()
 
-    @staticmethod
-    def _hand_over(sink: TransportSink, kind: str, data: bytes, code: int | None) -> None:
+    def _hand_over(self, sink: TransportSink, kind: str, data: bytes, code: int | None) -> None:
+        if kind in self._unread:
+            self._unread[kind].give(len(data))
         if kind == "output":
             sink.on_output(data)
         elif kind == "log":
@@ -136,12 +132,48 @@ class SubprocessTransport:
         thread.start()
         return thread
 
+    def _live(self, command: WorkerCommand, started: threading.Event) -> None:
+        """Start the process, wait for its end and tell of both."""
+        readers: list[threading.Thread] = []
+        try:
+            self._process = process = subprocess.Popen(
+                command.arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                cwd=command.folder,
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+            readers += [self._thread("output", self._read, process.stdout, "output")]
+            readers += [self._thread("log", self._read, process.stderr, "log")]
+            self._thread("write", self._write, process.stdin)
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:
+            self.kill()
+            reason = f"{command.arguments[0]!r} could not be started: {getattr(error, 'strerror', None) or error}"
+            self._arrived.put(("ended", reason.encode(), None))
+            return
+        finally:
+            started.set()
+        code = process.wait()
+        self.outbox.close(drop=True)
+        for reader in readers:
+            reader.join(timeout=1.0)
+        for pipe, reader in zip((process.stdout, process.stderr), readers, strict=True):
+            if pipe is not None and not reader.is_alive():
+                pipe.close()
+        self._arrived.put(("ended", b"", code))
+
     def _read(self, pipe: IO[bytes], kind: str) -> None:
         """Copies of exactly what has come: large blocks cut to size leave holes in the memory of a long session."""
         buffer = memoryview(bytearray(READ_BYTES))
+        unread = self._unread[kind]
         with contextlib.suppress(OSError, ValueError):
             while count := pipe.readinto(buffer):  # type: ignore[attr-defined]
-                self._arrived.put((kind, bytes(buffer[:count]), None))
+                if unread.take(count, lambda: kind == "log" or self.outbox.closed):
+                    self._arrived.put((kind, bytes(buffer[:count]), None))
+                elif kind != "log":
+                    return  # the worker ends or has ended, and nobody reads the rest
 
     def _write(self, pipe: IO[bytes]) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -151,13 +183,3 @@ class SubprocessTransport:
         self.outbox.close(drop=True)
         with contextlib.suppress(OSError):
             pipe.close()
-
-    def _wait(self, process: subprocess.Popen[bytes], readers: list[threading.Thread]) -> None:
-        code = process.wait()
-        self.outbox.close(drop=True)
-        for reader in readers:
-            reader.join(timeout=1.0)
-        for pipe, reader in zip((process.stdout, process.stderr), readers, strict=True):
-            if pipe is not None and not reader.is_alive():
-                pipe.close()
-        self._arrived.put(("ended", b"", code))

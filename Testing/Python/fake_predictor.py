@@ -36,6 +36,8 @@ class Behavior:
     load: float = 0.0
     stuck: float = 0.0
     hold: float = 0.0
+    load_hold: float = 0.0
+    spin: float = 0.0
     die_load: int = 0
     die_segment: int = 0
     missing: int = 0
@@ -219,6 +221,8 @@ def load_fake(bundle: str, device: str, precision: str) -> FakePredictor:
     except (TypeError, ValueError, KeyError) as error:
         raise ModelMissing(f"There is no model {bundle[:80]!r}.") from error
     time.sleep(behavior.load)
+    if behavior.load_hold:
+        ctypes.PyDLL(None).usleep(int(behavior.load_hold * 1e6))
     if behavior.die_load:
         os._exit(behavior.die_load)
     if behavior.missing:
@@ -241,6 +245,10 @@ def _misbehave(behavior: Behavior) -> None:
         raise OutOfMemory("The device has not enough memory.", "Choose the CPU.")
     if behavior.bug:
         raise ValueError("a mistake of ours")
+    if behavior.spin:
+        until = time.monotonic() + behavior.spin
+        while time.monotonic() < until:
+            ctypes.PyDLL(None).rand()
     if behavior.hold:
         ctypes.PyDLL(None).usleep(int(behavior.hold * 1e6))
     time.sleep(behavior.stuck)

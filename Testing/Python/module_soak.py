@@ -62,9 +62,10 @@ def kills(host: Any, count: int, seed: int = 5) -> ModuleKills:
             until = time.monotonic() + rng.random() * KILLED_WITHIN_SECONDS
             host.wait_until(lambda until=until: time.monotonic() >= until)
         moments["before" if job is None else "after" if job.finished else "during"] += 1
-        if client.process_id is not None:
-            psutil.Process(client.process_id).kill()
-        host.wait_until(lambda: not client.running, 60_000)
+        killed = client.process_id
+        if killed is not None:
+            psutil.Process(killed).kill()
+        host.wait_until(lambda killed=killed: client.process_id != killed, 60_000)
         host.wait_until(lambda job=job: job is None or job.finished, 60_000)
         found = digests(mask_of(module))
         assert found == last if job is None or job.error is not None else found

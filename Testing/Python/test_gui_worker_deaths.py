@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -54,6 +56,29 @@ def test_killed_before_a_request_it_is_replaced(host: Any) -> None:
     assert module.widget.panel.run.job.error is None
 
 
+def test_killed_unnoticed_the_next_press_is_served_without_a_word(host: Any) -> None:
+    module = opened(host)
+    segment(host, module)
+    kill(module)
+    use_fake(module, "fake?name=other")
+    job = press_segment(module)
+    host.wait_until(lambda: job.finished)
+    assert job.error is None and mask_of(module).any()
+    assert "background process" not in module.ui.statusLabel.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that stops a process")
+def test_stopped_during_a_request_it_is_found_and_the_next_press_works(host: Any) -> None:
+    module = opened(host, "fake?delay=0.12")
+    job = press_segment(module)
+    host.wait_until(lambda: job.progress is not None)
+    os.kill(module.logic.workerHost.client.process_id, signal.SIGSTOP)
+    host.wait_until(lambda: job.finished, 20_000)
+    assert "stopped" in module.ui.statusLabel.text
+    use_fake(module)
+    assert segment(host, module).error is None
+
+
 def test_killed_during_a_request_nothing_is_half_written_and_the_next_press_works(host: Any) -> None:
     module = opened(host, "fake?delay=0.12")
     job = press_segment(module)
@@ -86,8 +111,8 @@ def test_killed_at_start_up(host: Any) -> None:
     assert client.hello is None
     kill(module)
     host.wait_until(lambda: job.finished)
-    assert "background process" in module.ui.statusLabel.text
-    assert segment(host, module).error is None
+    assert job.error is None and mask_of(module).any()
+    assert "background process" not in module.ui.statusLabel.text
 
 
 def test_killed_three_times_in_a_row_it_asks_for_a_look_and_pressing_again_still_works(host: Any) -> None:
@@ -95,7 +120,7 @@ def test_killed_three_times_in_a_row_it_asks_for_a_look_and_pressing_again_still
     client = module.logic.workerHost.client
     for _ in range(3):
         job = press_segment(module)
-        host.wait_until(lambda: client.process_id and client.hello)
+        host.wait_until(lambda job=job: job.progress is not None)
         kill(module)
         host.wait_until(lambda job=job: job.finished)
     assert client.gave_up

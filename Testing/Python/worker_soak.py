@@ -95,10 +95,12 @@ def kills(transport: str, count: int, seed: int = 7) -> Kills:
             request = d.client.segment("volume", [line()])
             moment = time.monotonic() + rng.random() * 0.5
             d.until(lambda end=moment: time.monotonic() >= end)  # type: ignore[misc]
-            if d.client.process_id is not None:
-                psutil.Process(d.client.process_id).kill()
-            d.until(lambda: not d.client.running)
-            assert request.finished
+            killed = d.client.process_id
+            if killed is not None:
+                psutil.Process(killed).kill()
+            unnoticed = d.client.saliency("volume", 1)
+            d.until(lambda pair=(request, unnoticed): all(r.finished for r in pair))  # type: ignore[misc]
+            assert unnoticed.error is None, "a request after the death failed with it"
             assert request.error is None or isinstance(request.error, WorkerDied)
             failed += request.error is not None
             d.client.reset()
