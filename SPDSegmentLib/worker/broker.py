@@ -355,7 +355,7 @@ class RequestBroker:
                 event = self._deliveries.finish(request, event, session)
             if isinstance(event, m.Failed):
                 self._forget_sent(connection, sent)
-                request.finish(error=_error(event))
+                request.finish(error=error_from_wire(vars(event)))
                 return
             if request.kind in PROOFS_OF_HEALTH:
                 self.reset()
@@ -395,9 +395,3 @@ class RequestBroker:
                 failed_callback = failed_callback or raised
         if failed_callback is not None:
             raise failed_callback
-
-
-def _error(event: m.Failed) -> SPDError:
-    return error_from_wire(
-        {"error": event.error, "message": event.message, "remedy": event.remedy, "details": event.details}
-    )

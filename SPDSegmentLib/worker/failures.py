@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import traceback
 
-<<<<<<< HEAD
-from SPDSegmentLib.errors import BadInput, DependencyMissing, OutOfMemory, SPDError, missing_package
-=======
-from SPDSegmentLib.errors import BadInput, DependencyMissing, OutOfMemory, SPDError, is_out_of_memory, out_of_memory
->>>>>>> bf1fdd3 (Worker: signs of life, repeated requests, bounded volumes and answers, one word for short memory)
+from SPDSegmentLib.errors import (
+    BadInput,
+    DependencyMissing,
+    OutOfMemory,
+    SPDError,
+    is_out_of_memory,
+    missing_package,
+    out_of_memory,
+)
 
 from .messages import Failed
 from .protocol import ContentError

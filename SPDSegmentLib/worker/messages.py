@@ -1,12 +1,13 @@
 """What client and server say to each other: requests downwards, events upwards; no torch.
 
-Every request that wants an answer carries a ``request_id``; its answer is exactly one event of ``ANSWERS`` with the
+Every request that wants an answer carries a ``request_id``; its answer is exactly one ``Answer`` with the
 same id, after any number of ``Progress`` and ``SliceReady``.
 """
 
 from __future__ import annotations
 
 import functools
+import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -397,31 +398,5 @@ Answer = (
 )
 Event = Answer | Progress | SliceReady | Alive | Log
 
-REQUESTS: dict[str, type[Request]] = {
-    cls.kind: cls
-    for cls in (
-        Hello,
-        LoadModel,
-        OpenVolume,
-        VolumeChunk,
-        Segment,
-        Reach,
-        Saliency,
-        CloseVolume,
-        Cancel,
-        Status,
-        Shutdown,
-    )
-}
-ANSWERS = (
-    HelloReply,
-    ModelLoaded,
-    VolumeOpened,
-    Segmented,
-    Reached,
-    SaliencyReady,
-    StatusReply,
-    VolumeNeeded,
-    Failed,
-)
-EVENTS: dict[str, type[Event]] = {cls.kind: cls for cls in (*ANSWERS, Progress, SliceReady, Alive, Log)}
+REQUESTS: dict[str, type[Request]] = {cls.kind: cls for cls in typing.get_args(Request)}
+EVENTS: dict[str, type[Event]] = {cls.kind: cls for cls in typing.get_args(Event)}
