@@ -44,12 +44,12 @@ def serve_stdio(load: LoadPredictor | None = None, volume_bytes: int | None = No
     os._exit(code)
 
 
-def main() -> NoReturn:
-    """Serve with the settings of the command line."""
+def main(load: LoadPredictor | None = None) -> NoReturn:
+    """Serve with the settings of the command line; ``load`` as in :func:`serve_stdio`."""
     parser = argparse.ArgumentParser(prog="python -m SPDSegmentLib.worker", description=__doc__)
     parser.add_argument("--volume-memory", type=int, metavar="MB", help="bound on the memory of open volumes")
-    megabytes = parser.parse_args().volume_memory
-    serve_stdio(volume_bytes=None if megabytes is None else megabytes << 20)
+    megabytes = parser.parse_known_args()[0].volume_memory if load else parser.parse_args().volume_memory
+    serve_stdio(load, volume_bytes=None if megabytes is None else megabytes << 20)
 
 
 if __name__ == "__main__":

@@ -357,15 +357,11 @@ class VolumeNeeded:
 class Alive:
     """Sign of life of a worker that has work, and the word that a request has begun.
 
-    Attributes:
-        running: the request that is on the inference thread, or None.
-        heard: the highest request number that has arrived.
-        silent_seconds: how long no other sign may come, because libraries are loaded; 0 for no longer than usual.
+    ``silent_seconds``: how long no other may come, because libraries are loaded; 0 for no longer than usual.
     """
 
     kind: ClassVar[str] = "alive"
     running: int | None
-    heard: int
     silent_seconds: float = 0.0
 
 

@@ -102,7 +102,6 @@ class Server:
         self._assemblies: dict[str, VolumeAssembly | None] = {}
         self._finished = threading.Event()
         self._ending = False
-        self._heard = m.NO_REQUEST
         self._exit_code = EXIT_OK
 
     def run(self) -> int:
@@ -139,7 +138,7 @@ class Server:
     def _alive(self) -> m.Alive:
         running = self._running.request if self._running is not None else None
         silent = LOADING_SECONDS if isinstance(running, m.LoadModel | m.Status) else 0.0
-        return m.Alive(running.request_id if running is not None else None, self._heard, silent)
+        return m.Alive(running.request_id if running is not None else None, silent)
 
     def _lose_client(self, raised: BaseException) -> None:
         log.error("nothing can be sent to the client any more: %s", raised)
@@ -203,7 +202,6 @@ class Server:
             given = frame.header.get("request_id")
             request_id = given if type(given) is int else m.NO_REQUEST
             request = decode_message(frame, m.REQUESTS)
-            self._heard = max(self._heard, request_id)
             if isinstance(request, m.Shutdown):
                 return False
             self._dispatch(request)

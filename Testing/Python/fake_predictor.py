@@ -255,6 +255,6 @@ def _misbehave(behavior: Behavior) -> None:
 
 
 if __name__ == "__main__":
-    from SPDSegmentLib.worker.__main__ import serve_stdio
+    from SPDSegmentLib.worker.__main__ import main
 
-    serve_stdio(load_fake)
+    main(load_fake)

@@ -163,7 +163,7 @@ def test_the_request_under_way_fails_once_and_those_behind_it_are_served(transpo
         _kill(d)
         d.until(lambda: len(finished) == 4)
         assert first.state is RequestState.FAILED and isinstance(first.error, WorkerDied)
-        assert [request.result().slice_index for request in behind] == [0, 1, 2]
+        assert [d.result(request).slice_index for request in behind] == [0, 1, 2]
         assert len(d.died) == 1 and sorted(map(id, finished)) == sorted(map(id, [first, *behind]))
 
 
