@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -180,11 +181,16 @@ def _names(line: str, delimiter: str) -> tuple[int, int]:
 
 def _as_case(case: Any) -> BatchCase:
     if isinstance(case, BatchCase):
-        return replace(case, name=str(case.name), image=str(case.image), points=str(case.points))
+        return replace(case, name=str(case.name), image=_own(case.image), points=_own(case.points))
     if isinstance(case, (str, Path)) or not isinstance(case, Sequence) or len(case) != 3:
         raise BadInput("A case of the batch is not (name, image, points).", "Give three values for each case.")
-    name, image, points = (str(part) for part in case)
-    return BatchCase(name, image, points)
+    name, image, points = case
+    return BatchCase(str(name), _own(image), _own(points))
+
+
+def _own(path: str | Path) -> str:
+    """A path as it was given, but for the sign of one's home."""
+    return os.path.expanduser(str(path))
 
 
 def _refuse_collisions(given: list[BatchCase], listed: list[BatchCase]) -> None:

@@ -72,10 +72,11 @@ def case_key(case: BatchCase, model: BatchModel, settings: dict[str, str]) -> di
     Raises:
         BadInput: image or points are not there or cannot be read.
     """
-    if not Path(case.points).is_file():
-        raise BadInput(f"The points file {case.points} is not there.", "Check the list of cases.")
-    if not Path(case.image).exists():
-        raise BadInput(f"The image {case.image} is not there.", "Check the list of cases.")
+    for what, path in (("points file", Path(case.points)), ("image", Path(case.image))):
+        if not path.exists():
+            raise BadInput(f"The {what} {path} is not there.", "Check the list of cases.")
+        if not path.is_file() and not (what == "image" and path.is_dir()):
+            raise BadInput(f"The {what} {path} is not a file.", "Check the list of cases.")
     text = json.dumps(settings | ({"series": case.series} if case.series else {}), sort_keys=True)
     try:
         return {

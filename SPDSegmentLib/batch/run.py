@@ -26,6 +26,7 @@ from SPDSegmentLib.batch.report import (
     kept_error,
     known_digests,
     read_row,
+    report_row,
     write_row,
 )
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, check_settings
@@ -53,7 +54,7 @@ class BatchRun:
         resume: skip what is finished, and leave masks alone that the batch did not write as they are.
         workers: how many cases are segmented at once; one runs on the calling thread.
         part: (i, n), the i-th of n parts of the cases, for several batches on one folder.
-        on_case: told (done, all, row) after each case.
+        on_case: told (done, all, row of the report) after each case.
     """
 
     make_segmenter: Callable[[Stopped], SegmentCase]
@@ -118,7 +119,7 @@ class BatchRun:
         for done, row in enumerate(self._rows(cases), start=1):
             report.add(row)
             logging.info("SPDSegment batch %d/%d, %s: %s %s", done, len(cases), row["case"], row["state"], row["error"])
-            self.on_case(done, len(cases), row)
+            self.on_case(done, len(cases), report_row(row))
 
     def _rows(self, cases: Sequence[BatchCase]) -> Iterator[dict[str, Any]]:
         if self.workers == 1:
@@ -257,7 +258,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _resolved(path: Path) -> Path:
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
         return path.resolve()
     return path
 

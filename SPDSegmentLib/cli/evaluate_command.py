@@ -84,6 +84,7 @@ def evaluate(
     rows: list[EvaluationRow] = []
     with _output_folder(output), show_training(True) as bar:
         targets = load_targets(files, cases, bar.say)
+        cases = list(dict.fromkeys(target.case for target in targets))
         for name, bundle in bundles.items():
             protocol = protocols[name]
             predictor = Predictor.load(bundle, device)

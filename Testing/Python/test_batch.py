@@ -244,11 +244,13 @@ def test_one_bad_case_of_any_kind_does_not_stop_the_others(run: Run, cases: list
     (tmp_path / "data" / "bad.mrk.json").write_text("{}")
     rows = ["a,a.nii.gz,a.mrk.json", "no-image,none.nii.gz,a.mrk.json", "no-points,a.nii.gz,none.mrk.json"]
     rows += ["bad-image,bad.nii.gz,a.mrk.json", "bad-points,a.nii.gz,bad.mrk.json", "no-value,,a.mrk.json"]
+    os.mkfifo(tmp_path / "data" / "pipe.nii.gz")
+    rows += ["pipe,pipe.nii.gz,a.mrk.json", "folder,a.nii.gz,."]
     rows += [f"{'n' * 300},b.nii.gz,b.mrk.json", "z,c.nii.gz,c.mrk.json"]
     table.write_text("name,image,points\n" + "\n".join(rows))
     report = run(table)
     good = [row["case"] for row in report["cases"] if row["state"] == "done"]
-    assert good == ["a", "n" * 300, "z"] and len(report["cases"]) == 8
+    assert good == ["a", "n" * 300, "z"] and len(report["cases"]) == 10
     assert all(row["error"] for row in report["cases"] if row["state"] == "failed")
 
 

@@ -19,6 +19,7 @@ from SPDSegmentLib.evaluation.protocol import METHODS
 from SPDSegmentLib.evaluation.report import compare, markdown_table, read_rows, summarize
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.locks import FolderLock
 from SPDSegmentLib.models.bundle import read_bundle, write_bundle
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
@@ -128,6 +129,28 @@ def test_what_cannot_be_measured_is_one_sentence_and_leaves_no_table(
     assert result.exit_code == code
     assert text in result.stderr and len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "tables").exists()
+
+
+def test_a_case_without_the_structure_is_named_and_left_out(folder: Path, tmp_path: Path) -> None:
+    write_cases(tmp_path / "data")
+    path = tmp_path / "data" / "a_label.nii.gz"
+    labels = read_labelmap(path)
+    write_labelmap(path, labels.array * 7, labels)
+    text = (folder / "c.toml").read_text()
+    (tmp_path / "c.toml").write_text(
+        text.replace('train = ["b"]\nvalidation = ["a"]', 'train = ["x"]\nvalidation = ["a", "b"]')
+    )
+    result = run(tmp_path, tmp_path / "out", model=folder / "bundle")
+    assert result.exit_code == 0, result.output
+    assert "a_label.nii.gz holds none of the label values" in result.stderr and "case a is left out" in result.stderr
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["cases"] == ["b"]
+
+
+def test_a_second_evaluation_in_one_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    with FolderLock(tmp_path, "evaluation"):
+        result = run(folder, tmp_path)
+    assert result.exit_code == 2 and "in use by another evaluation" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_folder_that_is_a_file_is_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
