@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,19 +20,26 @@ from SPDSegmentLib.geometry.markups import Markup, read_markups
 from SPDSegmentLib.geometry.measure import measure
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
+from SPDSegmentLib.prompts.fates import (
+    BORROWED,
+    EMPTY,
+    KEPT,
+    OUTSIDE,
+    REJECTED,
+    SYNTHESIZED,
+    best_fates,
+    is_doubtful,
+)
 from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
 from SPDSegmentLib.worker.masks import unpack_mask
 from SPDSegmentLib.worker.messages import Segmented, SliceReady
 
 if TYPE_CHECKING:
-    from SPDSegmentLib.worker.messages import Fate
     from SPDSegmentLib.worker.request import Request
 
-DOUBTFUL_BELOW = 0.7
-_RANK = {"kept": 3, "borrowed": 2, "rejected_own_slice": 1, "outside": 0}
 _COUNTED = {
-    "kept": "clicks_kept", "borrowed": "clicks_borrowed", "rejected_own_slice": "clicks_rejected",
-    "outside": "clicks_outside", "synthesized": "points_synthesized",
+    KEPT: "clicks_kept", BORROWED: "clicks_borrowed", REJECTED: "clicks_rejected", OUTSIDE: "clicks_outside",
+    SYNTHESIZED: "points_synthesized",
 }  # fmt: skip
 _numbers = itertools.count(1)
 
@@ -176,29 +183,10 @@ class CaseSegmenter:
         return CaseResult(figures, listed, answer.report, write)
 
 
-def is_doubtful(status: str, quality: float | None) -> bool:
-    """Whether a person should look at a slice: no click supports it, or its predicted quality is low."""
-    return status == "abstained" or (status != "empty" and quality is not None and quality < DOUBTFUL_BELOW)
-
-
-def best_fates(fates: Iterable[Fate]) -> list[Fate]:
-    """One fate for each click, of several samples of a curve point the best, and one for each synthesized point."""
-    best: dict[str, Fate] = {}
-    synthesized: list[Fate] = []
-    for fate in fates:
-        if fate.click < 0:
-            synthesized.append(fate)
-        elif fate.fate in _RANK:
-            known = best.get(fate.click_id)
-            if known is None or _RANK[fate.fate] > _RANK[known.fate]:
-                best[fate.click_id] = fate
-    return [*best.values(), *synthesized]
-
-
 def _figures(mask: np.ndarray, stack: SliceStack, slices: dict[int, SliceReady]) -> dict[str, Any]:
     box, start = _cropped(mask)
     found = measure(box, start, stack)
-    qualities = [ready.quality for ready in slices.values() if ready.quality is not None and ready.status != "empty"]
+    qualities = [ready.quality for ready in slices.values() if ready.quality is not None and ready.status != EMPTY]
     return {
         "volume_ml": round(found.volume_ml, 3),
         "length_mm": round(found.length_mm, 1),

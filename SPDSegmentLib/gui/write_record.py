@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from SPDSegmentLib.prompts.fates import is_doubtful
+
 RECORD_VERSION = 1
-DOUBTFUL_BELOW = 0.7
 NO_SUPPORT = ("abstained",)
 NOTHING = "empty"
 OUTSIDE = "outside"
@@ -57,9 +58,7 @@ class SliceInfo:
     @property
     def doubtful(self) -> bool:
         """Whether a person should look at the slice."""
-        return self.status in NO_SUPPORT or (
-            self.status != NOTHING and self.quality is not None and self.quality < DOUBTFUL_BELOW
-        )
+        return is_doubtful(self.status, self.quality)
 
 
 @dataclass(frozen=True)

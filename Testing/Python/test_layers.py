@@ -43,6 +43,7 @@ TORCH_FREE = (
     "files",
     "geometry",
     "models",
+    "prompts.fates",
     "batch",
     "cli",
     "worker.client",
