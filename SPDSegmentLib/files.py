@@ -125,6 +125,33 @@ def check_output(path: str | Path, what: str = "file", needed_bytes: int = 0) ->
         raise write_error(path, error, what) from error
 
 
+def check_folder(folder: str | Path, what: str = "folder", needed_bytes: int = 0) -> None:
+    """Find out before the work whether a folder that may not exist yet can be made and written into.
+
+    Raises:
+        BadInput: a file has its name, the name is too long, rights or space are missing.
+    """
+    folder = Path(folder)
+    there = Path(os.path.abspath(folder))
+    missing: list[str] = []
+    while not os.path.lexists(there):
+        missing.append(there.name)
+        there = there.parent
+    try:
+        if not there.is_dir():
+            raise BadInput(f"The {what} {folder} is a file, or lies in one ({there}).", "Give the name of a folder.")
+        for name in missing:
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(there / name)
+        sweep(there)
+        with hidden_name(there) as probe:
+            probe.mkdir()
+            probe.rmdir()
+        check_space(there, needed_bytes, f"The {what} {folder}")
+    except OSError as error:
+        raise write_error(folder, error, what) from error
+
+
 def check_space(folder: Path, needed_bytes: int, what: str) -> None:
     """Raise :class:`BadInput` where the disk of ``folder`` or the process's limit has no place for so many bytes."""
     free = shutil.disk_usage(folder).free

@@ -13,6 +13,7 @@ from SPDSegmentLib.cli.progress import show_bytes, show_slices
 from SPDSegmentLib.cli.segment_command import describe
 from SPDSegmentLib.cli.segment_run import SegmentRequest, run_segmentation
 from SPDSegmentLib.errors import BadInput, ModelMissing
+from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.models.base_weights import fetch_base_weights
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, list_shipped_bundles
 from SPDSegmentLib.models.folders import resources_folder
@@ -63,6 +64,7 @@ def demo(
 ) -> None:
     """Segment the sample that comes with SPDSegment and compare the mask with its reference."""
     case = find_sample(sample)
+    check_folder(output, "output folder")
     bundle = find_bundle(model) if model else model_of(case)
     if bundle.info.backbone not in WEIGHTLESS_BACKBONES:
         with show_bytes(bundle.info.backbone) as progress:

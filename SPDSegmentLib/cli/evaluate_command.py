@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from SPDSegmentLib.cli.paths import require_folder, require_input
+from SPDSegmentLib.cli.paths import require_input
 from SPDSegmentLib.cli.progress import show_training
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.locks import FolderLock
 
 if TYPE_CHECKING:
@@ -55,15 +56,15 @@ def evaluate(
 ) -> None:
     """Measure models on labelled volumes: table, CSV, JSON and figure."""
     require_input(config, "configuration")
-    require_folder(output, "output folder")
+    check_folder(output, "output folder")
     if split not in ("validation", "train"):
         raise BadInput(f"Unknown split '{split}'.", "Choose validation or train.")
     from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
     from SPDSegmentLib.evaluation.protocol import EvaluationConfig
-    from SPDSegmentLib.evaluation.report import markdown_table, write_reports
+    from SPDSegmentLib.evaluation.report import check_reports, markdown_table, write_reports
     from SPDSegmentLib.evaluation.run import evaluate as run_evaluation
     from SPDSegmentLib.inference.predictor import Predictor
-    from SPDSegmentLib.models.bundle import find_bundle
+    from SPDSegmentLib.models.bundle import check_replaceable, find_bundle
     from SPDSegmentLib.training.config import read_training_config
 
     settings = read_training_config(config)
@@ -74,6 +75,8 @@ def evaluate(
         raise BadInput(f"{config} names no {split} case.", f"List some in [data] {split}.")
     jobs = _jobs(model, methods)
     bundles = {name: find_bundle(name) for name in dict.fromkeys(name for name, _ in jobs)}
+    if update_card:
+        check_replaceable(next(iter(bundles.values())).folder)
     labels = _labels(bundles)
     severities = tuple(severity.split(","))
     protocols = {
@@ -83,6 +86,7 @@ def evaluate(
     files = CaseFiles(folder, data.image, data.label, data.targets, data.plane, data.patient_pattern)
     rows: list[EvaluationRow] = []
     with _output_folder(output), show_training(True) as bar:
+        check_reports(output)
         targets = load_targets(files, cases, bar.say)
         cases = list(dict.fromkeys(target.case for target in targets))
         for name, bundle in bundles.items():

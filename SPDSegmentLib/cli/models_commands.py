@@ -14,6 +14,7 @@ from rich.text import Text
 from SPDSegmentLib.cli.failures import printable
 from SPDSegmentLib.cli.progress import show_bytes
 from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
+from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models import manifest
 from SPDSegmentLib.models.base_weights import (
     WeightsStatus,
@@ -32,7 +33,6 @@ from SPDSegmentLib.models.bundle import (
     remove_bundle,
     scan_bundles,
 )
-from SPDSegmentLib.models.files import megabytes
 from SPDSegmentLib.models.folders import user_models_folder, weights_folder
 
 _NAME_HELP = "Name of a model or of base weights."

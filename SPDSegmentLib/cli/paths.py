@@ -33,9 +33,3 @@ def require_output(
     check_output(path, what, needed_bytes)
     if any(path.resolve() == other.resolve() for other in inputs):
         raise BadInput(f"The {what} {path} is also an input or another output.", "Give it another name.")
-
-
-def require_folder(path: Path, what: str) -> None:
-    """Raise :class:`BadInput` where ``path`` is a file; a folder may exist or be made later."""
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"The {what} {path} is a file.", "Give the name of a folder.")

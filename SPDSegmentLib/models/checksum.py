@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from SPDSegmentLib.errors import Cancelled
-from SPDSegmentLib.models.files import write_json
+from SPDSegmentLib.errors import BadInput, Cancelled
+from SPDSegmentLib.files import write_json
 
 Progress = Callable[[int, int | None], None]
 """Called with bytes done and bytes in all (None where unknown)."""
@@ -92,5 +92,5 @@ class ChecksumMemory:
         return entries if isinstance(entries, dict) else {}
 
     def _write(self, entries: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(BadInput):
             write_json(self._path, entries)

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib.errors import Cancelled, DependencyMissing, ModelCorrupt, ModelMissing, SPDError
+from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models.checksum import BLOCK, CancelQuery, Progress
-from SPDSegmentLib.models.files import megabytes, storage_error
+from SPDSegmentLib.models.files import storage_error
 from SPDSegmentLib.settings import shorten
 
 TIMEOUT_S = 60.0

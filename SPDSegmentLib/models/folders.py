@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from SPDSegmentLib.names import user_path
+
 HOME_VARIABLE = "SPDSEGMENT_HOME"
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -15,7 +17,7 @@ def home_folder() -> Path:
     """The user's folder of SPDSegment: ``$SPDSEGMENT_HOME``, or the usual place of the operating system."""
     chosen = os.environ.get(HOME_VARIABLE, "").strip()
     if chosen:
-        return Path(chosen).expanduser().resolve()
+        return user_path(chosen).resolve()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "SPDSegment"
     if sys.platform == "darwin":

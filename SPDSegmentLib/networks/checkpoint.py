@@ -1,7 +1,8 @@
-"""Read weights without ever unpickling objects."""
+"""Read weights without ever unpickling objects, and write checkpoints in one piece."""
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import DependencyMissing, ModelCorrupt, missing_package
+from SPDSegmentLib.files import write_whole
 from SPDSegmentLib.settings import shorten
 
 LOWEST_TORCH = (2, 6)
@@ -78,3 +80,13 @@ def _require_safe_torch() -> None:
             f"torch {torch.__version__} cannot open model weights safely; {needed} is needed.",
             missing_package("torch", "").remedy,
         )
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write what ``torch.load(weights_only=True)`` reads, see :func:`SPDSegmentLib.files.write_whole`."""
+    write_whole(path, lambda part: torch.save(state, part), _is_whole_archive, "checkpoint")
+
+
+def _is_whole_archive(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is None

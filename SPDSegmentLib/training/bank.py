@@ -8,7 +8,6 @@ another image or encoder, is computed again.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput, Cancelled
+from SPDSegmentLib.files import write_bytes
 from SPDSegmentLib.inference.engine import autocast, choose_precision
 from SPDSegmentLib.networks.saliency_head import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
@@ -163,8 +163,7 @@ def _check_room(folder: Path, size: float) -> None:
 
 @torch.no_grad()
 def _compute(model: SPDModel, case: Case, entry: BankEntry, device: torch.device, key: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     part = slice(entry.first, entry.last + 1)
     images = apply_view(case.images[part], entry.view, image=True)
@@ -178,14 +177,8 @@ def _compute(model: SPDModel, case: Case, entry: BankEntry, device: torch.device
         "mask": (apply_view(entry.target.mask[part], entry.view, image=False)[:, 0] > 0.5).to(torch.uint8),
         "salient": (apply_view(case.salient[part], entry.view, image=False)[:, 0] > 0.5).to(torch.uint8),
     }
-    beside = entry.path.with_suffix(".tmp")
     try:
-        save_file(tensors, beside, metadata={"key": key})
-        os.replace(beside, entry.path)
-    except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
-        raise BadInput(
-            f"The embeddings {entry.path} cannot be written.",
-            "Free some space there, then run the same command: it goes on.",
-            str(error),
-        ) from error
+        write_bytes(entry.path, save(tensors, {"key": key}), "embeddings file")
+    except BadInput as error:
+        error.remedy += " Then run the same command: it goes on."
+        raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt
+from SPDSegmentLib.files import write_csv
+from SPDSegmentLib.networks.checkpoint import save_checkpoint
 from SPDSegmentLib.training.distributed import Processes
 
 
@@ -146,18 +147,11 @@ class Loop:
             "optimizer": optimizer.state_dict(),
             "key": self.key,
         }
-        path = self._checkpoint(phase)
-        beside = path.with_suffix(".tmp")
         try:
-            torch.save(state, beside)
-            os.replace(beside, path)
-        except (OSError, RuntimeError) as error:
-            beside.unlink(missing_ok=True)
-            raise BadInput(
-                f"The checkpoint {path} cannot be written.",
-                "Free some space there, then run the same command: it goes on from the last one.",
-                str(error),
-            ) from error
+            save_checkpoint(self._checkpoint(phase), state)
+        except BadInput as error:
+            error.remedy += " Then run the same command: it goes on from the last checkpoint."
+            raise
 
     def _restore(self, phase: Phase, optimizer: torch.optim.Optimizer) -> int:
         path = self._checkpoint(phase)
@@ -210,10 +204,7 @@ class Loop:
         if not kept:
             path.unlink()
             return
-        beside = path.with_suffix(".tmp")
-        with beside.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *kept])
-        os.replace(beside, path)
+        write_csv(path, [header, *kept], "curve")
 
 
 def _cannot_go_on(path: Path, error: Exception) -> ModelCorrupt:

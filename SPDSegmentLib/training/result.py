@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SPDSegmentLib import __version__
+from SPDSegmentLib.files import write_png
 from SPDSegmentLib.models.base_weights import base_weights_sha256
 from SPDSegmentLib.models.bundle import Bundle, write_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo
@@ -117,7 +118,7 @@ def plot_curves(run_folder: Path) -> Path | None:
             axes.legend(fontsize=7)
         row[0].set_yscale("log")
     path = run_folder / "curves.png"
-    figure.savefig(path, dpi=110)
+    write_png(path, lambda part: figure.savefig(part, dpi=110), "figure")
     return path
 
 

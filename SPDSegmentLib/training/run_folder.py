@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.files import write_json
 from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.joint_config import JointConfig
 
@@ -33,9 +34,7 @@ def claim(run_folder: Path, config: Settings) -> None:
         return
     values = json.loads(json.dumps(dataclasses.asdict(config)))
     values.pop("checkpoint_seconds")
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    beside.replace(path)
+    write_json(path, values, "configuration", indent=1)
 
 
 def run_key(config: Settings) -> str:

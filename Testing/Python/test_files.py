@@ -17,7 +17,7 @@ import pytest
 
 from SPDSegmentLib import files, staging
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.files import check_output, write_csv, write_json, write_png, write_text, write_whole
+from SPDSegmentLib.files import check_folder, check_output, write_csv, write_json, write_png, write_text, write_whole
 from SPDSegmentLib.names import plain_path, user_path
 from SPDSegmentLib.staging import replace_folder, staging_folder, sweep
 
@@ -308,6 +308,20 @@ def test_a_folder_comes_back_when_its_successor_cannot_take_its_place(
     with pytest.raises(OSError, match="failed"):
         replace_folder(new, folder)
     assert names_in(tmp_path) == ["model", "new"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_none_is_made(tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    given = {
+        tmp_path / "a file": "is a file",
+        tmp_path / "a file" / "below": "lies in one",
+        tmp_path / "new" / ("n" * 300) / "below": "name is too long",
+    }
+    for folder, said in given.items():
+        with pytest.raises(BadInput, match=said):
+            check_folder(folder, "output folder")
+    check_folder(tmp_path / "new" / "below")
+    assert names_in(tmp_path) == ["a file"]
 
 
 def test_too_little_space_is_said_with_figures(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_failed_write_keeps_the_older_file_and_nothing_else(tmp_path: Path, mo
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("SPDSegmentLib.geometry.markups.os.replace", fail)
+    monkeypatch.setattr("SPDSegmentLib.files.os.replace", fail)
     with pytest.raises(BadInput, match="cannot be written"):
         write_markups(path, [Markup("a", "Fiducial", ())])
     assert path.read_bytes() == before

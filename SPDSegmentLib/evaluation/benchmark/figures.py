@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from SPDSegmentLib.evaluation.benchmark.config import BenchmarkConfig
 from SPDSegmentLib.evaluation.benchmark.noises import CLEAN, PART_TITLES, is_clean
 from SPDSegmentLib.evaluation.benchmark.summary import DatasetResult, MethodResult
+from SPDSegmentLib.files import write_png
 
 DPI = 120
 HEADLINE_COLUMNS = 3
@@ -156,8 +156,6 @@ def _finish(figure: Any, panels: Any, path: Path) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a PNG beside its place, then rename it."""
+    """Write a PNG in one piece; its folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(beside, dpi=DPI, metadata={"Software": None})
-    os.replace(beside, path)
+    write_png(path, lambda part: figure.savefig(part, dpi=DPI, metadata={"Software": None}))

@@ -12,7 +12,7 @@ from typing import Any
 
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.evaluation.comparators.protocol import Budget, OnProgress
-from SPDSegmentLib.models.files import write_json
+from SPDSegmentLib.files import write_json
 from SPDSegmentLib.training.loop import Loop, LoopProgress, Phase
 
 RECORD_NAME = "training.json"

@@ -23,6 +23,7 @@ from SPDSegmentLib.evaluation.comparators.features import FeatureCache, window_o
 from SPDSegmentLib.evaluation.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.evaluation.comparators.runs import RunSource, ViewRuns
 from SPDSegmentLib.evaluation.run import EvaluationTarget
+from SPDSegmentLib.files import write_bytes
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
@@ -197,9 +198,9 @@ class LearnedComparator(ClickedSegmenter):
 
 def keep_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
     """Write parameters as safetensors."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, path)
+    write_bytes(path, save({name: p.detach().cpu().contiguous() for name, p in parameters.items()}), "weights file")
 
 
 def take_weights(parameters: Mapping[str, Tensor], path: Path) -> None:

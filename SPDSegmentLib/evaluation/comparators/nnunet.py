@@ -34,8 +34,10 @@ from SPDSegmentLib.evaluation.comparators.nnunet_data import (
 )
 from SPDSegmentLib.evaluation.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.evaluation.run import EvaluationTarget
+from SPDSegmentLib.files import write_json, write_text
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.inference.engine import choose_device
+from SPDSegmentLib.networks.checkpoint import save_checkpoint
 
 STEPS_PER_EPOCH = 25
 STATE_NAME = "training.ckpt"
@@ -94,7 +96,7 @@ class NnUNet(ClickedSegmenter):
                 trainer.run_training()
             keep_weights(dict(trainer.network.named_parameters()), folder / WEIGHTS_NAME)
             for name, value in (("plans.json", trainer.plans_manager.plans), ("dataset.json", trainer.dataset_json)):
-                (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+                write_json(folder / name, value)
         record.finished = True
         record.write(folder)
 
@@ -155,7 +157,7 @@ class NnUNet(ClickedSegmenter):
             extract_fingerprints([DATASET_ID], num_processes=1, verbose=False, show_progress_bar=False)
             plans_name = plan_experiments([DATASET_ID], gpu_memory_target_in_gb=self.memory_gb)
             preprocess_dataset(DATASET_ID, plans_name, (self.configuration,), (1,), show_progress_bar=False)
-        done.write_text(plans_name, encoding="utf-8")
+        write_text(done, plans_name)
         return plans_name
 
     def _trainer(
@@ -239,9 +241,7 @@ def _budgeted_trainer(
                 "logging": json.loads(json.dumps(self.logger.get_checkpoint(), default=float)),
                 "best": float(self._best_ema),
             }
-            beside = folder / f"{STATE_NAME}.tmp"
-            torch.save(state, beside)
-            os.replace(beside, folder / STATE_NAME)
+            save_checkpoint(folder / STATE_NAME, state)
 
         def restore(self, state: dict[str, Any]) -> None:
             """Continue from what :meth:`_keep` wrote."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.evaluation.comparators.bundle_row import BundleRow, distillation_identity
 from SPDSegmentLib.evaluation.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.evaluation.run import EvaluationTarget
+from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.models.base_weights import find_base_weights
 from SPDSegmentLib.models.bundle import read_bundle
@@ -99,9 +99,7 @@ class OwnTraining:
         parameters = sum(p.numel() for p in model.stage1_parameters() + model.stage2_parameters())
         steps = self.config.stage1.steps + self.config.stage2.head_steps + self.config.stage2.steps
         record = {"steps": steps, "seconds": round(time.monotonic() - begun, 1), "parameters": parameters}
-        beside = folder / "training.json.part"
-        beside.write_text(json.dumps(record), encoding="utf-8")
-        os.replace(beside, folder / "training.json")
+        write_json(folder / "training.json", record)
         save_bundle(model, self.config, "benchmark", folder / "bundle")
 
     def load(self, folder: Path) -> None:
