@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from SPDSegmentLib.cli.failures import printable
-from SPDSegmentLib.cli.paths import require_folder, require_input
+from SPDSegmentLib.cli.paths import require_input
 from SPDSegmentLib.cli.progress import show_training
 from SPDSegmentLib.cli.segment_command import Axis, Prompts
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.files import check_folder
 
 if TYPE_CHECKING:
     from SPDSegmentLib.batch.segmenting import CaseSegmenter
@@ -61,7 +62,7 @@ def batch(
     that fails is a line of report.csv and does not stop the others.
     """
     require_input(cases, "table")
-    require_folder(output, "output folder")
+    check_folder(output, "output folder")
     if not _DEVICE.fullmatch(device):
         raise BadInput(f"Unknown device '{device}'.", "Use auto, cpu, cuda or cuda:n.")
     numbers = _PART.fullmatch(part)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.files import write_bytes
 from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.losses import pairwise_slice_consistency, segmentation_loss, soft_iou
 from SPDSegmentLib.networks.spd import SPDModel
@@ -170,7 +171,7 @@ def keep_runs(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[KeptRun]:
     """Embeddings of ``stage.entries`` random runs, computed once; a stopped call goes on where it was."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     folder.mkdir(parents=True, exist_ok=True)
     kept = []
@@ -181,9 +182,8 @@ def keep_runs(
             images, masks = sampler.images_and_masks(runs)
             with torch.no_grad(), processes.autocast():
                 embeddings = model.encode(images)
-            beside = path.with_suffix(".tmp")
-            save_file({"embeddings": embeddings.bfloat16().cpu().contiguous(), "masks": masks.cpu()}, beside)
-            beside.replace(path)
+            packed = save({"embeddings": embeddings.bfloat16().cpu().contiguous(), "masks": masks.cpu()})
+            write_bytes(path, packed, "embeddings file")
         tensors = load_file(path)
         kept.append(KeptRun(runs, tensors["embeddings"], tensors["masks"]))
         on_entry(k + 1, config.stage.entries)
