@@ -126,6 +126,7 @@ REQUIREMENTS = {
     "dask": "dask[distributed]>=2024.1",
     "distributed": "dask[distributed]>=2024.1",
     "dask_jobqueue": "dask-jobqueue>=0.8",
+    "pydicom": "pydicom>=3",
     "highdicom": "highdicom>=0.23",
     "nnunetv2": "nnunetv2>=2.8",
     "sam2": "sam2>=1.1",

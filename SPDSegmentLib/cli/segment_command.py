@@ -43,7 +43,9 @@ def register(app: typer.Typer) -> None:
 
 
 def segment(
-    image: Annotated[Path, typer.Option("--image", "-i", help="Volume (NIfTI, NRRD, MetaImage) or a DICOM folder.")],
+    image: Annotated[
+        Path, typer.Option("--image", "-i", help="Volume (NIfTI, NRRD, MetaImage), DICOM folder or multi-frame file.")
+    ],
     points: Annotated[Path, typer.Option("--points", "-p", help="Clicks: points or curves (.mrk.json, .fcsv).")],
     model: Annotated[str, typer.Option("--model", "-m", help="Name of a model (see 'models list') or its folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Mask: .nii.gz, .nii, .nrrd, .mha or .seg.nrrd.")],
@@ -53,6 +55,9 @@ def segment(
     saliency_only: Annotated[
         bool, typer.Option("--saliency-only", help="Take the thresholded saliency as the mask.")
     ] = False,
+    series: Annotated[
+        str | None, typer.Option(help="Which series of a DICOM folder: its UID, or the end of it.")
+    ] = None,
     axis: Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
     full_paths: Annotated[
@@ -70,6 +75,7 @@ def segment(
         prompts=prompts.value,
         saliency_only=saliency_only,
         axis=axis.value if axis else None,
+        series=series,
         device=device,
         full_paths=full_paths,
     )

@@ -36,6 +36,7 @@ class SegmentRequest:
         model: name or folder of a bundle.
         prompts: strategy of the predictor.
         axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
+        series: end of the UID of the wanted series in a DICOM folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
         full_paths: name files in the report with their folders.
     """
@@ -49,6 +50,7 @@ class SegmentRequest:
     prompts: str = "consensus"
     saliency_only: bool = False
     axis: str | None = None
+    series: str | None = None
     device: str = "auto"
     full_paths: bool = False
 
@@ -100,7 +102,7 @@ def run_segmentation(request: SegmentRequest, on_progress: Callable[[Progress], 
     from SPDSegmentLib.geometry.slices import SliceStack
     from SPDSegmentLib.geometry.volume import check_image, read_volume
 
-    volume = read_volume(request.image)
+    volume = read_volume(request.image, request.series)
     check_image(volume)
     check_mask_output(request.output, volume)
     stack = SliceStack(volume, request.axis or bundle.info.slicing_axis)

@@ -1,134 +1,175 @@
-"""DICOM folders through SimpleITK's GDCM reader."""
+"""DICOM folders and files: every file is looked at, one series is chosen, and it is read whole or not at all."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.errors import BadInput, GeometryUnsupported
-
-if TYPE_CHECKING:
-    import SimpleITK
+from SPDSegmentLib.errors import BadInput, missing_package
+from SPDSegmentLib.geometry.dicom_frames import Frame, frames_of, sorted_frames
+from SPDSegmentLib.geometry.dicom_pixels import read_header, read_pixels
 
 NOT_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "REG", "SR", "PR", "KO", "FID", "DOC"}
 """Modalities that are made from images; some hold pixels, none is the image that the user means."""
-POSITION_TOLERANCE = 0.05
-"""Deviation of a slice from its place on a regular grid that is accepted, in slice distances."""
+DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+MAX_LISTED = 8
+MAX_SEARCHED = 2000
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
-def read_dicom_folder(folder: Path, series: str | None = None) -> SimpleITK.Image:
+def read_dicom_folder(folder: Path, series: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read the image series of a folder; its subfolders are not searched.
 
     Args:
         series: the end of the wanted series' UID when the folder holds several.
 
+    Returns:
+        Values (K, J, I) and the matrix (4, 4) of (I, J, K) to LPS mm.
+
     Raises:
-        BadInput: no image series, several without a choice, or one that cannot be read.
+        BadInput: no image series, several without a choice, files that cannot be read.
         GeometryUnsupported: slices are missing, doubled, or shifted against each other (gantry tilt).
     """
-    import SimpleITK as sitk
-
-    found = _image_series(folder)
-    if series is not None:
-        found = {uid: files for uid, files in found.items() if uid.endswith(series)}
-    if not found:
+    _require_pydicom()
+    found, damaged = _image_series(folder)
+    chosen = found if series is None else {uid: files for uid, files in found.items() if uid.endswith(series)}
+    if not chosen:
         wanted = f" with a UID that ends in {series}" if series else ""
+        if found:
+            remedy = f"Choose one of these: {_listed(found)}."
+        else:
+            _check_all_read(damaged, {})
+            remedy = _where_else(folder)
+        raise BadInput(f"The folder {folder} holds no DICOM image series{wanted}.", remedy)
+    if len(chosen) > 1:
         raise BadInput(
-            f"The folder {folder} holds no DICOM image series{wanted}.",
-            "Give the folder with the files themselves; its subfolders are not searched.",
+            f"The folder {folder} holds {len(chosen)} DICOM image series: {_listed(chosen)}.",
+            "Give a folder with one of them; 'segment' also takes --series and the end of its UID.",
         )
-    if len(found) > 1:
-        listed = "; ".join(f"{uid} ({len(files)} files)" for uid, files in found.items())
+    (files,) = chosen.values()
+    _check_all_read(damaged, files)
+    where = f"the DICOM series in {folder}"
+    return _read([frame for file, header in files.items() for frame in frames_of(header, file)], where)
+
+
+def read_dicom_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a file that holds a whole volume (enhanced multi-frame); returns as :func:`read_dicom_folder`.
+
+    Raises:
+        BadInput: it is one slice of a series, or no image; says what to give instead.
+        GeometryUnsupported: as :func:`read_dicom_folder`.
+    """
+    _require_pydicom()
+    header = read_header(path)
+    if header is None:
+        raise _damaged(path)
+    if _is_directory(header):
+        raise BadInput(f"The file {path} is the table of contents of a DICOM disk.", _where_else(path.parent))
+    if not _is_image(header):
+        raise BadInput(f"The DICOM file {path} is no image ({header.get('Modality') or 'unknown'}).", "Give an image.")
+    if int(header.get("NumberOfFrames") or 1) == 1:
         raise BadInput(
-            f"The folder {folder} holds {len(found)} DICOM image series: {listed}.",
-            "Give a folder with one of them, or choose by the end of the series UID.",
+            f"The file {path} is one slice of a DICOM series.",
+            f"Give its folder {path.parent}; where that holds several series, with --series {_uid(header)}.",
         )
-    (files,) = found.values()
-    _check_positions(folder, files)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    try:
-        return reader.Execute()
-    except RuntimeError as error:
-        raise BadInput(
-            f"The DICOM series in {folder} cannot be read as one volume.",
-            "Check that all its files are complete and its slices of one size.",
-            str(error),
-        ) from error
+    return _read(frames_of(header, path), f"the DICOM file {path}")
 
 
-def _image_series(folder: Path) -> dict[str, list[str]]:
-    """Files by series UID, without series that are no images."""
-    import SimpleITK as sitk
+def _read(frames: Sequence[Frame], where: str) -> tuple[np.ndarray, np.ndarray]:
+    frames, matrix = sorted_frames(frames, where)
+    return read_pixels(frames), matrix
 
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # "No Series were found" becomes an error of ours
-    try:
-        uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-    found = {}
-    for uid in uids:
-        files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
-        reader = _header(files[0])
-        if reader is None or min(reader.GetSize()[:2]) < 2:
+
+def _require_pydicom() -> None:
+    if importlib.util.find_spec("pydicom") is None:
+        raise missing_package("pydicom", "No module named 'pydicom'")
+
+
+def _image_series(folder: Path) -> tuple[dict[str, dict[Path, Any]], list[Path]]:
+    """Headers by series UID and file, without series that are no images; and files that cannot be read."""
+    found: dict[str, dict[Path, Any]] = defaultdict(dict)
+    damaged: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file():
             continue
-        modality = reader.GetMetaData("0008|0060").strip() if reader.HasMetaDataKey("0008|0060") else ""
-        if modality not in NOT_IMAGES:
-            found[uid] = files
-    return found
+        try:
+            header = read_header(path)
+        except OSError as error:
+            raise BadInput(f"The file {path} cannot be read.", "Check its permissions.", repr(error)) from error
+        except BadInput:
+            header = None
+        if header is None or ("SeriesInstanceUID" not in header and not _is_directory(header)):
+            damaged.append(path)
+        elif not _is_directory(header):
+            found[_uid(header)][path] = header
+    return {uid: files for uid, files in found.items() if any(map(_is_image, files.values()))}, damaged
 
 
-def _check_positions(folder: Path, files: list[str]) -> None:
-    """Refuse a series whose slices are not equally spaced along the normal of its first one."""
-    headers = [_header(file) for file in files]
-    for file, header in zip(files, headers, strict=True):
-        if header is None:
-            raise BadInput(f"The DICOM file {file} cannot be read.", "Copy the series again.")
-    read = [header for header in headers if header is not None]
-    if len(read) < 2:
-        return
-    origins = np.array([header.GetOrigin() for header in read])
-    directions = np.array([header.GetDirection() for header in read])
-    if np.abs(directions - directions[0]).max() > 1e-3:
-        raise GeometryUnsupported(
-            f"The slices of the DICOM series in {folder} do not all face the same way.",
-            "Give a series of parallel slices.",
-        )
-    normal = directions[0].reshape(3, 3)[:, 2]
-    depth = origins @ normal
-    step = float(np.median(np.diff(depth)))
-    if abs(step) < 1e-6 or (np.abs(np.diff(depth)) < POSITION_TOLERANCE * abs(step)).any():
-        raise GeometryUnsupported(
-            f"The DICOM series in {folder} has several slices at one position.",
-            "Give a series with one image per position (one phase, one echo).",
-        )
-    uneven = np.flatnonzero(np.abs(np.diff(depth) / step - 1) > POSITION_TOLERANCE)
-    if uneven.size:
-        raise GeometryUnsupported(
-            f"The slices of the DICOM series in {folder} are not equally spaced, first after slice {uneven[0] + 1}"
-            f" of {len(files)} ({abs(depth[uneven[0] + 1] - depth[uneven[0]]):.3g} mm instead of {abs(step):.3g} mm).",
-            "Add the missing slices or resample the series.",
-        )
-    aside = origins - origins[0] - np.outer(depth - depth[0], normal)
-    if np.linalg.norm(np.diff(aside, axis=0), axis=1).max() > POSITION_TOLERANCE * abs(step):
-        raise GeometryUnsupported(
-            f"The slices of the DICOM series in {folder} are shifted against each other (gantry tilt).",
-            "Resample it to a regular grid first.",
-        )
+def _is_image(header: Any) -> bool:
+    size = min(int(header.get("Rows") or 0), int(header.get("Columns") or 0))
+    return size > 1 and str(header.get("Modality") or "").strip() not in NOT_IMAGES
 
 
-def _header(file: str) -> SimpleITK.ImageFileReader | None:
-    """Reader with the information of a file, or None if it is no image."""
-    import SimpleITK as sitk
+def _is_directory(header: Any) -> bool:
+    return str(getattr(getattr(header, "file_meta", None), "MediaStorageSOPClassUID", "")) == DIRECTORY_CLASS
 
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(file)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return None
-    return reader
+
+def _uid(header: Any) -> str:
+    return str(header.get("SeriesInstanceUID") or "").strip()
+
+
+def _check_all_read(damaged: Sequence[Path], files: dict[Path, Any]) -> None:
+    """Refuse a series of which a file would be passed over: it is damaged, or named as the others and no DICOM."""
+    for file, header in files.items():
+        if not _is_image(header):
+            raise BadInput(f"The DICOM file {file} of the series is cut short or no image.", "Copy the series again.")
+    patterns = {_pattern(file) for file in files}
+    for path in damaged:
+        if path.suffix.lower() in _DICOM_SUFFIXES or _pattern(path) in patterns:
+            raise _damaged(path)
+
+
+def _damaged(path: Path) -> BadInput:
+    return BadInput(
+        f"The file {path} is empty, damaged or no DICOM file.",
+        "Copy it again, or put it elsewhere if it does not belong to the series.",
+    )
+
+
+def _pattern(path: Path) -> str:
+    """A name in which any digits stand for all: slices are numbered."""
+    return re.sub(r"\d+", "#", path.name.lower())
+
+
+def _listed(found: dict[str, dict[Path, Any]]) -> str:
+    texts = []
+    for uid, files in list(found.items())[:MAX_LISTED]:
+        header = next(iter(files.values()))
+        told = [str(header.get(name) or "").strip() for name in ("Modality", "SeriesDescription")]
+        texts.append(" ".join([f"{uid or 'without a UID'} ({len(files)} files)", *filter(None, told)]))
+    return "; ".join([*texts, *(["..."] if len(found) > MAX_LISTED else [])])
+
+
+def _where_else(folder: Path) -> str:
+    """What to give instead of a folder without images: the first subfolder that holds DICOM files."""
+    searched = 0
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names) if Path(place) != folder else ():
+            searched += 1
+            try:
+                with (Path(place) / name).open("rb") as file:
+                    if file.read(132)[128:] == b"DICM":
+                        return f"Give the folder with the files themselves, such as {place}."
+            except OSError:
+                continue
+        if searched > MAX_SEARCHED:
+            break
+    return "Give the folder with the files themselves; its subfolders are not searched."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
-from SPDSegmentLib.geometry.formats import NiftiFiles, check_file
+from SPDSegmentLib.geometry.formats import NiftiFiles, check_file, is_dicom
 from SPDSegmentLib.geometry.nifti import invalid_values, nifti_position, read_voxels
 from SPDSegmentLib.names import plain_path
 
@@ -82,7 +82,7 @@ class Volume:
 
 
 def read_volume(path: str | Path, series: str | None = None) -> Volume:
-    """Read an image file or a DICOM folder.
+    """Read an image file, or a DICOM folder or multi-frame file.
 
     Args:
         series: for a DICOM folder with several image series, the end of the wanted series' UID.
@@ -100,13 +100,25 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         from SPDSegmentLib.geometry.dicom import read_dicom_folder
 
         with plain_path(path, contents=True) as folder:
-            volume = volume_from_image(read_dicom_folder(folder, series), path.name)
-        check_size(volume)
-        return volume
+            return _placed(*read_dicom_folder(folder, series), path.name)
+    if series is not None:
+        raise BadInput(f"The image {path} is a file; a series is chosen in a DICOM folder.", "Leave out --series.")
+    if is_dicom(path):
+        from SPDSegmentLib.geometry.dicom import read_dicom_file
+
+        with plain_path(path) as plain:
+            return _placed(*read_dicom_file(plain), path.name)
     nifti = check_file(path)
     if nifti is not None:
         return _read_nifti(path, nifti)
     volume = volume_from_image(_read_file(path), path.name)
+    check_size(volume)
+    return volume
+
+
+def _placed(array: np.ndarray, ijk_to_lps: np.ndarray, name: str) -> Volume:
+    """The volume of a DICOM series."""
+    volume = Volume(array, LPS_TO_RAS @ ijk_to_lps, name)
     check_size(volume)
     return volume
 
