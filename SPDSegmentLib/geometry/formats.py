@@ -15,6 +15,7 @@ from pathlib import Path
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.nifti import BLOCK_BYTES, HEADER_BYTES, NiftiHeader, parse_nifti
+from SPDSegmentLib.settings import shorten
 
 DICOM, NIFTI, NRRD, META = "DICOM", "NIfTI", "NRRD", "MetaImage"
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -22,11 +23,38 @@ _MAX_HEADER_BYTES = 1 << 24
 _META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG_LONG": 8, "ULONG_LONG": 8,
                "FLOAT": 4, "DOUBLE": 8}  # fmt: skip
 _NRRD_SPACES = {"right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps"}
+_NRRD_BYTES = {
+    2: {"short", "short int", "signed short", "signed short int", "int16", "int16_t", "ushort", "unsigned short",
+        "unsigned short int", "uint16", "uint16_t"},
+    4: {"int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"},
+    8: {"longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t",
+        "ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t", "double"},
+}  # fmt: skip
+_NRRD_SHRINKING = {
+    "hex": 0.5,
+    "txt": 8,
+    "text": 8,
+    "ascii": 8,
+    "gz": 1100,
+    "gzip": 1100,
+    "bz2": 50_000,
+    "bzip2": 50_000,
+}
+"""Bytes of voxels that a stored byte can stand for at most; raw ones stand for themselves."""
 _NUMBER_FIELDS = {
     NRRD: ("spacings", "space directions", "space origin", "sizes"),
     META: ("ElementSpacing", "ElementSize", "TransformMatrix", "Rotation", "Orientation", "Offset", "Position",
            "Origin", "DimSize", "HeaderSize", "ElementNumberOfChannels"),
 }  # fmt: skip
+_DIMENSION = {NRRD: ("dimension", 16), META: ("NDims", 10)}
+_COUNTS = {
+    NRRD: {"sizes": 1, "spacings": 1, "thicknesses": 1, "axis mins": 1, "axis maxs": 1, "kinds": 1, "centers": 1},
+    META: {"DimSize": 1, "ElementSpacing": 1, "ElementSize": 1, "Offset": 1, "Position": 1, "Origin": 1,
+           "CenterOfRotation": 1, "TransformMatrix": 2, "Rotation": 2, "Orientation": 2},
+}  # fmt: skip
+"""Fields with one word for each axis, or for each pair of axes; the readers take them from there without counting."""
+_LONGEST_VALUE = 500
+"""Of a field that is not free text; ITK's readers copy such values into buffers of fixed size."""
 _DAMAGED = "Write it again with the program that made it."
 
 
@@ -145,20 +173,40 @@ def _beside(path: Path, suffix: str, what: str) -> Path:
 
 def _check_text_header(path: Path, kind: str) -> None:
     fields, size = _text_header(path, kind)
+    _check_counts(path, kind, fields)
     for name in _NUMBER_FIELDS[kind]:
         for number in re.findall(r"[^\s,()]+", fields.get(name, "")):
             if number.lower() != "none" and not _is_number(number):
-                raise BadInput(f"The image {path} has a damaged header: {name} is {fields[name]}.", _DAMAGED)
+                raise _bad_field(path, name, fields)
     for name in ("spacings", "ElementSpacing", "ElementSize"):
         if any(float(number) <= 0 for number in fields.get(name, "").split()):
-            raise BadInput(f"The image {path} has a damaged header: {name} is {fields[name]}.", _DAMAGED)
+            raise _bad_field(path, name, fields)
     if kind == NRRD:
-        _check_nrrd(path, fields)
+        _check_nrrd(path, fields, size)
     else:
         _check_meta(path, fields, size)
 
 
-def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
+def _check_counts(path: Path, kind: str, fields: dict[str, str]) -> None:
+    """Refuse what lets the readers of ITK write past their buffers: an impossible dimension, too many or few words."""
+    name, highest = _DIMENSION[kind]
+    dimension = fields.get(name, "")
+    if not re.fullmatch(r"[0-9]{1,2}", dimension) or not 1 <= int(dimension) <= highest:
+        raise _bad_field(path, name, fields)
+    for name, power in _COUNTS[kind].items():
+        if name in fields and len(fields[name].split()) != int(dimension) ** power:
+            raise _bad_field(path, name, fields)
+    for name in ("sizes", "DimSize"):
+        if name in fields and not re.fullmatch(r"([1-9][0-9]{0,9}\s*)+", fields[name]):
+            raise _bad_field(path, name, fields)
+
+
+def _bad_field(path: Path, name: str, fields: dict[str, str]) -> BadInput:
+    found = f"{name} is {shorten(fields[name])}" if fields.get(name) else f"{name} is missing"
+    return BadInput(f"The image {path} has a damaged header: {found}.", _DAMAGED)
+
+
+def _check_nrrd(path: Path, fields: dict[str, str], header_size: int) -> None:
     units = set(re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))) - {"", "???"}
     if units - {"mm", "millimeter", "millimeters"}:
         raise _wrong_unit(path, ", ".join(sorted(units)))
@@ -170,8 +218,12 @@ def _check_nrrd(path: Path, fields: dict[str, str]) -> None:
             "Save it with the space left-posterior-superior.",
         )
     data = fields.get("data file", fields.get("datafile"))
-    if data is not None:
-        _check_data_file(path, data)
+    voxels = path if data is None else _check_data_file(path, data)
+    stored = voxels.stat().st_size - (header_size if data is None else 0)
+    element = next((size for size, names in _NRRD_BYTES.items() if fields.get("type", "").lower() in names), 1)
+    needed = element * math.prod(int(number) for number in fields.get("sizes", "").split())
+    if needed > stored * _NRRD_SHRINKING.get(fields.get("encoding", "raw").lower(), 1):
+        raise BadInput(f"The image {voxels} is cut short or damaged.", "Copy or download it again.")
 
 
 def _check_meta(path: Path, fields: dict[str, str], header_size: int) -> None:
@@ -208,9 +260,16 @@ def _text_header(path: Path, kind: str) -> tuple[dict[str, str], int]:
         for line in file:
             text = line.decode("utf-8", "replace").strip()
             name, mark, value = text.partition(":" if kind == NRRD else "=")
-            if mark and not text.startswith("#"):
-                fields[name.strip().lower() if kind == NRRD else name.strip()] = value.strip()
-            ended = not text if kind == NRRD else name.strip() == "ElementDataFile"
+            free = text.startswith("#") or (
+                kind == NRRD and value.startswith("=")
+            )  # a comment, a pair of key and value
+            name = name.strip().lower() if kind == NRRD else name.strip()
+            if not free and (len(text) > _LONGEST_VALUE or not text.isprintable() or name in fields):
+                why = "twice" if name in fields else "too long or no text"
+                raise BadInput(f"The image {path} has a damaged header: {shorten(name)} is {why}.", _DAMAGED)
+            if mark and not free:
+                fields[name] = value.strip()
+            ended = not text if kind == NRRD else name == "ElementDataFile"
             if ended or file.tell() > _MAX_HEADER_BYTES:
                 break
         return fields, file.tell()
