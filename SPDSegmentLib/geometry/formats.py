@@ -53,6 +53,9 @@ _COUNTS = {
            "CenterOfRotation": 1, "TransformMatrix": 2, "Rotation": 2, "Orientation": 2},
 }  # fmt: skip
 """Fields with one word for each axis, or for each pair of axes; the readers take them from there without counting."""
+_COSINES = ("TransformMatrix", "Rotation", "Orientation")
+_LARGEST_COSINE, _LARGEST_LENGTH = 2.0, 1e10
+"""With larger ones ITK's check of the axes may never end."""
 _LONGEST_VALUE = 500
 """Of a field that is not free text; ITK's readers copy such values into buffers of fixed size."""
 _DAMAGED = "Write it again with the program that made it."
@@ -176,7 +179,8 @@ def _check_text_header(path: Path, kind: str) -> None:
     _check_counts(path, kind, fields)
     for name in _NUMBER_FIELDS[kind]:
         for number in re.findall(r"[^\s,()]+", fields.get(name, "")):
-            if number.lower() != "none" and not _is_number(number):
+            highest = _LARGEST_COSINE if name in _COSINES else _LARGEST_LENGTH
+            if number.lower() != "none" and not (_is_number(number) and abs(float(number)) <= highest):
                 raise _bad_field(path, name, fields)
     for name in ("spacings", "ElementSpacing", "ElementSize"):
         if any(float(number) <= 0 for number in fields.get(name, "").split()):

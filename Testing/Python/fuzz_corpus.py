@@ -115,6 +115,19 @@ def _image(value: float) -> Prepare:
     return prepare
 
 
+def _line(name: str, old: bytes, new: bytes) -> Prepare:
+    """An image with a text header of which one line is another."""
+
+    def prepare(fuzz: FileFuzz) -> None:
+        content = (fuzz.good / name).read_bytes()
+        assert old in content
+        path = fuzz.tried / name
+        path.write_bytes(content.replace(old, new, 1))
+        fuzz.use(image=path)
+
+    return prepare
+
+
 def _dicom(change: Callable[[Path], None]) -> Prepare:
     def prepare(fuzz: FileFuzz) -> None:
         change(fuzz.copy_series())
@@ -145,6 +158,14 @@ CORPUS: dict[str, tuple[str, Prepare]] = {
     "NIfTI, packed and cut": ("nifti.gz", _nifti(keep=1000, compress=True)),
     "image beyond single precision": ("nrrd", _image(1e300)),
     "image with NaN": ("nrrd", _image(float("nan"))),
+    "NRRD with a long dimension": ("nrrd", _line("image.nrrd", b"dimension: 3", b"dimension: " + b"x" * 3000)),
+    "NRRD of 4,000,000 rows": ("nrrd", _line("image.nrrd", b"sizes: 20 24 9", b"sizes: 20 4000000 9")),
+    "NRRD with too few sizes": ("nrrd", _line("image.nrrd", b"sizes: 20 24 9", b"sizes: 20 24")),
+    "MetaImage of -1e308 axes": ("metaimage", _line("image.mha", b"NDims = 3", b"NDims = -1e308")),
+    "MetaImage with an axis of 1e308": (
+        "metaimage",
+        _line("image.mha", b"TransformMatrix = 1 0 0 0", b"TransformMatrix = 1 0 0 1e308"),
+    ),
     "DICOM with short pixel data": ("dicom", _dicom(_cut_pixels)),
     "points at 1e300": ("markups", _points(lambda m: m["controlPoints"][0].update(position=[1e300] * 3))),
     "points without a position": ("markups", _points(lambda m: m["controlPoints"][0].pop("position"))),
