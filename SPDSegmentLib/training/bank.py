@@ -96,18 +96,18 @@ def build_bank(
     order = np.random.default_rng([config.seed, 5]).permutation(len(targets))
     jobs = [targets[order[k % len(order)]] for k in range(config.stage2.entries)]
     entries = [_entry(case, target, k, config, folder) for k, (case, target) in enumerate(jobs)]
-    encoder = _encoder_digest(model) if may_compute else ""
+    encoder = encoder_digest(model) if may_compute else ""
     announced = not may_compute
     for k, ((case, _), entry) in enumerate(zip(jobs, entries, strict=True)):
         key = _key(encoder, case, entry) if may_compute else ""
-        if may_compute and not _is_made_of(entry.path, key):
+        if may_compute and not is_made_of(entry.path, key):
             _compute(model, case, entry, device, key)
             if not announced:
                 announced = True
                 slices = [other.last - other.first + 1 for other in entries]
                 size = entry.path.stat().st_size / slices[k]
                 say(round(size * sum(slices)))
-                _check_room(folder, size * sum(slices[k + 1 :]))
+                check_room(folder, size * sum(slices[k + 1 :]))
         on_entry(k + 1, len(jobs))
         if cancelled():
             raise Cancelled("Training was cancelled; its state is kept.", "Run the same command to go on.")
@@ -123,7 +123,8 @@ def _entry(case: Case, target: Target, k: int, config: TrainingConfig, folder: P
     return BankEntry(target, first, last, view, folder / f"{k:05d}_{name}.safetensors")
 
 
-def _encoder_digest(model: SPDModel) -> str:
+def encoder_digest(model: SPDModel) -> str:
+    """Digest of the encoder's weights."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.image_encoder.state_dict().items()):
         digest.update(name.encode())
@@ -141,7 +142,7 @@ def _key(encoder: str, case: Case, entry: BankEntry) -> str:
     return digest.hexdigest()
 
 
-def _is_made_of(path: Path, key: str) -> bool:
+def is_made_of(path: Path, key: str) -> bool:
     """Whether a file is there, whole, and made of what the key stands for."""
     from safetensors import SafetensorError, safe_open
 
@@ -152,19 +153,18 @@ def _is_made_of(path: Path, key: str) -> bool:
         return False
 
 
-def _check_room(folder: Path, size: float) -> None:
+def check_room(folder: Path, size: float) -> None:
+    """Raise :class:`BadInput` where a folder's disk has no place for so many bytes more."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise BadInput(
             f"The embeddings in {folder} need {size / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free there.",
-            "Free some space, choose another run folder, or lower entries in [stage2].",
+            "Free some space, choose another run folder, or lower entries in the configuration.",
         )
 
 
 @torch.no_grad()
 def _compute(model: SPDModel, case: Case, entry: BankEntry, device: torch.device, key: str) -> None:
-    from safetensors.torch import save
-
     part = slice(entry.first, entry.last + 1)
     images = apply_view(case.images[part], entry.view, image=True)
     embeddings = []
@@ -177,8 +177,19 @@ def _compute(model: SPDModel, case: Case, entry: BankEntry, device: torch.device
         "mask": (apply_view(entry.target.mask[part], entry.view, image=False)[:, 0] > 0.5).to(torch.uint8),
         "salient": (apply_view(case.salient[part], entry.view, image=False)[:, 0] > 0.5).to(torch.uint8),
     }
+    write_tensors(entry.path, tensors, key)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], key: str) -> None:
+    """Write kept tensors with the key of what they are made of.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    from safetensors.torch import save
+
     try:
-        write_bytes(entry.path, save(tensors, {"key": key}), "embeddings file")
+        write_bytes(path, save(tensors, {"key": key}), "embeddings file")
     except BadInput as error:
         error.remedy += " Then run the same command: it goes on."
         raise

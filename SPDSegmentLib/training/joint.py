@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import Cancelled
-from SPDSegmentLib.files import write_bytes
 from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.losses import pairwise_slice_consistency, segmentation_loss, soft_iou
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import TokenKind
+from SPDSegmentLib.training.bank import check_room, encoder_digest, is_made_of, write_tensors
 from SPDSegmentLib.training.distributed import Processes
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs
 from SPDSegmentLib.training.joint_config import JointConfig
@@ -170,20 +170,27 @@ def keep_runs(
     on_entry: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[KeptRun]:
-    """Embeddings of ``stage.entries`` random runs, computed once; a stopped call goes on where it was."""
-    from safetensors.torch import load_file, save
+    """Embeddings of ``stage.entries`` random runs, computed once; a stopped call goes on where it was.
+
+    Raises:
+        BadInput: there is no room for them.
+        Cancelled: the user stopped.
+    """
+    from safetensors.torch import load_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    kept = []
+    encoder = encoder_digest(model)
+    kept: list[KeptRun] = []
     for k in range(config.stage.entries):
         runs, _ = sampler.draw_runs(np.random.default_rng([config.seed, 21, k]), 1)
-        path = folder / f"{k:05d}.safetensors"
-        if not path.exists():
+        path, key = folder / f"{k:05d}.safetensors", f"{encoder} {sampler.digest(runs)}"
+        if not is_made_of(path, key):
             images, masks = sampler.images_and_masks(runs)
             with torch.no_grad(), processes.autocast():
-                embeddings = model.encode(images)
-            packed = save({"embeddings": embeddings.bfloat16().cpu().contiguous(), "masks": masks.cpu()})
-            write_bytes(path, packed, "embeddings file")
+                embeddings = model.encode(images).bfloat16().cpu().contiguous()
+            write_tensors(path, {"embeddings": embeddings, "masks": masks.cpu()}, key)
+            if k == 0:
+                check_room(folder, path.stat().st_size * (config.stage.entries - 1))
         tensors = load_file(path)
         kept.append(KeptRun(runs, tensors["embeddings"], tensors["masks"]))
         on_entry(k + 1, config.stage.entries)

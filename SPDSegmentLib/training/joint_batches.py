@@ -5,6 +5,7 @@ All volumes lie end to end in one buffer on the device; a batch is gathered from
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,6 +144,19 @@ class JointSampler:
     def clicks_of(self, rng: np.random.Generator, runs: Runs) -> np.ndarray:
         """Other sets of clicks for runs that are kept: (R,)."""
         return rng.integers(self._click_slice.shape[1], size=len(runs.target))
+
+    def digest(self, runs: Runs) -> str:
+        """What the images and masks of runs are made of, in short."""
+        digest = hashlib.blake2b(repr((self.augmentation, self.network, runs.seed)).encode(), digest_size=16)
+        for array in (runs.matrix, runs.offset, runs.first, self._base, self._shape):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        targets = torch.from_numpy(runs.target)
+        volume = self._volume[runs.target]
+        for start, shape in zip(self._base[volume], self._shape[volume], strict=True):
+            part = slice(int(start), int(start + np.prod(shape)))
+            digest.update(self._images[part].cpu().numpy().tobytes() + self._labels[part].cpu().numpy().tobytes())
+        digest.update(self._belongs[targets].cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def images_and_masks(self, runs: Runs) -> tuple[Tensor, Tensor]:
         """Network input (R T, 3, S, S) in [0, 1] and masks (R T, 1, S, S) bool, on the device."""

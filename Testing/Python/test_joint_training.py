@@ -15,7 +15,7 @@ from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.distributed import Processes
-from SPDSegmentLib.training.joint import raw_tokens, supported_tokens
+from SPDSegmentLib.training.joint import keep_runs, raw_tokens, supported_tokens
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs
 from SPDSegmentLib.training.joint_cases import load_joint_cases
 from SPDSegmentLib.training.joint_config import JointConfig, is_joint, read_joint_config
@@ -122,6 +122,16 @@ def test_a_stopped_run_with_kept_embeddings_goes_on_to_the_same_weights(data: Pa
     resumed = run(config, data, tmp_path / "stopped").adapter_state()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not (tmp_path / "whole" / "embeddings").exists(), "they are large and not needed any more"
+
+
+def test_a_damaged_kept_embedding_is_computed_again(data: Path, tmp_path: Path) -> None:
+    config = configured(data, 1, stage='objective = "frozen_encoder"\nentries = 2')
+    sampler, model = sampler_of(config, data), SPDModel(config.network)
+    whole = keep_runs(model, sampler, config, tmp_path, Processes())
+    damaged = tmp_path / "00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    again = keep_runs(model, sampler, config, tmp_path, Processes())
+    assert all(torch.equal(a.embeddings, b.embeddings) for a, b in zip(whole, again, strict=True))
 
 
 def test_kept_embeddings_do_not_go_with_an_encoder_that_learns(data: Path) -> None:
