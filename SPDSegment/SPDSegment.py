@@ -59,6 +59,12 @@ class SPDSegmentWidget(ScriptedLoadableModuleWidget):
         self.logic = SPDSegmentLogic()
         self.panel = panel.ModulePanel(widget, self.ui, self.logic)
 
+    def onReload(self) -> None:
+        """Load the library again as well; Slicer itself reloads this file only."""
+        for name in [name for name in sys.modules if name.partition(".")[0] == "SPDSegmentLib"]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
     def enter(self) -> None:
         """Show what the scene has now."""
         self.panel.enter()
@@ -75,8 +81,11 @@ class SPDSegmentWidget(ScriptedLoadableModuleWidget):
             self.logic.close()
 
 
-class SPDSegmentLogic(ScriptedLoadableModuleLogic, console.Console):
-    """Segmentation for scripts, see ``console.Console``; the panel uses the same calls."""
+class SPDSegmentLogic(console.Console, ScriptedLoadableModuleLogic):
+    """Segmentation for scripts, see ``console.Console``; the panel uses the same calls.
+
+    Slicer's base class builds whatever follows it in the list of bases: it comes last, or the worker is made twice.
+    """
 
     def __init__(self) -> None:
         ScriptedLoadableModuleLogic.__init__(self)

@@ -108,12 +108,14 @@ class CorrectSection(VTKObservationMixin):
     def close(self) -> None:
         """Stop for good."""
         self._timer.stop()
+        self.ui.editor.setActiveEffectByName("")
         self.removeObservers()
         self._segmenter.saveStateForUndo = None
 
     def forgetScene(self) -> None:
         """Let go of the scene's nodes."""
         self._timer.stop()
+        self.ui.editor.setActiveEffectByName("")
         self.removeObservers()
         self._shown = None
         self.ui.editor.setMRMLSegmentEditorNode(None)

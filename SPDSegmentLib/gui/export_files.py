@@ -18,6 +18,7 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY, write_labelmap
+from SPDSegmentLib.geometry.volume import Volume
 
 from .measurements import COLUMNS, columnTitles, measureSource
 from .slice_grid import SegmentContent
@@ -39,6 +40,7 @@ class ExportSource:
         terminology: entry as Slicer writes it, empty for none.
         surface: how a surface is made of it.
         state: of the segment when it was taken.
+        isResampled: whether its own voxels are not those of the volume.
     """
 
     target: Target
@@ -49,6 +51,27 @@ class ExportSource:
     terminology: str
     surface: SurfaceSettings
     state: tuple[int, str]
+    isResampled: bool = False
+
+    @property
+    def note(self) -> str:
+        """What a person should know of a label map of it before it is used, as a sentence; empty for nothing."""
+        text = ""
+        if any(first < 0 or first + size > limit for first, size, limit in zip(*self._spans, strict=True)):
+            text = _(
+                "The segment reaches beyond {volume}: the label map is larger than the volume, so that none is lost."
+            )
+        elif self.isResampled:
+            text = _("The segment has other voxels than {volume}: it was resampled to those of the volume.")
+        return text.format(volume=self.snapshot.volume.name)
+
+    @property
+    def _spans(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """First filled slice, row and column, how many from there, and how many the volume has."""
+        filled = [np.flatnonzero(self.content.box.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+        firsts = tuple(start + int(f[0]) if f.size else 0 for start, f in zip(self.content.start, filled, strict=True))
+        sizes = tuple(int(f[-1] - f[0]) + 1 if f.size else 0 for f in filled)
+        return firsts, sizes, self.content.shape
 
     def isCurrent(self) -> bool:
         """Whether segment and volume are still as they were."""
@@ -72,6 +95,11 @@ class ExportFormat:
     title: str
     suffix: str
     write: Callable[[ExportSource, Path], None]
+
+    @property
+    def isLabelmap(self) -> bool:
+        """Whether it holds voxels."""
+        return self.write is _writeLabelmap
 
     def withSuffix(self, path: str | Path) -> Path:
         """Return a path that ends with the format's suffix."""
@@ -116,6 +144,7 @@ def makeSource(segmentationNode: Any, segmentId: str, volumeNode: Any, *, emptyT
         str(terminology),
         surfaceSettings(segmentation),
         _stateOf(segmentationNode, segmentId),
+        not target.hasVoxelsOf(snapshot),
     )
     if not emptyToo and not source.content.box.any():
         raise BadInput(_("The segment {name} is empty.").format(name=source.name), _("Press Segment first."))
@@ -186,29 +215,41 @@ def writeFile(source: ExportSource, format_: ExportFormat, path: Path) -> Path:
 
 
 def _writeLabelmap(source: ExportSource, path: Path) -> None:
+    mask, volume = maskOnVolume(source)
     write_labelmap(
         path,
-        maskOnVolume(source).view(np.uint8),
-        source.snapshot.volume,
+        mask.view(np.uint8),
+        volume,
         [source.name],
         [source.color],
         [source.terminology or DEFAULT_TERMINOLOGY],
     )
 
 
-def maskOnVolume(source: ExportSource) -> np.ndarray:
-    """Return the segment (K, J, I) bool on the whole grid of its volume."""
+def maskOnVolume(source: ExportSource) -> tuple[np.ndarray, Volume]:
+    """Return the segment (K, J, I) bool on the grid of its volume, and that grid.
+
+    Where the segment reaches beyond the volume the grid is extended by whole voxels: nothing is cut.
+    """
     box, (i, j, k) = source.snapshot.grid.toVolume(source.content.box, source.content.start)
-    mask = np.zeros(source.snapshot.volume.array.shape, dtype=bool)
+    volume = source.snapshot.volume
     inside: list[slice] = []
-    own: list[slice] = []
-    limits: tuple[int, ...] = mask.shape
-    for first, size, limit in zip((k, j, i), box.shape, limits, strict=True):
-        begin, end = max(first, 0), min(first + size, limit)
-        inside.append(slice(begin, max(begin, end)))
-        own.append(slice(begin - first, max(begin, end) - first))
-    mask[tuple(inside)] = box[tuple(own)]
-    return mask
+    before: list[int] = []
+    shape: list[int] = []
+    for axis, (first, limit) in enumerate(zip((k, j, i), volume.array.shape, strict=True)):
+        filled = np.flatnonzero(box.any(axis=tuple(other for other in range(3) if other != axis)))
+        low, high = (first + int(filled[0]), first + int(filled[-1]) + 1) if filled.size else (0, 0)
+        inside.append(slice(int(filled[0]), int(filled[-1]) + 1) if filled.size else slice(0, 0))
+        before.append(max(-low, 0))
+        shape.append(before[-1] + max(high, limit))
+    mask = np.zeros(shape, dtype=bool)
+    begin = [first + part.start + more for first, part, more in zip((k, j, i), inside, before, strict=True)]
+    part = box[tuple(inside)]
+    mask[tuple(slice(b, b + n) for b, n in zip(begin, part.shape, strict=True))] = part
+    shift = np.eye(4)
+    shift[:3, 3] = [-float(n) for n in reversed(before)]
+    grid = np.broadcast_to(np.zeros((), dtype=np.uint8), mask.shape)
+    return mask, Volume(grid, volume.ijk_to_ras @ shift, volume.name)
 
 
 def _writeSurface(source: ExportSource, path: Path) -> None:

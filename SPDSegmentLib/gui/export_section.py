@@ -75,18 +75,20 @@ class ExportSection:
                 return
             if not source.isCurrent():  # slices came while the window was open
                 source = self._source()
-            asked = str(format_.withSuffix(chosen)) == chosen
+            asked = chosen.lower().endswith(format_.suffix)  # the window has asked for this very name
             path = choosePath(format_, chosen, (lambda path: True) if asked else self.confirm)
         except Cancelled:
             return
         except SPDError as error:
             self.ui.exportLabel.text = error.sentence
             return
-        self._run(_("Writing {path}…").format(path=path), lambda: writeFile(source, format_, path), self._onWritten)
+        note = source.note if format_.isLabelmap else ""
 
-    def _onWritten(self, path: Path) -> str:
-        slicer.app.settings().setValue(_FOLDER_SETTING, str(path.parent))
-        return _("Written: {path}").format(path=path)
+        def onWritten(written: Path) -> str:
+            slicer.app.settings().setValue(_FOLDER_SETTING, str(written.parent))
+            return " ".join(text for text in (_("Written: {path}").format(path=written), note) if text)
+
+        self._run(_("Writing {path}…").format(path=path), lambda: writeFile(source, format_, path), onWritten)
 
     def _onStatistics(self, checked: bool) -> None:
         try:
@@ -99,7 +101,7 @@ class ExportSection:
             node = source.target.node
             if node is None:
                 return _("The segment was removed while it was measured.")
-            table = writeTable(row, node)
+            table = writeTable(row, node, source.target.segmentId)
             return _("{measures} Kept in the table {table}.").format(measures=sentence(row), table=table.GetName())
 
         self._run(_("Measuring…"), lambda: measureSource(source), onMeasured)

@@ -20,6 +20,7 @@ from .state import ModuleState
 from .target import Target, makeTarget
 from .task import Task, View
 
+CARD_SIZE = (600, 520)
 AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
 
 
@@ -39,6 +40,7 @@ class InputsSection(VTKObservationMixin):
         self._namesTimer.setInterval(0)
         self._namesTimer.connect("timeout()", self._fillNames)
         self._filling = False
+        self._card: Any = None
         for axis, text in zip(AXES, _axisNames(), strict=True):
             ui.axisBox.addItem(text, axis)
         for device, text in (("auto", _("Automatic")), ("cuda", _("GPU")), ("cpu", _("CPU"))):
@@ -56,7 +58,7 @@ class InputsSection(VTKObservationMixin):
     @property
     def model(self) -> ModelEntry | None:
         """The chosen model, or None."""
-        index = self.ui.modelBox.currentIndex
+        index = self.ui.modelBox.currentIndex - (self.ui.modelBox.count - len(self.models))
         return self.models[index] if 0 <= index < len(self.models) else None
 
     def fill(self, *, listAgain: bool = True) -> None:
@@ -87,19 +89,31 @@ class InputsSection(VTKObservationMixin):
         """Let go of the scene's nodes."""
         self._namesTimer.stop()
         self.removeObservers()
+        if self._card is not None:
+            self._card.close()
 
     def whyNot(self) -> str:
         """Return what is missing before a segmentation can start, empty if nothing."""
         state = self._state()
         if state.volumeNode is None:
             return _("Load a volume to begin.")
+        if not self.models:
+            return _("There is no model yet; open Set-up to add one.")
+        if self.model is None and state.model:
+            return _("The model {name} of this scene is not installed; choose another one.").format(name=state.model)
+        if self.model is None:
+            return _("Choose the model of the structure.")
         if not state.centerlineNodes:
             return _("Press Place clicks, then click along the structure in the slice views.")
         if not any(node.GetNumberOfDefinedControlPoints() for node in state.centerlineNodes):
             return _("Click along the structure in the slice views.")
-        if self.model is None:
-            return _("There is no model yet; open Set-up to add one.")
         return ""
+
+    def note(self) -> str:
+        """Return what a person should know before a segmentation starts, empty if nothing."""
+        if self._state().model or self.model is None:
+            return ""
+        return _("{model} was chosen by the names of volume and clicks.").format(model=self.model.title)
 
     def currentView(self) -> View | None:
         """Return volume and model as chosen, or None where one is missing or cannot be used."""
@@ -161,7 +175,10 @@ class InputsSection(VTKObservationMixin):
 
     def _pickDefaults(self, state: ModuleState) -> None:
         if state.volumeNode is None:
-            state.volumeNode = _shownVolume() or _firstNode("vtkMRMLScalarVolumeNode")
+            shown = _shownVolume()
+            state.volumeNode = (
+                shown if _isImage(shown) else next(filter(_isImage, _nodes("vtkMRMLScalarVolumeNode")), None)
+            )
         if not state.centerlineNodes:
             nodes = [n for n in _nodes("vtkMRMLMarkupsNode") if _isCenterline(n)]
             state.centerlineNodes = nodes[:1]
@@ -213,18 +230,19 @@ class InputsSection(VTKObservationMixin):
             self._listModels()
         box = self.ui.modelBox
         box.clear()
+        names = [model.name for model in self.models]
+        index = (
+            self._likelyModel(state) if not state.model else names.index(state.model) if state.model in names else None
+        )
+        if index is None:
+            box.addItem(_("Choose a model") if self.models else _("No model installed"), "")
         for model in self.models:
             box.addItem(model.title, model.name)
-        if not self.models:
-            box.addItem(_("No model installed"), "")
-        index = box.findData(state.model) if state.model else self._likelyModel(state)
-        box.currentIndex = max(index, 0)
+        box.currentIndex = index or 0
         box.setEnabled(bool(self.models))
         self.ui.modelCardButton.setEnabled(bool(self.models))
 
-    def _likelyModel(self, state: ModuleState) -> int:
-        if not self.models:
-            return 0
+    def _likelyModel(self, state: ModuleState) -> int | None:
         nodes = [node for node in (state.volumeNode, *state.centerlineNodes) if node is not None]
         image = state.volumeNode.GetImageData() if state.volumeNode is not None else None
         lowest = image.GetScalarRange()[0] if image is not None and image.GetPointData().GetScalars() else None
@@ -309,8 +327,21 @@ class InputsSection(VTKObservationMixin):
 
     def _onCard(self, checked: bool) -> None:
         if self.model is not None:
-            text = self.model.card or _("This model has no card.")
-            slicer.util.infoDisplay(text, windowTitle=self.model.title, textFormat=qt.Qt.PlainText)
+            self._card = _cardWindow(self.model.title, self.model.card or _("This model has no card."))
+            self._card.show()
+
+
+def _cardWindow(title: str, card: str) -> Any:
+    """Return a window with a model card; what it shows is text only: no HTML, no images from files or the network."""
+    window = qt.QDialog(slicer.util.mainWindow())
+    window.setWindowTitle(title)
+    text = qt.QTextBrowser()
+    text.openLinks = False
+    text.setMarkdown(card.replace("<", "&lt;").replace("![", "["))
+    layout = qt.QVBoxLayout(window)
+    layout.addWidget(text)
+    window.resize(*CARD_SIZE)
+    return window
 
 
 def _axisNames() -> tuple[str, ...]:
@@ -329,8 +360,9 @@ def _nodes(className: str) -> list[Any]:
     return list(slicer.util.getNodesByClass(className))
 
 
-def _firstNode(className: str) -> Any:
-    return next((node for node in _nodes(className) if not node.GetHideFromEditors()), None)
+def _isImage(node: Any) -> bool:
+    """Whether a node is in the list of volumes: no label map, no colors."""
+    return node is not None and node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
 
 
 def _segmentNames(node: Any) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .export_files import ExportSource
 
 COLUMNS = ("segment", "volume", "length", "mean", "largest")
+ID_COLUMN = len(COLUMNS)
 TABLE_ATTRIBUTE = "SPDSegment.Statistics"
 
 
@@ -43,12 +44,20 @@ def measureSource(source: ExportSource) -> dict[str, Any]:
     }
 
 
-def writeTable(row: dict[str, Any], segmentationNode: Any) -> Any:
-    """Write a row into the statistics table of a segmentation (made if need be) and return the table node."""
+def writeTable(row: dict[str, Any], segmentationNode: Any, segmentId: str) -> Any:
+    """Write a segment's row into the statistics table of a segmentation (made if need be) and return the table node."""
     node = _tableOf(segmentationNode)
     table = node.GetTable()
-    names = [table.GetValue(n, 0).ToString() for n in range(table.GetNumberOfRows())]
-    n = names.index(row["segment"]) if row["segment"] in names else node.AddEmptyRow()
+    known = [
+        (table.GetValue(n, ID_COLUMN).ToString(), table.GetValue(n, 0).ToString())
+        for n in range(node.GetNumberOfRows())
+    ]
+    n = next(
+        (n for n, (ownId, name) in enumerate(known) if ownId == segmentId or (not ownId and name == row["segment"])), -1
+    )
+    if n < 0:
+        n = node.AddEmptyRow()
+    table.SetValue(n, ID_COLUMN, vtk.vtkVariant(segmentId))
     for column, name in enumerate(COLUMNS):
         table.SetValue(n, column, vtk.vtkVariant(row[name]))
     node.Modified()
@@ -66,6 +75,8 @@ def sentence(row: dict[str, Any]) -> str:
 def _tableOf(segmentationNode: Any) -> Any:
     for node in slicer.util.getNodesByClass("vtkMRMLTableNode"):
         if node.GetAttribute(TABLE_ATTRIBUTE) and node.GetNodeReference("Segmentation") is segmentationNode:
+            if node.GetNumberOfColumns() <= ID_COLUMN:  # of an earlier version
+                _addColumn(node, _("Segment ID"), vtk.vtkStringArray())
             return node
     name = slicer.mrmlScene.GenerateUniqueName(_("{name} statistics").format(name=segmentationNode.GetName()))
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", name)
@@ -73,7 +84,12 @@ def _tableOf(segmentationNode: Any) -> Any:
     node.SetNodeReferenceID("Segmentation", segmentationNode.GetID())
     node.SetUseColumnTitleAsColumnHeader(True)
     for column, title in enumerate(columnTitles()):
-        array = vtk.vtkStringArray() if column == 0 else vtk.vtkDoubleArray()
-        array.SetName(title)
-        node.AddColumn(array)
+        _addColumn(node, title, vtk.vtkStringArray() if column == 0 else vtk.vtkDoubleArray())
+    _addColumn(node, _("Segment ID"), vtk.vtkStringArray())
     return node
+
+
+def _addColumn(node: Any, title: str, array: Any) -> None:
+    array.SetName(title)
+    array.SetNumberOfValues(node.GetNumberOfRows())
+    node.AddColumn(array)

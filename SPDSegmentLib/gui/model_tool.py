@@ -13,7 +13,7 @@ from SPDSegmentLib.errors import BadInput, Cancelled, SPDError, error_from_wire
 from SPDSegmentLib.worker.commands import Ending, WorkerCommand
 
 from .signal import Signal
-from .worker_host import pythonExecutable
+from .worker_host import pythonExecutable, withEnvironment
 
 MODULE = "SPDSegmentLib.models"
 MAX_LINE_BYTES = 1 << 20
@@ -66,7 +66,7 @@ class ModelTool:
         self._buffer = self._log = b""
         self._cancelled = False
         self._transport = self._makeTransport()
-        self._transport.start(WorkerCommand((*self.command, *arguments), str(library_root())), self)
+        self._transport.start(withEnvironment(WorkerCommand((*self.command, *arguments), str(library_root()))), self)
 
     def cancel(self) -> None:
         """Ask the command to stop and to clean up; one that does not is ended."""

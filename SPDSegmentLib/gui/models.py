@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -65,18 +66,26 @@ def findModel(name: str, *, remote: bool = False) -> ModelEntry:
         return ModelEntry(name, name, name, name.partition("?")[0])
 
 
-def likelyModel(models: Sequence[ModelEntry], names: Iterable[str], lowestValue: float | None) -> int:
-    """Return the index of the model that a scene suggests: by its structure in a name, then by the modality.
+def likelyModel(models: Sequence[ModelEntry], names: Iterable[str], lowestValue: float | None) -> int | None:
+    """Return the index of the one model whose structure the scene names, None where it names none or several.
 
     Args:
-        models: to choose from; at least one.
+        models: to choose from.
         names: of the volume and the clicks.
-        lowestValue: of the volume; air in CT lies near -1000. None where there is no volume.
+        lowestValue: of the volume; air in CT lies near -1000, which decides between models of one structure. None where
+            there is no volume.
     """
-    text = " ".join(names).lower()
-    modality = "" if lowestValue is None else ("CT" if lowestValue < CT_BELOW else "MR")
-    points = [(model.structure.lower() in text, model.modality == modality) for model in models]
-    return points.index(max(points))
+    words = set(_words(" ".join(names)))
+    named = [n for n, model in enumerate(models) if (own := _words(model.structure)) and words.issuperset(own)]
+    if len(named) > 1 and lowestValue is not None and len({models[n].structure.lower() for n in named}) == 1:
+        isCt = lowestValue < CT_BELOW
+        named = [n for n in named if (models[n].modality == "CT") == isCt]
+    return named[0] if len(named) == 1 else None
+
+
+def _words(text: str) -> list[str]:
+    """Words in small letters, of several things as of one: kidneys count as kidney."""
+    return [word.removesuffix("s") for word in re.findall(r"[^\W\d_]+", text.lower())]
 
 
 def _entry(bundle: Bundle) -> ModelEntry:

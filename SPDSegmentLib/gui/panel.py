@@ -59,6 +59,7 @@ class ModulePanel(VTKObservationMixin):
         self.addObserver(scene, scene.EndCloseEvent, self._onSceneEnd)
         self.addObserver(scene, scene.EndImportEvent, self._onSceneEnd)
         self.addObserver(scene, scene.NodeAddedEvent, self._onNodesChanged)
+        self.addObserver(scene, scene.EndBatchProcessEvent, self._onNodesChanged)
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
         self.refresh()
 

@@ -58,7 +58,7 @@ class RunSection:
         self.ui.liveUpdateCheck.checked = self._state().liveUpdate
         if not self.isRunning:
             self.ui.progressBar.setVisible(False)
-            self.ui.statusLabel.text = self._message or reason
+            self.ui.statusLabel.text = self._message or reason or self._inputs.note()
 
     def start(self, *, everywhere: bool = False) -> Job | None:
         """Start a job with the present settings; a problem is shown, not raised.

@@ -241,10 +241,7 @@ class Target:
             return None
         offset = self._wholeVoxelOffset(node, labelmap, snapshot)
         if offset is None:
-            array = slicer.util.arrayFromSegmentBinaryLabelmap(
-                node, self.segmentId, slicer.mrmlScene.GetNodeByID(snapshot.nodeId)
-            )
-            return array != 0, (0, 0, 0), 1
+            return self._resampled(labelmap, snapshot)
         i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
         scalars = vtk_to_numpy(labelmap.GetPointData().GetScalars())
         labels = scalars.reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
@@ -266,6 +263,34 @@ class Target:
         if labelmap is None or labelmap.IsEmpty() or not labelmap.GetPointData().GetScalars():
             return None
         return labelmap
+
+    def _resampled(self, labelmap: Any, snapshot: VolumeSnapshot) -> tuple[np.ndarray, Triple, int] | None:
+        """Labels on voxels like the volume's, as many as the labelmap needs; see :meth:`_labels`."""
+        i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
+        shape = (k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
+        inside = _filledPart(vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(shape))
+        if inside is None:
+            return None
+        ends = [
+            (first + part.start - 0.5, first + part.stop - 0.5)
+            for first, part in zip((k0, j0, i0), inside, strict=True)
+        ]
+        corners = np.array([[i, j, k, 1.0] for k in ends[0] for j in ends[1] for i in ends[2]]).T
+        toWorld = vtk.vtkMatrix4x4()
+        labelmap.GetImageToWorldMatrix(toWorld)
+        place = _toSegmentation(self.node, snapshot)
+        found = (np.linalg.inv(place) @ arrayFromMatrix(toWorld) @ corners)[:3]
+        low, high = np.floor(found.min(axis=1)).astype(int), np.ceil(found.max(axis=1)).astype(int)
+        grid = slicer.vtkOrientedImageData()
+        grid.SetExtent(*(int(end) for pair in zip(low, high, strict=True) for end in pair))
+        grid.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+        grid.SetGeometryFromImageToWorldMatrix(matrixFromArray(place))
+        image = slicer.vtkOrientedImageData()
+        slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, image, False)
+        i, j, k = (int(first) for first in low)
+        scalars = vtk_to_numpy(image.GetPointData().GetScalars())
+        labels = scalars.reshape(tuple(int(n) for n in (high - low + 1)[::-1]))
+        return labels, (i, j, k), self.node.GetSegmentation().GetSegment(self.segmentId).GetLabelValue()
 
     @staticmethod
     def _wholeVoxelOffset(node: Any, labelmap: Any, snapshot: VolumeSnapshot) -> tuple[int, int, int] | None:
@@ -314,10 +339,17 @@ def makeTarget(
     if segmentation.GetNumberOfSegments() == 0:
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     if segmentation.GetSegment(segmentId) is None:
-        segmentId = segmentation.AddEmptySegment("", name, color)
+        segmentId = segmentation.AddEmptySegment("", _freeName(segmentation, name), color)
         if terminology:
             segmentation.GetSegment(segmentId).SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
     return Target(segmentationNode, segmentId)
+
+
+def _freeName(segmentation: Any, name: str) -> str:
+    """Return a name that no segment has: Kidney, Kidney 2, Kidney 3."""
+    count = segmentation.GetNumberOfSegments()
+    taken = {segmentation.GetNthSegment(n).GetName() for n in range(count)}
+    return next(free for n in range(1, count + 2) if (free := name if n == 1 else f"{name} {n}") not in taken)
 
 
 def _toSegmentation(node: Any, snapshot: VolumeSnapshot) -> np.ndarray:

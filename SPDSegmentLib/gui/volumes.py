@@ -59,7 +59,7 @@ def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
     """Return the present state of a scalar volume node; voxels are not copied.
 
     Raises:
-        BadInput: no voxels, or not a scalar volume.
+        BadInput: no voxels, a label map, or not a scalar volume.
         GeometryUnsupported: a non-linear parent transform or axes that are not at right angles.
     """
     if node is None or node.GetImageData() is None or 0 in node.GetImageData().GetDimensions():
@@ -68,8 +68,12 @@ def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
         raise BadInput(
             _("{name} is a color volume.").format(name=node.GetName()), _("Choose a volume with one value per voxel.")
         )
-    matrix = worldMatrix(node)
-    volume = Volume(slicer.util.arrayFromVolume(node), matrix, node.GetName() or "")
+    if node.IsA("vtkMRMLLabelMapVolumeNode"):
+        raise BadInput(
+            _("{name} is a label map, not an image.").format(name=node.GetName()),
+            _("Choose the volume that it belongs to."),
+        )
+    volume = Volume(slicer.util.arrayFromVolume(node), _arrayMatrix(node), node.GetName() or "")
     stack = SliceStack(volume, axis)
     return VolumeSnapshot(node.GetID(), fingerprint(node, axis), volume, stack, SliceGrid(stack), axis)
 
@@ -115,6 +119,13 @@ def fingerprint(node: Any, axis: str) -> str:
     place = ",".join(f"{value:.6g}" for value in worldMatrix(node).ravel())
     times = (image.GetMTime(), scalars.GetMTime()) if scalars is not None else (0, 0)
     return f"{node.GetID()}|{times[0]}|{times[1]}|{place}|{axis}"
+
+
+def _arrayMatrix(node: Any) -> np.ndarray:
+    """Return the (4, 4) matrix from indexes of the array to world mm: a cut image need not begin at voxel 0, 0, 0."""
+    first = np.eye(4)
+    first[:3, 3] = node.GetImageData().GetExtent()[::2]
+    return worldMatrix(node) @ first
 
 
 def worldMatrix(node: Any) -> np.ndarray:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import PureWindowsPath
+
+import slicer
 
 from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, WorkerClient
@@ -25,7 +29,17 @@ def pythonExecutable() -> str:
 
 def defaultCommand() -> WorkerCommand:
     """Return the command for a worker on this machine."""
-    return local_command(pythonExecutable())
+    return withEnvironment(local_command(pythonExecutable()))
+
+
+def withEnvironment(command: WorkerCommand) -> WorkerCommand:
+    """Return a command that starts as outside Slicer, unless it is Slicer's own Python.
+
+    Slicer's libraries, which it puts on the search paths, break other programs: a Python of conda, or ``ssh``.
+    """
+    if PureWindowsPath(command.arguments[0]).stem.lower() == PYTHON_NAME.lower():
+        return command
+    return replace(command, environment=tuple(sorted(slicer.util.startupEnvironment().items())))
 
 
 class WorkerHost:
@@ -51,7 +65,7 @@ class WorkerHost:
         """Use another worker command, an empty text for the usual one; the running worker is closed."""
         chosen = parse_command(command) if isinstance(command, str) else command
         self.isRemote = chosen is not None
-        self.client.set_command(chosen or defaultCommand())
+        self.client.set_command(withEnvironment(chosen) if chosen is not None else defaultCommand())
 
     def useModel(self, bundle: str, device: str) -> None:
         """Choose the model for the next request."""

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from SPDSegmentLib.errors import MORE_MEMORY, WorkerDied, tells_of_memory
@@ -42,10 +42,12 @@ class WorkerCommand:
     Attributes:
         arguments: program and arguments; ``ssh host spdsegment worker`` makes it a remote one.
         folder: working folder of the process, or None for the caller's.
+        environment: variables (name, value) of the process, or None for the caller's.
     """
 
     arguments: tuple[str, ...]
     folder: str | None = None
+    environment: tuple[tuple[str, str], ...] | None = field(default=None, repr=False)
 
 
 def local_command(python: str | None = None) -> WorkerCommand:

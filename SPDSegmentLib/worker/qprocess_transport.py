@@ -56,6 +56,8 @@ class QProcessTransport:
         process.bytesWritten.connect(self._on_written)
         if command.folder is not None:
             process.setWorkingDirectory(command.folder)
+        if command.environment is not None:
+            process.setEnvironment([f"{name}={value}" for name, value in command.environment])
         process.start(self._program, list(command.arguments[1:]))
 
     def wake(self) -> None:

@@ -143,6 +143,7 @@ class SubprocessTransport:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 cwd=command.folder,
+                env=None if command.environment is None else dict(command.environment),
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
             readers += [self._thread("output", self._read, process.stdout, "output")]

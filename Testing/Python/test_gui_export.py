@@ -213,7 +213,7 @@ def test_a_failure_beside_the_window_is_said_as_well(
     host.dialogs.choose_file(str(tmp_path / "kidney"))
     scene.ui.exportButton.click()
     settle_export(host, scene)
-    assert scene.ui.exportLabel.text.startswith(f"{tmp_path / 'kidney.nii.gz'} cannot be written")
+    assert f"{tmp_path / 'kidney.nii.gz'} cannot be written" in scene.ui.exportLabel.text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,7 +229,7 @@ def test_a_file_becomes_whole_whatever_is_closed_meanwhile(
 
     begun, go_on = threading.Event(), threading.Event()
 
-    def slowly(source: Any) -> np.ndarray:
+    def slowly(source: Any) -> Any:
         begun.set()
         assert go_on.wait(20)
         return mask_on_volume(source)
@@ -318,3 +318,99 @@ def test_nothing_to_export_is_said(scene: Any) -> None:
     slicer.mrmlScene.RemoveNode(state.segmentationNode)
     scene.widget.panel.enter()
     assert not scene.ui.exportButton.enabled and not scene.ui.statisticsButton.enabled
+
+
+@pytest.mark.parametrize("key", ["nifti", "segmentation"])
+def test_a_segment_that_reaches_beyond_the_volume_is_exported_whole(
+    host: Any, scene: Any, tmp_path: Path, key: str
+) -> None:
+    # given: another volume is chosen, which begins and ends within the segment
+    state = scene.widget.panel.state
+    part = host.add_volume(np.zeros((3, 20, 48), np.int16), SPACING, name="part")
+    part.SetOrigin(0.0, 15 * SPACING[1], 5 * SPACING[2])
+    state.volumeNode = part
+
+    # when
+    path = export(scene, key, tmp_path / "kidney")
+
+    # then: every voxel is there, where it was
+    found = read_labelmap(path)
+    assert found.array.sum() == block().sum()
+    places = [np.argwhere(array)[:, ::-1] for array in (found.array, block())]
+    matrix = np.diag([*SPACING, 1.0])
+    ras = [ijk @ m[:3, :3].T + m[:3, 3] for ijk, m in zip(places, (found.ijk_to_ras, matrix), strict=True)]
+    assert np.allclose(sorted(map(tuple, ras[0])), sorted(map(tuple, ras[1])))
+    scene.widget.panel.refresh()
+    host.dialogs.choose_file(str(tmp_path / "again.nii.gz"))
+    scene.ui.exportButton.click()
+    settle_export(host, scene)
+    assert "reaches beyond part" in scene.ui.exportLabel.text
+
+
+def test_a_segment_of_other_voxels_is_resampled_whole_and_it_is_said(host: Any, scene: Any, tmp_path: Path) -> None:
+    coarse = host.add_volume(np.zeros((5, 14, 30), np.int16), (1.5, 2.0, 2.5), name="coarse")
+    scene.widget.panel.state.volumeNode = coarse
+    scene.widget.panel.refresh()
+    host.dialogs.choose_file(str(tmp_path / "kidney.nii.gz"))
+    scene.ui.exportButton.click()
+    settle_export(host, scene)
+    assert "coarse" in scene.ui.exportLabel.text
+    found = read_labelmap(tmp_path / "kidney.nii.gz")
+    volumes = [mask.sum() * np.prod(mm) for mask, mm in ((found.array, (1.5, 2.0, 2.5)), (block(), SPACING))]
+    assert volumes[0] == pytest.approx(volumes[1], rel=0.15)
+
+
+def test_segments_of_one_name_have_rows_of_their_own(host: Any, scene: Any) -> None:
+    import slicer
+
+    # given: another segment of the same name, and both are measured, one of them twice
+    state = scene.widget.panel.state
+    first, segmentation = state.segmentId, state.segmentationNode.GetSegmentation()
+    second = segmentation.AddEmptySegment("", "Left kidney")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(block()[::-1], state.segmentationNode, second, state.volumeNode)
+    for segment_id in (first, second, first):
+        state.segmentId = segment_id
+        scene.widget.panel.refresh()
+        scene.ui.statisticsButton.click()
+        settle_export(host, scene)
+
+    # when: one gets another name and is measured again
+    segmentation.GetSegment(second).SetName("Right kidney")
+    state.segmentId = second
+    scene.widget.panel.refresh()
+    scene.ui.statisticsButton.click()
+    settle_export(host, scene)
+
+    # then
+    table = slicer.util.getNodesByClass("vtkMRMLTableNode")[0].GetTable()
+    assert [table.GetValue(row, 0).ToString() for row in range(table.GetNumberOfRows())] == [
+        "Left kidney",
+        "Right kidney",
+    ]
+
+
+def test_a_second_segment_gets_a_name_of_its_own(host: Any, scene: Any) -> None:
+    from SPDSegmentLib.gui.target import makeTarget
+
+    state = scene.widget.panel.state
+    names = []
+    for _ in range(2):
+        target = makeTarget(state.segmentationNode, "", state.volumeNode, "Left kidney", (1.0, 0.0, 0.0), "")
+        names.append(target.node.GetSegmentation().GetSegment(target.segmentId).GetName())
+    assert names == ["Left kidney 2", "Left kidney 3"]
+
+
+def test_nobody_is_asked_twice_about_a_file_that_exists(host: Any, scene: Any, tmp_path: Path) -> None:
+    # given: the window, which asked already, returns the path with separators of its own, as on Windows
+    (tmp_path / "kidney.nii.gz").write_text("old")
+    host.dialogs.choose_file(f"{tmp_path}//kidney.nii.gz", f"{tmp_path}//KIDNEY.NII.GZ", f"{tmp_path}/kidney")
+    for _ in range(2):
+        scene.ui.exportButton.click()
+        settle_export(host, scene)
+        assert not host.dialogs.texts("confirm")
+        assert "Written" in scene.ui.exportLabel.text
+
+    # when: the suffix was added later, so that the window asked about another name
+    scene.ui.exportButton.click()
+    settle_export(host, scene)
+    assert len(host.dialogs.texts("confirm")) == 1

@@ -349,21 +349,26 @@ def test_a_run_that_lacks_something_opens_the_setup(host: Any, module: Any, beha
     assert "Press the button below" in module.ui.setupLabel.text
 
 
-def test_a_scene_suggests_the_model(host: Any) -> None:
+def test_a_scene_that_names_one_structure_suggests_its_model(host: Any) -> None:
     from SPDSegmentLib.gui.models import ModelEntry, likelyModel
 
-    models = [
-        ModelEntry("", name, name, structure, modality=modality)
-        for name, structure, modality in (("e", "Esophagus", "CT"), ("h", "Hippocampus", "MR"), ("k", "Kidney", "MR"))
-    ]
-    for names, lowest, expected in (
-        (["Kidney MR", "F"], 0.0, "k"),
-        (["vol", "left kidney clicks"], -1000.0, "k"),
-        (["volume"], -1024.0, "e"),
-        (["volume"], 0.0, "h"),
-        ([], None, "e"),
+    kinds = (("e", "Esophagus", "CT"), ("h", "Hippocampus", "MR"), ("k", "Kidney", "MR"), ("c", "Spinal cord", "MR"))
+    models = [ModelEntry("", name, name, structure, modality=modality) for name, structure, modality in kinds]
+    ct_too = [*models, ModelEntry("", "kct", "kct", "Kidney", modality="CT")]
+    for given, names, lowest, expected in (
+        (models, ["Kidney MR", "F"], 0.0, "k"),
+        (models, ["vol", "left_kidneys clicks"], -1000.0, "k"),
+        (models, ["cord of the spinal canal"], 0.0, "c"),
+        (ct_too, ["kidney"], -1000.0, "kct"),
+        (ct_too, ["kidney"], 0.0, "k"),
+        (ct_too, ["kidney"], None, None),
+        (models, ["kidney and hippocampus"], 0.0, None),
+        (models, ["CTChest"], -1024.0, None),
+        (models, ["MRHead", "12: t1_mprage", "records"], 0.0, None),
+        ([], ["kidney"], 0.0, None),
     ):
-        assert models[likelyModel(models, names, lowest)].name == expected
+        found = likelyModel(given, names, lowest)
+        assert (None if found is None else given[found].name) == expected, names
 
 
 def test_remedies_for_a_terminal_become_remedies_for_slicer(host: Any) -> None:

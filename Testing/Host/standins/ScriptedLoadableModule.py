@@ -98,6 +98,7 @@ class ScriptedLoadableModuleLogic:
     """Computation of a module, and the node that keeps its parameters in the scene."""
 
     def __init__(self, parent: Any = None) -> None:
+        super().__init__()
         self.moduleName = type(self).__name__.removesuffix("Logic")
         self.isSingletonParameterNode = True
 
