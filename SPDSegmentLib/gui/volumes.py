@@ -73,7 +73,9 @@ def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
             _("{name} is a label map, not an image.").format(name=node.GetName()),
             _("Choose the volume that it belongs to."),
         )
-    volume = Volume(slicer.util.arrayFromVolume(node), _arrayMatrix(node), node.GetName() or "")
+    if any(node.GetImageData().GetExtent()[::2]):  # as cutting filters leave it; every voxel stays where it is
+        node.ShiftImageDataExtentToZeroStart()
+    volume = Volume(slicer.util.arrayFromVolume(node), worldMatrix(node), node.GetName() or "")
     stack = SliceStack(volume, axis)
     return VolumeSnapshot(node.GetID(), fingerprint(node, axis), volume, stack, SliceGrid(stack), axis)
 
@@ -119,13 +121,6 @@ def fingerprint(node: Any, axis: str) -> str:
     place = ",".join(f"{value:.6g}" for value in worldMatrix(node).ravel())
     times = (image.GetMTime(), scalars.GetMTime()) if scalars is not None else (0, 0)
     return f"{node.GetID()}|{times[0]}|{times[1]}|{place}|{axis}"
-
-
-def _arrayMatrix(node: Any) -> np.ndarray:
-    """Return the (4, 4) matrix from indexes of the array to world mm: a cut image need not begin at voxel 0, 0, 0."""
-    first = np.eye(4)
-    first[:3, 3] = node.GetImageData().GetExtent()[::2]
-    return worldMatrix(node) @ first
 
 
 def worldMatrix(node: Any) -> np.ndarray:
