@@ -119,16 +119,23 @@ def _no_point(markups: Sequence[Markup], names: str) -> BadInput:
     return BadInput(f"No placed point in {names}.", "Place points along the structure.")
 
 
-def sample_curve(points_ras: np.ndarray, stack: SliceStack, closed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def sample_curve(
+    points_ras: np.ndarray, stack: SliceStack, closed: bool = False, path_ras: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Control points and one point for each slice of the volume whose plane the spline through them crosses.
 
     Args:
         points_ras: (P, 3), P > 1.
+        path_ras: (M, 3) vertices of the curve where they are known; then all samples lie on it, also those for control
+            points by which the curve only passes.
 
     Returns:
         Points (N, 3) in the order of the curve and for each the index of the nearest control point (N,).
     """
-    dense, parameter = catmull_rom(points_ras, closed)
+    if path_ras is None or len(path_ras) < 2:
+        dense, parameter = catmull_rom(points_ras, closed)
+    else:
+        dense, parameter, points_ras = _along_path(path_ras, points_ras, closed)
     position, _ = stack.to_slices(dense)
     low, high = np.minimum(position[:-1], position[1:]), np.maximum(position[:-1], position[1:])
     first = np.ceil(low).clip(0, stack.n_slices).astype(int)
@@ -144,6 +151,18 @@ def sample_curve(points_ras: np.ndarray, stack: SliceStack, closed: bool = False
     samples = np.concatenate((points_ras, (1 - share) * dense[a] + share * dense[a + 1]))
     order = np.argsort(where, kind="stable")
     return samples[order], np.rint(where[order]).astype(int) % len(points_ras)
+
+
+def _along_path(path: np.ndarray, points: np.ndarray, closed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices of a path with their parameter, as :func:`catmull_rom`, and the vertices that stand for its points.
+
+    What lies before the first and after the last point of an open path, as while another one is placed, is left out.
+    """
+    at = np.array([int(np.argmin(((path - point) ** 2).sum(axis=1))) for point in points])
+    at = np.maximum.accumulate(at)
+    vertices = np.arange(len(path)) if closed else np.arange(at[0], max(at[-1], at[0] + 1) + 1).clip(0, len(path) - 1)
+    length = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))))
+    return path[vertices], np.interp(length[vertices], length[at], np.arange(len(points), dtype=float)), path[at]
 
 
 def catmull_rom(points: np.ndarray, closed: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -44,11 +44,16 @@ class ControlPoint:
 
 @dataclass(frozen=True)
 class Markup:
-    """One markups node; ``kind`` is Slicer's type (``Fiducial``, ``Curve``, ``ClosedCurve``, ...)."""
+    """One markups node; ``kind`` is Slicer's type (``Fiducial``, ``Curve``, ``ClosedCurve``, ...).
+
+    Attributes:
+        path: vertices of a curve as it is shown, in RAS mm; empty where only its points are known.
+    """
 
     name: str
     kind: str
     points: tuple[ControlPoint, ...]
+    path: tuple[Point, ...] = ()
 
     @property
     def is_curve(self) -> bool:

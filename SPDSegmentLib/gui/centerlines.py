@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import slicer
 from slicer.i18n import tr as _
+from vtk.util.numpy_support import vtk_to_numpy
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup
+from SPDSegmentLib.geometry.centerline import sample_curve
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup, Point
+from SPDSegmentLib.geometry.slices import SliceStack
 
 Clicks = tuple[tuple[str, Markup], ...]
 
@@ -46,18 +49,31 @@ def checkClicks(nodes: Iterable[Any]) -> None:
         )
 
 
-def namedClicks(clicks: Clicks) -> list[Markup]:
-    """Return clicks as the worker takes them: each with a name of its own, see :func:`clickName`."""
+def namedClicks(clicks: Clicks, stack: SliceStack) -> list[Markup]:
+    """Return clicks as the worker takes them: each with a name of its own, see :func:`clickName`.
+
+    A curve becomes the points at which it, as it is shown, meets the slices of ``stack``; those around an excluded
+    control point are left out.
+    """
     return [
         Markup(
             markup.name,
-            markup.kind,
-            tuple(
-                ControlPoint(clickName(nodeId, p.id), p.label, p.position_ras, p.placed, p.selected)
-                for p in markup.points
-            ),
+            "Fiducial" if markup.path else markup.kind,
+            tuple(replace(p, id=clickName(nodeId, p.id)) for p in _pointsOnSlices(markup, stack)),
         )
         for nodeId, markup in clicks
+    ]
+
+
+def _pointsOnSlices(markup: Markup, stack: SliceStack) -> Iterable[ControlPoint]:
+    placed = [point for point in markup.points if point.placed]
+    if not markup.path or len(placed) < 2:
+        return markup.points
+    points, path = np.array([point.position_ras for point in placed]), np.array(markup.path)
+    samples, nearest = sample_curve(points, stack, markup.kind == "ClosedCurve", path)
+    return [
+        replace(placed[n], position_ras=(float(r), float(a), float(s)))
+        for (r, a, s), n in zip(samples, nearest, strict=True)
     ]
 
 
@@ -120,9 +136,13 @@ def renameClicks(clicks: Clicks, renamed: Mapping[str, str]) -> Clicks:
 
 
 def usedClicks(clicks: Clicks) -> list[tuple[str, str, list[list[float]]]]:
-    """Return what a result depends on: nodes, and the place of every click that is placed and included."""
+    """Return what a result depends on: nodes, every click that is placed and included, and the course of curves."""
     return [
-        (nodeId, markup.kind, np.round([p.position_ras for p in markup.points if p.placed and p.selected], 3).tolist())
+        (
+            nodeId,
+            markup.kind,
+            np.round([*(p.position_ras for p in markup.points if p.placed and p.selected), *markup.path], 3).tolist(),
+        )
         for nodeId, markup in clicks
     ]
 
@@ -173,7 +193,15 @@ def _readNode(node: Any) -> Markup:
                 selected=bool(node.GetNthControlPointSelected(index)),
             )
         )
-    return Markup(node.GetName() or "", kind, tuple(points))
+    return Markup(node.GetName() or "", kind, tuple(points), _path(node))
+
+
+def _path(node: Any) -> tuple[Point, ...]:
+    """Vertices of a curve as it is shown, whatever its type, in world mm; empty for a point list."""
+    shown = node.GetCurvePointsWorld() if node.IsA("vtkMRMLMarkupsCurveNode") else None
+    if shown is None or shown.GetNumberOfPoints() < 2:
+        return ()
+    return tuple((r, a, s) for r, a, s in vtk_to_numpy(shown.GetData()).astype(float).tolist())
 
 
 def _realPoints(node: Any) -> list[int]:

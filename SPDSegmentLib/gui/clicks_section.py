@@ -8,6 +8,7 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
@@ -96,6 +97,8 @@ class ClicksSection(VTKObservationMixin):
                 events.PointRemovedEvent,
             ):
                 self.addObserver(node, event, self._onPoints)
+            if node.IsA("vtkMRMLMarkupsCurveNode"):  # its type, tension or surface
+                self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onPoints)
             self.addObserver(node, events.PointStartInteractionEvent, self._onDragStarts)
             self.addObserver(node, events.PointEndInteractionEvent, self._onDragEnds)
 

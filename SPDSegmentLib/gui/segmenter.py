@@ -66,8 +66,8 @@ class Segmenter:
         if self._marks.setdefault(key, task.target.mark) != task.target.mark:
             self.noteChange(task)
         before = readClicks(task.centerlineNodes)
-        clicks = namedClicks(before)
         snapshot = task.view.snapshot()
+        clicks = namedClicks(before, snapshot.stack)
         former = self._adoptGrid(task, snapshot)
         history = self._histories.setdefault(key, History())
         writer = ResultWriter(

@@ -151,3 +151,20 @@ def test_a_hundred_thousand_points_take_seconds(stack: SliceStack, kind: str) ->
     clicks = clicks_from_markups([node(*map(tuple, places.tolist()), kind=kind)], stack)
     assert time.perf_counter() - started < 10
     assert len(clicks) == 100_000 and set(clicks.slice_index.tolist()) == set(range(20))
+
+
+def test_samples_of_a_known_curve_lie_on_it_and_nowhere_else() -> None:
+    # given: a curve that passes by its middle point, and a preview that follows the pointer at its end
+    stack = SliceStack(Volume(np.zeros((20, 60, 60)), np.diag([1.0, 1.0, 2.0, 1.0])), "k")
+    points = np.array([[10.0, 10, 2], [40, 20, 20], [10, 40, 36]])
+    path = np.array([[10.0, 10, 2], [25, 20, 19], [10, 40, 36], [55, 55, 1]])
+
+    # when
+    samples, nearest = sample_curve(points, stack, path_ras=path)
+
+    # then
+    legs = [(path[n], path[n + 1] - path[n]) for n in range(2)]
+    away = [min(np.linalg.norm(np.cross(p - a, d)) / np.linalg.norm(d) for a, d in legs) for p in samples]
+    assert max(away) < 1e-6
+    assert sorted({round(z / 2) for z in samples[:, 2]}) == list(range(1, 19))
+    assert list(nearest) == sorted(nearest) and set(nearest) == {0, 1, 2}

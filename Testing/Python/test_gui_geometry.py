@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from gui_helpers import (
+    MODULE,
     SHAPE,
     add_clicks,
     add_volume,
     filled_slices,
     load,
     mask_of,
+    move_click,
     press_segment,
     segment,
     settle,
@@ -246,3 +248,49 @@ def test_without_clicks_the_panel_asks_for_them(host: Any) -> None:
     module.widget.panel.refresh()
     assert not module.ui.segmentButton.enabled
     assert "Click along the structure" in module.ui.statusLabel.text
+
+
+@pytest.mark.parametrize("kind", ["Linear", "CardinalSpline", "KochanekSpline", "Polynomial"])
+def test_clicks_of_a_curve_lie_on_the_curve_that_is_shown(host: Any, kind: str) -> None:
+    import slicer
+
+    from SPDSegmentLib.gui.centerlines import namedClicks, snapshotClicks
+    from SPDSegmentLib.gui.volumes import takeSnapshot
+
+    # given
+    host.load_module(MODULE)
+    volume = add_volume(host, (56, 160, 160))
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsCurveNode", "curve")
+    for place in [(60, 60, 6), (120, 70, 42), (60, 90, 81), (120, 110, 120), (60, 130, 159)]:
+        node.AddControlPointWorld(*(float(x) for x in place))
+    spline = namedClicks(snapshotClicks([node]), takeSnapshot(volume, "k").stack)
+
+    # when: the curve gets another type, and one of its points is left out
+    getattr(node, f"SetCurveTypeTo{kind}")()
+    node.SetNthControlPointSelected(2, False)
+    markup = namedClicks(snapshotClicks([node]), takeSnapshot(volume, "k").stack)[0]
+
+    # then
+    shown = node.GetCurvePointsWorld()
+    vertices = np.array([shown.GetPoint(n) for n in range(shown.GetNumberOfPoints())])
+    starts, steps = vertices[:-1], np.diff(vertices, axis=0)
+    for point in (p.position_ras for p in markup.points):
+        share = (((point - starts) * steps).sum(1) / (steps**2).sum(1).clip(1e-9)).clip(0, 1)
+        assert np.linalg.norm(starts + share[:, None] * steps - point, axis=1).min() < 1e-6
+    used = {round(p.position_ras[2] / 3) for p in markup.points if p.selected}
+    assert used and not used & {26, 27, 28} and {3, 52} <= used
+    assert kind == "CardinalSpline" or [p.position_ras for p in markup.points] != [
+        p.position_ras for p in spline[0].points
+    ]
+
+
+def test_another_type_of_curve_updates_the_segment(host: Any) -> None:
+    add_volume(host)
+    module = load(host)
+    node = add_clicks((2, 5, 9), kind="Curve")
+    move_click(node, 1, (8.0, 6.0, 0.0))
+    segment(host, module)
+    before = mask_of(module)
+    node.SetCurveTypeToLinear()
+    settle(host, module)
+    assert (mask_of(module) != before).any()

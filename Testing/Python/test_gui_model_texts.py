@@ -58,10 +58,15 @@ def test_texts_of_a_model_are_never_read_as_markup(module: Any, monkeypatch: pyt
     (row,) = [number for number, title in enumerate(titles) if title.text() == "<b>Kidney</b>"]
     assert "&lt;b&gt;" in titles[row].toolTip()
     shown: list[Any] = []
-    for name in ("infoDisplay", "confirmOkCancelDisplay"):
-        monkeypatch.setattr(slicer.util, name, lambda text, **options: shown.append(options.get("textFormat")))
+    monkeypatch.setattr(
+        slicer.util, "confirmOkCancelDisplay", lambda text, **options: shown.append(options.get("textFormat"))
+    )
+    module.ui.modelBox.currentIndex = module.ui.modelBox.findText("<b>Kidney</b> (yours)")
+    module.ui.modelBox.activated.emit(module.ui.modelBox.currentIndex)
     module.ui.modelCardButton.click()
+    card = module.widget.panel.inputs._card.findChild(qt.QTextBrowser)
+    assert "<img" in card.toPlainText() and "<img" not in card.toHtml()
     module.ui.setupTable.selectRow(row)
     module.ui.removeItemButton.click()
-    assert shown == [qt.Qt.PlainText] * 2
+    assert shown == [qt.Qt.PlainText]
     assert all(getattr(module.ui, name).textFormat == qt.Qt.PlainText for name in LABELS)
