@@ -132,10 +132,21 @@ def _replace_messages() -> None:
     for name in ("confirmOkCancelDisplay", "confirmYesNoDisplay", "confirmRetryCloseDisplay"):
         setattr(util, name, _confirm)
     util.messageBox = _message_box
-    packaging = load_standin("packaging")
+    packaging = _harmless_packaging()
     util.pip_install = packaging.pip_install
     util.pip_uninstall = packaging.pip_uninstall
     util.delayDisplay = _delay_display
+
+
+def _harmless_packaging() -> ModuleType:
+    """Return slicer.packaging; of Slicer's own, too, what would look for or install packages is the stand-in's."""
+    packaging = load_standin("packaging")
+    if not hasattr(packaging, "record"):
+        from .standins import packaging as standin
+
+        for name in ("record", "pip_check", "pip_ensure", "pip_install", "pip_uninstall"):
+            setattr(packaging, name, getattr(standin, name))
+    return packaging
 
 
 def _display(kind: str, level: int) -> Any:

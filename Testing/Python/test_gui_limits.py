@@ -129,6 +129,32 @@ def test_no_call_holds_the_window_on_a_large_volume(host: Any, monkeypatch: pyte
         assert record_of(module).owned == {100}
 
 
+def test_a_surface_in_3d_does_not_hold_it_either(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.random.default_rng(0).integers(0, 200, LARGE[1:]).astype(np.int16)
+    host.add_volume(np.broadcast_to(array, LARGE).copy(), (0.8, 0.8, 1.0))
+    with timed_slots(monkeypatch) as times:
+        module = load(host, "fake?radius=60")
+        node = add_clicks((), at=(200.0, 200.0))
+        for t in range(60, 240, 5):
+            node.AddControlPointWorld(200.0, 200.0, float(t))
+        surfaces = module.logic.segmenter.surfaces
+        segment(host, module)
+        module.widget.panel.state.segmentationNode.CreateClosedSurfaceRepresentation()
+
+        def move() -> None:
+            move_click(node, 10, (5.0, 0.0, 0.0))
+            settle(host, module)
+            host.wait_until(lambda: surfaces.isQuiet)
+
+        short_once(times, LIMIT_MS, move)
+        with within(times, SENDING_LIMIT_MS):
+            job = press_segment(module)
+            host.wait_until(lambda: job.answer is not None)
+        with within(times, LIMIT_MS):
+            settle(host, module)
+            host.wait_until(lambda: surfaces.isQuiet)
+
+
 def test_export_and_statistics_do_not_hold_it(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import slicer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,29 @@ def test_texts_go_through_the_translation(host: Any) -> None:
 
     host.load_module(DEMO)
     assert ("HostDemo", "Host demo") in i18n.translated
+
+
+COMPLETE_FOLDER = """
+import os, sys
+from Testing.Host.host import start_host
+host = start_host()
+import slicer
+slicer.packaging.pip_install("spdsegment-no-such-package")
+assert slicer.packaging.load_requirements("x") == ["real"], "not the folder's own"
+assert host.installs.requests == [("pip_install", ("spdsegment-no-such-package",))]
+print("installed nothing", flush=True)
+os._exit(0)
+"""
+
+
+def test_slicers_own_packages_are_taken_but_install_nothing(host: Any, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "packaging.py").write_text(
+        "def load_requirements(path):\n    return ['real']\ndef pip_install(*a, **o):\n    raise SystemExit('pip')\n"
+    )
+    environment = {**os.environ, "SLICER_BASE_PYTHON": str(tmp_path)}
+    command = [sys.executable, "-c", COMPLETE_FOLDER]
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
+    assert "installed nothing" in done.stdout, done.stderr
 
 
 def test_python_slicer_runs_python(host: Any) -> None:
