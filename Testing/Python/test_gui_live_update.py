@@ -176,7 +176,7 @@ def test_the_slices_next_to_the_view_come_first(host: Any) -> None:
 
 def test_a_run_that_was_replaced_leaves_no_undo_step_of_its_own(host: Any) -> None:
     add_volume(host)
-    loaded = load(host, "fake?delay=0.15")
+    loaded = load(host, "fake?delay=0.4")
     node = add_clicks((2, 8))
     segment(host, loaded)
     first = mask_of(loaded)
