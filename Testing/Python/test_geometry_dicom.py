@@ -32,9 +32,9 @@ def dataset(pixels: np.ndarray, uid: str, sop_class: str = CT, **fields: Any) ->
     """An image of one or more frames, native little endian."""
     made = Dataset()
     made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = NATIVE
-    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = sop_class
-    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = uid
+    made.file_meta.TransferSyntaxUID = NATIVE  # type: ignore[assignment]
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = sop_class  # type: ignore[assignment]
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = uid  # type: ignore[assignment]
     made.Modality, made.StudyInstanceUID, made.SeriesInstanceUID = "CT", "1.2.3", "1.2.3.4"
     made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
     made.Rows, made.Columns = pixels.shape[-2:]
@@ -91,7 +91,7 @@ def multi_frame(path: Path, change: Change = lambda t, made: None, order: tuple[
 def refused(path: Path, words: str, kind: type[Exception] | tuple[type[Exception], ...] = ()) -> None:
     with pytest.raises(kind or (BadInput, GeometryUnsupported), match=words) as caught:
         read_volume(path)
-    assert path.name in str(caught.value) and getattr(caught.value, "remedy", "")
+    assert path.name in str(caught.value) and getattr(caught.value, "remedy", None)
 
 
 def test_a_series_is_read_in_the_order_of_space_with_whole_numbers(tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_a_folder_of_folders_names_one_that_can_be_read(tmp_path: Path) -> None:
 def test_the_table_of_contents_of_a_disk_is_no_image(tmp_path: Path) -> None:
     folder = series(tmp_path / "disk" / "IMAGES")
     listing = dataset(PIXELS[0], "1.2.3.4.99")
-    listing.file_meta.MediaStorageSOPClassUID = listing.SOPClassUID = "1.2.840.10008.1.3.10"
+    listing.file_meta.MediaStorageSOPClassUID = listing.SOPClassUID = "1.2.840.10008.1.3.10"  # type: ignore[assignment]
     del listing.PixelData, listing.SeriesInstanceUID
     listing.save_as(tmp_path / "disk" / "DICOMDIR", enforce_file_format=True)
     for path in (tmp_path / "disk", tmp_path / "disk" / "DICOMDIR"):
