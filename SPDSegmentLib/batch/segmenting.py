@@ -23,6 +23,7 @@ from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 from SPDSegmentLib.prompts.fates import (
     BORROWED,
     EMPTY,
+    INSISTED,
     KEPT,
     OUTSIDE,
     REJECTED,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from SPDSegmentLib.worker.request import Request
 
 _COUNTED = {
-    KEPT: "clicks_kept", BORROWED: "clicks_borrowed", REJECTED: "clicks_rejected", OUTSIDE: "clicks_outside",
-    SYNTHESIZED: "points_synthesized",
+    KEPT: "clicks_kept", INSISTED: "clicks_insisted", BORROWED: "clicks_borrowed", REJECTED: "clicks_rejected",
+    OUTSIDE: "clicks_outside", SYNTHESIZED: "points_synthesized",
 }  # fmt: skip
 _numbers = itertools.count(1)
 

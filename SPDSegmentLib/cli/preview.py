@@ -40,6 +40,7 @@ class _Mark:
 
 _MARKS = {
     "kept": _Mark("kept", "#4cd97b", "o", 26),
+    "insisted": _Mark("insisted on", "#b2ff59", "s", 26),
     "borrowed": _Mark("borrowed from a neighboring slice", "#4fc3f7", "o", 26, filled=False),
     "synthesized": _Mark("synthesized", "#ffd54f", "D", 26, filled=False),
     "rejected_own_slice": _Mark("rejected", "#ff5c5c", "x", 34),

@@ -58,6 +58,10 @@ def segment(
     series: Annotated[
         str | None, typer.Option(help="Which series of a DICOM folder: its UID, or the end of it.")
     ] = None,
+    insist: Annotated[
+        str,
+        typer.Option(help="Ids of clicks, separated by commas, that prompt whatever the model believes."),
+    ] = "",
     axis: Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
     full_paths: Annotated[
@@ -74,6 +78,7 @@ def segment(
         preview=preview,
         prompts=prompts.value,
         saliency_only=saliency_only,
+        insist=tuple(name.strip() for name in insist.split(",") if name.strip()),
         axis=axis.value if axis else None,
         series=series,
         device=device,

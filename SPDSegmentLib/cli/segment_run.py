@@ -35,6 +35,7 @@ class SegmentRequest:
     Attributes:
         model: name or folder of a bundle.
         prompts: strategy of the predictor.
+        insist: ids of clicks that prompt whatever the model believes.
         axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
         series: end of the UID of the wanted series in a DICOM folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
@@ -49,6 +50,7 @@ class SegmentRequest:
     preview: Path | None = None
     prompts: str = "consensus"
     saliency_only: bool = False
+    insist: tuple[str, ...] = ()
     axis: str | None = None
     series: str | None = None
     device: str = "auto"
@@ -87,9 +89,9 @@ def run_segmentation(request: SegmentRequest, on_progress: Callable[[Progress], 
         SPDError: each kind, see :mod:`SPDSegmentLib.errors`; where it says that the mask is written, it is.
     """
     request.check()
-    from SPDSegmentLib.geometry.markups import read_markups
+    from SPDSegmentLib.geometry.markups import insist_on, read_markups
 
-    markups = read_markups(request.points)
+    markups = insist_on(read_markups(request.points), request.insist)
     bundle = find_bundle(request.model)
     base_weights_for(bundle)
     if request.preview is not None:

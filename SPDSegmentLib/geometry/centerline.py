@@ -8,7 +8,7 @@ one slice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,12 +30,17 @@ class Clicks:
         xy: (N, 2) float, (column, row) in slice pixels.
         outside: (N,) bool, more than half a voxel outside the volume.
         ids: control point ids; samples of a curve carry that of the nearest control point.
+        insisted: (N,) bool, prompts whatever the model believes; of a curve only control points themselves.
     """
 
     slice_index: np.ndarray
     xy: np.ndarray
     outside: np.ndarray
     ids: tuple[str, ...]
+    insisted: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=bool))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "insisted", np.broadcast_to(self.insisted, np.shape(self.slice_index)))
 
     def __len__(self) -> int:
         return len(self.slice_index)
@@ -43,10 +48,16 @@ class Clicks:
     def inside(self) -> Clicks:
         """Those that lie in the volume."""
         kept = np.flatnonzero(~self.outside)
-        return Clicks(self.slice_index[kept], self.xy[kept], self.outside[kept], tuple(self.ids[int(i)] for i in kept))
+        ids = tuple(self.ids[int(i)] for i in kept)
+        return Clicks(self.slice_index[kept], self.xy[kept], self.outside[kept], ids, self.insisted[kept])
 
 
-def clicks_from_points(points_ras: np.ndarray, stack: SliceStack, ids: Sequence[str] | None = None) -> Clicks:
+def clicks_from_points(
+    points_ras: np.ndarray,
+    stack: SliceStack,
+    ids: Sequence[str] | None = None,
+    insisted: Sequence[bool] | None = None,
+) -> Clicks:
     """Points (N, 3) in patient millimetres on their nearest slices.
 
     Points beyond any volume (:func:`within_reach`) are outside, at a finite place.
@@ -59,7 +70,8 @@ def clicks_from_points(points_ras: np.ndarray, stack: SliceStack, ids: Sequence[
     inside &= ((xy >= -0.5) & (xy < np.array([width, height]) - 0.5)).all(axis=1)
     index = np.floor(position + 0.5).astype(int)
     names = tuple(str(i + 1) for i in range(len(index))) if ids is None else tuple(ids)
-    return Clicks(index, xy, ~inside, names)
+    word = np.zeros(len(index), dtype=bool) if insisted is None else np.array(insisted, dtype=bool)
+    return Clicks(index, xy, ~inside, names, word)
 
 
 def within_reach(points_ras: np.ndarray) -> np.ndarray:
@@ -75,27 +87,30 @@ def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
     Raises:
         BadInput: no point is left, or all lie outside the volume.
     """
-    parts: list[tuple[np.ndarray, list[str]]] = []
+    parts: list[tuple[np.ndarray, list[str], list[bool]]] = []
     for markup in markups:
         if markup.is_shape:
             continue
         used = [p for p in markup.points if p.placed and p.selected]
         positions = np.array([p.position_ras for p in used], dtype=float).reshape(-1, 3)
-        ids = [p.id for p in used]
+        ids, insisted = [p.id for p in used], [p.insisted for p in used]
         if markup.is_curve:
             reached = np.flatnonzero(within_reach(positions))
             beyond = np.setdiff1d(np.arange(len(used)), reached)
-            parts.append((positions[beyond], [ids[i] for i in beyond]))
-            positions, ids = positions[reached], [ids[i] for i in reached]
+            parts.append((positions[beyond], [ids[i] for i in beyond], [False] * len(beyond)))
+            positions, ids, insisted = positions[reached], [ids[i] for i in reached], [insisted[i] for i in reached]
         if markup.is_curve and len(positions) > 1:
-            positions, nearest = sample_curve(positions, stack, closed=markup.kind == "ClosedCurve")
-            ids = [ids[i] for i in nearest]
-        parts.append((positions, ids))
-    points = np.concatenate([positions for positions, _ in parts]) if parts else np.empty((0, 3))
+            placed = positions
+            positions, nearest = sample_curve(placed, stack, closed=markup.kind == "ClosedCurve")
+            own = (positions == placed[nearest]).all(axis=1)
+            ids, insisted = [ids[i] for i in nearest], (np.array(insisted)[nearest] & own).tolist()
+        parts.append((positions, ids, insisted))
+    points = np.concatenate([positions for positions, _, _ in parts]) if parts else np.empty((0, 3))
     names = ", ".join(markup.name for markup in markups)
     if len(points) == 0:
         raise _no_point(markups, names or "the markups")
-    clicks = clicks_from_points(points, stack, [i for _, ids in parts for i in ids])
+    names_of_points = [i for _, ids, _ in parts for i in ids]
+    clicks = clicks_from_points(points, stack, names_of_points, [w for _, _, words in parts for w in words])
     if clicks.outside.all():
         raise BadInput(
             f"No click lies inside the volume: all {len(clicks)} of {names} are outside.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from SPDSegmentLib.files import write_json
 Point = tuple[float, float, float]
 LIST = "Fiducial"
 CURVES = ("Curve", "ClosedCurve", "Line")
+INSISTED = "insisted"
+"""Description of a control point that a person insists on: it prompts whatever the model believes."""
 BEYOND_MM = 1e5
 """No volume reaches as far; a coordinate beyond it, or none that is a number, is a click outside the volume."""
 _PLACED_IN_FCSV = "2"
@@ -33,6 +35,7 @@ class ControlPoint:
 
     Attributes:
         placed: it has a position; selected: the user did not exclude it.
+        insisted: it prompts whatever the model believes.
     """
 
     id: str
@@ -40,6 +43,7 @@ class ControlPoint:
     position_ras: Point
     placed: bool = True
     selected: bool = True
+    insisted: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,27 @@ def read_markups(path: str | Path) -> list[Markup]:
     return [_markup(node, n, path) for n, node in enumerate(nodes)]
 
 
+def insist_on(markups: Sequence[Markup], names: Sequence[str]) -> list[Markup]:
+    """Markups whose points of these ids, or where there is none of these labels, are insisted on.
+
+    Raises:
+        BadInput: a name that no placed and selected point has.
+    """
+    used = [point for markup in markups for point in markup.points if point.placed and point.selected]
+    ids, labels = {point.id for point in used}, {point.label for point in used}
+    unknown = [name for name in names if name not in ids | labels]
+    if unknown:
+        some = ", ".join(dict.fromkeys(point.id for point in used[:10])) + (", ..." if len(used) > 10 else "")
+        raise BadInput(f"There is no click '{unknown[0]}' to insist on.", f"Give ids of the points file: {some}.")
+    by_id, by_label = set(names) & ids, set(names) - ids
+
+    def with_word(point: ControlPoint) -> ControlPoint:
+        named = point.id in by_id or point.label in by_label
+        return replace(point, insisted=True) if named else point
+
+    return [replace(markup, points=tuple(map(with_word, markup.points))) for markup in markups]
+
+
 def write_markups(path: str | Path, markups: Sequence[Markup]) -> None:
     """Write nodes to one file in LPS, in one piece.
 
@@ -130,12 +155,18 @@ def _point(point: Any, number: int, signs: Point, name: str, path: Path) -> Cont
     identity = str(point.get("id") or number + 1)
     label = str(point.get("label", ""))
     selected = bool(point.get("selected", True))
+    insisted = is_insisted(point.get("description", ""))
     if not placed or position is None:
-        return ControlPoint(identity, label, (0.0, 0.0, 0.0), False, selected)
+        return ControlPoint(identity, label, (0.0, 0.0, 0.0), False, selected, insisted)
     if not isinstance(position, list) or len(position) != 3 or not all(map(_is_number, position)):
         raise BadInput(f"{where} has no position of three numbers.", "Place it again in Slicer.")
     x, y, z = (float(v) * s for v, s in zip(position, signs, strict=True))
-    return ControlPoint(identity, label, (x, y, z), True, selected)
+    return ControlPoint(identity, label, (x, y, z), True, selected, insisted)
+
+
+def is_insisted(description: Any) -> bool:
+    """Whether a control point's description says that its person insists on it."""
+    return isinstance(description, str) and description.strip().lower() == INSISTED
 
 
 def _is_number(value: Any) -> bool:
@@ -177,7 +208,9 @@ def _fcsv_point(line: str, number: int, signs: Point, path: Path) -> ControlPoin
             f"Line {number} of {path} has no position of three numbers.", "Load it in Slicer and save it as .mrk.json."
         ) from error
     placed = fields[14] in ("", _PLACED_IN_FCSV)
-    return ControlPoint(fields[0] or str(number), fields[11], (x, y, z), placed, fields[9] != "0")
+    return ControlPoint(
+        fields[0] or str(number), fields[11], (x, y, z), placed, fields[9] != "0", is_insisted(fields[12])
+    )
 
 
 def _node(markup: Markup) -> dict[str, Any]:
@@ -192,7 +225,7 @@ def _node(markup: Markup) -> dict[str, Any]:
             {
                 "id": point.id,
                 "label": point.label,
-                "description": "",
+                "description": INSISTED if point.insisted else "",
                 "associatedNodeID": "",
                 "position": [-point.position_ras[0], -point.position_ras[1], point.position_ras[2]]
                 if point.placed

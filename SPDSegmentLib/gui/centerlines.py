@@ -13,7 +13,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import sample_curve
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup, Point
+from SPDSegmentLib.geometry.markups import INSISTED, ControlPoint, Markup, Point, is_insisted
 from SPDSegmentLib.geometry.slices import SliceStack
 
 Clicks = tuple[tuple[str, Markup], ...]
@@ -71,9 +71,11 @@ def _pointsOnSlices(markup: Markup, stack: SliceStack) -> Iterable[ControlPoint]
         return markup.points
     points, path = np.array([point.position_ras for point in placed]), np.array(markup.path)
     samples, nearest = sample_curve(points, stack, markup.kind == "ClosedCurve", path)
+    apart = np.linalg.norm(samples - points[nearest], axis=1)
+    closest = {int(n): int(np.argmin(np.where(nearest == n, apart, np.inf))) for n in np.unique(nearest)}
     return [
-        replace(placed[n], position_ras=(float(r), float(a), float(s)))
-        for (r, a, s), n in zip(samples, nearest, strict=True)
+        replace(placed[n], position_ras=(float(r), float(a), float(s)), insisted=placed[n].insisted and closest[n] == m)
+        for m, ((r, a, s), n) in enumerate(zip(samples, nearest.tolist(), strict=True))
     ]
 
 
@@ -141,17 +143,27 @@ def usedClicks(clicks: Clicks) -> list[tuple[str, str, list[list[float]]]]:
         (
             nodeId,
             markup.kind,
-            np.round([*(p.position_ras for p in markup.points if p.placed and p.selected), *markup.path], 3).tolist(),
+            [
+                [*np.round(p.position_ras, 3).tolist(), float(p.insisted)]
+                for p in markup.points
+                if p.placed and p.selected
+            ]
+            + np.round(markup.path, 3).tolist(),
         )
         for nodeId, markup in clicks
     ]
 
 
-def setIncluded(node: Any, clickId: str, included: bool) -> None:
-    """Include or exclude a click."""
+def setIncluded(node: Any, clickId: str, included: bool, insisted: bool = False) -> None:
+    """Include or exclude a click; one that is ``insisted`` on prompts whatever the model believes."""
     index = indexOf(node, clickId)
-    if index >= 0:
-        node.SetNthControlPointSelected(index, included)
+    if index < 0:
+        return
+    wasModifying = node.StartModify()
+    if insisted:
+        node.SetNthControlPointDescription(index, INSISTED)
+    node.SetNthControlPointSelected(index, included)
+    node.EndModify(wasModifying)
 
 
 def indexOf(node: Any, clickId: str) -> int:
@@ -191,6 +203,7 @@ def _readNode(node: Any) -> Markup:
                 position_ras=(position[0], position[1], position[2]),
                 placed=node.GetNthControlPointPositionStatus(index) == defined,
                 selected=bool(node.GetNthControlPointSelected(index)),
+                insisted=is_insisted(node.GetNthControlPointDescription(index)),
             )
         )
     return Markup(node.GetName() or "", kind, tuple(points), _path(node))
@@ -219,4 +232,6 @@ def _restorePoint(node: Any, index: int, point: ControlPoint) -> str:
     else:
         node.UnsetNthControlPointPosition(index)
     node.SetNthControlPointSelected(index, point.selected)
+    if is_insisted(node.GetNthControlPointDescription(index)) != point.insisted:
+        node.SetNthControlPointDescription(index, INSISTED if point.insisted else "")
     return str(node.GetNthControlPointID(index))

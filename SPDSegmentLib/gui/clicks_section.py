@@ -16,7 +16,7 @@ from SPDSegmentLib.geometry.markups import ControlPoint
 
 from .centerlines import Clicks, clickName, indexOf, setIncluded, snapshotClicks
 from .fate_marks import FateMarks
-from .fates import BORROWED, COLORS, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
+from .fates import BORROWED, COLORS, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
 from .slice_views import jumpTo
 from .state import ModuleState
 from .write_record import PointFate, Position, WriteRecord
@@ -55,6 +55,7 @@ class ClicksSection(VTKObservationMixin):
         self._filling = False
         self._dragging = False
         self._record = WriteRecord()
+        self._turnedDown: set[str] = set()  # clicks that were rejected when they were unticked
         self._nodeIds: list[str] = []
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
@@ -183,8 +184,12 @@ class ClicksSection(VTKObservationMixin):
             return
         nodeId, clickId = self._rows[item.row()]
         node = slicer.mrmlScene.GetNodeByID(nodeId)
-        if node is not None:
-            setIncluded(node, clickId, item.checkState() == qt.Qt.Checked)
+        if node is None:
+            return
+        included, name = item.checkState() == qt.Qt.Checked, clickName(nodeId, clickId)
+        if any(fate.clickId == name and fate.fate == REJECTED for fate in self._record.fates):
+            self._turnedDown.add(name)
+        setIncluded(node, clickId, included, insisted=included and name in self._turnedDown)
 
     def _onCellClicked(self, row: int, column: int) -> None:
         nodeId, clickId = self._rows[row]
@@ -236,6 +241,7 @@ def fateTexts() -> dict[str, str]:
     """Return what people read for each fate; ask once for many clicks, as translation takes its time."""
     return {
         KEPT: _("kept"),
+        INSISTED: _("kept, you insist"),
         REJECTED: _("rejected"),
         BORROWED: _("used by a neighbor"),
         SYNTHESIZED: _("synthesized"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from SPDSegmentLib.prompts.fates import BORROWED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED, best_fates
+from SPDSegmentLib.prompts.fates import BORROWED, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED, best_fates
 from SPDSegmentLib.worker.messages import Fate
 
 from .write_record import PointFate
 
 COLORS = {
     KEPT: (0.20, 0.72, 0.35),
+    INSISTED: (0.55, 0.85, 0.15),
     BORROWED: (0.20, 0.55, 0.95),
     REJECTED: (0.90, 0.25, 0.20),
     SYNTHESIZED: (0.80, 0.45, 0.90),

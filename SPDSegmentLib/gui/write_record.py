@@ -67,7 +67,7 @@ class PointFate:
 
     Attributes:
         clickId: control point id, empty for a synthesized point.
-        fate: kept, rejected_own_slice, borrowed, synthesized or outside.
+        fate: kept, insisted, rejected_own_slice, borrowed, synthesized or outside.
         sliceIndex: canonical slice.
         positionRas: world position in mm.
         reason: short text, may be empty.

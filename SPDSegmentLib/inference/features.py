@@ -27,6 +27,7 @@ from SPDSegmentLib.inference.call import Call
 from SPDSegmentLib.inference.engine import Engine, require_numbers
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, click_tokens, tokens_of_prompts
 from SPDSegmentLib.prompts.distillation import SliceClicks, SlicePrompts
+from SPDSegmentLib.prompts.evidence import raise_at
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 
 
@@ -39,9 +40,13 @@ class SliceFeatures:
         intensity: how they are normalised.
         fov_mm: side of the field of view; 0 for the whole slice, or of a conditioned model for one chosen from the
             first clicks.
+        threshold: tau, which the saliency exceeds where a person insists.
     """
 
-    def __init__(self, engine: Engine, stack: SliceStack, intensity: IntensityConfig, fov_mm: float) -> None:
+    def __init__(
+        self, engine: Engine, stack: SliceStack, intensity: IntensityConfig, fov_mm: float, threshold: float = 0.5
+    ) -> None:
+        self.threshold = threshold
         self.engine = engine
         self.stack = stack
         self.fov_mm = fov_mm
@@ -56,6 +61,7 @@ class SliceFeatures:
         self._histograms: dict[int, np.ndarray] = {}
         self._clicks: SliceClicks | None = None
         self._tokens: ClickTokens | None = None
+        self._insisted: dict[int, np.ndarray] = {}
         self._uses_neighbors = engine.model.sees_neighbors
         self.conditioned = engine.model.config.conditioned
 
@@ -105,13 +111,16 @@ class SliceFeatures:
         return True
 
     def tell(self, clicks: SliceClicks) -> set[int]:
-        """The clicks in network pixels that a conditioned saliency listens to from now on.
+        """The clicks in network pixels that the saliency listens to from now on; an image's to those insisted on.
 
         Returns:
-            Slices whose S_t may change; it is computed again when it is next asked for. None of an image saliency.
+            Slices whose S_t may change; it is computed again when it is next asked for.
         """
+        told = self._insisted
+        self._insisted = {int(t): clicks.xy[clicks.insisted & (clicks.slice_index == t)] for t in _insisted_on(clicks)}
+        changed = {t for t in told.keys() | self._insisted.keys() if not _same(told.get(t), self._insisted.get(t))}
         if not self.conditioned:
-            return set()
+            return changed
         self._clicks = clicks
         network, before = self.engine.model.config, self._tokens
         self._tokens = click_tokens(
@@ -122,14 +131,15 @@ class SliceFeatures:
             network.interpolated_token,
         )
         every = range(self.stack.n_slices)
-        changed = {t for t in every if before is None or before.key(t) != self._tokens.key(t)}
-        for t in changed:
+        retold = {t for t in every if before is None or before.key(t) != self._tokens.key(t)}
+        for t in retold:
             self._saliency.pop(t, None)
-        return changed
+        return changed | retold
 
     def told(self, t: int) -> bytes:
-        """What the saliency of slice t was told; empty of an image saliency."""
-        return b"" if self._tokens is None else self._tokens.key(t)
+        """What the saliency of slice t was told; empty of an image saliency where no click is insisted on."""
+        word = self._insisted[t].tobytes() if t in self._insisted else b""
+        return word if self._tokens is None else self._tokens.key(t) + word
 
     def has_saliency(self, slices: Iterable[int]) -> bool:
         """Whether S is known for all of ``slices``."""
@@ -141,12 +151,13 @@ class SliceFeatures:
         return [t for t in dict.fromkeys(needed) if t not in self._embeddings]
 
     def saliency(self, t: int, call: Call) -> np.ndarray:
-        """S_t, (S, S) float16; encodes a batch of slices ahead when it is not known yet."""
+        """S_t, (S, S) float16, given what is insisted on; encodes a batch of slices ahead when it is not known yet."""
         if t not in self._saliency:
             step = -1 if t + 1 in self._saliency else 1
             ahead = range(t, t + step * self.engine.batch_size, step)
             self.ensure([s for s in ahead if 0 <= s < self.stack.n_slices], call)
-        return self._saliency[t]
+        known = self._saliency[t]
+        return raise_at(known, self._insisted[t], self.threshold) if t in self._insisted else known
 
     def embeddings(self, slices: Sequence[int]) -> Tensor:
         """Embeddings (B, C, h, w) of slices whose saliency is known; those of a conditioned model with context."""
@@ -246,3 +257,12 @@ class SliceFeatures:
             found = self.engine.saliency(own, *adjoining)
         require_numbers(batch, found)
         self._saliency.update(zip(batch, found, strict=True))
+
+
+def _insisted_on(clicks: SliceClicks) -> np.ndarray:
+    """Slices with a click that is insisted on, ascending."""
+    return np.unique(clicks.slice_index[clicks.insisted])
+
+
+def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)

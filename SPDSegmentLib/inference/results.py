@@ -53,7 +53,8 @@ class PointResult:
     Attributes:
         click: index of the click among those given, -1 for a synthesised point.
         click_id: its control point id, empty for a synthesised point.
-        fate: ``kept``, ``rejected_own_slice``, ``rejected_neighbor``, ``borrowed``, ``synthesized`` or ``outside``.
+        fate: ``kept``, ``insisted``, ``rejected_own_slice``, ``rejected_neighbor``, ``borrowed``, ``synthesized`` or
+            ``outside``.
         xy: (column, row).
         from_slice: slice that the click was made on.
     """

@@ -55,7 +55,9 @@ class Session:
     def __init__(self, predictor: Predictor, stack: SliceStack, features: SliceFeatures | None = None) -> None:
         self.predictor = predictor
         self.stack = stack
-        self._features = features or SliceFeatures(predictor.engine, stack, predictor.intensity, predictor.fov_mm)
+        self._features = features or SliceFeatures(
+            predictor.engine, stack, predictor.intensity, predictor.fov_mm, predictor.prompts.threshold
+        )
         self._maps: SaliencyMaps | None = None
         self._locked: dict[int, np.ndarray] = {}
         self._slices: dict[int, tuple[SlicePrompts, SliceResult]] = {}
@@ -193,7 +195,8 @@ class Session:
         """Clicks in network pixels, and their indexes among the given ones."""
         window = self._features.window
         seen = inside[window.contains(clicks.xy[inside])] if len(inside) else inside
-        return SliceClicks(clicks.slice_index[seen].astype(int), window.to_input(clicks.xy[seen])), seen
+        xy = window.to_input(clicks.xy[seen])
+        return SliceClicks(clicks.slice_index[seen].astype(int), xy, clicks.insisted[seen]), seen
 
     def _set_locked(self, locked: Mapping[int, np.ndarray]) -> None:
         """Take over the person's slices; where they changed, saliency components are worked out anew."""

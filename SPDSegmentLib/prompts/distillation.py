@@ -7,6 +7,8 @@ For slice t with clicks P_t, saliency S_t and neighbours j in t-n .. t+n:
                         context_t    = {p in candidates_t : S_t(p) > tau}
 3. consensus            P*_t         = local_t union context_t
 
+A click that its person insists on counts as supported by its own slice whatever the saliency shows (ours).
+
 Slices with an empty consensus follow :mod:`SPDSegmentLib.prompts.unsupported`. All functions are pure; clicks are given
 in network pixels, (column, row).
 """
@@ -14,7 +16,7 @@ in network pixels, (column, row).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from SPDSegmentLib.prompts.config import PromptConfig
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 
 KEPT = "kept"
+INSISTED = "insisted"
 REJECTED_OWN_SLICE = "rejected_own_slice"
 REJECTED_NEIGHBOR = "rejected_neighbor"
 BORROWED = "borrowed"
@@ -40,10 +43,15 @@ class SliceClicks:
     Attributes:
         slice_index: (N,) int.
         xy: (N, 2) float, (column, row).
+        insisted: (N,) bool, chosen whatever the saliency.
     """
 
     slice_index: np.ndarray
     xy: np.ndarray
+    insisted: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=bool))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "insisted", np.broadcast_to(self.insisted, np.shape(self.slice_index)))
 
     def __len__(self) -> int:
         return len(self.slice_index)
@@ -103,9 +111,12 @@ class Distillation:
 
 
 def local_validation(saliency: SaliencyMaps, t: int, clicks: SliceClicks) -> np.ndarray:
-    """Step 1: indexes of the clicks of slice t that its saliency supports, {p in P_t : S_t(p) > tau}."""
+    """Step 1: indexes of the clicks of slice t that its saliency supports, {p in P_t : S_t(p) > tau}.
+
+    Those that are insisted on are among them.
+    """
     own = clicks.on(t)
-    return own[saliency.at(t, clicks.xy[own]) > saliency.threshold]
+    return own[(saliency.at(t, clicks.xy[own]) > saliency.threshold) | clicks.insisted[own]]
 
 
 def context_enrichment(
@@ -136,10 +147,13 @@ def consensus(
     chosen = np.concatenate((local, context))
     stray = np.empty(0, int)
     if config.single_component and len(chosen):
-        labels = saliency.component_at(t, clicks.xy[chosen])
-        main = _dominant(labels, saliency.at(t, clicks.xy[chosen]))
-        chosen, stray = chosen[labels == main], chosen[labels != main]
-    fates = [_fate(clicks, p, t, KEPT, "The saliency of its slice supports it.") for p in np.intersect1d(local, chosen)]
+        labels, word = saliency.component_at(t, clicks.xy[chosen]), clicks.insisted[chosen] & np.isin(chosen, own)
+        asked = word & (labels > 0) if (word & (labels > 0)).any() else ~word
+        main = _dominant(labels[asked], saliency.at(t, clicks.xy[chosen[asked]])) if asked.any() else 0
+        chosen, stray = chosen[(labels == main) | word], chosen[(labels != main) & ~word]
+    kept = np.intersect1d(local, chosen)
+    fates = [_fate(clicks, p, t, INSISTED, "You insist on it.") for p in kept[clicks.insisted[kept]]]
+    fates += [_fate(clicks, p, t, KEPT, "The saliency of its slice supports it.") for p in kept[~clicks.insisted[kept]]]
     fates += [
         _fate(clicks, p, t, REJECTED_OWN_SLICE, "Its slice shows no sign of the structure there.")
         for p in np.setdiff1d(own, local)
@@ -156,23 +170,34 @@ def consensus(
     return chosen, fates
 
 
-def thin_out(points: np.ndarray, saliency: np.ndarray, min_distance_px: float, max_points: int) -> np.ndarray:
+def thin_out(
+    points: np.ndarray,
+    saliency: np.ndarray,
+    min_distance_px: float,
+    max_points: int,
+    first: np.ndarray | None = None,
+) -> np.ndarray:
     """Indexes of at most ``max_points`` of (N, 2) points, none closer than ``min_distance_px`` to another.
 
     Farthest-point sampling from the most salient point; the result does not depend on the order of the points.
+
+    Args:
+        first: (N,) bool, points that are taken before all others, however close to one another.
     """
     if len(points) == 0:
         return np.empty(0, int)
-    order = np.lexsort((points[:, 1], points[:, 0], -saliency))
+    before = np.zeros(len(points), dtype=bool) if first is None else first
+    order = np.lexsort((points[:, 1], points[:, 0], -saliency, ~before))
     ordered = points[order]
     kept = [0]
     gap = np.linalg.norm(ordered - ordered[0], axis=1)
-    while max_points == 0 or len(kept) < max_points:
-        farthest = int(np.argmax(gap))
-        if gap[farthest] < max(min_distance_px, 1e-9):
-            break
-        kept.append(farthest)
-        gap = np.minimum(gap, np.linalg.norm(ordered - ordered[farthest], axis=1))
+    for candidates, least in ((before[order], 0.0), (np.ones(len(points), dtype=bool), min_distance_px)):
+        while candidates.any() and (max_points == 0 or len(kept) < max_points):
+            farthest = int(np.argmax(np.where(candidates, gap, -1.0)))
+            if gap[farthest] < max(least, 1e-9):
+                break
+            kept.append(farthest)
+            gap = np.minimum(gap, np.linalg.norm(ordered - ordered[farthest], axis=1))
     return order[kept]
 
 
@@ -181,7 +206,8 @@ def supported_prompts(
 ) -> SlicePrompts:
     """The prompts of a slice whose points are the clicks ``chosen``."""
     points = clicks.xy[chosen]
-    kept = thin_out(points, saliency.at(t, points), config.min_distance_px, config.max_points)
+    word = clicks.insisted[chosen] & (clicks.slice_index[chosen] == t)
+    kept = thin_out(points, saliency.at(t, points), config.min_distance_px, config.max_points, word)
     return SlicePrompts(t, points[kept], chosen[kept], SUPPORTED)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 KEPT = "kept"
+INSISTED = "insisted"
 REJECTED = "rejected_own_slice"
 BORROWED = "borrowed"
 SYNTHESIZED = "synthesized"
@@ -14,7 +15,7 @@ ABSTAINED = "abstained"
 EMPTY = "empty"
 DOUBTFUL_BELOW = 0.7
 """Predicted IoU below which a person should look at a slice."""
-_RANK = {KEPT: 3, BORROWED: 2, REJECTED: 1, OUTSIDE: 0}
+_RANK = {INSISTED: 4, KEPT: 3, BORROWED: 2, REJECTED: 1, OUTSIDE: 0}
 
 
 class Decision(Protocol):

@@ -20,7 +20,7 @@ class Fate:
         click: index of the click, -1 for a synthesised point.
         click_id: control point id, empty for a synthesised point.
         slice_index: the slice for which this was decided.
-        fate: kept, rejected_own_slice, rejected_neighbor, borrowed, synthesized or outside.
+        fate: kept, insisted, rejected_own_slice, rejected_neighbor, borrowed, synthesized or outside.
         xy: (column, row) in pixels of the slice.
         position_ras: the same place in millimetres.
         from_slice: the slice a borrowed point came from, else None.

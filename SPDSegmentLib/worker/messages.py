@@ -25,11 +25,18 @@ FatePlaces = Annotated[np.ndarray, ArrayOf("<f8", (None, 5))]
 
 @dataclass(frozen=True)
 class PointGroup:
-    """One markups node within the flat list of points: its name, its kind and how many of the points are its own."""
+    """One markups node within the flat list of points.
+
+    Attributes:
+        name, kind: of the node.
+        count: how many of the points are its own.
+        insisted: which of them, counted from 0, prompt whatever the model believes.
+    """
 
     name: str
     kind: str
     count: int
+    insisted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def flatten_markups(markups: Iterable[Markup]) -> FlatPoints:
         used = [point for point in markup.points if point.placed and point.selected]
         positions.extend(point.position_ras for point in used)
         ids.extend(point.id for point in used)
-        groups.append(PointGroup(markup.name, markup.kind, len(used)))
+        insisted = tuple(n for n, point in enumerate(used) if point.insisted)
+        groups.append(PointGroup(markup.name, markup.kind, len(used), insisted))
     points = np.nan_to_num(np.array(positions, dtype="<f8").reshape(-1, 3), nan=2 * BEYOND_MM)
     return points.clip(-2 * BEYOND_MM, 2 * BEYOND_MM), tuple(ids), tuple(groups)
 
@@ -40,17 +41,19 @@ def restore_markups(points_ras: np.ndarray, ids: Sequence[str], groups: Sequence
     """Return the markups of flat points, the inverse of :func:`flatten_markups`.
 
     Raises:
-        BadInput: the numbers of points, ids and group members differ.
+        BadInput: the numbers of points, ids and group members differ, or a point that is insisted on is not there.
     """
     from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 
     total = sum(group.count for group in groups)
     if not len(points_ras) == len(ids) == total or any(group.count < 0 for group in groups):
         raise BadInput(f"{len(points_ras)} clicks arrived with {len(ids)} names in groups of {total}.")
+    if any(not 0 <= n < group.count for group in groups for n in group.insisted):
+        raise BadInput("A click that is insisted on is not among those that arrived.")
     markups: list[Markup] = []
     start = 0
     for group in groups:
-        members = range(start, start + group.count)
+        members, insisted = range(start, start + group.count), set(group.insisted)
         points = tuple(
             ControlPoint(
                 id=ids[n],
@@ -58,6 +61,7 @@ def restore_markups(points_ras: np.ndarray, ids: Sequence[str], groups: Sequence
                 position_ras=(float(points_ras[n, 0]), float(points_ras[n, 1]), float(points_ras[n, 2])),
                 placed=True,
                 selected=True,
+                insisted=n - start in insisted,
             )
             for n in members
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,3 +203,29 @@ def test_a_saliency_that_cannot_be_had_says_why(host: Any) -> None:
     loaded.ui.saliencyCheck.checked = True
     host.wait_until(lambda: "not on this machine" in loaded.ui.statusLabel.text)
     assert not loaded.ui.saliencyCheck.checked
+
+
+def test_ticking_a_rejected_click_again_insists_on_it(host: Any, module: Any) -> None:
+    import qt
+
+    module.ui.clicksSection.collapsed = False
+    segment(host, module)
+    fates = record_of(module).fates
+    fates[0] = replace(fates[0], fate="rejected_own_slice")
+    module.widget.panel.clicks.show(record_of(module))
+    for state in (qt.Qt.Unchecked, qt.Qt.Checked):
+        module.ui.clicksTable.item(0, 0).setCheckState(state)
+        settle(host, module)
+    node = state_of(module).centerlineNodes[0]
+    assert [node.GetNthControlPointDescription(n) for n in (0, 1)] == ["insisted", ""]
+
+
+def test_ticking_a_kept_click_again_insists_on_nothing(host: Any, module: Any) -> None:
+    import qt
+
+    module.ui.clicksSection.collapsed = False
+    segment(host, module)
+    for state in (qt.Qt.Unchecked, qt.Qt.Checked):
+        module.ui.clicksTable.item(0, 0).setCheckState(state)
+        settle(host, module)
+    assert state_of(module).centerlineNodes[0].GetNthControlPointDescription(0) == ""

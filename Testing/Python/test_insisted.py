@@ -1,0 +1,132 @@
+"""A click that its person insists on prompts whatever the model believes: files, wire, distillation, predictor."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_predictor import tiny_predictor, tube_volume
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.centerline import Clicks, clicks_from_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup, insist_on, read_markups, write_markups
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import INSISTED, SliceClicks
+from SPDSegmentLib.prompts.evidence import raise_at
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.strategies import distill_prompts
+from SPDSegmentLib.worker.points import flatten_markups, restore_markups
+
+POINTS = Markup("line", "Fiducial", tuple(ControlPoint(str(n), f"F-{n}", (-25.0, -30.0, 3.0 * n)) for n in (6, 9, 12)))
+
+
+def clicks_at(*places: tuple[int, float, float], insisted: tuple[int, ...] = ()) -> Clicks:
+    array = np.array(places, dtype=float)
+    word = np.isin(np.arange(len(array)), insisted)
+    return Clicks(
+        array[:, 0].astype(int), array[:, 1:], np.zeros(len(array), bool), tuple("abcdef"[: len(array)]), word
+    )
+
+
+@pytest.fixture
+def session() -> Session:
+    return tiny_predictor().open(SliceStack(tube_volume(), "axial"))
+
+
+def test_the_word_is_kept_in_the_points_file_and_on_the_wire(tmp_path: Path) -> None:
+    insisted = insist_on([POINTS], ["9"])
+    write_markups(tmp_path / "a.mrk.json", insisted)
+    assert [point.insisted for point in read_markups(tmp_path / "a.mrk.json")[0].points] == [False, True, False]
+    assert [point.insisted for point in restore_markups(*flatten_markups(insisted))[0].points] == [False, True, False]
+
+
+def test_an_fcsv_file_says_it_in_its_description(tmp_path: Path) -> None:
+    head = "# Markups fiducial file version = 5.6\n# CoordinateSystem = LPS\n"
+    lines = "1,0,0,0,0,0,0,1,1,1,0,F-1,Insisted,,\n2,0,0,0,0,0,0,1,1,1,0,F-2,,,\n"
+    (tmp_path / "a.fcsv").write_text(head + lines)
+    assert [point.insisted for point in read_markups(tmp_path / "a.fcsv")[0].points] == [True, False]
+
+
+def test_of_a_curve_the_control_points_are_insisted_on_and_not_the_samples_between() -> None:
+    curve = dataclasses.replace(insist_on([POINTS], ["F-6", "12"])[0], kind="Curve")
+    clicks = clicks_from_markups([curve], SliceStack(tube_volume(), "axial"))
+    assert len(clicks) == 7
+    assert clicks.slice_index[clicks.insisted].tolist() == [6, 12]
+
+
+def test_insisting_on_a_click_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(BadInput, match=r"no click '7' to insist on\. .*6, 9, 12"):
+        insist_on([POINTS], ["6", "7"])
+
+
+def test_a_point_that_is_insisted_on_must_be_among_those_that_arrive() -> None:
+    points, ids, groups = flatten_markups([POINTS])
+    with pytest.raises(BadInput, match="insisted"):
+        restore_markups(points, ids, [dataclasses.replace(groups[0], insisted=(3,))])
+
+
+def test_a_click_in_silence_prompts_its_slice_beside_those_that_are_supported() -> None:
+    maps = np.zeros((3, 64, 64), np.float32)
+    maps[1, 10:20, 10:20] = 0.9
+    xy = np.array([[15.0, 15.0], [40.0, 40.0], [41.0, 40.0], [50.0, 50.0]])
+    clicks = SliceClicks(np.array([1, 1, 1, 1]), xy, np.array([False, True, True, False]))
+    found = distill_prompts(SaliencyMaps.from_array(maps, 0.5), clicks, PromptConfig(max_points=3))
+    assert sorted(found.slices[1].sources.tolist()) == [0, 1, 2]
+    assert [fate.fate for fate in sorted(found.fates, key=lambda f: f.click) if fate.slice_index == 1] == [
+        "kept",
+        INSISTED,
+        INSISTED,
+        "rejected_own_slice",
+    ]
+
+
+def test_of_two_salient_parts_the_one_that_is_insisted_on_is_the_target() -> None:
+    maps = np.zeros((1, 64, 64), np.float32)
+    maps[0, 10:20, 10:20] = maps[0, 40:50, 40:50] = 0.9
+    xy = np.array([[12.0, 12.0], [17.0, 17.0], [45.0, 45.0]])
+    clicks = SliceClicks(np.zeros(3, int), xy, np.array([False, False, True]))
+    found = distill_prompts(SaliencyMaps.from_array(maps, 0.5), clicks, PromptConfig())
+    assert found.slices[0].sources.tolist() == [2]
+
+
+def test_the_saliency_rises_only_where_it_denies_what_is_insisted_on() -> None:
+    saliency = np.zeros((64, 64), np.float16)
+    saliency[:8, :8] = 0.9
+    assert raise_at(saliency, np.array([[4.0, 4.0], [-9.0, 70.0]]), 0.5) is saliency
+    raised = raise_at(saliency, np.array([[30.0, 40.0]]), 0.5)
+    assert raised[40, 30] > 0.5 and raised[40, 38] < 0.5 and raised.dtype == np.float16
+    assert np.array_equal(raised[:8, :8], saliency[:8, :8])
+
+
+def test_insisting_on_a_rejected_click_changes_its_reach_and_nothing_else(session: Session) -> None:
+    places = ((6, 28, 30), (12, 5, 5), (18, 34, 30))
+    before, after = clicks_at(*places), clicks_at(*places, insisted=(1,))
+    first = session.segment(before)
+    assert first.click_fates()[1].fate == "rejected_own_slice"
+    reach = session.reach(before, after)
+    second = session.segment(after)
+    assert second.click_fates()[1].fate == "insisted" and second.slices[12].status == "supported"
+    assert 12 in reach and set(second.recomputed) == reach and second.encoded == 0
+    untouched = [t for t in range(24) if t not in reach]
+    assert np.array_equal(first.mask[untouched], second.mask[untouched])
+    assert np.array_equal(session.segment(before).mask, first.mask)
+
+
+def test_insisting_on_a_click_that_was_kept_changes_no_mask(session: Session) -> None:
+    places = ((6, 28, 30), (12, 31, 30))
+    first = session.segment(clicks_at(*places))
+    second = session.segment(clicks_at(*places, insisted=(0,)))
+    assert second.click_fates()[0].fate == "insisted"
+    assert np.array_equal(first.mask, second.mask)
+
+
+def test_a_fresh_session_and_an_updated_one_give_the_same_mask(session: Session) -> None:
+    places = ((6, 28, 30), (12, 5, 5), (18, 34, 30))
+    session.segment(clicks_at(*places))
+    updated = session.segment(clicks_at(*places, insisted=(1,)))
+    fresh = tiny_predictor().open(SliceStack(tube_volume(), "axial")).segment(clicks_at(*places, insisted=(1,)))
+    assert np.array_equal(updated.mask, fresh.mask)
