@@ -24,6 +24,10 @@ def _escape(code: int) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else "\ufffd"
 
 
+MUST_LOOK = 6
+"""Exit code of what was done, but must be looked at before it is used; no error."""
+
+
 class SPDError(Exception):
     """Base of the family.
 

@@ -30,9 +30,13 @@ _WRITE_SHARE = 0.1
 
 
 class CaseState(StrEnum):
-    """How a case stands; ``KEPT`` is a result that somebody changed, or that is not the batch's."""
+    """How a case stands.
+
+    ``LOOK`` is done, but must be looked at; ``KEPT`` is a result that somebody changed, or that is not the batch's.
+    """
 
     DONE = "done"
+    LOOK = "look"
     FAILED = "failed"
     KEPT = "kept"
     WRITING = "writing"
@@ -63,7 +67,7 @@ def is_finished(row: Mapping[str, Any] | None, output: Path, key: Mapping[str, s
     """Whether a result is there, as it was written, and made of what ``key`` says."""
     if row is None or any(row.get(name) != key[name] for name in KEY_FIELDS):
         return False
-    if row["state"] not in (CaseState.DONE, CaseState.WRITING):
+    if row["state"] not in (CaseState.DONE, CaseState.LOOK, CaseState.WRITING):
         return False
     return _digest(output) == row.get("output_digest", "")
 
@@ -82,6 +86,12 @@ def is_foreign(row: Mapping[str, Any] | None, row_file: Path, output: Path) -> b
     except SPDError:
         return False
     return True
+
+
+def done_state(row: Mapping[str, Any]) -> CaseState:
+    """The state of a row whose mask is written: whether its report names a reason to look at it."""
+    report = row.get("report")
+    return CaseState.LOOK if isinstance(report, Mapping) and report.get("doubts") else CaseState.DONE
 
 
 def known_digests(row: Mapping[str, Any] | None) -> list[str]:

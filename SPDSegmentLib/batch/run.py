@@ -20,6 +20,7 @@ from SPDSegmentLib.batch.report import (
     ROW_SUFFIX,
     CaseState,
     Report,
+    done_state,
     empty_row,
     is_finished,
     is_foreign,
@@ -207,8 +208,8 @@ class BatchRun:
 
     def _adopt(self, row_file: Path, row: dict[str, Any]) -> dict[str, Any]:
         """The row of a finished case; of one that was killed between its mask and its row too."""
-        if row["state"] != CaseState.DONE:
-            row["state"] = CaseState.DONE.value
+        if row["state"] == CaseState.WRITING:
+            row["state"] = done_state(row).value
             with contextlib.suppress(SPDError):
                 write_row(row_file, row)
         return row
@@ -225,7 +226,7 @@ class BatchRun:
             write_row(row_file, row | told | {"state": CaseState.WRITING.value, "known_digests": digests})
 
         write_whole(output, write, lambda part: sha256_of(part) == told["output_digest"], "mask")
-        return told | {"state": CaseState.DONE.value, "known_digests": [told["output_digest"]]}
+        return told | {"state": done_state(row).value, "known_digests": [told["output_digest"]]}
 
 
 @contextlib.contextmanager

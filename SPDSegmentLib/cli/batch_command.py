@@ -16,7 +16,7 @@ from SPDSegmentLib.cli.failures import printable
 from SPDSegmentLib.cli.paths import require_input
 from SPDSegmentLib.cli.progress import show_training
 from SPDSegmentLib.cli.segment_command import Axis, Prompts
-from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.errors import MUST_LOOK, BadInput
 from SPDSegmentLib.files import check_folder
 
 if TYPE_CHECKING:
@@ -114,11 +114,16 @@ def _share_cores(workers: int) -> None:
 
 def _conclude(rows: list[dict[str, Any]], output: Path) -> None:
     """Say what there is; raises BadInput where cases have no result."""
-    done = sum(row["state"] == "done" for row in rows)
+    look = sum(row["state"] == "look" for row in rows)
+    done = sum(row["state"] == "done" for row in rows) + look
     typer.echo(f"{done} of {len(rows)} cases are done.")
     typer.echo(printable(f"Report: {output / 'report.csv'}"))
+    if look:
+        typer.echo(f"{look} of them must be looked at (state look); the column notes says why.", err=True)
     if done < len(rows):
         raise BadInput(
             f"{len(rows) - done} of {len(rows)} cases have no result of this batch; the column error says why.",
             "Mend them and run the same command again; it does only what is missing.",
         )
+    if look:
+        raise typer.Exit(MUST_LOOK)

@@ -11,7 +11,7 @@ import typer
 from SPDSegmentLib.cli.failures import printable
 from SPDSegmentLib.cli.progress import show_slices
 from SPDSegmentLib.cli.segment_run import SegmentOutcome, SegmentRequest, run_segmentation
-from SPDSegmentLib.errors import well_formed
+from SPDSegmentLib.errors import MUST_LOOK, well_formed
 from SPDSegmentLib.models.bundle import origin_note
 
 
@@ -85,8 +85,10 @@ def segment(
         full_paths=full_paths,
     )
     with show_slices() as on_progress:
-        outcome = run_segmentation(request, on_progress)
+        outcome = run_segmentation(request, on_progress, lambda note: typer.echo(printable(f"Note: {note}"), err=True))
     describe(request, outcome)
+    if outcome.result.doubts:
+        raise typer.Exit(MUST_LOOK)
 
 
 def describe(request: SegmentRequest, outcome: SegmentOutcome) -> None:
@@ -100,7 +102,10 @@ def describe(request: SegmentRequest, outcome: SegmentOutcome) -> None:
     for name, path in (("Mask", request.output), ("Report", request.report), ("Picture", request.preview)):
         if path is not None:
             typer.echo(f"{name + ':':<9}{well_formed(str(path))}")
-    for note in filter(None, (origin_note(outcome.bundle), *result.notes)):
+    said = [note for note in result.notes if note not in outcome.said_before]
+    for note in filter(None, (origin_note(outcome.bundle), *said)):
         typer.echo(printable(f"Note: {note}"), err=True)
-    if segmented == 0:
+    if result.doubts:
+        typer.echo("The mask is written, but look at it before you use it.", err=True)
+    elif segmented == 0:
         typer.echo("Note: nothing was segmented; no click is supported by the image.", err=True)

@@ -18,6 +18,7 @@ from SPDSegmentLib.cli.paths import LABELMAP_SUFFIXES, require_input, require_ou
 from SPDSegmentLib.errors import BadInput, Cancelled, well_formed
 from SPDSegmentLib.files import write_json, write_png
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for, find_bundle
+from SPDSegmentLib.models.fit import doubts_of_image
 
 if TYPE_CHECKING:
     from SPDSegmentLib.errors import SPDError
@@ -73,17 +74,25 @@ class SegmentRequest:
 
 @dataclass(frozen=True, eq=False)
 class SegmentOutcome:
-    """What was segmented; ``mask_kji`` lies on the volume's own grid."""
+    """What was segmented; ``mask_kji`` lies on the volume's own grid, ``said_before`` are notes that were said."""
 
     bundle: Bundle
     stack: SliceStack
     result: SegmentationResult
     mask_kji: np.ndarray
     volume_ml: float
+    said_before: tuple[str, ...] = ()
 
 
-def run_segmentation(request: SegmentRequest, on_progress: Callable[[Progress], None] | None = None) -> SegmentOutcome:
+def run_segmentation(
+    request: SegmentRequest,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> SegmentOutcome:
     """Segment one case and write the mask, then report and preview.
+
+    Args:
+        on_note: told, before anything is computed, why the image may not be of the model's kind.
 
     Raises:
         SPDError: each kind, see :mod:`SPDSegmentLib.errors`; where it says that the mask is written, it is.
@@ -109,6 +118,9 @@ def run_segmentation(request: SegmentRequest, on_progress: Callable[[Progress], 
     check_mask_output(request.output, volume)
     stack = SliceStack(volume, request.axis or bundle.info.slicing_axis)
     clicks = clicks_from_markups(markups, stack)
+    doubts = tuple(doubts_of_image(bundle.info, stack, clicks))
+    for doubt in doubts:
+        on_note(doubt)
 
     from SPDSegmentLib.inference.predictor import Predictor
 
@@ -118,7 +130,7 @@ def run_segmentation(request: SegmentRequest, on_progress: Callable[[Progress], 
     )
     mask = stack.to_volume(result.mask.astype(np.uint8))
     voxel_ml = abs(float(np.linalg.det(volume.ijk_to_ras[:3, :3]))) / 1000
-    outcome = SegmentOutcome(bundle, stack, result, mask, float(mask.sum()) * voxel_ml)
+    outcome = SegmentOutcome(bundle, stack, result, mask, float(mask.sum()) * voxel_ml, doubts)
     _write(request, outcome, volume)
     return outcome
 

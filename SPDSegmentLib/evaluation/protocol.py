@@ -50,6 +50,8 @@ class EvaluationRow:
         clicks, outside_share: how many clicks, and which share of them lay outside the target.
         dsc, iou, nsd: per volume; hd95_mm in millimetres; ``None`` where the empty-mask policy leaves a case out.
         slice_dsc, slice_iou, slice_hd95_mm: means over the slices that hold the target.
+        kept_share, right_rejected, wrong_kept: shares of all clicks that were kept, of those inside the target that
+            were rejected, of those outside that were kept; ``None`` where there is no such click or verdict.
         seconds: of the call, encoding included unless kept from an earlier call.
     """
 
@@ -70,3 +72,6 @@ class EvaluationRow:
     slice_iou: float | None
     slice_hd95_mm: float | None
     seconds: float
+    kept_share: float | None = None
+    right_rejected: float | None = None
+    wrong_kept: float | None = None

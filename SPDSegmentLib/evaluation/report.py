@@ -20,6 +20,10 @@ EMPTY_MASK_POLICY = (
 )
 REPORT_NAMES = ("rows.csv", "summary.json", "table.md", "severity.png")
 TABLE_BYTES = 1 << 16
+METRICS = (
+    "dsc", "iou", "hd95_mm", "nsd", "slice_dsc", "slice_iou", "slice_hd95_mm", "kept_share", "right_rejected",
+    "wrong_kept",
+)  # fmt: skip
 Key = tuple[str, str, str]
 
 
@@ -53,7 +57,7 @@ def summarize(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
             "runs": len(group),
             "outside_share": round(float(np.mean([row.outside_share for row in group])), 3),
         }
-        for metric in ("dsc", "iou", "hd95_mm", "nsd", "slice_dsc", "slice_iou", "slice_hd95_mm"):
+        for metric in METRICS:
             means = list(patient_means(group, metric).values())
             if means:
                 low, high = bootstrap_ci(means)
@@ -98,9 +102,19 @@ def markdown_table(rows: Sequence[EvaluationRow]) -> str:
         for severity in severities:
             group = groups.get((bundle, method, severity), [])
             dsc, hd95 = patient_means(group, "dsc").values(), patient_means(group, "hd95_mm").values()
-            cells.append(f"{np.mean(list(dsc)):.3f} ({np.mean(list(hd95)):.1f})" if dsc else "-")
+            verdicts = [patient_means(group, metric).values() for metric in ("right_rejected", "wrong_kept")]
+            shares = " / ".join(f"{np.mean(list(v)):.0%}" if v else "-" for v in verdicts)
+            text = f"{np.mean(list(dsc)):.3f} ({np.mean(list(hd95)):.1f})" if dsc else "-"
+            cells.append(f"{text}; {shares}" if any(verdicts) else text)
         lines.append(f"| {bundle} | {method} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "Volume DSC (HD95 in mm), mean over patients. " + EMPTY_MASK_POLICY])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Volume DSC (HD95 in mm); right clicks rejected / wrong clicks kept; mean over patients. "
+            + EMPTY_MASK_POLICY,
+        ]
+    )
 
 
 def write_reports(folder: Path, rows: Sequence[EvaluationRow], context: dict[str, Any]) -> None:

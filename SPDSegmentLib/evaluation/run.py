@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,10 @@ from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.inference.results import PointResult
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.noise import ClickPath, NoiseConfig, simulate_clicks_from_path
+from SPDSegmentLib.prompts.strategies import rests_on_distillation
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +126,26 @@ def _run(
         slices.iou,
         slices.hd95_mm,
         round(result.seconds, 3),
+        *(verdict_shares(target.mask, clicks, result.click_fates()) if rests_on_distillation(method) else ()),
     )
+
+
+def verdict_shares(
+    mask_thw: np.ndarray, clicks: Clicks, fates: Mapping[int, PointResult]
+) -> tuple[float | None, float | None, float | None]:
+    """Shares of all clicks that were kept, of those inside the target that were rejected, of those outside kept."""
+    column, row = np.rint(clicks.xy).astype(int).T
+    size = np.array(mask_thw.shape)
+    place = np.stack((clicks.slice_index, row, column), axis=1)
+    seen = ((place >= 0) & (place < size)).all(axis=1)
+    right = np.zeros(len(place), dtype=bool)
+    right[seen] = mask_thw[tuple(place[seen].T)]
+    kept = np.array([n in fates and fates[n].fate in ("kept", "insisted") for n in range(len(place))], dtype=bool)
+
+    def share(of: np.ndarray, among: np.ndarray) -> float | None:
+        return round(float(of[among].mean()), 4) if among.any() else None
+
+    return share(kept, np.ones(len(kept), dtype=bool)), share(~kept, right), share(kept, ~right)
 
 
 def shuffled_clicks(

@@ -17,6 +17,7 @@ from SPDSegmentLib.prompts.config import PromptConfig
 
 if TYPE_CHECKING:
     from SPDSegmentLib.models.bundle import Bundle
+    from SPDSegmentLib.models.bundle_info import BundleInfo
 
 DEFAULT_BATCH = {"cpu": 4, "cuda": 32}
 
@@ -31,6 +32,7 @@ class Predictor:
         fov_mm: side of the field of view, 0 for the whole slice.
         plane: slicing plane that the model was trained on.
         identity: JSON-ready description for reports.
+        info: the bundle's description, by which images and results are doubted; None: by nothing.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Predictor:
         fov_mm: float,
         plane: str = "auto",
         identity: dict[str, Any] | None = None,
+        info: BundleInfo | None = None,
     ) -> None:
         self.engine = engine
         self.prompts = prompts
@@ -48,6 +51,7 @@ class Predictor:
         self.fov_mm = fov_mm
         self.plane = plane
         self.identity = identity or {}
+        self.info = info
 
     @classmethod
     def load(cls, bundle: Bundle, device: str = "auto", precision: str = "auto", batch_size: int = 0) -> Predictor:
@@ -99,11 +103,11 @@ class Predictor:
             "adapter_sha256": info.adapter_sha256,
             "precision": str(engine.precision).removeprefix("torch."),
         }
-        return cls(engine, prompts, intensity, info.fov_mm, info.slicing_axis, identity)
+        return cls(engine, prompts, intensity, info.fov_mm, info.slicing_axis, identity, info)
 
     def with_prompts(self, prompts: PromptConfig) -> Predictor:
         """The same network with other prompt settings; what it sees of a volume can be shared."""
-        return Predictor(self.engine, prompts, self.intensity, self.fov_mm, self.plane, self.identity)
+        return Predictor(self.engine, prompts, self.intensity, self.fov_mm, self.plane, self.identity, self.info)
 
     def open(self, stack: SliceStack, features: SliceFeatures | None = None) -> Session:
         """Start working on a volume; nothing is computed yet unless ``features`` of another session are shared.

@@ -77,6 +77,7 @@ class SegmentationResult:
         recomputed: slices that this call decoded or changed, sorted; all others are bit-identical to the last call's.
         encoded: number of slices that this call had to encode.
         notes: sentences that the user should read (clicks outside, field of view moved, ...).
+        doubts: those of the notes for which the result must be looked at before it is used.
         center_xy: middle of the field of view, (column, row) in slice pixels.
     """
 
@@ -90,6 +91,7 @@ class SegmentationResult:
     model: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     center_xy: tuple[float, float] | None = None
+    doubts: list[str] = field(default_factory=list)
 
     def click_fates(self) -> dict[int, PointResult]:
         """For every click the decision about its own slice."""
@@ -108,6 +110,7 @@ class SegmentationResult:
             "slices_encoded": self.encoded,
             "slices_recomputed": self.recomputed,
             "notes": self.notes,
+            "doubts": self.doubts,
             "clicks": dict(Counter(fate.fate for fate in self.click_fates().values())),
             "slice_status": dict(Counter(s.status for s in self.slices)),
             "slices": [

@@ -20,6 +20,8 @@ from SPDSegmentLib.inference.call import Call, OnProgress, OnSlice
 from SPDSegmentLib.inference.engine import require_numbers
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import LOCKED, PointResult, SegmentationResult, SliceResult
+from SPDSegmentLib.models.bundle import list_bundles
+from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
 from SPDSegmentLib.prompts.distillation import (
     EMPTY,
     OUTSIDE,
@@ -130,8 +132,10 @@ class Session:
             results = {t: result for t, (_, result) in self._slices.items()}
             notes += _note_beyond(clicks.slice_index[inside], results.values())
         slices = [results.get(t) or self._blank(t, EMPTY) for t in range(self.stack.n_slices)]
+        mask = np.stack([s.mask for s in slices])
+        doubts = self._doubts(clicks, fates, mask) if rests_on_distillation(strategy) else []
         return SegmentationResult(
-            np.stack([s.mask for s in slices]),
+            mask,
             slices,
             fates,
             sorted(recomputed),
@@ -139,8 +143,9 @@ class Session:
             call.seconds,
             str(self.predictor.engine.device),
             self.predictor.identity,
-            notes,
+            doubts + notes,
             self._features.window.center_xy,
+            doubts,
         )
 
     def reach(self, before: Clicks, after: Clicks, prompts: str = "consensus") -> set[int]:
@@ -175,6 +180,19 @@ class Session:
         self._features.look_at(center_xy)
         saliency = self._features.saliency(t, Call()).astype(np.float32)
         return self._features.window.restore(saliency[None], 0.0)[0]
+
+    def _doubts(self, clicks: Clicks, fates: Sequence[PointResult], mask: np.ndarray) -> list[str]:
+        """Sentences on why image or result are not of the kind that the model knows."""
+        info = self.predictor.info
+        if info is None:
+            return []
+        own = [f.fate for f in fates if f.click >= 0 and (f.fate == OUTSIDE or f.slice_index == f.from_slice)]
+        of_image = doubts_of_image(info, self.stack, clicks)
+        of_result = doubts_of_result(info, self.stack, clicks, own, mask)
+        if not (of_image or of_result):
+            return []
+        installed = [bundle.info for bundle in list_bundles()]
+        return [*of_image, *of_result, better_model(info, self.stack, clicks, installed, not of_image)]
 
     def _place_window(self, xy: np.ndarray, anchor_xy: tuple[float, float] | None = None) -> list[str]:
         self._features.place_window(xy, anchor_xy)

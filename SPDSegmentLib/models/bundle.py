@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing, SPDError
 from SPDSegmentLib.files import check_folder, check_output, write_bytes, write_json, write_text
@@ -271,6 +271,12 @@ def find_bundle(name_or_path: str | Path, extra_folders: Iterable[str | Path] = 
 def _with_way_out(error: SPDError, name: str) -> SPDError:
     remedy = f"{error.remedy} For the shipped model of this name remove this one by: spdsegment models remove {name}"
     return type(error)(error.message, remedy.strip(), error.details)
+
+
+def describe_again(bundle: Bundle, **changes: Any) -> Bundle:
+    """Change fields that no mask depends on, such as ``fit``, in a bundle's ``model.json``."""
+    _write_info(bundle.folder, dataclasses.replace(bundle.info, **changes))
+    return read_bundle(bundle.folder)
 
 
 def base_weights_for(bundle: Bundle) -> Path | None:

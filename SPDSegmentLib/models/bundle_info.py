@@ -26,9 +26,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NORMALIZATION_KEYS = {"kind", "low", "high", "foreground", "dither"}
 _DESCRIPTIVE = {
     "format_version", "name", "title", "structure", "modality", "library_version", "training", "metrics", "color",
-    "terminology", "adapter_sha256", "settings_sha256",
+    "terminology", "adapter_sha256", "settings_sha256", "fit",
 }  # fmt: skip
 """Fields that no mask depends on, or that are checksums themselves; every other one is a setting."""
+FIT_RANGES = ("pixel_mm", "slice_mm", "volume_ml", "bright_share", "dark_share", "middle")
+"""Entries of ``fit`` that are ranges."""
 _TEXT_LIMITS = {
     "title": 200, "structure": 200, "modality": 16, "library_version": 40, "backbone_sha256": 64, "adapter_sha256": 64,
     "settings_sha256": 64, "terminology": 1000,
@@ -60,6 +62,7 @@ class BundleInfo:
         color: red, green, blue in [0, 1].
         terminology: codes of the structure as in 3D Slicer's segment tag ``TerminologyEntry``, empty for none.
         adapter_sha256: of ``adapter.safetensors``; set by :func:`SPDSegmentLib.models.bundle.write_bundle`.
+        fit: what it was trained on, see :mod:`SPDSegmentLib.models.fit`.
         settings_sha256: of the settings that a mask depends on; set with ``adapter_sha256``, empty in format 1.
         format_version: of this description.
 
@@ -84,6 +87,7 @@ class BundleInfo:
     metrics: Mapping[str, Any]
     color: tuple[float, float, float] = (0.87, 0.56, 0.35)
     terminology: str = ""
+    fit: Mapping[str, Any] = field(default_factory=dict)
     adapter_sha256: str = ""
     settings_sha256: str = ""
     format_version: int = field(default=FORMAT_VERSION)
@@ -112,7 +116,7 @@ class BundleInfo:
         )
         in_range = is_finite_number(self.fov_mm) and (self.fov_mm == 0 or FOV_MM[0] <= self.fov_mm <= FOV_MM[1])
         _require(in_range, "fov_mm", f"a number of millimetres from {FOV_MM[0]:g} to {FOV_MM[1]:g}, or 0")
-        for name in ("normalization", "network", "prompts", "training", "metrics"):
+        for name in ("normalization", "network", "prompts", "training", "metrics", "fit"):
             _require(isinstance(getattr(self, name), Mapping), name, "an object")
         known = [*BASE_WEIGHTS, *WEIGHTLESS_BACKBONES]
         _require(
@@ -124,6 +128,7 @@ class BundleInfo:
             digest = getattr(self, name)
             _require(digest == "" or bool(_SHA256.fullmatch(digest)), name, "a SHA-256")
         _check_normalization(self.normalization)
+        _check_fit(self.fit)
         color = self.color
         _require(
             isinstance(color, (tuple, list))
@@ -194,7 +199,7 @@ def parse_info(values: Any) -> BundleInfo:
     unknown = sorted(set(values) - {f.name for f in fields})
     if unknown:
         raise ModelCorrupt(f"unknown field '{shorten(unknown[0])}'.")
-    optional = {"terminology", "color"} | ({"settings_sha256"} if version == 1 else set())
+    optional = {"terminology", "color", "fit"} | ({"settings_sha256"} if version == 1 else set())
     missing = [f.name for f in fields if f.name not in values and f.name not in optional]
     if missing:
         raise ModelCorrupt(f"the field '{missing[0]}' is missing.")
@@ -211,6 +216,21 @@ def _check_normalization(values: Mapping[str, Any]) -> None:
     _require(in_order, "normalization.low", "a number below normalization.high")
     for name in ("foreground", "dither"):
         _require(is_finite_number(values.get(name, 0)), f"normalization.{name}", "a number")
+
+
+def _check_fit(values: Mapping[str, Any]) -> None:
+    unknown = sorted(set(values) - {*FIT_RANGES, "kept_share"})
+    _require(not unknown, f"fit.{shorten(unknown[0]) if unknown else ''}", "known")
+    for name in FIT_RANGES:
+        limits = values.get(name, (0, 0))
+        valid = isinstance(limits, (list, tuple)) and len(limits) == 2 and all(is_finite_number(v) for v in limits)
+        _require(valid and 0 <= limits[0] <= limits[1], f"fit.{name}", "two numbers, the lower one first")
+    kept = values.get("kept_share", {})
+    _require(
+        isinstance(kept, Mapping) and all(is_finite_number(v) and 0 <= v <= 1 for v in kept.values()),
+        "fit.kept_share",
+        "numbers from 0 to 1 by severity",
+    )
 
 
 def _require(valid: bool, name: str, what: str) -> None:

@@ -13,7 +13,7 @@ from SPDSegmentLib.geometry.centerline import Clicks, clicks_from_markups
 from SPDSegmentLib.geometry.labelmap import read_labelmap
 from SPDSegmentLib.geometry.markups import read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.volume import read_volume
+from SPDSegmentLib.geometry.volume import Volume, read_volume
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.models.bundle import list_bundles, read_bundle
@@ -73,6 +73,23 @@ def test_without_the_method_the_same_clicks_give_a_worse_mask(
 ) -> None:
     ours = dice(session.segment(clicks).mask, truth) or 0
     assert (dice(session.segment(clicks, prompts="raw").mask, truth) or 0) < ours
+
+
+def test_the_sample_is_not_doubted_and_neither_is_its_result(session: Session, clicks: Clicks) -> None:
+    assert session.segment(clicks).doubts == []
+
+
+def test_an_organ_that_is_darker_than_any_in_training_speaks_up(
+    session: Session, clicks: Clicks, truth: np.ndarray
+) -> None:
+    stack = session.stack
+    array = stack.volume.array.astype(np.float32).copy()
+    array[stack.to_volume(truth)] *= 0.35
+    array[:, 90:170, 190:250] = 3 * array.max()
+    dark = session.predictor.open(SliceStack(Volume(array, stack.volume.ijk_to_ras), stack.plane))
+    result = dark.segment(clicks)
+    assert any("clicks were rejected" in doubt for doubt in result.doubts)
+    assert result.report()["doubts"] == result.doubts and set(result.doubts) <= set(result.notes)
 
 
 def test_every_shipped_bundle_names_its_data_and_its_measured_figures() -> None:

@@ -1,0 +1,224 @@
+"""Whether an image, its clicks and a result are of the kind that a model knows; in sentences, free of torch.
+
+What a model knows is in the table ``fit`` of its ``model.json``, each entry optional and a range ``[lowest, highest]``
+over the training data unless said otherwise:
+
+- ``pixel_mm``, ``slice_mm``: spacing in the slice and of slices;
+- ``volume_ml``: size of the structure;
+- ``bright_share``, ``dark_share``: share of the field of view, in the slices of the structure, that the normalization
+  clips at its upper and its lower end;
+- ``middle``: median of the normalized intensities there;
+- ``kept_share``: by severity of the noise, the mean share of clicks that were kept in validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from SPDSegmentLib.errors import SPDError
+from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values, intensity_range, looks_like_ct, normalize
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.geometry.centerline import Clicks
+    from SPDSegmentLib.geometry.slices import SliceStack
+    from SPDSegmentLib.models.bundle_info import BundleInfo
+
+SPACING_FACTOR = 1.6
+VOLUME_FACTOR = 4.0
+SHARE_MARGIN = 0.25
+LEAST_KEPT = 0.4
+LEAST_COVERED = 0.25
+"""A mask on less than this share of the slices between the outermost clicks is almost empty."""
+GENERAL = "any"
+"""First word of the structure of a model for any structure."""
+_CT, _MR = "CT", "MR"
+
+
+@dataclass(frozen=True)
+class IntensityFacts:
+    """Shares of the field of view that a normalization clips at either end, and the median of what it gives there."""
+
+    bright_share: float
+    dark_share: float
+    middle: float
+
+
+def intensity_facts(
+    stack: SliceStack, clicks: Clicks, normalization: Mapping[str, Any], fov_mm: float
+) -> IntensityFacts:
+    """What a model sees around the clicks: the slices between the outermost ones, a square of ``fov_mm``."""
+    t, xy = clicks.slice_index[~clicks.outside], clicks.xy[~clicks.outside]
+    height, width = stack.array.shape[1:]
+    column, row = np.median(xy, axis=0)
+    half = (fov_mm or max(height * stack.pixel_mm[0], width * stack.pixel_mm[1])) / 2
+    down, across = half / stack.pixel_mm[0], half / stack.pixel_mm[1]
+    part = stack.array[
+        int(t.min()) : int(t.max()) + 1,
+        max(0, int(row - down)) : int(row + down) + 1,
+        max(0, int(column - across)) : int(column + across) + 1,
+    ]
+    values = normalize(part, intensity_range(stack.array, IntensityConfig.from_dict(normalization)))
+    return IntensityFacts(float((values >= 1).mean()), float((values <= 0).mean()), float(np.median(values)))
+
+
+def doubts_of_image(info: BundleInfo, stack: SliceStack, clicks: Clicks) -> list[str]:
+    """Sentences on why an image is not of the kind that the model was trained on; none where it is."""
+    doubts = [*_modality(info, stack.array), *_geometry(info, stack)]
+    if not doubts:
+        doubts += _intensities(info, stack, clicks)
+    return doubts
+
+
+def doubts_of_result(
+    info: BundleInfo, stack: SliceStack, clicks: Clicks, fates: Iterable[str], mask: np.ndarray
+) -> list[str]:
+    """Sentences on why a result must be looked at; none where it is as expected.
+
+    Args:
+        fates: of the clicks, each in its own slice.
+        mask: (T, H, W) bool.
+    """
+    looked_at = [fate for fate in fates if fate != "outside"]
+    rejected = sum(fate.startswith("rejected") for fate in looked_at)
+    doubts = []
+    if looked_at and rejected == len(looked_at):
+        doubts.append(
+            f"All {rejected} clicks were rejected: the model {info.name} does not recognize what you clicked, and what "
+            "it segmented, if anything, is something else."
+        )
+    elif rejected > (1 - LEAST_KEPT) * len(looked_at):
+        doubts.append(
+            f"{rejected} of {len(looked_at)} clicks were rejected{_usually(info)}: "
+            f"the model {info.name} hardly recognizes this structure."
+        )
+    return doubts + _size(info, stack, clicks, mask)
+
+
+def better_model(
+    info: BundleInfo, stack: SliceStack, clicks: Clicks, installed: Sequence[BundleInfo], unrecognized: bool = False
+) -> str:
+    """A sentence that names the installed model that fits an image better, or says that there is none.
+
+    Args:
+        unrecognized: the image fits, and the model does not recognize the structure: only a model for any structure is
+            better.
+    """
+    others = [other for other in installed if other.name != info.name and _accepts(other, stack, clicks)]
+    general = [other for other in others if is_general(other)]
+    same = [other for other in others if other.structure == info.structure]
+    choice = general if unrecognized else [*same, *general]
+    if choice:
+        return f"Use the model {choice[0].name} ({choice[0].title})."
+    if unrecognized:
+        return "Insist on clicks that are right, or choose the model that is made for this structure."
+    named = ", ".join(other.name for other in others)
+    return f"Models for such images are: {named}." if named else "No installed model is made for such an image."
+
+
+def is_general(info: BundleInfo) -> bool:
+    """Whether a model is for whatever is clicked."""
+    return info.structure.lower().split()[0] == GENERAL
+
+
+def _accepts(info: BundleInfo, stack: SliceStack, clicks: Clicks) -> bool:
+    """Whether a model has no doubt about an image; its own slicing plane is taken for granted."""
+    try:
+        check_values(stack.array, IntensityConfig.from_dict(info.normalization))
+        return not [*_modality(info, stack.array), *_spacing(info, stack), *_intensities(info, stack, clicks)]
+    except SPDError:
+        return False
+
+
+def _modality(info: BundleInfo, array: np.ndarray) -> list[str]:
+    if info.modality not in (_CT, _MR) or is_general(info):
+        return []
+    found = _CT if looks_like_ct(array) else _MR
+    if found == info.modality:
+        return []
+    if found == _CT:
+        return [f"This image looks like CT (its values go down to {array.min():g}); the model {info.name} is for MR."]
+    return [f"This image does not look like CT in Hounsfield units; the model {info.name} is for CT."]
+
+
+def _geometry(info: BundleInfo, stack: SliceStack) -> list[str]:
+    if info.slicing_axis in ("auto", stack.plane):
+        return _spacing(info, stack)
+    known = f"the model {info.name} was trained on {info.slicing_axis} ones"
+    return [f"The image is cut into {stack.plane} slices; {known}. Leave out --axis, or choose the model's plane."]
+
+
+def _spacing(info: BundleInfo, stack: SliceStack) -> list[str]:
+    doubts = []
+    for name, value, what in (
+        ("pixel_mm", max(stack.pixel_mm), "Pixels are {0:.3g} mm wide"),
+        ("slice_mm", stack.slice_mm, "Slices are {0:.3g} mm apart"),
+    ):
+        known = _range(info, name)
+        if known is not None and not known[0] / SPACING_FACTOR <= value <= known[1] * SPACING_FACTOR:
+            doubts.append(
+                f"{what.format(value)}; the model {info.name} was trained on {_words(known)} mm. "
+                "Check the spacing of the image."
+            )
+    return doubts
+
+
+def _intensities(info: BundleInfo, stack: SliceStack, clicks: Clicks) -> list[str]:
+    names = ("bright_share", "dark_share", "middle")
+    known = {name: _range(info, name) for name in names}
+    if clicks.outside.all() or not any(known.values()):
+        return []
+    facts = intensity_facts(stack, clicks, info.normalization, info.fov_mm)
+    words = {
+        "bright_share": "{0:.0%} of the field of view are brighter than all that the model {1} tells apart",
+        "dark_share": "{0:.0%} of the field of view are darker than all that the model {1} tells apart",
+        "middle": "The brightness of the field of view ({0:.2f} of 1) is unlike that of the images of the model {1}",
+    }
+    doubts = []
+    for name, limits in known.items():
+        value = getattr(facts, name)
+        if limits is None:
+            continue
+        below = name == "middle" and value < limits[0] - SHARE_MARGIN  # less air or bone than usual is no fault
+        if below or value > limits[1] + SHARE_MARGIN:
+            doubts.append(f"{words[name].format(value, info.name)} (in training {limits[0]:.2f} to {limits[1]:.2f}).")
+    return doubts[:1]
+
+
+def _size(info: BundleInfo, stack: SliceStack, clicks: Clicks, mask: np.ndarray) -> list[str]:
+    """Doubts about a mask that is empty, almost empty, or of another size than the structure."""
+    filled: np.ndarray = np.asarray(mask.any(axis=(1, 2)))
+    if not filled.any():
+        return ["Nothing was segmented."]
+    t = clicks.slice_index[~clicks.outside]
+    first, last = int(t.min()), int(t.max())
+    between = filled[first : last + 1]
+    if between.mean() < LEAST_COVERED:
+        return [
+            f"The mask is almost empty: it has {int(between.sum())} of the {len(between)} slices from the first click "
+            "to the last."
+        ]
+    known = _range(info, "volume_ml")
+    volume_ml = float(mask.sum()) * stack.slice_mm * stack.pixel_mm[0] * stack.pixel_mm[1] / 1000
+    if known is None or known[0] / VOLUME_FACTOR <= volume_ml <= known[1] * VOLUME_FACTOR:
+        return []
+    return [f"The mask has {volume_ml:.3g} ml; those that {info.name} was trained on have {_words(known)} ml."]
+
+
+def _usually(info: BundleInfo) -> str:
+    kept = info.fit.get("kept_share")
+    share = kept.get("clinic") if isinstance(kept, Mapping) else None
+    return f" (in validation with noisy clicks {1 - share:.0%})" if share is not None else ""
+
+
+def _range(info: BundleInfo, name: str) -> tuple[float, float] | None:
+    known = info.fit.get(name)
+    return None if known is None else (float(known[0]), float(known[1]))
+
+
+def _words(limits: tuple[float, float]) -> str:
+    low, high = (f"{value:.3g}" for value in limits)
+    return low if low == high else f"{low} to {high}"
