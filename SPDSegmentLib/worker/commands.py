@@ -97,7 +97,8 @@ class Ending:
         """Whether it ended, or probably ended, for lack of memory."""
         if self.reason or self.code is None:
             return False
-        return self._killed or tells_of_memory("\n".join(self.log_lines[-MEMORY_LINES:]))
+        said = [line for line in self.log_lines[-MEMORY_LINES:] if not line.startswith(" ")]  # no lines of source code
+        return self._killed or tells_of_memory("\n".join(said))
 
     def describe(self) -> str:
         """Return one clause for the user, without a full stop."""

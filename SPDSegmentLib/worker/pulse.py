@@ -34,7 +34,7 @@ class Pulse:
         self._lock = threading.Lock()
         self._deadlines: list[tuple[float, Callable[[], object]]] = []
         self._beat_due = 0.0
-        self._quiet_at = time.monotonic() + QUIET_AFTER_SECONDS
+        self._quiet_at = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
 
@@ -47,7 +47,7 @@ class Pulse:
         self._ended.set()
 
     def note_request(self) -> None:
-        """Something arrived from the client."""
+        """Something arrived from the client and was taken; before the first request nothing is sent."""
         self._quiet_at = time.monotonic() + QUIET_AFTER_SECONDS
 
     def watch(self, process_id: int) -> None:

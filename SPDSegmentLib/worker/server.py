@@ -154,9 +154,9 @@ class Server:
             while parser.failure is None:
                 self._outgoing.wait_for_reader(self._hung_up)
                 data = self._read_some()
-                self._pulse.note_request()
                 if not data or not all(self._take(raw) for raw in parser.feed(data)):
                     break
+                self._pulse.note_request()
             if parser.failure is not None:
                 log.error("%s", parser.failure)
                 self._exit_code = EXIT_BROKEN_STREAM

@@ -185,6 +185,7 @@ def test_updates_of_other_volumes_are_not_outdated() -> None:
         ),
         (-6, False, ("terminate called after throwing an instance of 'std::bad_alloc'",), "not enough memory"),
         (1, True, ("Traceback (most recent call last):", "ValueError: x"), "exit code 1"),
+        (1, False, ("Traceback:", "    raise OutOfMemory from error", "SyntaxError: invalid syntax"), "exit code 1"),
         (1, False, (), "exit code 1"),
         (255, True, (), "the connection failed"),
     ],
