@@ -212,7 +212,8 @@ class RequestBroker:
         error = ending.to_error(deaths=self.deaths, max_deaths=self.config.max_deaths)
         self._last_death = error
         waiting = [request for request, _ in self._pending.values()]
-        worked = connection.hello is not None or connection.was_stopped or ending.by_signal
+        ran = connection.hello is not None or connection.was_stopped or ending.by_signal
+        worked = ran and ending.code is not None  # not where the application has ended the process
         again = [r for r in waiting if worked and not self.gave_up and not r.begun and not r.repeated]
         failed = [request for request in waiting if request not in again]
         for request in failed:
