@@ -11,6 +11,7 @@ from typing import Any
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import write_json
+from SPDSegmentLib.geometry.limits import check_points_size
 
 Point = tuple[float, float, float]
 LIST = "Fiducial"
@@ -81,6 +82,7 @@ def read_markups(path: str | Path) -> list[Markup]:
     """
     path = Path(path)
     try:
+        check_points_size(path)
         content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"The points file {path} cannot be read.", "Check the path.", str(error)) from error

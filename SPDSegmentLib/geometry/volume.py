@@ -12,6 +12,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
 from SPDSegmentLib.geometry.formats import NiftiFiles, check_file, is_dicom
+from SPDSegmentLib.geometry.limits import check_memory
 from SPDSegmentLib.geometry.nifti import invalid_values, nifti_position, read_voxels
 from SPDSegmentLib.names import plain_path
 
@@ -125,6 +126,9 @@ def _placed(array: np.ndarray, ijk_to_lps: np.ndarray, name: str) -> Volume:
 
 def _read_nifti(path: Path, files: NiftiFiles) -> Volume:
     """The image where ITK, and with it 3D Slicer, places it; a NIfTI-2 image where its standard says."""
+    shape, dtype = files.header.extent, files.header.dtype
+    if dtype is not None and all(n > 0 for n in shape):
+        check_memory(path, shape, dtype.itemsize)
     array = read_voxels(path, files.header, files.voxels)
     said = nifti_position(files.header)
     if files.header.version == 1:
@@ -170,9 +174,26 @@ def _read_file(path: Path) -> SimpleITK.Image:
 
     try:
         with plain_path(path) as plain:
-            return sitk.ReadImage(str(plain))
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(str(plain))
+            reader.ReadImageInformation()
+            check_memory(path, reader.GetSize(), reader.GetNumberOfComponents() * _voxel_bytes(reader.GetPixelID()))
+            return reader.Execute()
     except RuntimeError as error:
         raise _not_read(path, str(error)) from error
+
+
+def _voxel_bytes(pixel_id: int) -> int:
+    """Of one value; 1 for the types that are refused later."""
+    import SimpleITK as sitk
+
+    eight, four = (
+        (sitk.sitkFloat64, sitk.sitkInt64, sitk.sitkUInt64),
+        (sitk.sitkFloat32, sitk.sitkInt32, sitk.sitkUInt32),
+    )
+    if pixel_id in eight:
+        return 8
+    return 4 if pixel_id in four else 2 if pixel_id in (sitk.sitkInt16, sitk.sitkUInt16) else 1
 
 
 def _not_read(path: Path, details: str) -> BadInput | GeometryUnsupported:

@@ -1,0 +1,69 @@
+"""What a file would need is compared with what there is before anything large is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from SPDSegmentLib.errors import BadInput, OutOfMemory
+from SPDSegmentLib.geometry import limits, window
+from SPDSegmentLib.geometry.markups import read_markups
+from SPDSegmentLib.geometry.volume import read_volume
+from SPDSegmentLib.geometry.window import place_window
+
+sitk = pytest.importorskip("SimpleITK")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_an_image_larger_than_free_memory_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"large{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.arange(100**3, dtype=np.int16).reshape(100, 100, 100)), str(path))
+    monkeypatch.setattr(limits, "free_memory_bytes", lambda: 3_900_000)
+    with pytest.raises(OutOfMemory, match=r"100 x 100 x 100 voxels.* 4.0 MB of memory; 3.9 MB are free") as caught:
+        read_volume(path)
+    assert str(path) in caught.value.message
+    monkeypatch.setattr(limits, "free_memory_bytes", lambda: 4_000_000)
+    assert read_volume(path).array.size == 100**3
+
+
+def test_a_file_of_millions_of_points_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "many.mrk.json"
+    path.write_bytes(b'{"markups":[{"controlPoints":[' + b'{"position":[1,2,3]},' * 1_300_000)
+    with pytest.raises(BadInput, match=r"holds 1,300,000 points; at most 1,000,000") as caught:
+        read_markups(path)
+    assert str(path) in caught.value.message
+
+
+def test_free_memory_is_known_and_respects_the_limit_of_the_process() -> None:
+    free = limits.free_memory_bytes()
+    assert free is None or free > 0
+
+
+@pytest.mark.parametrize("fov_mm", [0.0, 40.0, 400.0])
+@pytest.mark.parametrize("shape", [(60, 47), (7, 900), (513, 64)])
+def test_sparse_weights_give_what_dense_ones_give(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], fov_mm: float
+) -> None:
+    slices = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    maps = np.random.default_rng(1).normal(size=(3, 32, 32)).astype(np.float32)
+    placed = place_window(shape, (0.9, 1.3), 32, fov_mm, np.array([20.0, 30.0]))
+    dense = placed.resample(slices), placed.restore(maps, -1.0)
+    monkeypatch.setattr(window, "DENSE_WEIGHTS", 0)
+    sparse = placed.resample(slices), placed.restore(maps, -1.0)
+    assert all(np.allclose(a, b, atol=1e-5) and a.dtype == b.dtype for a, b in zip(dense, sparse, strict=True))
+
+
+def test_a_slice_with_millions_of_pixels_takes_little_memory() -> None:
+    import tracemalloc
+
+    placed = place_window((2, 1_000_000), (1.0, 1.0), 512, 0.0)
+    tracemalloc.start()
+    resampled = placed.resample(np.ones((1, 2, 1_000_000), dtype=np.float32))
+    restored = placed.restore(resampled, -1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert restored.shape == (1, 2, 1_000_000) and peak < 300e6
