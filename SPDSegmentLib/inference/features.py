@@ -200,7 +200,7 @@ class SliceFeatures:
             return self.saliency(t, call())
 
         pixel_mm = self.window.scale_xy[0] * self.stack.pixel_mm[1]
-        return SaliencyMaps(self.stack.n_slices, load, threshold, self.stack.slice_mm / pixel_mm)
+        return SaliencyMaps(self.stack.n_slices, load, threshold, self.stack.slice_mm / pixel_mm, pixel_mm)
 
     def _window_at(self, center_xy: np.ndarray | None) -> InputWindow:
         height, width = self.stack.array.shape[1:]

@@ -143,7 +143,7 @@ class Session:
             call.seconds,
             str(self.predictor.engine.device),
             self.predictor.identity,
-            doubts + notes,
+            notes + doubts,
             self._features.window.center_xy,
             doubts,
         )
@@ -244,6 +244,7 @@ class Session:
         """Encode around the clicks, nearest to the view first, and decode supported slices as soon as they can be."""
         self._listen(clicks)
         n, last = self.predictor.prompts.n_neighbors, self.stack.n_slices - 1
+        n += self.predictor.prompts.evidence == "soft"  # which looks into the adjoining slices
         span = {s for t in clicks.slice_index for s in range(max(0, t - n), min(last, t + n) + 1)}
         order = sorted(span, key=lambda t: (abs(t - center), t))
         call.expect("encoding", len(self._features.missing(order)))

@@ -10,6 +10,7 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.settings import check_ranges, settings_from
 
 STRATEGIES = ("consensus", "local", "raw", "interpolated", "sampled")
+EVIDENCE = ("gate", "soft")
 UNSUPPORTED_POLICIES = ("synthesize", "abstain")
 RANGES = {
     "n_neighbors": (0, 100),
@@ -28,6 +29,8 @@ class PromptConfig:
         threshold: tau, a click is supported where the saliency exceeds it (paper: 0.5).
         n_neighbors: n, slices on each side whose clicks are borrowed (paper: 2).
         local_validation: keep only the clicks that their own slice supports (paper, CPD step 1).
+        evidence: what supports a click in its own slice: ``gate`` (paper: S_t above tau) or ``soft``
+            (:mod:`SPDSegmentLib.prompts.evidence`, ours).
         context_enrichment: borrow neighbours' clicks after dual validation (paper, CPD step 2).
         min_distance_px: of two points closer than this in a slice, the more salient stays (ours).
         max_points: K, at most this many points a slice by farthest-point sampling, 0 for the paper's no limit (ours).
@@ -55,6 +58,7 @@ class PromptConfig:
     bridge_gaps: bool = True
     follow_threshold: float = 0.5
     follow_beyond: int = -1
+    evidence: str = "gate"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:
@@ -62,6 +66,8 @@ class PromptConfig:
         if not 0.0 < self.follow_threshold < 1.0:
             raise BadInput(f"follow_threshold {self.follow_threshold} is not between 0 and 1.")
         check_ranges(self, RANGES)
+        if self.evidence not in EVIDENCE:
+            raise BadInput(f"Unknown evidence '{self.evidence}'.", f"Choose one of {', '.join(EVIDENCE)}.")
         if self.unsupported not in UNSUPPORTED_POLICIES:
             raise BadInput(
                 f"Unknown policy '{self.unsupported}' for unsupported slices.",

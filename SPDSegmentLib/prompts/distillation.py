@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.evidence import believed
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 
 KEPT = "kept"
@@ -110,17 +111,19 @@ class Distillation:
     fates: tuple[PointFate, ...]
 
 
-def local_validation(saliency: SaliencyMaps, t: int, clicks: SliceClicks) -> np.ndarray:
+def local_validation(saliency: SaliencyMaps, t: int, clicks: SliceClicks, evidence: str = "gate") -> np.ndarray:
     """Step 1: indexes of the clicks of slice t that its saliency supports, {p in P_t : S_t(p) > tau}.
 
-    Those that are insisted on are among them.
+    Those that are insisted on are among them; with ``evidence`` ``soft``, the others are those that it speaks for.
     """
     own = clicks.on(t)
+    if evidence == "soft":
+        return own[believed(saliency, t, clicks, own) | clicks.insisted[own]]
     return own[(saliency.at(t, clicks.xy[own]) > saliency.threshold) | clicks.insisted[own]]
 
 
 def context_enrichment(
-    saliency: SaliencyMaps, t: int, clicks: SliceClicks, n_neighbors: int
+    saliency: SaliencyMaps, t: int, clicks: SliceClicks, n_neighbors: int, evidence: str = "gate"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Step 2: dual validation of the neighbours' clicks.
 
@@ -129,7 +132,7 @@ def context_enrichment(
         those that their own slice supports and slice t does not.
     """
     neighbors = [j for j in range(t - n_neighbors, t + n_neighbors + 1) if j != t and 0 <= j < saliency.n_slices]
-    validated = [local_validation(saliency, j, clicks) for j in neighbors]
+    validated = [local_validation(saliency, j, clicks, evidence) for j in neighbors]
     candidates = np.concatenate(validated) if validated else np.empty(0, int)
     supported = saliency.at(t, clicks.xy[candidates]) > saliency.threshold
     return candidates[supported], candidates[~supported]
@@ -140,14 +143,16 @@ def consensus(
 ) -> tuple[np.ndarray, list[PointFate]]:
     """Step 3: indexes of P*_t = local_t union context_t, and the fate of every click looked at."""
     own = clicks.on(t)
-    local = local_validation(saliency, t, clicks) if config.local_validation else own
+    local = local_validation(saliency, t, clicks, config.evidence) if config.local_validation else own
     context, refused = np.empty(0, int), np.empty(0, int)
     if config.context_enrichment:
-        context, refused = context_enrichment(saliency, t, clicks, config.n_neighbors)
+        context, refused = context_enrichment(saliency, t, clicks, config.n_neighbors, config.evidence)
     chosen = np.concatenate((local, context))
     stray = np.empty(0, int)
     if config.single_component and len(chosen):
         labels, word = saliency.component_at(t, clicks.xy[chosen]), clicks.insisted[chosen] & np.isin(chosen, own)
+        if config.evidence == "soft":
+            word = word | (labels == 0)  # believed against the saliency
         asked = word & (labels > 0) if (word & (labels > 0)).any() else ~word
         main = _dominant(labels[asked], saliency.at(t, clicks.xy[chosen[asked]])) if asked.any() else 0
         chosen, stray = chosen[(labels == main) | word], chosen[(labels != main) & ~word]

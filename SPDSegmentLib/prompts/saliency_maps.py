@@ -20,12 +20,18 @@ class SaliencyMaps:
         n_slices: T.
         load: gives S_t, (S, S) in [0, 1], for a slice index; called once per slice, and again after :meth:`forget`.
         threshold: tau.
-        slice_px: distance of two slices in network pixels.
+        slice_px: distance of two slices in network pixels; pixel_mm: side of such a pixel.
     """
 
     def __init__(
-        self, n_slices: int, load: Callable[[int], np.ndarray], threshold: float, slice_px: float = 1.0
+        self,
+        n_slices: int,
+        load: Callable[[int], np.ndarray],
+        threshold: float,
+        slice_px: float = 1.0,
+        pixel_mm: float = 1.0,
     ) -> None:
+        self.pixel_mm = pixel_mm
         self.n_slices = n_slices
         self.threshold = threshold
         self.slice_px = slice_px

@@ -50,6 +50,7 @@ class FakeSession:
             seconds=0.5,
             device="cpu",
             notes=["one click was left out"] if clicks.outside.any() else [],
+            doubts=[],
             report=lambda: report | {"saliency_only": saliency_only},
         )
 

@@ -182,9 +182,10 @@ def test_a_randomly_initialised_model_runs_from_files_to_files(
 
     result = run(case, "--report", case.out / "r.json", "--device", "cpu")
 
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 6, "a mask without a voxel is never a plain success"
     report = json.loads((case.out / "r.json").read_text())
     assert report["model"]["name"] == "tiny-test"
+    assert "Nothing was segmented." in report["doubts"] and all(doubt in result.stderr for doubt in report["doubts"])
     assert {entry["id"] for entry in report["points"] if entry["id"]} == {"1", "2", "3", "4"}
     assert [entry["id"] for entry in report["points"] if entry["fate"] == "outside"] == ["4"]
     assert report["notes"][0].endswith("were left out: 4.") and report["notes"][0] in result.stderr
@@ -222,3 +223,20 @@ def test_the_demo_without_a_sample_or_a_model_says_so(tmp_path: Path, monkeypatc
     assert result.exit_code == 2
     assert "No sample is installed" in result.stderr
     assert not (tmp_path / "demo").exists()
+
+
+def test_an_image_that_does_not_fit_is_said_before_the_run_and_ends_with_6(
+    case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_bundle(case)
+    monkeypatch.delitem(sys.modules, "SPDSegmentLib.inference.predictor")
+    result = run(case, "--report", case.out / "r.json", "--device", "cpu", "--axis", "coronal")
+    said = "The image is cut into coronal slices; the model tiny-test was trained on axial ones."
+    assert result.exit_code == 6 and result.stderr.count(said) == 1
+    assert any(said in doubt for doubt in json.loads((case.out / "r.json").read_text())["doubts"])
+
+
+def test_a_click_that_is_not_there_cannot_be_insisted_on(case: SimpleNamespace) -> None:
+    result = run(case, "--insist", "2, 9")
+    assert result.exit_code == 2 and "no click '9' to insist on" in result.stderr
+    assert not case.output.exists()

@@ -210,9 +210,9 @@ def test_ticking_a_rejected_click_again_insists_on_it(host: Any, module: Any) ->
 
     module.ui.clicksSection.collapsed = False
     segment(host, module)
-    fates = record_of(module).fates
-    fates[0] = replace(fates[0], fate="rejected_own_slice")
-    module.widget.panel.clicks.show(record_of(module))
+    record = record_of(module)
+    record.fates[0] = replace(record.fates[0], fate="rejected_own_slice")
+    module.widget.panel.clicks.show(record)
     for state in (qt.Qt.Unchecked, qt.Qt.Checked):
         module.ui.clicksTable.item(0, 0).setCheckState(state)
         settle(host, module)

@@ -1,0 +1,69 @@
+"""Soft evidence: the robust curve through the clicks, what it weighs, and that the reach stays exact."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny_predictor import tiny_predictor, tube_volume
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import SliceClicks
+from SPDSegmentLib.prompts.evidence import curve_distances_mm, score
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.strategies import distill_prompts
+
+
+def test_the_curve_is_not_drawn_to_clicks_beside_it() -> None:
+    position = np.arange(0, 100, 5.0)
+    xy = np.stack((30 + 0.2 * position, np.full(20, 40.0)), axis=1)
+    xy[8:13, 1] += 25
+    distance = curve_distances_mm(position, xy)
+    assert distance[8:13].min() > 15 and np.delete(distance, np.s_[8:13]).max() < 5
+
+
+def test_clicks_on_one_slice_have_a_curve_too() -> None:
+    assert np.allclose(curve_distances_mm(np.full(3, 7.0), np.full((3, 2), 5.0)), 0, atol=1e-3)
+
+
+def test_each_kind_of_evidence_counts() -> None:
+    base = score(*(np.array([v]) for v in (0.4, 0.4, 1.0, 1.0)))
+    for better in ((0.9, 0.4, 1.0, 1.0), (0.4, 0.9, 1.0, 1.0), (0.4, 0.4, 0.0, 1.0), (0.4, 0.4, 1.0, 3.0)):
+        assert score(*(np.array([v]) for v in better)) > base
+
+
+def test_repeated_clicks_on_a_curve_are_believed_where_the_saliency_is_silent_and_a_stray_one_is_not() -> None:
+    maps = SaliencyMaps.from_array(np.zeros((12, 64, 64), np.float32), 0.5)
+    xy = np.full((9, 2), 30.0)
+    xy[4] = 60, 5
+    clicks = SliceClicks(np.arange(1, 10), xy)
+    fates = distill_prompts(maps, clicks, PromptConfig(evidence="soft")).fates
+    own = {f.click: f.fate for f in fates if f.slice_index == f.from_slice}
+    assert own.pop(4) == "rejected_own_slice" and set(own.values()) == {"kept"}
+    gate = distill_prompts(maps, clicks, PromptConfig()).fates
+    assert {f.fate for f in gate} == {"rejected_own_slice"}
+
+
+def test_the_reach_of_a_moved_click_stays_exact_under_soft_evidence() -> None:
+    predictor = tiny_predictor()
+    soft = predictor.with_prompts(dataclasses.replace(predictor.prompts, evidence="soft"))
+    session = soft.open(SliceStack(tube_volume(), "axial"))
+    t = np.array([4, 8, 12, 16, 20])
+    xy = np.stack((25 + t // 2, np.full(5, 30)), axis=1).astype(float)
+    moved = xy.copy()
+    moved[2] += 3
+    before, after = (Clicks(t, places, np.zeros(5, bool), tuple("abcde")) for places in (xy, moved))
+    first, reach = session.segment(before), session.reach(before, after)
+    second = session.segment(after)
+    untouched = [t for t in range(24) if t not in reach]
+    assert set(second.recomputed) == reach and np.array_equal(first.mask[untouched], second.mask[untouched])
+    assert np.array_equal(session.segment(before).mask, first.mask)
+
+
+def test_an_unknown_kind_of_evidence_is_refused() -> None:
+    with pytest.raises(BadInput, match="gate, soft"):
+        PromptConfig(evidence="hope")
