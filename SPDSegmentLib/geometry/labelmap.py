@@ -85,9 +85,7 @@ def write_labelmap(
     import SimpleITK as sitk
 
     path = Path(path)
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
-    if suffix is None:
-        raise BadInput(f"{path} has no known extension for a mask.", f"Use one of {', '.join(SUFFIXES)}.")
+    suffix = _mask_suffix(path)
     if labels.shape != volume.array.shape:
         raise BadInput(f"The mask for {path} is not on the grid of its volume.")
     highest = 255 if suffix != ".seg.nrrd" else len(segment_names)
@@ -109,18 +107,31 @@ def check_mask_output(path: str | Path, volume: Volume) -> None:
     """Find out before the work whether a mask on the grid of ``volume`` can be written to ``path``.
 
     Raises:
-        BadInput: the format has no place for so many voxels along an axis, or as
+        BadInput: an unknown extension, the format has no place for so many voxels along an axis, or as
             :func:`SPDSegmentLib.files.check_output`.
     """
-    path, name = Path(path), Path(path).name.lower()
-    if name.endswith((".nii", ".nii.gz")) and max(volume.shape_ijk) > NIFTI_LIMIT:
+    path = Path(path)
+    suffix = _mask_suffix(path)
+    if suffix in (".nii", ".nii.gz") and max(volume.shape_ijk) > NIFTI_LIMIT:
         raise BadInput(
             f"The mask {path} would have {max(volume.shape_ijk):,} voxels along one axis, and NIfTI files end at "
             f"{NIFTI_LIMIT:,}.",
             "Choose .nrrd or .mha.",
         )
     voxels = int(np.prod(volume.shape_ijk, dtype=np.int64))
-    check_output(path, "mask", HEADER_BYTES + (voxels if name.endswith(".nii") else voxels // USUAL_COMPRESSION))
+    check_output(path, "mask", HEADER_BYTES + (voxels if suffix == ".nii" else voxels // USUAL_COMPRESSION))
+
+
+def _mask_suffix(path: Path) -> str:
+    """One of SUFFIXES by which a mask is written; raises BadInput for names that ITK would not read again."""
+    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
+    ending = suffix.removeprefix(".seg")
+    if suffix and len(path.name) > len(suffix) and path.name.endswith((ending, ending.upper())):
+        return suffix
+    raise BadInput(
+        f"{path} has no known extension for a mask.",
+        f"Give a name that ends with one of {', '.join(SUFFIXES)}, in small letters.",
+    )
 
 
 def _holds(path: Path, image: SimpleITK.Image) -> bool:

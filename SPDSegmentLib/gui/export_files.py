@@ -1,11 +1,7 @@
-"""One segment as a file: label maps, meshes, measurements. Files are written beside and renamed."""
+"""One segment as a file: label maps, meshes, measurements; whole or not there, see ``SPDSegmentLib.files``."""
 
 from __future__ import annotations
 
-import csv
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +13,10 @@ import vtk
 from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import BadInput, Cancelled
-from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY, write_labelmap
+from SPDSegmentLib.files import check_output, write_csv
+from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY, check_mask_output, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.names import user_path
 
 from .measurements import COLUMNS, columnTitles, measureSource
 from .slice_grid import SegmentContent
@@ -87,8 +85,8 @@ class ExportFormat:
         key: short name.
         title: for people.
         suffix: of the file, with its dot.
-        write: writes a source to a path that does not exist yet; touches no node, since it runs in a thread. DICOM can
-            be one more of these.
+        write: writes a source to a path in one piece, by ``SPDSegmentLib.files``, and reads it back; touches no node,
+            since it runs in a thread. DICOM can be one more of these.
     """
 
     key: str
@@ -170,7 +168,7 @@ def exportSegment(
         confirm: asked before a file that exists is replaced.
 
     Raises:
-        BadInput: the file cannot be written; nothing is left behind.
+        BadInput: the file cannot be written, or is read-only; what was there stays, and nothing is left behind.
         Cancelled: ``confirm`` said no.
     """
     return writeFile(source, format_, choosePath(format_, path, confirm))
@@ -178,11 +176,8 @@ def exportSegment(
 
 def choosePath(format_: ExportFormat, path: str | Path, confirm: Callable[[Path], bool]) -> Path:
     """Return where a file may be written; arguments and errors as for :func:`exportSegment`."""
-    path = format_.withSuffix(Path(path).expanduser())
-    if not path.parent.is_dir():
-        raise BadInput(_("The folder {path} does not exist.").format(path=path.parent), _("Choose another folder."))
-    if path.is_dir():
-        raise BadInput(_("{path} is a folder.").format(path=path), _("Give the name of a file."))
+    path = format_.withSuffix(user_path(path))
+    check_output(path)
     if path.exists() and not confirm(path):
         raise Cancelled()
     return path
@@ -192,30 +187,15 @@ def writeFile(source: ExportSource, format_: ExportFormat, path: Path) -> Path:
     """Write a segment to a path of :func:`choosePath` and return it. Touches no node, so it may run in a thread.
 
     Raises:
-        BadInput: the file cannot be written; nothing is left behind.
+        BadInput: the file cannot be written; what was there stays, and nothing is left behind.
     """
-    staging = None
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=".exporting-", dir=path.parent))
-        format_.write(source, staging / path.name)
-        os.replace(staging / path.name, path)
-    except BadInput as error:
-        message = error.message.replace(str(staging), str(path.parent))
-        raise BadInput(message, error.remedy, error.details) from error
-    except OSError as error:
-        raise BadInput(
-            _("{path} cannot be written: {reason}.").format(path=path, reason=error.strerror or error),
-            _("Check the folder's permissions and free space."),
-            repr(error),
-        ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+    format_.write(source, path)
     return path
 
 
 def _writeLabelmap(source: ExportSource, path: Path) -> None:
     mask, volume = maskOnVolume(source)
+    check_mask_output(path, volume)
     write_labelmap(
         path,
         mask.view(np.uint8),
@@ -265,7 +245,4 @@ def _writeSurface(source: ExportSource, path: Path) -> None:
 
 def _writeStatistics(source: ExportSource, path: Path) -> None:
     row = measureSource(source)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columnTitles())
-        writer.writerow([row[column] for column in COLUMNS])
+    write_csv(path, [columnTitles(), [row[column] for column in COLUMNS]], "table")

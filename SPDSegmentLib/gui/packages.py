@@ -16,6 +16,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import DependencyMissing
+from SPDSegmentLib.files import write_text
 
 REQUIREMENTS = {"torch": "2.6", "segment-anything": "1.0", "peft": "0.11", "safetensors": "0.4.3"}
 """What the worker needs besides what Slicer ships, and the lowest versions; a test compares it with pyproject.toml."""
@@ -140,7 +141,7 @@ def _constraintsFile() -> Iterator[Path]:
     pinned = [f"{name}=={version}\n" for name in (*PROTECTED, "torch") if (version := installedVersion(name))]
     with tempfile.TemporaryDirectory(prefix="SPDSegment-") as folder:
         path = Path(folder) / "constraints.txt"
-        path.write_text("".join(pinned), encoding="utf-8")
+        write_text(path, "".join(pinned))
         yield path
 
 

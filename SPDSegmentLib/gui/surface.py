@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import vtk
-from vtk.util.numpy_support import numpy_to_vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.files import write_whole
 
 from .volumes import matrixFromArray
 
 LPS_HEADER = "3D Slicer output. SPACE=LPS"
 """By this line 3D Slicer and others know how the coordinates of a file are meant."""
+READ_BACK_MM = 1e-3
+READ_BACK_SHARE = 1e-5
+"""How far a corner that is read back may be off: files in text hold six digits, binary ones seven."""
 
 
 @dataclass(frozen=True)
@@ -104,27 +107,59 @@ def writeSurface(surface: Any, path: Path) -> None:
     """Write a surface that lies in RAS to a ``.stl`` or ``.obj`` file, in LPS as Slicer does.
 
     Raises:
-        BadInput: the file could not be written.
+        BadInput: as :func:`SPDSegmentLib.files.write_whole`; what is read back must be every triangle in its place.
     """
     flip = vtk.vtkTransform()
     flip.Scale(-1, -1, 1)
     inLps = vtk.vtkTransformPolyDataFilter()
     inLps.SetTransform(flip)
     inLps.SetInputData(surface)
-    writer = vtk.vtkOBJWriter() if path.suffix == ".obj" else vtk.vtkSTLWriter()
-    if path.suffix == ".stl":
-        writer.SetHeader(LPS_HEADER)
-        writer.SetFileTypeToBinary()
-    writer.SetInputConnection(inLps.GetOutputPort())
-    writer.SetFileName(str(path))
-    if not writer.Write() or not path.is_file():
-        from slicer.i18n import tr as _
+    inLps.Update()
+    isObj = path.suffix.lower() == ".obj"
+    write = _writeObj if isObj else _writeStl
+    corners = _corners(inLps.GetOutput())
 
-        raise BadInput(
-            _("{path} cannot be written.").format(path=path), _("Check the folder's permissions and free space.")
-        )
-    if path.suffix == ".obj":
-        path.write_bytes(f"# {LPS_HEADER}\n".encode() + path.read_bytes())
+    def isWhole(part: Path) -> bool:
+        found = _corners(_read(part, vtk.vtkOBJReader() if isObj else vtk.vtkSTLReader()))
+        return found.shape == corners.shape and np.allclose(found, corners, READ_BACK_SHARE, READ_BACK_MM)
+
+    write_whole(path, lambda part: write(inLps.GetOutput(), part), isWhole, "surface")
+
+
+def _writeStl(surface: Any, part: Path) -> None:
+    writer = vtk.vtkSTLWriter()
+    writer.SetHeader(LPS_HEADER)
+    writer.SetFileTypeToBinary()
+    _write(surface, part, writer)
+
+
+def _writeObj(surface: Any, part: Path) -> None:
+    _write(surface, part, vtk.vtkOBJWriter())
+    part.write_bytes(f"# {LPS_HEADER}\n".encode() + part.read_bytes())
+
+
+def _write(surface: Any, part: Path, writer: Any) -> None:
+    writer.SetInputData(surface)
+    writer.SetFileName(str(part))
+    if not writer.Write() or not part.is_file():
+        part.touch()  # VTK removes it where the disk is full, and what the disk says is asked next
+        raise RuntimeError(f"VTK error {writer.GetErrorCode()}")
+
+
+def _read(part: Path, reader: Any) -> Any:
+    if isinstance(reader, vtk.vtkSTLReader):
+        reader.MergingOff()
+    reader.SetFileName(str(part))
+    reader.Update()
+    return reader.GetOutput()
+
+
+def _corners(surface: Any) -> np.ndarray:
+    """Corners of the triangles of a surface, (number, 3) in mm, one triangle after the other."""
+    if not surface.GetNumberOfPolys():
+        return np.zeros((0, 3))
+    points = vtk_to_numpy(surface.GetPoints().GetData())
+    return points[vtk_to_numpy(surface.GetPolys().GetConnectivityArray())]
 
 
 def _after(before: Any, step: Any) -> Any:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.labelmap import SUFFIXES, read_labelmap, write_labelmap
+from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume, read_volume
 
 IMAGE = Volume(np.zeros((4, 5, 6), np.int16), affine(SIGNED_PERMUTATIONS[5], (0.5, 2, 3), (10, -20, 30)), "image")
@@ -166,3 +166,21 @@ def test_values_between_labels_are_refused(tmp_path: Path, value: float) -> None
     array[0, 0, 0] = value
     with pytest.raises(BadInput, match="not labels"):
         read_labelmap(write_raw_image(tmp_path / "mask.nrrd", array))
+
+
+@pytest.mark.parametrize("name", ["x.hdr.nii", "x.img.nii.gz", "x.nia.nii", "x.mhd.mha", "x.nhdr.NRRD"])
+def test_a_mask_gets_exactly_the_name_that_was_given(tmp_path: Path, name: str) -> None:
+    volume = Volume(np.eye(4, dtype=np.uint8)[None].repeat(2, 0), np.eye(4), "v")
+    write_labelmap(tmp_path / name, volume.array, volume)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert np.array_equal(read_labelmap(tmp_path / name).array, volume.array)
+
+
+@pytest.mark.parametrize("name", ["x.Nii.Gz", ".nii", ".seg.nrrd", "x.Mha", "x.hdr"])
+def test_a_name_that_could_not_be_read_again_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    volume = Volume(np.ones((2, 3, 4), np.uint8), np.eye(4), "v")
+    for attempt in (check_mask_output, lambda path, volume: write_labelmap(path, volume.array, volume)):
+        with pytest.raises(BadInput, match="no known extension") as caught:
+            attempt(tmp_path / name, volume)
+        assert "small letters" in caught.value.remedy
+    assert list(tmp_path.iterdir()) == []

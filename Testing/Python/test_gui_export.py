@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def source_of(module: Any) -> Any:
     return makeSource(state.segmentationNode, state.segmentId, state.volumeNode)
 
 
-def export(module: Any, key: str, path: Path, confirm: Any = None) -> Path:
+def export(module: Any, key: str, path: str | Path, confirm: Any = None) -> Path:
     """Export without the panel."""
     from SPDSegmentLib.gui.export_files import exportFormats, exportSegment
 
@@ -170,8 +172,6 @@ def test_a_file_that_exists_is_replaced_only_when_allowed(scene: Any, tmp_path: 
 def test_a_failed_export_is_one_sentence_and_leaves_nothing(
     scene: Any, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     def full(*_arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -181,6 +181,84 @@ def test_a_failed_export_is_one_sentence_and_leaves_nothing(
     with pytest.raises(BadInput, match="cannot be written"):
         export(scene, key, tmp_path / "kidney")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
+def test_a_read_only_file_is_refused_before_anything_is_asked(scene: Any, tmp_path: Path) -> None:
+    for key in FORMATS:
+        path = export(scene, key, tmp_path / "kidney")
+        path.write_text("mine")
+        path.chmod(0o444)
+        with pytest.raises(BadInput, match="read-only"):
+            export(scene, key, path)
+        assert path.read_text() == "mine" and path.stat().st_mode & 0o777 == 0o444
+    assert len(list(tmp_path.iterdir())) == len(FORMATS)
+
+
+def test_a_disk_that_is_full_leaves_the_old_file(scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    paths = {key: export(scene, key, tmp_path / "kidney") for key in FORMATS}
+    old = {path: path.read_bytes() for path in paths.values()}
+    monkeypatch.setattr(os, "fsync", full)
+    for key, path in paths.items():
+        with pytest.raises(BadInput, match="disk is full") as caught:
+            export(scene, key, path, confirm=lambda asked: True)
+        assert str(path) in caught.value.message
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+@pytest.mark.parametrize("key", ["stl", "obj"])
+def test_a_limit_on_file_sizes_is_said_of_a_surface(scene: Any, tmp_path: Path, key: str) -> None:
+    import resource
+
+    path = export(scene, key, tmp_path / "kidney")
+    old, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) // 2, limits[1]))
+    try:
+        with pytest.raises(BadInput, match="limit on file sizes"):
+            export(scene, key, path, confirm=lambda asked: True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("key", ["stl", "obj"])
+def test_a_surface_that_lacks_its_end_replaces_nothing(
+    scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    from SPDSegmentLib.gui import surface
+
+    def lie(written: Any, part: Path, writer: Any) -> None:
+        write(written, part, writer)
+        part.write_bytes(part.read_bytes()[:-200])
+
+    write, path = surface._write, export(scene, key, tmp_path / "kidney")
+    old = path.read_bytes()
+    monkeypatch.setattr(surface, "_write", lie)
+    with pytest.raises(BadInput, match="not whole"):
+        export(scene, key, path, confirm=lambda asked: True)
+    assert path.read_bytes() == old
+
+
+def test_links_stay_links_and_odd_names_are_taken_as_they_are(
+    scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for key in FORMATS:
+        path = export(scene, key, Path("data") / "kidney")
+        path.write_text("older")
+        link = Path(path.name)
+        link.symlink_to(path)
+        export(scene, key, link, confirm=lambda asked: True)
+        assert link.is_symlink() and path.read_bytes() != b"older"
+    assert export(scene, "nifti", "~nobody-of-that-name.hdr").name == "~nobody-of-that-name.hdr.nii.gz"
+    assert (tmp_path / "~nobody-of-that-name.hdr.nii.gz").is_file()
+    with pytest.raises(BadInput, match="name is too long"):
+        export(scene, "csv", "n" * 300)
 
 
 def test_what_changed_while_the_file_was_chosen_is_in_the_file(host: Any, scene: Any, tmp_path: Path) -> None:
@@ -204,8 +282,6 @@ def test_what_changed_while_the_file_was_chosen_is_in_the_file(host: Any, scene:
 def test_a_failure_beside_the_window_is_said_as_well(
     host: Any, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     def full(*_arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
