@@ -70,9 +70,9 @@ def predictor(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return state
 
 
-def write_image(path: Path, array: np.ndarray) -> Path:
+def write_image(path: Path, array: np.ndarray, spacing: tuple[float, float, float] = SPACING) -> Path:
     image = sitk.GetImageFromArray(array)
-    image.SetSpacing(SPACING)
+    image.SetSpacing(spacing)
     image.SetOrigin((10.0, -20.0, 30.0))
     sitk.WriteImage(image, str(path))
     return path

@@ -142,7 +142,8 @@ def test_what_cannot_be_written_is_refused_before_the_first_slice(
 def test_a_mask_beyond_the_format_is_refused_before_the_first_slice(
     case: SimpleNamespace, predictor: SimpleNamespace
 ) -> None:
-    wide = write_image(case.image.with_name("wide.nrrd"), np.arange(2 * 2 * 32_768, dtype=np.int32).reshape(2, 2, -1))
+    voxels = np.arange(2 * 2 * 32_768, dtype=np.int32).reshape(2, 2, -1)
+    wide = write_image(case.image.with_name("wide.nrrd"), voxels, (0.05, 1.5, 4.0))
     result = run(case, image=wide)
     assert result.exit_code == 2
     assert "32,768 voxels along one axis" in result.stderr and ".nrrd or .mha" in result.stderr

@@ -55,6 +55,8 @@ SAMPLES: list[Any] = [
     m.Reached(5, (1, 2)),
     m.SaliencyReady(6, "v", 0, np.ones((2, 3), np.float32)),
     m.StatusReply(7, 4, 0, None, None, None, ("v",), 1, 2, (m.Device("cuda:0", "GPU", 1, None),)),
+    m.VolumeNeeded(8, "v"),
+    m.Alive(4, 60.0),
     m.Failed(8, "BadInput", "What.", "Do.", "more"),
     m.Log("info", "text"),
 ]
@@ -175,7 +177,7 @@ def test_reports_become_plain_json() -> None:
     [
         (MemoryError(), OutOfMemory, "memory"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), OutOfMemory, "memory"),
-        (ModuleNotFoundError("x", name="torch"), DependencyMissing, "'torch'"),
+        (ModuleNotFoundError("x", name="torch"), DependencyMissing, "package torch "),
         (ContentError("The mask does not fit."), BadInput, "mask"),
         (KeyError("oops"), SPDError, "KeyError"),
         (Cancelled(), Cancelled, "Cancelled"),
