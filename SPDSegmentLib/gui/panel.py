@@ -20,6 +20,7 @@ from .run_section import RunSection
 from .saliency_section import SaliencySection
 from .setup_section import SetupSection
 from .shortcuts import Shortcuts
+from .show_3d import Show3D
 from .state import ModuleState
 from .write_record import WriteRecord
 
@@ -41,6 +42,7 @@ class ModulePanel(VTKObservationMixin):
         self.correct = CorrectSection(
             ui, logic.segmenter, self.inputs.currentTask, self._segmentChanged, self.review.currentSlice
         )
+        self.show3D = Show3D(ui.show3DButton, logic.segmenter.surfaces, lambda: self.state)
         self.saliency = SaliencySection(ui, logic.segmenter, self.inputs, self.run.show)
         self.export = ExportSection(ui, lambda: self.state)
         self.setup = SetupSection(ui, logic, self.run, lambda: self.state, self.refresh)
@@ -88,6 +90,7 @@ class ModulePanel(VTKObservationMixin):
         self.clicks.close()
         self.review.close()
         self.correct.close()
+        self.show3D.close()
         self.export.close()
         self.removeObservers()
 
@@ -112,6 +115,7 @@ class ModulePanel(VTKObservationMixin):
         self.review.show(record)
         self.correct.edit(task.target if task is not None else None, self.state.volumeNode)
         self.correct.show(record)
+        self.show3D.follow()
         self.export.refresh()
         self.run.refresh()
 
@@ -143,6 +147,7 @@ class ModulePanel(VTKObservationMixin):
         self.clicks.close()
         self.review.close()
         self.correct.forgetScene()
+        self.show3D.close()
 
     def _onSceneEnd(self, caller: Any, event: str) -> None:
         self.isClosing = False

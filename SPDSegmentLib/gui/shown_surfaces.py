@@ -16,6 +16,7 @@ import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
 from .background import BackgroundCall
+from .editor_nodes import otherRepresentation
 from .surface import SurfaceSettings, closedSurface, surfaceSettings
 from .volumes import arrayFromMatrix
 
@@ -76,10 +77,57 @@ class ShownSurfaces:
         """Whether no surface waits or is being made."""
         return not self._waiting and not self._background.isRunning
 
+    def show(self, segmentationNode: Any, segmentId: str) -> None:
+        """Show a segmentation, and this segment of it, in 3-D; surfaces that are not there yet follow."""
+        segmentation = segmentationNode.GetSegmentation()
+        if segmentationNode.GetDisplayNode() is None:
+            segmentationNode.CreateDefaultDisplayNodes()
+        display = segmentationNode.GetDisplayNode()
+        wasModifying = display.StartModify()
+        display.SetPreferredDisplayRepresentationName3D(SURFACE)
+        if segmentation.ContainsRepresentation(LABELMAP):
+            display.SetPreferredDisplayRepresentationName2D(LABELMAP)
+        display.SetVisibility(True)
+        display.SetVisibility3D(True)
+        if segmentation.GetSegment(segmentId) is not None:
+            display.SetSegmentVisibility(segmentId, True)
+            display.SetSegmentVisibility3D(segmentId, True)
+        display.EndModify(wasModifying)
+        if otherRepresentation(segmentationNode):
+            segmentationNode.CreateClosedSurfaceRepresentation()
+            return
+        ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+        missing = [i for i in ids if segmentation.GetSegment(i).GetRepresentation(SURFACE) is None]
+        for missingId in missing:
+            segmentation.GetSegment(missingId).AddRepresentation(SURFACE, vtk.vtkPolyData())
+        segmentation.InvokeEvent(slicer.vtkSegmentation.ContainedRepresentationNamesModified)
+        self.updateLater(segmentationNode, missing)
+
+    @staticmethod
+    def hide(segmentationNode: Any) -> None:
+        """Take the surfaces of a segmentation away; one that is stored as surfaces only disappears from the view."""
+        if otherRepresentation(segmentationNode) == SURFACE:
+            segmentationNode.GetDisplayNode().SetVisibility3D(False)
+        else:
+            segmentationNode.RemoveClosedSurfaceRepresentation()
+
+    @staticmethod
+    def isShown(segmentationNode: Any, segmentId: str) -> bool:
+        """Whether a segment has a surface, or will have one, that 3-D views do not hide; empty for any segment."""
+        segmentation, display = segmentationNode.GetSegmentation(), segmentationNode.GetDisplayNode()
+        if display is None or not (display.GetVisibility() and display.GetVisibility3D()):
+            return False
+        if not segmentation.ContainsRepresentation(SURFACE):
+            return False
+        return segmentation.GetSegment(segmentId) is None or bool(
+            display.GetSegmentVisibility(segmentId) and display.GetSegmentVisibility3D(segmentId)
+        )
+
     def updateLater(self, segmentationNode: Any, segmentIds: Iterable[str]) -> None:
-        """Make the surfaces of segments anew, where they have any, as soon as nothing is written."""
+        """Make the surfaces of segments anew, where the segmentation has any, as soon as nothing is written."""
+        segmentation = segmentationNode.GetSegmentation()
         for segmentId in segmentIds:
-            segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+            segment = segmentation.GetSegment(segmentId)
             if segment is not None and derived(segment):
                 self._waiting[segmentationNode.GetID(), segmentId] = None
         if self._waiting:
@@ -122,6 +170,8 @@ class ShownSurfaces:
         for name in derived(segment):
             if name != SURFACE or usesSlicer:
                 _convert(node, name)
+        if usesSlicer:
+            self._waiting = {other: None for other in self._waiting if other[0] != key[0]}
         if usesSlicer or segment.GetRepresentation(SURFACE) is None:
             return
         labelmap = segment.GetRepresentation(LABELMAP)
@@ -144,6 +194,8 @@ class ShownSurfaces:
             # Into the same object: an event of the segment would take away what can be redone.
             shown.ShallowCopy(surface)
             node.GetSegmentation().InvokeEvent(slicer.vtkSegmentation.RepresentationModified)
+        elif shown is not None:
+            _convert(node, SURFACE)
         if self._waiting:
             self._timer.start()
 

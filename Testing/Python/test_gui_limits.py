@@ -139,7 +139,9 @@ def test_a_surface_in_3d_does_not_hold_it_either(host: Any, monkeypatch: pytest.
             node.AddControlPointWorld(200.0, 200.0, float(t))
         surfaces = module.logic.segmenter.surfaces
         segment(host, module)
-        module.widget.panel.state.segmentationNode.CreateClosedSurfaceRepresentation()
+        with within(times, LIMIT_MS):
+            module.ui.show3DButton.click()
+            host.wait_until(lambda: surfaces.isQuiet)
 
         def move() -> None:
             move_click(node, 10, (5.0, 0.0, 0.0))

@@ -105,7 +105,8 @@ def test_the_tutorial_leads_to_a_good_kidney(host: Any, folder: Path, tmp_path: 
     truth = slicer.util.arrayFromVolume(label) > 0
     slicer.mrmlScene.RemoveNode(label)
     assert (dice(kidney_mask(module), truth) or 0.0) > EXPECTED_DICE
-    module.widget.panel.state.segmentationNode.CreateClosedSurfaceRepresentation()
+    module.ui.show3DButton.click()
+    host.wait_until(lambda: module.logic.segmenter.surfaces.isQuiet, 60_000)
     show(host, clicks)
     save(host, folder, "2-result")
 
