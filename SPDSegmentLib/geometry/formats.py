@@ -210,6 +210,12 @@ def _bad_field(path: Path, name: str, fields: dict[str, str]) -> BadInput:
     return BadInput(f"The image {path} has a damaged header: {found}.", _DAMAGED)
 
 
+def _cut_short(path: Path, voxels: Path) -> BadInput:
+    """The sentence for an image whose voxels, in the same file or another, are not all there."""
+    where = "" if voxels == path else f": its voxels in {voxels.name} are not all there"
+    return BadInput(f"The image {path} is cut short or damaged{where}.", "Copy or download it again.")
+
+
 def _check_nrrd(path: Path, fields: dict[str, str], header_size: int) -> None:
     units = set(re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))) - {"", "???"}
     if units - {"mm", "millimeter", "millimeters"}:
@@ -227,7 +233,7 @@ def _check_nrrd(path: Path, fields: dict[str, str], header_size: int) -> None:
     element = next((size for size, names in _NRRD_BYTES.items() if fields.get("type", "").lower() in names), 1)
     needed = element * math.prod(int(number) for number in fields.get("sizes", "").split())
     if needed > stored * _NRRD_SHRINKING.get(fields.get("encoding", "raw").lower(), 1):
-        raise BadInput(f"The image {voxels} is cut short or damaged.", "Copy or download it again.")
+        raise _cut_short(path, voxels)
 
 
 def _check_meta(path: Path, fields: dict[str, str], header_size: int) -> None:
@@ -254,7 +260,7 @@ def _check_meta(path: Path, fields: dict[str, str], header_size: int) -> None:
         else:
             complete = stored >= needed
         if not complete:
-            raise BadInput(f"The image {voxels} is cut short or damaged.", "Copy or download it again.")
+            raise _cut_short(path, voxels)
 
 
 def _text_header(path: Path, kind: str) -> tuple[dict[str, str], int]:

@@ -41,16 +41,24 @@ def convertToLabelmap(segmentationNode: Any, volumeNode: Any) -> None:
         )
 
 
+def existingEditorNode() -> Any:
+    """Return the segment editor node of this module, ``None`` if there is none yet."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
+        if node.GetAttribute(EDITOR_ATTRIBUTE):
+            return node
+    return None
+
+
 def editorNode() -> Any:
     """Return the segment editor node of this module, made if need be; other segments are not overwritten by default.
 
     It is no singleton: closing the scene would set a singleton back to overwriting all segments. It is not saved:
     Slicer writes the ID of its segment as it is, and a scene with a quote or a bracket in it cannot be opened.
     """
-    for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
-        if node.GetAttribute(EDITOR_ATTRIBUTE):
-            node.SaveWithSceneOff()
-            return node
+    found = existingEditorNode()
+    if found is not None:
+        found.SaveWithSceneOff()
+        return found
     node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
     node.UnRegister(None)
     node.SetName("SPDSegment editor")

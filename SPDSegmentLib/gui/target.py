@@ -14,7 +14,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 from SPDSegmentLib.errors import BadInput
 
 from .editable_area import areaMasks, describeArea
-from .editor_nodes import editorLogic, editorNode, otherRepresentation
+from .editor_nodes import editorLogic, editorNode, existingEditorNode, otherRepresentation
 from .record_store import loadRecord, saveRecord
 from .shown_surfaces import surfacesAside
 from .slice_grid import SegmentContent, Triple, boxAround, sliceDigests
@@ -66,7 +66,9 @@ class Target:
     @property
     def changesOthers(self) -> bool:
         """Whether the editor's settings let a write change other segments too."""
-        node = editorNode()
+        node = existingEditorNode()
+        if node is None:  # a new one leaves other segments alone
+            return False
         inside = slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment
         return node.GetOverwriteMode() != node.OverwriteNone or node.GetMaskMode() == inside
 
@@ -130,7 +132,8 @@ class Target:
     @property
     def area(self) -> str:
         """What the editor's settings restrict changes to, empty if nothing."""
-        return describeArea(editorNode())
+        node = existingEditorNode()
+        return "" if node is None else describeArea(node)
 
     def read(self, snapshot: VolumeSnapshot, slices: Collection[int] | None = None) -> SegmentContent:
         """Return the segment's voxels on the grid of a volume.

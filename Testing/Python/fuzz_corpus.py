@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from fuzz_files import FileFuzz, sign
 
+from SPDSegmentLib.errors import MUST_LOOK, OutOfMemory
+
 Prepare = Callable[[FileFuzz], None]
 
 
@@ -197,5 +199,8 @@ CORPUS: dict[str, tuple[str, Prepare]] = {
 }
 """Target and preparation by name."""
 
-TAKEN = {"points at 1e300", "points without a position", "points of a number without end"}
-"""Those of which the rest is used."""
+EXITS = {
+    **dict.fromkeys(("points at 1e300", "points without a position", "points of a number without end"), MUST_LOOK),
+    "NIfTI of 32,767 voxels a side": OutOfMemory.exit_code,
+}
+"""Exit codes of those that are not refused as bad input."""

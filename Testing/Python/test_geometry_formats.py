@@ -320,8 +320,8 @@ def test_meta_fields_that_are_no_numbers_are_refused(tmp_path: Path, field: str,
         ({"ElementSpacing": "-1 2 3"}, "ElementSpacing"),
         ({"ObjectType": "Tube"}, "holds a Tube"),
         ({"ElementToIntensityFunctionSlope": "2", "ElementToIntensityFunctionOffset": "0"}, "to be scaled by 2"),
-        ({"ElementSpacing": "1e30 2 3"}, "are 1e.30"),
-        ({"Offset": "1e30 2 3"}, "m from the origin"),
+        ({"ElementSpacing": "1e30 2 3"}, "ElementSpacing is 1e30"),
+        ({"Offset": "1e30 2 3"}, "Offset is 1e30"),
     ],
 )
 def test_meta_fields_that_itk_passes_over_are_refused(tmp_path: Path, changes: dict[str, str], words: str) -> None:
@@ -365,7 +365,7 @@ def test_voxels_in_a_file_beside_or_below_are_read(tmp_path: Path) -> None:
         ("/{folder}/other.raw", "from another folder"),
         ("LIST", "spread over several files"),
         ("slice%d.raw 1 4 1", "spread over several files"),
-        ("short.raw", "cut short"),
+        ("short.raw", "cut short or damaged: its voxels in short.raw"),
     ],
 )
 def test_a_header_that_points_elsewhere_or_nowhere_is_refused(tmp_path: Path, name: str, words: str) -> None:
@@ -374,7 +374,7 @@ def test_a_header_that_points_elsewhere_or_nowhere_is_refused(tmp_path: Path, na
     (tmp_path / "other.raw").write_bytes(VALUES.tobytes())
     (folder / "short.raw").write_bytes(VALUES.tobytes()[:-2])
     name = name.format(folder=str(tmp_path).lstrip(os.sep))
-    refused(nrrd(folder / "scan.nhdr", data_file=name), words.replace("cut short", "scan.nhdr is cut short"))
+    refused(nrrd(folder / "scan.nhdr", data_file=name), words)
     with pytest.raises(BadInput, match=words):
         read_volume(meta(folder / "scan.mhd", ElementDataFile=name))
 

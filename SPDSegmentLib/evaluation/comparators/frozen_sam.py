@@ -159,7 +159,7 @@ class FrozenSam:
         if window not in kept.by_window:
             limits = intensity_range(stack.array, self._inputs.intensity)
             parts = [
-                engine.encode(window.resample(normalize(stack.array[start : start + BATCH], limits)))
+                engine.encode(window.resample(normalize(stack.array[start : start + BATCH], limits))[:, None])
                 for start in range(0, stack.n_slices, BATCH)
             ]
             kept.by_window[window] = torch.cat(parts)
