@@ -153,13 +153,13 @@ def is_made_of(path: Path, key: str) -> bool:
         return False
 
 
-def check_room(folder: Path, size: float) -> None:
+def check_room(folder: Path, size: float, table: str = "stage2") -> None:
     """Raise :class:`BadInput` where a folder's disk has no place for so many bytes more."""
     free = shutil.disk_usage(folder).free
     if size > free:
         raise BadInput(
             f"The embeddings in {folder} need {size / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free there.",
-            "Free some space, choose another run folder, or lower entries in the configuration.",
+            f"Free some space, choose another run folder, or lower entries in [{table}].",
         )
 
 

@@ -190,7 +190,7 @@ def keep_runs(
                 embeddings = model.encode(images).bfloat16().cpu().contiguous()
             write_tensors(path, {"embeddings": embeddings, "masks": masks.cpu()}, key)
             if k == 0:
-                check_room(folder, path.stat().st_size * (config.stage.entries - 1))
+                check_room(folder, path.stat().st_size * (config.stage.entries - 1), "stage")
         tensors = load_file(path)
         kept.append(KeptRun(runs, tensors["embeddings"], tensors["masks"]))
         on_entry(k + 1, config.stage.entries)
