@@ -55,6 +55,7 @@ class ModulePanel(VTKObservationMixin):
         )
         self._later = idleTimer(self._refreshScene)
         self._showLater = idleTimer(self.showRecord)
+        self._startLater = idleTimer(self._startAgain)
         self.run.onFinished.connect(lambda job: self._showLater.start())
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartClose)
@@ -80,8 +81,10 @@ class ModulePanel(VTKObservationMixin):
     def cleanup(self) -> None:
         """Let go of the scene; what runs is cancelled."""
         self.isClosing = True
+        self._startLater.stop()
         self._later.stop()
         self._showLater.stop()
+        self._startLater.stop()
         self.shortcuts.remove()
         self.saliency.close()
         self.setup.close()
@@ -131,6 +134,10 @@ class ModulePanel(VTKObservationMixin):
             return
         isFollowed = self.run.isRunning or task.target.record.model
         if isFollowed and self.logic.segmenter.hasOtherClicks(task, clicks):
+            self._startLater.start()  # an event of its own, so that each is short
+
+    def _startAgain(self) -> None:
+        if not self.isClosing and self.state.liveUpdate and not self.inputs.whyNot():
             self.run.start()
 
     def _segmentChanged(self, wentBack: bool) -> None:
