@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.names import user_path
 
 NEEDED = ("name", "image", "points")
 OPTIONAL = ("series",)
@@ -69,7 +69,7 @@ def checked_cases(cases: Cases) -> list[BatchCase]:
         BadInput: a list or table that cannot be used at all; a case that cannot be used only says so in ``problem``.
     """
     if isinstance(cases, (str, Path)):
-        given = read_cases(Path(cases).expanduser())
+        given = read_cases(user_path(cases))
         if not given:
             raise BadInput(f"The table {cases} lists no case.", "Give it a line with name, image and points.")
     else:
@@ -124,7 +124,7 @@ def _case_of(path: Path, line: int, values: list[str], columns: dict[str, int], 
 def _beside(table: Path, text: str) -> str:
     if not text:
         return ""
-    path = Path(text).expanduser()
+    path = user_path(text)
     return str(path if path.is_absolute() else table.parent / path)
 
 
@@ -190,7 +190,7 @@ def _as_case(case: Any) -> BatchCase:
 
 def _own(path: str | Path) -> str:
     """A path as it was given, but for the sign of one's home."""
-    return os.path.expanduser(str(path))
+    return str(user_path(path))
 
 
 def _refuse_collisions(given: list[BatchCase], listed: list[BatchCase]) -> None:

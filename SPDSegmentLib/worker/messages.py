@@ -1,7 +1,6 @@
 """What client and server say to each other: requests downwards, events upwards; no torch.
 
-Every request that wants an answer carries a ``request_id``; its answer is exactly one ``Answer`` with the
-same id, after any number of ``Progress`` and ``SliceReady``.
+A request that wants an answer has a ``request_id``; one ``Answer`` has the same, after ``Progress`` and ``SliceReady``.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ class PointGroup:
     """One markups node within the flat list of points.
 
     Attributes:
-        name, kind: of the node.
-        count: how many of the points are its own.
+        name, kind: of the node; count: how many of the points are its own.
         insisted: which of them, counted from 0, prompt whatever the model believes.
     """
 
@@ -362,10 +360,7 @@ class VolumeNeeded:
 
 @dataclass(frozen=True)
 class Alive:
-    """Sign of life of a worker that has work, and the word that a request has begun.
-
-    ``silent_seconds``: how long no other may come, because libraries are loaded; 0 for no longer than usual.
-    """
+    """Sign of life; for ``silent_seconds`` no other may come (libraries are loaded), 0: no longer than usual."""
 
     kind: ClassVar[str] = "alive"
     running: int | None
