@@ -42,11 +42,11 @@ benchmark: weights
 
 # All systems on all data sets, into docs/benchmark.md: days on a CPU; stop it at any time, it goes on. Needs ../shared/data.
 bench: $(BENCH)
-	$(BIN)/spdsegment bench Testing/Benchmarks/benchmark.toml
+	PYTHONPATH=Testing/Benchmarks $(BIN)/python -m spdbench Testing/Benchmarks/benchmark.toml
 
 # The same in small, with the models that are here: some minutes.
 bench-quick: weights
-	$(BIN)/spdsegment bench Testing/Benchmarks/benchmark.toml --quick
+	PYTHONPATH=Testing/Benchmarks $(BIN)/python -m spdbench Testing/Benchmarks/benchmark.toml --quick
 
 # Long runs: random frames, kills at random moments, memory over updates; about half an hour.
 soak: $(HOST)

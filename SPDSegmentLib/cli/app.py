@@ -16,7 +16,6 @@ COMMAND_MODULES = (
     "SPDSegmentLib.cli.models_commands",
     "SPDSegmentLib.cli.train_command",
     "SPDSegmentLib.cli.evaluate_command",
-    "SPDSegmentLib.cli.bench_command",
     "SPDSegmentLib.cli.demo_command",
     "SPDSegmentLib.cli.worker_command",
 )

@@ -9,26 +9,26 @@ import numpy as np
 import pytest
 from tiny_benchmark import options, write_benchmark
 
-from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.benchmark import figures, tables
-from SPDSegmentLib.evaluation.benchmark.cells import Row
-from SPDSegmentLib.evaluation.benchmark.clicks import clicks_for, oracle_clicks
-from SPDSegmentLib.evaluation.benchmark.command import plan_of
-from SPDSegmentLib.evaluation.benchmark.config import ClaimSpec, DatasetSpec, MethodSpec, read_benchmark_config
-from SPDSegmentLib.evaluation.benchmark.noises import is_clean, parse_noise, part_labels
-from SPDSegmentLib.evaluation.benchmark.plan import TimeLeft
-from SPDSegmentLib.evaluation.benchmark.progress import StepClock, time_text
-from SPDSegmentLib.evaluation.benchmark.report import ReportInput, report_text
-from SPDSegmentLib.evaluation.benchmark.summary import (
+from spdbench import figures, tables
+from spdbench.cells import Row
+from spdbench.clicks import clicks_for, oracle_clicks
+from spdbench.command import plan_of
+from spdbench.comparators.bundle_row import clicked_component
+from spdbench.comparators.frozen_sam import box_around, random_points
+from spdbench.comparators.protocol import Budget
+from spdbench.config import ClaimSpec, DatasetSpec, MethodSpec, read_benchmark_config
+from spdbench.noises import is_clean, parse_noise, part_labels
+from spdbench.plan import TimeLeft
+from spdbench.progress import StepClock, time_text
+from spdbench.report import ReportInput, report_text
+from spdbench.summary import (
     NOT_YET,
     DatasetResult,
     MethodResult,
     check_claims,
     differences,
 )
-from SPDSegmentLib.evaluation.comparators.bundle_row import clicked_component
-from SPDSegmentLib.evaluation.comparators.frozen_sam import box_around, random_points
-from SPDSegmentLib.evaluation.comparators.protocol import Budget
+from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.run import shuffled_clicks
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.window import place_window
@@ -342,7 +342,7 @@ def test_time_left_follows_the_pace_of_each_method() -> None:
 
 def test_steps_left_follow_the_pace_of_their_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("SPDSegmentLib.evaluation.benchmark.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("spdbench.progress.time.monotonic", lambda: now)
     clock = StepClock()
     assert clock.seconds_left(20, 100) is None, "a resumed training has no pace yet"
     now = 110.0

@@ -14,10 +14,10 @@ import pytest
 import tiny_benchmark
 from tiny_benchmark import options, write_benchmark, write_bundle
 
+from spdbench.cells import read_cell
+from spdbench.command import list_cells, plan_of, run_benchmark
+from spdbench.comparators.registry import COMPARATORS
 from SPDSegmentLib.errors import Cancelled
-from SPDSegmentLib.evaluation.benchmark.cells import read_cell
-from SPDSegmentLib.evaluation.benchmark.command import list_cells, plan_of, run_benchmark
-from SPDSegmentLib.evaluation.comparators.registry import COMPARATORS
 
 TABLES = ("tables.md", "summary.csv", "summary.json")
 
@@ -26,7 +26,7 @@ TABLES = ("tables.md", "summary.csv", "summary.json")
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny benchmark file whose comparator ``broken`` fails."""
     monkeypatch.setitem(COMPARATORS, "broken", "broken:Broken")
-    monkeypatch.setitem(sys.modules, "SPDSegmentLib.evaluation.comparators.broken", tiny_benchmark)
+    monkeypatch.setitem(sys.modules, "spdbench.comparators.broken", tiny_benchmark)
     return write_benchmark(tmp_path)
 
 
@@ -73,13 +73,15 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_tables(bench: Pat
 
 
 def test_a_killed_process_leaves_whole_files_and_the_next_run_goes_on(bench: Path) -> None:
-    command = [sys.executable, "-m", "SPDSegmentLib.evaluation.benchmark", str(bench), "--only", "blob/[sn]*"]
+    command = [sys.executable, "-m", "spdbench", str(bench), "--only", "blob/[sn]*"]
     command += ["--output", str(bench.parent / "results"), "--work", str(bench.parent / "work"), "--device", "cpu"]
     cells = bench.parent / "results" / "cells" / "blob"
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 240
     while not any(cells.glob("*.jsonl")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     for path in cells.glob("*.jsonl"):

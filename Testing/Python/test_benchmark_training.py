@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_benchmark import options, write_benchmark
 
-from SPDSegmentLib.evaluation.benchmark.cells import read_cell
-from SPDSegmentLib.evaluation.benchmark.command import plan_of, run_benchmark
+from spdbench.cells import read_cell
+from spdbench.command import plan_of, run_benchmark
 from SPDSegmentLib.models.bundle import read_bundle
 from SPDSegmentLib.networks.checkpoint import load_state_dict
 

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from tiny_predictor import tube_volume
 
+from spdbench.comparators import nnunet
+from spdbench.comparators.clicks import ClickedSlice, NetworkClicks
+from spdbench.comparators.protocol import Budget, Comparator, InputSettings, NotRun, TrainingCase
+from spdbench.comparators.refinement_prompts import excavate, split_objects
+from spdbench.comparators.registry import make_comparator
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.comparators import nnunet
-from SPDSegmentLib.evaluation.comparators.clicks import ClickedSlice, NetworkClicks
-from SPDSegmentLib.evaluation.comparators.protocol import Budget, Comparator, InputSettings, NotRun, TrainingCase
-from SPDSegmentLib.evaluation.comparators.refinement_prompts import excavate, split_objects
-from SPDSegmentLib.evaluation.comparators.registry import make_comparator
 from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig
@@ -169,7 +169,7 @@ def test_a_budget_of_seconds_ends_a_training_that_is_then_finished(tmp_path: Pat
 
 
 def test_adapters_change_nothing_before_they_have_learned() -> None:
-    from SPDSegmentLib.evaluation.comparators.sam_rows import MedicalSamAdapter, PointNetwork
+    from spdbench.comparators.sam_rows import MedicalSamAdapter, PointNetwork
 
     comparator = MedicalSamAdapter(INPUTS, "tiny_random")
     torch.manual_seed(0)

@@ -63,6 +63,11 @@ def sources(repository: Path) -> list[Path]:
     return sorted((repository / PACKAGE).rglob("*.py"))
 
 
+def benchmark_sources(repository: Path) -> list[Path]:
+    """Python files of the benchmark, which stands beside the library."""
+    return sorted((repository / "Testing" / "Benchmarks" / "spdbench").rglob("*.py"))
+
+
 def module_name(repository: Path, path: Path) -> str:
     """Dotted name, without ``__init__``."""
     parts = path.relative_to(repository).with_suffix("").parts
@@ -121,7 +126,7 @@ def test_imports_point_down_the_layers(repository: Path) -> None:
 def test_only_the_gui_imports_slicer_and_qt(repository: Path) -> None:
     found = [
         f"{path.relative_to(repository)} imports {name}"
-        for path in sources(repository)
+        for path in [*sources(repository), *benchmark_sources(repository)]
         if part_of(module_name(repository, path)) != "gui"
         for name, _ in imported_names(repository, path)
         if name.split(".")[0] in SLICER
@@ -129,17 +134,29 @@ def test_only_the_gui_imports_slicer_and_qt(repository: Path) -> None:
     assert found == []
 
 
-def test_nothing_unpickles(repository: Path) -> None:
+def test_the_library_imports_nothing_of_the_benchmark(repository: Path) -> None:
+    product = [*sources(repository), *(repository / "SPDSegment").rglob("*.py")]
     found = [
         f"{path.relative_to(repository)} imports {name}"
-        for path in sources(repository)
+        for path in product
+        for name, _ in imported_names(repository, path)
+        if name.split(".")[0] in {"spdbench", "Testing"}
+    ]
+    assert found == []
+
+
+def test_nothing_unpickles(repository: Path) -> None:
+    files = [*sources(repository), *benchmark_sources(repository)]
+    found = [
+        f"{path.relative_to(repository)} imports {name}"
+        for path in files
         for name, _ in imported_names(repository, path)
         if name.split(".")[0] in {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     ]
     assert found == []
     loads = [
         f"{path.relative_to(repository)}:{node.lineno}"
-        for path in sources(repository)
+        for path in files
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
         if not any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in node.keywords)
@@ -147,7 +164,7 @@ def test_nothing_unpickles(repository: Path) -> None:
     assert loads == []
     allowing = [
         f"{path.relative_to(repository)}:{node.lineno}"
-        for path in sources(repository)
+        for path in files
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and any(k.arg == "allow_pickle" for k in node.keywords)
         if not ast.unparse(node).endswith("allow_pickle=False)")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_layers import PACKAGE, SLICER, imported_names, sources
+from test_layers import PACKAGE, SLICER, benchmark_sources, imported_names, sources
 
 from SPDSegmentLib.errors import REQUIREMENTS
 
@@ -46,10 +46,10 @@ def test_exactly_the_folders_of_the_library_are_packed(repository: Path, project
 
 
 def test_every_import_is_declared(repository: Path, requirements: set[str]) -> None:
-    known = set(sys.stdlib_module_names) | SLICER | {PACKAGE}
+    known = set(sys.stdlib_module_names) | SLICER | {PACKAGE, "spdbench"}
     undeclared = {
         f"{path.relative_to(repository)} imports {name}"
-        for path in sources(repository)
+        for path in [*sources(repository), *benchmark_sources(repository)]
         for name, _ in imported_names(repository, path)
         if (top := name.split(".")[0]) not in known
         if normalized(IMPORT_OF.get(top, top)) not in requirements

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tiny_training import write_cases, write_config
 
-from SPDSegmentLib.evaluation.benchmark.command import BenchmarkOptions
+from spdbench.command import BenchmarkOptions
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.config import read_training_config
 from SPDSegmentLib.training.result import save_bundle

@@ -1,0 +1,174 @@
+"""The benchmark as one call: plan, measure, write tables, figures and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spdbench import tables
+from spdbench.cells import write_text
+from spdbench.config import BenchmarkConfig, read_benchmark_config
+from spdbench.entries import EntryMaker
+from spdbench.histogram import measure_histograms
+from spdbench.machine import describe_machine, short_name
+from spdbench.plan import Plan, make_plan
+from spdbench.report import ReportInput, draw_figures, report_text
+from spdbench.runner import OnProgress, Runner, RunnerOptions
+from spdbench.summary import check_claims, collect
+
+
+@dataclass
+class BenchmarkOptions:
+    """What the command line says.
+
+    Attributes:
+        config: the TOML file.
+        quick: its ``[quick]`` profile.
+        only: patterns of ``data-set/method``.
+        output: results folder, by default ``results/<name>`` beside the file.
+        work: folder of trainings.
+        report_only: measure nothing.
+        threads: of torch, 0 for its default.
+        training: train what must be trained; else rows without a training say so.
+    """
+
+    config: Path
+    quick: bool = False
+    only: tuple[str, ...] = ()
+    output: Path | None = None
+    work: Path | None = None
+    device: str = "auto"
+    report_only: bool = False
+    threads: int = 0
+    training: bool = True
+    on_progress: OnProgress = lambda *args: None
+    cancelled: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where things lie, the first table, and a line for every row that gave nothing."""
+
+    folder: Path
+    reports: tuple[Path, ...]
+    headline: str
+    problems: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What the command prints at its end."""
+        problems = ["", "Without a result:", *self.problems] if self.problems else []
+        return "\n".join([self.headline, *problems, "", f"Report: {', '.join(map(str, self.reports))}"])
+
+
+def results_folder(options: BenchmarkOptions, config: BenchmarkConfig) -> Path:
+    """Where a benchmark's results lie."""
+    return options.output or config.folder / "results" / config.name
+
+
+def plan_of(options: BenchmarkOptions) -> Plan:
+    """Read the file and look at what is done.
+
+    Raises:
+        BadInput: the file, a configuration that it names, or ``only`` is wrong.
+    """
+    config = read_benchmark_config(options.config, options.quick)
+    if not options.training:
+        config = dataclasses.replace(config, training=False)
+    work = options.work or Path("runs") / "benchmark"
+    return make_plan(config, results_folder(options, config), EntryMaker(config, work, options.device), options.only)
+
+
+def run_benchmark(options: BenchmarkOptions) -> Outcome:
+    """Measure what is missing and write everything anew.
+
+    Raises:
+        BadInput: as :func:`plan_of`.
+        Cancelled: the user stopped; what was measured is kept, and the report is written the next time.
+    """
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    plan = plan_of(options)
+    folder = results_folder(options, plan.config)
+    if not options.report_only:
+        machine = describe_machine(options.device, options.config.resolve().parent)
+        work = options.work or Path("runs") / "benchmark"
+        runner = Runner(plan, RunnerOptions(folder, work, short_name(machine), options.on_progress, options.cancelled))
+        if runner.remaining():
+            _remember_machine(folder, machine)
+        runner.run()
+        measure_histograms(plan, folder, work)
+    everything = plan if not options.only else plan_of(_all_cells(options))
+    return write_outcome(everything, folder, options)
+
+
+def write_outcome(plan: Plan, folder: Path, options: BenchmarkOptions) -> Outcome:
+    """Tables, figures and the report of what a plan's cells hold."""
+    config = plan.config
+    datasets = collect(plan)
+    claims = check_claims(config.claims, datasets)
+    records = tables.summary_records(datasets, config)
+    write_text(folder / "summary.csv", tables.csv_text(records))
+    write_text(folder / "summary.json", tables.json_text(records, config, datasets))
+    headline = tables.headline_table(datasets, config)
+    sections = [f"# {config.name}", headline]
+    for dataset in datasets:
+        shown = [tables.method_table(dataset, g, config) for g in tables.TABLE_GROUPS if dataset.of_group(*g)]
+        sections += [f"## {dataset.title}", *shown, tables.parts_table(dataset, config)]
+    write_text(folder / "tables.md", "\n\n".join(s for s in sections if s) + "\n")
+    draw_figures(folder, datasets, config)
+    notes = config.folder / config.notes if config.notes else None
+    given = ReportInput(
+        config,
+        datasets,
+        claims,
+        folder,
+        _machines(folder),
+        f"PYTHONPATH=Testing/Benchmarks python -m spdbench {options.config.as_posix()}"
+        + (" --quick" if options.quick else ""),
+        notes.read_text(encoding="utf-8") if notes is not None and notes.is_file() else "",
+    )
+    places = [folder / "report.md"]
+    places += [Path(os.path.normpath(config.folder / config.report))] if config.report else []
+    for place in places:
+        write_text(place, report_text(given, place.resolve()))
+    problems = [f"{d.name}/{r.method.name}: {r.state}" for d in datasets for r in d.methods.values() if ": " in r.state]
+    return Outcome(folder, tuple(places), headline, tuple(problems))
+
+
+def list_cells(plan: Plan) -> list[str]:
+    """One line per cell: its name, how much of it is measured, and what kept it from running."""
+    lines = []
+    for planned in plan.cells:
+        done, wanted = len(plan.rows(planned)), plan.wanted(planned)
+        reasons = [entry.not_run for entry in planned.entries if entry.not_run]
+        reasons += [f"{state}: {reason}" for state, reason in planned.cell.states.values()]
+        why = f"  ({'; '.join(dict.fromkeys(reasons))})" if reasons and done < wanted else ""
+        lines.append(f"{planned.label:<48} {done:>6} / {wanted}{why}")
+    return lines
+
+
+def _all_cells(options: BenchmarkOptions) -> BenchmarkOptions:
+    return dataclasses.replace(options, only=())
+
+
+def _machines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "machines.json"
+    if not path.is_file():
+        return []
+    machines: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return machines
+
+
+def _remember_machine(folder: Path, machine: dict[str, Any]) -> None:
+    """Put a machine with its versions and commit on record, once."""
+    known = _machines(folder)
+    if machine not in known:
+        write_text(folder / "machines.json", json.dumps([*known, machine], indent=1) + "\n")

@@ -1,0 +1,176 @@
+"""Rows of ours that are trained for the benchmark: folds of a cross-validation, and ablations that need a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spdbench.comparators.bundle_row import BundleRow, distillation_identity
+from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
+from SPDSegmentLib.errors import BadInput, SPDError
+from SPDSegmentLib.evaluation.run import EvaluationTarget
+from SPDSegmentLib.files import write_json
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.models.base_weights import find_base_weights
+from SPDSegmentLib.models.bundle import read_bundle
+from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.training.config import TrainingConfig
+from SPDSegmentLib.training.distributed import join_processes
+from SPDSegmentLib.training.result import save_bundle
+from SPDSegmentLib.training.run import RunHooks, train
+
+
+class OwnTraining:
+    """SPD, SAM-Tuning or an ablation, trained as ``spdsegment train`` does and used as :class:`BundleRow` does.
+
+    The steps are those of the configuration, whatever the budget of the other comparators is.
+
+    Args:
+        inputs: its device is used.
+        config: training configuration; its ``data.train`` are the training cases.
+        data_folder: where they lie.
+        stage1: folder of the bundle whose stage I is taken over; ``None`` trains stage I.
+        stage1_identity: what stands for that bundle in :meth:`describe`.
+        prompts, overrides, name: as for :class:`BundleRow`.
+    """
+
+    needs_training = True
+    uses_clicks = True
+
+    def __init__(
+        self,
+        inputs: InputSettings,
+        *,
+        config: TrainingConfig,
+        data_folder: Path,
+        stage1: Path | None = None,
+        stage1_identity: str = "",
+        prompts: str = "consensus",
+        overrides: Mapping[str, Any] | None = None,
+        name: str = "spd",
+    ) -> None:
+        self.name = name
+        self.config = config
+        self._inputs = inputs
+        self._data_folder = data_folder
+        self._stage1 = stage1
+        self._stage1_identity = stage1_identity
+        self._row_settings: dict[str, Any] = {"prompts": prompts, "overrides": overrides, "name": name}
+        self._row: BundleRow | None = None
+
+    def train(self, cases: Sequence[TrainingCase], folder: Path, budget: Budget, on_progress: OnProgress) -> None:
+        """Train and write ``folder/bundle``; a stopped training goes on. ``cases`` are read from the data folder.
+
+        Raises:
+            NotRun: base weights, or the row whose stage I is wanted, are missing.
+        """
+        if (folder / "bundle").is_dir():
+            return
+        begun = time.monotonic()
+        backbone = self.config.network.backbone
+        try:
+            weights = None if backbone == "tiny_random" else find_base_weights(backbone)
+        except SPDError as error:
+            raise NotRun(f"weights of {backbone} not available") from error
+        state = None
+        if self._stage1 is not None:
+            if not self._stage1.is_dir():
+                raise NotRun("the row whose stage I it takes over is not trained")
+            state = load_state_dict(read_bundle(self._stage1).adapter_path)
+        hooks = RunHooks(lambda what, done, total, left, losses: on_progress(done, total, losses))
+        run_folder = folder / "run"
+        model = train(
+            self.config,
+            self._data_folder,
+            run_folder,
+            weights,
+            join_processes(self._inputs.device),
+            hooks,
+            state,
+            embeddings=self._embeddings(folder),
+        )
+        parameters = sum(p.numel() for p in model.stage1_parameters() + model.stage2_parameters())
+        steps = self.config.stage1.steps + self.config.stage2.head_steps + self.config.stage2.steps
+        record = {"steps": steps, "seconds": round(time.monotonic() - begun, 1), "parameters": parameters}
+        write_json(folder / "training.json", record)
+        save_bundle(model, self.config, "benchmark", folder / "bundle")
+
+    def load(self, folder: Path) -> None:
+        """Bring the trained bundle into memory; raises :class:`NotRun` where there is none."""
+        if not (folder / "bundle").is_dir():
+            raise NotRun("not trained")
+        self._row = BundleRow(self._inputs, bundle=read_bundle(folder / "bundle"), **self._row_settings)
+        self._row.load(folder)
+
+    def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+        """(T, H, W) bool."""
+        if self._row is None:
+            raise RuntimeError("load() comes first")
+        return self._row.segment(target, clicks)
+
+    def saliency(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+        """S of every slice, (T, H, W) float32."""
+        if self._row is None:
+            raise RuntimeError("load() comes first")
+        return self._row.saliency(target, clicks)
+
+    def describe_model(self) -> dict[str, Any]:
+        """What the trained model depends on, JSON-ready."""
+        config = dataclasses.asdict(dataclasses.replace(self.config, checkpoint_seconds=0.0))
+        config["data"].pop("validation")
+        config["data"].pop("folder")
+        return {
+            "training": config,
+            "stage1": self._stage1_identity,
+            **distillation_identity(self.config.stage2.strategy),
+        }
+
+    def _embeddings(self, folder: Path) -> Path | None:
+        """Where the kept embeddings lie: beside the run where other ablations on the same stage I can use them too."""
+        if self._stage1 is None:
+            return None
+        depends = self.describe_model()
+        depends.pop("distillation", None)
+        training = depends["training"]
+        stage2 = training.pop("stage2")
+        depends["views"] = {"entries": stage2["entries"], "margin": stage2["margin"]}
+        for name in ("bundle", "prompts", "stage1", "initialize_from"):
+            training.pop(name)
+        for name in ("decoder", "decoder_lora_rank", "dense_saliency_prompt"):
+            training["network"].pop(name)
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
+        return folder.parent / f"embeddings-{digest[:10]}"
+
+    def describe(self) -> dict[str, Any]:
+        """What the result depends on, JSON-ready."""
+        identity = distillation_identity(self._row_settings["prompts"])
+        return {**self.describe_model(), **self._row_settings, "name": "", **identity}
+
+
+def changed_config(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConfig:
+    """A training configuration with settings of nested tables replaced.
+
+    Raises:
+        BadInput: unknown setting.
+    """
+    changed: TrainingConfig = _changed(config, changes)
+    return changed
+
+
+def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    replace: Callable[..., Any] = dataclasses.replace
+    values = {}
+    for key, value in changes.items():
+        if not hasattr(config, key):
+            raise BadInput(f"Unknown training setting '{key}'.", "See SPDSegmentLib/training/config.py.")
+        current = getattr(config, key)
+        nested = isinstance(value, Mapping) and dataclasses.is_dataclass(current)
+        values[key] = _changed(current, value) if nested else tuple(value) if isinstance(value, list) else value
+    return replace(config, **values)

@@ -1,0 +1,141 @@
+"""Data sets of the benchmark: folds by patient, and cases that are read when they are needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spdbench.comparators.protocol import InputSettings, TrainingCase
+from spdbench.config import DatasetSpec
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
+from SPDSegmentLib.evaluation.run import EvaluationTarget, patient_of
+from SPDSegmentLib.training.config import TrainingConfig, read_training_config
+
+KEPT_CASES = 6
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One split: ``train`` and ``test`` are case names, no patient is in both."""
+
+    name: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+class Dataset:
+    """One data set with its folds and cases.
+
+    Args:
+        spec: what the benchmark's file says.
+        folder: where that file lies.
+        limit: at most so many test patients, 0 for all; evenly picked.
+    """
+
+    def __init__(self, spec: DatasetSpec, folder: Path, limit: int = 0) -> None:
+        self.spec = spec
+        self.name = spec.name
+        config_path = folder / spec.config
+        self.training: TrainingConfig = read_training_config(config_path)
+        data = self.training.data
+        self.config_folder = config_path.parent
+        self.data_folder = (config_path.parent / data.folder).resolve()
+        self.files = CaseFiles(self.data_folder, data.image, data.label, data.targets, data.plane, data.patient_pattern)
+        self.inputs = InputSettings(
+            self.training.network.image_size,
+            self.training.fov_mm,
+            self.training.intensity,
+            self.training.stage2.severities,
+            spec.box_margin_mm,
+        )
+        limits = [n for n in (limit, spec.limit) if n > 0]
+        self.folds = _limited(self._all_folds(), min(limits, default=0), self.patient)
+        self._kept: OrderedDict[str, list[EvaluationTarget]] = OrderedDict()
+
+    @property
+    def cross_validated(self) -> bool:
+        """Whether every patient is tested once."""
+        return self.spec.folds > 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether our own models are trained here where no bundle is found."""
+        return self.spec.train or self.cross_validated
+
+    def patient(self, case: str) -> str:
+        """The patient that a case is of."""
+        return patient_of(case, self.files.patient_pattern)
+
+    def targets(self, case: str) -> list[EvaluationTarget]:
+        """The targets of a case; the latest few cases stay in memory."""
+        if case not in self._kept:
+            self._kept[case] = load_targets(self.files, [case])
+            while len(self._kept) > KEPT_CASES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(case)
+        return self._kept[case]
+
+    def training_cases(self, fold: Fold, patients: int = 0) -> list[TrainingCase]:
+        """Read the training cases of a fold, at most those of so many patients."""
+        cases = []
+        for name in self.training_names(fold, patients):
+            targets = tuple(load_targets(self.files, [name]))
+            cases.append(TrainingCase(targets[0].patient, name, targets[0].stack, targets))
+        return cases
+
+    def training_names(self, fold: Fold, patients: int = 0) -> tuple[str, ...]:
+        """Names of the training cases of a fold, evenly picked when only some patients are wanted."""
+        known = list(dict.fromkeys(self.patient(case) for case in fold.train))
+        if patients == 0 or patients >= len(known):
+            return fold.train
+        chosen = set(_evenly(known, patients))
+        return tuple(case for case in fold.train if self.patient(case) in chosen)
+
+    def definition(self) -> dict[str, object]:
+        """What a result depends on, JSON-ready; the list of cases is left out, since every row names its case."""
+        data = self.training.data
+        return {
+            "files": [data.folder.rstrip("/").rpartition("/")[2], data.image, data.label],
+            "targets": data.targets,
+            "plane": data.plane,
+            "inputs": dataclasses.asdict(dataclasses.replace(self.inputs, device="auto")),
+        }
+
+    def _all_folds(self) -> list[Fold]:
+        data = self.training.data
+        if not self.cross_validated:
+            if not data.validation:
+                raise BadInput(f"{self.spec.config} names no validation case.", "List some, or set folds.")
+            return [Fold("0", data.train, data.validation)]
+        cases = sorted({*data.train, *data.validation})
+        patients = sorted({self.patient(case) for case in cases})
+        if self.spec.folds > len(patients):
+            raise BadInput(f"{self.name} has fewer patients than folds.", f"Set folds to {len(patients)} or less.")
+        folds = []
+        for k in range(self.spec.folds):
+            tested = set(patients[k :: self.spec.folds])
+            test = tuple(case for case in cases if self.patient(case) in tested)
+            folds.append(Fold(str(k), tuple(case for case in cases if case not in test), test))
+        return folds
+
+
+def _evenly(items: Sequence[str], count: int) -> list[str]:
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _limited(folds: list[Fold], limit: int, patient_of_case: Callable[[str], str]) -> list[Fold]:
+    """The folds with at most ``limit`` test patients in all; those without any are left out."""
+    patients = [patient_of_case(case) for fold in folds for case in fold.test]
+    unique = list(dict.fromkeys(patients))
+    if limit == 0 or limit >= len(unique):
+        return folds
+    chosen = set(_evenly(unique, limit))
+    limited = [
+        dataclasses.replace(fold, test=tuple(case for case in fold.test if patient_of_case(case) in chosen))
+        for fold in folds
+    ]
+    return [fold for fold in limited if fold.test]
