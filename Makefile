@@ -12,7 +12,7 @@ HOST := $(VENV)/.host
 BENCH := $(VENV)/.bench
 EXTRAS := torch,train,dev
 
-.PHONY: demo test lint format setup weights clean benchmark bench bench-quick soak fuzz
+.PHONY: demo test lint format setup weights clean bench bench-quick soak fuzz
 
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
@@ -25,28 +25,20 @@ lint: $(HOST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Measures speed, memory and, where the labelled volumes lie in ../shared/data, the shipped models.
+# All systems on all data sets, into docs/benchmark.md, and speed and memory: days on a CPU; stop it at any time, it goes
+# on. Models that are compared with and are not here are trained first. Needs the labelled volumes in ../shared/data.
 RESULTS := Testing/Benchmarks/results
-CONFIGS := Testing/Benchmarks/Configs
-benchmark: weights
+SPDBENCH := PYTHONPATH=Testing/Benchmarks $(BIN)/python -m spdbench Testing/Benchmarks/benchmark.toml
+bench: $(BENCH)
 	mkdir -p $(RESULTS)
 	$(BIN)/python Testing/Benchmarks/speed.py --output $(RESULTS)/speed.json
 	$(BIN)/python Testing/Benchmarks/memory.py | tee $(RESULTS)/memory.json
 	$(BIN)/python Testing/Benchmarks/freed_memory.py | tee $(RESULTS)/freed-memory.json
-	$(BIN)/spdsegment evaluate $(CONFIGS)/kidney-mr.toml -m kidney-mr \
-		--methods consensus,local,saliency-only,sampled,shuffled --severity clean,clinic,severe -o $(RESULTS)/kidney-mr
-	$(BIN)/spdsegment evaluate $(CONFIGS)/hippocampus-mr.toml -m hippocampus-mr \
-		--methods consensus,saliency-only,sampled,shuffled --severity clean,clinic,severe --limit 20 --seeds 2 -o $(RESULTS)/hippocampus-mr
-	$(BIN)/spdsegment evaluate $(CONFIGS)/esophagus-ct.toml -m esophagus-ct \
-		--methods consensus,interpolated,saliency-only,sampled,shuffled --severity clean,clinic,severe --seeds 2 -o $(RESULTS)/esophagus-ct
+	$(SPDBENCH)
 
-# All systems on all data sets, into docs/benchmark.md: days on a CPU; stop it at any time, it goes on. Needs ../shared/data.
-bench: $(BENCH)
-	PYTHONPATH=Testing/Benchmarks $(BIN)/python -m spdbench Testing/Benchmarks/benchmark.toml
-
-# The same in small, with the models that are here: some minutes.
+# The systems in small, with the models that are here: some minutes.
 bench-quick: weights
-	PYTHONPATH=Testing/Benchmarks $(BIN)/python -m spdbench Testing/Benchmarks/benchmark.toml --quick
+	$(SPDBENCH) --quick
 
 # Long runs: random frames, kills at random moments, memory over updates; about half an hour.
 soak: $(HOST)

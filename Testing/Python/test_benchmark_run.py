@@ -43,7 +43,7 @@ def test_a_whole_run_measures_every_cell_and_one_failure_stops_nobody(bench: Pat
     broken = read_cell(outcome.folder, "blob", "broken")
     assert broken.states == {"0": ("failed", "ValueError: wheels came off")}
     assert len(broken.rows) == 1
-    report = outcome.reports[0].read_text(encoding="utf-8")
+    report = outcome.report.read_text(encoding="utf-8")
     assert "not run: weights of sam_vit_h not available" in report
     assert "failed: ValueError: wheels came off" in report
     for picture in ("headline.png", "severity-blob.png", "parts-blob.png", "sweeps-blob.png", "histogram-blob.png"):

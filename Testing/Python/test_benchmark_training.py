@@ -79,7 +79,7 @@ def test_every_fold_is_trained_once_and_every_patient_tested_once(bench: Path) -
         learned = {len(read_bundle(model / "bundle").info.training["patients"]) for model in models}
         assert learned == {1, 2}
     assert read_cell(outcome.folder, "blob", "spd").training["0"]["steps"] == 6
-    report = outcome.reports[0].read_text(encoding="utf-8")
+    report = outcome.report.read_text(encoding="utf-8")
     assert "2/1, 2/1, 2/1" in report
 
 

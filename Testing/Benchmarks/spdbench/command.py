@@ -55,7 +55,7 @@ class Outcome:
     """Where things lie, the first table, and a line for every row that gave nothing."""
 
     folder: Path
-    reports: tuple[Path, ...]
+    report: Path
     headline: str
     problems: tuple[str, ...] = ()
 
@@ -63,7 +63,7 @@ class Outcome:
     def text(self) -> str:
         """What the command prints at its end."""
         problems = ["", "Without a result:", *self.problems] if self.problems else []
-        return "\n".join([self.headline, *problems, "", f"Report: {', '.join(map(str, self.reports))}"])
+        return "\n".join([self.headline, *problems, "", f"Report: {self.report}"])
 
 
 def results_folder(options: BenchmarkOptions, config: BenchmarkConfig) -> Path:
@@ -135,12 +135,10 @@ def write_outcome(plan: Plan, folder: Path, options: BenchmarkOptions) -> Outcom
         + (" --quick" if options.quick else ""),
         notes.read_text(encoding="utf-8") if notes is not None and notes.is_file() else "",
     )
-    places = [folder / "report.md"]
-    places += [Path(os.path.normpath(config.folder / config.report))] if config.report else []
-    for place in places:
-        write_text(place, report_text(given, place.resolve()))
+    place = Path(os.path.normpath(config.folder / config.report)) if config.report else folder / "report.md"
+    write_text(place, report_text(given, place.resolve()))
     problems = [f"{d.name}/{r.method.name}: {r.state}" for d in datasets for r in d.methods.values() if ": " in r.state]
-    return Outcome(folder, tuple(places), headline, tuple(problems))
+    return Outcome(folder, place, headline, tuple(problems))
 
 
 def list_cells(plan: Plan) -> list[str]:

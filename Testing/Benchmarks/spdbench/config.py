@@ -152,7 +152,7 @@ class BenchmarkConfig:
         budget: of every trained comparator; our own models follow their configuration.
         limit: at most so many test patients per data set, 0 for all.
         training: whether models are trained; if not, rows whose training is missing say so.
-        report: where the report goes besides the results folder; empty for nowhere else.
+        report: where the report goes; empty for the results folder.
         notes: Markdown file with what people add to the report.
     """
 
