@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from collections import defaultdict
@@ -15,6 +16,7 @@ import numpy as np
 from SPDSegmentLib.errors import BadInput, missing_package
 from SPDSegmentLib.geometry.dicom_frames import Frame, frames_of, sorted_frames
 from SPDSegmentLib.geometry.dicom_pixels import read_header, read_pixels
+from SPDSegmentLib.geometry.limits import BYTES_BESIDE_VOXEL, check_memory
 
 NOT_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "REG", "SR", "PR", "KO", "FID", "DOC"}
 """Modalities that are made from images; some hold pixels, none is the image that the user means."""
@@ -36,6 +38,7 @@ def read_dicom_folder(folder: Path, series: str | None = None) -> tuple[np.ndarr
     Raises:
         BadInput: no image series, several without a choice, files that cannot be read.
         GeometryUnsupported: slices are missing, doubled, or shifted against each other (gantry tilt).
+        OutOfMemory: it does not fit into free memory.
     """
     _require_pydicom()
     found, damaged = _image_series(folder)
@@ -56,7 +59,8 @@ def read_dicom_folder(folder: Path, series: str | None = None) -> tuple[np.ndarr
     (files,) = chosen.values()
     _check_all_read(damaged, files)
     where = f"the DICOM series in {folder}"
-    return _read([frame for file, header in files.items() for frame in frames_of(header, file)], where)
+    frames = [frame for file, header in files.items() for frame in frames_of(header, file)]
+    return _read(frames, max(map(_voxel_bytes, files.values())), where)
 
 
 def read_dicom_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -79,12 +83,23 @@ def read_dicom_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"The file {path} is one slice of a DICOM series.",
             f"Give its folder {path.parent}; where that holds several series, with --series {_uid(header)}.",
         )
-    return _read(frames_of(header, path), f"the DICOM file {path}")
+    return _read(frames_of(header, path), _voxel_bytes(header), f"the DICOM file {path}")
 
 
-def _read(frames: Sequence[Frame], where: str) -> tuple[np.ndarray, np.ndarray]:
+def _read(frames: Sequence[Frame], voxel_bytes: int, where: str) -> tuple[np.ndarray, np.ndarray]:
     frames, matrix = sorted_frames(frames, where)
+    rows, columns = frames[0].size
+    slices_and_volume = 2 * voxel_bytes  # both are there while the slices are put together
+    check_memory(f"T{where[1:]}", (columns, rows, len(frames)), slices_and_volume - BYTES_BESIDE_VOXEL)
     return read_pixels(frames), matrix
+
+
+def _voxel_bytes(header: Any) -> int:
+    """Of one stored value, as the header says."""
+    try:
+        return max(1, math.ceil(int(header.get("BitsAllocated")) / 8) * int(header.get("SamplesPerPixel") or 1))
+    except (TypeError, ValueError):
+        return 2
 
 
 def _require_pydicom() -> None:

@@ -1,9 +1,10 @@
-"""What a file would need, compared with what there is, before it is read."""
+"""Memory of this machine and of this process, and what a file would need of it, compared before it is read."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,11 @@ MAX_POINTS = 1_000_000
 MAX_POINTS_BYTES = 1 << 30
 
 
-def check_memory(path: Path, shape: Sequence[int], voxel_bytes: int) -> None:
+def check_memory(what: str, shape: Sequence[int], voxel_bytes: int) -> None:
     """Refuse an image that does not fit into free memory.
 
     Args:
+        what: the image, in words that a sentence begins with.
         shape: number of voxels along each axis, as the header says.
         voxel_bytes: of one voxel.
 
@@ -31,7 +33,7 @@ def check_memory(path: Path, shape: Sequence[int], voxel_bytes: int) -> None:
     needed, free = voxels * (voxel_bytes + BYTES_BESIDE_VOXEL), free_memory_bytes()
     if free is not None and needed > free:
         raise OutOfMemory(
-            f"The image {path} has {' x '.join(map(str, shape))} voxels, which need about {megabytes(needed)} of "
+            f"{what} has {' x '.join(map(str, shape))} voxels, which need about {megabytes(needed)} of "
             f"memory; {megabytes(free)} are free.",
             "Crop or resample the image, or use a machine with more memory.",
         )
@@ -56,21 +58,67 @@ def check_points_size(path: Path) -> None:
 
 def free_memory_bytes() -> int | None:
     """How much memory this process could still take, None where the system does not say."""
-    found = []
     try:
         import psutil
 
-        found.append(int(psutil.virtual_memory().available))
+        free: int | None = int(psutil.virtual_memory().available)
     except Exception:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            lines = Path("/proc/meminfo").read_text().splitlines()
-            found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    if sys.platform != "win32":
-        import resource
+        free = _windows_free_memory() if sys.platform == "win32" else _proc_value("MemAvailable:")
+    return min((n for n in (free, address_space_left()) if n is not None), default=None)
 
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            if limit != resource.RLIM_INFINITY:
-                found.append(max(0, limit - used))
-    return min(found, default=None)
+
+def total_memory_bytes() -> int | None:
+    """How much memory this machine has, or this process may take, None where the system does not say."""
+    try:
+        import psutil
+
+        total: int | None = int(psutil.virtual_memory().total)
+    except Exception:
+        total = _proc_value("MemTotal:")
+    return min((n for n in (total, address_space_limit()) if n is not None), default=None)
+
+
+def address_space_limit() -> int | None:
+    """How many bytes of address space this process may have (``ulimit -v``), None without a limit."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY or soft < 0 else soft
+
+
+def address_space_left() -> int | None:
+    """What is left of :func:`address_space_limit`; all of it where the system does not say what is used."""
+    limit, used = address_space_limit(), 0
+    if limit is None:
+        return None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return max(0, limit - used)
+
+
+def _proc_value(key: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _windows_free_memory() -> int | None:
+    if sys.platform != "win32":
+        return None
+    import ctypes
+
+    class MemoryStatus(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
+            (name, ctypes.c_ulonglong)
+            for name in ("total", "available", "total_page", "free_page", "total_virtual", "free_virtual", "extended")
+        ]
+
+    status = MemoryStatus()
+    status.length = ctypes.sizeof(status)
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return None
+    return int(status.available)

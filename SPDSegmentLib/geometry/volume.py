@@ -128,7 +128,7 @@ def _read_nifti(path: Path, files: NiftiFiles) -> Volume:
     """The image where ITK, and with it 3D Slicer, places it; a NIfTI-2 image where its standard says."""
     shape, dtype = files.header.extent, files.header.dtype
     if dtype is not None and all(n > 0 for n in shape):
-        check_memory(path, shape, dtype.itemsize)
+        check_memory(f"The image {path}", shape, dtype.itemsize)
     array = read_voxels(path, files.header, files.voxels)
     said = nifti_position(files.header)
     if files.header.version == 1:
@@ -177,7 +177,8 @@ def _read_file(path: Path) -> SimpleITK.Image:
             reader = sitk.ImageFileReader()
             reader.SetFileName(str(plain))
             reader.ReadImageInformation()
-            check_memory(path, reader.GetSize(), reader.GetNumberOfComponents() * _voxel_bytes(reader.GetPixelID()))
+            voxel_bytes = reader.GetNumberOfComponents() * _voxel_bytes(reader.GetPixelID())
+            check_memory(f"The image {path}", reader.GetSize(), voxel_bytes)
             return reader.Execute()
     except RuntimeError as error:
         raise _not_read(path, str(error)) from error

@@ -9,7 +9,6 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from SPDSegmentLib import __version__
 from SPDSegmentLib.batch.cases import Cases
 from SPDSegmentLib.batch.identity import BatchModel, model_digest
 from SPDSegmentLib.batch.run import BatchRun
@@ -31,7 +30,7 @@ class Console:
     """``segment`` blocks, ``start`` returns at once, ``segmentBatch`` goes through many cases."""
 
     def __init__(self) -> None:
-        self.workerHost = WorkerHost(slicerTransport, __version__)
+        self.workerHost = WorkerHost(slicerTransport)
         self.segmenter = Segmenter(self.workerHost, qt.QTimer.singleShot)
 
     def segment(self, volumeNode: Any, centerlineNode: Centerlines, model: str, **options: Any) -> Any:

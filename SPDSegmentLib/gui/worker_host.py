@@ -11,7 +11,7 @@ from pathlib import PureWindowsPath
 import slicer
 
 from SPDSegmentLib.errors import SPDError
-from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, WorkerClient
+from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
 from SPDSegmentLib.worker.commands import WorkerCommand, local_command, parse_command
 from SPDSegmentLib.worker.transports import Transport
 
@@ -47,16 +47,14 @@ class WorkerHost:
 
     Args:
         makeTransport: returns a new transport for each worker.
-        version: of the library, told to the worker.
     """
 
-    def __init__(self, makeTransport: Callable[[], Transport], version: str = "") -> None:
+    def __init__(self, makeTransport: Callable[[], Transport]) -> None:
         self.onDied = Signal()
         self.isRemote = False
         self.client = WorkerClient(
             makeTransport,
             defaultCommand(),
-            ClientConfig(library_version=version),
             on_died=lambda error: self.onDied.emit(error),
         )
         self._volumes: dict[str, tuple[str, str, str]] = {}

@@ -1,13 +1,13 @@
-"""Memory of this process: what the C library keeps of it and gives back, and how much the system lets it have."""
+"""Memory of this process: what the C library keeps of it and gives back, and whether torch has room."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from pathlib import Path
 
 from SPDSegmentLib.errors import MORE_MEMORY, OutOfMemory
+from SPDSegmentLib.geometry.limits import address_space_left, address_space_limit
 
 KEPT_BYTES = 256 << 20
 GROWTH_BYTES = 64 << 20
@@ -53,32 +53,18 @@ def give_back_freed_memory() -> None:
         return
 
 
-def address_space_limit() -> int | None:
-    """Return how many bytes of address space this process may have (``ulimit -v``), or None without a limit."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if soft == resource.RLIM_INFINITY or soft < 0 else soft
-
-
 def check_room_for_torch() -> None:
     """Refuse to load torch where a limit leaves too little room: its libraries would fail in many ways, some for good.
 
     Raises:
         OutOfMemory: the limit on the address space is too low.
     """
-    limit = address_space_limit()
-    if limit is None or "torch" in sys.modules:
+    limit, left = address_space_limit(), address_space_left()
+    if limit is None or left is None or "torch" in sys.modules:
         return
-    try:
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        used = 0
-    if limit - used < TORCH_BYTES:
+    if left < TORCH_BYTES:
         raise OutOfMemory(
             f"There is not enough memory: this process may have {limit >> 20} MB, "
-            f"and loading torch needs about {(used + TORCH_BYTES) >> 20} MB.",
+            f"and loading torch needs about {(limit - left + TORCH_BYTES) >> 20} MB.",
             MORE_MEMORY,
         )

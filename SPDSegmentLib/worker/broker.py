@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 
+from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, SPDError, WorkerDied, error_from_wire
 
 from . import messages as m
@@ -19,7 +20,7 @@ from .volume_transfer import VolumeSource
 
 PROOFS_OF_HEALTH = ("segment", "saliency")
 
-RequestMessage = m.LoadModel | m.Segment | m.Reach | m.Saliency | m.Status
+RequestMessage = m.Segment | m.Saliency | m.Status
 
 
 class RequestBroker:
@@ -178,8 +179,6 @@ class RequestBroker:
         """Hand an event to its request, or drop it."""
         if connection is not self.connection:
             self.dropped_events += 1
-        elif isinstance(event, m.Log):
-            self.on_log_line(connection, event.text)
         elif isinstance(event, m.Alive):
             self._on_alive(event)
         elif isinstance(event, (m.Progress, m.SliceReady)):
@@ -235,9 +234,7 @@ class RequestBroker:
         connection = self.connection or self._connect()
         if connection is not self.connection:
             return
-        if isinstance(message, m.LoadModel):
-            connection.model_sent = self.model
-        elif not isinstance(message, m.Status):
+        if not isinstance(message, m.Status):
             self._send_model(connection, message.request_id)
             self._send_volume(connection, message.volume_id)
         if isinstance(message, m.Segment):
@@ -250,7 +247,6 @@ class RequestBroker:
         connection = Connection(
             self._make_transport(),
             self,
-            library_version=self.config.library_version,
             start_seconds=self.config.start_seconds,
             clock=self._clock,
         )
@@ -355,7 +351,6 @@ class RequestBroker:
             if isinstance(event, m.Segmented):
                 event = self._deliveries.finish(request, event, session)
             if isinstance(event, m.Failed):
-                self._forget_sent(connection, sent)
                 request.finish(error=error_from_wire(vars(event)))
                 return
             if request.kind in PROOFS_OF_HEALTH:
@@ -363,11 +358,14 @@ class RequestBroker:
             request.finish(answer=event)
         elif not isinstance(event, m.HelloReply):
             self.dropped_events += 1
+        elif event.library_version != __version__:
+            told = f"The worker is of version {event.library_version}, this program of {__version__}."
+            self.on_log_line(connection, f"{told} Install the same version on both sides.")
 
-    def _forget_sent(self, connection: Connection, message: RequestMessage | m.OpenVolume) -> None:
+    def _forget_sent(self, connection: Connection, message: m.LoadModel | m.OpenVolume) -> None:
         if isinstance(message, m.LoadModel):
             connection.model_sent = None
-        elif isinstance(message, m.OpenVolume):
+        else:
             connection.volumes_sent.discard(message.volume_id)
             connection.transport.outbox.discard(("volume", message.volume_id))
 

@@ -209,17 +209,6 @@ class WorkerClient:
         )
         return self._broker.submit(message, callbacks)
 
-    def reach(
-        self,
-        volume_id: str,
-        before: Iterable[Markup],
-        after: Iterable[Markup],
-        callbacks: Callbacks = NO_CALLBACKS,
-    ) -> Request:
-        """Ask which slices a change of the clicks can alter; the answer is ``messages.Reached``."""
-        message = m.Reach(m.NO_REQUEST, volume_id, *flatten_markups(before), *flatten_markups(after))
-        return self._broker.submit(message, callbacks)
-
     def saliency(
         self,
         volume_id: str,
@@ -236,12 +225,6 @@ class WorkerClient:
             callbacks: whom to tell.
         """
         return self._broker.submit(m.Saliency(m.NO_REQUEST, volume_id, slice_index, center_ras), callbacks)
-
-    def load_model(self, model: ModelChoice, callbacks: Callbacks = NO_CALLBACKS) -> Request:
-        """Choose a model and load it now; the answer is ``messages.ModelLoaded``."""
-        self.set_model(model)
-        message = m.LoadModel(m.NO_REQUEST, model.bundle, model.device, model.precision)
-        return self._broker.submit(message, callbacks)
 
     def status(self, *, probe: bool = False, callbacks: Callbacks = NO_CALLBACKS) -> Request:
         """Ask what the worker holds; the answer is ``messages.StatusReply``.

@@ -54,7 +54,6 @@ class Connection:
         transport: Transport,
         owner: ConnectionOwner,
         *,
-        library_version: str,
         start_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -73,7 +72,6 @@ class Connection:
         self._events: deque[Event] = deque()
         self._half_line = ""
         self._reason = ""
-        self._library_version = library_version
         self._start_seconds = start_seconds
         self._answer_due = clock() + start_seconds
         self._heartbeat = Heartbeat(clock=clock)
@@ -83,7 +81,7 @@ class Connection:
 
     def start(self, command: WorkerCommand, hello_id: int) -> None:
         """Start the process and greet it."""
-        self.send(Hello(hello_id, self._library_version, os.getpid()))
+        self.send(Hello(hello_id, os.getpid()))
         self.transport.start(command, self)
         if not self.ended:
             self.transport.call_later(self._start_seconds, self.check_start)

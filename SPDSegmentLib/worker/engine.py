@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
+from SPDSegmentLib.geometry.limits import free_memory_bytes
 from SPDSegmentLib.inference.memory import check_room_for_torch
 
 from . import messages as m
@@ -16,7 +18,6 @@ from .codec import json_ready
 from .failures import to_error
 from .fates import Fate, pack_fates
 from .interruption import stop_between_layers
-from .machine import free_memory_bytes, list_devices, resident_memory_bytes
 from .masks import pack_mask, unpack_masks
 from .points import restore_markups
 from .volume_cache import OpenedVolume, VolumeCache, close
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Emit = Callable[[m.Event], None]
 Stop = Callable[[], bool]
-Work = m.LoadModel | m.Segment | m.Reach | m.Saliency | m.Status
+Work = m.LoadModel | m.Segment | m.Saliency | m.Status
 
 PROGRESS_SECONDS = 0.1
 
@@ -48,9 +49,6 @@ class Session(Protocol):
         anchor_xy: tuple[float, float] | None,
     ) -> Any:
         """Return a ``SegmentationResult``."""
-
-    def reach(self, before: Clicks, after: Clicks) -> set[int]:
-        """Return the slices that the change can alter."""
 
     def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:
         """Return the saliency (H, W) of a slice; before the first segmentation, around a place in its pixels."""
@@ -93,7 +91,6 @@ class Engine:
         self._load = load
         self._emit = emit
         self._predictor: Predictor | None = None
-        self._loaded: m.ModelLoaded | None = None
         self._asked: tuple[str, str, str] | None = None
         self._load_error: SPDError | None = None
         self._volumes = VolumeCache(volume_bytes)
@@ -107,29 +104,17 @@ class Engine:
         """
         if isinstance(request, m.LoadModel):
             return self._answer_load(request)
-        if isinstance(request, m.Segment | m.Reach | m.Saliency):
+        if isinstance(request, m.Segment | m.Saliency):
             with stop_between_layers(stop):
                 return self._infer(request, stop)
-        devices = _devices() if request.probe else None
-        return self.status(request.request_id, running=None, waiting=0, devices=devices)
+        devices = list_devices() if request.probe else None
+        return self.status(request.request_id, running=None, devices=devices)
 
     def status(
-        self, request_id: int, *, running: int | None, waiting: int, devices: tuple[m.Device, ...] | None = None
+        self, request_id: int, *, running: int | None, devices: tuple[m.Device, ...] | None = None
     ) -> m.StatusReply:
         """Return what the engine holds; safe from any thread."""
-        loaded = self._loaded
-        return m.StatusReply(
-            request_id=request_id,
-            running=running,
-            waiting=waiting,
-            bundle=loaded.bundle if loaded else None,
-            device=loaded.device if loaded else None,
-            precision=loaded.precision if loaded else None,
-            volumes=tuple(self._volumes),
-            free_bytes=free_memory_bytes(),
-            resident_bytes=resident_memory_bytes(),
-            devices=devices,
-        )
+        return m.StatusReply(request_id, running, tuple(self._volumes), devices)
 
     def open_volume(self, announcement: m.OpenVolume, array: np.ndarray) -> m.VolumeOpened:
         """Take a complete volume (K, J, I).
@@ -150,16 +135,7 @@ class Engine:
             self.refuse_volume(volume_id, to_error(raised))
             raise
         self._volumes.put(volume_id, OpenedVolume(stack))
-        slices, height, width = (int(n) for n in stack.shape)
-        return m.VolumeOpened(
-            announcement.request_id,
-            volume_id,
-            int(stack.axis),
-            stack.plane,
-            (slices, height, width),
-            (float(stack.pixel_mm[0]), float(stack.pixel_mm[1])),
-            float(stack.slice_mm),
-        )
+        return m.VolumeOpened(announcement.request_id)
 
     def refuse_volume(self, volume_id: str, error: SPDError) -> None:
         """Remember why a volume cannot be used."""
@@ -185,7 +161,6 @@ class Engine:
 
     def _answer_load(self, request: m.LoadModel) -> m.ModelLoaded:
         asked = (request.bundle, request.device, request.precision)
-        started = time.monotonic()
         if self._predictor is None or asked != self._asked:
             self._emit(m.Progress(request.request_id, "load_model", 0, 1, None))
             self._give_up_predictor()
@@ -195,27 +170,18 @@ class Engine:
                 self._load_error = to_error(raised)
                 raise
             self._asked = asked
-        self._loaded = m.ModelLoaded(
-            request.request_id,
-            request.bundle,
-            _told(self._predictor, "device", request.device),
-            _told(self._predictor, "precision", request.precision),
-            time.monotonic() - started,
-        )
-        return self._loaded
+        return m.ModelLoaded(request.request_id)
 
     def _give_up_predictor(self) -> None:
         self._volumes.close_sessions()
         close(self._predictor)
-        self._predictor = self._loaded = self._asked = self._load_error = None
+        self._predictor = self._asked = self._load_error = None
 
-    def _infer(self, request: m.Segment | m.Reach | m.Saliency, stop: Stop) -> m.Answer:
+    def _infer(self, request: m.Segment | m.Saliency, stop: Stop) -> m.Answer:
         if request.volume_id in self._volumes.forgotten:
             return m.VolumeNeeded(request.request_id, request.volume_id)
         if isinstance(request, m.Segment):
             return self._answer_segment(request, stop)
-        if isinstance(request, m.Reach):
-            return self._answer_reach(request)
         return self._answer_saliency(request)
 
     def _answer_segment(self, request: m.Segment, stop: Stop) -> m.Segmented:
@@ -259,14 +225,6 @@ class Engine:
             anchor_ras=_anchor_ras(result, stack),
         )
 
-    def _answer_reach(self, request: m.Reach) -> m.Reached:
-        stack, session = self._opened(request.volume_id)
-        if not len(request.before_ras) or not len(request.after_ras):
-            return m.Reached(request.request_id, tuple(range(stack.shape[0])))
-        before = _clicks(request.before_ras, request.before_ids, request.before_groups, stack)
-        after = _clicks(request.after_ras, request.after_ids, request.after_groups, stack)
-        return m.Reached(request.request_id, tuple(sorted(int(t) for t in session.reach(before, after))))
-
     def _answer_saliency(self, request: m.Saliency) -> m.SaliencyReady:
         stack, session = self._opened(request.volume_id)
         if not 0 <= request.slice_index < stack.shape[0]:
@@ -288,9 +246,24 @@ class Engine:
         return opened.stack, opened.session
 
 
-def _devices() -> tuple[m.Device, ...]:
+def list_devices() -> tuple[m.Device, ...]:
+    """Return the devices the predictor can use, fastest first; imports torch.
+
+    Raises:
+        ImportError: torch is not installed or does not load.
+        OutOfMemory: it has no room.
+    """
     check_room_for_torch()
-    return list_devices()
+    import torch
+
+    devices: list[m.Device] = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        try:
+            free: int | None = int(torch.cuda.mem_get_info(index)[0])
+        except RuntimeError:
+            free = None
+        devices.append(m.Device(f"cuda:{index}", str(torch.cuda.get_device_name(index)), free))
+    return (*devices, m.Device("cpu", f"CPU, {os.cpu_count() or 1} cores", free_memory_bytes()))
 
 
 class _Throttle:
@@ -347,7 +320,6 @@ def _slice_ready(request: m.Segment, result: Any, stack: SliceStack) -> m.SliceR
         packed.bits,
         quality,
         str(result.status),
-        *pack_fates(_fates(getattr(result, "fates", ()), stack)),
     )
 
 
@@ -370,10 +342,3 @@ def _fates(fates: Iterable[Any], stack: SliceStack) -> list[Fate]:
         )
         for fate, (x, y), (r, a, s) in zip(listed, xy.tolist(), ras.tolist(), strict=True)
     ]
-
-
-def _told(predictor: Any, name: str, asked: str) -> str:
-    for owner in (predictor, getattr(predictor, "engine", None)):
-        if (value := getattr(owner, name, None)) is not None:
-            return str(value).removeprefix("torch.")
-    return asked

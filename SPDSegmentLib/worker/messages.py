@@ -39,12 +39,11 @@ class PointGroup:
 
 @dataclass(frozen=True)
 class Device:
-    """A device that torch can use; memory in bytes, None where unknown."""
+    """A device that torch can use; free memory in bytes, None where unknown."""
 
     name: str
     title: str
     free_bytes: int | None
-    total_bytes: int | None
 
 
 # ---- requests
@@ -55,13 +54,11 @@ class Hello:
     """First request of a connection; answered at once, even while the worker is busy.
 
     Attributes:
-        library_version: the client's.
         process_id: the client's; a worker that it has started on the same machine ends with it.
     """
 
     kind: ClassVar[str] = "hello"
     request_id: int
-    library_version: str
     process_id: int | None = None
 
 
@@ -131,21 +128,6 @@ class Segment:
     anchor_ras: tuple[float, float, float] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Reach:
-    """Ask which slices a change of the clicks can alter; fields as in ``Segment``, once before and once after."""
-
-    kind: ClassVar[str] = "reach"
-    request_id: int
-    volume_id: str
-    before_ras: Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
-    before_ids: tuple[str, ...]
-    before_groups: tuple[PointGroup, ...]
-    after_ras: Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
-    after_ids: tuple[str, ...]
-    after_groups: tuple[PointGroup, ...]
-
-
 @dataclass(frozen=True)
 class Saliency:
     """Ask for the saliency map of one slice.
@@ -190,54 +172,33 @@ class Status:
     probe: bool = False
 
 
-@dataclass(frozen=True)
-class Shutdown:
-    """End the worker, as the end of stdin does; no answer."""
-
-    kind: ClassVar[str] = "shutdown"
-
-
 # ---- events
 
 
 @dataclass(frozen=True)
 class HelloReply:
-    """Versions and memory; a package that is not installed is None."""
+    """The worker runs: which version of this library, as which process of its machine."""
 
     kind: ClassVar[str] = "hello_reply"
     request_id: int
     library_version: str
-    python_version: str
-    platform: str
-    packages: dict[str, str | None]
     process_id: int
-    free_bytes: int | None
 
 
 @dataclass(frozen=True)
 class ModelLoaded:
-    """The model is on its device; ``device`` and ``precision`` are what ``auto`` became."""
+    """The model is on its device."""
 
     kind: ClassVar[str] = "model_loaded"
     request_id: int
-    bundle: str
-    device: str
-    precision: str
-    seconds: float
 
 
 @dataclass(frozen=True)
 class VolumeOpened:
-    """The volume is complete; how it is cut: axis, plane, (T, H, W), spacing in mm."""
+    """The volume is complete and can be used."""
 
     kind: ClassVar[str] = "volume_opened"
     request_id: int
-    volume_id: str
-    axis: int
-    plane: str
-    shape: tuple[int, int, int]
-    pixel_mm: tuple[float, float]
-    slice_mm: float
 
 
 @dataclass(frozen=True)
@@ -265,23 +226,14 @@ class SliceReady:
     bits: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
     quality: float | None
     status: str
-    fate_numbers: FateNumbers
-    fate_places: FatePlaces
-    fate_texts: tuple[str, ...]
 
     def __post_init__(self) -> None:
         check_packed(self.packed)
-        check_fates(self.fate_numbers, self.fate_places, self.fate_texts)
 
     @property
     def packed(self) -> PackedMask:
         """The mask in packed form."""
         return PackedMask(self.shape, self.box, self.bits)
-
-    @functools.cached_property
-    def fates(self) -> tuple[Fate, ...]:
-        """The fates of the clicks on this slice."""
-        return unpack_fates(self.fate_numbers, self.fate_places, self.fate_texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,15 +264,6 @@ class Segmented:
         return unpack_fates(self.fate_numbers, self.fate_places, self.fate_texts)
 
 
-@dataclass(frozen=True)
-class Reached:
-    """Slices that a change of clicks can alter, ascending."""
-
-    kind: ClassVar[str] = "reached"
-    request_id: int
-    slices: tuple[int, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class SaliencyReady:
     """Saliency of one slice, (H, W) float32 in [0, 1]."""
@@ -334,18 +277,12 @@ class SaliencyReady:
 
 @dataclass(frozen=True)
 class StatusReply:
-    """What the worker holds; ``devices`` is None unless it was asked to probe. Memory in bytes."""
+    """The request that is computed, the volumes that are held; ``devices`` is None unless it was asked to probe."""
 
     kind: ClassVar[str] = "status_reply"
     request_id: int
     running: int | None
-    waiting: int
-    bundle: str | None
-    device: str | None
-    precision: str | None
     volumes: tuple[str, ...]
-    free_bytes: int | None
-    resident_bytes: int | None
     devices: tuple[Device, ...] | None
 
 
@@ -379,22 +316,9 @@ class Failed:
     details: str = ""
 
 
-@dataclass(frozen=True)
-class Log:
-    """A note for the person in front of the screen; ``level`` is info or warning."""
-
-    kind: ClassVar[str] = "log"
-    level: str
-    text: str
-
-
-Request = (
-    Hello | LoadModel | OpenVolume | VolumeChunk | Segment | Reach | Saliency | CloseVolume | Cancel | Status | Shutdown
-)
-Answer = (
-    HelloReply | ModelLoaded | VolumeOpened | Segmented | Reached | SaliencyReady | StatusReply | VolumeNeeded | Failed
-)
-Event = Answer | Progress | SliceReady | Alive | Log
+Request = Hello | LoadModel | OpenVolume | VolumeChunk | Segment | Saliency | CloseVolume | Cancel | Status
+Answer = HelloReply | ModelLoaded | VolumeOpened | Segmented | SaliencyReady | StatusReply | VolumeNeeded | Failed
+Event = Answer | Progress | SliceReady | Alive
 
 REQUESTS: dict[str, type[Request]] = {cls.kind: cls for cls in typing.get_args(Request)}
 EVENTS: dict[str, type[Event]] = {cls.kind: cls for cls in typing.get_args(Event)}

@@ -18,8 +18,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from SPDSegmentLib.settings import parse_json
+
 MAGIC = b"SPDW"
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 FLAG_PAYLOAD_CHECKED = 1
 MAX_JSON_BYTES = 16 << 20
 MAX_PAYLOAD_BYTES = 64 << 20
@@ -110,9 +112,9 @@ def decode_frame(raw: RawFrame) -> Frame:
         ContentError: not a JSON object, a number that is not finite, or arrays that do not fit the payload.
     """
     try:
-        header = json.loads(raw.json_text, parse_constant=_refuse_constant, parse_float=_finite_float)
-    except (ValueError, RecursionError) as error:
-        raise ContentError(f"The header of a frame is not JSON: {error}") from error
+        header = parse_json(raw.json_text)
+    except ValueError as error:
+        raise ContentError(f"The header of a frame {error}.") from error
     if not isinstance(header, dict):
         raise ContentError("The header of a frame is not a JSON object.")
     return Frame(header, _read_arrays(header.pop("arrays", []), raw.payload))
@@ -265,17 +267,6 @@ def _little_endian(array: np.ndarray) -> np.ndarray:
     if plain.dtype.str not in DTYPES:
         raise ProtocolError(f"An array of {array.dtype} cannot be sent.")
     return plain
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is out of range")
-    return value
 
 
 def frame_bytes(buffers: Iterable[Buffer]) -> bytes:

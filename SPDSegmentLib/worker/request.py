@@ -6,7 +6,6 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import Cancelled, SPDError
 
 from .messages import Answer, Progress, SliceReady
@@ -21,14 +20,12 @@ class ClientConfig:
         cancel_seconds: after an urgent cancel, how long the worker may take to stop before it is killed.
         close_seconds: how long a worker may take to end by itself when the client closes.
         max_deaths: after how many deaths in a row no other worker is started.
-        library_version: told to the worker.
     """
 
     start_seconds: float = 120.0
     cancel_seconds: float = 0.9
     close_seconds: float = 1.5
     max_deaths: int = 3
-    library_version: str = __version__
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,8 @@ answers unread; the reading thread does so only where a client sends without end
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import logging
 import os
-import platform
 import queue
 import select
 import threading
@@ -20,13 +17,13 @@ from dataclasses import dataclass, field
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
+from SPDSegmentLib.geometry.limits import free_memory_bytes
 
 from . import messages as m
 from .codec import decode_message
 from .commands import EXIT_BROKEN_STREAM, EXIT_CANCELLED, EXIT_OK
 from .engine import Engine, LoadPredictor, Work, load_predictor
 from .failures import to_error, to_event
-from .machine import free_memory_bytes
 from .outgoing import Outgoing
 from .protocol import ContentError, FrameParser, RawFrame, decode_frame
 from .pulse import Pulse
@@ -38,7 +35,6 @@ MAX_WAITING = 4096
 LOADING_SECONDS = 180.0
 """How long the import of torch and the reading of a model may hold up signs of life."""
 FLUSH_SECONDS = 0.2
-PACKAGES = ("torch", "numpy", "SimpleITK", "peft", "segment-anything", "safetensors")
 
 log = logging.getLogger("spdsegment.worker")
 
@@ -154,8 +150,10 @@ class Server:
             while parser.failure is None:
                 self._outgoing.wait_for_reader(self._hung_up)
                 data = self._read_some()
-                if not data or not all(self._take(raw) for raw in parser.feed(data)):
+                if not data:
                     break
+                for raw in parser.feed(data):
+                    self._take(raw)
                 self._pulse.note_request()
             if parser.failure is not None:
                 log.error("%s", parser.failure)
@@ -194,23 +192,18 @@ class Server:
             log.warning("a request is still running at the end of the stream; ending without it")
             self._end_process(self._exit_code)
 
-    def _take(self, raw: RawFrame) -> bool:
-        """Handle one frame; return whether to go on."""
+    def _take(self, raw: RawFrame) -> None:
         request_id = m.NO_REQUEST
         try:
             frame = decode_frame(raw)
             given = frame.header.get("request_id")
             request_id = given if type(given) is int else m.NO_REQUEST
-            request = decode_message(frame, m.REQUESTS)
-            if isinstance(request, m.Shutdown):
-                return False
-            self._dispatch(request)
+            self._dispatch(decode_message(frame, m.REQUESTS))
         except (ContentError, SPDError) as error:
             self._emit(to_event(_bounded(request_id), to_error(error)))
         except Exception as error:
             log.exception("a request could not be taken")
             self._emit(to_event(_bounded(request_id), error))
-        return True
 
     def _dispatch(self, request: m.Request) -> None:
         if isinstance(request, m.VolumeChunk):
@@ -223,15 +216,14 @@ class Server:
         elif isinstance(request, m.Cancel):
             self._cancel(request)
         elif isinstance(request, m.Hello):
-            self._emit(_hello(request))
+            self._emit(m.HelloReply(request.request_id, __version__, os.getpid()))
             if request.process_id is not None:
                 self._pulse.watch(request.process_id)
         elif isinstance(request, m.Status) and not request.probe:
             with self._lock:
                 running = self._running.request.request_id if self._running else None
-                waiting = len(self._jobs) - (running is not None)
-            self._emit(self._engine.status(request.request_id, running=running, waiting=waiting))
-        elif not isinstance(request, m.Shutdown):
+            self._emit(self._engine.status(request.request_id, running=running))
+        else:
             self._queue(Job(request))
 
     def _queue(self, job: Job) -> None:
@@ -346,24 +338,3 @@ class Server:
 
 def _bounded(request_id: int) -> int:
     return request_id if 0 <= request_id < 1 << 53 else m.NO_REQUEST
-
-
-def _hello(request: m.Hello) -> m.HelloReply:
-    packages = {name: _version(name) for name in PACKAGES}
-    return m.HelloReply(
-        request_id=request.request_id,
-        library_version=__version__,
-        python_version=platform.python_version(),
-        platform=platform.platform(),
-        packages=packages,
-        process_id=os.getpid(),
-        free_bytes=free_memory_bytes(),
-    )
-
-
-@functools.cache
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

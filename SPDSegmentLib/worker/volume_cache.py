@@ -6,9 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from SPDSegmentLib.geometry.limits import total_memory_bytes
 from SPDSegmentLib.inference.memory import give_back_freed_memory
-
-from .machine import total_memory_bytes
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.slices import SliceStack

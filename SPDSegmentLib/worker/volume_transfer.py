@@ -74,7 +74,8 @@ class VolumeAssembly:
             raise BadInput(f"A volume of shape {announcement.shape} cannot be opened.", "Check the volume.")
         if free_bytes is not None and size > max(free_bytes - MEMORY_MARGIN_BYTES, 0):
             raise OutOfMemory(
-                f"The volume needs {math.ceil(size / 2**20)} MB and {free_bytes >> 20} MB of memory are free.",
+                f"There is not enough memory: the volume needs {math.ceil(size / 2**20)} MB and "
+                f"{MEMORY_MARGIN_BYTES >> 20} MB beside it, and {free_bytes >> 20} MB are free.",
                 "Close other programs or crop the volume.",
             )
         self.announcement = announcement

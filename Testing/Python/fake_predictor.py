@@ -48,6 +48,7 @@ class Behavior:
     noise: int = 0
     radius: float = RADIUS_PX
     fov: float = 0.0
+    flood: int = 0
     name: str = ""
 
     @classmethod
@@ -239,6 +240,8 @@ def _misbehave(behavior: Behavior) -> None:
         print("a library prints", flush=True)
         os.write(1, b"and native code too SPDW\x01\x00\n")
         assert sys.stdin.read() == ""
+    for _ in range(behavior.flood):
+        os.write(2, (b"a library has much to say " * 4 + b"\n") * 9986)
     if behavior.die_segment:
         os._exit(behavior.die_segment)
     if behavior.memory:

@@ -307,9 +307,9 @@ def test_cards_are_choices_with_their_free_memory(host: Any) -> None:
     from SPDSegmentLib.gui.devices import deviceChoices
 
     found = (
-        Device("cuda:0", "H100", 80_000_000_000, 85_000_000_000),
-        Device("cuda:1", "T4", None, None),
-        Device("cpu", "CPU, 8 cores", 1, None),
+        Device("cuda:0", "H100", 80_000_000_000),
+        Device("cuda:1", "T4", None),
+        Device("cpu", "CPU, 8 cores", 1),
     )
     assert deviceChoices(found) == [
         ("auto", "Automatic"),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_geometry_dicom import multi_frame, series
 
 from SPDSegmentLib.errors import BadInput, OutOfMemory
-from SPDSegmentLib.geometry import limits, window
+from SPDSegmentLib.geometry import dicom, limits, window
 from SPDSegmentLib.geometry.markups import read_markups
 from SPDSegmentLib.geometry.volume import read_volume
 from SPDSegmentLib.geometry.window import place_window
 
 sitk = pytest.importorskip("SimpleITK")
+pytest.importorskip("pydicom")
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
@@ -41,6 +45,38 @@ def test_a_file_of_millions_of_points_is_refused_before_it_is_parsed(tmp_path: P
 def test_free_memory_is_known_and_respects_the_limit_of_the_process() -> None:
     free = limits.free_memory_bytes()
     assert free is None or free > 0
+
+
+@pytest.mark.parametrize("psutil", [True, False])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ulimit -v works on Linux")
+def test_a_limit_on_the_address_space_bounds_what_is_free(psutil: bool) -> None:
+    code = (
+        "import resource, sys\n"
+        f"sys.modules.update({{}} if {psutil} else {{'psutil': None}})\n"
+        "from SPDSegmentLib.geometry import limits\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (900 << 20, resource.RLIM_INFINITY))\n"
+        "print(limits.free_memory_bytes() >> 20, limits.total_memory_bytes() >> 20, limits.address_space_left() >> 20)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    free, total, left = map(int, done.stdout.split())
+    assert 0 < free <= left < total == 900
+
+
+@pytest.mark.parametrize("whole_file", [False, True])
+def test_a_dicom_series_larger_than_free_memory_is_refused_by_its_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_file: bool
+) -> None:
+    # 6 slices of 10 x 8: the slices and the volume that they become, 2 bytes a voxel each
+    path = multi_frame(tmp_path / "all.dcm") if whole_file else series(tmp_path / "ct")
+    monkeypatch.setattr(limits, "free_memory_bytes", lambda: 1919)
+    monkeypatch.setattr(dicom, "read_pixels", lambda frames: pytest.fail("pixels were read"))
+    kind = "file" if whole_file else "series in"
+    with pytest.raises(OutOfMemory, match=rf"The DICOM {kind} .*10 x 8 x 6 voxels") as caught:
+        read_volume(path)
+    assert str(path) in caught.value.message and "Crop or resample" in caught.value.remedy
+    monkeypatch.undo()
+    monkeypatch.setattr(limits, "free_memory_bytes", lambda: 1920)
+    assert read_volume(path).array.shape == (6, 8, 10)
 
 
 @pytest.mark.parametrize("fov_mm", [0.0, 40.0, 400.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
-from worker_drivers import AFFINE, FAKE_WORKER, TRANSPORTS, Driver, children, driver, limit, line, volume_array
+from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, children, driver, limit, line, volume_array
 
+from SPDSegmentLib import __version__
 from SPDSegmentLib.worker import messages as m
-from SPDSegmentLib.worker.client import ModelChoice
+from SPDSegmentLib.worker.client import ModelChoice, RequestState
 from SPDSegmentLib.worker.codec import decode_message, encode_message
 from SPDSegmentLib.worker.protocol import FrameParser, decode_frame, frame_bytes
 
@@ -51,14 +53,10 @@ def _finish(process: subprocess.Popen[bytes], seconds: float = 5.0) -> tuple[int
     return process.returncode, time.monotonic() - started
 
 
-@pytest.mark.parametrize("message", [None, m.Shutdown()], ids=["stdin", "shutdown"])
-def test_an_idle_worker_ends_at_once(message: Any) -> None:
+def test_an_idle_worker_ends_at_once() -> None:
     process = _start()
-    _send(process, m.Hello(1, ""))
+    _send(process, m.Hello(1))
     _events(process, m.HelloReply)
-    if message is not None:
-        _send(process, message)
-        assert process.wait(limit(1.0)) == 0
     code, seconds = _finish(process)
     assert code == 0 and seconds < limit(0.5)
 
@@ -74,9 +72,9 @@ def test_a_busy_worker_ends_within_a_second(bundle: str) -> None:
 
 def test_the_real_worker_answers_hello_without_importing_torch_and_ends() -> None:
     process = _start((sys.executable, "-X", "importtime", "-m", "SPDSegmentLib.worker"))
-    _send(process, m.Hello(1, ""))
+    _send(process, m.Hello(1))
     (reply,) = _events(process, m.HelloReply)
-    assert reply.process_id == process.pid and reply.packages["numpy"]
+    assert (reply.process_id, reply.library_version) == (process.pid, __version__)
     _, log = process.communicate(timeout=5)
     imported = {line.rsplit("|", 1)[-1].strip() for line in log.decode().splitlines()}
     assert "numpy" in imported and not imported & {"torch", "peft", "segment_anything", "SimpleITK", "scipy"}
@@ -104,7 +102,7 @@ def test_a_broken_stream_is_told_and_ends_the_worker() -> None:
 def test_a_stream_that_ends_within_a_frame_ends_the_worker() -> None:
     process = _start()
     assert process.stdin is not None
-    process.stdin.write(frame_bytes(encode_message(m.Hello(1, "x" * 100)))[:-5])
+    process.stdin.write(frame_bytes(encode_message(m.CloseVolume("x" * 100)))[:-5])
     code, seconds = _finish(process)
     assert code == 0 and seconds < limit(2.0)
 
@@ -114,14 +112,14 @@ def test_a_reader_that_is_gone_does_not_keep_the_worker() -> None:
     assert process.stdout is not None
     process.stdout.close()
     process.stdout = None
-    _send(process, *[m.Hello(n, "") for n in range(1, 50)])
+    _send(process, *[m.Hello(n) for n in range(1, 50)])
     assert _finish(process)[1] < limit(2.0)
 
 
 def test_a_reader_that_does_not_read_does_not_keep_the_worker() -> None:
     process = _start()
     try:
-        _send(process, *[m.Hello(n, "") for n in range(1, 2000)])
+        _send(process, *[m.Hello(n) for n in range(1, 2000)])
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(limit(3.0)) == 0
@@ -162,6 +160,39 @@ def test_the_worker_ends_when_only_its_launcher_is_killed() -> None:
     psutil.Process(d.client.process_id or 0).kill()
     d.until(lambda: request.finished)
     d.until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, seconds=limit(1.5))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("bundle", ["fake", "fake?stuck=30", "fake?load=30"])
+def test_sigterm_ends_the_worker_and_the_next_request_works(transport: str, bundle: str) -> None:
+    with driver(transport, bundle) as d:
+        request = d.client.segment("volume", [line()])
+        d.until(lambda: request.finished if bundle == "fake" else request.begun)
+        psutil.Process(d.client.process_id or 0).terminate()
+        d.until(lambda: not d.client.running, seconds=limit(2.0))
+        assert children() == []
+        assert len(d.died) == 1 and "ended by SIGTERM" in str(d.died[0])
+        assert request.state is (RequestState.DONE if bundle == "fake" else RequestState.FAILED)
+        d.client.set_model(ModelChoice("fake"))
+        assert len(d.segment()[0].slices) == SHAPE[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+def test_sigterm_leaves_nothing_that_the_worker_has_started() -> None:
+    starts_a_child = (
+        f"import subprocess, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import fake_predictor\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import sys; sys.stdin.read()'], stdin=subprocess.PIPE)\n"
+        "from SPDSegmentLib.worker.__main__ import main; main(fake_predictor.load_fake)"
+    )
+    process = _start((sys.executable, "-c", starts_a_child))
+    _send(process, m.LoadModel(1, "fake?load=30"))
+    _events(process, m.Progress)
+    (child,) = psutil.Process(process.pid).children()
+    process.terminate()
+    assert process.wait(limit(2.0)) == -signal.SIGTERM
+    child.wait(limit(2.0))
+    _finish(process)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

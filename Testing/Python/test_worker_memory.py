@@ -86,7 +86,7 @@ def test_answers_that_nobody_reads_do_not_fill_the_memory_and_cancel_is_heard() 
     process = subprocess.Popen(FAKE_WORKER.arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdin is not None
     array = np.arange(8 * 1024 * 1024, dtype="<i2").reshape(8, 1024, 1024)
-    send: list[Any] = [m.Hello(1, ""), m.LoadModel(2, "fake"), m.OpenVolume(3, "v", "<i2", array.shape, AFFINE)]
+    send: list[Any] = [m.Hello(1), m.LoadModel(2, "fake"), m.OpenVolume(3, "v", "<i2", array.shape, AFFINE)]
     data = array.reshape(-1).view(np.uint8)
     send += [m.VolumeChunk("v", at, data[at : at + (1 << 20)]) for at in range(0, data.size, 1 << 20)]
     send += [m.Saliency(n, "v", n % 8) for n in range(10, 200)]
@@ -112,6 +112,28 @@ def test_answers_that_were_left_unread_all_arrive_once_they_are_read(transport: 
         d.until(lambda: requests[0].finished)
         time.sleep(1.0)
         assert [d.result(request).slice_index for request in requests] == [n % 6 for n in range(40)]
+
+
+@everywhere
+def test_a_flood_in_the_log_neither_blocks_the_worker_nor_fills_the_memory(transport: str) -> None:
+    own, sizes = psutil.Process(os.getpid()), []
+    with driver(transport) as d:
+        d.segment()
+        sizes.append(own.memory_info().rss)
+        d.client.set_model(ModelChoice("fake?flood=100"))
+        request = d.client.segment("volume", [line()])
+
+        def finished() -> bool:
+            sizes.append(own.memory_info().rss)
+            return request.finished
+
+        d.until(lambda: finished() or request.begun)
+        if transport == "subprocess":
+            time.sleep(limit(1.0))  # the caller does something else meanwhile
+        d.until(finished)
+        assert len(request.slices) == SHAPE[0] and request.error is None
+        assert max(sizes) - sizes[0] < 30 << 20, "100 MB were written"
+        assert len(d.client.log_lines) <= 200
 
 
 @everywhere
@@ -212,7 +234,9 @@ def test_under_a_limit_on_the_address_space_every_failure_is_not_enough_memory(m
         "SPDSegmentLib.worker",
     )
     d = Driver("subprocess", WorkerCommand(command, str(ROOT)))
-    for request in (lambda: d.client.status(probe=True), lambda: d.client.load_model(ModelChoice("kidney-mr", "cpu"))):
+    d.client.set_model(ModelChoice("kidney-mr", "cpu"))
+    d.client.open_volume("volume", volume_array(), AFFINE)
+    for request in (lambda: d.client.status(probe=True), lambda: d.client.segment("volume", [line()])):
         with pytest.raises(Exception, match="not enough memory.*Close other programs"):
             d.result(request())
     d.client.close()

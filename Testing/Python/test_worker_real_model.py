@@ -73,10 +73,17 @@ def test_masks_are_those_of_the_predictor_without_a_worker(worker: Driver, bundl
     assert answer.device == "cpu" and answer.report["model"]["name"] == "tiny-test"
 
 
-def test_a_moved_click_sends_exactly_its_reach(worker: Driver) -> None:
+def test_a_moved_click_sends_exactly_its_reach(worker: Driver, bundle: Path) -> None:
+    from SPDSegmentLib.inference.predictor import Predictor
+    from SPDSegmentLib.models.bundle import read_bundle
+
     before, after = line(), line(2, 8)
+    stack = SliceStack(Volume(volume_array(), AFFINE))
+    session = Predictor.load(read_bundle(bundle), device="cpu", precision="float32").open(stack)
+    first, second = (clicks_from_markups([markup], stack) for markup in (before, after))
+    session.segment(first)
+    reach = session.reach(first, second)
     worker.segment(markups=[before])
-    reach = worker.result(worker.client.reach("volume", [before], [after])).slices
     request, answer = worker.segment(markups=[after])
     assert set(answer.recomputed) <= set(reach)
     assert set(request.slices) <= set(reach)
@@ -93,12 +100,10 @@ def test_a_new_worker_goes_on_in_the_field_of_view_of_the_last_one(worker: Drive
     assert all(request.slices[t].packed.bits.tobytes() == s.packed.bits.tobytes() for t, s in again.slices.items())
 
 
-def test_saliency_and_loaded_model(worker: Driver) -> None:
+def test_saliency_after_a_segmentation(worker: Driver) -> None:
     worker.segment()
     saliency = worker.result(worker.client.saliency("volume", 4)).saliency
     assert saliency.shape == (40, 48) and 0 <= saliency.min() <= saliency.max() <= 1
-    status = worker.result(worker.client.status())
-    assert (status.device, status.precision) == ("cpu", "float32")
 
 
 def test_a_bundle_that_is_not_there(worker: Driver) -> None:

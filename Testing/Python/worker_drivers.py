@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ class Driver:
 
     def __init__(self, transport: str, command: WorkerCommand = FAKE_WORKER, **settings: Any) -> None:
         self.transport = transport
-        self.logs: list[str] = []
+        self.logs: deque[str] = deque(maxlen=1000)
         self.died: list[Exception] = []
         config = ClientConfig(**settings)
         self.client = WorkerClient(
