@@ -11,13 +11,20 @@ from tiny_benchmark import options, write_benchmark
 
 from spdbench import figures, tables
 from spdbench.cells import Row
-from spdbench.clicks import clicks_for, oracle_clicks
 from spdbench.command import plan_of
 from spdbench.comparators.bundle_row import clicked_component
 from spdbench.comparators.frozen_sam import box_around, random_points
 from spdbench.comparators.protocol import Budget
-from spdbench.config import ClaimSpec, DatasetSpec, MethodSpec, read_benchmark_config
-from spdbench.noises import is_clean, parse_noise, part_labels
+from spdbench.config import (
+    ClaimSpec,
+    DatasetSpec,
+    MethodSpec,
+    is_clean,
+    parse_noise,
+    part_labels,
+    read_benchmark_config,
+)
+from spdbench.datasets import clicks_for, oracle_clicks
 from spdbench.plan import TimeLeft
 from spdbench.progress import StepClock, time_text
 from spdbench.report import ReportInput, report_text

@@ -16,7 +16,7 @@ from tiny_benchmark import options, write_benchmark, write_bundle
 
 from spdbench.cells import read_cell
 from spdbench.command import list_cells, plan_of, run_benchmark
-from spdbench.comparators.registry import COMPARATORS
+from spdbench.comparators.protocol import COMPARATORS
 from SPDSegmentLib.errors import Cancelled
 
 TABLES = ("tables.md", "summary.csv", "summary.json")

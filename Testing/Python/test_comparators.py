@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 from tiny_predictor import tube_volume
 
 from spdbench.comparators import nnunet
-from spdbench.comparators.clicks import ClickedSlice, NetworkClicks
-from spdbench.comparators.protocol import Budget, Comparator, InputSettings, NotRun, TrainingCase
-from spdbench.comparators.refinement_prompts import excavate, split_objects
-from spdbench.comparators.registry import make_comparator
+from spdbench.comparators.inputs import ClickedSlice, NetworkClicks
+from spdbench.comparators.protocol import Budget, Comparator, InputSettings, NotRun, TrainingCase, make_comparator
+from spdbench.comparators.sam_refiner import excavate, split_objects
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks

@@ -16,6 +16,16 @@ from typing import Any
 from SPDSegmentLib import files
 from SPDSegmentLib.errors import BadInput
 
+
+def read_training_record(folder: Path) -> dict[str, Any]:
+    """``steps``, ``seconds`` and ``parameters`` where they are known; empty without a record."""
+    try:
+        values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 FORMAT = 1
 NOT_RUN = "not run"
 FAILED = "failed"
@@ -26,7 +36,7 @@ class Row:
     """One segmentation of one target; metrics as in :class:`SPDSegmentLib.evaluation.protocol.EvaluationRow`.
 
     Attributes:
-        noise: label of :mod:`spdbench.noises`.
+        noise: label of :mod:`spdbench.config`.
         seconds: of the segmentation alone, what is kept from earlier clicks on the volume not counted.
     """
 

@@ -13,8 +13,7 @@ from typing import Any
 from spdbench.comparators.bundle_row import BundleRow, distillation_identity
 from spdbench.comparators.frozen_sam import FrozenSam
 from spdbench.comparators.own_training import OwnTraining, changed_config
-from spdbench.comparators.protocol import Comparator, InputSettings, NotRun
-from spdbench.comparators.registry import make_comparator
+from spdbench.comparators.protocol import Comparator, InputSettings, NotRun, make_comparator
 from spdbench.config import BenchmarkConfig, MethodSpec
 from spdbench.datasets import Dataset, Fold
 from SPDSegmentLib.errors import SPDError

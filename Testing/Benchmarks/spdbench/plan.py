@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spdbench.cells import Cell, Row, read_cell
-from spdbench.config import BenchmarkConfig, MethodSpec
+from spdbench.config import BenchmarkConfig, MethodSpec, is_clean
 from spdbench.datasets import Dataset
 from spdbench.entries import Entry, EntryMaker
-from spdbench.noises import is_clean
 from SPDSegmentLib.errors import BadInput
 
 Place = tuple[str, str, str, int]

@@ -1,4 +1,7 @@
-"""Tables of a benchmark: Markdown for people, CSV and JSON for programs. Nothing in them depends on time or machine."""
+"""Tables of a benchmark: Markdown for people, CSV and JSON for programs. Nothing in them depends on time or machine.
+
+What a benchmark cost: seconds per segmentation and per training.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from spdbench.cells import METRICS
-from spdbench.config import BenchmarkConfig
+from spdbench.config import PART_TITLES, BenchmarkConfig
 from spdbench.summary import (
     NOT_YET,
     ClaimResult,
@@ -20,6 +25,39 @@ from spdbench.summary import (
     differences,
 )
 from SPDSegmentLib.evaluation.report import EMPTY_MASK_POLICY
+
+
+def cost_table(datasets: Sequence[DatasetResult]) -> str:
+    """One line per data set and method that has rows."""
+    lines = [
+        "| data set | method | segmentations | s each (median) | s in all | trainings | steps each | s in all "
+        "| parameters |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    total = 0.0
+    for dataset in datasets:
+        for result in dataset.methods.values():
+            if result.rows:
+                seconds = [row.seconds for row in result.rows]
+                total += sum(seconds)
+                cells = [f"{len(seconds)}", f"{np.median(seconds):.2f}", f"{sum(seconds):.0f}", *_training(result)]
+                lines.append(f"| {dataset.title} | {result.method.title} | " + " | ".join(cells) + " |")
+    text = (
+        f"All segmentations together: {total / 3600:.1f} h. A segmentation's time leaves out what is kept from earlier "
+        "clicks on the same volume (embeddings). Rows that share a model share its training."
+    )
+    return "\n".join([*lines, "", text])
+
+
+def _training(result: MethodResult) -> list[str]:
+    records = [record for record in result.training.values() if record]
+    if not records:
+        return ["", "", "", ""]
+    steps = sorted({str(record.get("steps", "?")) for record in records})
+    parameters = sorted({str(record.get("parameters", "?")) for record in records})
+    seconds = sum(float(record.get("seconds", 0)) for record in records)
+    return [str(len(records)), "/".join(steps), f"{seconds:.0f}", "/".join(parameters)]
+
 
 NOTHING = "-"
 TABLE_GROUPS = (("main", "control"), ("frozen",), ("learned", "classic"), ("ablation",))
@@ -133,8 +171,6 @@ def headline_table(datasets: Sequence[DatasetResult], config: BenchmarkConfig) -
 
 def parts_table(dataset: DatasetResult, config: BenchmarkConfig) -> str:
     """DSC with each kind of noise alone, at the strongest level; empty where nothing was measured."""
-    from spdbench.noises import PART_TITLES
-
     level = config.part_levels[-1] if config.part_levels else ""
     labels = [f"{part}:{level}" for part in config.parts]
     rows = [r for r in dataset.methods.values() if r.method.parts and any(r.at(label) for label in labels)]

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from spdbench.comparators.base import Untrained
-from spdbench.comparators.clicks import NetworkClicks
-from spdbench.comparators.features import pixels_in, window_of
-from spdbench.comparators.protocol import InputSettings
+from spdbench.comparators.inputs import NetworkClicks, pixels_in, window_of
+from spdbench.comparators.protocol import InputSettings, Untrained
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spdbench.comparators.bundle_row import prompts_of
-from spdbench.comparators.loaded_bundle import LoadedBundle, load_bundle
+from spdbench.comparators.bundle_row import LoadedBundle, load_bundle, prompts_of
 from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.evaluation.run import EvaluationTarget

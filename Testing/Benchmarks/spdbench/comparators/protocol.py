@@ -1,11 +1,15 @@
-"""The interface of every system in the benchmark."""
+"""The interface of every system in the benchmark, and the systems by name.
+
+The module of a system is imported only when it is asked for.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +18,78 @@ from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.slices import SliceStack
+
+
+class ClickedSegmenter:
+    """Segments only where a click lies inside the volume."""
+
+    def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+        """(T, H, W) bool; empty where no click lies inside the volume."""
+        inside = clicks.inside()
+        if len(inside) == 0:
+            return np.zeros(target.stack.shape, dtype=bool)
+        return self.segment_clicked(target, inside)
+
+    def segment_clicked(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
+        """(T, H, W) bool from at least one click, all of them inside the volume."""
+        raise NotImplementedError
+
+
+class Untrained(ClickedSegmenter):
+    """A comparator that learns nothing and has nothing to load."""
+
+    uses_clicks = True
+    needs_training = False
+
+    def train(self, cases: Sequence[TrainingCase], folder: Path, budget: Budget, on_progress: OnProgress) -> None:
+        """Nothing is trained."""
+
+    def load(self, folder: Path) -> None:
+        """Nothing to load."""
+
+
+# name -> "module:class"; modules are relative to this package, classes take (inputs: InputSettings, **settings).
+COMPARATORS: dict[str, str] = {
+    "medsam-box": "sam_rows:MedSamBox",
+    "medsam-box-zero-shot": "sam_rows:MedSamBoxZeroShot",
+    "medsam2-video": "sam2_video:MedSam2Video",
+    "msa": "sam_rows:MedicalSamAdapter",
+    "nnunet": "nnunet:NnUNetWithoutClicks",
+    "nnunet-clicks": "nnunet:NnUNet",
+    "random-walker": "classic:RandomWalker",
+    "region-growing": "classic:RegionGrowing",
+    "sam-refiner": "sam_refiner:SamRefiner",
+    "sam2-video": "sam2_video:Sam2Video",
+    "threshold-growing": "classic:ThresholdGrowing",
+    "transunet": "channel_networks:TransUNetWithoutClicks",
+    "transunet-clicks": "channel_networks:TransUNet",
+    "unet": "unet:UNet",
+    "unet-clicks": "unet:UNetWithClicks",
+}
+
+
+def make_comparator(name: str, inputs: InputSettings | None = None, **settings: Any) -> Comparator:
+    """A comparator that is not yet trained or loaded.
+
+    Raises:
+        BadInput: unknown name or setting.
+        NotRun: a package that it needs is not installed.
+    """
+    if name not in COMPARATORS:
+        raise BadInput(f"Unknown comparator '{name}'.", f"Known: {', '.join(sorted(COMPARATORS)) or 'none'}.")
+    module_name, _, class_name = COMPARATORS[name].partition(":")
+    try:
+        module = importlib.import_module(f"{__package__}.{module_name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("SPDSegmentLib"):
+            raise
+        raise NotRun(f"the package {error.name} is not installed") from error
+    try:
+        comparator: Comparator = getattr(module, class_name)(inputs or InputSettings(), **settings)
+    except TypeError as error:
+        raise BadInput(f"The settings {sorted(settings)} do not fit the comparator '{name}': {error}.") from error
+    return comparator
+
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
 """Called as (steps done, steps in all, loss terms); raising from it stops the training, which the next call resumes.

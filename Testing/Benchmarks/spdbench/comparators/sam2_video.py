@@ -17,10 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spdbench.comparators.base import Untrained
-from spdbench.comparators.clicks import NetworkClicks
-from spdbench.comparators.features import FeatureCache, window_of
-from spdbench.comparators.protocol import InputSettings, NotRun
+from spdbench.comparators.inputs import FeatureCache, NetworkClicks, window_of
+from spdbench.comparators.protocol import InputSettings, NotRun, Untrained
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.run import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks

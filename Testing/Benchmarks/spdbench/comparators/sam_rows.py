@@ -3,9 +3,17 @@
 ``medsam-box``: MedSAM (Ma et al. 2024) segments what a box holds. The box lies around the slice's clicks with the data
 set's margin; encoder frozen, decoder tuned on such boxes with the same budget as SPD's decoder.
 ``medsam-box-zero-shot``: the same without tuning.
-``msa``: Medical SAM Adapter (Wu et al. 2023), see :mod:`spdbench.comparators.adapters`; points prompt.
+``msa``: Medical SAM Adapter (Wu et al. 2023), our own implementation; points prompt.
 
 All take the backbone of SPD, ``lite_medsam`` by default, so that methods and not backbones are compared.
+
+The adapters of ``msa`` (arXiv 2304.12620) are bottlenecks. Encoder, every attention block: one adapter after the
+attention, one beside the MLP, scaled by a half. Decoder, every two-way block: one after the tokens' look at the image,
+one beside the MLP, one after the image's look at the tokens. Of the paper are left out: its variant for 3-D (the
+network sees slices), and the adapters' weights that are generated from the prompt (HyP-Adpt); the first adapter of a
+decoder block is an ordinary one instead.
+
+The last layer of an adapter starts at zero: before training, SAM's own output comes back.
 """
 
 from __future__ import annotations
@@ -17,14 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spdbench.comparators.adapters import insert_adapters
-from spdbench.comparators.clicks import ClickedSlice
-from spdbench.comparators.data import as_config
+from spdbench.comparators.inputs import BankRuns, ClickedSlice, RunSource, as_config
 from spdbench.comparators.learned import LearnedComparator, SliceNetwork
 from spdbench.comparators.protocol import InputSettings, NotRun, OnProgress
-from spdbench.comparators.runs import BankRuns, RunSource
 from SPDSegmentLib.errors import ModelCorrupt, ModelMissing
 from SPDSegmentLib.models.base_weights import find_base_weights
 from SPDSegmentLib.networks.spd import SPDModel
@@ -32,6 +38,75 @@ from SPDSegmentLib.prompts.padding import pad_points
 from SPDSegmentLib.training.bank import build_bank
 from SPDSegmentLib.training.cases import Case
 from SPDSegmentLib.training.config import Stage2Config
+
+PARALLEL_SCALE = 0.5
+
+
+class Adapter(nn.Module):
+    """Down-projection, GELU, up-projection over the last axis."""
+
+    def __init__(self, channels: int, width: float) -> None:
+        super().__init__()
+        hidden = max(1, round(channels * width))
+        self.down = nn.Linear(channels, hidden)
+        self.up = nn.Linear(hidden, channels)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(F.gelu(self.down(x)))
+
+
+class AdapterAfter(nn.Module):
+    """A module whose output an adapter corrects."""
+
+    def __init__(self, inner: nn.Module, channels: int, width: float) -> None:
+        super().__init__()
+        self.inner = inner
+        self.adapter = Adapter(channels, width)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        y = self.inner(*args, **kwargs)
+        return y + self.adapter(y)
+
+
+class AdapterBeside(nn.Module):
+    """A module with an adapter in parallel, on the same normalised input."""
+
+    def __init__(self, inner: nn.Module, channels: int, width: float) -> None:
+        super().__init__()
+        self.inner = inner
+        self.adapter = Adapter(channels, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + PARALLEL_SCALE * self.adapter(F.layer_norm(x, x.shape[-1:]))
+
+
+def insert_adapters(image_encoder: nn.Module, mask_decoder: nn.Module, width: float) -> None:
+    """Put adapters into every attention block, in place; works for segment-anything's ViT and for TinyViT.
+
+    Args:
+        width: of the bottleneck as a share of the block's channels.
+    """
+    for block in _blocks(image_encoder, "attn", "mlp"):
+        channels = block.attn.qkv.in_features
+        _wrap(block, channels, width, after=("attn",), beside=("mlp",))
+    for block in _blocks(mask_decoder, "cross_attn_token_to_image", "cross_attn_image_to_token"):
+        channels = block.self_attn.embedding_dim
+        crossing = ("cross_attn_token_to_image", "cross_attn_image_to_token")
+        _wrap(block, channels, width, after=crossing, beside=("mlp",))
+
+
+def _blocks(module: nn.Module, *attributes: str) -> list[Any]:
+    return [m for m in module.modules() if all(hasattr(m, name) for name in attributes)]
+
+
+def _wrap(block: nn.Module, channels: int, width: float, after: tuple[str, ...], beside: tuple[str, ...]) -> None:
+    for name in after:
+        setattr(block, name, AdapterAfter(getattr(block, name), channels, width))
+    for name in beside:
+        setattr(block, name, AdapterBeside(getattr(block, name), channels, width))
+
 
 MAX_POINTS = 10
 CORNERS = ("point_embeddings.2.", "point_embeddings.3.")

@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.networks.nets import BasicUNet
 
-from spdbench.comparators.channels import ChannelComparator, ChannelNetwork
+from spdbench.comparators.channel_networks import ChannelComparator, ChannelNetwork
 from spdbench.comparators.learned import SliceNetwork
 from spdbench.comparators.protocol import InputSettings
 
