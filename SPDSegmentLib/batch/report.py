@@ -42,14 +42,14 @@ class CaseState(StrEnum):
     WRITING = "writing"
 
 
-def empty_row(case: BatchCase, model: str) -> dict[str, Any]:
-    """The row of a case of which nothing is known yet; it names files, not folders."""
+def empty_row(case: BatchCase, model: str, full_paths: bool = False) -> dict[str, Any]:
+    """The row of a case of which nothing is known yet; it names files, and their folders only with ``full_paths``."""
     return dict.fromkeys(COLUMNS, "") | {
         "case": case.name,
         "state": CaseState.FAILED.value,
         "model": model,
-        "image": Path(case.image).name,
-        "points": Path(case.points).name,
+        "image": case.image if full_paths else Path(case.image).name,
+        "points": case.points if full_paths else Path(case.points).name,
         "clicks": [],
     }
 

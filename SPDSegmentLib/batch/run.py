@@ -80,7 +80,8 @@ class BatchRun:
         if not 1 <= index <= count:
             raise BadInput(f"There is no part {index} of {count}.", "Give --part I/N with I from 1 to N.")
         check_settings(self.settings)
-        every = self._guarded(checked_cases(cases))
+        listed = checked_cases(cases)
+        every = self._guarded([replace(case, series=case.series or self.settings.series) for case in listed])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -175,7 +176,7 @@ class BatchRun:
         row_file = self.folder / f"{case.file_name}{ROW_SUFFIX}"
         output = self.folder / f"{case.file_name}{self.settings.suffix}"
         started = time.monotonic()
-        row = empty_row(case, self.model.name)
+        row = empty_row(case, self.model.name, self.settings.full_paths)
         key: dict[str, str] = {}
         try:
             if case.problem:
@@ -183,7 +184,7 @@ class BatchRun:
             key = case_key(case, self.model, self.settings.key(self.model))
             former = read_row(row_file)
             if self.resume and former is not None and is_finished(former, output, key):
-                return self._adopt(row_file, former)
+                return self._adopt(row_file, former | {name: row[name] for name in ("image", "points")})
             if self.resume and is_foreign(former, row_file, output):
                 return row | {"state": CaseState.KEPT.value, "error": kept_error(output), "output": output.name}
             row["known_digests"] = known_digests(former)
@@ -193,7 +194,8 @@ class BatchRun:
         except Cancelled:
             raise
         except SPDError as error:
-            row["error"] = _without_folders(error.sentence, case, self.folder)
+            full = self.settings.full_paths
+            row["error"] = error.sentence if full else _without_folders(error.sentence, case, self.folder)
         except MemoryError:
             row["error"] = "There was not enough memory for this case. Close other programs, or use fewer workers."
         except Exception as error:  # one case must not stop the others

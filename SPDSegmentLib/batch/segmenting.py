@@ -14,12 +14,13 @@ import numpy as np
 from SPDSegmentLib.batch.cases import BatchCase
 from SPDSegmentLib.batch.identity import BatchModel
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
-from SPDSegmentLib.geometry.centerline import clicks_from_markups
+from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
 from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, write_labelmap
-from SPDSegmentLib.geometry.markups import Markup, read_markups
+from SPDSegmentLib.geometry.markups import Markup, insist_on, read_markups
 from SPDSegmentLib.geometry.measure import measure
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
+from SPDSegmentLib.prompts.config import SALIENCY_ONLY
 from SPDSegmentLib.prompts.fates import (
     BORROWED,
     EMPTY,
@@ -54,16 +55,27 @@ class BatchSettings:
         prompts: strategy of the predictor.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; results do not depend on it.
         suffix: of the masks.
+        saliency_only: take the thresholded saliency as the mask.
+        insist: ids of clicks of every case that prompt whatever the model believes.
+        series: end of the UID of the wanted series, for DICOM folders of cases that name none.
+        full_paths: name files in the report with their folders.
     """
 
     axis: str = ""
     prompts: str = "consensus"
     device: str = "auto"
     suffix: str = ".seg.nrrd"
+    saliency_only: bool = False
+    insist: tuple[str, ...] = ()
+    series: str = ""
+    full_paths: bool = False
 
     def key(self, model: BatchModel) -> dict[str, str]:
-        """The settings that a result depends on."""
-        return {"axis": self.axis or model.axis, "prompts": self.prompts, "suffix": self.suffix}
+        """The settings that a result depends on; the series is one of the case."""
+        said = {"axis": self.axis or model.axis, "prompts": self.prompts, "suffix": self.suffix}
+        if self.saliency_only:
+            said["prompts"] = SALIENCY_ONLY
+        return said | ({"insist": ",".join(sorted(self.insist))} if self.insist else {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +126,7 @@ class CaseSegmenter:
         check_image(volume)
         axis = self._settings.axis or self._model.axis
         stack = SliceStack(volume, axis)
-        markups = _named(read_markups(case.points))
+        markups = _named(insist_on(read_markups(case.points), self._settings.insist))
         clicks_from_markups(markups, stack)
         check_mask_output(output, volume)
         self._client.reset()  # workers that died on other cases do not count
@@ -122,7 +134,9 @@ class CaseSegmenter:
         name = f"batch {next(_numbers)}"
         self._client.open_volume(name, volume.array, volume.ijk_to_ras, axis)
         try:
-            request = self._client.segment(name, markups, prompts=self._settings.prompts, send_all=True)
+            prompts = SALIENCY_ONLY if self._settings.saliency_only else self._settings.prompts
+            on_slices = [resolve_curve(markup, stack) for markup in markups]
+            request = self._client.segment(name, on_slices, prompts=prompts, send_all=True)
             self._wait(request)
         finally:
             self._client.close_volume(name)

@@ -13,16 +13,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from SPDSegmentLib.cli.failures import printable
-from SPDSegmentLib.cli.paths import require_input
+from SPDSegmentLib.cli.paths import require_device, require_input
 from SPDSegmentLib.cli.progress import show_training
-from SPDSegmentLib.cli.segment_command import Axis, Prompts
+from SPDSegmentLib.cli.segment_command import (
+    AxisOption,
+    DeviceOption,
+    InsistOption,
+    ModelOption,
+    PathsOption,
+    Prompts,
+    PromptsOption,
+    SaliencyOption,
+    SeriesOption,
+    names_of,
+)
 from SPDSegmentLib.errors import MUST_LOOK, BadInput
 from SPDSegmentLib.files import check_folder
 
 if TYPE_CHECKING:
     from SPDSegmentLib.batch.segmenting import CaseSegmenter
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _PART = re.compile(r"(\d+)/(\d+)")
 
 
@@ -45,26 +55,29 @@ def batch(
     cases: Annotated[
         Path, typer.Argument(help="Table (.csv) with the columns name, image, points.", show_default=False)
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="Name of a model (see 'models list') or its folder.")],
+    model: ModelOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.")],
     workers: Annotated[int, typer.Option(help="Cases that are segmented at once.", min=1, max=256)] = 1,
     part: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts of the table.")] = "1/1",
     again: Annotated[bool, typer.Option("--again", help="Do finished cases again and replace every mask.")] = False,
     mask_format: Annotated[MaskFormat, typer.Option("--format", help="Format of the masks.")] = MaskFormat.seg_nrrd,
-    prompts: Annotated[Prompts, typer.Option(help="Which clicks prompt a slice.")] = Prompts.consensus,
-    axis: Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+    prompts: PromptsOption = Prompts.consensus,
+    saliency_only: SaliencyOption = False,
+    series: SeriesOption = None,
+    insist: InsistOption = "",
+    axis: AxisOption = None,
+    device: DeviceOption = "auto",
+    full_paths: PathsOption = False,
 ) -> None:
     """Segment many cases. Run the same command again to go on: results made of the same image, clicks, model, version
     and settings are skipped.
 
-    The paths in the table are relative to it; a column series chooses among several series of a DICOM folder. A case
-    that fails is a line of report.csv and does not stop the others.
+    The paths in the table are relative to it; a column series chooses among several series of a DICOM folder, where it
+    is empty or missing the option does. A case that fails is a line of report.csv and does not stop the others.
     """
     require_input(cases, "table")
     check_folder(output, "output folder")
-    if not _DEVICE.fullmatch(device):
-        raise BadInput(f"Unknown device '{device}'.", "Use auto, cpu, cuda or cuda:n.")
+    require_device(device)
     numbers = _PART.fullmatch(part)
     if numbers is None:
         raise BadInput(f"'{part}' is no part.", "Give --part I/N, for example 2/8.")
@@ -77,7 +90,16 @@ def batch(
     bundle = find_bundle(model)
     base_weights_for(bundle)
     chosen = batch_model(bundle)
-    settings = BatchSettings(axis.value if axis else "", prompts.value, device, f".{mask_format.value}")
+    settings = BatchSettings(
+        axis=axis.value if axis else "",
+        prompts=prompts.value,
+        device=device,
+        suffix=f".{mask_format.value}",
+        saliency_only=saliency_only,
+        insist=names_of(insist),
+        series=series or "",
+        full_paths=full_paths,
+    )
     if workers > 1:
         _share_cores(workers)
     rows: list[dict[str, Any]] = []

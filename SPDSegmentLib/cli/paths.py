@@ -1,7 +1,8 @@
-"""Cheap checks of input and output paths."""
+"""Cheap checks of input and output paths, and of a device's name."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,14 @@ from SPDSegmentLib.files import check_output
 
 LABELMAP_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 """What a segmentation can be written to; ``.seg.nrrd`` is covered by ``.nrrd``."""
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def require_device(name: str) -> None:
+    """Raise :class:`BadInput` for what is no name of a device."""
+    if not _DEVICE.fullmatch(name):
+        raise BadInput(f"Unknown device '{name}'.", "Use auto, cpu, cuda or cuda:n.")
 
 
 def require_input(path: Path, what: str) -> None:

@@ -37,6 +37,19 @@ class Axis(StrEnum):
     sagittal = "sagittal"
 
 
+# What says how a case is segmented; `segment` and `batch` take the same.
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model (see 'models list') or its folder.")]
+PromptsOption = Annotated[Prompts, typer.Option(help="Which clicks prompt a slice.")]
+SaliencyOption = Annotated[bool, typer.Option("--saliency-only", help="Take the thresholded saliency as the mask.")]
+SeriesOption = Annotated[str | None, typer.Option(help="Which series of a DICOM folder: its UID, or the end of it.")]
+InsistOption = Annotated[
+    str, typer.Option(help="Ids of clicks, separated by commas, that prompt whatever the model believes.")
+]
+AxisOption = Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")]
+PathsOption = Annotated[bool, typer.Option("--full-paths", help="Name files in the report with their folders.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("segment")(segment)
@@ -47,26 +60,17 @@ def segment(
         Path, typer.Option("--image", "-i", help="Volume (NIfTI, NRRD, MetaImage), DICOM folder or multi-frame file.")
     ],
     points: Annotated[Path, typer.Option("--points", "-p", help="Clicks: points or curves (.mrk.json, .fcsv).")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Name of a model (see 'models list') or its folder.")],
+    model: ModelOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="Mask: .nii.gz, .nii, .nrrd, .mha or .seg.nrrd.")],
     report: Annotated[Path | None, typer.Option(help="Report with the fate of every click (.json).")] = None,
     preview: Annotated[Path | None, typer.Option(help="Picture of the result (.png).")] = None,
-    prompts: Annotated[Prompts, typer.Option(help="Which clicks prompt a slice.")] = Prompts.consensus,
-    saliency_only: Annotated[
-        bool, typer.Option("--saliency-only", help="Take the thresholded saliency as the mask.")
-    ] = False,
-    series: Annotated[
-        str | None, typer.Option(help="Which series of a DICOM folder: its UID, or the end of it.")
-    ] = None,
-    insist: Annotated[
-        str,
-        typer.Option(help="Ids of clicks, separated by commas, that prompt whatever the model believes."),
-    ] = "",
-    axis: Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
-    full_paths: Annotated[
-        bool, typer.Option("--full-paths", help="Name files in the report with their folders.")
-    ] = False,
+    prompts: PromptsOption = Prompts.consensus,
+    saliency_only: SaliencyOption = False,
+    series: SeriesOption = None,
+    insist: InsistOption = "",
+    axis: AxisOption = None,
+    device: DeviceOption = "auto",
+    full_paths: PathsOption = False,
 ) -> None:
     """Segment a structure from rough clicks along its centerline."""
     request = SegmentRequest(
@@ -78,7 +82,7 @@ def segment(
         preview=preview,
         prompts=prompts.value,
         saliency_only=saliency_only,
-        insist=tuple(name.strip() for name in insist.split(",") if name.strip()),
+        insist=names_of(insist),
         axis=axis.value if axis else None,
         series=series,
         device=device,
@@ -89,6 +93,11 @@ def segment(
     describe(request, outcome)
     if outcome.result.doubts:
         raise typer.Exit(MUST_LOOK)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Names that are separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def describe(request: SegmentRequest, outcome: SegmentOutcome) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +13,8 @@ import numpy as np
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.cli.failures import as_spd_error
-from SPDSegmentLib.cli.paths import LABELMAP_SUFFIXES, require_input, require_output
-from SPDSegmentLib.errors import BadInput, Cancelled, well_formed
+from SPDSegmentLib.cli.paths import LABELMAP_SUFFIXES, require_device, require_input, require_output
+from SPDSegmentLib.errors import Cancelled, well_formed
 from SPDSegmentLib.files import write_json, write_png
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for, find_bundle
 from SPDSegmentLib.models.fit import doubts_of_image
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from SPDSegmentLib.geometry.slices import SliceStack
     from SPDSegmentLib.geometry.volume import Volume
     from SPDSegmentLib.inference.results import Progress, SegmentationResult
-
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,7 @@ class SegmentRequest:
             if path is not None:
                 require_output(path, what, suffixes, taken)
                 taken.append(path)
-        if not _DEVICE.fullmatch(self.device):
-            raise BadInput(f"Unknown device '{self.device}'.", "Use auto, cpu, cuda or cuda:n.")
+        require_device(self.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.prompts.config import STRATEGIES
+from SPDSegmentLib.prompts.config import SALIENCY_ONLY, STRATEGIES
 from SPDSegmentLib.prompts.noise import SEVERITIES
 
-SALIENCY_ONLY = "saliency-only"
 SHUFFLED = "shuffled"
 METHODS = (*STRATEGIES, SALIENCY_ONLY, SHUFFLED)
 

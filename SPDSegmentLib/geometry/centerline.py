@@ -1,24 +1,24 @@
 """Clicks in patient space to clicks on slices (method section 6).
 
-A point list is used as it is, each point on its nearest slice. A curve is sampled along a spline through its points, so
-that every slice that it crosses gets at least one point. A structure that runs in the slice plane puts many points on
+A point list is used as it is, each point on its nearest slice. A curve is sampled where Slicer shows it, so that every
+slice that it crosses gets at least one point. A structure that runs in the slice plane puts many points on
 one slice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.markups import BEYOND_MM, Markup
+from SPDSegmentLib.geometry.markups import BEYOND_MM, KOCHANEK, LINEAR, LIST, POLYNOMIAL, SPLINE, Markup
 from SPDSegmentLib.geometry.slices import SliceStack
 
-SAMPLES_PER_SEGMENT = 64
-MAX_SAMPLES = 400_000
-"""A curve of very many points is sampled more coarsely between them."""
+VERTICES_PER_SEGMENT = 10
+"""Of a curve between two control points; Slicer's ``vtkMRMLMarkupsCurveNode`` joins as many by straight lines."""
+POLYNOMIAL_ORDER = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,41 +82,51 @@ def within_reach(points_ras: np.ndarray) -> np.ndarray:
 def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
     """Clicks of all nodes together; left out are boxes, planes, angles, and points that are unplaced or unselected.
 
-    A curve passes by those of its points that are beyond any volume; they stay as clicks of their own, outside.
+    Curves are sampled as :func:`resolve_curve` does.
 
     Raises:
         BadInput: no point is left, or all lie outside the volume.
     """
-    parts: list[tuple[np.ndarray, list[str], list[bool]]] = []
-    for markup in markups:
-        if markup.is_shape:
-            continue
-        used = [p for p in markup.points if p.placed and p.selected]
-        positions = np.array([p.position_ras for p in used], dtype=float).reshape(-1, 3)
-        ids, insisted = [p.id for p in used], [p.insisted for p in used]
-        if markup.is_curve:
-            reached = np.flatnonzero(within_reach(positions))
-            beyond = np.setdiff1d(np.arange(len(used)), reached)
-            parts.append((positions[beyond], [ids[i] for i in beyond], [False] * len(beyond)))
-            positions, ids, insisted = positions[reached], [ids[i] for i in reached], [insisted[i] for i in reached]
-        if markup.is_curve and len(positions) > 1:
-            placed = positions
-            positions, nearest = sample_curve(placed, stack, closed=markup.kind == "ClosedCurve")
-            own = (positions == placed[nearest]).all(axis=1)
-            ids, insisted = [ids[i] for i in nearest], (np.array(insisted)[nearest] & own).tolist()
-        parts.append((positions, ids, insisted))
-    points = np.concatenate([positions for positions, _, _ in parts]) if parts else np.empty((0, 3))
+    resolved = [resolve_curve(markup, stack) for markup in markups if not markup.is_shape]
+    used = [point for markup in resolved for point in markup.points if point.placed and point.selected]
     names = ", ".join(markup.name for markup in markups)
-    if len(points) == 0:
+    if not used:
         raise _no_point(markups, names or "the markups")
-    names_of_points = [i for _, ids, _ in parts for i in ids]
-    clicks = clicks_from_points(points, stack, names_of_points, [w for _, _, words in parts for w in words])
+    positions = np.array([point.position_ras for point in used], dtype=float)
+    clicks = clicks_from_points(positions, stack, [p.id for p in used], [p.insisted for p in used])
     if clicks.outside.all():
         raise BadInput(
             f"No click lies inside the volume: all {len(clicks)} of {names} are outside.",
             "Check that points and volume belong to one patient and one coordinate system.",
         )
     return clicks
+
+
+def resolve_curve(markup: Markup, stack: SliceStack) -> Markup:
+    """A curve as the list of the points at which it, as Slicer shows it, meets the slices; other markups as they are.
+
+    Each sample has the id of the nearest control point, and is selected where that one is; the sample that stands for a
+    control point is insisted on where that one is. A curve passes by those of its points that are beyond any volume;
+    they stay as clicks of their own.
+    """
+    placed = [point for point in markup.points if point.placed] if markup.is_curve else []
+    positions = np.array([point.position_ras for point in placed], dtype=float).reshape(-1, 3)
+    reached = within_reach(positions)
+    if reached.sum() < 2:
+        return markup
+    beyond = [replace(placed[n], insisted=False) for n in np.flatnonzero(~reached)]
+    positions, placed = positions[reached], [placed[n] for n in np.flatnonzero(reached)]
+    path = np.array(markup.path) if markup.path else None
+    samples, nearest = sample_curve(positions, stack, markup.kind == "ClosedCurve", path, markup.curve_type)
+    apart = np.linalg.norm(samples - positions[nearest], axis=1)
+    order = np.lexsort((apart, nearest))
+    own = np.zeros(len(samples), dtype=bool)
+    own[order[np.unique(nearest[order], return_index=True)[1]]] = True
+    points = [
+        replace(placed[n], position_ras=(r, a, s), insisted=placed[n].insisted and is_own)
+        for (r, a, s), n, is_own in zip(samples.tolist(), nearest.tolist(), own.tolist(), strict=True)
+    ]
+    return Markup(markup.name, LIST, (*beyond, *points))
 
 
 def _no_point(markups: Sequence[Markup], names: str) -> BadInput:
@@ -135,20 +145,25 @@ def _no_point(markups: Sequence[Markup], names: str) -> BadInput:
 
 
 def sample_curve(
-    points_ras: np.ndarray, stack: SliceStack, closed: bool = False, path_ras: np.ndarray | None = None
+    points_ras: np.ndarray,
+    stack: SliceStack,
+    closed: bool = False,
+    path_ras: np.ndarray | None = None,
+    curve_type: str = SPLINE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Control points and one point for each slice of the volume whose plane the spline through them crosses.
+    """Control points and one point for each slice of the volume whose plane the curve through them crosses.
 
     Args:
         points_ras: (P, 3), P > 1.
-        path_ras: (M, 3) vertices of the curve where they are known; then all samples lie on it, also those for control
-            points by which the curve only passes.
+        path_ras: (M, 3) vertices of the curve where they are known; without them those of :func:`curve_vertices`. Where
+            the curve only passes by control points, as a polynomial does, samples on it stand for them.
 
     Returns:
         Points (N, 3) in the order of the curve and for each the index of the nearest control point (N,).
     """
     if path_ras is None or len(path_ras) < 2:
-        dense, parameter = catmull_rom(points_ras, closed)
+        dense, parameter = curve_vertices(points_ras, curve_type, closed)
+        points_ras = dense[::VERTICES_PER_SEGMENT][: len(points_ras)]
     else:
         dense, parameter, points_ras = _along_path(path_ras, points_ras, closed)
     position, _ = stack.to_slices(dense)
@@ -169,7 +184,7 @@ def sample_curve(
 
 
 def _along_path(path: np.ndarray, points: np.ndarray, closed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices of a path with their parameter, as :func:`catmull_rom`, and the vertices that stand for its points.
+    """Vertices of a path with their parameter, as :func:`curve_vertices`, and the vertices that stand for its points.
 
     What lies before the first and after the last point of an open path, as while another one is placed, is left out.
     """
@@ -180,26 +195,37 @@ def _along_path(path: np.ndarray, points: np.ndarray, closed: bool) -> tuple[np.
     return path[vertices], np.interp(length[vertices], length[at], np.arange(len(points), dtype=float)), path[at]
 
 
-def catmull_rom(points: np.ndarray, closed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Dense samples of the cardinal spline with tension 1/2 through (P, 3) points.
+def curve_vertices(points: np.ndarray, curve_type: str = SPLINE, closed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The vertices that Slicer joins by straight lines to show a curve through points (P, 3), P > 1.
+
+    As Slicer's ``vtkCurveGenerator`` makes them for a curve node: a cubic spline that starts and ends without speed, a
+    Kochanek spline without tension, bias and continuity, a cubic polynomial of least squares, or straight lines.
 
     Returns:
-        Samples (M, 3) and their parameter (M,): i at control point i.
+        Vertices (M, 3) and their parameter (M,): i at control point i.
     """
-    n = len(points)
-    if closed and n > 2:
-        extended = np.concatenate((points[-1:], points, points[:2]))
-        segments = n
+    from scipy.interpolate import CubicHermiteSpline, CubicSpline
+
+    closed = closed and curve_type != POLYNOMIAL
+    points = np.concatenate((points, points[:1])) if closed else points
+    knots = np.arange(len(points), dtype=float)
+    parameter = np.arange((len(points) - 1) * VERTICES_PER_SEGMENT + 1) / VERTICES_PER_SEGMENT
+    if curve_type == LINEAR:
+        vertices = np.stack([np.interp(parameter, knots, values) for values in points.T], axis=1)
+    elif curve_type == KOCHANEK:
+        around = (
+            np.concatenate((points[-2:-1], points, points[1:2])) if closed else points[[0, *range(len(points)), -1]]
+        )
+        speed = (around[2:] - around[:-2]) / 2
+        if not closed:
+            speed[[0, -1]] = 0
+        vertices = CubicHermiteSpline(knots, points, speed)(parameter)
+    elif curve_type == POLYNOMIAL:
+        powers = np.arange(min(POLYNOMIAL_ORDER, len(points) - 1) + 1)
+        share = (knots / knots[-1])[:, None] ** powers
+        vertices = (parameter / knots[-1])[:, None] ** powers @ np.linalg.lstsq(share, points, rcond=None)[0]
     else:
-        extended = np.concatenate((2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]))
-        segments = n - 1
-    u = np.linspace(0, 1, max(2, min(SAMPLES_PER_SEGMENT, MAX_SAMPLES // segments)), endpoint=False)[:, None]
-    i = np.arange(segments)[:, None]
-    p0, p1, p2, p3 = (extended[i + k] for k in range(4))
-    samples = 0.5 * (
-        2 * p1 + (p2 - p0) * u + (2 * p0 - 5 * p1 + 4 * p2 - p3) * u**2 + (3 * p1 - p0 - 3 * p2 + p3) * u**3
-    )
-    return (
-        np.concatenate((samples.reshape(-1, 3), extended[segments + 1][None])),
-        np.append((i + u[:, 0]).ravel(), float(segments)),
-    )
+        vertices = CubicSpline(knots, points, bc_type="periodic" if closed else "clamped")(parameter)
+    if curve_type != POLYNOMIAL:
+        vertices[::VERTICES_PER_SEGMENT] = points
+    return vertices, parameter

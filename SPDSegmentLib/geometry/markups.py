@@ -16,6 +16,8 @@ from SPDSegmentLib.geometry.limits import check_points_size
 Point = tuple[float, float, float]
 LIST = "Fiducial"
 CURVES = ("Curve", "ClosedCurve", "Line")
+LINEAR, SPLINE, KOCHANEK, POLYNOMIAL = CURVE_TYPES = ("linear", "spline", "kochanekSpline", "polynomial")
+"""Slicer's names for the ways in which a curve joins its points; ``spline`` unless a file says otherwise."""
 INSISTED = "insisted"
 """Description of a control point that a person insists on: it prompts whatever the model believes."""
 BEYOND_MM = 1e5
@@ -53,12 +55,14 @@ class Markup:
 
     Attributes:
         path: vertices of a curve as it is shown, in RAS mm; empty where only its points are known.
+        curve_type: one of ``CURVE_TYPES``; what Slicer itself writes to ``.mrk.json`` is always shown as ``spline``.
     """
 
     name: str
     kind: str
     points: tuple[ControlPoint, ...]
     path: tuple[Point, ...] = ()
+    curve_type: str = SPLINE
 
     @property
     def is_curve(self) -> bool:
@@ -77,8 +81,8 @@ def read_markups(path: str | Path) -> list[Markup]:
     A coordinate that is NaN, infinite or beyond :data:`BEYOND_MM` is kept: its click counts as outside the volume.
 
     Raises:
-        BadInput: missing, neither markups JSON nor ``.fcsv``, an unknown coordinate system or unit, or a position that
-            is not three numbers.
+        BadInput: missing, neither markups JSON nor ``.fcsv``, an unknown coordinate system, unit or type of curve, or a
+            position that is not three numbers.
     """
     path = Path(path)
     try:
@@ -145,7 +149,14 @@ def _markup(node: dict[str, Any], number: int, path: Path) -> Markup:
     if not isinstance(points, list):
         raise BadInput(f"The control points of {name} in {path} are not a list.", "Save the points from Slicer again.")
     kind = str(node.get("type", LIST))
-    return Markup(name, kind, tuple(_point(p, i, _TO_RAS[system], name, path) for i, p in enumerate(points)))
+    clicks = tuple(_point(p, i, _TO_RAS[system], name, path) for i, p in enumerate(points))
+    curve_type = LINEAR if kind == "Line" else node.get("curveType", SPLINE)
+    if kind in CURVES and curve_type not in CURVE_TYPES:
+        raise BadInput(
+            f"The curve {name} in {path} is of the type '{curve_type}', whose course is not known here.",
+            f"Use {', '.join(CURVE_TYPES)}; in the Markups module of Slicer, Resample makes points along any curve.",
+        )
+    return Markup(name, kind, clicks, curve_type=curve_type if kind in CURVES else SPLINE)
 
 
 def _point(point: Any, number: int, signs: Point, name: str, path: Path) -> ControlPoint:
@@ -218,6 +229,7 @@ def _fcsv_point(line: str, number: int, signs: Point, path: Path) -> ControlPoin
 def _node(markup: Markup) -> dict[str, Any]:
     return {
         "type": markup.kind,
+        **({"curveType": markup.curve_type} if markup.kind in CURVES and markup.curve_type != SPLINE else {}),
         "name": markup.name,
         "coordinateSystem": "LPS",
         "coordinateUnits": "mm",

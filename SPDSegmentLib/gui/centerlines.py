@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.centerline import sample_curve
+from SPDSegmentLib.geometry.centerline import resolve_curve
 from SPDSegmentLib.geometry.markups import INSISTED, ControlPoint, Markup, Point, is_insisted
 from SPDSegmentLib.geometry.slices import SliceStack
 
@@ -56,26 +56,8 @@ def namedClicks(clicks: Clicks, stack: SliceStack) -> list[Markup]:
     control point are left out.
     """
     return [
-        Markup(
-            markup.name,
-            "Fiducial" if markup.path else markup.kind,
-            tuple(replace(p, id=clickName(nodeId, p.id)) for p in _pointsOnSlices(markup, stack)),
-        )
-        for nodeId, markup in clicks
-    ]
-
-
-def _pointsOnSlices(markup: Markup, stack: SliceStack) -> Iterable[ControlPoint]:
-    placed = [point for point in markup.points if point.placed]
-    if not markup.path or len(placed) < 2:
-        return markup.points
-    points, path = np.array([point.position_ras for point in placed]), np.array(markup.path)
-    samples, nearest = sample_curve(points, stack, markup.kind == "ClosedCurve", path)
-    apart = np.linalg.norm(samples - points[nearest], axis=1)
-    closest = {int(n): int(np.argmin(np.where(nearest == n, apart, np.inf))) for n in np.unique(nearest)}
-    return [
-        replace(placed[n], position_ras=(float(r), float(a), float(s)), insisted=placed[n].insisted and closest[n] == m)
-        for m, ((r, a, s), n) in enumerate(zip(samples, nearest.tolist(), strict=True))
+        replace(resolved, points=tuple(replace(p, id=clickName(nodeId, p.id)) for p in resolved.points))
+        for nodeId, resolved in ((nodeId, resolve_curve(markup, stack)) for nodeId, markup in clicks)
     ]
 
 

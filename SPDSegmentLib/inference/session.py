@@ -22,6 +22,7 @@ from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import LOCKED, PointResult, SegmentationResult, SliceResult
 from SPDSegmentLib.models.bundle import list_bundles
 from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
+from SPDSegmentLib.prompts.config import SALIENCY_ONLY
 from SPDSegmentLib.prompts.distillation import (
     EMPTY,
     OUTSIDE,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from SPDSegmentLib.inference.predictor import Predictor
 
 OUTSIDE_LOGIT = -1.0
-SALIENCY_ONLY = "saliency only"
 UNREMARKABLE_SLICES, UNREMARKABLE_SHARE = 3, 0.25
 """A mask may go on past the outermost click by so many slices, or this share of the clicks' extent, without a word."""
 
@@ -91,7 +91,7 @@ class Session:
 
         Args:
             clicks: in the stack's pixels; those outside the volume get the fate ``outside``.
-            prompts: strategy, see :func:`SPDSegmentLib.prompts.strategies.distill_prompts`.
+            prompts: strategy, see :func:`SPDSegmentLib.prompts.strategies.distill_prompts`, or ``SALIENCY_ONLY``.
             saliency_only: return S_t > tau as the mask (a control); no decoding.
             first_slice: slices nearest to it come first, by default the middle of the clicks.
             on_slice: called with each new slice as soon as it is there.
@@ -115,6 +115,7 @@ class Session:
         network_clicks, seen = self._network_clicks(clicks, inside)
         center = int(np.median(clicks.slice_index[inside])) if first_slice is None else first_slice
         fates: list[PointResult] = []
+        saliency_only = saliency_only or prompts == SALIENCY_ONLY
         strategy = SALIENCY_ONLY if saliency_only else prompts
         if self._strategy != strategy:
             self._forget()

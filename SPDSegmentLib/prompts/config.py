@@ -10,6 +10,8 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.settings import check_ranges, settings_from
 
 STRATEGIES = ("consensus", "local", "raw", "interpolated", "sampled")
+SALIENCY_ONLY = "saliency-only"
+"""In place of a strategy: no prompts and no decoding; the thresholded saliency is the mask (a control)."""
 EVIDENCE = ("gate", "soft")
 UNSUPPORTED_POLICIES = ("synthesize", "abstain")
 RANGES = {

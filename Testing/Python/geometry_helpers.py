@@ -1,17 +1,20 @@
-"""Volumes and DICOM series for the tests of geometry."""
+"""Volumes, image files and DICOM series for the tests of geometry."""
 
 from __future__ import annotations
 
 import itertools
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from SPDSegmentLib.geometry.volume import Volume, set_geometry
+from SPDSegmentLib.errors import BadInput, GeometryUnsupported
+from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume, set_geometry
 
 SIGNED_PERMUTATIONS = [
     np.eye(3)[:, list(order)] * signs
@@ -91,3 +94,49 @@ def write_dicom_series(
             image.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{uid}.{t + 1}.dcm"))
         writer.Execute(image)
+
+
+VALUES = np.random.default_rng(3).integers(0, 1000, (4, 5, 6)).astype(np.int16)
+AFFINE = affine(SIGNED_PERMUTATIONS[13], (0.8, 1.1, 5.0), (-20, 33, 7))
+
+
+def nifti(folder: Path, *changes: tuple[int, str, tuple[object, ...]], values: np.ndarray = VALUES) -> Path:
+    """A sound NIfTI-1 file with some header fields overwritten: (offset, struct format, values)."""
+    path = write_raw_image(folder / "image.nii", values, AFFINE)
+    content = bytearray(path.read_bytes())
+    for offset, form, fields in changes:
+        struct.pack_into(f"<{form}", content, offset, *fields)
+    path.write_bytes(content)
+    return path
+
+
+def nrrd(path: Path, data: bytes = b"", **changes: str | None) -> Path:
+    """An NRRD file with some fields replaced, or left out with None."""
+    fields: dict[str, str | None] = {
+        "type": "short", "dimension": "3", "space": "left-posterior-superior", "sizes": "6 5 4",
+        "space directions": "(1,0,0) (0,2,0) (0,0,3)", "endian": "little", "encoding": "raw",
+        "space origin": "(10,20,30)",
+    }  # fmt: skip
+    fields |= {name.replace("_", " "): value for name, value in changes.items()}
+    text = "".join(f"{name}: {value}\n" for name, value in fields.items() if value is not None)
+    path.write_bytes(f"NRRD0005\n{text}\n".encode() + data)
+    return path
+
+
+def meta(path: Path, data: bytes = b"", ElementDataFile: str = "LOCAL", **changes: str) -> Path:
+    """A MetaImage file with some fields replaced or added."""
+    fields = {
+        "ObjectType": "Image", "NDims": "3", "BinaryData": "True", "BinaryDataByteOrderMSB": "False",
+        "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "10 20 30", "ElementSpacing": "1 2 3", "DimSize": "6 5 4",
+        "ElementType": "MET_SHORT",
+    }  # fmt: skip
+    fields |= changes | {"ElementDataFile": ElementDataFile}
+    path.write_bytes("".join(f"{name} = {value}\n" for name, value in fields.items()).encode() + data)
+    return path
+
+
+def refused(path: Path, words: str) -> None:
+    with pytest.raises((BadInput, GeometryUnsupported), match=words) as caught:
+        check_image(read_volume(path))
+    assert path.stem in caught.value.message and caught.value.remedy
+    assert caught.value.message.count(". ") == 0, "one sentence"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import signature
+from typing import get_type_hints
 
 import pytest
 import typer
@@ -13,6 +15,8 @@ from typer.testing import CliRunner
 
 from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.cli import progress
+from SPDSegmentLib.cli.batch_command import batch
+from SPDSegmentLib.cli.segment_command import segment
 from SPDSegmentLib.inference.results import Progress
 
 
@@ -89,3 +93,15 @@ def test_what_is_said_is_never_read_as_markup(screen: io.StringIO) -> None:
 def test_the_list_of_commands_cuts_no_sentence(path: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(app_module.build_app(), [*path, "--help"], env={"COLUMNS": "80"}).output
     assert "..." not in shown.replace("[ARGS]...", "")
+
+
+def test_batch_takes_every_option_of_segment_that_says_how() -> None:
+    def options(command: Callable[..., None]) -> dict[str, tuple[object, object]]:
+        kinds = get_type_hints(command, include_extras=True)
+        return {name: (kinds[name], option.default) for name, option in signature(command).parameters.items()}
+
+    one, many = options(segment), options(batch)
+    of_one_case = {"image", "points", "output", "report", "preview"}  # columns of the table, and files of the folder
+    assert {name: many.get(name) for name in one if name not in of_one_case} == {
+        name: said for name, said in one.items() if name not in of_one_case
+    }

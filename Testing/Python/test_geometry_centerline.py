@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.interpolate  # noqa: F401, so that no example is timed with its import
 from geometry_helpers import affine, volumes
 from hypothesis import given, settings
 from hypothesis import strategies as st

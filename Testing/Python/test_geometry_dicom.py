@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,87 +9,24 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from geometry_helpers import affine, write_dicom_series
-from pydicom.dataset import Dataset, FileMetaDataset
+from dicom_helpers import (
+    CT,
+    LPS,
+    NATIVE,
+    PIXELS,
+    POSITIONS,
+    Change,
+    dataset,
+    refused,
+    series,
+)
+from geometry_helpers import write_dicom_series
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.sequence import Sequence
 
 from SPDSegmentLib.cli.segment_run import SegmentRequest
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
 from SPDSegmentLib.geometry.volume import read_volume
-
-PIXELS = np.random.default_rng(5).integers(-900, 1000, (6, 8, 10)).astype(np.int16)
-POSITIONS = np.array([[-10.0, -20.0, 30.0 + 4 * t] for t in range(6)])
-LPS = affine(np.diag([-1.0, -1, 1]), (1.5, 2, 4), (10, 20, 30))
-CT, ENHANCED_MR, NATIVE = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.1.2.1"
-
-Change = Callable[[int, Dataset], None]
-
-
-def dataset(pixels: np.ndarray, uid: str, sop_class: str = CT, **fields: Any) -> Dataset:
-    """An image of one or more frames, native little endian."""
-    made = Dataset()
-    made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = NATIVE  # type: ignore[assignment]
-    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = sop_class  # type: ignore[assignment]
-    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = uid  # type: ignore[assignment]
-    made.Modality, made.StudyInstanceUID, made.SeriesInstanceUID = "CT", "1.2.3", "1.2.3.4"
-    made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
-    made.Rows, made.Columns = pixels.shape[-2:]
-    bits = pixels.dtype.itemsize * 8
-    made.BitsAllocated, made.BitsStored, made.HighBit = bits, bits, bits - 1
-    made.PixelRepresentation = int(pixels.dtype.kind == "i")
-    for name, value in fields.items():
-        setattr(made, name, value)
-    made.add_new("PixelData", "OW", pixels.tobytes())
-    return made
-
-
-def series(folder: Path, change: Change = lambda t, made: None, pixels: np.ndarray = PIXELS) -> Path:
-    """Six CT slices as files ``IM#.dcm``, each changed before it is written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for t, values in enumerate(pixels):
-        made = dataset(
-            values, f"1.2.3.4.{t + 1}", InstanceNumber=t + 1, ImagePositionPatient=POSITIONS[t].tolist(),
-            ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[2, 1.5], RescaleSlope=1, RescaleIntercept=0,
-        )  # fmt: skip
-        change(t, made)
-        made.save_as(folder / f"IM{t + 1}.dcm", enforce_file_format=True)
-    return folder
-
-
-def item(**fields: Any) -> Sequence:
-    """A sequence of one item."""
-    made = Dataset()
-    for name, value in fields.items():
-        setattr(made, name, value)
-    return Sequence([made])
-
-
-def multi_frame(path: Path, change: Change = lambda t, made: None, order: tuple[int, ...] = (0, 1, 2, 3, 4, 5)) -> Path:
-    """An enhanced file with its slices in some order, each frame's groups changed before it is written."""
-    made = dataset(PIXELS[list(order)], "1.2.3.5", ENHANCED_MR, NumberOfFrames=len(order), Modality="MR")
-    made.SharedFunctionalGroupsSequence = item(
-        PlaneOrientationSequence=item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
-        PixelMeasuresSequence=item(PixelSpacing=[2, 1.5], SliceThickness=4),
-    )
-    frames = []
-    for t in order:
-        frame = Dataset()
-        frame.PlanePositionSequence = item(ImagePositionPatient=POSITIONS[t].tolist())
-        frame.PixelValueTransformationSequence = item(RescaleSlope=1, RescaleIntercept=0)
-        frame.FrameContentSequence = item(TemporalPositionIndex=1)
-        change(t, frame)
-        frames.append(frame)
-    made.PerFrameFunctionalGroupsSequence = Sequence(frames)
-    made.save_as(path, enforce_file_format=True)
-    return path
-
-
-def refused(path: Path, words: str, kind: type[Exception] | tuple[type[Exception], ...] = ()) -> None:
-    with pytest.raises(kind or (BadInput, GeometryUnsupported), match=words) as caught:
-        read_volume(path)
-    assert path.name in str(caught.value) and getattr(caught.value, "remedy", None)
 
 
 def test_a_series_is_read_in_the_order_of_space_with_whole_numbers(tmp_path: Path) -> None:
@@ -392,79 +327,3 @@ def test_a_segmentation_is_no_image(tmp_path: Path) -> None:
     made = dataset(PIXELS, "1.2.3.6", "1.2.840.10008.5.1.4.1.1.66.4", Modality="SEG", NumberOfFrames=6)
     made.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
     refused(tmp_path / "seg.dcm", r"is no image \(SEG\)", BadInput)
-
-
-# --- several frames in one file
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (0, 2, 4, 1, 3, 5)])
-def test_frames_lie_where_each_says_in_whatever_order(tmp_path: Path, order: tuple[int, ...]) -> None:
-    path = multi_frame(tmp_path / "mr.dcm", order=order)
-    for given in (path, tmp_path):
-        volume = read_volume(given)
-        np.testing.assert_array_equal(volume.array, PIXELS)
-        np.testing.assert_allclose(volume.ijk_to_ras, LPS, atol=1e-6)
-
-
-def test_every_frame_is_scaled_by_its_own_slope(tmp_path: Path) -> None:
-    def scale(t: int, frame: Dataset) -> None:
-        frame.PixelValueTransformationSequence = item(RescaleSlope=0.5 * (t + 1), RescaleIntercept=-t)
-
-    array = read_volume(multi_frame(tmp_path / "mr.dcm", scale)).array
-    steps = np.arange(6)[:, None, None]
-    np.testing.assert_allclose(array, PIXELS * 0.5 * (steps + 1) - steps)
-
-
-@pytest.mark.parametrize(
-    ("change", "order", "words"),
-    [
-        (None, (0, 1, 3, 4, 5), "not equally spaced, first after slice 2 of 5"),
-        (None, (0, 1, 2, 2, 3, 4), "several slices at one position"),
-        (
-            lambda t, f: setattr(f, "FrameContentSequence", item(TemporalPositionIndex=1 + t % 2)),
-            range(6),
-            "phase: 1, 2",
-        ),
-        (lambda t, f: setattr(f, "MREchoSequence", item(EffectiveEchoTime=10 + t % 2)), range(6), "echo time: 10, 11"),
-        (lambda t, f: setattr(f, "MRDiffusionSequence", item(DiffusionBValue=t % 2)), range(6), "b-value: 0, 1"),
-        (
-            lambda t, f: setattr(f, "PlanePositionSequence", item(ImagePositionPatient=[-10, -20 + t, 30 + 4 * t])),
-            range(6),
-            "gantry tilt",
-        ),
-        (
-            lambda t, f: setattr(
-                f,
-                "PlaneOrientationSequence",
-                item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0] if t else [0, 1, 0, 0, 0, -1]),
-            ),
-            range(6),
-            "one orientation: mr.dcm",
-        ),
-        (
-            lambda t, f: setattr(f, "PixelMeasuresSequence", item(PixelSpacing=[2, 1.5 + (t == 4)])),
-            range(6),
-            "one pixel spacing: frame 5 of mr.dcm",
-        ),
-        (lambda t, f: delattr(f, "PlanePositionSequence"), range(6), "no ImagePositionPatient"),
-    ],
-)
-def test_frames_that_are_no_volume_are_refused(
-    tmp_path: Path, change: Change | None, order: tuple[int, ...], words: str
-) -> None:
-    refused(multi_frame(tmp_path / "mr.dcm", change or (lambda t, frame: None), tuple(order)), words)
-
-
-@pytest.mark.parametrize("lost", ["pixels", "places", "all places"])
-def test_fewer_pixels_or_places_than_frames_are_refused(tmp_path: Path, lost: str) -> None:
-    made = pydicom.dcmread(multi_frame(tmp_path / "mr.dcm"))
-    if lost == "pixels":
-        made.PixelData = made.PixelData[:-160]
-    elif lost == "places":
-        made.PerFrameFunctionalGroupsSequence = Sequence(
-            list(copy.deepcopy(made.PerFrameFunctionalGroupsSequence))[:-1]
-        )
-    else:
-        del made.PerFrameFunctionalGroupsSequence
-    made.save_as(tmp_path / "mr.dcm")
-    refused(tmp_path / "mr.dcm", "mr.dcm are cut short|holds 6 frames and a place for [05] of them")

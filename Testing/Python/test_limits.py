@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_geometry_dicom import multi_frame, series
+from dicom_helpers import multi_frame, series
 
 from SPDSegmentLib.errors import BadInput, OutOfMemory
 from SPDSegmentLib.geometry import dicom, limits, window
