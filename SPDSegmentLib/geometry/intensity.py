@@ -136,26 +136,14 @@ LOCAL_ENOUGH = 100
 LOCAL_NEIGHBORS = 2
 
 
-def histogram(image: np.ndarray) -> np.ndarray:
-    """Counts (LOCAL_BINS,) of the values in [0, 1] of a network input that are not air."""
-    values = image[image > LOCAL_BACKGROUND]
-    bins = np.rint(values * np.float32(LOCAL_BINS - 1)).astype(np.intp)
-    return np.bincount(bins, minlength=LOCAL_BINS)
-
-
-def local_range(counts: np.ndarray) -> tuple[float, float]:
-    """The 1st and the 99th percentile of what is not air by its histogram; 0 and 1 where there is next to nothing."""
-    total = int(counts.sum())
-    if total < LOCAL_ENOUGH:
-        return 0.0, 1.0
-    cumulated = np.cumsum(counts)
-    low, high = (int(np.searchsorted(cumulated, share * total, "left")) for share in LOCAL_SHARES)
-    return low / (LOCAL_BINS - 1), high / (LOCAL_BINS - 1)
-
-
 def dither(images: np.ndarray, strength: float) -> np.ndarray:
     """Add the fixed noise pattern to network inputs (B, S, S) in [0, 1]; the background at 0 stays as it is."""
     if strength == 0:
         return images
-    pattern = np.random.default_rng(0).standard_normal(images.shape[1:], dtype=np.float32)
-    return (images + strength * pattern * (images > 0)).clip(0, 1)
+    return (images + dither_pattern(images.shape[1:], strength) * (images > 0)).clip(0, 1)
+
+
+def dither_pattern(shape: tuple[int, ...], strength: float) -> np.ndarray:
+    """The noise (S, S) float32 that :func:`dither` adds."""
+    pattern = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    return pattern * np.float32(strength)

@@ -36,6 +36,7 @@ class SliceStack:
         axis: IJK axis that is cut across, 0 to 2.
         plane: nearest anatomical plane.
         array: (T, H, W) view of the voxels.
+        order, flips: axes of the volume's array that are slices, rows and columns, and which of them run backwards.
         pixel_mm: (row, column) spacing.
         slice_mm: distance of slices.
     """
@@ -49,7 +50,8 @@ class SliceStack:
         self.axis = _cut_axis(axis, spacing, directions)
         normal = directions[:, self.axis]
         self.plane = axis if axis in _PLANES else max(_PLANES, key=lambda p: abs(float(_PLANES[p][0] @ normal)))
-        self._axes, self._flips = _nearest_orientation(self.axis, directions, np.array(_PLANES[self.plane]))
+        self._axes, self.flips = _nearest_orientation(self.axis, directions, np.array(_PLANES[self.plane]))
+        self.order = tuple(2 - a for a in self._axes)
         _, row_axis, column_axis = self._axes
         self.pixel_mm = (float(spacing[row_axis]), float(spacing[column_axis]))
         self.slice_mm = float(spacing[self.axis])
@@ -70,13 +72,13 @@ class SliceStack:
 
     def from_volume(self, array_kji: np.ndarray) -> np.ndarray:
         """View an array on the volume's grid (K, J, I) as slices (T, H, W)."""
-        view = array_kji.transpose([2 - a for a in self._axes])
-        return view[tuple(slice(None, None, -1 if flip else 1) for flip in self._flips)]
+        view = array_kji.transpose(self.order)
+        return view[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
 
     def to_volume(self, array_thw: np.ndarray) -> np.ndarray:
         """Slices (T, H, W) as a contiguous array on the volume's grid (K, J, I)."""
-        view = array_thw[tuple(slice(None, None, -1 if flip else 1) for flip in self._flips)]
-        return np.ascontiguousarray(view.transpose(np.argsort([2 - a for a in self._axes])))
+        view = array_thw[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+        return np.ascontiguousarray(view.transpose(np.argsort(self.order)))
 
     def to_slices(self, points_ras: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Patient millimetres (N, 3) to continuous slice positions (N,) and pixels (N, 2), (column, row)."""
@@ -93,13 +95,13 @@ class SliceStack:
 
     def slice_number(self, t: int) -> int:
         """Index of slice t along the volume's own axis: what a viewer shows."""
-        return self.n_slices - 1 - t if self._flips[0] else t
+        return self.n_slices - 1 - t if self.flips[0] else t
 
     def _thw_to_ijk(self) -> np.ndarray:
         """(4, 4) matrix from (slice, row, column) to (I, J, K) indexes."""
         matrix = np.zeros((4, 4))
         matrix[3, 3] = 1
-        for source, (axis, flip) in enumerate(zip(self._axes, self._flips, strict=True)):
+        for source, (axis, flip) in enumerate(zip(self._axes, self.flips, strict=True)):
             matrix[axis, source] = -1 if flip else 1
             matrix[axis, 3] = self.volume.shape_ijk[axis] - 1 if flip else 0
         return matrix

@@ -6,17 +6,14 @@ matrix. The window has the same place in all slices of a volume.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
-DENSE_WEIGHTS = 1 << 22
-"""Weights of an axis beyond this number are kept sparse: a slice with millions of pixels would take gigabytes."""
-Weights: TypeAlias = "np.ndarray | csr_matrix"
+BLOCK_INPUTS, BLOCK_OUTPUTS = 32, (4, 1024)
+"""A block of weights sees about so many inputs, and gives at least and at most so many outputs."""
 
 FIELDS_OF_VIEW_MM = (48.0, 64.0, 90.0, 128.0, 180.0, 256.0, 360.0, 512.0)
 FOV_AROUND_MM, FOV_PER_SPREAD, FOV_LEAST_MM = 80.0, 2.0, 180.0
@@ -61,95 +58,151 @@ class InputWindow:
 
     def resample(self, slices: np.ndarray) -> np.ndarray:
         """Slices (T, H, W) to the network's pixels (T, S, S) float32, area-weighted; zero outside the slice."""
-        rows, columns = self._to_input_weights()
-        return _weighted(rows, columns, slices.astype(np.float32, copy=False))
+        rows, columns = self.to_input_weights()
+        result = np.zeros((len(slices), self.size, self.size), dtype=np.float32)
+        if rows.blocks and columns.blocks:
+            seen = slices[:, rows.inputs, columns.inputs].astype(np.float32, copy=False)
+            result[:, rows.outputs, columns.outputs] = weighted(rows, columns, seen)
+        return result
 
     def restore(self, maps: np.ndarray, outside: float) -> np.ndarray:
         """Network maps (T, S, S) to slice pixels (T, H, W) by linear interpolation; ``outside`` beyond the window."""
-        height, width = self.slice_shape
-        rows = self._to_slice_weights(height, self.scale_xy[1], self.origin_xy[1])
-        columns = self._to_slice_weights(width, self.scale_xy[0], self.origin_xy[0])
-        inside_rows, inside_columns = _covered(rows), _covered(columns)
-        restored = np.full((len(maps), height, width), outside, dtype=np.float32)
-        part = _weighted(rows[inside_rows], columns[inside_columns], maps.astype(np.float32, copy=False))
-        restored[np.ix_(np.arange(len(maps)), inside_rows, inside_columns)] = part
-        return restored
+        rows, columns = self.to_slice_weights()
+        result = np.full((len(maps), *self.slice_shape), outside, dtype=np.float32)
+        if rows.blocks and columns.blocks:
+            seen = maps[:, rows.inputs, columns.inputs].astype(np.float32, copy=False)
+            result[:, rows.outputs, columns.outputs] = weighted(rows, columns, seen)
+        return result
 
-    def _to_input_weights(self) -> tuple[Weights, Weights]:
-        height, width = self.slice_shape
-        return (
-            _triangle_weights(self.size, height, self.scale_xy[1], self.origin_xy[1]),
-            _triangle_weights(self.size, width, self.scale_xy[0], self.origin_xy[0]),
+    def to_input_weights(self) -> tuple[Bands, Bands]:
+        """Weights of slice rows and columns in the network's: triangles as wide as the coarser of both grids."""
+        rows, columns = (
+            _triangles(self.size, length, self.scale_xy[axis], self.origin_xy[axis])
+            for length, axis in zip(self.slice_shape, (1, 0), strict=True)
+        )
+        return rows, columns
+
+    def to_slice_weights(self) -> tuple[Bands, Bands]:
+        """Weights of the network's rows and columns in the slice's: linear interpolation."""
+        rows, columns = (
+            _interpolation(length, self.size, self.scale_xy[axis], self.origin_xy[axis])
+            for length, axis in zip(self.slice_shape, (1, 0), strict=True)
+        )
+        return rows, columns
+
+
+@dataclass(frozen=True, eq=False)
+class Bands:
+    """The weights of one axis, of which each output sees a short run of inputs, as dense blocks along the diagonal.
+
+    Attributes:
+        blocks: first and last output, first and last input (each the last plus one), and the weights (outputs, inputs):
+            numpy arrays, or tensors, whatever they are to be applied to. Outputs follow one another without a gap;
+            those before and after see no input.
+    """
+
+    blocks: tuple[tuple[int, int, int, int, Any], ...]
+
+    @property
+    def outputs(self) -> slice:
+        """The outputs that see an input."""
+        return slice(self.blocks[0][0], self.blocks[-1][1])
+
+    @property
+    def inputs(self) -> slice:
+        """The inputs that are seen."""
+        return slice(min(block[2] for block in self.blocks), max(block[3] for block in self.blocks))
+
+    def seeing(self, first: int, stop: int) -> Bands:
+        """The blocks that see one of the inputs from ``first`` to before ``stop``."""
+        return Bands(tuple(block for block in self.blocks if block[2] < stop and block[3] > first))
+
+    def merged(self) -> Bands:
+        """All weights as one dense block, for a device to which their number is nothing."""
+        outputs, inputs = self.outputs, self.inputs
+        dense = np.zeros((outputs.stop - outputs.start, inputs.stop - inputs.start), dtype=np.float32)
+        for low, high, first, stop, weights in self.blocks:
+            dense[low - outputs.start : high - outputs.start, first - inputs.start : stop - inputs.start] = weights
+        return Bands(((outputs.start, outputs.stop, inputs.start, inputs.stop, dense),))
+
+    def reversed(self, n_inputs: int) -> Bands:
+        """The same for ``n_inputs`` inputs in the opposite order."""
+        return Bands(
+            tuple((a, b, n_inputs - stop, n_inputs - first, w[:, ::-1].copy()) for a, b, first, stop, w in self.blocks)
         )
 
-    def _to_slice_weights(self, length: int, scale: float, origin: float) -> Weights:
-        """(length, S) linear interpolation weights; rows of zeros outside the window."""
-        position = (np.arange(length) - origin) / scale
-        inside = (position >= -0.5) & (position <= self.size - 0.5)
-        position = position.clip(0, self.size - 1)
-        if length * self.size > DENSE_WEIGHTS:
-            return _sparse_interpolation(position, inside, self.size)
-        weights = np.maximum(0.0, 1 - np.abs(position[:, None] - np.arange(self.size)[None]))
-        return (weights * inside[:, None]).astype(np.float32)
+    def with_weights(self, convert: Callable[[np.ndarray], Any]) -> Bands:
+        """The same weights as another kind of array."""
+        return Bands(tuple((*block[:4], convert(block[4])) for block in self.blocks))
 
 
-def _triangle_weights(size: int, length: int, scale: float, origin: float) -> Weights:
-    """(size, length) weights of a triangle filter as wide as the coarser of both grids (no aliasing)."""
+def weighted(rows: Bands, columns: Bands, images: Any) -> Any:
+    """Images (T, h, w), cut to the inputs of both, as (T, outputs, outputs); arrays and tensors alike."""
+    height, width = images.shape[1:]
+    n_rows, n_columns = (bands.outputs.stop - bands.outputs.start for bands in (rows, columns))
+    if n_columns * height <= n_rows * width:  # the smaller one in between
+        return _along_rows(rows, _along_columns(columns, images))
+    return _along_columns(columns, _along_rows(rows, images))
+
+
+def _along_rows(bands: Bands, images: Any) -> Any:
+    origin, base = bands.outputs.start, bands.inputs.start
+    result = _empty_like(images, (len(images), bands.outputs.stop - origin, images.shape[2]))
+    for low, high, first, stop, weights in bands.blocks:
+        result[:, low - origin : high - origin] = weights @ images[:, first - base : stop - base]
+    return result
+
+
+def _along_columns(bands: Bands, images: Any) -> Any:
+    origin, base = bands.outputs.start, bands.inputs.start
+    result = _empty_like(images, (*images.shape[:2], bands.outputs.stop - origin))
+    for low, high, first, stop, weights in bands.blocks:
+        result[..., low - origin : high - origin] = images[..., first - base : stop - base] @ weights.T
+    return result
+
+
+def _empty_like(images: Any, shape: tuple[int, ...]) -> Any:
+    return np.empty(shape, dtype=np.float32) if isinstance(images, np.ndarray) else images.new_empty(shape)
+
+
+def _triangles(size: int, length: int, scale: float, origin: float) -> Bands:
+    """Weights of ``length`` pixels in ``size`` network pixels, each normalized to one; none beyond the slice."""
     center = np.arange(size) * scale + origin
-    width = max(scale, 1.0)
-    if length * size > DENSE_WEIGHTS:
-        return _sparse_triangles(center, width, length)
-    weights = np.maximum(0.0, 1 - np.abs(center[:, None] - np.arange(length)[None]) / width)
-    total = weights.sum(axis=1, keepdims=True)
     inside = (center >= -0.5) & (center <= length - 0.5)
-    return np.where(inside[:, None], weights / np.where(total > 0, total, 1), 0).astype(np.float32)
+    width = max(scale, 1.0)
+    taps = np.ceil(center - width).astype(np.int64)[:, None] + np.arange(int(np.ceil(2 * width)) + 1)
+    weights = np.maximum(0.0, 1 - np.abs(center[:, None] - taps) / width) * ((taps >= 0) & (taps < length))
+    total = weights.sum(axis=1, keepdims=True)
+    return _banded(inside, taps, weights / np.where(total > 0, total, 1), length)
 
 
-def _sparse_triangles(center: np.ndarray, width: float, length: int) -> csr_matrix:
-    """The same weights as :func:`_triangle_weights`, kept where they are not zero."""
-    from scipy.sparse import csr_matrix
-
-    columns, values = [], []
-    for middle in center:
-        inside = -0.5 <= middle <= length - 0.5
-        taps = np.arange(max(0, np.floor(middle - width)), min(length - 1, np.ceil(middle + width)) + 1, dtype=np.int64)
-        weights = np.maximum(0.0, 1 - np.abs(middle - taps) / width)
-        total = weights.sum()
-        columns.append(taps if inside else taps[:0])
-        values.append(weights / total if inside and total > 0 else weights[: len(columns[-1])])
-    ends = np.concatenate([[0], np.cumsum([len(part) for part in columns])])
-    found = np.concatenate(values).astype(np.float32), np.concatenate(columns), ends
-    return csr_matrix(found, shape=(len(center), length))
-
-
-def _sparse_interpolation(position: np.ndarray, inside: np.ndarray, size: int) -> csr_matrix:
-    """(length, size) weights of the two nearest of ``size`` pixels."""
-    from scipy.sparse import csr_matrix
-
+def _interpolation(length: int, size: int, scale: float, origin: float) -> Bands:
+    """Weights of ``size`` network pixels in ``length`` slice pixels: the two nearest; none beyond the window."""
+    position = (np.arange(length) - origin) / scale
+    inside = (position >= -0.5) & (position <= size - 0.5)
+    position = position.clip(0, size - 1)
     low = np.minimum(position.astype(np.int64), max(size - 2, 0))
     share = position - low
-    columns = np.stack([low, np.minimum(low + 1, size - 1)], axis=1)[inside]
-    weights = np.stack([1 - share, share], axis=1)[inside].astype(np.float32)
-    ends = np.concatenate([[0], np.cumsum(2 * inside)])
-    return csr_matrix((weights.ravel(), columns.ravel(), ends), shape=(len(position), size))
+    return _banded(inside, low[:, None] + [0, 1], np.stack([1 - share, share], axis=1), size)
 
 
-def _covered(weights: Weights) -> np.ndarray:
-    """Which rows have a weight."""
-    return np.asarray(weights.any(axis=1) if isinstance(weights, np.ndarray) else np.diff(weights.indptr) > 0)
-
-
-def _weighted(rows: Weights, columns: Weights, images: np.ndarray) -> np.ndarray:
-    """``rows @ image @ columns.T`` of each of (T, H, W) images."""
-    if isinstance(rows, np.ndarray) and isinstance(columns, np.ndarray):
-        return np.matmul(rows, np.matmul(images, columns.T))
-    result = np.empty((len(images), rows.shape[0], columns.shape[0]), dtype=np.float32)
-    for image, part in zip(images, result, strict=True):
-        if columns.shape[0] * image.shape[0] <= rows.shape[0] * image.shape[1]:  # the smaller one in between
-            part[:] = rows @ (columns @ image.T).T
-        else:
-            part[:] = (columns @ (rows @ image).T).T
-    return result
+def _banded(inside: np.ndarray, taps: np.ndarray, weights: np.ndarray, n_inputs: int) -> Bands:
+    """Bands of the outputs ``inside`` (N,), a run of them, from the inputs ``taps`` (N, K) with ``weights`` (N, K)."""
+    outputs = np.flatnonzero(inside)
+    if not len(outputs):
+        return Bands(())
+    step = max(1, int(taps[outputs[-1], 0] - taps[outputs[0], 0])) / len(outputs)
+    count = int(np.clip(BLOCK_INPUTS / step, *BLOCK_OUTPUTS))
+    blocks = []
+    for low in range(int(outputs[0]), int(outputs[-1]) + 1, count):
+        high = min(low + count, int(outputs[-1]) + 1)
+        first, stop = max(0, int(taps[low, 0])), min(n_inputs, int(taps[high - 1, -1]) + 1)
+        dense = np.zeros((high - low, stop - first), dtype=np.float32)
+        at, share = taps[low:high], weights[low:high]
+        row, column = np.nonzero((at >= first) & (at < stop))
+        dense[row, at[row, column] - first] = share[row, column]
+        blocks.append((low, high, first, stop, dense))
+    return Bands(tuple(blocks))
 
 
 def place_window(

@@ -18,6 +18,7 @@ from SPDSegmentLib.errors import (
     is_out_of_memory,
 )
 from SPDSegmentLib.inference.memory import keep_freed_memory
+from SPDSegmentLib.inference.transfer import upload
 from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import ClickTokens
@@ -25,6 +26,7 @@ from SPDSegmentLib.prompts.padding import pad_points
 
 T = TypeVar("T")
 SALIENCY_CLIP = 1e-4
+CACHE_BYTES = 1 << 30
 
 
 def choose_device(name: str) -> torch.device:
@@ -80,10 +82,17 @@ class Engine:
         device, precision: see :func:`choose_device` and :func:`choose_precision`.
         batch_size: slices per encoder call; halved when memory runs out.
         max_points: K of the prompts, 0 for no limit.
+        cache_bytes: embeddings of a volume that are kept between calls; the rest is encoded again when it is needed.
     """
 
     def __init__(
-        self, model: SPDModel, device: torch.device, precision: torch.dtype, batch_size: int, max_points: int
+        self,
+        model: SPDModel,
+        device: torch.device,
+        precision: torch.dtype,
+        batch_size: int,
+        max_points: int,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         if device.type == "cpu":
             keep_freed_memory()
@@ -92,6 +101,7 @@ class Engine:
         self.precision = precision
         self.batch_size = batch_size
         self.max_points = max_points
+        self.cache_bytes = cache_bytes
 
     @property
     def image_size(self) -> int:
@@ -102,9 +112,9 @@ class Engine:
         return autocast(self.device, self.precision)
 
     @torch.inference_mode()
-    def encode(self, images: np.ndarray) -> Tensor:
+    def encode(self, images: Tensor | np.ndarray) -> Tensor:
         """Embed (B, 1 or 3, S, S) slices in [0, 1]; (B, C, h, w) on the device, in the engine's precision."""
-        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, self.precision)
+        batch = torch.as_tensor(images).to(self.device, self.precision)
         return self.model.encode(batch)
 
     @torch.inference_mode()
@@ -114,39 +124,21 @@ class Engine:
             return self.model.conditioning.with_context(embeddings, previous, following)
 
     @torch.inference_mode()
-    def conditioned_saliency(self, embeddings: Tensor, tokens: ClickTokens) -> tuple[np.ndarray, np.ndarray]:
-        """Pass one of a conditioned model: S_t (B, S, S) float16 of (B, C, h, w) embeddings with context, IoU (B,)."""
-        with self._autocast():
-            logits, quality = self.model.decode_clicks(embeddings, TokenBatch.of(tokens, self.device))
-        return logits[:, 0].sigmoid().half().cpu().numpy(), quality.clamp(0, 1).cpu().numpy()
-
-    @torch.inference_mode()
-    def decode_conditioned(
-        self, embeddings: Tensor, tokens: ClickTokens, saliency: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Pass two of a conditioned model: mask logits (B, S, S) of the consensus and S_t (B, S, S), and IoU (B,)."""
-        with self._autocast():
-            logits, quality = self.model.decode_clicks(
-                embeddings, TokenBatch.of(tokens, self.device), self._logits(saliency)
-            )
-        return logits[:, 0].cpu().numpy(), quality.clamp(0, 1).cpu().numpy()
-
-    def _logits(self, saliency: np.ndarray) -> Tensor:
-        """S (B, S, S) as logits (B, 1, S, S) on the device."""
-        s = torch.from_numpy(saliency.astype(np.float32)).clamp(SALIENCY_CLIP, 1 - SALIENCY_CLIP).to(self.device)
-        return torch.logit(s)[:, None]
-
-    @torch.inference_mode()
-    def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> np.ndarray:
-        """S_t of (B, C, h, w) embeddings and their neighbours': (B, S, S) float16, NaN where a logit is not finite."""
+    def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
+        """S_t of (B, C, h, w) embeddings and their neighbours': (B, S, S) float16, NaN where it is not finite."""
         with self._autocast():
             logits = self.model.saliency_logits(embeddings, previous, following)
-        return _mark_infinite(logits[:, 0]).sigmoid().half().cpu().numpy()
+        return _as_saliency(logits)
 
     @torch.inference_mode()
-    def decode(
-        self, embeddings: Tensor, points: Sequence[np.ndarray], saliency: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def conditioned_saliency(self, embeddings: Tensor, tokens: ClickTokens) -> Tensor:
+        """Pass one of a conditioned model: S_t (B, S, S) float16 of (B, C, h, w) embeddings with context."""
+        with self._autocast():
+            logits, _ = self.model.decode_clicks(embeddings, TokenBatch.of(tokens, self.device))
+        return _as_saliency(logits)
+
+    @torch.inference_mode()
+    def decode(self, embeddings: Tensor, points: Sequence[np.ndarray], saliency: Tensor) -> tuple[Tensor, Tensor]:
         """Masks of B slices.
 
         Args:
@@ -155,27 +147,36 @@ class Engine:
             saliency: (B, S, S).
 
         Returns:
-            Logits (B, S, S) float32 and predicted IoU (B,), NaN where they are not finite.
+            Logits (B, S, S) float32 and predicted IoU (B,), NaN where a logit or the IoU is not finite.
         """
         padded, labels = pad_points(points, self.max_points)
         with self._autocast():
             logits, quality = self.model.decode(
-                embeddings,
-                torch.from_numpy(padded).to(self.device),
-                torch.from_numpy(labels).to(self.device),
-                self._logits(saliency),
+                embeddings, upload(padded, self.device), upload(labels, self.device), _as_logits(saliency)
             )
-        return _mark_infinite(logits[:, 0]).cpu().numpy(), _mark_infinite(quality).clamp(0, 1).cpu().numpy()
+        return logits[:, 0], _quality(logits, quality)
 
-    def with_smaller_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], None]) -> None:
+    @torch.inference_mode()
+    def decode_conditioned(self, embeddings: Tensor, tokens: ClickTokens, saliency: Tensor) -> tuple[Tensor, Tensor]:
+        """Pass two of a conditioned model: mask logits (B, S, S) of the consensus and S_t (B, S, S), and IoU (B,)."""
+        with self._autocast():
+            logits, quality = self.model.decode_clicks(
+                embeddings, TokenBatch.of(tokens, self.device), _as_logits(saliency)
+            )
+        return logits[:, 0], _quality(logits, quality)
+
+    def with_smaller_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], None], factor: int = 1) -> None:
         """Call ``run`` on batches of ``items``; when memory runs out the batch is halved, down to one.
+
+        Args:
+            factor: of the batch size, for steps that take less memory than the encoder.
 
         Raises:
             OutOfMemory: one item alone does not fit.
         """
         position = 0
         while position < len(items):
-            batch = items[position : position + self.batch_size]
+            batch = items[position : position + factor * self.batch_size]
             try:
                 run(batch)
             except (MemoryError, RuntimeError) as error:
@@ -183,7 +184,7 @@ class Engine:
                     raise
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-                if self.batch_size == 1:
+                if self.batch_size == 1 and factor == 1:
                     raise OutOfMemory(
                         f"The device {self.device} has not enough memory for one slice.",
                         MORE_MEMORY
@@ -191,7 +192,10 @@ class Engine:
                         else "Close other programs that use it, or choose the CPU.",
                         str(error),
                     ) from error
-                self.batch_size = max(1, self.batch_size // 2)
+                if factor > 1:
+                    factor = max(1, factor // 2)
+                else:
+                    self.batch_size = max(1, self.batch_size // 2)
                 continue
             position += len(batch)
 
@@ -207,5 +211,17 @@ def require_numbers(slices: Sequence[int], *outputs: np.ndarray) -> None:
         )
 
 
-def _mark_infinite(values: Tensor) -> Tensor:
-    return values.where(torch.isfinite(values), torch.nan)
+def _as_saliency(logits: Tensor) -> Tensor:
+    """S (B, S, S) float16 of logits (B, 1, S, S), all NaN where one of a slice is not finite."""
+    return (logits + 0 * logits.sum((2, 3), keepdim=True))[:, 0].sigmoid_().half()
+
+
+def _as_logits(saliency: Tensor) -> Tensor:
+    """S (B, S, S) as logits (B, 1, S, S)."""
+    return torch.logit(saliency[:, None].float(), SALIENCY_CLIP)
+
+
+def _quality(logits: Tensor, quality: Tensor) -> Tensor:
+    """Predicted IoU (B,) in [0, 1], NaN where it or a logit of (B, 1, S, S) is not finite."""
+    finite = torch.isfinite(logits.sum((1, 2, 3))) & torch.isfinite(quality)
+    return quality.clamp(0, 1).where(finite, torch.nan)

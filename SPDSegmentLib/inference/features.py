@@ -7,28 +7,41 @@ conditioned saliency depends on the clicks near its slice as well: it is compute
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.geometry.intensity import (
-    LOCAL_NEIGHBORS,
-    IntensityConfig,
-    dither,
-    histogram,
-    intensity_range,
-    local_range,
-    normalize,
-)
+from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.call import Call
+from SPDSegmentLib.inference.device_slices import DeviceSlices, MasksOnTheWay
 from SPDSegmentLib.inference.engine import Engine, require_numbers
+from SPDSegmentLib.inference.transfer import Download, upload
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, click_tokens, tokens_of_prompts
 from SPDSegmentLib.prompts.distillation import SliceClicks, SlicePrompts
 from SPDSegmentLib.prompts.evidence import raise_at
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+
+
+@dataclass(eq=False)
+class _Batch:
+    """S of neighbouring slices: on the device, and on its way to the CPU or there."""
+
+    slices: list[int]
+    maps: Tensor
+    download: Download
+    arrays: np.ndarray | None = None
+
+    def on_cpu(self) -> np.ndarray:
+        """S (B, S, S) float16, once it has arrived."""
+        if self.arrays is None:
+            maps, sums = self.download.arrays()
+            require_numbers(self.slices, sums)
+            self.arrays = maps
+        return self.arrays
 
 
 class SliceFeatures:
@@ -52,30 +65,39 @@ class SliceFeatures:
         self.fov_mm = fov_mm
         self.encoded = 0
         self._limits = intensity_range(stack.array, intensity)
-        self._dither = intensity.dither
+        network = engine.model.config
+        self.conditioned = network.conditioned
+        self._slices = DeviceSlices(
+            stack,
+            engine.device,
+            self._limits,
+            intensity.dither,
+            3 if network.conditioned else 1,
+            network.conditioned and network.local_normalization,
+        )
         self._window: InputWindow | None = None
         self._chosen_fov_mm = 0.0  # where the model has no field of view of its own
         self._fixed = False  # whether the clicks of a segmentation have placed it
-        self._embeddings: dict[int, Tensor] = {}
-        self._saliency: dict[int, np.ndarray] = {}
-        self._histograms: dict[int, np.ndarray] = {}
+        self._embeddings = _EmbeddingCache(engine.cache_bytes)
+        self._memory: dict[int, Tensor] = {}
+        self._saliency: dict[int, tuple[_Batch, int]] = {}
         self._clicks: SliceClicks | None = None
         self._tokens: ClickTokens | None = None
         self._insisted: dict[int, np.ndarray] = {}
         self._uses_neighbors = engine.model.sees_neighbors
-        self.conditioned = engine.model.config.conditioned
 
     @property
     def nbytes(self) -> int:
-        """Bytes of embeddings and saliency, here and on the device."""
-        embeddings = sum(int(embedding.nbytes) for embedding in self._embeddings.values())
-        return embeddings + sum(saliency.nbytes for saliency in self._saliency.values())
+        """Bytes of voxels on a device, embeddings and saliency, here and on the device."""
+        batches = {id(batch): batch.maps.nbytes for batch, _ in tuple(self._saliency.values())}
+        return self._slices.nbytes + self._embeddings.nbytes + sum(batches.values())
 
     @property
     def window(self) -> InputWindow:
         """The field of view; the slices' middle until it was placed."""
         if self._window is None:
-            self._window = self._window_at(None)
+            self._move(self._window_at(None))
+        assert self._window is not None
         return self._window
 
     def look_at(self, center_xy: tuple[float, float] | None) -> None:
@@ -104,9 +126,9 @@ class SliceFeatures:
         if window == self._window:
             return False
         self._window = window
+        self._slices.look_through(window)
         self._embeddings.clear()
         self._saliency.clear()
-        self._histograms.clear()
         self._tokens = None
         return True
 
@@ -141,9 +163,9 @@ class SliceFeatures:
         word = self._insisted[t].tobytes() if t in self._insisted else b""
         return word if self._tokens is None else self._tokens.key(t) + word
 
-    def has_saliency(self, slices: Iterable[int]) -> bool:
-        """Whether S is known for all of ``slices``."""
-        return all(t in self._saliency for t in slices)
+    def known_slices(self) -> set[int]:
+        """Slices whose S is known, or under way on the device."""
+        return set(self._saliency)
 
     def missing(self, slices: Iterable[int]) -> list[int]:
         """Slices that must be encoded before the saliency of ``slices`` can be known, in that order."""
@@ -156,37 +178,67 @@ class SliceFeatures:
             step = -1 if t + 1 in self._saliency else 1
             ahead = range(t, t + step * self.engine.batch_size, step)
             self.ensure([s for s in ahead if 0 <= s < self.stack.n_slices], call)
-        known = self._saliency[t]
+        batch, row = self._saliency[t]
+        known: np.ndarray = batch.on_cpu()[row]
         return raise_at(known, self._insisted[t], self.threshold) if t in self._insisted else known
 
-    def embeddings(self, slices: Sequence[int]) -> Tensor:
-        """Embeddings (B, C, h, w) of slices whose saliency is known; those of a conditioned model with context."""
-        own = self._stacked(slices)
-        return self.engine.with_context(own, *self._adjoining(slices)) if self.conditioned else own
+    def _saliency_maps(self, slices: Sequence[int], call: Call) -> Tensor:
+        """S (B, S, S) of slices on the device, given what is insisted on."""
+        self.ensure(slices, call)
+        device = self.engine.device
+        maps = {t: self._saliency[t][0].maps[self._saliency[t][1]] for t in slices}
+        maps |= {t: upload(self.saliency(t, call), device) for t in self._insisted.keys() & maps.keys()}
+        return torch.stack([maps[t] for t in slices])
 
-    def _stacked(self, slices: Iterable[int]) -> Tensor:
-        return torch.stack([self._embeddings[t] for t in slices])
+    def _stacked(self, slices: Sequence[int], call: Call, place: int = 0) -> Tensor:
+        """Embeddings (B, C, h, w) of slices, in memory that the next call for the same ``place`` takes again.
 
-    def _adjoining(self, slices: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """Embeddings of the slices before and after."""
-        sides = zip(*(self._inputs_of(t)[1:] for t in slices), strict=True)
-        previous, following = (self._stacked(side) for side in sides)
-        return previous, following
+        Those that had to go are computed again.
+        """
+        gone = [t for t in dict.fromkeys(slices) if t not in self._embeddings]
+        self.engine.with_smaller_batches(gone, lambda batch: self._encode(batch, call))
+        kept = [self._embeddings[t] for t in slices]
+        memory = self._memory.get(place)
+        if memory is None or len(memory) < len(kept):
+            shape = (max(len(kept), self.engine.batch_size), *kept[0].shape)
+            flat = kept[0].permute(1, 2, 0).is_contiguous()
+            memory = torch.empty(
+                shape,
+                dtype=self.engine.precision,
+                device=kept[0].device,
+                memory_format=torch.channels_last if flat else torch.contiguous_format,
+            )
+            self._memory[place] = memory
+        stacked = memory[: len(kept)]
+        torch._foreach_copy_(list(stacked), kept)
+        return stacked
+
+    def _adjoining(self, slices: Sequence[int], call: Call) -> list[Tensor]:
+        """Embeddings of slices, and where the saliency sees them of those before and after, each (B, C, h, w)."""
+        sides = zip(*(self._inputs_of(t) for t in slices), strict=True)
+        return [self._stacked(side, call, place) for place, side in enumerate(sides)]
 
     def ensure(self, slices: Iterable[int], call: Call) -> None:
-        """Compute the saliency of ``slices``, and the embeddings that it needs."""
+        """Compute the saliency of ``slices``, and the embeddings that it needs; on a GPU without waiting for them."""
         wanted = [t for t in slices if t not in self._saliency]
         self.engine.with_smaller_batches(self.missing(wanted), lambda batch: self._encode(batch, call))
-        self.engine.with_smaller_batches(wanted, self._infer_saliency)
+        self.engine.with_smaller_batches(wanted, lambda batch: self._infer_saliency(batch, call))
+        self._embeddings.shrink()
 
-    def decode(self, prompts: Sequence[SlicePrompts], saliency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mask logits (B, S, S) and predicted IoU (B,) of slices with their prompts and S_t (B, S, S)."""
-        embeddings = self.embeddings([p.slice_index for p in prompts])
-        if not self.conditioned:
-            return self.engine.decode(embeddings, [p.points for p in prompts], saliency)
-        assert self._clicks is not None
-        tokens = tokens_of_prompts(prompts, self._clicks, self.stack.slice_mm, self.engine.max_points)
-        return self.engine.decode_conditioned(embeddings, tokens, saliency)
+    def masks(self, prompts: Sequence[SlicePrompts], call: Call) -> MasksOnTheWay:
+        """Masks of slices with their prompts, and beside them the predicted IoU (B,), NaN where the network failed."""
+        slices = [p.slice_index for p in prompts]
+        saliency = self._saliency_maps(slices, call)
+        if self.conditioned:
+            embeddings = self.engine.with_context(*self._adjoining(slices, call))
+            assert self._clicks is not None
+            tokens = tokens_of_prompts(prompts, self._clicks, self.stack.slice_mm, self.engine.max_points)
+            logits, quality = self.engine.decode_conditioned(embeddings, tokens, saliency)
+        else:
+            embeddings = self._stacked(slices, call)
+            logits, quality = self.engine.decode(embeddings, [p.points for p in prompts], saliency)
+        self._embeddings.shrink()
+        return self._slices.masks(logits, quality)
 
     def maps(self, threshold: float, locked: Mapping[int, np.ndarray], call: Callable[[], Call]) -> SaliencyMaps:
         """S for CPD. A slice that a person owns shows its own mask, (H, W), instead of what the model believes.
@@ -214,49 +266,70 @@ class SliceFeatures:
 
     def _encode(self, batch: Sequence[int], call: Call) -> None:
         call.check()
-        embeddings = self.engine.encode(self._inputs(batch))
-        self._embeddings.update(zip(batch, embeddings, strict=True))
+        self._embeddings.add(batch, self.engine.encode(self._slices.inputs(batch)))
         self.encoded += len(batch)
         call.encoded(len(batch))
 
-    def _inputs(self, batch: Sequence[int]) -> np.ndarray:
-        """Network inputs of slices: (B, 1, S, S), or (B, 3, S, S) with the local range as the second of three."""
-        images = dict(zip(batch, self._resampled(batch), strict=True))
-        if not self.conditioned:
-            return np.stack([images[t] for t in batch])[:, None]
-        if not self.engine.model.config.local_normalization:
-            return np.stack([np.stack((images[t],) * 3) for t in batch])
-        around = {t: self._around(t) for t in batch}
-        needed = dict.fromkeys([*batch, *(s for near in around.values() for s in near)])
-        unknown = [t for t in needed if t not in images and t not in self._histograms]
-        images |= dict(zip(unknown, self._resampled(unknown), strict=True))
-        self._histograms.update((t, histogram(image)) for t, image in images.items() if t not in self._histograms)
-        inputs = []
-        for t in batch:
-            low, high = local_range(np.sum([self._histograms[s] for s in around[t]], axis=0))
-            local = ((images[t] - low) / max(high - low, 1e-3)).clip(0, 1)
-            inputs.append(np.stack((images[t], local, images[t])))
-        return np.stack(inputs)
-
-    def _resampled(self, slices: Sequence[int]) -> np.ndarray:
-        """Slices (B, S, S) as the network sees them, in [0, 1]."""
-        images = self.window.resample(normalize(self.stack.array[list(slices)], self._limits))
-        return dither(images, self._dither)
-
-    def _around(self, t: int) -> range:
-        """Slices whose intensities give the local range of slice t."""
-        return range(max(0, t - LOCAL_NEIGHBORS), min(self.stack.n_slices, t + LOCAL_NEIGHBORS + 1))
-
-    def _infer_saliency(self, batch: Sequence[int]) -> None:
+    def _infer_saliency(self, batch: Sequence[int], call: Call) -> None:
+        sides = self._adjoining(batch, call)
         if self.conditioned:
             assert self._tokens is not None, "a conditioned saliency needs clicks"
-            found, _ = self.engine.conditioned_saliency(self.embeddings(batch), self._tokens.rows(batch))
+            maps = self.engine.conditioned_saliency(self.engine.with_context(*sides), self._tokens.rows(batch))
         else:
-            own = self._stacked(batch)
-            adjoining = self._adjoining(batch) if self._uses_neighbors else (own, own)
-            found = self.engine.saliency(own, *adjoining)
-        require_numbers(batch, found)
-        self._saliency.update(zip(batch, found, strict=True))
+            maps = self.engine.saliency(*(sides if self._uses_neighbors else sides * 3))
+        found = _Batch(list(batch), maps, Download(maps, maps.sum((1, 2), dtype=torch.float32)))
+        self._saliency.update((t, (found, row)) for row, t in enumerate(batch))
+
+
+class _EmbeddingCache:
+    """Embeddings by slice, in half precision; batches that were used longest ago go first.
+
+    Args:
+        limit_bytes: what stays after :meth:`shrink`.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._slices: dict[int, tuple[int, Tensor]] = {}
+        self._batches: dict[int, tuple[int, tuple[int, ...]]] = {}  # bytes and slices, from the longest unused
+        self._count = 0
+
+    def __contains__(self, t: int) -> bool:
+        return t in self._slices
+
+    def __getitem__(self, t: int) -> Tensor:
+        batch, embedding = self._slices[t]
+        self._batches[batch] = self._batches.pop(batch)
+        return embedding
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all embeddings."""
+        return sum(size for size, _ in tuple(self._batches.values()))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._slices.clear()
+        self._batches.clear()
+
+    def add(self, slices: Sequence[int], embeddings: Tensor) -> None:
+        """Keep the embeddings (B, C, h, w) of slices."""
+        half = embeddings.half() if embeddings.dtype == torch.float32 else embeddings
+        self._count += 1
+        self._batches[self._count] = (int(half.nbytes), tuple(slices))
+        self._slices.update((t, (self._count, row)) for t, row in zip(slices, half, strict=True))
+
+    def shrink(self) -> None:
+        """Forget batches until the limit is kept."""
+        left = self.nbytes
+        for batch, (size, slices) in tuple(self._batches.items()):
+            if left <= self._limit:
+                return
+            del self._batches[batch]
+            left -= size
+            for t in slices:
+                if self._slices.get(t, (0,))[0] == batch:
+                    del self._slices[t]
 
 
 def _insisted_on(clicks: SliceClicks) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.inference.engine import Engine, choose_device, choose_precision
+from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, choose_device, choose_precision
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.checkpoint import load_state_dict
@@ -54,13 +54,21 @@ class Predictor:
         self.info = info
 
     @classmethod
-    def load(cls, bundle: Bundle, device: str = "auto", precision: str = "auto", batch_size: int = 0) -> Predictor:
+    def load(
+        cls,
+        bundle: Bundle,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int = 0,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> Predictor:
         """Load a bundle and its base weights.
 
         Args:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
             precision: ``auto``, ``bfloat16`` or ``float32``.
             batch_size: slices per encoder call, 0 for the device's default.
+            cache_bytes: embeddings of a volume that are kept between calls.
 
         Raises:
             ModelMissing, ModelCorrupt, DependencyMissing, DeviceUnavailable, BadInput.
@@ -95,6 +103,7 @@ class Predictor:
             choose_precision(precision, chosen),
             batch_size or DEFAULT_BATCH[chosen.type],
             prompts.max_points,
+            cache_bytes,
         )
         identity = {
             "name": info.name,

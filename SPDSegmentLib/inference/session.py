@@ -17,6 +17,7 @@ from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.inference.call import Call, OnProgress, OnSlice
+from SPDSegmentLib.inference.device_slices import MasksOnTheWay
 from SPDSegmentLib.inference.engine import require_numbers
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import LOCKED, PointResult, SegmentationResult, SliceResult
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from SPDSegmentLib.inference.predictor import Predictor
 
 OUTSIDE_LOGIT = -1.0
+"""What is put beyond the window where logits are restored in whole."""
+DECODED = 2
+"""So many batches of the encoder are one of the decoder."""
 UNREMARKABLE_SLICES, UNREMARKABLE_SHARE = 3, 0.25
 """A mask may go on past the outermost click by so many slices, or this share of the clicks' extent, without a word."""
 
@@ -68,6 +72,7 @@ class Session:
         self._window: InputWindow | None = None
         self._strategy = ""
         self._call = Call()
+        self._on_the_way: list[tuple[list[SlicePrompts], MasksOnTheWay]] = []
 
     @property
     def nbytes(self) -> int:
@@ -106,6 +111,7 @@ class Session:
             OutOfMemory: one slice alone does not fit.
         """
         call = Call(on_slice, on_progress, cancelled)
+        self._on_the_way.clear()
         encoded_before = self._features.encoded
         inside = np.flatnonzero(~clicks.outside)
         if len(inside) == 0:
@@ -128,6 +134,7 @@ class Session:
             recomputed = self._decode_early(network_clicks, prompts, center, call)
             distillation = self._distill(network_clicks, prompts, call)
             recomputed |= self._decode(_nearest_first(distillation.slices, center), call)
+            self._collect(call)
             fates = self._point_results(clicks, seen, distillation)
             notes += _note_outside(fates) + _note_unsupported(distillation, prompts)
             results = {t: result for t, (_, result) in self._slices.items()}
@@ -251,13 +258,19 @@ class Session:
         call.expect("encoding", len(self._features.missing(order)))
         changed: set[int] = set()
         waiting, size = list(order), self.predictor.engine.batch_size
+        ahead = self.predictor.engine.device.type == "cuda"  # the next batch is under way before one is waited for
         for start in range(0, len(order), size):
-            self._features.ensure(order[start : start + size], call)
+            batch = order[start : start + size]
+            self._features.ensure(batch, call)
+            self._collect(call)
             if strategy != "consensus":
                 continue
-            ready = [t for t in waiting if self._features.has_saliency(range(max(0, t - n), min(last, t + n) + 1))]
+            last_one, held = start + size >= len(order), batch if ahead and start else []
+            seen = self._features.known_slices() - (set() if last_one else set(held))
+            ready = [t for t in waiting if seen.issuperset(range(max(0, t - n), min(last, t + n) + 1))]
             waiting = [t for t in waiting if t not in ready]
             changed |= self._decode(self._early_prompts(ready, clicks, call), call)
+        self._collect(call)
         return changed
 
     def _early_prompts(self, ready: list[int], clicks: SliceClicks, call: Call) -> list[SlicePrompts]:
@@ -291,19 +304,23 @@ class Session:
                     self._keep(p, self._blank(t, p.status), call)
         self._features.ensure([p.slice_index for p in to_decode], call)
         call.expect("decoding", len(to_decode))
-        self.predictor.engine.with_smaller_batches(to_decode, lambda batch: self._decode_batch(batch, call))
+        self.predictor.engine.with_smaller_batches(to_decode, lambda batch: self._decode_batch(batch, call), DECODED)
+        self._collect(call, wait=False)
         return changed
 
     def _decode_batch(self, batch: Sequence[SlicePrompts], call: Call) -> None:
         call.check()
-        slices = [p.slice_index for p in batch]
-        saliency = np.stack([self._features.saliency(t, call) for t in slices])
-        logits, quality = self._features.decode(batch, saliency)
-        require_numbers(slices, logits, quality)
-        masks = self._features.window.restore(logits, OUTSIDE_LOGIT) > 0
-        for p, mask, q in zip(batch, masks, quality, strict=True):
-            self._keep(p, SliceResult(p.slice_index, mask, float(q) if mask.any() else 0.0, p.status), call)
-        call.decoded(len(batch))
+        self._on_the_way.append((list(batch), self._features.masks(batch, call)))
+
+    def _collect(self, call: Call, wait: bool = True) -> None:
+        """Keep the masks that have arrived from the device, or all."""
+        while self._on_the_way and (wait or self._on_the_way[0][1].download.arrived):
+            prompts, masks = self._on_the_way.pop(0)
+            found, (quality,) = masks.arrays()
+            require_numbers([p.slice_index for p in prompts], quality)
+            for p, mask, q in zip(prompts, found, quality.tolist(), strict=True):
+                self._keep(p, SliceResult(p.slice_index, mask, q if mask.any() else 0.0, p.status), call)
+            call.decoded(len(prompts))
 
     def _keep(self, prompts: SlicePrompts, result: SliceResult, call: Call) -> None:
         t = prompts.slice_index

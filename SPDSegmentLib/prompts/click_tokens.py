@@ -131,18 +131,17 @@ def tokens_of_prompts(
 
     A synthesized point is told as an interpolated one on its own slice.
     """
-    shape = (len(prompts), places)
-    xy, kind = np.zeros((*shape, 2), np.float32), np.zeros(shape, np.int64)
-    offset, valid, click = np.zeros(shape, np.int64), np.zeros(shape, bool), np.full(shape, -1)
-    for row, p in enumerate(prompts):
-        n = min(len(p.points), places)
-        xy[row, :n], click[row, :n], valid[row, :n] = p.points[:n], p.sources[:n], True
-        real = p.sources[:n] >= 0
-        offset[row, :n][real] = clicks.slice_index[p.sources[:n][real]] - p.slice_index
-        kind[row, :n] = np.where(
-            ~real, TokenKind.INTERPOLATED, np.select([offset[row, :n] < 0, offset[row, :n] > 0], [1, 2], 0)
-        )
-    return ClickTokens(xy, kind, distance_features(offset, slice_mm), valid, click)
+    used = np.arange(places) < np.array([len(p.points) for p in prompts])[:, None]
+    xy, click = np.zeros((*used.shape, 2), np.float32), np.full(used.shape, -1)
+    xy[used] = np.concatenate([p.points[:places] for p in prompts])
+    click[used] = np.concatenate([p.sources[:places] for p in prompts])
+    slices = np.array([p.slice_index for p in prompts])[:, None]
+    real = click >= 0
+    at = np.append(clicks.slice_index, 0)[click]
+    offset = np.where(real, at - slices, 0).astype(np.int64)
+    kind = np.select([offset < 0, offset > 0], [int(TokenKind.BEFORE), int(TokenKind.AFTER)], int(TokenKind.OWN))
+    kind = np.where(real, kind, int(TokenKind.INTERPOLATED)) * used
+    return ClickTokens(xy, kind.astype(np.int64), distance_features(offset, slice_mm), used, click)
 
 
 def distance_features(offset_slices: np.ndarray, slice_mm: float | np.ndarray) -> np.ndarray:

@@ -19,9 +19,9 @@ def pad_points(points: Sequence[np.ndarray], length: int = 0) -> tuple[np.ndarra
         Points (B, K, 2) float32 and labels (B, K) int64: 1 for a point of the target, -1 for padding.
     """
     length = max([length, 1, *(len(p) for p in points)])
+    counts = np.array([len(p) for p in points], dtype=np.int64)
+    used = np.arange(length) < counts[:, None]
     padded = np.zeros((len(points), length, 2), dtype=np.float32)
-    labels = np.full((len(points), length), PADDING, dtype=np.int64)
-    for i, p in enumerate(points):
-        padded[i, : len(p)] = p
-        labels[i, : len(p)] = POSITIVE
-    return padded, labels
+    if len(points):
+        padded[used] = np.concatenate([np.reshape(p, (-1, 2)) for p in points])
+    return padded, np.where(used, POSITIVE, PADDING).astype(np.int64)

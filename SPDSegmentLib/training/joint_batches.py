@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from SPDSegmentLib.geometry.intensity import LOCAL_BACKGROUND, LOCAL_BINS, LOCAL_ENOUGH, LOCAL_SHARES
+from SPDSegmentLib.geometry.intensity import LOCAL_BACKGROUND
+from SPDSegmentLib.inference.device_slices import histograms, local_range
 from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.prompts.click_tokens import click_tokens
@@ -240,24 +241,9 @@ class JointSampler:
 
 def local_channel(images: Tensor) -> Tensor:
     """(R, T, S, S) in [0, 1] scaled so that each run's 1st to 99th percentile of what is not air become 0 to 1."""
-    low, high = local_range(images)
+    low, high = local_range(histograms(images))
     low, high = low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1)
     return ((images - low) / (high - low).clamp(min=1e-3)).clamp(0, 1)
-
-
-def local_range(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Percentiles (R,) of each of (R, ...) groups of pixels in [0, 1], by one histogram for all; of air 0 and 1."""
-    count = len(images)
-    flat = images.reshape(count, -1)
-    bins = (flat * (LOCAL_BINS - 1)).round().long() + torch.arange(count, device=images.device)[:, None] * LOCAL_BINS
-    counts = torch.zeros(count * LOCAL_BINS, device=images.device)
-    counts.index_add_(0, bins.flatten(), (flat > LOCAL_BACKGROUND).float().flatten())
-    cumulated = counts.view(count, LOCAL_BINS).cumsum(1)
-    total = cumulated[:, -1:]
-    low = (cumulated < LOCAL_SHARES[0] * total).sum(1).float() / (LOCAL_BINS - 1)
-    high = (cumulated < LOCAL_SHARES[1] * total).sum(1).float() / (LOCAL_BINS - 1)
-    enough = total[:, 0] >= LOCAL_ENOUGH
-    return torch.where(enough, low, 0.0), torch.where(enough, high, 1.0)
 
 
 def _masked_median(values: np.ndarray, used: np.ndarray) -> np.ndarray:

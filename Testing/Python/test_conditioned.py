@@ -9,9 +9,10 @@ from test_session import center, clicks_at
 from tiny_predictor import SIZE, listening_predictor, tube_volume
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.intensity import histogram, local_range, looks_like_ct
+from SPDSegmentLib.geometry.intensity import looks_like_ct
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import FIELDS_OF_VIEW_MM, fov_of_clicks
+from SPDSegmentLib.inference.device_slices import histograms, local_range
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.config import NetworkConfig
@@ -99,11 +100,12 @@ def test_a_person_s_slices_stay_as_they_are(session: Session) -> None:
 def test_the_local_range_of_use_is_that_of_training() -> None:
     rng = np.random.default_rng(0)
     images = np.concatenate((rng.uniform(0.2, 0.7, (3, 40, 40)), np.zeros((3, 10, 40))), axis=1).astype(np.float32)
-    low, high = joint_batches.local_range(torch.from_numpy(images)[None])
-    used = local_range(np.sum([histogram(image) for image in images], axis=0))
-    assert (float(low), float(high)) == pytest.approx(used, abs=1e-6)
-    assert used == pytest.approx((0.205, 0.695), abs=0.01)
-    assert local_range(histogram(np.zeros((9, 9), np.float32))) == (0.0, 1.0)
+    run = torch.from_numpy(images)
+    channel = joint_batches.local_channel(run[None])[0]
+    low, high = (float(limit) for limit in local_range(histograms(run).sum(0, keepdim=True)))
+    assert torch.allclose(channel, ((run - low) / (high - low)).clamp(0, 1), atol=1e-6)
+    assert (low, high) == pytest.approx((0.205, 0.695), abs=0.01)
+    assert [float(limit) for limit in local_range(histograms(torch.zeros(1, 9, 9)))] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("shift", [0, 30])

@@ -149,13 +149,13 @@ def test_when_memory_runs_out_the_batch_is_halved_down_to_one() -> None:
     predictor = tiny_predictor(batch_size=8)
     encode, sizes = predictor.engine.encode, []
 
-    def hungry(images: np.ndarray) -> torch.Tensor:
+    def hungry(images: torch.Tensor) -> torch.Tensor:
         sizes.append(len(images))
         if len(images) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return encode(images)
 
-    predictor.engine.encode = hungry  # type: ignore[method-assign]
+    predictor.engine.encode = hungry  # type: ignore[method-assign, assignment]
     result = predictor.open(SliceStack(tube_volume(), "axial")).segment(clicks_at(center(6)))
     assert sizes[:3] == [8, 4, 2] or sizes[0] > 2
     assert predictor.engine.batch_size == 2 and result.slices[6].status == "supported"

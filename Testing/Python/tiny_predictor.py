@@ -25,16 +25,17 @@ class BrightnessEngine(Engine):
     encoded_batches: list[int]
 
     @torch.inference_mode()
-    def encode(self, images: np.ndarray) -> Tensor:
+    def encode(self, images: Tensor | np.ndarray) -> Tensor:
+        images = torch.as_tensor(images)
         embeddings = super().encode(images)
-        embeddings[:, 0] = F.avg_pool2d(torch.from_numpy(images[:, :1]), 4)[:, 0]
+        embeddings[:, 0] = F.avg_pool2d(images[:, :1], 4)[:, 0]
         self.encoded_batches = [*getattr(self, "encoded_batches", []), len(images)]
         return embeddings
 
     @torch.inference_mode()
-    def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> np.ndarray:
+    def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
         bright = F.interpolate(embeddings[:, :1].float(), (SIZE, SIZE), mode="bilinear", align_corners=False)
-        return torch.sigmoid(20 * (bright[:, 0] - 0.5)).half().numpy()
+        return torch.sigmoid(20 * (bright[:, 0] - 0.5)).half()
 
 
 def tiny_predictor(batch_size: int = 4, slice_context: bool = True, fov_mm: float = 0.0) -> Predictor:
@@ -54,17 +55,16 @@ class ListeningEngine(BrightnessEngine):
         return embeddings
 
     @torch.inference_mode()
-    def conditioned_saliency(self, embeddings: Tensor, tokens: ClickTokens) -> tuple[np.ndarray, np.ndarray]:
+    def conditioned_saliency(self, embeddings: Tensor, tokens: ClickTokens) -> Tensor:
         bright = self.saliency(embeddings, embeddings, embeddings)
         rows, columns = np.mgrid[:SIZE, :SIZE]
         near = np.hypot(columns - tokens.xy[..., 0, None, None], rows - tokens.xy[..., 1, None, None]) < 9
-        return bright * (near & tokens.valid[..., None, None]).any(1), np.ones(len(bright))
+        return bright * torch.from_numpy((near & tokens.valid[..., None, None]).any(1))
 
     @torch.inference_mode()
-    def decode_conditioned(
-        self, embeddings: Tensor, tokens: ClickTokens, saliency: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return saliency.astype(np.float32) - 0.5 + 1e-3 * tokens.valid.sum(1)[:, None, None], np.ones(len(saliency))
+    def decode_conditioned(self, embeddings: Tensor, tokens: ClickTokens, saliency: Tensor) -> tuple[Tensor, Tensor]:
+        count = torch.from_numpy(tokens.valid.sum(1))[:, None, None]
+        return saliency.float() - 0.5 + 1e-3 * count, torch.ones(len(saliency))
 
 
 def listening_predictor() -> Predictor:

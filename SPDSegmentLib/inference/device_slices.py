@@ -1,0 +1,201 @@
+"""A volume on the device, as stored: from voxels to the network's inputs, and from its logits to packed masks.
+
+One code path for CPUs and GPUs; nothing here waits for the device, but where it is the CPU itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from SPDSegmentLib.geometry.intensity import (
+    LOCAL_BACKGROUND,
+    LOCAL_BINS,
+    LOCAL_ENOUGH,
+    LOCAL_NEIGHBORS,
+    LOCAL_SHARES,
+    dither_pattern,
+)
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.window import Bands, InputWindow, weighted
+from SPDSegmentLib.inference.transfer import Download, upload
+
+DENSE_WEIGHTS = 1 << 22
+"""A GPU takes the weights of an axis as one dense matrix up to this number."""
+
+
+class DeviceSlices:
+    """The slices of a volume on the device.
+
+    Args:
+        stack: the slices; their voxels are uploaded once, when they are first needed, in the order they are stored in.
+        limits: intensities that become 0 and 1; dither: see :class:`IntensityConfig`.
+        channels: 1, or 3 with the slice in all of them; local: the second is scaled to the local range instead.
+    """
+
+    def __init__(
+        self,
+        stack: SliceStack,
+        device: torch.device,
+        limits: tuple[float, float],
+        dither: float,
+        channels: int = 1,
+        local: bool = False,
+    ) -> None:
+        self.device = device
+        self._stack = stack
+        self._limits = limits
+        self._dither = dither
+        self._channels = channels
+        self._local = local
+        self._voxels: Tensor | None = None
+        self._window: InputWindow | None = None
+        self._pattern: Tensor | None = None
+        self._counts: dict[int, Tensor] = {}
+        self._ahead: dict[int, Tensor] = {}  # images that were needed for the local range of others
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on a device that is not the CPU."""
+        return 0 if self._voxels is None or self.device.type == "cpu" else int(self._voxels.nbytes)
+
+    def look_through(self, window: InputWindow) -> None:
+        """Take another field of view."""
+        self._counts.clear()
+        self._ahead.clear()
+        self._window = window
+        height, width = window.slice_shape
+        rows, columns = window.to_input_weights()
+        _, flip_rows, flip_columns = self._stack.flips
+        rows = rows.reversed(height) if flip_rows and rows.blocks else rows
+        columns = columns.reversed(width) if flip_columns and columns.blocks else columns
+        self._to_input = self._on_device(rows), self._on_device(columns)
+        down, right = window.to_slice_weights()
+        self._to_slice = self._on_device(down), self._on_device(right)
+        if self._pattern is None and self._dither:
+            self._pattern = upload(dither_pattern((window.size, window.size), self._dither), self.device)
+
+    def _on_device(self, bands: Bands) -> Bands:
+        if self.device.type != "cpu" and bands.blocks:
+            outputs, inputs = bands.outputs, bands.inputs
+            if (outputs.stop - outputs.start) * (inputs.stop - inputs.start) <= DENSE_WEIGHTS:
+                bands = bands.merged()
+        return bands.with_weights(lambda weights: upload(weights, self.device))
+
+    def inputs(self, slices: Sequence[int]) -> Tensor:
+        """Network inputs of slices in [0, 1]: (B, 1 or 3, S, S) on the device."""
+        if not self._local:
+            return self._images(slices)[:, None].expand(-1, self._channels, -1, -1)
+        around = [list(range(t - LOCAL_NEIGHBORS, t + LOCAL_NEIGHBORS + 1)) for t in slices]
+        inside = range(self._stack.n_slices)
+        needed = dict.fromkeys([*slices, *(s for near in around for s in near if s in inside)])
+        unseen = [t for t in needed if t not in self._ahead and (t in slices or t not in self._counts)]
+        images = dict(zip(unseen, self._images(unseen), strict=True)) if unseen else {}
+        if unseen:
+            counts = histograms(torch.stack([images[t] for t in unseen]))
+            self._counts.update(zip(unseen, counts, strict=True))
+        self._ahead.update(images)
+        chosen = torch.stack([self._ahead.pop(t) for t in slices])
+        known = {t: n for n, t in enumerate(needed)}
+        table = torch.stack([*(self._counts[t] for t in needed), torch.zeros_like(self._counts[slices[0]])])
+        where = upload(np.array([[known.get(s, len(known)) for s in near] for near in around]), self.device)
+        low, high = local_range(table[where].sum(1))
+        low, high = low.view(-1, 1, 1), high.view(-1, 1, 1)
+        local = ((chosen - low) / (high - low).clamp(min=1e-3)).clamp(0, 1)
+        return torch.stack((chosen, local, chosen), 1)
+
+    def _images(self, slices: Sequence[int]) -> Tensor:
+        """Slices (B, S, S) as the network sees them, in [0, 1]."""
+        assert self._window is not None, "no field of view was chosen"
+        if self._voxels is None:
+            self._voxels = upload(self._stack.volume.array, self.device)
+        size, (low, high) = self._window.size, self._limits
+        images = torch.zeros(len(slices), size, size, device=self.device)
+        rows, columns = self._to_input
+        if rows.blocks and columns.blocks:
+            stored = self._voxels.permute(self._stack.order)[:, rows.inputs, columns.inputs]
+            index = self._stack.n_slices - 1 - np.array(slices) if self._stack.flips[0] else np.array(slices)
+            seen = stored.index_select(0, upload(index, self.device)).to(torch.float32).clamp_(low, high)
+            part = images[:, rows.outputs, columns.outputs]
+            part.copy_(weighted(rows, columns, seen)).sub_(low).div_(high - low).clamp_(0, 1)
+        if self._pattern is not None:
+            images.add_(self._pattern * (images > 0)).clamp_(0, 1)
+        return images
+
+    def masks(self, logits: Tensor, *beside: Tensor) -> MasksOnTheWay:
+        """Logits (B, S, S) restored to the slice's pixels, thresholded at 0 and packed, on their way to the CPU.
+
+        Args:
+            beside: other tensors to bring along.
+        """
+        rows, columns = self._to_slice
+        if self.device.type == "cpu":  # what lies around the positive logits needs no restoring
+            rows, columns = _around_positive(rows, columns, logits)
+        if not (rows.blocks and columns.blocks):
+            return MasksOnTheWay(self._stack.shape[1:], None, Download(logits[:, :0, :0], *beside))
+        seen = logits[:, rows.inputs, columns.inputs].to(torch.float32)
+        inside = weighted(rows, columns, seen) > 0
+        return MasksOnTheWay(
+            self._stack.shape[1:], (rows.outputs, columns.outputs), Download(pack_bits(inside), *beside)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MasksOnTheWay:
+    """Packed masks of B slices, and what comes with them.
+
+    Attributes:
+        shape: (H, W); box: rows and columns beyond which all masks are empty, ``None`` where they are all empty.
+    """
+
+    shape: tuple[int, int]
+    box: tuple[slice, slice] | None
+    download: Download
+
+    def arrays(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Masks (B, H, W) bool, and the arrays that came with them."""
+        packed, *beside = self.download.arrays()
+        masks = np.zeros((len(packed), *self.shape), dtype=bool)
+        if self.box is not None:
+            width = self.box[1].stop - self.box[1].start
+            masks[:, self.box[0], self.box[1]] = np.unpackbits(packed, axis=-1, count=width, bitorder="little")
+        return masks, beside
+
+
+def pack_bits(masks: Tensor) -> Tensor:
+    """Bools (B, H, W) as bytes (B, H, ceil(W / 8)), the first pixel in the lowest bit."""
+    whole = torch.nn.functional.pad(masks.to(torch.uint8), (0, -masks.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    packed = whole[..., 0].clone()
+    for bit in range(1, 8):
+        packed |= whole[..., bit] << bit
+    return packed
+
+
+def _around_positive(rows: Bands, columns: Bands, logits: Tensor) -> tuple[Bands, Bands]:
+    """The weights that see a positive logit of any of (B, S, S); interpolation makes none elsewhere."""
+    positive = (logits > 0).any(0).numpy()
+    at = [np.flatnonzero(positive.any(axis)) for axis in (1, 0)]
+    if not len(at[0]):
+        return Bands(()), Bands(())
+    return rows.seeing(int(at[0][0]), int(at[0][-1]) + 1), columns.seeing(int(at[1][0]), int(at[1][-1]) + 1)
+
+
+def histograms(images: Tensor) -> Tensor:
+    """Counts (B, LOCAL_BINS) int64 of the values of (B, ...) in [0, 1] that are not air."""
+    flat = images.flatten(1)
+    bins = (flat * (LOCAL_BINS - 1)).round_().long()
+    counts = torch.zeros(len(flat), LOCAL_BINS, dtype=torch.int64, device=images.device)
+    return counts.scatter_add_(1, bins, (flat > LOCAL_BACKGROUND).long())
+
+
+def local_range(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The 1st and the 99th percentile (B,) by histograms (B, LOCAL_BINS); 0 and 1 where there is next to nothing."""
+    cumulated = counts.cumsum(1)
+    total = cumulated[:, -1:].double()
+    low, high = ((cumulated < share * total).sum(1).float() / (LOCAL_BINS - 1) for share in LOCAL_SHARES)
+    enough = total[:, 0] >= LOCAL_ENOUGH
+    return torch.where(enough, low, 0.0), torch.where(enough, high, 1.0)
