@@ -46,6 +46,7 @@ soak: $(HOST)
 	$(BIN)/python Testing/Soak/worker.py send
 	$(BIN)/python Testing/Soak/worker.py kill
 	$(BIN)/python Testing/Soak/worker.py update
+	$(BIN)/python Testing/Soak/worker.py volumes
 	$(BIN)/python Testing/Soak/module.py kill
 	$(BIN)/python Testing/Soak/module.py update
 

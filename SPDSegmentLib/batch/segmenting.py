@@ -33,11 +33,11 @@ from SPDSegmentLib.prompts.fates import (
     is_doubtful,
 )
 from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
-from SPDSegmentLib.worker.masks import unpack_mask
 from SPDSegmentLib.worker.messages import Segmented, SliceReady
+from SPDSegmentLib.worker.payloads import unpack_mask
 
 if TYPE_CHECKING:
-    from SPDSegmentLib.worker.request import Request
+    from SPDSegmentLib.worker.connection import Request
 
 _COUNTED = {
     KEPT: "clicks_kept", INSISTED: "clicks_insisted", BORROWED: "clicks_borrowed", REJECTED: "clicks_rejected",

@@ -8,8 +8,8 @@ from typing import Any
 
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.worker.client import WorkerClient
+from SPDSegmentLib.worker.connection import Callbacks, Request
 from SPDSegmentLib.worker.messages import Progress, Segmented, SliceReady
-from SPDSegmentLib.worker.request import Callbacks, Request
 
 from .fates import clickFates
 from .result_writer import ResultWriter

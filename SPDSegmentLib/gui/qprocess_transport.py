@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import qt
 
-from SPDSegmentLib.worker.qprocess_transport import QProcessTransport
+from SPDSegmentLib.worker.transports import QProcessTransport
 
 
 def slicerTransport() -> QProcessTransport:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from SPDSegmentLib.worker.masks import PackedMask, pack_mask, unpack_mask
+from SPDSegmentLib.worker.payloads import PackedMask, pack_mask, unpack_mask
 
 from .slice_grid import SegmentContent, maskDigest
 from .write_record import PointFate, Position, SliceInfo, WriteRecord

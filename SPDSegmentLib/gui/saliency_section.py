@@ -10,8 +10,8 @@ import vtk
 from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib.worker.connection import Request
 from SPDSegmentLib.worker.messages import SaliencyReady
-from SPDSegmentLib.worker.request import Request
 
 from .centerlines import middleOfClicks
 from .inputs_section import InputsSection

@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from SPDSegmentLib.errors import SPDError
+from SPDSegmentLib.worker.connection import Callbacks, Request
 from SPDSegmentLib.worker.messages import SaliencyReady
-from SPDSegmentLib.worker.request import Callbacks, Request
 
 from .centerlines import Clicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks
 from .history import History

@@ -14,8 +14,8 @@ from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, ModelCo
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models.base_weights import remove_base_weights
 from SPDSegmentLib.models.bundle import add_bundle, remove_bundle
+from SPDSegmentLib.worker.connection import Callbacks, Request
 from SPDSegmentLib.worker.messages import StatusReply
-from SPDSegmentLib.worker.request import Callbacks, Request
 
 from .console import Console
 from .devices import deviceChoices, unusedCardWarning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import logging
 import os
@@ -11,11 +12,35 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from SPDSegmentLib.worker.commands import EXIT_FAILURE
-from SPDSegmentLib.worker.processes import end_with_parent
-from SPDSegmentLib.worker.stdio import take_stdio
+from SPDSegmentLib.worker.health import end_with_parent
 
 if TYPE_CHECKING:
-    from SPDSegmentLib.worker.engine import LoadPredictor
+    from SPDSegmentLib.worker.handler import LoadPredictor
+
+
+def take_stdio() -> tuple[int, int]:
+    """Move stdin and stdout to private descriptors, in binary mode.
+
+    Afterwards descriptor 0 reads as empty and descriptor 1 is stderr, for Python and for native libraries alike. On
+    Windows this also keeps libraries that look at their standard input while they load from waiting for our reader.
+
+    Returns:
+        The descriptors of requests (read) and of events (write).
+    """
+    requests, events = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    if sys.platform == "win32":
+        import msvcrt
+
+        for descriptor in (requests, events):
+            msvcrt.setmode(descriptor, os.O_BINARY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    return requests, events
 
 
 def serve_stdio(load: LoadPredictor | None = None, volume_bytes: int | None = None) -> NoReturn:
@@ -31,7 +56,7 @@ def serve_stdio(load: LoadPredictor | None = None, volume_bytes: int | None = No
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    from SPDSegmentLib.worker.engine import load_predictor
+    from SPDSegmentLib.worker.handler import load_predictor
     from SPDSegmentLib.worker.server import Server, ServerConfig
 
     try:

@@ -11,12 +11,11 @@ from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, SPDError, Wo
 
 from . import messages as m
 from .commands import EXIT_CANCELLED, Ending, WorkerCommand
-from .connection import Connection
+from .connection import Callbacks, ClientConfig, Connection, ModelChoice, Request
 from .deliveries import Deliveries
-from .heartbeat import CHECK_SECONDS
-from .request import Callbacks, ClientConfig, ModelChoice, Request
+from .health import CHECK_SECONDS
 from .transports import Transport
-from .volume_transfer import VolumeSource
+from .volumes import VolumeSource
 
 PROOFS_OF_HEALTH = ("segment", "saliency")
 

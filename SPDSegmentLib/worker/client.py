@@ -17,11 +17,10 @@ from SPDSegmentLib.errors import BadInput, WorkerDied
 from . import messages as m
 from .broker import RequestBroker
 from .commands import WorkerCommand, local_command
-from .masks import pack_masks
-from .points import flatten_markups
-from .request import Callbacks, ClientConfig, ModelChoice, Request, RequestState
+from .connection import Callbacks, ClientConfig, ModelChoice, Request, RequestState
+from .payloads import flatten_markups, pack_masks
 from .transports import SubprocessTransport, Transport
-from .volume_transfer import VolumeSource
+from .volumes import VolumeSource
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.markups import Markup

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
+from .connection import Request
 from .messages import Segment, Segmented, SliceReady
-from .request import Request
 
 
 @dataclass

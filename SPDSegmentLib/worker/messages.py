@@ -13,28 +13,12 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from .codec import ArrayOf
-from .fates import Fate, check_fates, unpack_fates
-from .masks import PackedMask, check_packed
+from .payloads import Fate, PackedMask, PointGroup, check_fates, check_packed, unpack_fates
 
 NO_REQUEST = 0
 
 FateNumbers = Annotated[np.ndarray, ArrayOf("<i4", (None, 6))]
 FatePlaces = Annotated[np.ndarray, ArrayOf("<f8", (None, 5))]
-
-
-@dataclass(frozen=True)
-class PointGroup:
-    """One markups node within the flat list of points.
-
-    Attributes:
-        name, kind: of the node; count: how many of the points are its own.
-        insisted: which of them, counted from 0, prompt whatever the model believes.
-    """
-
-    name: str
-    kind: str
-    count: int
-    insisted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,11 @@ from SPDSegmentLib.geometry.limits import free_memory_bytes
 from . import messages as m
 from .codec import decode_message
 from .commands import EXIT_BROKEN_STREAM, EXIT_CANCELLED, EXIT_OK
-from .engine import Engine, LoadPredictor, Work, load_predictor
-from .failures import to_error, to_event
-from .outgoing import Outgoing
+from .handler import LoadPredictor, RequestHandler, Work, load_predictor, to_error, to_event
+from .health import Pulse
+from .pipes import Outgoing
 from .protocol import ContentError, FrameParser, RawFrame, decode_frame
-from .pulse import Pulse
-from .volume_cache import default_limit_bytes
-from .volume_transfer import VolumeAssembly
+from .volumes import VolumeAssembly, default_limit_bytes
 
 READ_BYTES = 1 << 18
 MAX_WAITING = 4096
@@ -88,7 +86,7 @@ class Server:
         self._config = config or ServerConfig()
         self._end_process = end_process
         limit = self._config.volume_bytes
-        self._engine = Engine(load, self._emit_patiently, default_limit_bytes() if limit is None else limit)
+        self._handler = RequestHandler(load, self._emit_patiently, default_limit_bytes() if limit is None else limit)
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outgoing = Outgoing(events, self._config.unread_bytes, self._lose_client)
         self._pulse = Pulse(self._beat, lambda: bool(self._jobs or self._assemblies), self._end_orphaned)
@@ -212,7 +210,7 @@ class Server:
             self._announce_volume(request)
         elif isinstance(request, m.CloseVolume):
             self._assemblies.pop(request.volume_id, None)
-            self._tasks.put(lambda: self._engine.close_volume(request.volume_id))
+            self._tasks.put(lambda: self._handler.close_volume(request.volume_id))
         elif isinstance(request, m.Cancel):
             self._cancel(request)
         elif isinstance(request, m.Hello):
@@ -222,7 +220,7 @@ class Server:
         elif isinstance(request, m.Status) and not request.probe:
             with self._lock:
                 running = self._running.request.request_id if self._running else None
-            self._emit(self._engine.status(request.request_id, running=running))
+            self._emit(self._handler.status(request.request_id, running=running))
         else:
             self._queue(Job(request))
 
@@ -257,14 +255,14 @@ class Server:
         try:
             self._emit(self._alive())  # before anything can go wrong the client knows which request is on
             self._outgoing.flush(FLUSH_SECONDS)
-            event: m.Event = self._engine.answer(job.request, job.stop.is_set)
+            event: m.Event = self._handler.answer(job.request, job.stop.is_set)
             self._emit_patiently(event, lambda: self._leave(request_id))
         except BaseException as raised:
             self._leave(request_id)
             if not isinstance(raised, SPDError):
                 log.exception("a request failed")
             self._outgoing.send_patiently(to_event(request_id, raised), lambda: self._ending)
-        self._engine.forget_old_volumes(self._volumes_needed())
+        self._handler.forget_old_volumes(self._volumes_needed())
 
     def _volumes_needed(self) -> set[str]:
         with self._lock:
@@ -299,16 +297,16 @@ class Server:
         self._assemblies.pop(volume_id, None)
         reserved = sum(assembly.missing_bytes for assembly in self._assemblies.values() if assembly is not None)
         free = free_memory_bytes()
-        free = None if free is None else free + self._engine.spare_bytes
+        free = None if free is None else free + self._handler.spare_bytes
         try:
             assembly = VolumeAssembly(request, None if free is None else max(free - reserved, 0))
         except (ContentError, SPDError) as raised:
             error = to_error(raised)
             self._assemblies[volume_id] = None
-            self._tasks.put(lambda: self._engine.refuse_volume(volume_id, error))
+            self._tasks.put(lambda: self._handler.refuse_volume(volume_id, error))
             raise
         self._assemblies[volume_id] = assembly
-        self._tasks.put(lambda: self._engine.make_room(assembly.missing_bytes, self._volumes_needed()))
+        self._tasks.put(lambda: self._handler.make_room(assembly.missing_bytes, self._volumes_needed()))
 
     def _take_chunk(self, chunk: m.VolumeChunk) -> None:
         if chunk.volume_id not in self._assemblies:
@@ -321,7 +319,7 @@ class Server:
         except BadInput as raised:
             error = raised
             self._assemblies[chunk.volume_id] = None
-            self._tasks.put(lambda: self._engine.refuse_volume(chunk.volume_id, error))
+            self._tasks.put(lambda: self._handler.refuse_volume(chunk.volume_id, error))
             self._emit(to_event(assembly.announcement.request_id, error))
             return
         if assembly.complete:
@@ -330,8 +328,8 @@ class Server:
 
     def _open(self, assembly: VolumeAssembly) -> None:
         try:
-            self._emit(self._engine.open_volume(assembly.announcement, assembly.array))
-            self._engine.forget_old_volumes({assembly.announcement.volume_id, *self._volumes_needed()})
+            self._emit(self._handler.open_volume(assembly.announcement, assembly.array))
+            self._handler.forget_old_volumes({assembly.announcement.volume_id, *self._volumes_needed()})
         except Exception as raised:
             self._emit(to_event(assembly.announcement.request_id, raised))
 

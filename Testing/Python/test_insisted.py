@@ -19,7 +19,7 @@ from SPDSegmentLib.prompts.distillation import INSISTED, SliceClicks
 from SPDSegmentLib.prompts.evidence import raise_at
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 from SPDSegmentLib.prompts.strategies import distill_prompts
-from SPDSegmentLib.worker.points import flatten_markups, restore_markups
+from SPDSegmentLib.worker.payloads import flatten_markups, restore_markups
 
 POINTS = Markup("line", "Fiducial", tuple(ControlPoint(str(n), f"F-{n}", (-25.0, -30.0, 3.0 * n)) for n in (6, 9, 12)))
 

@@ -48,11 +48,10 @@ TORCH_FREE = (
     "cli",
     "worker.client",
     "worker.commands",
-    "worker.masks",
+    "worker.connection",
     "worker.messages",
+    "worker.payloads",
     "worker.protocol",
-    "worker.qprocess_transport",
-    "worker.request",
     "worker.transports",
 )
 """Parts whose import alone may not load torch; ``gui`` imports these and Slicer's own packages only."""

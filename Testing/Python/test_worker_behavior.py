@@ -28,7 +28,7 @@ from SPDSegmentLib.errors import BadInput, DependencyMissing, ModelMissing, OutO
 from SPDSegmentLib.geometry.markups import Markup
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice, RequestState
-from SPDSegmentLib.worker.masks import unpack_mask
+from SPDSegmentLib.worker.payloads import unpack_mask
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 

@@ -14,7 +14,7 @@ from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, child
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request, RequestState
 from SPDSegmentLib.worker.commands import WorkerCommand, describe_exit, local_command, parse_command
-from SPDSegmentLib.worker.qprocess_transport import QProcessTransport
+from SPDSegmentLib.worker.transports import QProcessTransport
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 

@@ -254,7 +254,7 @@ def test_closing_twice_and_without_a_start_is_harmless() -> None:
 
 def test_the_client_imports_neither_torch_nor_qt() -> None:
     code = (
-        "import sys, SPDSegmentLib.worker.client, SPDSegmentLib.worker.qprocess_transport\n"
+        "import sys, SPDSegmentLib.worker.client, SPDSegmentLib.worker.transports\n"
         "heavy = {'torch', 'peft', 'segment_anything', 'SimpleITK', 'qt', 'PySide6', 'psutil', 'scipy'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -20,9 +20,9 @@ from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ModelChoice
 from SPDSegmentLib.worker.codec import encode_message
 from SPDSegmentLib.worker.commands import Ending, WorkerCommand
-from SPDSegmentLib.worker.masks import unpack_mask
+from SPDSegmentLib.worker.payloads import unpack_mask
 from SPDSegmentLib.worker.protocol import frame_bytes
-from SPDSegmentLib.worker.volume_cache import OpenedVolume, VolumeCache
+from SPDSegmentLib.worker.volumes import OpenedVolume, VolumeCache
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_WORKER = WorkerCommand((*FAKE_WORKER.arguments, "--volume-memory", "3"))

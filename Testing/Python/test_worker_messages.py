@@ -17,10 +17,19 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.codec import decode_message, encode_message, json_ready
-from SPDSegmentLib.worker.failures import to_error
-from SPDSegmentLib.worker.fates import Fate, pack_fates, unpack_fates
-from SPDSegmentLib.worker.masks import PackedMask, pack_mask, pack_masks, unpack_mask, unpack_masks
-from SPDSegmentLib.worker.points import flatten_markups, restore_markups
+from SPDSegmentLib.worker.handler import to_error
+from SPDSegmentLib.worker.payloads import (
+    Fate,
+    PackedMask,
+    flatten_markups,
+    pack_fates,
+    pack_mask,
+    pack_masks,
+    restore_markups,
+    unpack_fates,
+    unpack_mask,
+    unpack_masks,
+)
 from SPDSegmentLib.worker.protocol import ContentError, Frame, FrameParser, decode_frame, frame_bytes
 
 GROUPS = (m.PointGroup("line", "Curve", 2), m.PointGroup("points", "Fiducial", 1))

@@ -18,8 +18,8 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.worker.client import ModelChoice
 from SPDSegmentLib.worker.commands import local_command
-from SPDSegmentLib.worker.interruption import stop_between_layers
-from SPDSegmentLib.worker.masks import unpack_mask
+from SPDSegmentLib.worker.handler import stop_between_layers
+from SPDSegmentLib.worker.payloads import unpack_mask
 
 torch = pytest.importorskip("torch")
 

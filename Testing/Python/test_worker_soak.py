@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from worker_drivers import TRANSPORTS, limit
-from worker_soak import kills, sending, updates
+from worker_drivers import FAKE_WORKER, TRANSPORTS, limit
+from worker_soak import kills, sending, updates, volumes
+
+from SPDSegmentLib.worker.client import ModelChoice
+from SPDSegmentLib.worker.commands import WorkerCommand
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -17,6 +20,12 @@ def test_memory_stays_over_many_updates(transport: str) -> None:
 def test_killed_at_random_moments_the_next_result_is_whole_and_soon_there(transport: str) -> None:
     result = kills(transport, 4)
     assert result.longest_seconds < limit(2.0), result
+
+
+def test_many_volumes_take_no_more_than_their_bound() -> None:
+    command = WorkerCommand((*FAKE_WORKER.arguments, "--volume-memory", "40"))
+    peaks = volumes((1, 12), (40, 256, 512), ModelChoice("fake"), command)
+    assert peaks[12] - peaks[1] < 60 << 20, "120 MB were sent"
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

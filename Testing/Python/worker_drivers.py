@@ -18,10 +18,9 @@ import pytest
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, WorkerClient
 from SPDSegmentLib.worker.commands import WorkerCommand
+from SPDSegmentLib.worker.connection import Request
 from SPDSegmentLib.worker.messages import Answer
-from SPDSegmentLib.worker.qprocess_transport import QProcessTransport
-from SPDSegmentLib.worker.request import Request
-from SPDSegmentLib.worker.transports import SubprocessTransport, Transport
+from SPDSegmentLib.worker.transports import QProcessTransport, SubprocessTransport, Transport
 
 TRANSPORTS = ("subprocess", "qprocess", "qprocess-event-loop")
 FAKE_WORKER = WorkerCommand((sys.executable, str(Path(__file__).with_name("fake_predictor.py"))))

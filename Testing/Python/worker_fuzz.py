@@ -23,9 +23,8 @@ from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, WorkerClient
 from SPDSegmentLib.worker.codec import decode_message, encode_message
 from SPDSegmentLib.worker.commands import WorkerCommand
-from SPDSegmentLib.worker.fates import Fate, pack_fates
-from SPDSegmentLib.worker.masks import pack_mask
-from SPDSegmentLib.worker.outbox import Outbox
+from SPDSegmentLib.worker.payloads import Fate, pack_fates, pack_mask
+from SPDSegmentLib.worker.pipes import Outbox
 from SPDSegmentLib.worker.protocol import HEADER_BYTES, MAGIC, PROTOCOL_VERSION, FrameParser, decode_frame, frame_bytes
 from SPDSegmentLib.worker.server import Server, ServerConfig
 from SPDSegmentLib.worker.transports import TransportSink

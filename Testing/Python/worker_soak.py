@@ -1,11 +1,11 @@
-"""Long runs of the worker: many updates, kills at random moments, the sending of a large volume."""
+"""Long runs of the worker: many updates, kills at random moments, a large volume, many volumes."""
 
 from __future__ import annotations
 
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,10 @@ from worker_drivers import AFFINE, SHAPE, Driver, driver, line, point, volume_ar
 
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.geometry.markups import Markup
-from SPDSegmentLib.worker.qprocess_transport import QProcessTransport
+from SPDSegmentLib.worker.client import ModelChoice
+from SPDSegmentLib.worker.commands import WorkerCommand
+from SPDSegmentLib.worker.connection import Request
+from SPDSegmentLib.worker.transports import QProcessTransport
 
 WARM_UP_SHARE = 0.2
 
@@ -125,6 +128,44 @@ def sending(transport: str, shape: tuple[int, int, int] = (300, 512, 512)) -> Se
     return Sending(array.nbytes / 2**20, submit, max(calls), sum(calls), arrived)
 
 
+def volumes(
+    counts: Sequence[int],
+    shape: tuple[int, int, int],
+    model: ModelChoice,
+    command: WorkerCommand,
+) -> dict[int, int]:
+    """Segment one volume after the other, none of which the caller closes.
+
+    Args:
+        counts: after how many volumes to look, ascending.
+        shape: (K, J, I) of each, int16.
+
+    Returns:
+        The most memory in bytes that the worker had held up to then, by number of volumes.
+    """
+    array, peaks, most = volume_array(shape), {}, 0
+    middle = shape[0] // 2
+    d = Driver("subprocess", command)
+    d.client.set_model(model)
+    for n in range(1, counts[-1] + 1):
+        d.client.open_volume(f"v{n}", array, AFFINE)
+        request = d.client.segment(f"v{n}", [line(middle - 6, middle + 6, i=shape[2] / 2)])
+        assert d.client.process_id is not None
+        worker = psutil.Process(d.client.process_id)
+
+        def finished(request: Request = request, worker: psutil.Process = worker) -> bool:
+            nonlocal most
+            most = max(most, worker.memory_info().rss)
+            return request.finished
+
+        d.until(finished)
+        assert request.error is None, request.error
+        if n in counts:
+            peaks[n] = most
+    d.client.close()
+    return peaks
+
+
 @contextmanager
 def _timed_calls() -> Iterator[list[float]]:
     """Collect the processor time of each slot of the QProcess transport; the first place is the caller's."""
@@ -149,6 +190,5 @@ def _moved(rng: random.Random) -> Markup:
 
 
 def _resident(d: Driver) -> tuple[int, int]:
-    status = d.result(d.client.status())
-    assert status.resident_bytes is not None
-    return psutil.Process().memory_info().rss, status.resident_bytes
+    assert d.client.hello is not None
+    return psutil.Process().memory_info().rss, psutil.Process(d.client.hello.process_id).memory_info().rss

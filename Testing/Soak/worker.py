@@ -4,6 +4,7 @@
     python Testing/Soak/worker.py kill    [--count 200]        kills at random moments
     python Testing/Soak/worker.py update  [--count 500]        memory over updates in a row
     python Testing/Soak/worker.py send                         a 512x512x300 volume of int16
+    python Testing/Soak/worker.py volumes [--count 40]         memory over volumes of 512x512x100, real model
 
 The exit code is 1 where a limit of the project is not met. The transports with QProcess need PySide6-Essentials.
 """
@@ -20,11 +21,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Testing" / "Python")]
 
 from worker_drivers import TRANSPORTS  # noqa: E402
 from worker_fuzz import fuzz_client, fuzz_server  # noqa: E402
-from worker_soak import kills, sending, updates  # noqa: E402
+from worker_soak import kills, sending, updates, volumes  # noqa: E402
+
+from SPDSegmentLib.worker.client import ModelChoice  # noqa: E402
+from SPDSegmentLib.worker.commands import local_command  # noqa: E402
+from SPDSegmentLib.worker.volumes import default_limit_bytes  # noqa: E402
 
 MAX_GROWTH = 0.05
 MAX_SECONDS = 2.0
 MAX_SENDING_SECONDS = 0.3
+MAX_CACHE_SHARE = 1.15
+"""What many volumes may add to the peak with one, of the bound of the cache."""
 
 
 def fuzz(count: int, seed: int) -> bool:
@@ -42,7 +49,7 @@ def fuzz(count: int, seed: int) -> bool:
 def main() -> int:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("fuzz", "kill", "update", "send"))
+    parser.add_argument("what", choices=("fuzz", "kill", "update", "send", "volumes"))
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--transport", choices=TRANSPORTS, default="subprocess")
@@ -57,6 +64,11 @@ def main() -> int:
         growth = updates(options.transport, options.count or 500)
         print(growth, f"client {growth.client_share:+.2%}, worker {growth.worker_share:+.2%}")
         good = max(growth.client_share, growth.worker_share) < MAX_GROWTH
+    elif options.what == "volumes":
+        counts = sorted({1, 10, options.count or 40})
+        peaks = volumes(counts, (100, 512, 512), ModelChoice("kidney-mr", "cpu"), local_command())
+        print(*(f"{count} volumes: {peak / 1e6:.0f} MB" for count, peak in peaks.items()), sep=", ")
+        good = peaks[counts[-1]] < peaks[1] + MAX_CACHE_SHARE * default_limit_bytes()
     else:
         cost = sending(options.transport)
         print(cost)

@@ -1,30 +1,102 @@
-"""What the inference thread does: one loaded model, the open volumes, and the answers to requests."""
+"""The worker's answers: one loaded model, the open volumes, what each request gets, and failures as typed errors."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
+from SPDSegmentLib.errors import (
+    BadInput,
+    Cancelled,
+    DependencyMissing,
+    ModelMissing,
+    OutOfMemory,
+    SPDError,
+    is_out_of_memory,
+    missing_package,
+    out_of_memory,
+)
 from SPDSegmentLib.geometry.limits import free_memory_bytes
 from SPDSegmentLib.inference.memory import check_room_for_torch
 
 from . import messages as m
 from .codec import json_ready
-from .failures import to_error
-from .fates import Fate, pack_fates
-from .interruption import stop_between_layers
-from .masks import pack_mask, unpack_masks
-from .points import restore_markups
-from .volume_cache import OpenedVolume, VolumeCache, close
+from .payloads import Fate, pack_fates, pack_mask, restore_markups, unpack_masks
+from .protocol import ContentError
+from .volumes import OpenedVolume, VolumeCache, close
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.centerline import Clicks
     from SPDSegmentLib.geometry.slices import SliceStack
+    from SPDSegmentLib.inference.predictor import Predictor
+    from SPDSegmentLib.inference.session import Session
+
+
+MAX_DETAILS = 20_000
+
+
+def to_error(raised: BaseException) -> SPDError:
+    """Return the error that says what happened; an unforeseen exception keeps its traceback as details."""
+    if isinstance(raised, OutOfMemory) or (isinstance(raised, SPDError) and not is_out_of_memory(raised)):
+        return raised
+    details = "".join(traceback.format_exception(raised))[-MAX_DETAILS:]
+    if isinstance(raised, ContentError):
+        return BadInput(str(raised), "", details)
+    if is_out_of_memory(raised):
+        return out_of_memory(raised, details)
+    if isinstance(raised, ImportError):
+        missing = (raised.name or "").split(".")[0]
+        if missing:
+            return missing_package(missing, str(raised)[:200], details)
+        return DependencyMissing("A Python package cannot be imported.", "Install it in the set-up.", details)
+    return SPDError(
+        f"Something unforeseen went wrong in the background process ({type(raised).__name__}: {str(raised)[:200]}).",
+        "Copy the details into a report.",
+        details,
+    )
+
+
+def to_event(request_id: int, raised: BaseException) -> m.Failed:
+    """Return the event that tells a request's failure."""
+    error = to_error(raised)
+    return m.Failed(
+        request_id,
+        type(error).__name__,
+        error.message[:MAX_DETAILS],
+        error.remedy[:MAX_DETAILS],
+        error.details[:MAX_DETAILS],
+    )
+
+
+@contextmanager
+def stop_between_layers(stop: Callable[[], bool]) -> Iterator[None]:
+    """Within this context every module of torch raises Cancelled, before it runs, once ``stop`` is true.
+
+    Only for code that stores results after the network has returned them, as the predictor's session does. Does nothing
+    where torch is not loaded.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+
+    def check(module: Any, inputs: Any) -> None:
+        if stop():
+            raise Cancelled()
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
 
 Emit = Callable[[m.Event], None]
 Stop = Callable[[], bool]
@@ -33,35 +105,8 @@ Work = m.LoadModel | m.Segment | m.Saliency | m.Status
 PROGRESS_SECONDS = 0.1
 
 
-class Session(Protocol):
-    """What the engine needs of ``inference.predictor.Session``."""
-
-    def segment(
-        self,
-        clicks: Clicks,
-        *,
-        prompts: str,
-        first_slice: int | None,
-        on_slice: Callable[[Any], None] | None,
-        on_progress: Callable[[Any], None] | None,
-        cancelled: Stop | None,
-        locked: Mapping[int, np.ndarray] | None,
-        anchor_xy: tuple[float, float] | None,
-    ) -> Any:
-        """Return a ``SegmentationResult``."""
-
-    def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:
-        """Return the saliency (H, W) of a slice; before the first segmentation, around a place in its pixels."""
-
-
-class Predictor(Protocol):
-    """What the engine needs of ``inference.predictor.Predictor``."""
-
-    def open(self, stack: SliceStack) -> Session:
-        """Return the session of a volume."""
-
-
-LoadPredictor = Callable[[str, str, str], Predictor]
+LoadPredictor = Callable[[str, str, str], Any]
+"""Bundle, device and precision to an ``inference.predictor.Predictor``, or to what can take its place."""
 
 
 def load_predictor(bundle: str, device: str, precision: str) -> Predictor:
@@ -71,14 +116,13 @@ def load_predictor(bundle: str, device: str, precision: str) -> Predictor:
         SPDError: the bundle, its base weights, the device or torch is not there.
     """
     check_room_for_torch()
-    from SPDSegmentLib.inference.predictor import Predictor as TorchPredictor
+    from SPDSegmentLib.inference.predictor import Predictor
     from SPDSegmentLib.models.bundle import find_bundle
 
-    predictor: Predictor = TorchPredictor.load(find_bundle(bundle), device=device, precision=precision)
-    return predictor
+    return Predictor.load(find_bundle(bundle), device=device, precision=precision)
 
 
-class Engine:
+class RequestHandler:
     """Answers requests, one after the other, on one thread.
 
     Args:
@@ -90,7 +134,7 @@ class Engine:
     def __init__(self, load: LoadPredictor, emit: Emit, volume_bytes: int) -> None:
         self._load = load
         self._emit = emit
-        self._predictor: Predictor | None = None
+        self._predictor: Any = None
         self._asked: tuple[str, str, str] | None = None
         self._load_error: SPDError | None = None
         self._volumes = VolumeCache(volume_bytes)

@@ -1,0 +1,256 @@
+"""What messages carry in compact form: masks as bits, fates of points as columns, markups as flat arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from SPDSegmentLib.errors import BadInput
+
+from .protocol import ContentError
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.geometry.markups import Markup
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMask:
+    """One slice's mask.
+
+    Attributes:
+        shape: (H, W) of the slice in pixels.
+        box: first row, row after the last, first column, column after the last; all 0 for an empty mask.
+        bits: uint8, ``numpy.packbits`` of the box in row order.
+    """
+
+    shape: tuple[int, int]
+    box: tuple[int, int, int, int]
+    bits: np.ndarray
+
+
+def pack_mask(mask: np.ndarray) -> PackedMask:
+    """Pack a mask (H, W) of bool."""
+    height, width = mask.shape
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not rows.size:
+        return PackedMask((height, width), (0, 0, 0, 0), np.empty(0, np.uint8))
+    columns = np.flatnonzero(mask.any(axis=0))
+    box = (int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+    inside = np.asarray(mask[box[0] : box[1], box[2] : box[3]], dtype=bool)
+    return PackedMask((height, width), box, np.packbits(inside))
+
+
+def unpack_mask(packed: PackedMask) -> np.ndarray:
+    """Return the mask (H, W) of bool.
+
+    Raises:
+        ContentError: the box leaves the slice or does not fit the number of bits.
+    """
+    inside = unpack_box(packed)
+    mask = np.zeros(packed.shape, dtype=bool)
+    row0, row1, column0, column1 = packed.box
+    mask[row0:row1, column0:column1] = inside
+    return mask
+
+
+def unpack_box(packed: PackedMask) -> np.ndarray:
+    """Return the part of the mask within its box, bool.
+
+    Raises:
+        ContentError: the box leaves the slice or does not fit the number of bits.
+    """
+    check_packed(packed)
+    row0, row1, column0, column1 = packed.box
+    count = (row1 - row0) * (column1 - column0)
+    return np.unpackbits(packed.bits, count=count).astype(bool).reshape(row1 - row0, column1 - column0)
+
+
+def check_packed(packed: PackedMask) -> None:
+    """Raise ContentError unless the box lies in the slice and fits the number of bits."""
+    row0, row1, column0, column1 = packed.box
+    height, width = packed.shape
+    if not (0 <= row0 <= row1 <= height and 0 <= column0 <= column1 <= width):
+        raise ContentError(f"The box {packed.box} of a mask leaves its slice {packed.shape}.")
+    count = (row1 - row0) * (column1 - column0)
+    if packed.bits.ndim != 1 or packed.bits.size != (count + 7) // 8:
+        raise ContentError("The bits of a mask do not fit its box.")
+
+
+def pack_masks(masks: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Pack the masks (H, W) of several slices.
+
+    Returns:
+        table: (N, 7) int64, slice index, H, W and the box of each.
+        bits: uint8, the packed boxes one after the other.
+    """
+    packed = [(t, pack_mask(mask)) for t, mask in sorted(masks.items())]
+    table = np.array([(t, *mask.shape, *mask.box) for t, mask in packed], dtype=np.int64).reshape(-1, 7)
+    bits = np.concatenate([mask.bits for _, mask in packed]) if packed else np.empty(0, np.uint8)
+    return table, bits
+
+
+def unpack_masks(table: np.ndarray, bits: np.ndarray, shape: tuple[int, int]) -> dict[int, np.ndarray]:
+    """Return masks (H, W) of bool by slice index, the inverse of :func:`pack_masks`.
+
+    Args:
+        table: (N, 7) int64.
+        bits: uint8.
+        shape: (H, W) that every slice must have.
+
+    Raises:
+        ContentError: a slice of another shape or named twice, or bits that do not fit.
+    """
+    masks: dict[int, np.ndarray] = {}
+    offset = 0
+    for t, height, width, row0, row1, column0, column1 in table.tolist():
+        if (height, width) != shape or t in masks:
+            raise ContentError(f"The mask given for slice {t} does not fit the volume.")
+        count = (max(row1 - row0, 0) * max(column1 - column0, 0) + 7) // 8
+        packed = PackedMask(shape, (row0, row1, column0, column1), bits[offset : offset + count])
+        masks[t] = unpack_mask(packed)
+        offset += count
+    if offset != bits.size:
+        raise ContentError("The bits of the given masks do not fit their boxes.")
+    return masks
+
+
+NOWHERE = -1
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one point on one slice.
+
+    Attributes:
+        click: index of the click, -1 for a synthesised point.
+        click_id: control point id, empty for a synthesised point.
+        slice_index: the slice for which this was decided.
+        fate: kept, insisted, rejected_own_slice, rejected_neighbor, borrowed, synthesized or outside.
+        xy: (column, row) in pixels of the slice.
+        position_ras: the same place in millimetres.
+        from_slice: the slice a borrowed point came from, else None.
+        reason: short English text, may be empty.
+    """
+
+    click: int
+    click_id: str
+    slice_index: int
+    fate: str
+    xy: tuple[float, float]
+    position_ras: tuple[float, float, float]
+    from_slice: int | None
+    reason: str
+
+
+def pack_fates(fates: Sequence[Fate]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return the columns of fates.
+
+    Returns:
+        numbers: (N, 6) int32: click, id, slice index, fate, from slice (-1 for none), reason; texts as indexes.
+        places: (N, 5) float64: column, row, R, A, S.
+        texts: every text once.
+    """
+    texts: dict[str, int] = {}
+    numbers = np.empty((len(fates), 6), dtype="<i4")
+    places = np.empty((len(fates), 5), dtype="<f8")
+    for row, fate in enumerate(fates):
+        name, what, why = (texts.setdefault(t, len(texts)) for t in (fate.click_id, fate.fate, fate.reason))
+        origin = NOWHERE if fate.from_slice is None else fate.from_slice
+        numbers[row] = (fate.click, name, fate.slice_index, what, origin, why)
+        places[row] = (*fate.xy, *fate.position_ras)
+    return numbers, places, tuple(texts)
+
+
+def unpack_fates(numbers: np.ndarray, places: np.ndarray, texts: Sequence[str]) -> tuple[Fate, ...]:
+    """Return the fates of columns, the inverse of :func:`pack_fates`.
+
+    Raises:
+        ContentError: columns of different lengths or a text that is not there.
+    """
+    check_fates(numbers, places, texts)
+    return tuple(
+        Fate(click, texts[name], t, texts[what], (x, y), (r, a, s), None if origin == NOWHERE else origin, texts[why])
+        for (click, name, t, what, origin, why), (x, y, r, a, s) in zip(numbers.tolist(), places.tolist(), strict=True)
+    )
+
+
+def check_fates(numbers: np.ndarray, places: np.ndarray, texts: Sequence[str]) -> None:
+    """Raise ContentError for columns of different lengths or a text that is not there."""
+    if len(numbers) != len(places):
+        raise ContentError("The columns of the fates differ in length.")
+    if len(numbers) and not (numbers[:, [1, 3, 5]].min() >= 0 and numbers[:, [1, 3, 5]].max() < len(texts)):
+        raise ContentError("A text of the fates is missing.")
+
+
+@dataclass(frozen=True)
+class PointGroup:
+    """One markups node within the flat list of points.
+
+    Attributes:
+        name, kind: of the node; count: how many of the points are its own.
+        insisted: which of them, counted from 0, prompt whatever the model believes.
+    """
+
+    name: str
+    kind: str
+    count: int
+    insisted: tuple[int, ...] = ()
+
+
+FlatPoints = tuple[np.ndarray, tuple[str, ...], tuple[PointGroup, ...]]
+
+
+def flatten_markups(markups: Iterable[Markup]) -> FlatPoints:
+    """Return points (N, 3) in RAS mm, their ids and groups; unplaced and unselected ones are left out.
+
+    What is no number or beyond any volume becomes finite, and stays beyond: numbers on the wire are finite.
+    """
+    from SPDSegmentLib.geometry.markups import BEYOND_MM
+
+    positions: list[Sequence[float]] = []
+    ids: list[str] = []
+    groups: list[PointGroup] = []
+    for markup in markups:
+        used = [point for point in markup.points if point.placed and point.selected]
+        positions.extend(point.position_ras for point in used)
+        ids.extend(point.id for point in used)
+        insisted = tuple(n for n, point in enumerate(used) if point.insisted)
+        groups.append(PointGroup(markup.name, markup.kind, len(used), insisted))
+    points = np.nan_to_num(np.array(positions, dtype="<f8").reshape(-1, 3), nan=2 * BEYOND_MM)
+    return points.clip(-2 * BEYOND_MM, 2 * BEYOND_MM), tuple(ids), tuple(groups)
+
+
+def restore_markups(points_ras: np.ndarray, ids: Sequence[str], groups: Sequence[PointGroup]) -> list[Markup]:
+    """Return the markups of flat points, the inverse of :func:`flatten_markups`.
+
+    Raises:
+        BadInput: the numbers of points, ids and group members differ, or a point that is insisted on is not there.
+    """
+    from SPDSegmentLib.geometry.markups import ControlPoint, Markup
+
+    total = sum(group.count for group in groups)
+    if not len(points_ras) == len(ids) == total or any(group.count < 0 for group in groups):
+        raise BadInput(f"{len(points_ras)} clicks arrived with {len(ids)} names in groups of {total}.")
+    if any(not 0 <= n < group.count for group in groups for n in group.insisted):
+        raise BadInput("A click that is insisted on is not among those that arrived.")
+    markups: list[Markup] = []
+    start = 0
+    for group in groups:
+        members, insisted = range(start, start + group.count), set(group.insisted)
+        points = tuple(
+            ControlPoint(
+                id=ids[n],
+                label=ids[n],
+                position_ras=(float(points_ras[n, 0]), float(points_ras[n, 1]), float(points_ras[n, 2])),
+                placed=True,
+                selected=True,
+                insisted=n - start in insisted,
+            )
+            for n in members
+        )
+        markups.append(Markup(group.name, group.kind, points))
+        start += group.count
+    return markups
