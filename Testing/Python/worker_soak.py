@@ -149,7 +149,7 @@ def volumes(
     d.client.set_model(model)
     for n in range(1, counts[-1] + 1):
         d.client.open_volume(f"v{n}", array, AFFINE)
-        request = d.client.segment(f"v{n}", [line(middle - 6, middle + 6, i=shape[2] / 2)])
+        request = d.client.segment(f"v{n}", [line(middle - 2, middle + 2, i=shape[2] / 2)])
         assert d.client.process_id is not None
         worker = psutil.Process(d.client.process_id)
 

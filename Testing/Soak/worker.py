@@ -4,7 +4,7 @@
     python Testing/Soak/worker.py kill    [--count 200]        kills at random moments
     python Testing/Soak/worker.py update  [--count 500]        memory over updates in a row
     python Testing/Soak/worker.py send                         a 512x512x300 volume of int16
-    python Testing/Soak/worker.py volumes [--count 40]         memory over volumes of 512x512x100, real model
+    python Testing/Soak/worker.py volumes [--count 40]         memory over volumes of 2048x2048x8, real model
 
 The exit code is 1 where a limit of the project is not met. The transports with QProcess need PySide6-Essentials.
 """
@@ -66,7 +66,7 @@ def main() -> int:
         good = max(growth.client_share, growth.worker_share) < MAX_GROWTH
     elif options.what == "volumes":
         counts = sorted({1, 10, options.count or 40})
-        peaks = volumes(counts, (100, 512, 512), ModelChoice("kidney-mr", "cpu"), local_command())
+        peaks = volumes(counts, (8, 2048, 2048), ModelChoice("kidney-mr", "cpu"), local_command())
         print(*(f"{count} volumes: {peak / 1e6:.0f} MB" for count, peak in peaks.items()), sep=", ")
         good = peaks[counts[-1]] < peaks[1] + MAX_CACHE_SHARE * default_limit_bytes()
     else:
