@@ -16,7 +16,8 @@ BLOCK_INPUTS, BLOCK_OUTPUTS = 32, (4, 1024)
 """A block of weights sees about so many inputs, and gives at least and at most so many outputs."""
 
 FIELDS_OF_VIEW_MM = (48.0, 64.0, 90.0, 128.0, 180.0, 256.0, 360.0, 512.0)
-FOV_AROUND_MM, FOV_PER_SPREAD, FOV_LEAST_MM = 80.0, 2.0, 180.0
+FOV_HELD, FOV_MIDDLE, FOV_LEAST_MM = 60.0, 0.6, 180.0
+"""This percentage of the clicks lies within that share of the field of view, which is at least so large."""
 FOV_PER_SLICE = 1.4
 
 
@@ -241,11 +242,13 @@ def place_window(
 def fov_of_clicks(xy: np.ndarray, slice_shape: tuple[int, ...], pixel_mm: tuple[float, float]) -> float:
     """A field of view in mm for a structure that was clicked at (N, 2) slice pixels, one of a few steps.
 
-    It holds the clicks with room around them, whatever the structure's size, but is not much larger than the slice.
+    Three of five clicks lie in its middle, so that those that are off do not make the structure small; it is not
+    much larger than the slice.
     """
     spacing = np.array([pixel_mm[1], pixel_mm[0]])
-    low, high = np.percentile(np.asarray(xy, float) * spacing, (25, 75), axis=0)
-    wanted = max(FOV_LEAST_MM, FOV_PER_SPREAD * float((high - low).max()) + FOV_AROUND_MM)
+    mm = np.asarray(xy, float) * spacing
+    away = np.abs(mm - np.median(mm, axis=0)).max(axis=1)
+    wanted = max(FOV_LEAST_MM, 2 * float(np.percentile(away, FOV_HELD)) / FOV_MIDDLE)
     longest = FOV_PER_SLICE * float(max(slice_shape[1] * spacing[0], slice_shape[0] * spacing[1]))
     steps = np.array(FIELDS_OF_VIEW_MM)
     return float(steps[min(int(np.searchsorted(steps, min(wanted, longest))), len(steps) - 1)])

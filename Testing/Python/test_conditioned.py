@@ -125,3 +125,10 @@ def test_a_field_of_view_is_chosen_from_the_clicks_and_stays_when_one_of_them_mo
     assert chosen in FIELDS_OF_VIEW_MM and chosen == fov_of_clicks(moved, (512, 512), (0.8, 0.8)) == 180
     assert fov_of_clicks(xy / 8, (64, 64), (0.8, 0.8)) < 100, "not much larger than the slice"
     assert fov_of_clicks(xy * 1.0 + np.linspace(-200, 200, 20)[:, None], (512, 512), (0.8, 0.8)) > 180
+
+
+def test_clicks_that_drifted_off_do_not_widen_the_field_of_view() -> None:
+    along = np.column_stack((np.linspace(120, 260, 20), np.full(20, 200.0)))
+    drifted = along.copy()
+    drifted[12:17] += (140.0, 60.0)
+    assert fov_of_clicks(along, (320, 320), (1.0, 1.0)) == fov_of_clicks(drifted, (320, 320), (1.0, 1.0)) == 180
