@@ -16,7 +16,7 @@ BLOCK_INPUTS, BLOCK_OUTPUTS = 32, (4, 1024)
 """A block of weights sees about so many inputs, and gives at least and at most so many outputs."""
 
 FIELDS_OF_VIEW_MM = (48.0, 64.0, 90.0, 128.0, 180.0, 256.0, 360.0, 512.0)
-FOV_HELD, FOV_MIDDLE, FOV_LEAST_MM = 60.0, 0.6, 180.0
+FOV_HELD, FOV_MIDDLE, FOV_LEAST_MM = 60.0, 0.7, 180.0
 """This percentage of the clicks lies within that share of the field of view, which is at least so large."""
 FOV_PER_SLICE = 1.4
 
