@@ -165,7 +165,7 @@ class Engine:
             )
         return logits[:, 0], _quality(logits, quality)
 
-    def with_smaller_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], None], factor: int = 1) -> None:
+    def with_smaller_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], object], factor: int = 1) -> None:
         """Call ``run`` on batches of ``items``; when memory runs out the batch is halved, down to one.
 
         Args:

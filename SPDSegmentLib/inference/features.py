@@ -221,7 +221,14 @@ class SliceFeatures:
     def ensure(self, slices: Iterable[int], call: Call) -> None:
         """Compute the saliency of ``slices``, and the embeddings that it needs; on a GPU without waiting for them."""
         wanted = [t for t in slices if t not in self._saliency]
-        self.engine.with_smaller_batches(self.missing(wanted), lambda batch: self._encode(batch, call))
+        missing = self.missing(wanted)
+        if self._uses_neighbors:
+            self.engine.with_smaller_batches(missing, lambda batch: self._encode(batch, call))
+        else:  # what was encoded is there for the saliency as it is
+            self.engine.with_smaller_batches(
+                missing, lambda batch: self._find_saliency(batch, *(self._encode(batch, call),) * 3)
+            )
+            wanted = [t for t in wanted if t not in self._saliency]
         self.engine.with_smaller_batches(wanted, lambda batch: self._infer_saliency(batch, call))
         self._embeddings.shrink()
 
@@ -264,19 +271,25 @@ class SliceFeatures:
         last = self.stack.n_slices - 1
         return [t, max(0, t - 1), min(last, t + 1)] if self._uses_neighbors else [t]
 
-    def _encode(self, batch: Sequence[int], call: Call) -> None:
+    def _encode(self, batch: Sequence[int], call: Call) -> Tensor:
         call.check()
-        self._embeddings.add(batch, self.engine.encode(self._slices.inputs(batch)))
+        embeddings = self.engine.encode(self._slices.inputs(batch))
+        self._embeddings.add(batch, embeddings)
         self.encoded += len(batch)
         call.encoded(len(batch))
+        return embeddings
 
     def _infer_saliency(self, batch: Sequence[int], call: Call) -> None:
         sides = self._adjoining(batch, call)
+        self._find_saliency(batch, *(sides if self._uses_neighbors else sides * 3))
+
+    def _find_saliency(self, batch: Sequence[int], own: Tensor, previous: Tensor, following: Tensor) -> None:
         if self.conditioned:
             assert self._tokens is not None, "a conditioned saliency needs clicks"
-            maps = self.engine.conditioned_saliency(self.engine.with_context(*sides), self._tokens.rows(batch))
+            with_context = self.engine.with_context(own, previous, following)
+            maps = self.engine.conditioned_saliency(with_context, self._tokens.rows(batch))
         else:
-            maps = self.engine.saliency(*(sides if self._uses_neighbors else sides * 3))
+            maps = self.engine.saliency(own, previous, following)
         found = _Batch(list(batch), maps, Download(maps, maps.sum((1, 2), dtype=torch.float32)))
         self._saliency.update((t, (found, row)) for row, t in enumerate(batch))
 

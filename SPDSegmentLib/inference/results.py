@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,11 @@ class SliceResult:
     quality: float
     status: str
 
+    @functools.cached_property
+    def pixels(self) -> int:
+        """Pixels of the mask."""
+        return int(np.count_nonzero(self.mask))
+
 
 @dataclass(frozen=True)
 class PointResult:
@@ -73,7 +79,6 @@ class SegmentationResult:
     """A whole volume.
 
     Attributes:
-        mask: (T, H, W) bool.
         recomputed: slices that this call decoded or changed, sorted; all others are bit-identical to the last call's.
         encoded: number of slices that this call had to encode.
         notes: sentences that the user should read (clicks outside, field of view moved, ...).
@@ -81,7 +86,6 @@ class SegmentationResult:
         center_xy: middle of the field of view, (column, row) in slice pixels.
     """
 
-    mask: np.ndarray
     slices: list[SliceResult]
     fates: list[PointResult]
     recomputed: list[int]
@@ -92,6 +96,11 @@ class SegmentationResult:
     notes: list[str] = field(default_factory=list)
     center_xy: tuple[float, float] | None = None
     doubts: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """The slices' masks as one, (T, H, W) bool."""
+        return np.stack([s.mask for s in self.slices])
 
     def click_fates(self) -> dict[int, PointResult]:
         """For every click the decision about its own slice."""
@@ -118,10 +127,10 @@ class SegmentationResult:
                     "slice": s.slice_index,
                     "status": s.status,
                     "quality": round(s.quality, 4),
-                    "pixels": int(s.mask.sum()),
+                    "pixels": s.pixels,
                 }
                 for s in self.slices
-                if s.mask.any() or s.status not in ("empty", "abstained")
+                if s.pixels or s.status not in ("empty", "abstained")
             ],
             "points": [
                 {

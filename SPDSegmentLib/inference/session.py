@@ -31,8 +31,7 @@ from SPDSegmentLib.prompts.distillation import (
     Distillation,
     SliceClicks,
     SlicePrompts,
-    consensus,
-    supported_prompts,
+    consensus_of_slice,
 )
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 from SPDSegmentLib.prompts.strategies import distill_prompts, rests_on_distillation
@@ -72,12 +71,17 @@ class Session:
         self._window: InputWindow | None = None
         self._strategy = ""
         self._call = Call()
+        self._nothing = np.zeros(stack.array.shape[1:], dtype=bool)
+        self._nothing.setflags(write=False)
+        self._image_doubts: tuple[object, list[str]] | None = None  # by what was seen
         self._on_the_way: list[tuple[list[SlicePrompts], MasksOnTheWay]] = []
 
     @property
     def nbytes(self) -> int:
         """Bytes of what was computed of the volume."""
-        return self._features.nbytes + sum(result.mask.nbytes for _, result in self._slices.values())
+        return self._features.nbytes + sum(
+            r.mask.nbytes for _, r in tuple(self._slices.values()) if r.mask is not self._nothing
+        )
 
     def segment(
         self,
@@ -140,10 +144,8 @@ class Session:
             results = {t: result for t, (_, result) in self._slices.items()}
             notes += _note_beyond(clicks.slice_index[inside], results.values())
         slices = [results.get(t) or self._blank(t, EMPTY) for t in range(self.stack.n_slices)]
-        mask = np.stack([s.mask for s in slices])
-        doubts = self._doubts(clicks, fates, mask) if rests_on_distillation(strategy) else []
+        doubts = self._doubts(clicks, fates, slices) if rests_on_distillation(strategy) else []
         return SegmentationResult(
-            mask,
             slices,
             fates,
             sorted(recomputed),
@@ -189,14 +191,18 @@ class Session:
         saliency = self._features.saliency(t, Call()).astype(np.float32)
         return self._features.window.restore(saliency[None], 0.0)[0]
 
-    def _doubts(self, clicks: Clicks, fates: Sequence[PointResult], mask: np.ndarray) -> list[str]:
+    def _doubts(self, clicks: Clicks, fates: Sequence[PointResult], slices: Sequence[SliceResult]) -> list[str]:
         """Sentences on why image or result are not of the kind that the model knows."""
         info = self.predictor.info
         if info is None:
             return []
         own = [f.fate for f in fates if f.click >= 0 and (f.fate == OUTSIDE or f.slice_index == f.from_slice)]
-        of_image = doubts_of_image(info, self.stack, clicks)
-        of_result = doubts_of_result(info, self.stack, clicks, own, mask)
+        within = clicks.slice_index[~clicks.outside]
+        seen = (self._window, int(within.min()), int(within.max()))
+        if self._image_doubts is None or self._image_doubts[0] != seen:
+            self._image_doubts = seen, doubts_of_image(info, self.stack, clicks)
+        of_image = self._image_doubts[1]
+        of_result = doubts_of_result(info, self.stack, clicks, own, np.array([s.pixels for s in slices]))
         if not (of_image or of_result):
             return []
         installed = [bundle.info for bundle in list_bundles()]
@@ -214,7 +220,7 @@ class Session:
 
     def _forget(self) -> None:
         """Let every slice be decided anew, and remember which of them the caller has a mask of."""
-        self._outdated |= {t for t, (_, result) in self._slices.items() if result.mask.any()}
+        self._outdated |= {t for t, (_, result) in self._slices.items() if result.pixels}
         self._slices.clear()
 
     def _network_clicks(self, clicks: Clicks, inside: np.ndarray) -> tuple[SliceClicks, np.ndarray]:
@@ -278,9 +284,9 @@ class Session:
         maps, config = self._saliency_maps(call), self.predictor.prompts
         found = []
         for t in ready:
-            chosen = np.empty(0, int) if t in self._locked else consensus(maps, t, clicks, config)[0]
-            if len(chosen):
-                found.append(supported_prompts(maps, t, clicks, chosen, config))
+            prompts = None if t in self._locked else consensus_of_slice(maps, t, clicks, config)[0]
+            if prompts is not None:
+                found.append(prompts)
         return found
 
     def _decode(self, prompts: Iterable[SlicePrompts], call: Call) -> set[int]:
@@ -319,16 +325,17 @@ class Session:
             found, (quality,) = masks.arrays()
             require_numbers([p.slice_index for p in prompts], quality)
             for p, mask, q in zip(prompts, found, quality.tolist(), strict=True):
-                self._keep(p, SliceResult(p.slice_index, mask, q if mask.any() else 0.0, p.status), call)
+                filled = bool(mask.any())
+                self._keep(p, SliceResult(p.slice_index, mask, q if filled else 0.0, p.status), call)
             call.decoded(len(prompts))
 
     def _keep(self, prompts: SlicePrompts, result: SliceResult, call: Call) -> None:
         t = prompts.slice_index
-        had_mask = t in self._outdated or (t in self._slices and bool(self._slices[t][1].mask.any()))
+        had_mask = t in self._outdated or (t in self._slices and bool(self._slices[t][1].pixels))
         self._outdated.discard(t)
         self._slices[t] = (prompts, result)
         self._told[t] = self._features.told(t)
-        if had_mask or result.mask.any() or result.status == SUPPORTED:
+        if had_mask or result.pixels or result.status == SUPPORTED:
             call.on_slice(result)
 
     def _heard_other(self, prompts: SlicePrompts) -> bool:
@@ -337,7 +344,7 @@ class Session:
         return bool(len(prompts.points)) and self._told[t] != self._features.told(t)
 
     def _blank(self, t: int, status: str) -> SliceResult:
-        return SliceResult(t, np.zeros(self.stack.array.shape[1:], dtype=bool), 0.0, status)
+        return SliceResult(t, self._nothing, 0.0, status)
 
     def _saliency_masks(self, call: Call, center: int) -> dict[int, SliceResult]:
         """S_t > tau of every slice."""
@@ -389,8 +396,8 @@ def _note_beyond(clicked: np.ndarray, results: Iterable[SliceResult]) -> list[st
     """What the user should know where the mask was followed far past the first or the last click."""
     first, last = int(clicked.min()), int(clicked.max())
     allowed = max(UNREMARKABLE_SLICES, UNREMARKABLE_SHARE * (last - first))
-    past = [(max(first - r.slice_index, r.slice_index - last), r.mask) for r in results if r.status != LOCKED]
-    beyond = max((slices for slices, mask in past if slices > allowed and mask.any()), default=0)
+    past = ((max(first - r.slice_index, r.slice_index - last), r) for r in results if r.status != LOCKED)
+    beyond = max((slices for slices, r in past if slices > allowed and r.pixels), default=0)
     if not beyond:
         return []
     return [f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends."]

@@ -74,13 +74,13 @@ def doubts_of_image(info: BundleInfo, stack: SliceStack, clicks: Clicks) -> list
 
 
 def doubts_of_result(
-    info: BundleInfo, stack: SliceStack, clicks: Clicks, fates: Iterable[str], mask: np.ndarray
+    info: BundleInfo, stack: SliceStack, clicks: Clicks, fates: Iterable[str], pixels: np.ndarray
 ) -> list[str]:
     """Sentences on why a result must be looked at; none where it is as expected.
 
     Args:
         fates: of the clicks, each in its own slice.
-        mask: (T, H, W) bool.
+        pixels: (T,) number of pixels of each slice's mask.
     """
     looked_at = [fate for fate in fates if fate != "outside"]
     rejected = sum(fate.startswith("rejected") for fate in looked_at)
@@ -95,7 +95,7 @@ def doubts_of_result(
             f"{rejected} of {len(looked_at)} clicks were rejected{_usually(info)}: "
             f"the model {info.name} hardly recognizes this structure."
         )
-    return doubts + _size(info, stack, clicks, mask)
+    return doubts + _size(info, stack, clicks, pixels)
 
 
 def better_model(
@@ -188,9 +188,9 @@ def _intensities(info: BundleInfo, stack: SliceStack, clicks: Clicks) -> list[st
     return doubts[:1]
 
 
-def _size(info: BundleInfo, stack: SliceStack, clicks: Clicks, mask: np.ndarray) -> list[str]:
+def _size(info: BundleInfo, stack: SliceStack, clicks: Clicks, pixels: np.ndarray) -> list[str]:
     """Doubts about a mask that is empty, almost empty, or of another size than the structure."""
-    filled: np.ndarray = np.asarray(mask.any(axis=(1, 2)))
+    filled: np.ndarray = np.asarray(pixels > 0)
     if not filled.any():
         return ["Nothing was segmented."]
     t = clicks.slice_index[~clicks.outside]
@@ -202,7 +202,7 @@ def _size(info: BundleInfo, stack: SliceStack, clicks: Clicks, mask: np.ndarray)
             "to the last."
         ]
     known = _range(info, "volume_ml")
-    volume_ml = float(mask.sum()) * stack.slice_mm * stack.pixel_mm[0] * stack.pixel_mm[1] / 1000
+    volume_ml = float(pixels.sum()) * stack.slice_mm * stack.pixel_mm[0] * stack.pixel_mm[1] / 1000
     if known is None or known[0] / VOLUME_FACTOR <= volume_ml <= known[1] * VOLUME_FACTOR:
         return []
     return [f"The mask has {volume_ml:.3g} ml; those that {info.name} was trained on have {_words(known)} ml."]

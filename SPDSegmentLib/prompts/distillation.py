@@ -15,6 +15,7 @@ in network pixels, (column, row).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -59,7 +60,22 @@ class SliceClicks:
 
     def on(self, t: int) -> np.ndarray:
         """Indexes of the clicks on slice t."""
-        return np.flatnonzero(self.slice_index == t)
+        slices, order, _ = self._by_slice
+        first, stop = slices.searchsorted((t, t + 1)).tolist()
+        return order[first:stop]
+
+    def near(self, t: int, n: int) -> bytes:
+        """Equal for two sets of clicks exactly if slice t sees the same clicks, n slices to either side."""
+        slices, _, table = self._by_slice
+        first, stop = slices.searchsorted((t - n, t + n + 1)).tolist()
+        return table[first:stop].tobytes()
+
+    @functools.cached_property
+    def _by_slice(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        order = np.argsort(self.slice_index, kind="stable")
+        xy = np.asarray(self.xy, dtype=np.float64).reshape(-1, 2)
+        table = np.column_stack((np.arange(len(order)), self.slice_index, xy, self.insisted))[order]
+        return np.asarray(self.slice_index)[order], order, table
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,8 @@ class SlicePrompts:
 
     def same_as(self, other: SlicePrompts | None) -> bool:
         """Whether decoding would get exactly the same input."""
+        if self is other:
+            return True
         return other is not None and self.status == other.status and np.array_equal(self.points, other.points)
 
 
@@ -117,6 +135,8 @@ def local_validation(saliency: SaliencyMaps, t: int, clicks: SliceClicks, eviden
     Those that are insisted on are among them; with ``evidence`` ``soft``, the others are those that it speaks for.
     """
     own = clicks.on(t)
+    if not len(own):
+        return own
     if evidence == "soft":
         return own[believed(saliency, t, clicks, own) | clicks.insisted[own]]
     return own[(saliency.at(t, clicks.xy[own]) > saliency.threshold) | clicks.insisted[own]]
@@ -134,6 +154,8 @@ def context_enrichment(
     neighbors = [j for j in range(t - n_neighbors, t + n_neighbors + 1) if j != t and 0 <= j < saliency.n_slices]
     validated = [local_validation(saliency, j, clicks, evidence) for j in neighbors]
     candidates = np.concatenate(validated) if validated else np.empty(0, int)
+    if not len(candidates):
+        return candidates, candidates
     supported = saliency.at(t, clicks.xy[candidates]) > saliency.threshold
     return candidates[supported], candidates[~supported]
 
@@ -156,21 +178,25 @@ def consensus(
         asked = word & (labels > 0) if (word & (labels > 0)).any() else ~word
         main = _dominant(labels[asked], saliency.at(t, clicks.xy[chosen[asked]])) if asked.any() else 0
         chosen, stray = chosen[(labels == main) | word], chosen[(labels != main) & ~word]
-    kept = np.intersect1d(local, chosen)
-    fates = [_fate(clicks, p, t, INSISTED, "You insist on it.") for p in kept[clicks.insisted[kept]]]
-    fates += [_fate(clicks, p, t, KEPT, "The saliency of its slice supports it.") for p in kept[~clicks.insisted[kept]]]
+    mine, supported, taken = (set(part.tolist()) for part in (own, local, chosen))
+    kept = sorted(supported & taken)
+    fates = [_fate(clicks, p, t, INSISTED, "You insist on it.") for p in kept if clicks.insisted[p]]
+    fates += [
+        _fate(clicks, p, t, KEPT, "The saliency of its slice supports it.") for p in kept if not clicks.insisted[p]
+    ]
     fates += [
         _fate(clicks, p, t, REJECTED_OWN_SLICE, "Its slice shows no sign of the structure there.")
-        for p in np.setdiff1d(own, local)
+        for p in sorted(mine - supported)
     ]
+    strayed = set(stray.tolist())
     fates += [
         _fate(clicks, p, t, REJECTED_OWN_SLICE, "Most clicks around it lie in another part of the slice.")
-        for p in np.intersect1d(own, stray)
+        for p in sorted(mine & strayed)
     ]
-    fates += [_fate(clicks, p, t, BORROWED, "Both slices support it.") for p in np.intersect1d(context, chosen)]
+    fates += [_fate(clicks, p, t, BORROWED, "Both slices support it.") for p in sorted(set(context.tolist()) & taken)]
     fates += [
         _fate(clicks, p, t, REJECTED_NEIGHBOR, "Supported in its own slice, not in this one.")
-        for p in np.union1d(refused, np.setdiff1d(stray, own))
+        for p in sorted(set(refused.tolist()) | (strayed - mine))
     ]
     return chosen, fates
 
@@ -233,6 +259,24 @@ def _fate(clicks: SliceClicks, click: int, t: int, fate: str, reason: str) -> Po
     return PointFate(int(click), t, fate, (float(column), float(row)), int(clicks.slice_index[click]), reason)
 
 
+def consensus_of_slice(
+    saliency: SaliencyMaps, t: int, clicks: SliceClicks, config: PromptConfig
+) -> tuple[SlicePrompts | None, list[PointFate]]:
+    """Consensus prompts of a slice, ``None`` without a consensus, and all fates.
+
+    Both are remembered with the maps until a click near the slice or a map near it changes.
+    """
+    n = config.n_neighbors + (config.evidence == "soft")
+    key = (config, clicks.near(t, saliency.n_slices if config.evidence == "soft" else n))
+    known = saliency.decided.get(t)
+    if known is None or known[0] != key:
+        chosen, fates = consensus(saliency, t, clicks, config)
+        prompts = supported_prompts(saliency, t, clicks, chosen, config) if len(chosen) else None
+        known = saliency.decided[t] = (key, range(t - n, t + n + 1), (prompts, fates))
+    found: tuple[SlicePrompts | None, list[PointFate]] = known[2]
+    return found
+
+
 def consensus_of_slices(
     saliency: SaliencyMaps, slices: Iterable[int], clicks: SliceClicks, config: PromptConfig
 ) -> tuple[dict[int, SlicePrompts], list[PointFate]]:
@@ -240,8 +284,8 @@ def consensus_of_slices(
     prompts: dict[int, SlicePrompts] = {}
     fates: list[PointFate] = []
     for t in slices:
-        chosen, looked_at = consensus(saliency, t, clicks, config)
+        found, looked_at = consensus_of_slice(saliency, t, clicks, config)
         fates += looked_at
-        if len(chosen):
-            prompts[t] = supported_prompts(saliency, t, clicks, chosen, config)
+        if found is not None:
+            prompts[t] = found
     return prompts, fates

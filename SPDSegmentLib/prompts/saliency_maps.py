@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -21,6 +22,10 @@ class SaliencyMaps:
         load: gives S_t, (S, S) in [0, 1], for a slice index; called once per slice, and again after :meth:`forget`.
         threshold: tau.
         slice_px: distance of two slices in network pixels; pixel_mm: side of such a pixel.
+
+    Attributes:
+        decided: what was made of the maps by slice: by which key, from which slices, and what; gone when one of the
+            slices is forgotten.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class SaliencyMaps:
         self._load = load
         self._maps: dict[int, np.ndarray] = {}
         self._components: dict[int, np.ndarray] = {}
+        self.decided: dict[int, tuple[object, range, Any]] = {}
 
     @classmethod
     def from_array(cls, saliency: np.ndarray, threshold: float, slice_px: float = 1.0) -> SaliencyMaps:
@@ -52,9 +58,12 @@ class SaliencyMaps:
 
     def forget(self, slices: Iterable[int]) -> None:
         """Load these slices again when they are next asked for."""
-        for t in slices:
+        gone = set(slices)
+        for t in gone:
             self._maps.pop(t, None)
             self._components.pop(t, None)
+        if gone:
+            self.decided = {t: kept for t, kept in self.decided.items() if gone.isdisjoint(kept[1])}
 
     def at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
         """S_t at points (N, 2) in (column, row), nearest pixel; 0 outside the map."""
@@ -63,7 +72,7 @@ class SaliencyMaps:
     def components(self, t: int) -> np.ndarray:
         """Labels (S, S) of the connected regions of S_t > tau, 0 for the rest."""
         if t not in self._components:
-            self._components[t] = _label(self.map(t) > self.threshold)
+            self._components[t] = _label(_exceeds(self.map(t), self.threshold))
         return self._components[t]
 
     def component_at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
@@ -105,16 +114,17 @@ class SaliencyMaps:
         labels = self.components(t)
         label = _most_frequent(labels[region])
         if label == 0 and low_threshold < self.threshold:
-            labels = _label(self.map(t) > low_threshold)
+            labels = _label(_exceeds(self.map(t), low_threshold))
             label = _most_frequent(labels[region])
         return labels == label if label else None
 
 
 def deepest_point(region: np.ndarray) -> np.ndarray:
     """(column, row) of the place of a region (S, S) farthest from its border; ties go to the first in raster order."""
-    depth = ndimage.distance_transform_cdt(np.pad(region, 1), "chessboard")
+    box = _box(region)
+    depth = ndimage.distance_transform_cdt(np.pad(region[box], 1), "chessboard")
     row, column = np.unravel_index(int(np.argmax(depth)), depth.shape)
-    return np.array([column - 1, row - 1], dtype=np.float64)
+    return np.array([box[1].start + column - 1, box[0].start + row - 1], dtype=np.float64)
 
 
 def _pick(image: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
@@ -122,13 +132,33 @@ def _pick(image: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
     columns, rows = np.rint(np.asarray(points_xy, float).reshape(-1, 2)).astype(int).T
     height, width = image.shape
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    if inside.all():
+        return image[rows, columns]
     values = np.zeros(len(columns), dtype=image.dtype)
     values[inside] = image[rows[inside], columns[inside]]
     return values
 
 
+def _exceeds(saliency: np.ndarray, threshold: float) -> np.ndarray:
+    """S > threshold, of float16 by its bits: those of numbers that are not negative are in the numbers' order."""
+    if saliency.dtype != np.float16:
+        return saliency > threshold
+    return np.ascontiguousarray(saliency).view(np.int16) > np.float16(threshold).view(np.int16)
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of (S, S) that hold all that is set; the first pixel where nothing is."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0)) if len(rows) else rows
+    if not len(rows):
+        return slice(0, 1), slice(0, 1)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
 def _label(mask: np.ndarray) -> np.ndarray:
-    return ndimage.label(mask, _EIGHT_CONNECTED)[0].astype(np.int32)
+    labels, box = np.zeros(mask.shape, dtype=np.int32), _box(mask)
+    ndimage.label(mask[box], _EIGHT_CONNECTED, output=labels[box])
+    return labels
 
 
 def _most_frequent(labels: np.ndarray) -> int:

@@ -63,10 +63,10 @@ def said(info: BundleInfo, image: Volume, axis: str = "axial") -> str:
     return " ".join(doubts_of_image(info, *clicked(image, axis)))
 
 
-def mask_of(stack: SliceStack, first: int, last: int, side: int = 20) -> np.ndarray:
+def pixels_of(stack: SliceStack, first: int, last: int, side: int = 20) -> np.ndarray:
     mask = np.zeros(stack.shape, bool)
     mask[first : last + 1, :side, :side] = True
-    return mask
+    return mask.sum(axis=(1, 2))
 
 
 def test_images_of_a_models_kind_are_not_doubted() -> None:
@@ -108,21 +108,21 @@ def test_slices_across_another_axis_than_the_models() -> None:
 
 def test_clicks_that_were_all_or_mostly_rejected() -> None:
     stack, clicks = clicked(like_mr())
-    mask = mask_of(stack, 2, 16)
+    pixels = pixels_of(stack, 2, 16)
     no, yes = "rejected_own_slice", "kept"
-    result = doubts_of_result(KIDNEY, stack, clicks, [no] * 8, mask)
+    result = doubts_of_result(KIDNEY, stack, clicks, [no] * 8, pixels)
     assert "All 8 clicks were rejected" in result[0] and "something else" in result[0]
-    assert "6 of 8 clicks were rejected" in doubts_of_result(KIDNEY, stack, clicks, [no] * 6 + [yes] * 2, mask)[0]
-    assert doubts_of_result(KIDNEY, stack, clicks, [no] * 4 + [yes] * 4, mask) == []
-    assert doubts_of_result(KIDNEY, stack, clicks, ["insisted"] * 8, mask) == []
+    assert "6 of 8 clicks were rejected" in doubts_of_result(KIDNEY, stack, clicks, [no] * 6 + [yes] * 2, pixels)[0]
+    assert doubts_of_result(KIDNEY, stack, clicks, [no] * 4 + [yes] * 4, pixels) == []
+    assert doubts_of_result(KIDNEY, stack, clicks, ["insisted"] * 8, pixels) == []
 
 
 def test_masks_that_are_empty_almost_empty_or_far_too_large() -> None:
     stack, clicks = clicked(like_mr())
     kept = ["kept"] * 8
-    assert doubts_of_result(KIDNEY, stack, clicks, kept, mask_of(stack, 0, -1)) == ["Nothing was segmented."]
-    assert "2 of the 15 slices" in doubts_of_result(KIDNEY, stack, clicks, kept, mask_of(stack, 8, 9))[0]
-    assert " ml; those that kidney-mr" in doubts_of_result(KIDNEY, stack, clicks, kept, mask_of(stack, 0, 19, 120))[0]
+    assert doubts_of_result(KIDNEY, stack, clicks, kept, pixels_of(stack, 0, -1)) == ["Nothing was segmented."]
+    assert "2 of the 15 slices" in doubts_of_result(KIDNEY, stack, clicks, kept, pixels_of(stack, 8, 9))[0]
+    assert " ml; those that kidney-mr" in doubts_of_result(KIDNEY, stack, clicks, kept, pixels_of(stack, 0, 19, 120))[0]
 
 
 def test_the_better_installed_model_is_named() -> None:
