@@ -114,6 +114,8 @@ def shorten(value: object, limit: int = 60) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
     if hint in (int, float):
         return is_finite_number(value) and (hint is float or isinstance(value, int))
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

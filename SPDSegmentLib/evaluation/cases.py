@@ -1,7 +1,9 @@
-"""Labelled cases for an evaluation."""
+"""Labelled cases for an evaluation, their targets, and the simulated clicks on them."""
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,37 @@ from pathlib import Path
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.run import EvaluationTarget, patient_of
+from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.labelmap import read_labels_of
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import check_image, read_volume
-from SPDSegmentLib.prompts.noise import click_path
+from SPDSegmentLib.prompts.noise import ClickPath, NoiseConfig, click_path, simulate_clicks_from_path
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationTarget:
+    """One structure of one case.
+
+    Attributes:
+        stack: the slices; mask: (T, H, W) bool; path: for the noise simulator.
+    """
+
+    patient: str
+    case: str
+    name: str
+    stack: SliceStack
+    mask: np.ndarray
+    path: ClickPath
+
+    def clicks(self, severity: str | float | NoiseConfig, seed: int) -> tuple[Clicks, float]:
+        """Simulated clicks and the share of them outside the target; the seed differs from case to case."""
+        own_seed = seed * 100_003 + zlib.crc32(f"{self.case}:{self.name}".encode()) % 100_003
+        simulated = simulate_clicks_from_path(self.path, self.mask, severity, own_seed)
+        n = len(simulated.slice_index)
+        clicks = Clicks(
+            simulated.slice_index, simulated.xy, np.zeros(n, dtype=bool), tuple(str(i + 1) for i in range(n))
+        )
+        return clicks, float(1 - simulated.inside_target.mean()) if n else 1.0
 
 
 @dataclass(frozen=True)
@@ -70,3 +98,26 @@ def load_targets(
     if not targets:
         raise BadInput(f"None of the cases {', '.join(cases)} holds a target.", "Check targets in [data].")
     return targets
+
+
+def shuffled_clicks(
+    targets: Sequence[EvaluationTarget], position: int, severity: str | float | NoiseConfig, seed: int
+) -> Clicks:
+    """The next other patient's clicks, moved to the same place of this volume by relative position.
+
+    They are on the like structure (the same name) where another patient has one: of two kidneys, on the same side.
+    """
+    own = targets[position]
+    others = [t for t in (*targets[position + 1 :], *targets[:position]) if t.patient != own.patient]
+    others = [t for t in others if t.name == own.name] or others or [own]
+    clicks, _ = others[0].clicks(severity, seed)
+    theirs, ours = np.array(others[0].mask.shape, float), np.array(own.mask.shape, float)
+    index = np.clip(np.rint(clicks.slice_index * ours[0] / theirs[0]), 0, ours[0] - 1).astype(int)
+    xy = clicks.xy * (ours[[2, 1]] / theirs[[2, 1]])
+    return Clicks(index, xy, clicks.outside, clicks.ids)
+
+
+def patient_of(case: str, pattern: str) -> str:
+    """The patient that a case name belongs to: the pattern's first group."""
+    match = re.match(pattern, case)
+    return match.group(1) if match else case

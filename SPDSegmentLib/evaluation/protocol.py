@@ -41,17 +41,18 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One segmentation of one target.
+    """One segmentation of one target: what ``spdsegment evaluate`` and the benchmark measure.
 
     Attributes:
-        bundle, method, severity, seed: what was run.
+        bundle, method, severity, seed: what was run; the severity may be a label of one kind of noise alone.
         patient, case, target: on what.
         clicks, outside_share: how many clicks, and which share of them lay outside the target.
         dsc, iou, nsd: per volume; hd95_mm in millimetres; ``None`` where the empty-mask policy leaves a case out.
         slice_dsc, slice_iou, slice_hd95_mm: means over the slices that hold the target.
+        seconds: of the segmentation, without what was kept from earlier clicks on the volume.
         kept_share, right_rejected, wrong_kept: shares of all clicks that were kept, of those inside the target that
             were rejected, of those outside that were kept; ``None`` where there is no such click or verdict.
-        seconds: of the call, encoding included unless kept from an earlier call.
+        fold: of a cross-validation.
     """
 
     bundle: str
@@ -74,3 +75,15 @@ class EvaluationRow:
     kept_share: float | None = None
     right_rejected: float | None = None
     wrong_kept: float | None = None
+    fold: str = ""
+
+    @property
+    def place(self) -> tuple[str, str, str, int]:
+        """What was segmented with which clicks."""
+        return self.case, self.target, self.severity, self.seed
+
+
+METRICS = (
+    "dsc", "iou", "hd95_mm", "nsd", "slice_dsc", "slice_iou", "slice_hd95_mm", "kept_share", "right_rejected",
+    "wrong_kept",
+)  # fmt: skip

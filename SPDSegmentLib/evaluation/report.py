@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.evaluation.protocol import EvaluationRow
-from SPDSegmentLib.evaluation.statistics import bootstrap_ci, holm, paired_wilcoxon
+from SPDSegmentLib.evaluation.protocol import METRICS, EvaluationRow
+from SPDSegmentLib.evaluation.statistics import Estimate, below, corrected, difference, estimate, worst_tenth
 from SPDSegmentLib.files import check_output, write_csv, write_json, write_png, write_text
 
 EMPTY_MASK_POLICY = (
@@ -20,21 +21,15 @@ EMPTY_MASK_POLICY = (
 )
 REPORT_NAMES = ("rows.csv", "summary.json", "table.md", "severity.png")
 TABLE_BYTES = 1 << 16
-METRICS = (
-    "dsc", "iou", "hd95_mm", "nsd", "slice_dsc", "slice_iou", "slice_hd95_mm", "kept_share", "right_rejected",
-    "wrong_kept",
-)  # fmt: skip
+NOTHING = "-"
+METRIC_HEADS = ("DSC", "HD95, mm", "NSD", "worst tenth", "below 0.5", "right clicks rejected", "wrong clicks kept")
+METRICS_NOTE = (
+    "DSC with its 95 % bootstrap interval, HD95 and NSD per volume, mean over patients; all but HD95 in percent. "
+    "Worst tenth: mean DSC of the tenth of the runs, each a target volume with one set of clicks, that came out worst; "
+    "below 0.5: runs whose DSC is. Of the clicks inside the target the share that is rejected, of those outside the "
+    "share that is kept, where a method judges clicks."
+)
 Key = tuple[str, str, str]
-
-
-def patient_means(rows: Sequence[EvaluationRow], metric: str) -> dict[str, float]:
-    """Mean of a metric per patient, over targets and seeds; patients without a value are left out."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        value = getattr(row, metric)
-        if value is not None:
-            values.setdefault(row.patient, []).append(float(value))
-    return {patient: float(np.mean(v)) for patient, v in values.items()}
 
 
 def group_rows(rows: Sequence[EvaluationRow]) -> dict[Key, list[EvaluationRow]]:
@@ -45,76 +40,115 @@ def group_rows(rows: Sequence[EvaluationRow]) -> dict[Key, list[EvaluationRow]]:
     return groups
 
 
+def figures_of(rows: Sequence[EvaluationRow]) -> dict[str, Any]:
+    """Every metric of some runs as a flat JSON-ready record; metrics without a value are left out."""
+    record: dict[str, Any] = {"patients": len({row.patient for row in rows}), "runs": len(rows)}
+    for metric in METRICS:
+        found = estimate(rows, metric)
+        if found is not None:
+            digits = 2 if "hd95" in metric else 4
+            record[metric] = round(found.mean, digits)
+            record[f"{metric}_low"], record[f"{metric}_high"] = round(found.low, digits), round(found.high, digits)
+    worst = worst_tenth(rows)
+    if worst is not None:
+        record["dsc_worst_tenth"], record["dsc_below_half"] = round(worst, 4), below(rows)[0]
+    return record
+
+
 def summarize(rows: Sequence[EvaluationRow]) -> list[dict[str, Any]]:
-    """One JSON-ready entry per bundle, method and severity."""
-    summary = []
-    for (bundle, method, severity), group in group_rows(rows).items():
-        entry: dict[str, Any] = {
-            "bundle": bundle,
-            "method": method,
-            "severity": severity,
-            "patients": len({row.patient for row in group}),
-            "runs": len(group),
-            "outside_share": round(float(np.mean([row.outside_share for row in group])), 3),
-        }
-        for metric in METRICS:
-            means = list(patient_means(group, metric).values())
-            if means:
-                low, high = bootstrap_ci(means)
-                entry[metric] = round(float(np.mean(means)), 4)
-                entry[f"{metric}_ci95"] = [round(float(low), 4), round(float(high), 4)]
-        summary.append(entry)
-    return summary
+    """One JSON-ready record per bundle, method and severity."""
+    return [
+        {"bundle": bundle, "method": method, "severity": severity}
+        | figures_of(group)
+        | {"outside_share": round(float(np.mean([row.outside_share for row in group])), 3)}
+        for (bundle, method, severity), group in group_rows(rows).items()
+    ]
 
 
 def compare(rows: Sequence[EvaluationRow], reference: tuple[str, str]) -> list[dict[str, Any]]:
     """Paired Wilcoxon of every other (bundle, method) against ``reference``, per severity, Holm-corrected (DSC)."""
     groups = group_rows(rows)
-    tests: list[dict[str, Any]] = []
+    found = []
     for (bundle, method, severity), group in groups.items():
-        base = groups.get((*reference, severity))
-        if base is None or (bundle, method) == reference:
-            continue
-        ours, theirs = patient_means(base, "dsc"), patient_means(group, "dsc")
-        patients = sorted(ours.keys() & theirs.keys())
-        a, b = [ours[p] for p in patients], [theirs[p] for p in patients]
-        tests.append(
-            {
-                "bundle": bundle,
-                "method": method,
-                "severity": severity,
-                "dsc_difference": round(float(np.mean(a) - np.mean(b)), 4),
-                "p": float(paired_wilcoxon(a, b)),
-            }
-        )
-    for test, p in zip(tests, holm([float(test["p"]) for test in tests]), strict=True):
-        test["p_holm"] = float(p)
-    return tests
+        base = groups.get((*reference, severity), [])
+        test = None if (bundle, method) == reference else difference(base, group)
+        if test is not None:
+            found.append(({"bundle": bundle, "method": method, "severity": severity}, test))
+    return [
+        {**where, "dsc_difference": round(test.value.mean, 4), "p": test.p, "p_holm": test.p_holm}
+        for (where, _), test in zip(found, corrected([test for _, test in found]), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """One line of a table: a method at one severity of the noise.
+
+    Attributes:
+        labels: cells at its beginning; extra: cells at its end.
+        state: what is said in place of figures where there is no row.
+    """
+
+    labels: tuple[str, ...]
+    severity: str
+    rows: Sequence[EvaluationRow]
+    extra: tuple[str, ...] = ()
+    state: str = "not run"
+
+    @property
+    def cells(self) -> list[str]:
+        """All cells, as text."""
+        if not self.rows:
+            return [*self.labels, self.state, *[""] * (len(METRIC_HEADS) + len(self.extra))]
+        low, count = below(self.rows)
+        return [
+            *self.labels,
+            self.severity,
+            percent(estimate(self.rows)),
+            _number(estimate(self.rows, "hd95_mm")),
+            percent(estimate(self.rows, "nsd"), interval=False),
+            NOTHING if count == 0 else f"{100 * (worst_tenth(self.rows) or 0.0):.1f}",
+            NOTHING if count == 0 else f"{low} of {count}",
+            percent(estimate(self.rows, "right_rejected"), interval=False),
+            percent(estimate(self.rows, "wrong_kept"), interval=False),
+            *self.extra,
+        ]
+
+
+def metrics_table(label_heads: Sequence[str], lines: Sequence[TableLine], extra_heads: Sequence[str] = ()) -> str:
+    """The one table of evaluations: a line per method and severity, with failures beside the means."""
+    heads = [*label_heads, "clicks", *METRIC_HEADS, *extra_heads]
+    return "\n".join([table_line(heads), "|" + "---|" * len(heads), *(table_line(line.cells) for line in lines)])
+
+
+def table_line(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def percent(figure: Estimate | None, interval: bool = True) -> str:
+    """A share in percent, as the paper prints DSC, with its interval."""
+    if figure is None:
+        return NOTHING
+    text = f"{100 * figure.mean:.1f}"
+    return f"{text} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]" if interval else text
+
+
+def _number(figure: Estimate | None) -> str:
+    return NOTHING if figure is None else f"{figure.mean:.1f}"
 
 
 def markdown_table(rows: Sequence[EvaluationRow]) -> str:
-    """A Markdown table: one line per bundle and method, one column per severity, DSC (HD95 in mm)."""
+    """The table of an evaluation: one line per severity, bundle and method."""
     groups = group_rows(rows)
     severities = list(dict.fromkeys(key[2] for key in groups))
-    lines = ["| bundle | prompts | " + " | ".join(severities) + " |", "|---|---|" + "---|" * len(severities)]
-    for bundle, method in dict.fromkeys(key[:2] for key in groups):
-        cells = []
-        for severity in severities:
-            group = groups.get((bundle, method, severity), [])
-            dsc, hd95 = patient_means(group, "dsc").values(), patient_means(group, "hd95_mm").values()
-            verdicts = [patient_means(group, metric).values() for metric in ("right_rejected", "wrong_kept")]
-            shares = " / ".join(f"{np.mean(list(v)):.0%}" if v else "-" for v in verdicts)
-            text = f"{np.mean(list(dsc)):.3f} ({np.mean(list(hd95)):.1f})" if dsc else "-"
-            cells.append(f"{text}; {shares}" if any(verdicts) else text)
-        lines.append(f"| {bundle} | {method} | " + " | ".join(cells) + " |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Volume DSC (HD95 in mm); right clicks rejected / wrong clicks kept; mean over patients. "
-            + EMPTY_MASK_POLICY,
-        ]
-    )
+    lines = [
+        TableLine((bundle, method), severity, group)
+        for severity in severities
+        for (bundle, method, of), group in groups.items()
+        if of == severity
+    ]
+    return metrics_table(("bundle", "prompts"), lines) + f"\n\n{METRICS_NOTE} {EMPTY_MASK_POLICY}"
 
 
 def write_reports(folder: Path, rows: Sequence[EvaluationRow], context: dict[str, Any]) -> None:
@@ -171,11 +205,10 @@ def _figure(path: Path, rows: Sequence[EvaluationRow]) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, metric, label in zip(figure.subplots(1, 2), ("dsc", "hd95_mm"), ("volume DSC", "HD95 (mm)"), strict=True):
         for bundle, method in dict.fromkeys(key[:2] for key in groups):
-            points = []
-            for i, severity in enumerate(severities):
-                means = list(patient_means(groups.get((bundle, method, severity), []), metric).values())
-                if means:
-                    points.append((i, float(np.mean(means)), *bootstrap_ci(means)))
+            found = [estimate(groups.get((bundle, method, severity), []), metric) for severity in severities]
+            points = [(i, f.mean, f.low, f.high) for i, f in enumerate(found) if f is not None]
+            if not points:
+                continue
             x, y, low, high = np.array(points).T
             axes.plot(x, y, marker="o", label=f"{bundle}, {method}")
             axes.fill_between(x, low, high, alpha=0.12)

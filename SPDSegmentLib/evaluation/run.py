@@ -1,61 +1,125 @@
-"""Run one bundle over the targets of labelled cases with simulated clicks."""
+"""One evaluator: segment labelled targets with simulated clicks and measure the masks.
+
+:func:`measure` makes one row of any system's mask; :func:`evaluate` runs a bundle's methods over all targets. The
+benchmark measures every system with the same function.
+"""
 
 from __future__ import annotations
 
-import re
-import zlib
+import hashlib
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from SPDSegmentLib.evaluation.metrics import slice_metrics, volume_metrics
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.cases import EvaluationTarget, shuffled_clicks
+from SPDSegmentLib.evaluation.metrics import MaskMetrics, slice_metrics, volume_metrics
 from SPDSegmentLib.evaluation.protocol import SALIENCY_ONLY, SHUFFLED, EvaluationConfig, EvaluationRow
 from SPDSegmentLib.geometry.centerline import Clicks
-from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.results import PointResult
 from SPDSegmentLib.inference.session import Session
-from SPDSegmentLib.prompts.noise import ClickPath, NoiseConfig, simulate_clicks_from_path
 from SPDSegmentLib.prompts.strategies import rests_on_distillation
 
-
-@dataclass(frozen=True, eq=False)
-class EvaluationTarget:
-    """One structure of one case.
-
-    Attributes:
-        stack: the slices; mask: (T, H, W) bool; path: for the noise simulator.
-    """
-
-    patient: str
-    case: str
-    name: str
-    stack: SliceStack
-    mask: np.ndarray
-    path: ClickPath
-
-    def clicks(self, severity: str | float | NoiseConfig, seed: int) -> tuple[Clicks, float]:
-        """Simulated clicks and the share of them outside the target; the seed differs from case to case."""
-        own_seed = seed * 100_003 + zlib.crc32(f"{self.case}:{self.name}".encode()) % 100_003
-        simulated = simulate_clicks_from_path(self.path, self.mask, severity, own_seed)
-        n = len(simulated.slice_index)
-        clicks = Clicks(
-            simulated.slice_index, simulated.xy, np.zeros(n, dtype=bool), tuple(str(i + 1) for i in range(n))
-        )
-        return clicks, float(1 - simulated.inside_target.mean()) if n else 1.0
+KEPT_JUDGMENTS = 256
+Fates = Mapping[int, PointResult]
+Segment = Callable[[EvaluationTarget, Clicks], tuple[np.ndarray, Fates | None]]
+"""A system: from a target's slices and clicks to its mask (T, H, W) bool, and the fates of the clicks if it judges
+them."""
 
 
-class SessionPool:
-    """Sessions by target and field of view: what one set of clicks has encoded serves the next."""
+class Judge:
+    """Metrics of masks; a mask that was judged before, as those of methods without clicks are, is not judged again."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str, str, bytes], tuple[MaskMetrics, MaskMetrics]] = OrderedDict()
+
+    def metrics(self, target: EvaluationTarget, mask: np.ndarray, dataset: str = "") -> tuple[MaskMetrics, MaskMetrics]:
+        """Of the volume, and means over the slices that hold the target; ``dataset`` tells like-named cases apart.
+
+        Raises:
+            BadInput: a mask that is not (T, H, W) bool.
+        """
+        if mask.shape != target.mask.shape or mask.dtype != bool:
+            raise BadInput(f"The mask is {mask.dtype} {mask.shape}, not bool {target.mask.shape}.")
+        key = (dataset, target.case, target.name, hashlib.sha256(np.packbits(mask).tobytes()).digest())
+        if key not in self._kept:
+            stack = target.stack
+            volume = volume_metrics(mask, target.mask, (stack.slice_mm, *stack.pixel_mm))
+            self._kept[key] = volume, slice_metrics(mask, target.mask, stack.pixel_mm)
+            if len(self._kept) > KEPT_JUDGMENTS:
+                self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """What a row says of where it comes from: see :class:`EvaluationRow`; ``dataset`` tells like-named cases apart."""
+
+    bundle: str
+    method: str
+    severity: str
+    seed: int
+    outside_share: float
+    fold: str = ""
+    dataset: str = ""
+
+
+def measure(
+    segment: Segment, target: EvaluationTarget, clicks: Clicks, occasion: Occasion, judge: Judge
+) -> EvaluationRow:
+    """Segment one target with one set of clicks; whatever goes wrong is raised."""
+    begun = time.perf_counter()
+    mask, fates = segment(target, clicks)
+    seconds = time.perf_counter() - begun
+    volume, slices = judge.metrics(target, mask, occasion.dataset)
+    verdicts = (None, None, None) if fates is None else verdict_shares(target.mask, clicks, fates)
+    return EvaluationRow(
+        occasion.bundle,
+        occasion.method,
+        occasion.severity,
+        occasion.seed,
+        target.patient,
+        target.case,
+        target.name,
+        len(clicks),
+        round(occasion.outside_share, 4),
+        _rounded(volume.dsc),
+        _rounded(volume.iou),
+        _rounded(volume.hd95_mm, 3),
+        _rounded(volume.nsd),
+        _rounded(slices.dsc),
+        _rounded(slices.iou),
+        _rounded(slices.hd95_mm, 3),
+        round(seconds, 3),
+        *verdicts,
+        fold=occasion.fold,
+    )
+
+
+class BundleMethods:
+    """A bundle's ways of prompting as systems; what one set of clicks has encoded serves the next."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
+        self._target: EvaluationTarget | None = None
         self._sessions: dict[tuple[float, float], Session] = {}
 
-    def session(self, target: EvaluationTarget, clicks: Clicks) -> Session:
+    def segment(self, target: EvaluationTarget, clicks: Clicks, method: str) -> tuple[np.ndarray, Fates | None]:
+        """Mask, and the fates of the clicks where the method judges them."""
+        strategy = "consensus" if method in (SALIENCY_ONLY, SHUFFLED) else method
+        session = self._session(target, clicks)
+        result = session.segment(clicks, prompts=strategy, saliency_only=method == SALIENCY_ONLY)
+        return result.mask, result.click_fates() if rests_on_distillation(method) else None
+
+    def _session(self, target: EvaluationTarget, clicks: Clicks) -> Session:
         """A session whose field of view is the one that a new session would choose for these clicks."""
+        if target is not self._target:
+            self._target, self._sessions = target, {}
         height, width = target.stack.array.shape[1:]
         window = place_window(
             (height, width),
@@ -70,68 +134,29 @@ class SessionPool:
 
 
 def evaluate(
-    predictor: Predictor,
-    targets: Sequence[EvaluationTarget],
-    config: EvaluationConfig,
-    bundle: str,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    predictor: Predictor, targets: Sequence[EvaluationTarget], config: EvaluationConfig, bundle: str
 ) -> Iterator[EvaluationRow]:
     """Yield one row per target, severity, seed and method; the clicks are the same for every method."""
-    total = len(targets) * len(config.severities) * config.seeds * len(config.methods)
-    done = 0
+    methods, judge = BundleMethods(predictor), Judge()
     for position, target in enumerate(targets):
-        pool = SessionPool(predictor)
         for severity in config.severities:
             for seed in range(config.first_seed, config.first_seed + config.seeds):
                 for method in config.methods:
                     clicks, outside = target.clicks(severity, seed)
                     if method == SHUFFLED:
                         clicks = shuffled_clicks(targets, position, severity, seed)
-                    row = _run(predictor, pool, target, clicks, method, (bundle, severity, seed, outside))
-                    yield row
-                    done += 1
-                    on_progress(done, total)
+                    occasion = Occasion(bundle, method, severity, seed, outside)
 
+                    def segment(
+                        target: EvaluationTarget, clicks: Clicks, method: str = method
+                    ) -> tuple[np.ndarray, Fates | None]:
+                        return methods.segment(target, clicks, method)
 
-def _run(
-    predictor: Predictor,
-    pool: SessionPool,
-    target: EvaluationTarget,
-    clicks: Clicks,
-    method: str,
-    identity: tuple[str, str, int, float],
-) -> EvaluationRow:
-    bundle, severity, seed, outside = identity
-    session = pool.session(target, clicks)
-    strategy = "consensus" if method in (SALIENCY_ONLY, SHUFFLED) else method
-    result = session.segment(clicks, prompts=strategy, saliency_only=method == SALIENCY_ONLY)
-    spacing = (target.stack.slice_mm, *target.stack.pixel_mm)
-    volume = volume_metrics(result.mask, target.mask, spacing)
-    slices = slice_metrics(result.mask, target.mask, target.stack.pixel_mm)
-    return EvaluationRow(
-        bundle,
-        method,
-        severity,
-        seed,
-        target.patient,
-        target.case,
-        target.name,
-        len(clicks.slice_index),
-        round(outside, 4),
-        volume.dsc,
-        volume.iou,
-        volume.hd95_mm,
-        volume.nsd,
-        slices.dsc,
-        slices.iou,
-        slices.hd95_mm,
-        round(result.seconds, 3),
-        *(verdict_shares(target.mask, clicks, result.click_fates()) if rests_on_distillation(method) else ()),
-    )
+                    yield measure(segment, target, clicks, occasion, judge)
 
 
 def verdict_shares(
-    mask_thw: np.ndarray, clicks: Clicks, fates: Mapping[int, PointResult]
+    mask_thw: np.ndarray, clicks: Clicks, fates: Fates
 ) -> tuple[float | None, float | None, float | None]:
     """Shares of all clicks that were kept, of those inside the target that were rejected, of those outside kept."""
     column, row = np.rint(clicks.xy).astype(int).T
@@ -148,24 +173,5 @@ def verdict_shares(
     return share(kept, np.ones(len(kept), dtype=bool)), share(~kept, right), share(kept, ~right)
 
 
-def shuffled_clicks(
-    targets: Sequence[EvaluationTarget], position: int, severity: str | float | NoiseConfig, seed: int
-) -> Clicks:
-    """The next other patient's clicks, moved to the same place of this volume by relative position.
-
-    They are on the like structure (the same name) where another patient has one: of two kidneys, on the same side.
-    """
-    own = targets[position]
-    others = [t for t in (*targets[position + 1 :], *targets[:position]) if t.patient != own.patient]
-    others = [t for t in others if t.name == own.name] or others or [own]
-    clicks, _ = others[0].clicks(severity, seed)
-    theirs, ours = np.array(others[0].mask.shape, float), np.array(own.mask.shape, float)
-    index = np.clip(np.rint(clicks.slice_index * ours[0] / theirs[0]), 0, ours[0] - 1).astype(int)
-    xy = clicks.xy * (ours[[2, 1]] / theirs[[2, 1]])
-    return Clicks(index, xy, clicks.outside, clicks.ids)
-
-
-def patient_of(case: str, pattern: str) -> str:
-    """The patient that a case name belongs to: the pattern's first group."""
-    match = re.match(pattern, case)
-    return match.group(1) if match else case
+def _rounded(value: float | None, digits: int = 5) -> float | None:
+    return None if value is None else round(float(value), digits)

@@ -1,15 +1,18 @@
 """Statistics of measurements on patients: means, paired tests, Holm's correction, bootstrap intervals.
 
-The patient is the unit everywhere: :func:`patient_means` comes first, the rest works on its values.
+The patient is the unit of means and tests: :func:`patient_means` comes first, the rest works on its values. What looks
+at failures (:func:`worst_tenth`, :func:`below`) counts single runs: a target volume with one set of clicks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.protocol import EvaluationRow
 
 Values = Sequence[float] | np.ndarray
 TIE_DECIMALS = 12  # differences that agree to so many decimals are ties, whatever rounding of floats did
@@ -85,6 +88,79 @@ def bootstrap_ci(values: Values, confidence: float = 0.95, samples: int = 2000, 
     means = array[rng.integers(0, len(array), (samples, len(array)))].mean(axis=1)
     low, high = np.percentile(means, [50 * (1 - confidence), 50 * (1 + confidence)])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over patients with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    patients: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One method minus another over the patients and clicks that both have.
+
+    Attributes:
+        p: two-sided paired Wilcoxon; p_holm: corrected over the family that it was tested in.
+    """
+
+    value: Estimate
+    p: float
+    p_holm: float = 1.0
+
+
+def estimate_of(values: Iterable[float]) -> Estimate | None:
+    """Mean and interval of one value per patient; ``None`` for no values."""
+    known = list(values)
+    if not known:
+        return None
+    low, high = bootstrap_ci(known)
+    return Estimate(float(np.mean(known)), low, high, len(known))
+
+
+def means_of_rows(rows: Iterable[EvaluationRow], metric: str) -> dict[str, float]:
+    """Mean of a metric per patient, over targets and seeds; patients without a value are left out."""
+    known = list(rows)
+    return patient_means([row.patient for row in known], [getattr(row, metric) for row in known])
+
+
+def estimate(rows: Iterable[EvaluationRow], metric: str = "dsc") -> Estimate | None:
+    """Mean of a metric over patients; ``None`` without values."""
+    return estimate_of(means_of_rows(rows, metric).values())
+
+
+def worst_tenth(rows: Iterable[EvaluationRow]) -> float | None:
+    """Mean DSC of the tenth of the runs, at least one, that came out worst; ``None`` without values."""
+    values = sorted(row.dsc for row in rows if row.dsc is not None)
+    return float(np.mean(values[: -(-len(values) // 10)])) if values else None
+
+
+def below(rows: Iterable[EvaluationRow], limit: float = 0.5) -> tuple[int, int]:
+    """How many runs have a DSC below ``limit``, and of how many."""
+    values = [row.dsc for row in rows if row.dsc is not None]
+    return sum(value < limit for value in values), len(values)
+
+
+def difference(
+    first: Iterable[EvaluationRow], second: Iterable[EvaluationRow], metric: str = "dsc"
+) -> Difference | None:
+    """First minus second over what both have; ``None`` where they share no patient."""
+    a, b = list(first), list(second)
+    places = {row.place for row in a} & {row.place for row in b}
+    means = [means_of_rows((row for row in rows if row.place in places), metric) for rows in (a, b)]
+    patients = sorted(means[0].keys() & means[1].keys())
+    ours, theirs = ([mean[p] for p in patients] for mean in means)
+    value = estimate_of(np.subtract(ours, theirs).tolist())
+    return None if value is None else Difference(value, paired_wilcoxon(ours, theirs))
+
+
+def corrected(tests: Sequence[Difference]) -> list[Difference]:
+    """The same tests with Holm's correction over all of them."""
+    return [replace(test, p_holm=p) for test, p in zip(tests, holm([t.p for t in tests]), strict=True)]
 
 
 def _same_length(first: Sized, second: Sized) -> None:

@@ -261,6 +261,8 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def build_settings(cls: type, values: Any, where: str) -> Any:
     """A dataclass from nested tables; a field that is a dataclass, or a mapping to some, takes tables of its own.
 
+    What is built already is taken as it is.
+
     Raises:
         BadInput: naming ``where`` and the setting that is missing, unknown, or of the wrong kind.
     """
@@ -282,7 +284,7 @@ def build_settings(cls: type, values: Any, where: str) -> Any:
 
 def _nested(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return build_settings(kind, value, where)  # type: ignore[arg-type]
+        return value if isinstance(value, kind) else build_settings(kind, value, where)  # type: ignore[arg-type]
     if typing.get_origin(kind) is dict and isinstance(value, dict):
         return {name: _nested(typing.get_args(kind)[1], item, f"{where} [{name}]") for name, item in value.items()}
     return _tuples(value)

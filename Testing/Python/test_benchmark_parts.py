@@ -10,8 +10,8 @@ import pytest
 from tiny_benchmark import options, write_benchmark
 
 from spdbench import figures, tables
-from spdbench.cells import Row
-from spdbench.command import plan_of
+from spdbench.cells import read_cell, write_cell
+from spdbench.command import list_cells, plan_of, run_benchmark
 from spdbench.comparators.bundle_row import clicked_component
 from spdbench.comparators.frozen_sam import box_around, random_points
 from spdbench.comparators.protocol import Budget
@@ -36,7 +36,8 @@ from spdbench.summary import (
     differences,
 )
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.run import shuffled_clicks
+from SPDSegmentLib.evaluation.cases import shuffled_clicks
+from SPDSegmentLib.evaluation.protocol import EvaluationRow
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.prompts.noise import SEVERITIES, NoiseConfig
@@ -71,7 +72,14 @@ def test_the_shipped_file_is_sound() -> None:
     ("old", "new", "said"),
     [
         ("seeds = 2", "seed = 2", "Unknown setting 'seed'"),
-        ('title = "Blob"', "", "dataset blob is incomplete"),
+        ("seeds = 2", 'seeds = "2"', "seeds in .*bench.toml is '2', which is not a whole number"),
+        ('title = "Blob"', 'title = "Blob"\nfolds = "2"', r"folds in .*\[dataset.blob\] is '2', which is not a whole"),
+        ("steps = 3", "steps = 3.5", r"steps in .*\[budget\] is 3.5, which is not a whole number"),
+        ("at_least = 0.05", "at_least = true", r"at_least in .*\[\[claim\]\] 1 is True, which is not a number"),
+        ('noises = ["severe"]', "noises = 3", r"noises in .*\[sweep.n\] is 3, which is not a list"),
+        ("values = [0, 2]", "values = 2", "values of .*sweep.n. is of the wrong kind"),
+        ("[[claim]]", "[claim]", "claim.* is not a table"),
+        ('title = "Blob"', "", r"\[dataset.blob\] is incomplete"),
         ('clicks = "oracle"', 'clicks = "guessed"', "clicks 'guessed' of method oracle"),
         ('prompt = "n_neighbors"', "", "must name one setting"),
         ('headline = "severe"', 'headline = "mild"', "headline 'mild'"),
@@ -174,8 +182,9 @@ def test_the_box_holds_the_points_and_the_margin() -> None:
     assert np.allclose(box, [[35.0, 45.0], [65.0, 57.0]])
 
 
-def _row(patient: str, noise: str, dsc: float, seed: int = 1) -> Row:
-    return Row("0", patient, patient, "1", noise, seed, 9, 0.2, dsc, dsc, 10 * (1 - dsc), dsc, dsc, dsc, 1.0, 0.5)
+def _row(patient: str, noise: str, dsc: float, seed: int = 1) -> EvaluationRow:
+    figures = (dsc, dsc, 10 * (1 - dsc), dsc, dsc, dsc, 1.0, 0.5)
+    return EvaluationRow("", "", noise, seed, patient, patient, "1", 9, 0.2, *figures, fold="0")
 
 
 def _dataset(gap: float, patients: int = 8) -> DatasetResult:
@@ -292,7 +301,7 @@ def test_the_policy_stands_under_every_table_and_no_row_is_dropped(tmp_path: Pat
     assert tables.csv_text(records).count("\n") == len(records) + 1
 
 
-def test_what_was_not_measured_is_named_in_a_line_and_fills_no_table(tmp_path: Path) -> None:
+def test_what_was_not_run_is_shown_as_such_and_has_no_figures(tmp_path: Path) -> None:
     given = _config(tmp_path)
     dataset, untouched = _dataset(0.12), _dataset(0.12)
     dataset.methods["sam-tuning"] = MethodResult(MethodSpec("sam-tuning", "Later", bundle="x"), [], NOT_YET, {})
@@ -302,11 +311,54 @@ def test_what_was_not_measured_is_named_in_a_line_and_fills_no_table(tmp_path: P
     }
     given.datasets = [dataset, untouched]
     given.claims = check_claims(given.config.claims, given.datasets)
-    assert tables.method_table(untouched, ("main",), given.config) == "Not measured yet: Spd; Sam-Tuning."
+    assert "| Sam-Tuning | not run | |" in " ".join(tables.method_table(untouched, ("main",), given.config).split())
     text = report_text(given, tmp_path / "report.md")
-    assert "- Not measured yet: Later." in text and "| Later |" not in text
-    assert "Declared and not measured yet: Other." in text and "### Other" not in text
-    assert "Not measured yet: Much better (toy, other)." in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| Later |")]
+    assert "| not run |" in line and not any(character.isdigit() for character in line)
+    assert "Declared and not run: Other." in text and "### Other" not in text
+    assert "Not run: Much better (toy, other)." in text
+
+
+def test_every_table_shows_failures_and_verdicts_beside_the_means(tmp_path: Path) -> None:
+    given = _config(tmp_path)
+    dataset = _dataset(0.12, patients=20)
+    rows = dataset.methods["spd"].rows
+    lost = [
+        replace(r, dsc=0.1 * i) if r.patient == f"p{i}" else r for i in (1, 2) for r in rows if r.patient == f"p{i}"
+    ]
+    kept = [replace(r, right_rejected=0.04, wrong_kept=0.2) for r in rows if r.patient not in ("p1", "p2")]
+    dataset.methods["spd"] = MethodResult(dataset.methods["spd"].method, [*lost, *kept], "", {})
+    table = tables.method_table(dataset, ("main",), given.config)
+    head, _, clean, other, clinic, _ = table.splitlines()[:6]
+    assert "| worst tenth | below 0.5 | right clicks rejected | wrong clicks kept |" in head
+    for line in (clean, clinic):
+        assert line.startswith("| Spd |") and "| 15.0 | 2 of 20 | 4.0 | 20.0 |" in line
+    assert other.startswith("| Sam-Tuning |") and "| 0 of 20 | - | - |" in other
+    given.datasets = [dataset]
+    first = report_text(given, tmp_path / "report.md").split("## What the evidence must show")[0]
+    assert " / 15.0 |" in first
+    (record,) = [
+        r for r in tables.summary_records([dataset], given.config) if (r["method"], r["noise"]) == ("spd", "clean")
+    ]
+    assert (record["dsc_worst_tenth"], record["dsc_below_half"], record["wrong_kept"]) == (0.15, 2, 0.2)
+
+
+def test_rows_of_an_earlier_version_are_marked_and_never_pass_for_todays(tmp_path: Path) -> None:
+    path = write_benchmark(tmp_path)
+    run_benchmark(options(path, only=("blob/spd", "blob/saliency-only")))
+    for method in ("spd", "saliency-only"):
+        cell = read_cell(tmp_path / "results", "blob", method)
+        cell.keys = dict.fromkeys(cell.keys, "of before")
+        write_cell(tmp_path / "results", cell)
+    outcome = run_benchmark(options(path, report_only=True))
+    assert "SPD (earlier version)" in (outcome.folder / "tables.md").read_text(encoding="utf-8")
+    assert ", earlier version |" in outcome.report.read_text(encoding="utf-8").split("## The paper's figures")[0]
+    lines = list_cells(plan_of(options(path)))
+    assert [line.split()[1:4] for line in lines if line.startswith("blob/spd")] == [["0", "/", "10"]]
+    for path_of in (tmp_path / "results" / "cells" / "blob").iterdir():
+        path_of.write_text(path_of.read_text().replace('"noise_version":1', '"noise_version":0'), encoding="utf-8")
+    again = run_benchmark(options(path, report_only=True))
+    assert "earlier version)" not in (again.folder / "tables.md").read_text(encoding="utf-8"), "other clicks"
 
 
 def test_the_report_begins_with_a_table_and_says_what_failed(tmp_path: Path) -> None:

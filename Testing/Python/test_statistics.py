@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.protocol import EvaluationRow
 from SPDSegmentLib.evaluation.statistics import (
+    below,
     bootstrap_ci,
+    difference,
     holm,
     mean_over_patients,
     paired_wilcoxon,
     patient_means,
+    worst_tenth,
 )
 
 
@@ -92,3 +98,29 @@ def test_bootstrap_interval_of_one_value_is_that_value() -> None:
 def test_bootstrap_without_values_is_refused() -> None:
     with pytest.raises(BadInput):
         bootstrap_ci([])
+
+
+def row(dsc: float | None, patient: str = "p", **changes: object) -> EvaluationRow:
+    """A row with this DSC and nothing else of note."""
+    figures = (dsc, dsc, 1.0, dsc, dsc, dsc, 1.0, 0.1)
+    made = EvaluationRow("", "m", "clean", 1, patient, patient, "1", 9, 0.2, *figures)
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_the_worst_tenth_is_the_mean_of_the_runs_that_came_out_worst() -> None:
+    rows = [row(value / 100) for value in range(60, 81)] + [row(None)]
+    assert worst_tenth(rows) == pytest.approx((0.60 + 0.61 + 0.62) / 3)  # 21 runs: three of them
+    assert worst_tenth([row(0.3), row(0.9)]) == pytest.approx(0.3)
+    assert worst_tenth([row(None)]) is None
+
+
+def test_runs_below_a_half_are_counted_without_those_left_out() -> None:
+    assert below([row(0.49), row(0.5), row(0.9), row(None)]) == (1, 3)
+
+
+def test_a_difference_is_over_what_both_have() -> None:
+    ours = [row(0.9, "a"), row(0.8, "b"), row(0.7, "c")]
+    theirs = [row(0.8, "a"), row(0.5, "b"), row(0.1, "c", seed=2)]
+    found = difference(ours, theirs)
+    assert found is not None and found.value.patients == 2 and found.value.mean == pytest.approx(0.2)
+    assert difference(ours, [row(0.1, "z")]) is None

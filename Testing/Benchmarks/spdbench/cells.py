@@ -15,6 +15,8 @@ from typing import Any
 
 from SPDSegmentLib import files
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.protocol import EvaluationRow
+from SPDSegmentLib.prompts.noise import NOISE_VERSION
 
 
 def read_training_record(folder: Path) -> dict[str, Any]:
@@ -26,45 +28,14 @@ def read_training_record(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-FORMAT = 1
+FORMAT = 2
 NOT_RUN = "not run"
 FAILED = "failed"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One segmentation of one target; metrics as in :class:`SPDSegmentLib.evaluation.protocol.EvaluationRow`.
-
-    Attributes:
-        noise: label of :mod:`spdbench.config`.
-        seconds: of the segmentation alone, what is kept from earlier clicks on the volume not counted.
-    """
-
-    fold: str
-    patient: str
-    case: str
-    target: str
-    noise: str
-    seed: int
-    clicks: int
-    outside_share: float
-    dsc: float | None
-    iou: float | None
-    hd95_mm: float | None
-    nsd: float | None
-    slice_dsc: float | None
-    slice_iou: float | None
-    slice_hd95_mm: float | None
-    seconds: float
-
-    @property
-    def place(self) -> tuple[str, str, str, int]:
-        """What was segmented with which clicks."""
-        return self.case, self.target, self.noise, self.seed
-
-
-COLUMNS = tuple(f.name for f in dataclasses.fields(Row))
-METRICS = ("dsc", "iou", "hd95_mm", "nsd", "slice_dsc", "slice_iou", "slice_hd95_mm")
+COLUMNS = tuple(f.name for f in dataclasses.fields(EvaluationRow) if f.name not in ("bundle", "method"))
+OLD_NAMES = {"noise": "severity"}
+"""Columns of format 1."""
 
 
 @dataclass
@@ -77,6 +48,7 @@ class Cell:
         training: per fold, the ``training.json`` of a trained method.
         machines: where rows were measured.
         targets: names of the targets of every case that was read.
+        noise_version: of the simulated clicks; rows of another version are on other clicks.
     """
 
     dataset: str
@@ -86,7 +58,8 @@ class Cell:
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
     machines: list[str] = field(default_factory=list)
     targets: dict[str, list[str]] = field(default_factory=dict)
-    rows: dict[tuple[str, str, str, int], Row] = field(default_factory=dict)
+    noise_version: int = NOISE_VERSION
+    rows: dict[tuple[str, str, str, int], EvaluationRow] = field(default_factory=dict)
 
     def start_fold(self, fold: str, key: str) -> None:
         """Forget what was measured in a fold under another key."""
@@ -95,7 +68,7 @@ class Cell:
             self.training.pop(fold, None)
             self.keys[fold] = key
 
-    def add(self, row: Row, machine: str) -> None:
+    def add(self, row: EvaluationRow, machine: str) -> None:
         """Take in a row."""
         self.rows[row.place] = row
         self.states.pop(row.fold, None)
@@ -120,12 +93,13 @@ def read_cell(folder: Path, dataset: str, method: str) -> Cell:
         return cell
     try:
         header, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-        if header["format"] != FORMAT:
+        if header["format"] not in (1, FORMAT):
             raise ValueError(f"format {header['format']}")
-        columns = header["columns"]
-        rows = [Row(**dict(zip(columns, line, strict=True))) for line in lines]
+        columns = [OLD_NAMES.get(name, name) for name in header["columns"]]
+        rows = [EvaluationRow("", method, **dict(zip(columns, line, strict=True))) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is not a result of this benchmark.", "Remove it; it is measured again.") from error
+    cell.noise_version = header.get("noise_version", 1)
     cell.keys = header["keys"]
     cell.states = {fold: (state, reason) for fold, (state, reason) in header["states"].items()}
     cell.training = header["training"]
@@ -142,6 +116,7 @@ def write_cell(folder: Path, cell: Cell) -> None:
         "format": FORMAT,
         "dataset": cell.dataset,
         "method": cell.method,
+        "noise_version": NOISE_VERSION,
         "keys": dict(sorted(cell.keys.items())),
         "states": dict(sorted(cell.states.items())),
         "training": dict(sorted(cell.training.items())),
@@ -149,7 +124,7 @@ def write_cell(folder: Path, cell: Cell) -> None:
         "targets": dict(sorted(cell.targets.items())),
         "columns": COLUMNS,
     }
-    lines = [header, *(list(dataclasses.astuple(cell.rows[place])) for place in sorted(cell.rows))]
+    lines = [header, *([getattr(cell.rows[place], name) for name in COLUMNS] for place in sorted(cell.rows))]
     write_text(path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from spdbench.comparators.protocol import Budget
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.prompts.noise import NoiseConfig, noise_config, single_noise
-from SPDSegmentLib.training.config import read_toml
+from SPDSegmentLib.training.config import build_settings, read_toml
 
 CLEAN = "clean"
 PARTS = tuple(field.name for field in fields(NoiseConfig))
@@ -262,11 +262,14 @@ def read_benchmark_config(path: str | Path, quick: bool = False) -> BenchmarkCon
     """
     path = Path(path)
     values = read_toml(path)
-    changes = values.pop("quick", {})
-    methods = {name: _build(MethodSpec, {"name": name, **table}) for name, table in values.pop("method", {}).items()}
-    for name, table in values.pop("sweep", {}).items():
+    changes, claimed = values.pop("quick", {}), values.pop("claim", [])
+    for key, value, kind in (("[quick]", changes, dict), ("[[claim]]", claimed, list)):
+        if not isinstance(value, kind):
+            raise BadInput(f"{key} in {path} is not a table.", f"Write {key} above its settings.")
+    methods: dict[str, MethodSpec] = _named_tables(MethodSpec, values, "method", path)
+    for name, table in _tables(values, "sweep", path).items():
         methods |= _sweep(name, dict(table), methods, path)
-    datasets = {name: _build(DatasetSpec, {"name": name, **table}) for name, table in values.pop("dataset", {}).items()}
+    datasets: dict[str, DatasetSpec] = _named_tables(DatasetSpec, values, "dataset", path)
     if not datasets or not methods:
         raise BadInput(f"{path} names no data set or no method.", "Add a [dataset.NAME] and a [method.NAME] table.")
     if quick:
@@ -275,24 +278,39 @@ def read_benchmark_config(path: str | Path, quick: bool = False) -> BenchmarkCon
         values |= {"name": f"{values.get('name', path.stem)}-quick", "report": "", **changes}
         kept = set(methods)
         values["key_methods"] = [name for name in values.get("key_methods", []) if name in kept]
-        values["claim"] = [c for c in values.get("claim", []) if {c.get("first"), c.get("second")} <= kept]
-    claims = tuple(_build(ClaimSpec, table) for table in values.pop("claim", []))
-    budget = _build(Budget, values.pop("budget", {"steps": 1000}))
+        claimed = [c for c in claimed if {c.get("first"), c.get("second")} <= kept]
+    claims = tuple(build_settings(ClaimSpec, table, f"{path} [[claim]] {i + 1}") for i, table in enumerate(claimed))
     main = [name for name, method in methods.items() if method.group == "main"]
     values = {"name": path.stem, "key_methods": main, **values}
-    return _build(
-        BenchmarkConfig,
-        {**values, "folder": path.parent, "datasets": datasets, "methods": methods, "claims": claims, "budget": budget},
-    )
+    values |= {"folder": path.parent, "datasets": datasets, "methods": methods, "claims": claims}
+    config: BenchmarkConfig = build_settings(BenchmarkConfig, values, str(path))
+    return config
+
+
+def _tables(values: dict[str, Any], key: str, path: Path) -> dict[str, dict[str, Any]]:
+    """Take the tables ``[key.NAME]`` out of a file."""
+    tables = values.pop(key, {})
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise BadInput(f"{key} in {path} is not a group of tables.", f"Write [{key}.NAME] above the settings of each.")
+    return tables
+
+
+def _named_tables(cls: type, values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    return {
+        name: build_settings(cls, {"name": name, **table}, f"{path} [{key}.{name}]")
+        for name, table in _tables(values, key, path).items()
+    }
 
 
 def _sweep(name: str, table: dict[str, Any], methods: dict[str, MethodSpec], path: Path) -> dict[str, MethodSpec]:
     """One method per value; ``prompt``, ``training`` or ``method`` names the setting, dots lead into tables."""
-    where = f"[sweep.{name}] in {path}"
+    where = f"{path} [sweep.{name}]"
     try:
         base, title, values = methods[table.pop("base")], table.pop("title"), table.pop("values")
     except KeyError as error:
         raise BadInput(f"{where} lacks {error} or names a method that is not there.") from error
+    if not isinstance(values, list) or not isinstance(title, str):
+        raise BadInput(f"title or values of {where} is of the wrong kind.", "Give a text, and a list of values.")
     targets = [(kind, table.pop(kind)) for kind in ("prompt", "training", "method") if kind in table]
     if len(targets) != 1:
         raise BadInput(f"{where} must name one setting.", "Set one of prompt, training and method.")
@@ -308,11 +326,8 @@ def _sweep(name: str, table: dict[str, Any], methods: dict[str, MethodSpec], pat
             changes |= {setting: value}
             if setting == "train_patients":
                 changes["bundle"] = f"{base.bundle}-{name}-{value}"
-        changes |= {key: _tuples(item) for key, item in table.items()} | {"parts": False}
-        try:
-            method = dataclasses.replace(base, **changes)
-        except TypeError as error:
-            raise BadInput(f"Unknown setting in {where}: {error}.") from error
+        settings = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+        method: MethodSpec = build_settings(MethodSpec, settings | changes | table | {"parts": False}, where)
         made[method.name] = method
     return made
 
@@ -328,19 +343,3 @@ def _named(table: dict[str, Any], names: list[str], what: str) -> dict[str, Any]
         if name not in table:
             raise BadInput(f"[quick] names the {what} '{name}', which is not there.", f"Known: {', '.join(table)}.")
     return {name: table[name] for name in table if name in names}
-
-
-def _build(cls: type, values: dict[str, Any]) -> Any:
-    known = {f.name for f in dataclasses.fields(cls)}
-    where = f"{cls.__name__.removesuffix('Spec').lower()} {values.get('name', '')}".strip()
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise BadInput(f"Unknown setting '{unknown[0]}' of {where}.", f"Known: {', '.join(sorted(known))}.")
-    try:
-        return cls(**{key: _tuples(value) for key, value in values.items()})
-    except TypeError as error:
-        raise BadInput(f"{where} is incomplete: {error}.") from error
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

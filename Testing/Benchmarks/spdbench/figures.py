@@ -141,7 +141,7 @@ def draw_severity(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -
 
 def draw_parts(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> bool:
     """DSC and HD95 over the strength of each kind of noise alone."""
-    methods = [r for r in dataset.methods.values() if r.method.parts and any(":" in row.noise for row in r.rows)]
+    methods = [r for r in dataset.methods.values() if r.method.parts and any(":" in row.severity for row in r.rows)]
     if not methods or not config.parts:
         return False
     figure, panels = new_panels(2, len(config.parts), width=2.8, height=2.8)
@@ -172,7 +172,7 @@ def draw_sweeps(path: Path, dataset: DatasetResult, config: BenchmarkConfig) -> 
         return False
     figure, panels = new_panels(1, len(sweeps), width=3.2, height=3.0)
     for axes, (title, points) in zip(panels[0], sweeps.items(), strict=True):
-        for noise in dict.fromkeys(row.noise for _, result in points for row in result.rows):
+        for noise in dict.fromkeys(row.severity for _, result in points for row in result.rows):
             known = [(i, f) for i, (_, result) in enumerate(points) if (f := result.figure(noise)) is not None]
             (line,) = axes.plot([i for i, _ in known], [f.mean for _, f in known], marker="o", label=noise)
             if reference is not None and (as_it_is := reference.figure(noise)) is not None:

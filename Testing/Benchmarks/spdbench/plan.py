@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spdbench.cells import Cell, Row, read_cell
+from spdbench.cells import Cell, read_cell
 from spdbench.config import BenchmarkConfig, MethodSpec, is_clean
 from spdbench.datasets import Dataset
 from spdbench.entries import Entry, EntryMaker
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.protocol import EvaluationRow
+from SPDSegmentLib.prompts.noise import NOISE_VERSION
 
 Place = tuple[str, str, str, int]
 SECONDS_UNKNOWN = 2.0
@@ -67,14 +69,22 @@ class Plan:
         places = ((case, target, *draw) for target in known for draw in self.draws(planned))
         return [place for place in places if place not in done]
 
-    def rows(self, planned: PlannedCell) -> list[Row]:
-        """What was measured under today's keys, of what is wanted today; no case is read."""
-        draws = set(self.draws(planned))
-        folds = {e.fold.name: set(e.fold.test) for e in planned.entries if planned.cell.keys.get(e.fold.name) == e.key}
+    def rows(self, planned: PlannedCell, earlier: bool = False) -> list[EvaluationRow]:
+        """What was measured under today's keys, of what is wanted today; no case is read.
+
+        Args:
+            earlier: instead what was measured under keys of an earlier version, with the same clicks.
+        """
+        cell, draws = planned.cell, set(self.draws(planned))
+        if earlier and cell.noise_version != NOISE_VERSION:
+            return []
+        folds = {
+            e.fold.name: set(e.fold.test) for e in planned.entries if (cell.keys.get(e.fold.name) != e.key) == earlier
+        }
         return [
             row
-            for _, row in sorted(planned.cell.rows.items())
-            if row.case in folds.get(row.fold, ()) and (row.noise, row.seed) in draws
+            for _, row in sorted(cell.rows.items())
+            if row.case in folds.get(row.fold, ()) and (row.severity, row.seed) in draws
         ]
 
     def wanted(self, planned: PlannedCell) -> int:

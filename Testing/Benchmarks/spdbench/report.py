@@ -19,8 +19,9 @@ from spdbench.figures import (
     histogram_text,
     read_histogram,
 )
-from spdbench.summary import NOT_YET, ClaimResult, DatasetResult, difference
+from spdbench.summary import EARLIER, NOT_YET, ClaimResult, DatasetResult, compare_methods
 from spdbench.tables import cost_table
+from SPDSegmentLib.evaluation.report import METRICS_NOTE
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ def report_text(given: ReportInput, place: Path) -> str:
         "## Do the clicks matter?",
         _controls_table(given),
         "## All rows, by data set",
+        f"{METRICS_NOTE} Rows marked *{EARLIER}* were measured with an earlier version of their model or method, on "
+        "the same clicks, and not since; *not run*: never.",
         *(_dataset_section(given, dataset, place) for dataset in given.datasets if dataset.measured),
         _unmeasured(given),
         "## What did not work",
@@ -173,7 +176,7 @@ def _verdict(given: ReportInput) -> str:
         if ours is None or not known:
             continue
         best = max(known, key=lambda pair: pair[0])[1]
-        test = difference(ours, best, given.config.headline)
+        test = compare_methods(ours, best, given.config.headline)
         if test is not None:
             value = test.value
             lines.append(
@@ -198,7 +201,7 @@ def _paper_tables(given: ReportInput) -> str:
         for metric, label in (("dsc", "DSC"), ("slice_dsc", "DSC per slice"), ("hd95_mm", "HD95, mm")):
             scale = 1 if metric == "hd95_mm" else 100
             a, b = ours.figure(noise, metric), theirs.figure(noise, metric)
-            paired = difference(ours, theirs, noise, metric)
+            paired = compare_methods(ours, theirs, noise, metric)
             if a is None or b is None or paired is None:
                 continue
             gap = scale * paired.value.mean
@@ -219,7 +222,7 @@ def _controls_table(given: ReportInput) -> str:
                 continue
             cells = []
             for noise in severities:
-                test = difference(ours, other, noise)
+                test = compare_methods(ours, other, noise)
                 cells.append("-" if test is None else f"{100 * test.value.mean:+.1f}")
             lines.append(f"| {dataset.title} | {title} | " + " | ".join(cells) + " |")
     text = (
@@ -254,7 +257,7 @@ def _dataset_section(given: ReportInput, dataset: DatasetResult, place: Path) ->
 
 def _unmeasured(given: ReportInput) -> str:
     titles = [dataset.title for dataset in given.datasets if not dataset.measured]
-    return f"Declared and not measured yet: {'; '.join(titles)}." if titles else ""
+    return f"Declared and not run: {'; '.join(titles)}." if titles else ""
 
 
 def _failures(given: ReportInput) -> str:
@@ -264,7 +267,7 @@ def _failures(given: ReportInput) -> str:
     for dataset in given.datasets:
         ours = dataset.methods.get(given.config.reference)
         for result in dataset.methods.values():
-            test = difference(ours, result, noise) if ours is not None and result is not ours else None
+            test = compare_methods(ours, result, noise) if ours is not None and result is not ours else None
             fair = result.method.clicks not in ("oracle", "clean") and result.method.group != "ablation"
             if test is not None and fair and test.value.mean < 0:
                 lines.append(
@@ -274,7 +277,7 @@ def _failures(given: ReportInput) -> str:
     states: dict[tuple[str, str], list[str]] = {}
     for dataset in given.datasets:
         for result in dataset.methods.values():
-            if result.state and result.state != NOT_YET:
+            if result.state and result.state not in (NOT_YET, EARLIER):
                 states.setdefault((result.method.title, result.state), []).append(dataset.name)
     lines += [f"- {title}: {state} ({', '.join(names)})." for (title, state), names in states.items()]
     return "\n".join(lines) or "Nothing so far: every claim holds and every row ran."

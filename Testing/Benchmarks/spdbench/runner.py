@@ -6,86 +6,27 @@ half minute, so that a kill costs no more than that.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from spdbench.cells import FAILED, NOT_RUN, Row, read_training_record, write_cell
+from spdbench.cells import FAILED, NOT_RUN, read_training_record, write_cell
 from spdbench.comparators.own_training import OwnTraining
 from spdbench.comparators.protocol import Comparator, NotRun
 from spdbench.datasets import clicks_for
 from spdbench.entries import Entry
 from spdbench.plan import Place, Plan, PlannedCell, TimeLeft
 from spdbench.progress import StepClock, time_text
-from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
-from SPDSegmentLib.evaluation.metrics import MaskMetrics, slice_metrics, volume_metrics
-from SPDSegmentLib.evaluation.run import EvaluationTarget
-
-KEPT = 256
-
-
-class Judge:
-    """Metrics of masks; a mask that was judged before, as those of rows without clicks are, is not judged again."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str, str, bytes], tuple[MaskMetrics, MaskMetrics]] = OrderedDict()
-
-    def metrics(self, dataset: str, target: EvaluationTarget, mask: np.ndarray) -> tuple[MaskMetrics, MaskMetrics]:
-        """Of the volume, and means over the slices that hold the target; ``dataset`` tells like-named cases apart.
-
-        Raises:
-            BadInput: a mask that is not (T, H, W) bool.
-        """
-        if mask.shape != target.mask.shape or mask.dtype != bool:
-            raise BadInput(f"The mask is {mask.dtype} {mask.shape}, not bool {target.mask.shape}.")
-        key = (dataset, target.case, target.name, hashlib.sha256(np.packbits(mask).tobytes()).digest())
-        if key not in self._kept:
-            stack = target.stack
-            volume = volume_metrics(mask, target.mask, (stack.slice_mm, *stack.pixel_mm))
-            self._kept[key] = volume, slice_metrics(mask, target.mask, stack.pixel_mm)
-            if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[key]
-
-
-def measure(entry: Entry, comparator: Comparator, target: EvaluationTarget, noise: str, seed: int, judge: Judge) -> Row:
-    """Segment one target with one set of clicks; whatever goes wrong is raised."""
-    clicks, outside = clicks_for(entry.method.clicks, entry.dataset, target, noise, seed)
-    begun = time.perf_counter()
-    mask = comparator.segment(target, clicks)
-    seconds = time.perf_counter() - begun
-    volume, slices = judge.metrics(entry.dataset.name, target, mask)
-    return Row(
-        entry.fold.name,
-        target.patient,
-        target.case,
-        target.name,
-        noise,
-        seed,
-        len(clicks),
-        round(outside, 4),
-        _rounded(volume.dsc),
-        _rounded(volume.iou),
-        _rounded(volume.hd95_mm, 3),
-        _rounded(volume.nsd),
-        _rounded(slices.dsc),
-        _rounded(slices.iou),
-        _rounded(slices.hd95_mm, 3),
-        round(seconds, 3),
-    )
-
-
-def _rounded(value: float | None, digits: int = 5) -> float | None:
-    return None if value is None else round(float(value), digits)
-
+from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib.evaluation.cases import EvaluationTarget
+from SPDSegmentLib.evaluation.run import Fates, Judge, Occasion, measure
+from SPDSegmentLib.geometry.centerline import Clicks
 
 SAVE_SECONDS = 30.0
 log = logging.getLogger(__name__)
@@ -213,13 +154,19 @@ class Runner:
         targets: dict[str, EvaluationTarget],
         places: list[Place],
     ) -> None:
+        def segment(target: EvaluationTarget, clicks: Clicks) -> tuple[np.ndarray, Fates | None]:
+            return comparator.segment(target, clicks), getattr(comparator, "click_fates", None)
+
         saved = time.monotonic()
         try:
             for _, name, noise, seed in places:
                 if self.options.cancelled():
                     raise Cancelled()
                 begun = time.monotonic()
-                row = measure(entry, comparator, targets[name], noise, seed, self._judge)
+                clicks, outside = clicks_for(entry.method.clicks, entry.dataset, targets[name], noise, seed)
+                fold, dataset = entry.fold.name, entry.dataset.name
+                occasion = Occasion("", entry.method.name, noise, seed, outside, fold, dataset)
+                row = measure(segment, targets[name], clicks, occasion, self._judge)
                 planned.cell.add(row, self.options.machine)
                 self._done += 1
                 self._left.spend(planned.label, time.monotonic() - begun)

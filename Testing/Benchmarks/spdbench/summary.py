@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from spdbench.cells import Row
 from spdbench.config import ClaimSpec, DatasetSpec, MethodSpec
 from spdbench.plan import Plan
-from SPDSegmentLib.evaluation.statistics import bootstrap_ci, holm, paired_wilcoxon, patient_means
+from SPDSegmentLib.evaluation.protocol import EvaluationRow
+from SPDSegmentLib.evaluation.statistics import Difference, Estimate, corrected, difference, estimate
 
 SIGNIFICANT = 0.05
-NOT_YET = "not measured yet"
-
-
-@dataclass(frozen=True)
-class Figure95:
-    """A mean over patients with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    patients: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Reference minus method over the patients and clicks that both have.
-
-    Attributes:
-        p: two-sided paired Wilcoxon; p_holm: corrected over the family that it was tested in.
-    """
-
-    method: str
-    noise: str
-    value: Figure95
-    p: float
-    p_holm: float = 1.0
+NOT_YET = "not run"
+EARLIER = "earlier version"
+"""State of rows that were measured with another version of their model or method, and not since."""
 
 
 class MethodResult:
@@ -49,27 +25,24 @@ class MethodResult:
         state: empty, or ``not run: ...``, ``failed: ...``, ``3 of 40 measured``.
     """
 
-    def __init__(self, method: MethodSpec, rows: list[Row], state: str, training: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self, method: MethodSpec, rows: list[EvaluationRow], state: str, training: dict[str, dict[str, Any]]
+    ) -> None:
         self.method = method
         self.rows = rows
         self.state = state
         self.training = training
-        self._by_noise: dict[str, list[Row]] = {}
+        self._by_noise: dict[str, list[EvaluationRow]] = {}
         for row in rows:
-            self._by_noise.setdefault(row.noise, []).append(row)
+            self._by_noise.setdefault(row.severity, []).append(row)
 
-    def at(self, noise: str) -> list[Row]:
+    def at(self, noise: str) -> list[EvaluationRow]:
         """Rows with one noise."""
         return self._by_noise.get(noise, [])
 
-    def patients(self, noise: str, metric: str) -> dict[str, float]:
-        """Mean of a metric per patient, over targets and seeds."""
-        rows = self.at(noise)
-        return patient_means([row.patient for row in rows], [getattr(row, metric) for row in rows])
-
-    def figure(self, noise: str, metric: str = "dsc") -> Figure95 | None:
+    def figure(self, noise: str, metric: str = "dsc") -> Estimate | None:
         """Mean over patients; ``None`` without rows."""
-        return figure_of(self.patients(noise, metric).values())
+        return estimate(self.at(noise), metric)
 
 
 @dataclass
@@ -105,15 +78,6 @@ class DatasetResult:
         return len({row.patient for result in self.methods.values() for row in result.rows})
 
 
-def figure_of(values: Iterable[float]) -> Figure95 | None:
-    """Mean and interval; ``None`` for no values."""
-    known = list(values)
-    if not known:
-        return None
-    low, high = bootstrap_ci(known)
-    return Figure95(float(np.mean(known)), low, high, len(known))
-
-
 def collect(plan: Plan) -> list[DatasetResult]:
     """The results of a plan's cells, as far as they were measured."""
     collected: dict[str, DatasetResult] = {}
@@ -124,26 +88,19 @@ def collect(plan: Plan) -> list[DatasetResult]:
             collected[dataset.name] = DatasetResult(dataset.spec, folds, {})
         rows, wanted = plan.rows(planned), plan.wanted(planned)
         states = list(dict.fromkeys(f"{state}: {reason}" for state, reason in planned.cell.states.values()))
-        if not states and len(rows) < wanted:
-            states = [f"{len(rows)} of {wanted} measured"] if rows else [NOT_YET]
+        if not states and not rows:
+            rows = plan.rows(planned, earlier=True)
+            states = [EARLIER] if rows else [NOT_YET]
+        elif not states and len(rows) < wanted:
+            states = [f"{len(rows)} of {wanted} measured"]
         result = MethodResult(planned.method, rows, "; ".join(states), planned.cell.training)
         collected[dataset.name].methods[planned.method.name] = result
     return list(collected.values())
 
 
-def difference(reference: MethodResult, other: MethodResult, noise: str, metric: str = "dsc") -> Difference | None:
+def compare_methods(reference: MethodResult, other: MethodResult, noise: str, metric: str = "dsc") -> Difference | None:
     """Reference minus other over what both have; ``None`` where they share no patient."""
-    places = {row.place for row in reference.at(noise)} & {row.place for row in other.at(noise)}
-    means = []
-    for result in (reference, other):
-        rows = [row for row in result.at(noise) if row.place in places]
-        means.append(patient_means([row.patient for row in rows], [getattr(row, metric) for row in rows]))
-    patients = sorted(means[0].keys() & means[1].keys())
-    ours, theirs = ([mean[p] for p in patients] for mean in means)
-    value = figure_of(np.subtract(ours, theirs).tolist())
-    if value is None:
-        return None
-    return Difference(other.method.name, noise, value, paired_wilcoxon(ours, theirs))
+    return difference(reference.at(noise), other.at(noise), metric)
 
 
 def differences(
@@ -156,23 +113,29 @@ def differences(
     base = dataset.methods.get(reference)
     if base is None:
         return {}
-    pairs = [(noise, result) for noise in noises for result in methods if result is not base]
-    found = [test for noise, result in pairs if (test := difference(base, result, noise)) is not None]
-    corrected = holm([test.p for test in found])
-    return {
-        (test.method, test.noise): Difference(test.method, test.noise, test.value, test.p, p)
-        for test, p in zip(found, corrected, strict=True)
+    methods = [result for result in methods if result is not base]
+    found = {
+        (result.method.name, noise): test
+        for noise in noises
+        for result in methods
+        if (test := compare_methods(base, result, noise)) is not None
     }
+    return dict(zip(found, corrected(list(found.values())), strict=True))
 
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """A claim on one data set; ``hd95`` is first minus second in mm (negative is better)."""
+    """A claim on one data set; ``hd95`` is first minus second in mm (negative is better).
+
+    Attributes:
+        earlier: rows of an earlier version are among them.
+    """
 
     claim: ClaimSpec
     dataset: str
     dsc: Difference | None
     hd95: Difference | None
+    earlier: bool = False
 
     @property
     def met(self) -> bool | None:
@@ -197,15 +160,12 @@ class ClaimResult:
             return NOT_YET
         if self.claim.bound:
             return "-"
-        if not self.met:
-            return "no"
-        return "yes" if self.dsc.p_holm < SIGNIFICANT else "in size only"
+        shown = "yes" if self.dsc.p_holm < SIGNIFICANT else "in size only"
+        return (shown if self.met else "no") + (f", {EARLIER}" if self.earlier else "")
 
 
 def check_claims(claims: Iterable[ClaimSpec], datasets: Iterable[DatasetResult]) -> list[ClaimResult]:
     """All claims on all data sets that have both rows; p is Holm-corrected over the claim's data sets."""
-    import fnmatch
-
     checked = []
     for claim in claims:
         own = []
@@ -215,11 +175,9 @@ def check_claims(claims: Iterable[ClaimSpec], datasets: Iterable[DatasetResult])
                 continue
             if not any(fnmatch.fnmatch(dataset.name, pattern) for pattern in claim.datasets):
                 continue
-            dsc = difference(first, second, claim.noise)
-            own.append((dataset.name, dsc, difference(first, second, claim.noise, "hd95_mm")))
-        corrected = iter(holm([dsc.p for _, dsc, _ in own if dsc is not None]))
-        for name, dsc, hd95 in own:
-            if dsc is not None:
-                dsc = Difference(dsc.method, dsc.noise, dsc.value, dsc.p, next(corrected))
-            checked.append(ClaimResult(claim, name, dsc, hd95))
+            hd95 = compare_methods(first, second, claim.noise, "hd95_mm")
+            earlier = EARLIER in (first.state, second.state)
+            own.append((dataset.name, compare_methods(first, second, claim.noise), hd95, earlier))
+        tests = iter(corrected([dsc for _, dsc, _, _ in own if dsc is not None]))
+        checked += [ClaimResult(claim, name, dsc and next(tests), hd95, earlier) for name, dsc, hd95, earlier in own]
     return checked

@@ -13,18 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from spdbench.cells import METRICS
-from spdbench.config import PART_TITLES, BenchmarkConfig
+from spdbench.config import CLEAN, PART_TITLES, BenchmarkConfig
 from spdbench.summary import (
-    NOT_YET,
     ClaimResult,
     DatasetResult,
-    Difference,
-    Figure95,
     MethodResult,
     differences,
 )
-from SPDSegmentLib.evaluation.report import EMPTY_MASK_POLICY
+from SPDSegmentLib.evaluation.report import (
+    EMPTY_MASK_POLICY,
+    NOTHING,
+    TableLine,
+    figures_of,
+    metrics_table,
+    percent,
+    table_line,
+)
+from SPDSegmentLib.evaluation.statistics import Difference, Estimate, estimate, worst_tenth
 
 
 def cost_table(datasets: Sequence[DatasetResult]) -> str:
@@ -59,20 +64,11 @@ def _training(result: MethodResult) -> list[str]:
     return [str(len(records)), "/".join(steps), f"{seconds:.0f}", "/".join(parameters)]
 
 
-NOTHING = "-"
 TABLE_GROUPS = (("main", "control"), ("frozen",), ("learned", "classic"), ("ablation",))
 """Groups of methods that share a table, and so a family of tests."""
 
 
-def percent(figure: Figure95 | None, interval: bool = True) -> str:
-    """A DSC as the paper prints it, in percent, with its interval."""
-    if figure is None:
-        return NOTHING
-    text = f"{100 * figure.mean:.1f}"
-    return f"{text} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]" if interval else text
-
-
-def millimeters(figure: Figure95 | None) -> str:
+def millimeters(figure: Estimate | None) -> str:
     """An HD95."""
     return NOTHING if figure is None else f"{figure.mean:.1f}"
 
@@ -84,49 +80,41 @@ def p_value(p: float) -> str:
 
 def footnote(dataset: DatasetResult, config: BenchmarkConfig) -> str:
     """What must stand under every table."""
+    seeds = len(config.seeds_of(dataset.spec))
     return (
-        f"{dataset.patients} patients, {len(config.seeds_of(dataset.spec))} click set(s) for each target and noise; "
-        f"mean over patients [95 % bootstrap interval]; DSC in percent, HD95 in mm, per volume. {EMPTY_MASK_POLICY}"
+        f"{dataset.patients} patients, {seeds} click set(s) for each target and noise; mean over patients [95 % "
+        f"bootstrap interval]; all but HD95 in percent. {EMPTY_MASK_POLICY}"
     )
 
 
 def method_table(dataset: DatasetResult, groups: Sequence[str], config: BenchmarkConfig) -> str:
-    """Rows of some groups over all severities, with the difference to the reference at the headline severity."""
+    """Rows of some groups over all severities, the reference with them, and what was not run as such."""
     rows = dataset.of_group(*groups)
+    if not rows:
+        return ""
     tests = differences(dataset, config.reference, config.severities, rows)
     reference = dataset.methods.get(config.reference)
-    missing = [result.method.title for result in rows if result.state == NOT_YET]
-    not_yet = f"Not measured yet: {'; '.join(missing)}." if missing else ""
-    rows = [result for result in rows if result.state != NOT_YET]
-    if not rows:
-        return not_yet
     if reference is not None and reference not in rows:
         rows = [reference, *rows]
-    head = [f"{noise}: DSC / HD95" for noise in config.severities]
-    headline = config.headline
-    lines = [_line(["method", *head, f"{headline}: NSD", f"{config.reference} - method at {headline}", "p (Holm)"])]
-    lines.append(_rule(len(head) + 4))
-    for result in rows:
-        if not result.rows:
-            lines.append(_line([result.method.title, result.state, *[""] * (len(head) + 2)]))
-            continue
-        marks = "".join(f" ({mark})" for mark in (result.state, _training_mark(result, config)) if mark)
-        cells = [
-            f"{percent(result.figure(noise))} / {millimeters(result.figure(noise, 'hd95_mm'))}"
-            if result.at(noise)
-            else NOTHING
-            for noise in config.severities
-        ]
-        test = tests.get((result.method.name, headline))
-        cells += [percent(result.figure(headline, "nsd"), False), *_test_cells(test)]
-        lines.append(_line([f"{result.method.title}{marks}", *cells]))
-    notes = [f"- {r.method.title}: {r.method.note}" for r in rows if r.method.note]
-    notes += [f"- {not_yet}"] if not_yet else []
+    shown = [
+        TableLine((_label(r, config),), noise, r.at(noise), _test_cells(tests.get((r.method.name, noise))))
+        for noise in config.severities
+        for r in rows
+        if r.at(noise)
+    ]
+    shown += [TableLine((r.method.title,), "", [], ("", ""), r.state) for r in rows if not r.rows]
+    notes = [f"- {r.method.title}: {r.method.note}" for r in rows if r.method.note and r.rows]
     tested = (
         f" p: two-sided paired Wilcoxon test per patient, Holm-corrected over this table's methods and severities"
         f"{_smallest_p(dataset.patients)}."
     )
-    return "\n".join([*lines, "", footnote(dataset, config) + tested, *(["", *notes] if notes else [])])
+    table = metrics_table(("method",), shown, (f"{config.reference} - method, DSC", "p (Holm)"))
+    return "\n".join([table, "", footnote(dataset, config) + tested, *(["", *notes] if notes else [])])
+
+
+def _label(result: MethodResult, config: BenchmarkConfig) -> str:
+    """The title of a row and what must be known of it."""
+    return result.method.title + "".join(f" ({m})" for m in (result.state, _training_mark(result, config)) if m)
 
 
 def _training_mark(result: MethodResult, config: BenchmarkConfig) -> str:
@@ -146,47 +134,51 @@ def _smallest_p(patients: int) -> str:
 def headline_table(datasets: Sequence[DatasetResult], config: BenchmarkConfig) -> str:
     """One line per key method, one column per data set, at the headline severity; nothing of what was not measured."""
     datasets = [dataset for dataset in datasets if dataset.measured and dataset.spec.headline]
-    lines = [_line(["method", *(f"{d.title} ({d.patients})" for d in datasets)]), _rule(len(datasets) + 1)]
+    lines = [table_line(["method", *(f"{d.title} ({d.patients})" for d in datasets)]), _rule(len(datasets) + 1)]
     for name in config.key_methods:
-        if all(d.methods[name].state == NOT_YET for d in datasets if name in d.methods):
-            continue
         cells = []
         for dataset in datasets:
             result = dataset.methods.get(name)
             if result is None:
                 cells.append(NOTHING)
-            elif not result.at(config.headline):
+            elif not (rows := result.at(config.headline)):
                 cells.append(result.state)
             else:
-                mm = millimeters(result.figure(config.headline, "hd95_mm"))
-                partial = "".join(f" ({m})" for m in (result.state, _training_mark(result, config)) if m)
-                cells.append(f"{percent(result.figure(config.headline))} / {mm}{partial}")
-        lines.append(_line([config.methods[name].title, *cells]))
+                mm, worst = millimeters(estimate(rows, "hd95_mm")), 100 * (worst_tenth(rows) or 0.0)
+                marks = _label(result, config).removeprefix(result.method.title)
+                cells.append(f"{percent(estimate(rows))} / {mm} / {worst:.1f}{marks}")
+        lines.append(table_line([config.methods[name].title, *cells]))
     note = (
         f'Clicks with "{config.headline}" noise. DSC in percent [95 % bootstrap interval over patients] / HD95 in mm, '
-        f"per volume; in brackets the number of test patients. {EMPTY_MASK_POLICY}"
+        "per volume / mean DSC of the worst tenth of the runs; in brackets the number of test patients. "
+        f"{EMPTY_MASK_POLICY}"
     )
     return "\n".join([*lines, "", note])
 
 
 def parts_table(dataset: DatasetResult, config: BenchmarkConfig) -> str:
-    """DSC with each kind of noise alone, at the strongest level; empty where nothing was measured."""
+    """Every metric with each kind of noise alone, at the strongest level; empty where nothing was measured."""
     level = config.part_levels[-1] if config.part_levels else ""
     labels = [f"{part}:{level}" for part in config.parts]
     rows = [r for r in dataset.methods.values() if r.method.parts and any(r.at(label) for label in labels)]
     if not rows:
         return ""
-    lines = [_line(["method", "clean", *(f"{PART_TITLES[part]} only" for part in config.parts)])]
-    lines.append(_rule(len(labels) + 2))
-    for result in rows:
-        cells = [percent(result.figure(noise)) for noise in ("clean", *labels)]
-        lines.append(_line([result.method.title, *cells]))
-    return "\n".join([*lines, "", f'Each kind of noise alone, as strong as in "{level}". ' + footnote(dataset, config)])
+    titles = {f"{part}:{level}": f"{PART_TITLES[part]} only" for part in config.parts}
+    lines = [
+        TableLine((_label(r, config),), titles.get(noise, noise), r.at(noise))
+        for noise in (CLEAN, *labels)
+        for r in rows
+        if r.at(noise)
+    ]
+    note = f'Each kind of noise alone, as strong as in "{level}". {footnote(dataset, config)}'
+    return f"{metrics_table(('method',), lines)}\n\n{note}"
 
 
 def claims_table(claims: Sequence[ClaimResult]) -> str:
     """What the evidence must show, and whether it does."""
-    lines = [_line(["claim", "data set", "wanted", "paper", "DSC difference", "HD95 difference", "p (Holm)", "shown"])]
+    lines = [
+        table_line(["claim", "data set", "wanted", "paper", "DSC difference", "HD95 difference", "p (Holm)", "shown"])
+    ]
     lines.append(_rule(8))
     missing: dict[str, list[str]] = {}
     for result in claims:
@@ -200,9 +192,9 @@ def claims_table(claims: Sequence[ClaimResult]) -> str:
         value = result.dsc.value
         text = f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
         p = p_value(result.dsc.p_holm)
-        lines.append(_line([result.claim.text, result.dataset, wanted, paper, text, hd95, p, result.verdict]))
+        lines.append(table_line([result.claim.text, result.dataset, wanted, paper, text, hd95, p, result.verdict]))
     not_yet = "; ".join(f"{text} ({', '.join(names)})" for text, names in missing.items())
-    lines += ["", f"Not measured yet: {not_yet}."] if not_yet else []
+    lines += ["", f"Not run: {not_yet}."] if not_yet else []
     return "\n".join(lines)
 
 
@@ -216,7 +208,7 @@ def summary_records(datasets: Sequence[DatasetResult], config: BenchmarkConfig) 
         for result in dataset.methods.values():
             noises = [noise for noise in config.noises_of(result.method, dataset.spec) if result.at(noise)]
             for noise in noises or [""]:
-                values = _figures(result, noise) if noise else {}
+                values = figures_of(result.at(noise)) if noise else {}
                 records.append(
                     _head(dataset, result, noise) | values | _test_values(tests.get((result.method.name, noise)))
                 )
@@ -258,34 +250,17 @@ def _head(dataset: DatasetResult, result: MethodResult, noise: str) -> dict[str,
     }
 
 
-def _figures(result: MethodResult, noise: str) -> dict[str, Any]:
-    values: dict[str, Any] = {"runs": len(result.at(noise))}
-    for metric in METRICS:
-        figure = result.figure(noise, metric)
-        if figure is not None:
-            digits = 2 if "hd95" in metric else 4
-            values["patients"] = figure.patients
-            values[metric] = round(figure.mean, digits)
-            values[f"{metric}_low"] = round(figure.low, digits)
-            values[f"{metric}_high"] = round(figure.high, digits)
-    return values
-
-
 def _test_values(test: Difference | None) -> dict[str, Any]:
     if test is None:
         return {}
     return {"reference_minus_dsc": round(test.value.mean, 4), "p": round(test.p, 6), "p_holm": round(test.p_holm, 6)}
 
 
-def _test_cells(test: Difference | None) -> list[str]:
+def _test_cells(test: Difference | None) -> tuple[str, str]:
     if test is None:
-        return ["", ""]
+        return "", ""
     value = test.value
-    return [f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]", p_value(test.p_holm)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]", p_value(test.p_holm)
 
 
 def _rule(columns: int) -> str:

@@ -20,8 +20,9 @@ from scipy import ndimage
 
 from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.errors import BadInput, SPDError
+from SPDSegmentLib.evaluation.cases import EvaluationTarget
 from SPDSegmentLib.evaluation.protocol import SALIENCY_ONLY
-from SPDSegmentLib.evaluation.run import EvaluationTarget
+from SPDSegmentLib.evaluation.run import Fates
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import place_window
@@ -128,6 +129,9 @@ class BundleRow:
             that most clicks lie in.
         overrides: prompt settings in place of the bundle's.
         name: of the row.
+
+    Attributes:
+        click_fates: what became of the clicks of the latest segmentation, where the strategy judges clicks.
     """
 
     needs_training = False
@@ -150,6 +154,7 @@ class BundleRow:
         self.prompts = prompts_of(bundle, overrides or {})
         self._device = inputs.device
         self._loaded: LoadedBundle | None = None
+        self.click_fates: Fates | None = None
 
     def train(self, cases: Sequence[TrainingCase], folder: Path, budget: Budget, on_progress: OnProgress) -> None:
         """A bundle comes trained."""
@@ -169,11 +174,14 @@ class BundleRow:
         """(T, H, W) bool; empty where no click lies in the volume."""
         if self._loaded is None:
             raise RuntimeError("load() comes first")
+        self.click_fates = None
         if clicks.outside.all():
             return np.zeros(target.stack.shape, dtype=bool)
         session = self._loaded.session(target.stack, clicks, self.prompts)
         if self.strategy not in (SALIENCY_ONLY, SALIENCY_CLICKED):
-            return session.segment(clicks, prompts=self.strategy).mask
+            result = session.segment(clicks, prompts=self.strategy)
+            self.click_fates = result.click_fates() if rests_on_distillation(self.strategy) else None
+            return result.mask
         mask = session.segment(clicks, saliency_only=True).mask
         return clicked_component(mask, clicks) if self.strategy == SALIENCY_CLICKED else mask
 

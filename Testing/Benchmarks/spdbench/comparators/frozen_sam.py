@@ -20,7 +20,7 @@ from torch import Tensor
 from spdbench.comparators.bundle_row import LoadedBundle, load_bundle, prompts_of
 from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.errors import BadInput, SPDError
-from SPDSegmentLib.evaluation.run import EvaluationTarget
+from SPDSegmentLib.evaluation.cases import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import intensity_range, normalize
 from SPDSegmentLib.geometry.slices import SliceStack

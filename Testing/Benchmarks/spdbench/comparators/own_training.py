@@ -15,7 +15,8 @@ import numpy as np
 from spdbench.comparators.bundle_row import BundleRow, distillation_identity
 from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.errors import BadInput, SPDError
-from SPDSegmentLib.evaluation.run import EvaluationTarget
+from SPDSegmentLib.evaluation.cases import EvaluationTarget
+from SPDSegmentLib.evaluation.run import Fates
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.models.base_weights import find_base_weights
@@ -114,6 +115,11 @@ class OwnTraining:
         if self._row is None:
             raise RuntimeError("load() comes first")
         return self._row.segment(target, clicks)
+
+    @property
+    def click_fates(self) -> Fates | None:
+        """As of :class:`BundleRow`."""
+        return self._row.click_fates if self._row is not None else None
 
     def saliency(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
         """S of every slice, (T, H, W) float32."""
