@@ -12,7 +12,7 @@ HOST := $(VENV)/.host
 BENCH := $(VENV)/.bench
 EXTRAS := torch,train,dev
 
-.PHONY: demo test lint format setup weights clean bench bench-quick soak fuzz
+.PHONY: demo test lint format setup weights clean bench bench-quick publish-tree soak fuzz
 
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
@@ -39,6 +39,12 @@ bench: $(BENCH)
 # The systems in small, with the models that are here: some minutes.
 bench-quick: weights
 	$(SPDBENCH) --quick
+
+# The tree for the Extensions Index (one commit) into build/publish, and the checks that need no network; python alone.
+# make publish-tree REPOSITORY=https://github.com/OWNER/SlicerSPDSegment
+REPOSITORY ?=
+publish-tree:
+	$(PYTHON) Testing/publish_tree.py --repository '$(REPOSITORY)'
 
 # Long runs: random frames, kills at random moments, memory over updates; about half an hour.
 soak: $(HOST)

@@ -10,10 +10,10 @@ LISTS = {"SPDSEGMENT_SCRIPTS": ("SPDSegmentLib", ".py"), "SPDSEGMENT_RESOURCES":
 NOT_INSTALLED = ("Resources/Screenshots/",)  # pictures of the README
 
 
-def present_files(folder: str, suffix: str) -> list[str]:
+def present_files(folder: str, suffix: str, root: Path = ROOT) -> list[str]:
     """Files of a folder that are installed, relative to the repository."""
-    found = (path for path in (ROOT / folder).rglob(f"*{suffix}") if path.is_file())
-    names = (path.relative_to(ROOT) for path in found)
+    found = (path for path in (root / folder).rglob(f"*{suffix}") if path.is_file())
+    names = (path.relative_to(root) for path in found)
     return sorted(
         name.as_posix()
         for name in names
