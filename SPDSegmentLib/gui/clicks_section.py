@@ -19,6 +19,7 @@ from .fate_marks import FateMarks
 from .fates import BORROWED, COLORS, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
 from .slice_views import jumpTo
 from .state import ModuleState
+from .timers import idleTimer
 from .write_record import PointFate, Position, WriteRecord
 
 MAX_ROWS = 2000
@@ -57,18 +58,11 @@ class ClicksSection(VTKObservationMixin):
         self._record = WriteRecord()
         self._turnedDown: set[str] = set()  # clicks that were rejected when they were unticked
         self._nodeIds: list[str] = []
-        self._timer = qt.QTimer()
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(REFRESH_MS)
-        self._timer.connect("timeout()", self._onTimeout)
-        self._fillTimer = qt.QTimer()
-        self._fillTimer.setSingleShot(True)
-        self._fillTimer.setInterval(0)
-        self._fillTimer.connect("timeout()", self._fillPart)
-        self._marksTimer = qt.QTimer()
-        self._marksTimer.setSingleShot(True)
-        self._marksTimer.setInterval(0)
-        self._marksTimer.connect("timeout()", self._showMarks)
+        self._timer = idleTimer(self._onTimeout, REFRESH_MS)
+        self._current: Clicks | None = None
+        self._fillTimer = idleTimer(self._fillPart)
+        self._contentsTimer = idleTimer(self._showContents)
+        self._marksTimer = idleTimer(self._showMarks)
         table = ui.clicksTable
         table.setHorizontalHeaderLabels([_("Click"), _("Fate"), _("Reason")])
         table.horizontalHeader().setStretchLastSection(True)
@@ -104,14 +98,14 @@ class ClicksSection(VTKObservationMixin):
             self.addObserver(node, events.PointEndInteractionEvent, self._onDragEnds)
 
     def show(self, record: WriteRecord) -> None:
-        """Show the fates of a record."""
+        """Show the fates of a record: a thousand clicks in several events, so that each is short."""
         self._record = record
-        self.fill()
+        self.ui.clicksLabel.text = summary(record.fates)
+        self._current = None
         self._marksTimer.start()
 
     def fill(self, clicks: Clicks | None = None) -> None:
         """Fill the table, where it can be seen; ``clicks``: those of now, where they were read already."""
-        self.ui.clicksLabel.text = summary(self._record.fates)
         if self.ui.clicksSection.collapsed:
             return
         fates = {fate.clickId: fate for fate in self._record.fates if fate.clickId}
@@ -150,8 +144,8 @@ class ClicksSection(VTKObservationMixin):
     def close(self) -> None:
         """Let go of the nodes."""
         self._timer.stop()
-        self._fillTimer.stop()
-        self._marksTimer.stop()
+        for timer in (self._marksTimer, self._contentsTimer, self._fillTimer):
+            timer.stop()
         self.removeObservers()
         self._nodeIds = []
         self.marks.remove()
@@ -160,12 +154,19 @@ class ClicksSection(VTKObservationMixin):
         """Show the fates of the clicks that are still where they were, and of the model's own points."""
         fates = self._record.fates
         places: dict[str, Position] = {}
+        if self._current is None and (fates or not self.ui.clicksSection.collapsed):
+            self._current = snapshotClicks(self._state().centerlineNodes)
         if fates:
-            for nodeId, markup in snapshotClicks(self._state().centerlineNodes):
+            for nodeId, markup in self._current or ():
                 places.update({clickName(nodeId, point.id): point.position_ras for point in markup.points})
         self.marks.show(
             fate for fate in fates if not fate.clickId or _isNear(places.get(fate.clickId), fate.positionRas)
         )
+        self._contentsTimer.start()
+
+    def _showContents(self) -> None:
+        clicks, self._current = self._current, None
+        self.fill(clicks)
 
     def _fillRow(self, row: int, content: RowContent) -> None:
         name = qt.QTableWidgetItem(content.name)
@@ -192,6 +193,8 @@ class ClicksSection(VTKObservationMixin):
         setIncluded(node, clickId, included, insisted=included and name in self._turnedDown)
 
     def _onCellClicked(self, row: int, column: int) -> None:
+        if row >= len(self._rows):
+            return
         nodeId, clickId = self._rows[row]
         node = slicer.mrmlScene.GetNodeByID(nodeId)
         index = indexOf(node, clickId) if node is not None else -1
@@ -215,8 +218,7 @@ class ClicksSection(VTKObservationMixin):
     def _onTimeout(self) -> None:
         clicks = snapshotClicks(self._state().centerlineNodes)
         if clicks != self._seen:
-            self._seen = clicks
-            self.fill(clicks)
+            self._seen = self._current = clicks
             self._marksTimer.start()
             self._onClicksChanged(clicks)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
@@ -15,6 +14,7 @@ from .segmenter import Segmenter
 from .slice_text import sliceRanges
 from .target import Target
 from .task import Task
+from .timers import idleTimer
 from .write_record import WriteRecord
 
 NOTICE_MS = 200
@@ -39,10 +39,7 @@ class CorrectSection(VTKObservationMixin):
         self._currentSlice = currentSlice
         self._entered = False
         self._shown: tuple[str, str, str] | None = None
-        self._timer = qt.QTimer()
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(NOTICE_MS)
-        self._timer.connect("timeout()", self.takeIn)
+        self._timer = idleTimer(self.takeIn, NOTICE_MS)
         segmenter.saveStateForUndo = self._saveState
         ui.correctSection.connect("contentsCollapsed(bool)", self._onCollapsed)
         ui.undoButton.connect("clicked(bool)", self._onUndo)

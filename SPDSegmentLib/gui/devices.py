@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slicer.i18n import tr as _
@@ -33,18 +33,18 @@ def deviceChoices(devices: Sequence[Device] | None) -> list[tuple[str, str]]:
     return [*choices, ("cpu", _("CPU"))]
 
 
-def unusedCardWarning(device: str, chosen: str, torchVersion: str, isRemote: bool) -> str:
+def unusedCardWarning(device: str, chosen: str, torchVersion: Callable[[], str], isRemote: bool) -> str:
     """Return a warning where a run used the CPU beside an NVIDIA card that nobody chose to leave out, otherwise empty.
 
     Args:
         device: where the run took place, as the worker says.
         chosen: what the user chose.
-        torchVersion: of the torch that is installed; ``+cpu`` marks a build for the CPU.
+        torchVersion: returns that of the torch that is installed; ``+cpu`` marks a build for the CPU.
         isRemote: the worker runs on another computer.
     """
     if isRemote or not device.startswith("cpu") or chosen == "cpu" or not hasNvidiaCard():
         return ""
-    if torchVersion.endswith("+cpu"):
+    if torchVersion().endswith("+cpu"):
         return _(
             "The GPU stayed unused: the installed PyTorch is a build for the CPU. "
             "Reinstall it in the module PyTorch with a GPU backend."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.names import user_path
 
 from .measurements import COLUMNS, columnTitles, measureSource
-from .slice_grid import SegmentContent
+from .slice_grid import SegmentContent, filledPart
 from .surface import SurfaceSettings, closedSurface, surfaceSettings, writeSurface
 from .target import Target
 from .volumes import VolumeSnapshot, parentMatrix, takeSnapshot
@@ -39,6 +40,7 @@ class ExportSource:
         surface: how a surface is made of it.
         state: of the segment when it was taken.
         isResampled: whether its own voxels are not those of the volume.
+        isCut: whether a label map leaves out what lies beyond the volume.
     """
 
     target: Target
@@ -50,12 +52,15 @@ class ExportSource:
     surface: SurfaceSettings
     state: tuple[int, str]
     isResampled: bool = False
+    isCut: bool = False
 
     @property
     def note(self) -> str:
         """What a person should know of a label map of it before it is used, as a sentence; empty for nothing."""
         text = ""
-        if any(first < 0 or first + size > limit for first, size, limit in zip(*self._spans, strict=True)):
+        if self.isCut:
+            text = _("What lies beyond {volume} was left out.")
+        elif self.reachesBeyond:
             text = _(
                 "The segment reaches beyond {volume}: the label map is larger than the volume, so that none is lost."
             )
@@ -63,13 +68,22 @@ class ExportSource:
             text = _("The segment has other voxels than {volume}: it was resampled to those of the volume.")
         return text.format(volume=self.snapshot.volume.name)
 
+    @cached_property
+    def reachesBeyond(self) -> bool:
+        """Whether some of its voxels lie outside the volume."""
+        sizes = zip(self.content.start, filledPart(self.content.box) or (), self.content.shape, strict=False)
+        return any(start + part.start < 0 or start + part.stop > limit for start, part, limit in sizes)
+
     @property
-    def _spans(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """First filled slice, row and column, how many from there, and how many the volume has."""
-        filled = [np.flatnonzero(self.content.box.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-        firsts = tuple(start + int(f[0]) if f.size else 0 for start, f in zip(self.content.start, filled, strict=True))
-        sizes = tuple(int(f[-1] - f[0]) + 1 if f.size else 0 for f in filled)
-        return firsts, sizes, self.content.shape
+    def question(self) -> str:
+        """What a person has to decide before a label map of it is written, empty for nothing."""
+        if not self.reachesBeyond:
+            return ""
+        return _(
+            "The segment {name} reaches beyond {volume}.\n\n"
+            "Cut the label map to {volume}? With Yes the voxels outside it are left out. "
+            "With No the label map becomes larger than {volume}, and none is lost."
+        ).format(name=self.name, volume=self.snapshot.volume.name)
 
     def isCurrent(self) -> bool:
         """Whether segment and volume are still as they were."""
@@ -209,25 +223,22 @@ def _writeLabelmap(source: ExportSource, path: Path) -> None:
 def maskOnVolume(source: ExportSource) -> tuple[np.ndarray, Volume]:
     """Return the segment (K, J, I) bool on the grid of its volume, and that grid.
 
-    Where the segment reaches beyond the volume the grid is extended by whole voxels: nothing is cut.
+    Where the segment reaches beyond the volume the grid is extended by whole voxels, unless it is to be cut.
     """
     box, (i, j, k) = source.snapshot.grid.toVolume(source.content.box, source.content.start)
     volume = source.snapshot.volume
-    inside: list[slice] = []
-    before: list[int] = []
-    shape: list[int] = []
-    for axis, (first, limit) in enumerate(zip((k, j, i), volume.array.shape, strict=True)):
-        filled = np.flatnonzero(box.any(axis=tuple(other for other in range(3) if other != axis)))
-        low, high = (first + int(filled[0]), first + int(filled[-1]) + 1) if filled.size else (0, 0)
-        inside.append(slice(int(filled[0]), int(filled[-1]) + 1) if filled.size else slice(0, 0))
-        before.append(max(-low, 0))
-        shape.append(before[-1] + max(high, limit))
-    mask = np.zeros(shape, dtype=bool)
-    begin = [first + part.start + more for first, part, more in zip((k, j, i), inside, before, strict=True)]
-    part = box[tuple(inside)]
-    mask[tuple(slice(b, b + n) for b, n in zip(begin, part.shape, strict=True))] = part
+    firsts, limits = np.array([k, j, i]), np.array(volume.array.shape)
+    if source.isCut:
+        box = box[tuple(slice(max(-f, 0), max(n - f, 0)) for f, n in zip(firsts, limits, strict=True))]
+        firsts = np.maximum(firsts, 0)
+    inside = filledPart(box) or (slice(0, 0),) * 3
+    part = box[inside]
+    low = firsts + [axis.start for axis in inside] if part.size else np.zeros(3, dtype=int)
+    before = np.maximum(-low, 0)
+    mask = np.zeros(before + np.maximum(low + part.shape, limits), dtype=bool)
+    mask[tuple(slice(b, b + n) for b, n in zip(low + before, part.shape, strict=True))] = part
     shift = np.eye(4)
-    shift[:3, 3] = [-float(n) for n in reversed(before)]
+    shift[:3, 3] = -before[::-1]
     grid = np.broadcast_to(np.zeros((), dtype=np.uint8), mask.shape)
     return mask, Volume(grid, volume.ijk_to_ras @ shift, volume.name)
 

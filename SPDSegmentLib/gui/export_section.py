@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class ExportSection:
         self.formats = exportFormats()
         self.askPath = askPath or _askPath
         self.confirm = confirm or _confirmReplace
+        self.askCut: Callable[[str], bool] = slicer.util.confirmYesNoDisplay
         self._state = state
         self._background = BackgroundCall()
         for format_ in self.formats:
@@ -70,11 +72,14 @@ class ExportSection:
         format_ = self.formats[self.ui.exportFormatBox.currentIndex]
         try:
             source = self._source()
+            question = source.question if format_.isLabelmap else ""
+            isCut = bool(question and self.askCut(question))
             chosen = self.askPath(format_, source.name)
             if not chosen:
                 return
             if not source.isCurrent():  # slices came while the window was open
                 source = self._source()
+            source = replace(source, isCut=isCut and source.reachesBeyond)
             asked = chosen.lower().endswith(format_.suffix)  # the window has asked for this very name
             path = choosePath(format_, chosen, (lambda path: True) if asked else self.confirm)
         except Cancelled:

@@ -15,7 +15,6 @@ from slicer.util import VTKObservationMixin
 from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
 
 from .fates import COLORS
-from .volumes import arrayFromMatrix
 from .write_record import PointFate
 
 CORNERS = 24
@@ -132,7 +131,7 @@ class _SliceMarks(_Marks):
 
     def draw(self, positions: np.ndarray, colors: np.ndarray) -> None:
         """Draw the rings of points (n, 3) in world mm."""
-        toXY = np.linalg.inv(arrayFromMatrix(self.node.GetXYToRAS()))
+        toXY = np.linalg.inv(slicer.util.arrayFromVTKMatrix(self.node.GetXYToRAS()))
         xyz = positions @ toXY[:3, :3].T + toXY[:3, 3]
         here = np.abs(xyz[:, 2]) < 0.5
         if not here.any() and not self._data.GetNumberOfPoints():

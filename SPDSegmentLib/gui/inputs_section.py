@@ -19,6 +19,7 @@ from .slice_views import viewCenter, viewNode
 from .state import ModuleState
 from .target import Target, makeTarget
 from .task import Task, View
+from .timers import idleTimer
 
 CARD_SIZE = (600, 520)
 AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
@@ -35,10 +36,7 @@ class InputsSection(VTKObservationMixin):
         self._state = state
         self._changed = changed
         self.placing = Placing(ui)
-        self._namesTimer = qt.QTimer()
-        self._namesTimer.setSingleShot(True)
-        self._namesTimer.setInterval(0)
-        self._namesTimer.connect("timeout()", self._fillNames)
+        self._namesTimer = idleTimer(self._fillNames)
         self._filling = False
         self._card: Any = None
         for axis, text in zip(AXES, _axisNames(), strict=True):

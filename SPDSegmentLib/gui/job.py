@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,9 @@ from .fates import clickFates
 from .result_writer import ResultWriter
 from .signal import Signal
 
-SLICES_PER_WRITE = 8
+MAX_SLICES_PER_WRITE = 16
+SHORT_WRITE_S, LONG_WRITE_S = 0.008, 0.02
+"""Below the one a write takes more slices the next time, beyond the other fewer: the window answers in between."""
 WRITE_EVERY_MS = 120
 NEXT_PART_MS = 1
 
@@ -77,7 +80,10 @@ class Job:
         self._model = model
         self._pending: list[SliceReady] = []
         self._request: Request | None = None
+        self._send: Callable[[Callbacks], Request] | None = None
         self._writeIsPlanned = False
+        self._slicesPerWrite = 2
+        self._isKept = False
 
     @property
     def finished(self) -> bool:
@@ -97,9 +103,12 @@ class Job:
         return self.answer.recomputed if self.answer is not None else ()
 
     def start(self, send: Callable[[Callbacks], Request]) -> None:
-        """Send the request; ``send`` gets the callbacks and returns it."""
-        request = send(Callbacks(self._takeSlice, self._takeProgress, self._takeFinished))
-        self._request = request
+        """Send the request, in an event of its own where there are any; ``send`` gets the callbacks and returns it."""
+        self._send = send
+        if self._callLater is not None:
+            self._callLater(0, self._sendNow)
+        else:
+            self._sendNow()
 
     def cancel(self, *, urgent: bool = True) -> None:
         """Stop; the segment is as it was before."""
@@ -112,6 +121,7 @@ class Job:
 
     def wait(self) -> Any:
         """Block until it has finished, without an event loop, and return the result."""
+        self._sendNow()
         if self._request is not None and not self.finished:
             try:
                 self._client.wait(self._request)
@@ -130,6 +140,16 @@ class Job:
             if self._request is not None and not self._request.finished:
                 self._client.cancel(self._request, urgent=False)
 
+    def _sendNow(self) -> None:
+        self.checkValid()
+        send, self._send = self._send, None
+        if send is None or self.finished:
+            return
+        try:
+            self._request = send(Callbacks(self._takeSlice, self._takeProgress, self._takeFinished))
+        except SPDError as error:
+            self._end(JobState.FAILED, error)
+
     def _takeProgress(self, progress: Progress) -> None:
         if not self.finished:
             self.progress = progress
@@ -138,8 +158,7 @@ class Job:
     def _takeSlice(self, answer: SliceReady) -> None:
         if not self.finished:
             self._pending.append(answer)
-            if self.writer.mayWriteParts:
-                self._planWrite(WRITE_EVERY_MS)
+            self._planWrite(WRITE_EVERY_MS)
 
     def _takeFinished(self, request: Request) -> None:
         if self.finished:
@@ -160,6 +179,8 @@ class Job:
     def _writePlanned(self) -> None:
         if self._writeIsPlanned and not self.finished:
             self._writeIsPlanned = False
+            if self.answer is None and not self.writer.mayWriteParts:
+                return
             self._writePart()
             if not self.finished and (self._pending or self.answer is not None):
                 self._planWrite(NEXT_PART_MS)
@@ -173,14 +194,25 @@ class Job:
             return
         part = self._nextPart()
         if part:
+            started = time.perf_counter()
             changed = self.writer.put(part)
+            self._bound(time.perf_counter() - started, len(part))
             if self.writer.wasRefused:
                 self._end(JobState.FAILED, _refusal(len(part)))
             elif changed:
                 self.onSlices.emit(changed)
+        elif self._isKept:
+            self._end(JobState.DONE, None)
         elif self.answer is not None:
             self.digests = self.writer.finish(clickFates(self.answer.fates), self._model, self.answer.anchor_ras)
-            self._end(JobState.DONE, None)
+            self._isKept = True
+
+    def _bound(self, seconds: float, count: int) -> None:
+        """Choose how many slices the next write takes by how long one took."""
+        if seconds > LONG_WRITE_S:
+            self._slicesPerWrite = max(1, count // 2)
+        elif seconds < SHORT_WRITE_S and count == self._slicesPerWrite:
+            self._slicesPerWrite = min(2 * count, MAX_SLICES_PER_WRITE)
 
     def _nextPart(self) -> list[SliceReady]:
         """Take the answers that are written next: the oldest and some near it, so that a write touches few slices."""
@@ -190,8 +222,8 @@ class Job:
         part: list[SliceReady] = []
         rest: list[SliceReady] = []
         for answer in self._pending:
-            near = not part or abs(answer.slice_index - part[0].slice_index) <= SLICES_PER_WRITE
-            (part if near and len(part) < SLICES_PER_WRITE else rest).append(answer)
+            near = not part or abs(answer.slice_index - part[0].slice_index) <= self._slicesPerWrite
+            (part if near and len(part) < self._slicesPerWrite else rest).append(answer)
         self._pending = rest
         return part
 

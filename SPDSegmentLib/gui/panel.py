@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import qt
 import slicer
 from slicer.util import VTKObservationMixin
 
@@ -22,6 +20,7 @@ from .setup_section import SetupSection
 from .shortcuts import Shortcuts
 from .show_3d import Show3D
 from .state import ModuleState
+from .timers import idleTimer
 from .write_record import WriteRecord
 
 
@@ -81,10 +80,8 @@ class ModulePanel(VTKObservationMixin):
     def cleanup(self) -> None:
         """Let go of the scene; what runs is cancelled."""
         self.isClosing = True
-        self._startLater.stop()
-        self._later.stop()
-        self._showLater.stop()
-        self._startLater.stop()
+        for timer in (self._startLater, self._later, self._showLater):
+            timer.stop()
         self.shortcuts.remove()
         self.saliency.close()
         self.setup.close()
@@ -169,12 +166,3 @@ class ModulePanel(VTKObservationMixin):
         if not self.isClosing:
             self.logic.segmenter.checkJobs()
         self._onNodesChanged(caller, event)
-
-
-def idleTimer(action: Callable[[], None]) -> Any:
-    """Return a timer that calls ``action`` once, as soon as the event loop is free."""
-    timer = qt.QTimer()
-    timer.setSingleShot(True)
-    timer.setInterval(0)
-    timer.connect("timeout()", action)
-    return timer

@@ -14,6 +14,7 @@ from slicer.util import VTKObservationMixin
 
 from .slice_views import jumpTo, viewCenter, viewNode
 from .task import Task
+from .timers import idleTimer
 from .write_record import SliceInfo, WriteRecord
 
 HEIGHT = 72
@@ -28,10 +29,7 @@ class ReviewSection(VTKObservationMixin):
     def __init__(self, ui: Any, task: Callable[[], Task | None]) -> None:
         VTKObservationMixin.__init__(self)
         self.ui = ui
-        self._timer = qt.QTimer()
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(FOLLOW_MS)
-        self._timer.connect("timeout()", self._drawCurrent)
+        self._timer = idleTimer(self._drawCurrent, FOLLOW_MS)
         ui.reviewSection.connect("contentsCollapsed(bool)", self._onCollapsed)
         self._task = task
         self._record = WriteRecord()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import slicer
 
-from .volumes import VolumeSnapshot, matrixFromArray
+from .volumes import VolumeSnapshot
 
 OPACITY = 0.45
 SHOWN_FROM = 0.05
@@ -30,7 +30,7 @@ class SaliencyOverlay:
     def show(self, saliency: np.ndarray, t: int, snapshot: VolumeSnapshot) -> None:
         """Show the saliency (H, W) in [0, 1] of slice ``t``."""
         node = self.node or self._makeNode()
-        node.SetIJKToRASMatrix(matrixFromArray(sliceMatrix(snapshot, t)))
+        node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(sliceMatrix(snapshot, t)))
         slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(saliency[np.newaxis], dtype=np.float32))
         for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
             if composite.GetForegroundVolumeID() != node.GetID():

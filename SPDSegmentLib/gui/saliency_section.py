@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import qt
 import vtk
 from slicer.util import VTKObservationMixin
 
@@ -19,6 +18,7 @@ from .saliency_overlay import SaliencyOverlay
 from .segmenter import Segmenter
 from .slice_views import viewCenter, viewNode
 from .task import Task
+from .timers import idleTimer
 
 FOLLOW_MS = 120
 
@@ -37,10 +37,7 @@ class SaliencySection(VTKObservationMixin):
         self._showError = showError
         self._request: Request | None = None
         self._shown: tuple[str, int] | None = None
-        self._timer = qt.QTimer()
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(FOLLOW_MS)
-        self._timer.connect("timeout()", self.update)
+        self._timer = idleTimer(self.update, FOLLOW_MS)
         ui.saliencyCheck.connect("toggled(bool)", self._onToggled)
 
     def restart(self) -> None:

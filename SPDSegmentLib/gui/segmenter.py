@@ -16,7 +16,7 @@ from .result_writer import ResultWriter
 from .shown_surfaces import ShownSurfaces
 from .task import Task, View
 from .volumes import VolumeSnapshot, slicesBeside
-from .worker_host import WorkerHost
+from .worker_host import WorkerHost, volumeName
 from .write_record import WriteRecord
 
 
@@ -77,10 +77,6 @@ class Segmenter:
             uuid.uuid4().hex[:12],
             everywhere=everywhere,
         )
-        locked = writer.begin()
-        history.remember(task.target.mark, writer.digestsBefore, self._lastClicks.get(key, before), writer.record)
-        self.workerHost.useModel(task.view.model.key, task.view.device)
-        name = self.workerHost.openVolume(snapshot, "|".join(key))
         job = Job(
             self.workerHost.client,
             writer,
@@ -89,19 +85,22 @@ class Segmenter:
             task.target.node,
             task.view.model.name,
         )
+        name = volumeName(snapshot, "|".join(key))
         job.onFinished.connect(lambda done: self._noteFinished(task, name, done, before, former))
         job.onFinished.connect(lambda done: self._updateSurfaces(task, now=blocking))
         self._jobs[key] = job
         self._startedClicks[key] = before
-        first = None
-        if task.firstSliceRas is not None:
-            first = snapshot.sliceAt(task.firstSliceRas)
-        job.start(
-            lambda callbacks: self.workerHost.client.segment(
+
+        def send(callbacks: Callbacks) -> Request:
+            locked = writer.begin()
+            history.remember(task.target.mark, writer.digestsBefore, self._lastClicks.get(key, before), writer.record)
+            self.workerHost.useModel(task.view.model.key, task.view.device)
+            self.workerHost.openVolume(snapshot, "|".join(key))
+            return self.workerHost.client.segment(
                 name,
                 clicks,
                 prompts=task.prompts,
-                first_slice=first,
+                first_slice=None if task.firstSliceRas is None else snapshot.sliceAt(task.firstSliceRas),
                 send_all=key in self._incomplete
                 or self._served.get(key) != name
                 or not self.workerHost.hasServed(name),
@@ -109,7 +108,8 @@ class Segmenter:
                 anchor_ras=writer.record.anchorRas if writer.record.model == task.view.model.name else None,
                 callbacks=callbacks,
             )
-        )
+
+        job.start(send)
         return job
 
     def hasOtherClicks(self, task: Task, clicks: Clicks) -> bool:

@@ -233,7 +233,7 @@ class SetupSection:
 
     def _warn(self, device: str) -> None:
         host = self._logic.workerHost
-        text = unusedCardWarning(device, self._state().device, installedVersion("torch"), host.isRemote)
+        text = unusedCardWarning(device, self._state().device, lambda: installedVersion("torch"), host.isRemote)
         _showText(self.ui.deviceWarningLabel, text)
 
     def _onCollapsed(self, collapsed: bool) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import qt
 import slicer
 from slicer.util import VTKObservationMixin
 
 from .shown_surfaces import ShownSurfaces
 from .state import ModuleState
+from .timers import idleTimer
 
 
 class Show3D(VTKObservationMixin):
@@ -21,10 +21,7 @@ class Show3D(VTKObservationMixin):
         self._button = button
         self._surfaces = surfaces
         self._state = state
-        self._timer = qt.QTimer()
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(0)
-        self._timer.connect("timeout()", self._refresh)
+        self._timer = idleTimer(self._refresh)
         button.connect("clicked(bool)", self._onClicked)
 
     def follow(self) -> None:

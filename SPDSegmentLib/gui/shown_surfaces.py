@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import qt
 import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
@@ -18,7 +17,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 from .background import BackgroundCall
 from .editor_nodes import otherRepresentation
 from .surface import SurfaceSettings, closedSurface, surfaceSettings
-from .volumes import arrayFromMatrix
+from .timers import idleTimer
 
 LABELMAP = "Binary labelmap"
 SURFACE = "Closed surface"
@@ -67,10 +66,7 @@ class ShownSurfaces:
         self._isBusy = isBusy
         self._waiting: dict[Key, None] = {}
         self._background = BackgroundCall()
-        self._timer = qt.QTimer()
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(QUIET_MS)
-        self._timer.connect("timeout()", self._next)
+        self._timer = idleTimer(self._next, QUIET_MS)
 
     @property
     def isQuiet(self) -> bool:
@@ -211,10 +207,10 @@ def _voxels(labelmap: Any, value: int) -> tuple[np.ndarray, tuple[int, int, int]
     labelmap.GetImageToWorldMatrix(matrix)
     scalars = labelmap.GetPointData().GetScalars()
     if labelmap.IsEmpty() or scalars is None:
-        return np.zeros((0, 0, 0), dtype=bool), (0, 0, 0), arrayFromMatrix(matrix)
+        return np.zeros((0, 0, 0), dtype=bool), (0, 0, 0), slicer.util.arrayFromVTKMatrix(matrix)
     i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
     labels = vtk_to_numpy(scalars).reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
-    return labels == value, (i0, j0, k0), arrayFromMatrix(matrix)
+    return labels == value, (i0, j0, k0), slicer.util.arrayFromVTKMatrix(matrix)
 
 
 def _surfaceOf(mask: np.ndarray, start: tuple[int, int, int], matrix: np.ndarray, settings: SurfaceSettings) -> Any:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from SPDSegmentLib.files import write_whole
-
-from .volumes import matrixFromArray
 
 LPS_HEADER = "3D Slicer output. SPACE=LPS"
 """By this line 3D Slicer and others know how the coordinates of a file are meant."""
@@ -89,7 +88,7 @@ def closedSurface(
         last.NormalizeCoordinatesOn()
     last = _after(last, vtk.vtkTransformPolyDataFilter())
     transform = vtk.vtkTransform()
-    transform.SetMatrix(matrixFromArray(ijkToWorld))
+    transform.SetMatrix(slicer.util.vtkMatrixFromArray(ijkToWorld))
     last.SetTransform(transform)
     if np.linalg.det(ijkToWorld[:3, :3]) < 0:  # a mirrored grid turns the triangles inside out
         last = _after(last, vtk.vtkReverseSense())

@@ -17,12 +17,10 @@ from .editable_area import areaMasks, describeArea
 from .editor_nodes import editorLogic, editorNode, existingEditorNode, otherRepresentation
 from .record_store import loadRecord, saveRecord
 from .shown_surfaces import surfacesAside
-from .slice_grid import SegmentContent, Triple, boxAround, sliceDigests
+from .slice_grid import SegmentContent, Triple, boxAround, filledPart, sliceDigests
 from .volumes import (
     VolumeSnapshot,
-    arrayFromMatrix,
     gridSnapshot,
-    matrixFromArray,
     parentMatrix,
     takeSnapshot,
     worldMatrix,
@@ -207,7 +205,7 @@ class Target:
         reference, own = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
         if not text or not slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, reference, False):
             return False
-        own.SetGeometryFromImageToWorldMatrix(matrixFromArray(_toSegmentation(self.node, snapshot)))
+        own.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(_toSegmentation(self.node, snapshot)))
         return bool(slicer.vtkOrientedImageDataResample.DoGeometriesMatch(reference, own))
 
     def _modifier(self, snapshot: VolumeSnapshot, masks: Mapping[int, np.ndarray]) -> Any:
@@ -226,7 +224,7 @@ class Target:
         image.SetExtent(i, i + ni - 1, j, j + nj - 1, k, k + nk - 1)
         image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
         vtk_to_numpy(image.GetPointData().GetScalars()).reshape(array.shape)[:] = array
-        image.SetGeometryFromImageToWorldMatrix(matrixFromArray(_toSegmentation(self.node, snapshot)))
+        image.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(_toSegmentation(self.node, snapshot)))
         return image
 
     def _labels(self, snapshot: VolumeSnapshot, *, cut: bool) -> tuple[np.ndarray, Triple, int] | None:
@@ -250,7 +248,7 @@ class Target:
         labels = scalars.reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
         first = [0, 0, 0]
         if cut and labels.size > LARGE_LABELMAP:
-            inside = _filledPart(labels)
+            inside = filledPart(labels)
             if inside is None:
                 return None
             labels = labels[inside]
@@ -271,7 +269,7 @@ class Target:
         """Labels on voxels like the volume's, as many as the labelmap needs; see :meth:`_labels`."""
         i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
         shape = (k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
-        inside = _filledPart(vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(shape))
+        inside = filledPart(vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(shape))
         if inside is None:
             return None
         ends = [
@@ -282,12 +280,12 @@ class Target:
         toWorld = vtk.vtkMatrix4x4()
         labelmap.GetImageToWorldMatrix(toWorld)
         place = _toSegmentation(self.node, snapshot)
-        found = (np.linalg.inv(place) @ arrayFromMatrix(toWorld) @ corners)[:3]
+        found = (np.linalg.inv(place) @ slicer.util.arrayFromVTKMatrix(toWorld) @ corners)[:3]
         low, high = np.floor(found.min(axis=1)).astype(int), np.ceil(found.max(axis=1)).astype(int)
         grid = slicer.vtkOrientedImageData()
         grid.SetExtent(*(int(end) for pair in zip(low, high, strict=True) for end in pair))
         grid.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
-        grid.SetGeometryFromImageToWorldMatrix(matrixFromArray(place))
+        grid.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(place))
         image = slicer.vtkOrientedImageData()
         slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, image, False)
         i, j, k = (int(first) for first in low)
@@ -299,7 +297,7 @@ class Target:
     def _wholeVoxelOffset(node: Any, labelmap: Any, snapshot: VolumeSnapshot) -> tuple[int, int, int] | None:
         matrix = vtk.vtkMatrix4x4()
         labelmap.GetImageToWorldMatrix(matrix)
-        relation = np.linalg.inv(_toSegmentation(node, snapshot)) @ arrayFromMatrix(matrix)
+        relation = np.linalg.inv(_toSegmentation(node, snapshot)) @ slicer.util.arrayFromVTKMatrix(matrix)
         offset = np.rint(relation[:3, 3])
         whole = np.eye(4)
         whole[:3, 3] = offset
@@ -357,15 +355,3 @@ def _freeName(segmentation: Any, name: str) -> str:
 
 def _toSegmentation(node: Any, snapshot: VolumeSnapshot) -> np.ndarray:
     return np.linalg.inv(parentMatrix(node)) @ snapshot.volume.ijk_to_ras
-
-
-def _filledPart(labels: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Box around everything that is not 0 in (k, j, i); None where there is nothing. Makes no copy: it may be large."""
-    inside: list[slice] = []
-    for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
-        filled = np.flatnonzero(labels.max(axis=others))
-        if not filled.size:
-            return None
-        inside.append(slice(int(filled[0]), int(filled[-1]) + 1))
-        labels = labels[tuple(slice(None) for _ in range(axis)) + (inside[-1],)]
-    return inside[0], inside[1], inside[2]

@@ -127,7 +127,7 @@ def worldMatrix(node: Any) -> np.ndarray:
     """Return the (4, 4) matrix from IJK to world RAS in mm; raises GeometryUnsupported under a non-linear transform."""
     local = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(local)
-    return parentMatrix(node) @ arrayFromMatrix(local)
+    return parentMatrix(node) @ slicer.util.arrayFromVTKMatrix(local)
 
 
 def parentMatrix(node: Any) -> np.ndarray:
@@ -142,18 +142,4 @@ def parentMatrix(node: Any) -> np.ndarray:
         )
     matrix = vtk.vtkMatrix4x4()
     parent.GetMatrixTransformToWorld(matrix)
-    return arrayFromMatrix(matrix)
-
-
-def arrayFromMatrix(matrix: Any) -> np.ndarray:
-    """Return a vtkMatrix4x4 as (4, 4) array."""
-    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
-
-
-def matrixFromArray(array: np.ndarray) -> Any:
-    """Return a (4, 4) array as vtkMatrix4x4."""
-    matrix = vtk.vtkMatrix4x4()
-    for row in range(4):
-        for column in range(4):
-            matrix.SetElement(row, column, float(array[row, column]))
-    return matrix
+    return slicer.util.arrayFromVTKMatrix(matrix)

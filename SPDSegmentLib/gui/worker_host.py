@@ -42,6 +42,11 @@ def withEnvironment(command: WorkerCommand) -> WorkerCommand:
     return replace(command, environment=tuple(sorted(slicer.util.startupEnvironment().items())))
 
 
+def volumeName(snapshot: VolumeSnapshot, owner: str = "") -> str:
+    """Return the name by which the worker knows a volume, see :meth:`WorkerHost.openVolume`."""
+    return f"{snapshot.volumeId}|{owner}"
+
+
 class WorkerHost:
     """Owns the client; the process starts with the first request.
 
@@ -75,7 +80,7 @@ class WorkerHost:
         Each owner (a segment) has a session of its own in the worker, so that the field of view and the slices of one
         structure never depend on work at another.
         """
-        name = f"{snapshot.volumeId}|{owner}"
+        name = volumeName(snapshot, owner)
         if name not in self._volumes:
             volume = snapshot.volume
             self.client.open_volume(name, volume.array, volume.ijk_to_ras, snapshot.axis)

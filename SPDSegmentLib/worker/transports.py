@@ -189,6 +189,9 @@ class SubprocessTransport:
 
 REFILL_BELOW_BYTES = 1 << 20
 REFILL_TO_BYTES = 2 << 20
+PART_BYTES = 1 << 14
+LONG_SECONDS = 0.012
+"""After which the rest of what the worker said waits for an event of its own, so that the window answers."""
 
 CallLater = Callable[[int, Callable[[], None]], None]
 
@@ -210,6 +213,8 @@ class QProcessTransport:
         self._running = False
         self._closing = False
         self._writing = False
+        self._unread = memoryview(b"")
+        self._has_more = False
 
     @property
     def process_id(self) -> int | None:
@@ -245,7 +250,8 @@ class QProcessTransport:
             self._process.waitForStarted(_milliseconds(timeout))
             return
         until = time.monotonic() + timeout
-        self._process.waitForReadyRead(_milliseconds(timeout))
+        if not self._has_more:
+            self._process.waitForReadyRead(_milliseconds(timeout))
         self._on_output()
         self._on_log()
         if self._running and (left := until - time.monotonic()) > timeout / 2:
@@ -282,9 +288,27 @@ class QProcessTransport:
             self._process.closeWriteChannel()
 
     def _on_output(self, *_: Any) -> None:
-        data = self._ask("readAllStandardOutput")
-        if data and self._sink is not None:
-            self._sink.on_output(bytes(data.data()))
+        try:
+            self._take_output()
+        finally:
+            if self._has_more:
+                self._call_later(0, self._on_output)
+
+    def _take_output(self, seconds: float = LONG_SECONDS) -> None:
+        """Hand on what the worker said, for about so long."""
+        until = time.monotonic() + seconds
+        self._has_more = self._sink is not None
+        while self._sink is not None:
+            if not self._unread:
+                data = self._ask("readAllStandardOutput")
+                self._unread = memoryview(bytes(data.data())) if data else memoryview(b"")
+            if not self._unread:
+                self._has_more = False
+                return
+            part, self._unread = self._unread[:PART_BYTES], self._unread[PART_BYTES:]
+            self._sink.on_output(bytes(part))
+            if time.monotonic() > until:
+                return
 
     def _on_log(self, *_: Any) -> None:
         data = self._ask("readAllStandardError")
@@ -310,7 +334,7 @@ class QProcessTransport:
             self._end(None, f"{self._program!r} could not be started: {self._process.errorString()}")
 
     def _on_finished(self, *_: Any) -> None:
-        self._on_output()
+        self._take_output(math.inf)
         self._on_log()
         code, status = self._ask("exitCode"), self._ask("exitStatus")
         if code is None or status is None:

@@ -91,10 +91,12 @@ def settle(host: Any, module: Any) -> None:
     timers = [
         panel.clicks._timer,
         panel.clicks._fillTimer,
+        panel.clicks._contentsTimer,
         panel.clicks._marksTimer,
         panel.correct._timer,
         panel._later,
         panel._showLater,
+        panel._startLater,
     ]
 
     def isQuiet() -> bool:

@@ -105,7 +105,7 @@ def test_unticking_a_click_leaves_it_out_at_once(host: Any, module: Any) -> None
 
 def test_a_row_of_the_table_jumps_to_its_click(host: Any, module: Any) -> None:
     module.ui.clicksSection.collapsed = False
-    host.process_events(20)
+    settle(host, module)
     module.ui.clicksTable.cellClicked.emit(1, 1)
     assert shown_k() == pytest.approx(8.0)
 

@@ -149,6 +149,16 @@ def test_a_cancelled_job_is_finished_and_raises(host: Any, logic: Any, nodes: An
         _ = job.result
 
 
+def test_a_job_that_was_just_started_can_be_waited_for_or_cancelled(logic: Any, nodes: Any) -> None:
+    # the request leaves in an event of its own, and none has run yet
+    assert logic.start(*nodes, model="fake").wait().IsA("vtkMRMLSegmentationNode")
+    job = logic.start(*nodes, model="fake")
+    job.cancel()
+    assert job.finished and not logic.workerHost.client.busy
+    with pytest.raises(Cancelled):
+        job.wait()
+
+
 def test_a_batch_goes_on_after_cases_that_fail(logic: Any, case_files: Any, tmp_path: Path) -> None:
     before = node_names()
     report = logic.segmentBatch(

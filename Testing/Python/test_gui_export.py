@@ -1,67 +1,21 @@
-"""The segment as files and as numbers: right place, right codes, whole or not at all."""
+"""The segment as files: in the right place, with the right codes, and what is asked before."""
 
 from __future__ import annotations
 
-import csv
-import errno
-import os
 from pathlib import Path
 from typing import Any
 
+import export_helpers
 import numpy as np
 import pytest
+from export_helpers import SHAPE, SPACING, TERMINOLOGY, block, export, source_of
 from gui_helpers import settle_export
 
-from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.geometry.labelmap import read_labelmap
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
-MODULE = Path(__file__).resolve().parents[2] / "SPDSegment" / "SPDSegment.py"
-SHAPE = (12, 40, 48)
-SPACING = (1.0, 1.5, 3.0)
-TERMINOLOGY = "List~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney~^^~Anatomic codes - DICOM master list~^^~^^"
-FORMATS = ("nifti", "nrrd", "segmentation", "stl", "obj", "csv")
-
-
-def block() -> np.ndarray:
-    """Voxels (K, J, I) of the segment."""
-    mask = np.zeros(SHAPE, dtype=np.uint8)
-    mask[3:9, 10:26, 12:30] = 1
-    return mask
-
-
-@pytest.fixture
-def scene(host: Any) -> Any:
-    """The module with a volume and a segment, chosen in its settings."""
-    import slicer
-
-    volume = host.add_volume(np.zeros(SHAPE, np.int16), SPACING)
-    module = host.load_module(MODULE)
-    from SPDSegmentLib.gui.target import makeTarget
-
-    target = makeTarget(None, "", volume, "Left kidney", (0.7, 0.4, 0.5), TERMINOLOGY)
-    slicer.util.updateSegmentBinaryLabelmapFromArray(block(), target.node, target.segmentId, volume)
-    state = module.widget.panel.state
-    state.volumeNode, state.segmentationNode, state.segmentId = volume, target.node, target.segmentId
-    module.widget.panel.enter()
-    return module
-
-
-def source_of(module: Any) -> Any:
-    """What the panel would export."""
-    from SPDSegmentLib.gui.export_files import makeSource
-
-    state = module.widget.panel.state
-    return makeSource(state.segmentationNode, state.segmentId, state.volumeNode)
-
-
-def export(module: Any, key: str, path: str | Path, confirm: Any = None) -> Path:
-    """Export without the panel."""
-    from SPDSegmentLib.gui.export_files import exportFormats, exportSegment
-
-    (format_,) = [f for f in exportFormats() if f.key == key]
-    return exportSegment(source_of(module), format_, path, confirm or (lambda path: pytest.fail("asked")))
+scene = export_helpers.scene
 
 
 @pytest.mark.parametrize("key", ["nifti", "nrrd", "segmentation"])
@@ -138,192 +92,6 @@ def test_the_shipped_models_carry_dicom_codes(host: Any) -> None:
     for bundle in list_bundles():
         assert bundle.info.terminology in ("", terminology_entry(bundle.info.structure)) or not bundle.shipped
     assert terminology_entry("something else") == ""
-
-
-def test_statistics_are_a_table_and_a_file(host: Any, scene: Any, tmp_path: Path) -> None:
-    import slicer
-
-    volume_ml = 6 * 16 * 18 * np.prod(SPACING) / 1000
-    for _ in range(2):
-        scene.ui.statisticsButton.click()
-        settle_export(host, scene)
-    (table,) = slicer.util.getNodesByClass("vtkMRMLTableNode")
-    assert table.GetNumberOfRows() == 1
-    assert table.GetCellText(0, 0) == "Left kidney"
-    assert float(table.GetCellText(0, 1)) == pytest.approx(volume_ml, rel=1e-3)
-    assert float(table.GetCellText(0, 2)) == pytest.approx(18.0)
-    assert f"{volume_ml:.2f} ml" in scene.ui.exportLabel.text
-    rows = list(csv.reader(export(scene, "csv", tmp_path / "k").open(encoding="utf-8")))
-    assert rows[0][1] == "Volume (ml)" and float(rows[1][1]) == pytest.approx(volume_ml, rel=1e-3)
-
-
-@pytest.mark.parametrize("key", FORMATS)
-def test_a_file_that_exists_is_replaced_only_when_allowed(scene: Any, tmp_path: Path, key: str) -> None:
-    path = export(scene, key, tmp_path / "kidney")
-    path.write_text("mine")
-    with pytest.raises(Cancelled):
-        export(scene, key, path, confirm=lambda asked: False)
-    assert path.read_text() == "mine"
-    export(scene, key, path, confirm=lambda asked: asked == path)
-    assert path.read_bytes() != b"mine"
-
-
-@pytest.mark.parametrize("key", FORMATS)
-def test_a_failed_export_is_one_sentence_and_leaves_nothing(
-    scene: Any, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(BadInput, match="does not exist"):
-        export(scene, key, tmp_path / "nowhere" / "kidney")
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(BadInput, match="cannot be written"):
-        export(scene, key, tmp_path / "kidney")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
-def test_a_read_only_file_is_refused_before_anything_is_asked(scene: Any, tmp_path: Path) -> None:
-    for key in FORMATS:
-        path = export(scene, key, tmp_path / "kidney")
-        path.write_text("mine")
-        path.chmod(0o444)
-        with pytest.raises(BadInput, match="read-only"):
-            export(scene, key, path)
-        assert path.read_text() == "mine" and path.stat().st_mode & 0o777 == 0o444
-    assert len(list(tmp_path.iterdir())) == len(FORMATS)
-
-
-def test_a_disk_that_is_full_leaves_the_old_file(scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_arguments: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    paths = {key: export(scene, key, tmp_path / "kidney") for key in FORMATS}
-    old = {path: path.read_bytes() for path in paths.values()}
-    monkeypatch.setattr(os, "fsync", full)
-    for key, path in paths.items():
-        with pytest.raises(BadInput, match="disk is full") as caught:
-            export(scene, key, path, confirm=lambda asked: True)
-        assert str(path) in caught.value.message
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
-
-
-@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
-@pytest.mark.parametrize("key", ["stl", "obj"])
-def test_a_limit_on_file_sizes_is_said_of_a_surface(scene: Any, tmp_path: Path, key: str) -> None:
-    import resource
-
-    path = export(scene, key, tmp_path / "kidney")
-    old, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) // 2, limits[1]))
-    try:
-        with pytest.raises(BadInput, match="limit on file sizes"):
-            export(scene, key, path, confirm=lambda asked: True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize("key", ["stl", "obj"])
-def test_a_surface_that_lacks_its_end_replaces_nothing(
-    scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
-    from SPDSegmentLib.gui import surface
-
-    def lie(written: Any, part: Path, writer: Any) -> None:
-        write(written, part, writer)
-        part.write_bytes(part.read_bytes()[:-200])
-
-    write, path = surface._write, export(scene, key, tmp_path / "kidney")
-    old = path.read_bytes()
-    monkeypatch.setattr(surface, "_write", lie)
-    with pytest.raises(BadInput, match="not whole"):
-        export(scene, key, path, confirm=lambda asked: True)
-    assert path.read_bytes() == old
-
-
-def test_links_stay_links_and_odd_names_are_taken_as_they_are(
-    scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    for key in FORMATS:
-        path = export(scene, key, Path("data") / "kidney")
-        path.write_text("older")
-        link = Path(path.name)
-        link.symlink_to(path)
-        export(scene, key, link, confirm=lambda asked: True)
-        assert link.is_symlink() and path.read_bytes() != b"older"
-    assert export(scene, "nifti", "~nobody-of-that-name.hdr").name == "~nobody-of-that-name.hdr.nii.gz"
-    assert (tmp_path / "~nobody-of-that-name.hdr.nii.gz").is_file()
-    with pytest.raises(BadInput, match="name is too long"):
-        export(scene, "csv", "n" * 300)
-
-
-def test_what_changed_while_the_file_was_chosen_is_in_the_file(host: Any, scene: Any, tmp_path: Path) -> None:
-    import slicer
-
-    state = scene.widget.panel.state
-    more = block()
-    more[9] = more[8]
-
-    def choose(format_: Any, name: str) -> str:
-        node, volume = state.segmentationNode, state.volumeNode
-        slicer.util.updateSegmentBinaryLabelmapFromArray(more, node, state.segmentId, volume)
-        return str(tmp_path / "kidney.nii.gz")
-
-    scene.widget.panel.export.askPath = choose
-    scene.ui.exportButton.click()
-    settle_export(host, scene)
-    assert np.array_equal(read_labelmap(tmp_path / "kidney.nii.gz").array, more)
-
-
-def test_a_failure_beside_the_window_is_said_as_well(
-    host: Any, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    host.dialogs.choose_file(str(tmp_path / "kidney"))
-    scene.ui.exportButton.click()
-    settle_export(host, scene)
-    assert f"{tmp_path / 'kidney.nii.gz'} cannot be written" in scene.ui.exportLabel.text
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("what", ["scene", "module", "segmentation"])
-def test_a_file_becomes_whole_whatever_is_closed_meanwhile(
-    host: Any, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    import threading
-
-    import slicer
-
-    from SPDSegmentLib.gui import export_files
-
-    begun, go_on = threading.Event(), threading.Event()
-
-    def slowly(source: Any) -> Any:
-        begun.set()
-        assert go_on.wait(20)
-        return mask_on_volume(source)
-
-    mask_on_volume = export_files.maskOnVolume
-    monkeypatch.setattr(export_files, "maskOnVolume", slowly)
-    host.dialogs.choose_file(str(tmp_path / "kidney.nii.gz"))
-    scene.ui.exportButton.click()
-    assert begun.wait(20)
-    threading.Timer(0.2, go_on.set).start()
-    if what == "scene":
-        slicer.mrmlScene.Clear(0)
-    elif what == "module":
-        scene.widget.cleanup()
-    else:
-        slicer.mrmlScene.RemoveNode(scene.widget.panel.state.segmentationNode)
-    host.wait_until(lambda: [path.name for path in tmp_path.iterdir()] == ["kidney.nii.gz"])
-    assert np.array_equal(read_labelmap(tmp_path / "kidney.nii.gz").array, block())
 
 
 @pytest.mark.parametrize(("smoothing", "mirrored"), [("0.5", False), ("0.2", False), ("0", False), ("0.5", True)])
@@ -436,57 +204,46 @@ def test_a_segment_of_other_voxels_is_resampled_whole_and_it_is_said(host: Any, 
     assert volumes[0] == pytest.approx(volumes[1], rel=0.15)
 
 
-def test_segments_of_one_name_have_rows_of_their_own(host: Any, scene: Any) -> None:
-    import slicer
-
-    # given: another segment of the same name, and both are measured, one of them twice
-    state = scene.widget.panel.state
-    first, segmentation = state.segmentId, state.segmentationNode.GetSegmentation()
-    second = segmentation.AddEmptySegment("", "Left kidney")
-    slicer.util.updateSegmentBinaryLabelmapFromArray(block()[::-1], state.segmentationNode, second, state.volumeNode)
-    for segment_id in (first, second, first):
-        state.segmentId = segment_id
-        scene.widget.panel.refresh()
-        scene.ui.statisticsButton.click()
-        settle_export(host, scene)
-
-    # when: one gets another name and is measured again
-    segmentation.GetSegment(second).SetName("Right kidney")
-    state.segmentId = second
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "whole"])
+def test_it_is_asked_before_anything_is_written_whether_a_segment_beyond_the_volume_is_cut(
+    host: Any, scene: Any, tmp_path: Path, cut: bool
+) -> None:
+    # given: another volume is chosen, which begins and ends within the segment
+    part = host.add_volume(np.zeros((3, 20, 48), np.int16), SPACING, name="part")
+    part.SetOrigin(0.0, 15 * SPACING[1], 5 * SPACING[2])
+    scene.widget.panel.state.volumeNode = part
     scene.widget.panel.refresh()
-    scene.ui.statisticsButton.click()
+    asked: list[str] = []
+
+    def choose(format_: Any, name: str) -> str:
+        asked.append("path")
+        return str(tmp_path / f"kidney{format_.suffix}")
+
+    def ask(question: str) -> bool:
+        asked.append(question)
+        return cut
+
+    export_section = scene.widget.panel.export
+    export_section.askPath, export_section.askCut = choose, ask
+
+    # when
+    scene.ui.exportButton.click()
     settle_export(host, scene)
 
     # then
-    table = slicer.util.getNodesByClass("vtkMRMLTableNode")[0].GetTable()
-    assert [table.GetValue(row, 0).ToString() for row in range(table.GetNumberOfRows())] == [
-        "Left kidney",
-        "Right kidney",
-    ]
+    assert "reaches beyond part" in asked[0] and asked[1:] == ["path"]
+    found = read_labelmap(tmp_path / "kidney.nii.gz")
+    if cut:
+        assert np.array_equal(found.array, block()[5:8, 15:35])
+        assert np.allclose(found.ijk_to_ras[:3, 3], (0.0, 15 * SPACING[1], 5 * SPACING[2]))
+        assert "left out" in scene.ui.exportLabel.text
+    else:
+        assert found.array.sum() == block().sum()
+        assert "none is lost" in scene.ui.exportLabel.text
 
-
-def test_a_second_segment_gets_a_name_of_its_own(host: Any, scene: Any) -> None:
-    from SPDSegmentLib.gui.target import makeTarget
-
-    state = scene.widget.panel.state
-    names = []
-    for _ in range(2):
-        target = makeTarget(state.segmentationNode, "", state.volumeNode, "Left kidney", (1.0, 0.0, 0.0), "")
-        names.append(target.node.GetSegmentation().GetSegment(target.segmentId).GetName())
-    assert names == ["Left kidney 2", "Left kidney 3"]
-
-
-def test_nobody_is_asked_twice_about_a_file_that_exists(host: Any, scene: Any, tmp_path: Path) -> None:
-    # given: the window, which asked already, returns the path with separators of its own, as on Windows
-    (tmp_path / "kidney.nii.gz").write_text("old")
-    host.dialogs.choose_file(f"{tmp_path}//kidney.nii.gz", f"{tmp_path}//KIDNEY.NII.GZ", f"{tmp_path}/kidney")
-    for _ in range(2):
-        scene.ui.exportButton.click()
-        settle_export(host, scene)
-        assert not host.dialogs.texts("confirm")
-        assert "Written" in scene.ui.exportLabel.text
-
-    # when: the suffix was added later, so that the window asked about another name
+    # when: a surface is written, which has no grid
+    asked.clear()
+    scene.ui.exportFormatBox.currentIndex = [f.key for f in export_section.formats].index("stl")
     scene.ui.exportButton.click()
     settle_export(host, scene)
-    assert len(host.dialogs.texts("confirm")) == 1
+    assert asked == ["path"]

@@ -336,10 +336,10 @@ def test_an_unused_card_is_a_warning_unless_chosen(
     from SPDSegmentLib.gui import devices
 
     monkeypatch.setattr(devices, "hasNvidiaCard", lambda: True)
-    text = devices.unusedCardWarning(device, chosen, version, remote)
+    text = devices.unusedCardWarning(device, chosen, lambda: version, remote)
     assert warned in text and bool(text) == bool(warned)
     monkeypatch.setattr(devices, "hasNvidiaCard", lambda: False)
-    assert devices.unusedCardWarning(device, chosen, version, remote) == ""
+    assert devices.unusedCardWarning(device, chosen, lambda: version, remote) == ""
 
 
 @pytest.mark.parametrize("behavior", ["missing=1", "no_torch=1"])
