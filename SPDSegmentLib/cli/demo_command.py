@@ -85,7 +85,7 @@ def demo(
     with show_slices() as on_progress:
         outcome = run_segmentation(request, on_progress)
     describe(request, outcome)
-    typer.echo(f"Dice against the shipped label: {dice_with(case.label, outcome.mask_kji):.3f}")
+    typer.echo(f"Dice against the shipped label: {dice_with(case.label, outcome.mask):.3f}")
 
 
 def dice_with(label: Path, mask_kji: np.ndarray) -> float:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from SPDSegmentLib.api import Segmentation
 from SPDSegmentLib.cli.failures import printable
 from SPDSegmentLib.cli.progress import show_slices
-from SPDSegmentLib.cli.segment_run import SegmentOutcome, SegmentRequest, run_segmentation
+from SPDSegmentLib.cli.segment_run import SegmentRequest, run_segmentation
 from SPDSegmentLib.errors import MUST_LOOK, well_formed
 from SPDSegmentLib.models.bundle import origin_note
 
@@ -100,7 +101,7 @@ def names_of(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def describe(request: SegmentRequest, outcome: SegmentOutcome) -> None:
+def describe(request: SegmentRequest, outcome: Segmentation) -> None:
     """Say what was made: the result on standard output, what to look at on standard error."""
     result = outcome.result
     segmented = sum(1 for part in result.slices if part.mask.any())

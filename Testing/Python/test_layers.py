@@ -23,6 +23,7 @@ LAYERS = {
     "prompts": 5,
     "networks": 6,
     "inference": 7,
+    "api": 8,
     "training": 8,
     "evaluation": 8,
     "worker": 9,
@@ -35,6 +36,7 @@ EQUALS = {("training", "evaluation"), ("evaluation", "training")}
 HEAVY = ("torch", "torchvision", "peft", "segment_anything", "transformers")
 SLICER = {"slicer", "qt", "ctk", "vtk"}
 TORCH_FREE = (
+    "api",
     "errors",
     "settings",
     "locks",

@@ -1,0 +1,190 @@
+"""Segmentation from Python: one function, one class, and the examples in their docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from models_helpers import tiny_info
+from segment_case import tiny_bundle
+from tiny_predictor import listening_predictor, tube_volume
+
+from SPDSegmentLib import InteractiveSegmenter, api, load_model, segment
+from SPDSegmentLib.errors import BadInput, ModelMissing
+from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, write_markups
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import set_geometry
+from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.models.bundle import write_bundle
+
+ON_TUBE = ((27, 30, 10), (28, 30, 12), (29, 30, 14), (30, 30, 16))
+BESIDE = (54, 5, 12)
+"""Voxels (I, J, K) of the tube, and one of the dark."""
+
+
+def ras(*voxels: tuple[int, int, int]) -> np.ndarray:
+    return np.array(voxels) * (-1.0, -1.0, 3.0)
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path) -> SimpleNamespace:
+    """A folder with the image of a tube, four clicks on it and one beside it, and a model that finds tubes."""
+    volume = tube_volume()
+    image = set_geometry(sitk.GetImageFromArray(volume.array), volume.ijk_to_ras)
+    sitk.WriteImage(image, str(tmp_path / "abdomen.nii.gz"))
+    points = [
+        ControlPoint(str(n), f"F-{n}", (r, a, s)) for n, (r, a, s) in enumerate(ras(*ON_TUBE, BESIDE).tolist(), start=1)
+    ]
+    markups = [Markup("clicks", LIST, tuple(points))]
+    write_markups(tmp_path / "clicks.mrk.json", markups)
+    write_bundle(
+        spd_home / "models" / "kidney-mr",
+        tiny_info(name="kidney-mr"),
+        {"w": torch.zeros(2)},
+        "",
+    )
+    monkeypatch.setattr(Predictor, "load", classmethod(lambda *_, **__: listening_predictor()))
+    monkeypatch.chdir(tmp_path)
+    return SimpleNamespace(volume=volume, image=image, markups=markups, folder=tmp_path)
+
+
+def test_the_examples_in_the_docstrings_run(case: SimpleNamespace) -> None:
+    names = {"array": case.volume.array, "affine": case.volume.ijk_to_ras}
+    results = doctest.testmod(api, extraglobs=names)
+    assert results.failed == 0 and results.attempted >= 10
+    assert Path("kidney.seg.nrrd").is_file()
+
+
+def test_an_image_may_be_a_file_an_array_a_volume_or_of_simpleitk(case: SimpleNamespace) -> None:
+    expected = segment("abdomen.nii.gz", "clicks.mrk.json", "kidney-mr").mask
+    assert expected.any()
+    for image, affine in ((case.volume.array, case.volume.ijk_to_ras), (case.volume, None), (case.image, None)):
+        for points in (case.markups, ras(*ON_TUBE, BESIDE), ras(*ON_TUBE, BESIDE).tolist()):
+            found = segment(image, points, "kidney-mr", ijk_to_ras=affine)
+            np.testing.assert_array_equal(found.mask, expected)
+
+
+@pytest.mark.parametrize("frame", api.FRAMES)
+def test_points_may_be_in_ras_lps_or_voxels(case: SimpleNamespace, frame: str) -> None:
+    points = {"RAS": ras(*ON_TUBE), "LPS": ras(*ON_TUBE) * (-1, -1, 1), "IJK": np.array(ON_TUBE)}[frame]
+    found = segment(case.volume, points, "kidney-mr", frame=frame)
+    assert all(found.mask[k, j, i] for i, j, k in ON_TUBE)
+
+
+def test_mask_and_report_are_saved_and_name_no_folders(case: SimpleNamespace) -> None:
+    image = case.folder / "abdomen.nii.gz"
+    found = segment(image, case.folder / "clicks.mrk.json", "kidney-mr")
+    found.save("mask.nii.gz", "report.json")
+
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage("mask.nii.gz")), found.mask)
+    text = Path("report.json").read_text()
+    assert json.loads(text)["request"]["image"] == "abdomen.nii.gz" and str(case.folder) not in text
+    assert found.report(full_paths=True)["request"]["image"] == str(image)
+    assert found.volume_ml == pytest.approx(found.mask.sum() * 3 / 1000)
+
+
+def test_one_loaded_model_segments_many_cases(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model("kidney-mr")
+    monkeypatch.setattr(Predictor, "load", lambda *_, **__: pytest.fail("loaded again"))
+    first, second = (segment(case.volume, ras(*ON_TUBE), model) for _ in range(2))
+    np.testing.assert_array_equal(first.mask, second.mask)
+    assert first.report()["request"]["model"] == "kidney-mr"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"image": np.zeros((4, 4, 4))}, "needs ijk_to_ras"),
+        ({"image": np.zeros((4, 4)), "ijk_to_ras": np.eye(4)}, "array of shape (4, 4)"),
+        ({"points": [[1, 2]]}, "array of shape (1, 2)"),
+        ({"points": [["a", "b", "c"]]}, "are no numbers"),
+        ({"points": ras(*ON_TUBE), "frame": "XYZ"}, "Unknown frame 'XYZ'"),
+        ({"points": []}, "No placed point"),
+        ({"points": ras(*ON_TUBE) + 1e4}, "No click lies inside the volume"),
+        ({"insist": ["nobody"]}, "no click 'nobody'"),
+        ({"axis": "upward"}, "Unknown slicing axis"),
+        ({"output": "mask.txt"}, "no known extension"),
+    ],
+)
+def test_what_cannot_work_is_said_before_a_model_is_loaded(
+    case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], sentence: str
+) -> None:
+    monkeypatch.setattr(Predictor, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(BadInput, match=r".") as raised:
+        segment(**{"image": "abdomen.nii.gz", "points": "clicks.mrk.json", "model": "kidney-mr"} | wrong)
+    assert sentence in raised.value.sentence and raised.value.remedy
+
+
+def test_a_model_that_is_not_there_is_named(case: SimpleNamespace) -> None:
+    with pytest.raises(ModelMissing, match="no model 'nothing'"):
+        segment("abdomen.nii.gz", "clicks.mrk.json", "nothing")
+
+
+def test_interactive_clicks_give_what_one_call_gives(case: SimpleNamespace) -> None:
+    work = InteractiveSegmenter(case.volume, "kidney-mr")
+    work.add(ras(*ON_TUBE[:2]))
+    work.add(ras(BESIDE))
+    work.remove("3")
+    found = work.add("clicks.mrk.json")
+    assert list(work.clicks) == ["1", "2", "4", "5", "6", "7", "8"]
+    at_once = segment(case.volume, ras(*ON_TUBE[:2], *ON_TUBE, BESIDE), "kidney-mr")
+    np.testing.assert_array_equal(found.mask, at_once.mask)
+
+
+def test_a_failed_change_leaves_clicks_and_mask_as_they_were(case: SimpleNamespace) -> None:
+    work = InteractiveSegmenter(case.volume, "kidney-mr")
+    before = work.add(ras(ON_TUBE[0]))
+    for change in (
+        lambda: work.remove("1"),
+        lambda: work.move("1", (9e3, 9e3, 9e3)),
+        lambda: work.move("2", (0, 0, 0)),
+        lambda: work.correct(np.zeros((2, 2, 2))),
+        lambda: work.add([[1, 2]]),
+    ):
+        with pytest.raises(BadInput):
+            change()
+        assert work.found is before and list(work.clicks) == ["1"]
+
+
+def test_corrected_slices_stay_until_they_are_released(case: SimpleNamespace) -> None:
+    work = InteractiveSegmenter(case.volume, "kidney-mr", axis="coronal")
+    first = work.add(ras(*ON_TUBE))
+    mask = first.mask.copy()
+    mask[:, 30, :5] = 1
+    t = int(np.flatnonzero((SliceStack(case.volume, "coronal").from_volume(mask) != first.result.mask).any((1, 2)))[0])
+
+    assert work.correct(mask).mask[:, 30, :5].all() and work.corrected == [t]
+    assert work.add(ras((29, 31, 14))).mask[:, 30, :5].all()
+    assert not work.release(t).mask[:, 30, :5].any() and work.corrected == []
+
+
+def test_a_model_of_random_weights_runs_through_the_real_predictor(tmp_path: Path, spd_home: Path) -> None:
+    bundle = SimpleNamespace(model=tmp_path / "tiny")
+    tiny_bundle(bundle)
+    model = load_model(bundle.model, "cpu")
+    found = segment(tube_volume(), ras(*ON_TUBE), model, prompts="raw")
+    assert found.mask.shape == (24, 64, 64) and found.report()["device"] == "cpu"
+    work = InteractiveSegmenter(tube_volume(), model, prompts="raw")
+    np.testing.assert_array_equal(work.add(ras(*ON_TUBE)).mask, found.mask)
+
+
+def test_importing_the_package_loads_neither_torch_nor_simpleitk(repository: Path) -> None:
+    code = (
+        "import SPDSegmentLib, sys; before = len(sys.modules); assert before < 150\n"
+        "assert not {'torch', 'SimpleITK', 'numpy'} & set(sys.modules)\n"
+        "from SPDSegmentLib import segment, InteractiveSegmenter, load_model\n"
+        "assert 'torch' not in sys.modules\n"
+        "try: SPDSegmentLib.nothing\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    assert "has no attribute 'nothing'" in done.stdout
