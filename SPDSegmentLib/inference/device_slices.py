@@ -63,6 +63,12 @@ class DeviceSlices:
         """Bytes on a device that is not the CPU."""
         return 0 if self._voxels is None or self.device.type == "cpu" else int(self._voxels.nbytes)
 
+    def close(self) -> None:
+        """Let go of the voxels."""
+        self._voxels = self._window = None
+        self._counts.clear()
+        self._ahead.clear()
+
     def look_through(self, window: InputWindow) -> None:
         """Take another field of view."""
         self._counts.clear()

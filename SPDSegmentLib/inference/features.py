@@ -100,6 +100,17 @@ class SliceFeatures:
         assert self._window is not None
         return self._window
 
+    def close(self) -> None:
+        """Let go of everything; a GPU's memory goes back to it."""
+        self._window = None
+        self._fixed = False
+        self._slices.close()
+        self._embeddings.clear()
+        self._saliency.clear()
+        self._memory.clear()
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def look_at(self, center_xy: tuple[float, float] | None) -> None:
         """Move the field of view (``None``: to the middle), as long as no segmentation has fixed it; nor does this."""
         if not self._fixed:

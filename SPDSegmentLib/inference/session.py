@@ -70,7 +70,7 @@ class Session:
         self._outdated: set[int] = set()  # slices whose last mask was not empty and is void now
         self._window: InputWindow | None = None
         self._strategy = ""
-        self._call = Call()
+        self._running = [Call()]
         self._nothing = np.zeros(stack.array.shape[1:], dtype=bool)
         self._nothing.setflags(write=False)
         self._image_doubts: tuple[object, list[str]] | None = None  # by what was seen
@@ -82,6 +82,13 @@ class Session:
         return self._features.nbytes + sum(
             r.mask.nbytes for _, r in tuple(self._slices.values()) if r.mask is not self._nothing
         )
+
+    def close(self) -> None:
+        """Let go of what was computed, on the device too."""
+        self._slices.clear()
+        self._on_the_way.clear()
+        self._maps = None
+        self._features.close()
 
     def segment(
         self,
@@ -238,9 +245,10 @@ class Session:
             self._maps = None
 
     def _saliency_maps(self, call: Call) -> SaliencyMaps:
-        self._call = call
-        if self._maps is None:
-            self._maps = self._features.maps(self.predictor.prompts.threshold, self._locked, lambda: self._call)
+        running = self._running
+        running[0] = call
+        if self._maps is None:  # which does not know the session, so that both go when it is let go of
+            self._maps = self._features.maps(self.predictor.prompts.threshold, self._locked, lambda: running[0])
         return self._maps
 
     def _listen(self, clicks: SliceClicks) -> None:

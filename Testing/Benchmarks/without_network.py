@@ -37,6 +37,7 @@ from SPDSegmentLib.prompts.config import PromptConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, CHANNELS, STRIDE = 256, 256, 4
+FOV_MM = 360.0
 IMAGE_CHANNELS = STRIDE * STRIDE
 """The first channels of a stand-in's embedding hold the slice itself."""
 
@@ -98,7 +99,7 @@ def instant_predictor(slices: int, device: str, saliency: str = "image", batch_s
         model.conditioning = _Same()  # type: ignore[assignment]
     model._arena = model._arena.to(device)
     engine = Engine(model, torch.device(device), torch.float32, batch_size, 10)
-    return Predictor(engine, PromptConfig(), IntensityConfig("window", 0, 1000), 0.0, "axial")
+    return Predictor(engine, PromptConfig(), IntensityConfig("window", 0, 1000), FOV_MM, "axial")
 
 
 def tube(slices: int, side: int = 512) -> tuple[SliceStack, Clicks]:
@@ -114,6 +115,13 @@ def tube(slices: int, side: int = 512) -> tuple[SliceStack, Clicks]:
     at = t[2::5]
     xy = np.column_stack((x[at], y[at])) + rng.normal(0, 2, (len(at), 2))
     return SliceStack(volume, "axial"), Clicks(at, xy, np.zeros(len(at), bool), tuple(map(str, at)))
+
+
+def moved(clicks: Clicks, n: int, by: tuple[float, float] = (1.0, 1.0)) -> Clicks:
+    """The clicks with one of them elsewhere."""
+    xy = clicks.xy.copy()
+    xy[n % len(xy)] += by
+    return Clicks(clicks.slice_index, xy, clicks.outside, clicks.ids)
 
 
 def reference() -> Callable[[], None]:
@@ -143,11 +151,11 @@ def measure(slices: int, repeats: int, device: str, saliency: str) -> dict[str, 
         references.append(_seconds(fixed))
         first.append(_seconds(lambda: session.segment(clicks)))  # noqa: B023
         for _ in range(4):
-            moved = clicks.xy.copy()
-            moved[(7 * n) % len(moved)] += (3.0, 2.0) if len(change) % 2 else (-2.0, 3.0)
-            changed = Clicks(clicks.slice_index, moved, clicks.outside, clicks.ids)
+            changed = moved(clicks, 7 * n, (3.0, 2.0) if len(change) % 2 else (-2.0, 3.0))
             change.append(_seconds(lambda: session.segment(changed)))  # noqa: B023
         checksum = int(session.segment(clicks).mask.sum())
+        if hasattr(session, "close"):  # which earlier versions have not
+            session.close()
     unit = min(references[1:])
     return {
         "slices": slices,

@@ -1,0 +1,141 @@
+"""What a run takes beside the network: it does not wait for the device slice by slice, and does not become slow."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_predictor import tiny_predictor, tube_volume
+
+import without_network
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.intensity import normalize
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.geometry.window import place_window
+from SPDSegmentLib.inference.device_slices import DeviceSlices, pack_bits
+from SPDSegmentLib.inference.features import _EmbeddingCache
+from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.inference.session import Session
+
+WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__")
+
+
+def waits(monkeypatch: pytest.MonkeyPatch, slices: int, saliency: str) -> tuple[Counter[str], Session]:
+    """How often a first result and a changed click bring something from the device, all slices in one batch."""
+    stack, clicks = without_network.tube(slices, 128)
+    session = without_network.instant_predictor(slices, "cpu", saliency, batch_size=64).open(stack)
+    counted: Counter[str] = Counter()
+    with monkeypatch.context() as patched:
+        for name in WAITS:
+            original = getattr(torch.Tensor, name)
+
+            def counting(self: torch.Tensor, *args: Any, _name: str = name, _call: Any = original, **rest: Any) -> Any:
+                counted[_name] += 1
+                return _call(self, *args, **rest)
+
+            patched.setattr(torch.Tensor, name, counting)
+        session.segment(clicks)
+        moved = without_network.moved(clicks, 1)
+        result = session.segment(moved)
+    assert result.recomputed and sum(s.pixels > 0 for s in result.slices) == slices
+    return counted, session
+
+
+@pytest.mark.parametrize("saliency", ["image", "conditioned"])
+def test_twice_as_many_slices_do_not_wait_for_the_device_more_often(
+    monkeypatch: pytest.MonkeyPatch, saliency: str
+) -> None:
+    few, _ = waits(monkeypatch, 20, saliency)
+    many, _ = waits(monkeypatch, 40, saliency)
+    assert few["numpy"] > 0, "masks come from the device somehow"
+    assert many == few
+
+
+def test_a_click_that_changes_is_one_call_of_the_decoder() -> None:
+    stack, clicks = without_network.tube(40, 64)
+    predictor = without_network.instant_predictor(40, "cpu", batch_size=4)
+    session = predictor.open(stack)
+    session.segment(clicks)
+    decode, sizes = predictor.engine.decode, []
+
+    def counting(embeddings: torch.Tensor, *rest: Any) -> Any:
+        sizes.append(len(embeddings))
+        return decode(embeddings, *rest)
+
+    predictor.engine.decode = counting  # type: ignore[method-assign]
+    result = session.segment(without_network.moved(clicks, 3))
+    assert sizes == [len(result.recomputed)] and sizes[0] >= 4
+
+
+@pytest.mark.parametrize("saliency", ["image", "conditioned"])
+def test_what_is_beside_the_network_stays_fast(saliency: str) -> None:
+    """At most twice what it took when this was written; the bounds are in units of a fixed computation."""
+    found = without_network.measure(30, 3, "cpu", saliency)
+    assert found["mask_voxels"] > 10_000
+    first, change = {"image": (2.8, 0.5), "conditioned": (5.0, 4.0)}[saliency]
+    assert found["first_result_over_reference"] < 2 * first, found
+    assert found["changed_click_over_reference"] < 2 * change, found
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "uint8", "float64", ">i2", "bool"])
+@pytest.mark.parametrize("axis", ["i", "j", "k"])
+def test_the_volume_on_the_device_gives_the_slices_of_the_stack(axis: str, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 2 if dtype == "bool" else 200, (13, 15, 17)).astype(dtype)
+    for signs in itertools.product((1.0, -1.0), repeat=3):
+        stack = SliceStack(Volume(array, np.diag([*(np.array(signs) * (1.0, 1.2, 0.9)), 1.0])), axis)
+        height, width = stack.shape[1:]
+        window = place_window((height, width), stack.pixel_mm, 12, 9.0, np.array([4.0, 9.0]))
+        slices = DeviceSlices(stack, torch.device("cpu"), (0.1, 150.0), 0.0)
+        slices.look_through(window)
+        expected = window.resample(normalize(stack.array[[2, 5, 3]], (0.1, 150.0)))
+        assert np.allclose(slices.inputs([2, 5, 3])[:, 0].numpy(), expected, atol=1e-6)
+        logits = rng.normal(size=(2, 12, 12)).astype(np.float32)
+        masks, _ = slices.masks(torch.from_numpy(logits)).arrays()
+        assert np.array_equal(masks, window.restore(logits, -1.0) > 0)
+        nothing, _ = slices.masks(torch.full((2, 12, 12), -1.0)).arrays()
+        assert nothing.shape == (2, height, width) and not nothing.any()
+
+
+def test_a_field_of_view_beside_the_slice_sees_nothing() -> None:
+    stack = SliceStack(tube_volume(), "axial")
+    slices = DeviceSlices(stack, torch.device("cpu"), (0.0, 100.0), 0.0)
+    slices.look_through(place_window((64, 64), (1.0, 1.0), 16, 10.0, np.array([500.0, 500.0])))
+    assert not slices.inputs([8]).any()
+    assert not slices.masks(torch.ones(1, 16, 16)).arrays()[0].any()
+
+
+def test_bits_come_back_as_they_were() -> None:
+    masks = np.random.default_rng(0).random((3, 5, 19)) > 0.5
+    packed = pack_bits(torch.from_numpy(masks)).numpy()
+    assert packed.shape == (3, 5, 3)
+    assert np.array_equal(np.unpackbits(packed, axis=-1, count=19, bitorder="little"), masks)
+
+
+def test_embeddings_are_bounded_and_those_unused_for_longest_go_first() -> None:
+    cache = _EmbeddingCache(3 * 2 * 8 * 4)
+    for first in (0, 2, 4):
+        cache.add([first, first + 1], torch.full((2, 8, 2, 2), float(first)))
+    assert cache[0][0, 0, 0] == 0 and cache.nbytes == 3 * 2 * 64
+    cache.shrink()
+    assert [t for t in range(6) if t in cache] == [0, 1] and cache.nbytes <= 3 * 2 * 8 * 4
+
+
+def test_a_session_whose_embeddings_had_to_go_gives_the_same_masks() -> None:
+    stack, predictor = SliceStack(tube_volume(), "axial"), tiny_predictor()
+    at = np.arange(4, 20, 3)
+    clicks = Clicks(at, np.column_stack((25.0 + at // 2, np.full(6, 30.0))), np.zeros(6, bool), tuple("abcdef"))
+    roomy, small = _masks(predictor, stack, clicks), tiny_predictor()
+    small.engine.cache_bytes = 1
+    assert (_masks(small, stack, clicks) != roomy).sum() <= 2, "batches of another make-up may round another way"
+
+
+def _masks(predictor: Predictor, stack: SliceStack, clicks: Clicks) -> np.ndarray:
+    session = predictor.open(stack)
+    session.segment(without_network.moved(clicks, 2))
+    return session.segment(clicks).mask
