@@ -67,7 +67,7 @@ def test_a_click_that_changes_is_one_call_of_the_decoder() -> None:
         sizes.append(len(embeddings))
         return decode(embeddings, *rest)
 
-    predictor.engine.decode = counting  # type: ignore[method-assign]
+    predictor.engine.decode = counting  # type: ignore[method-assign, assignment]
     result = session.segment(without_network.moved(clicks, 3))
     assert sizes == [len(result.recomputed)] and sizes[0] >= 4
 
