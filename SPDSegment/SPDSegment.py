@@ -22,7 +22,8 @@ from slicer.ScriptedLoadableModule import (  # noqa: E402
     ScriptedLoadableModuleWidget,
 )
 
-from SPDSegmentLib.gui import about, console, panel, resources, sample_data, self_test  # noqa: E402
+from SPDSegmentLib.gui.panel import about, panel, self_test  # noqa: E402
+from SPDSegmentLib.gui.run import console  # noqa: E402
 
 
 class SPDSegment(ScriptedLoadableModule):
@@ -36,8 +37,8 @@ class SPDSegment(ScriptedLoadableModule):
         self.parent.contributors = ["SPDSegment contributors"]
         self.parent.helpText = about.helpText()
         self.parent.acknowledgementText = about.acknowledgement()
-        self.parent.icon = qt.QIcon(resources.path("Icons/SPDSegment.png"))
-        slicer.app.connect("startupCompleted()", sample_data.register)
+        self.parent.icon = qt.QIcon(about.resourcePath("Icons/SPDSegment.png"))
+        slicer.app.connect("startupCompleted()", about.registerSampleData)
 
 
 class SPDSegmentWidget(ScriptedLoadableModuleWidget):
@@ -52,7 +53,7 @@ class SPDSegmentWidget(ScriptedLoadableModuleWidget):
     def setup(self) -> None:
         """Build the panel."""
         ScriptedLoadableModuleWidget.setup(self)
-        widget = slicer.util.loadUI(resources.path("UI/SPDSegment.ui"))
+        widget = slicer.util.loadUI(about.resourcePath("UI/SPDSegment.ui"))
         self.layout.addWidget(widget)
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)

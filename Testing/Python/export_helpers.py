@@ -29,7 +29,7 @@ def scene(host: Any) -> Any:
 
     volume = host.add_volume(np.zeros(SHAPE, np.int16), SPACING)
     module = host.load_module(MODULE)
-    from SPDSegmentLib.gui.target import makeTarget
+    from SPDSegmentLib.gui.scene.target import makeTarget
 
     target = makeTarget(None, "", volume, "Left kidney", (0.7, 0.4, 0.5), TERMINOLOGY)
     slicer.util.updateSegmentBinaryLabelmapFromArray(block(), target.node, target.segmentId, volume)
@@ -41,7 +41,7 @@ def scene(host: Any) -> Any:
 
 def source_of(module: Any) -> Any:
     """What the panel would export."""
-    from SPDSegmentLib.gui.export_files import makeSource
+    from SPDSegmentLib.gui.scene.export_files import makeSource
 
     state = module.widget.panel.state
     return makeSource(state.segmentationNode, state.segmentId, state.volumeNode)
@@ -49,7 +49,7 @@ def source_of(module: Any) -> Any:
 
 def export(module: Any, key: str, path: str | Path, confirm: Any = None) -> Path:
     """Export without the panel."""
-    from SPDSegmentLib.gui.export_files import exportFormats, exportSegment
+    from SPDSegmentLib.gui.scene.export_files import exportFormats, exportSegment
 
     (format_,) = [f for f in exportFormats() if f.key == key]
     return exportSegment(source_of(module), format_, path, confirm or (lambda path: pytest.fail("asked")))

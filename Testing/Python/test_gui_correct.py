@@ -158,7 +158,7 @@ def test_overwriting_other_segments_is_honored_and_undone_when_cancelled(host: A
     node.SetReferenceImageGeometryParameterFromVolumeNode(state.volumeNode)
     other = add_segment(node, "Other", (slice(0, 12), slice(15, 25), slice(20, 30)), state.volumeNode)
     state.segmentationNode = node
-    from SPDSegmentLib.gui.editor_nodes import editorNode
+    from SPDSegmentLib.gui.scene.editor_nodes import editorNode
 
     editorNode().SetOverwriteMode(editorNode().OverwriteAllSegments)
     before = digests(mask_of(loaded, other))

@@ -37,7 +37,7 @@ def module(host: Any) -> Any:
 
 
 def settings() -> Any:
-    from SPDSegmentLib.gui.editor_nodes import editorNode
+    from SPDSegmentLib.gui.scene.editor_nodes import editorNode
 
     return editorNode()
 

@@ -97,7 +97,7 @@ def test_some_slices_are_read_as_they_are_among_all(
     assert segment(host, module).error is None
     task = module.widget.panel.run.task
     if cut_margins:
-        from SPDSegmentLib.gui import target
+        from SPDSegmentLib.gui.scene import target
 
         monkeypatch.setattr(target, "LARGE_LABELMAP", 0)
     complete = task.target.read(task.writtenSnapshot())
@@ -254,8 +254,8 @@ def test_without_clicks_the_panel_asks_for_them(host: Any) -> None:
 def test_clicks_of_a_curve_lie_on_the_curve_that_is_shown(host: Any, kind: str) -> None:
     import slicer
 
-    from SPDSegmentLib.gui.centerlines import namedClicks, snapshotClicks
-    from SPDSegmentLib.gui.volumes import takeSnapshot
+    from SPDSegmentLib.gui.scene.centerlines import namedClicks, snapshotClicks
+    from SPDSegmentLib.gui.scene.volumes import takeSnapshot
 
     # given
     host.load_module(MODULE)

@@ -167,7 +167,7 @@ def test_export_and_statistics_do_not_hold_it(host: Any, monkeypatch: pytest.Mon
     tube = ((y - 256 - 60 * np.sin(z / 40)) ** 2 + (x - 256) ** 2 < 40**2).astype(np.uint8)
     with timed_slots(monkeypatch) as times:
         module = load(host)
-        from SPDSegmentLib.gui.target import makeTarget
+        from SPDSegmentLib.gui.scene.target import makeTarget
 
         target = makeTarget(None, "", volume, "Tube", (0.7, 0.4, 0.5), "")
         slicer.util.updateSegmentBinaryLabelmapFromArray(tube, target.node, target.segmentId, volume)
@@ -254,7 +254,7 @@ def test_answers_of_the_worker_are_taken_in_parts_so_that_the_window_answers_in_
 def test_a_write_takes_as_many_slices_as_its_time_allows(host: Any) -> None:
     from types import SimpleNamespace
 
-    from SPDSegmentLib.gui.job import MAX_SLICES_PER_WRITE, Job
+    from SPDSegmentLib.gui.run.job import MAX_SLICES_PER_WRITE, SegmentationJob
 
     class Writer:
         def __init__(self, seconds: float) -> None:
@@ -272,7 +272,7 @@ def test_a_write_takes_as_many_slices_as_its_time_allows(host: Any) -> None:
 
     def counts(seconds: float) -> list[int]:
         writer = Writer(seconds)
-        job = Job(None, writer, lambda: "", None)  # type: ignore[arg-type]
+        job = SegmentationJob(None, writer, lambda: "", None)  # type: ignore[arg-type]
         job._pending = [SimpleNamespace(slice_index=t) for t in range(60)]  # type: ignore[misc]
         while job._pending:
             job._writePart()

@@ -137,7 +137,7 @@ def test_one_click_on_each_slice_of_the_volume_is_fine(host: Any, module: Any) -
 
 
 def test_every_stage_has_words_for_people(host: Any) -> None:
-    from SPDSegmentLib.gui.run_section import progressText
+    from SPDSegmentLib.gui.panel.run_section import progressText
     from SPDSegmentLib.worker.messages import Progress
 
     assert progressText(Progress(1, "load_model", 0, 1, None)) == "Loading the model..."

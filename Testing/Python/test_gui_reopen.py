@@ -105,7 +105,7 @@ def test_another_worker_looks_where_the_first_one_looked(host: Any, tmp_path: Pa
 
 
 def test_a_record_of_an_earlier_version_has_no_anchor() -> None:
-    from SPDSegmentLib.gui.write_record import WriteRecord
+    from SPDSegmentLib.gui.scene.write_record import WriteRecord
 
     content = json.loads(WriteRecord({3: "abc"}, {4}, model="kidney").toJson())
     del content["anchor"]
@@ -114,14 +114,14 @@ def test_a_record_of_an_earlier_version_has_no_anchor() -> None:
 
 
 def test_records_read_from_one_text_are_independent() -> None:
-    from SPDSegmentLib.gui.write_record import PointFate, SliceInfo, WriteRecord
+    from SPDSegmentLib.gui.scene.write_record import ClickFate, SliceInfo, WriteRecord
 
     text = WriteRecord({3: "abc"}, {4}, {3: SliceInfo(0.9, "supported")}, model="kidney").toJson()
     record = WriteRecord.fromJson(text)
     record.owned.add(7)
     record.written[5] = "def"
     record.info.clear()
-    record.fates.append(PointFate("1", "kept", 3, (0.0, 0.0, 0.0)))
+    record.fates.append(ClickFate("1", "kept", 3, (0.0, 0.0, 0.0)))
     assert WriteRecord.fromJson(text) == WriteRecord({3: "abc"}, {4}, {3: SliceInfo(0.9, "supported")}, model="kidney")
 
 

@@ -38,7 +38,7 @@ def test_a_label_map_is_refused_in_one_sentence(host: Any) -> None:
     import slicer
 
     from SPDSegmentLib.errors import BadInput
-    from SPDSegmentLib.gui.volumes import takeSnapshot
+    from SPDSegmentLib.gui.scene.volumes import takeSnapshot
 
     host.load_module(MODULE)
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels")
@@ -91,7 +91,7 @@ def test_a_model_that_is_gone_is_named_and_not_replaced(host: Any) -> None:
 def test_a_card_is_shown_as_text_that_loads_nothing(host: Any) -> None:
     import qt
 
-    from SPDSegmentLib.gui.models import ModelEntry
+    from SPDSegmentLib.gui.run.models import ModelEntry
 
     module = host.load_module(MODULE)
     card = "# Title\n\n**bold** <script>x</script> ![picture](//host/share/x.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
@@ -109,7 +109,7 @@ def test_a_card_is_shown_as_text_that_loads_nothing(host: Any) -> None:
 def test_an_image_that_does_not_begin_at_voxel_0_is_seen_where_it_lies(host: Any) -> None:
     import slicer
 
-    from SPDSegmentLib.gui.volumes import takeSnapshot
+    from SPDSegmentLib.gui.scene.volumes import takeSnapshot
 
     # given: a volume as cutting filters leave it; every voxel stays where it was
     node = add_volume(host)
@@ -161,11 +161,11 @@ def test_a_job_of_the_console_leaves_the_editor_alone(host: Any) -> None:
     # when: a script segments something else
     other = add_clicks((8, 10), name="other", at=(10.0, 10.0))
     model = module.widget.panel.inputs.extraModels[0]
-    from SPDSegmentLib.gui.target import makeTarget
-    from SPDSegmentLib.gui.task import Task, View
+    from SPDSegmentLib.gui.run.task import Task, VolumeView
+    from SPDSegmentLib.gui.scene.target import makeTarget
 
     target = makeTarget(None, "", volume, "Other", (0.0, 1.0, 0.0), "")
-    job = module.logic.segmenter.start(Task(View(volume, model), [other], target))
+    job = module.logic.segmenter.start(Task(VolumeView(volume, model), [other], target))
     host.wait_until(lambda: job.finished)
     settle(host, module)
 
@@ -176,7 +176,7 @@ def test_a_job_of_the_console_leaves_the_editor_alone(host: Any) -> None:
 
 def test_a_logic_has_one_worker(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = host.load_module(MODULE)
-    from SPDSegmentLib.gui import console
+    from SPDSegmentLib.gui.run import console
 
     made: list[Any] = []
 
@@ -198,11 +198,11 @@ def test_reload_reloads_the_library(host: Any, monkeypatch: pytest.MonkeyPatch) 
     module = host.load_module(MODULE)
     for name in [name for name in sys.modules if name.partition(".")[0] == "SPDSegmentLib"]:
         monkeypatch.setitem(sys.modules, name, sys.modules[name])  # and back after the test
-    before = sys.modules["SPDSegmentLib.gui.panel"]
+    before = sys.modules["SPDSegmentLib.gui.panel.panel"]
     module.widget.onReload()
     again = slicer.modules.SPDSegmentWidget
-    assert sys.modules["SPDSegmentLib.gui.panel"] is not before
-    assert type(again.panel) is sys.modules["SPDSegmentLib.gui.panel"].ModulePanel
+    assert sys.modules["SPDSegmentLib.gui.panel.panel"] is not before
+    assert type(again.panel) is sys.modules["SPDSegmentLib.gui.panel.panel"].ModulePanel
     assert type(again.panel) is not before.ModulePanel
 
 
@@ -231,8 +231,7 @@ def test_the_process_gets_the_environment_of_its_command(host: Any, monkeypatch:
 
     import slicer
 
-    from SPDSegmentLib.gui.qprocess_transport import slicerTransport
-    from SPDSegmentLib.gui.worker_host import withEnvironment
+    from SPDSegmentLib.gui.run.worker_host import slicerTransport, withEnvironment
     from SPDSegmentLib.worker.commands import WorkerCommand
     from SPDSegmentLib.worker.transports import SubprocessTransport
 

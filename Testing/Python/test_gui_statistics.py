@@ -64,7 +64,7 @@ def test_segments_of_one_name_have_rows_of_their_own(host: Any, scene: Any) -> N
 
 
 def test_a_second_segment_gets_a_name_of_its_own(host: Any, scene: Any) -> None:
-    from SPDSegmentLib.gui.target import makeTarget
+    from SPDSegmentLib.gui.scene.target import makeTarget
 
     state = scene.widget.panel.state
     names = []

@@ -80,7 +80,7 @@ def test_the_surface_waits_for_the_end_of_the_run_and_is_slicers_then(host: Any)
 
 
 def test_a_surface_is_made_once_for_a_run_of_many_writes(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from SPDSegmentLib.gui import shown_surfaces
+    from SPDSegmentLib.gui.scene import shown_surfaces
 
     made: list[int] = []
     make = shown_surfaces.closedSurface
@@ -156,7 +156,7 @@ def test_what_is_removed_meanwhile_is_forgotten(host: Any, module: Any, what: st
 def test_the_surface_of_a_segment_that_was_overwritten_is_new_too(host: Any, module: Any) -> None:
     import slicer
 
-    from SPDSegmentLib.gui.editor_nodes import editorNode
+    from SPDSegmentLib.gui.scene.editor_nodes import editorNode
 
     state = state_of(module)
     other = state.segmentationNode.GetSegmentation().AddEmptySegment("other", "Other")

@@ -32,6 +32,8 @@ LAYERS = {
     "cli": 11,
 }
 """Height of every part, as in the design; a part may import lower ones, itself, and its equals where listed."""
+GUI_ROOMS = ("scene", "run", "setup", "panel")
+"""Rooms of ``gui``, the lowest first; each may import those before it and itself."""
 EQUALS = {("training", "evaluation"), ("evaluation", "training")}
 HEAVY = ("torch", "torchvision", "peft", "segment_anything", "transformers")
 SLICER = {"slicer", "qt", "ctk", "vtk"}
@@ -122,6 +124,29 @@ def test_imports_point_down_the_layers(repository: Path) -> None:
         if other != part and LAYERS[other] >= LAYERS[part] and (part, other) not in EQUALS
     ]
     assert upward == []
+
+
+def test_rooms_of_the_gui_import_downward_only(repository: Path) -> None:
+    upward = []
+    for path in sorted((repository / PACKAGE / "gui").rglob("*.py")):
+        own = path.relative_to(repository / PACKAGE / "gui").parts[0]
+        for name, _ in imported_names(repository, path):
+            room = name.split(".")[2] if name.startswith(f"{PACKAGE}.gui.") else own
+            if own in GUI_ROOMS and GUI_ROOMS.index(room) > GUI_ROOMS.index(own):
+                upward.append(f"{path.name} of {own} imports {name}")
+    folders = {path.name for path in (repository / PACKAGE / "gui").iterdir() if path.is_dir()}
+    assert upward == [] and folders - {"__pycache__"} == set(GUI_ROOMS)
+    assert [path.name for path in (repository / PACKAGE / "gui").glob("*.py")] == ["__init__.py"]
+
+
+def test_what_runs_and_what_sets_up_leave_the_scene_to_the_room_below(repository: Path) -> None:
+    touching = [
+        f"{path.parent.name}/{path.name}"
+        for room in ("run", "setup")
+        for path in sorted((repository / PACKAGE / "gui" / room).glob("*.py"))
+        if any(word in path.read_text(encoding="utf-8") for word in ("mrmlScene", "vtkMRML"))
+    ]
+    assert touching == []
 
 
 def test_only_the_gui_imports_slicer_and_qt(repository: Path) -> None:

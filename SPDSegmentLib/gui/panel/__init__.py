@@ -1,0 +1,1 @@
+"""The panel: its sections, and what they draw into the views."""

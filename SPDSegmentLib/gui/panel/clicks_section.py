@@ -1,0 +1,262 @@
+"""The clicks: table with fates, include and exclude, jump to a click, rings in the color of the fate in the views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from SPDSegmentLib.geometry.markups import ControlPoint
+
+from ..scene.centerlines import Clicks, clickName, indexOf, setIncluded, snapshotClicks
+from ..scene.events import idleTimer
+from ..scene.fates import BORROWED, COLORS, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
+from ..scene.state import ModuleState
+from ..scene.views import jumpTo
+from ..scene.volumes import nodeById
+from ..scene.write_record import ClickFate, Position, WriteRecord
+from .fate_marks import FateMarks
+
+MAX_ROWS = 2000
+ROWS_PER_PART = 60
+EXCLUDED = "excluded"
+REFRESH_MS = 150
+SAME_PLACE_MM = 0.01
+
+
+@dataclass(frozen=True)
+class RowContent:
+    """What a row of the table shows; ``color`` is that of the fate, 0 to 1."""
+
+    name: str
+    included: bool
+    fate: str
+    reason: str
+    color: tuple[float, float, float] | None
+
+
+class ClicksSection(VTKObservationMixin):
+    """Follows the centerline nodes; ``onClicksChanged`` gets the clicks after changes, no more often than is useful."""
+
+    def __init__(self, ui: Any, state: Callable[[], ModuleState], onClicksChanged: Callable[[Clicks], None]) -> None:
+        VTKObservationMixin.__init__(self)
+        self.ui = ui
+        self.marks = FateMarks()
+        self._state = state
+        self._onClicksChanged = onClicksChanged
+        self._rows: list[tuple[str, str]] = []
+        self._contents: list[RowContent] = []
+        self._filled: list[RowContent | None] = []
+        self._seen: Clicks = ()
+        self._filling = False
+        self._dragging = False
+        self._record = WriteRecord()
+        self._turnedDown: set[str] = set()  # clicks that were rejected when they were unticked
+        self._nodeIds: list[str] = []
+        self._timer = idleTimer(self._onTimeout, REFRESH_MS)
+        self._current: Clicks | None = None
+        self._fillTimer = idleTimer(self._fillPart)
+        self._contentsTimer = idleTimer(self._showContents)
+        self._marksTimer = idleTimer(self._showMarks)
+        table = ui.clicksTable
+        table.setHorizontalHeaderLabels([_("Click"), _("Fate"), _("Reason")])
+        table.horizontalHeader().setStretchLastSection(True)
+        table.verticalHeader().setVisible(False)
+        table.setWordWrap(False)
+        table.horizontalHeader().setResizeContentsPrecision(30)
+        table.connect("itemChanged(QTableWidgetItem*)", self._onItemChanged)
+        table.connect("cellClicked(int,int)", self._onCellClicked)
+        ui.clicksSection.connect("contentsCollapsed(bool)", self._onCollapsed)
+
+    def observe(self) -> None:
+        """Follow the chosen nodes."""
+        nodes = self._state().centerlineNodes
+        ids = [node.GetID() for node in nodes]
+        if ids == self._nodeIds:
+            return
+        self.removeObservers()
+        self._nodeIds = ids
+        self._dragging = False
+        events = slicer.vtkMRMLMarkupsNode
+        for node in nodes:
+            for event in (
+                events.PointAddedEvent,
+                events.PointPositionDefinedEvent,
+                events.PointPositionUndefinedEvent,
+                events.PointModifiedEvent,
+                events.PointRemovedEvent,
+            ):
+                self.addObserver(node, event, self._onPoints)
+            if node.IsA("vtkMRMLMarkupsCurveNode"):  # its type, tension or surface
+                self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onPoints)
+            self.addObserver(node, events.PointStartInteractionEvent, self._onDragStarts)
+            self.addObserver(node, events.PointEndInteractionEvent, self._onDragEnds)
+
+    def show(self, record: WriteRecord) -> None:
+        """Show the fates of a record: a thousand clicks in several events, so that each is short."""
+        self._record = record
+        self.ui.clicksLabel.text = summary(record.fates)
+        self._current = None
+        self._marksTimer.start()
+
+    def fill(self, clicks: Clicks | None = None) -> None:
+        """Fill the table, where it can be seen; ``clicks``: those of now, where they were read already."""
+        if self.ui.clicksSection.collapsed:
+            return
+        fates = {fate.clickId: fate for fate in self._record.fates if fate.clickId}
+        if clicks is None:
+            clicks = snapshotClicks(self._state().centerlineNodes)
+        rows = [(nodeId, point) for nodeId, markup in clicks for point in markup.points if point.placed][:MAX_ROWS]
+        self._rows = [(nodeId, point.id) for nodeId, point in rows]
+        texts = fateTexts()
+        self._contents = [_rowContent(point, fates.get(clickName(nodeId, point.id)), texts) for nodeId, point in rows]
+        self._filling = True
+        self.ui.clicksTable.setRowCount(len(self._contents))
+        self._filling = False
+        del self._filled[len(self._contents) :]
+        if len(self._contents) > ROWS_PER_PART:
+            self._fillTimer.start()
+        else:
+            self._fillPart()
+
+    def _fillPart(self) -> None:
+        """Fill some of the rows that differ from what the table shows; the others in a moment."""
+        self._filled += [None] * (len(self._contents) - len(self._filled))
+        changed = [row for row, content in enumerate(self._contents) if content != self._filled[row]]
+        self._filling = True
+        try:
+            for row in changed[:ROWS_PER_PART]:
+                self._fillRow(row, self._contents[row])
+                self._filled[row] = self._contents[row]
+        finally:
+            self._filling = False
+        if len(changed) > ROWS_PER_PART:
+            self._fillTimer.start()
+        elif changed:
+            for column in (0, 1):
+                self.ui.clicksTable.resizeColumnToContents(column)
+
+    def close(self) -> None:
+        """Let go of the nodes."""
+        self._timer.stop()
+        for timer in (self._marksTimer, self._contentsTimer, self._fillTimer):
+            timer.stop()
+        self.removeObservers()
+        self._nodeIds = []
+        self.marks.remove()
+
+    def _showMarks(self) -> None:
+        """Show the fates of the clicks that are still where they were, and of the model's own points."""
+        fates = self._record.fates
+        places: dict[str, Position] = {}
+        if self._current is None and (fates or not self.ui.clicksSection.collapsed):
+            self._current = snapshotClicks(self._state().centerlineNodes)
+        if fates:
+            for nodeId, markup in self._current or ():
+                places.update({clickName(nodeId, point.id): point.position_ras for point in markup.points})
+        self.marks.show(
+            fate for fate in fates if not fate.clickId or _isNear(places.get(fate.clickId), fate.positionRas)
+        )
+        self._contentsTimer.start()
+
+    def _showContents(self) -> None:
+        clicks, self._current = self._current, None
+        self.fill(clicks)
+
+    def _fillRow(self, row: int, content: RowContent) -> None:
+        name = qt.QTableWidgetItem(content.name)
+        name.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable | qt.Qt.ItemIsUserCheckable)
+        name.setCheckState(qt.Qt.Checked if content.included else qt.Qt.Unchecked)
+        what = qt.QTableWidgetItem(content.fate)
+        if content.color is not None:
+            what.setForeground(qt.QBrush(qt.QColor.fromRgbF(*content.color)))
+        why = qt.QTableWidgetItem(content.reason)
+        why.setToolTip(content.reason)
+        for column, item in enumerate((name, what, why)):
+            self.ui.clicksTable.setItem(row, column, item)
+
+    def _onItemChanged(self, item: Any) -> None:
+        if self._filling or item.column() != 0 or item.row() >= len(self._rows):
+            return
+        nodeId, clickId = self._rows[item.row()]
+        node = nodeById(nodeId)
+        if node is None:
+            return
+        included, name = item.checkState() == qt.Qt.Checked, clickName(nodeId, clickId)
+        if any(fate.clickId == name and fate.fate == REJECTED for fate in self._record.fates):
+            self._turnedDown.add(name)
+        setIncluded(node, clickId, included, insisted=included and name in self._turnedDown)
+
+    def _onCellClicked(self, row: int, column: int) -> None:
+        if row >= len(self._rows):
+            return
+        nodeId, clickId = self._rows[row]
+        node = nodeById(nodeId)
+        index = indexOf(node, clickId) if node is not None else -1
+        if index >= 0:
+            position = [0.0, 0.0, 0.0]
+            node.GetNthControlPointPositionWorld(index, position)
+            jumpTo(position)
+
+    def _onPoints(self, caller: Any, event: str) -> None:
+        if not self._dragging:
+            self._timer.start()
+
+    def _onDragStarts(self, caller: Any, event: str) -> None:
+        self._dragging = True
+        self._timer.stop()
+
+    def _onDragEnds(self, caller: Any, event: str) -> None:
+        self._dragging = False
+        self._timer.start()
+
+    def _onTimeout(self) -> None:
+        clicks = snapshotClicks(self._state().centerlineNodes)
+        if clicks != self._seen:
+            self._seen = self._current = clicks
+            self._marksTimer.start()
+            self._onClicksChanged(clicks)
+
+    def _onCollapsed(self, collapsed: bool) -> None:
+        self.fill()
+
+
+def _isNear(one: Position | None, other: Position) -> bool:
+    return one is not None and all(abs(a - b) < SAME_PLACE_MM for a, b in zip(one, other, strict=True))
+
+
+def _rowContent(point: ControlPoint, fate: ClickFate | None, texts: Mapping[str, str]) -> RowContent:
+    name = point.label or point.id
+    if not point.selected:
+        return RowContent(name, False, texts[EXCLUDED], "", None)
+    if fate is None:
+        return RowContent(name, True, "", "", None)
+    return RowContent(name, True, texts.get(fate.fate, fate.fate), fate.reason, COLORS.get(fate.fate))
+
+
+def fateTexts() -> dict[str, str]:
+    """Return what people read for each fate; ask once for many clicks, as translation takes its time."""
+    return {
+        KEPT: _("kept"),
+        INSISTED: _("kept, you insist"),
+        REJECTED: _("rejected"),
+        BORROWED: _("used by a neighbor"),
+        SYNTHESIZED: _("synthesized"),
+        OUTSIDE: _("outside the volume"),
+        EXCLUDED: _("excluded"),
+    }
+
+
+def summary(fates: list[ClickFate]) -> str:
+    """Return how many points have which fate, as one line; empty before the first run."""
+    counts: dict[str, int] = {}
+    for fate in fates:
+        counts[fate.fate] = counts.get(fate.fate, 0) + 1
+    texts = fateTexts()
+    return ", ".join(f"{count} {texts.get(fate, fate)}" for fate, count in counts.items())

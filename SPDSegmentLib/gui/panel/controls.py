@@ -1,0 +1,162 @@
+"""Placing clicks, showing the result in 3-D, and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import qt
+import slicer
+from slicer.util import VTKObservationMixin
+
+from ..scene.events import idleTimer
+from ..scene.shown_surfaces import ShownSurfaces
+from ..scene.state import ModuleState
+from ..scene.volumes import nodeById
+
+GLYPH_SCALE = 2.0
+GLYPH_COLOR = (1.0, 0.9, 0.3)
+
+
+class Placing:
+    """Keeps the button, Slicer's place mode and the chosen centerline together."""
+
+    def __init__(self, ui: Any) -> None:
+        self.ui = ui
+        self._placedId = ""
+        ui.placeButton.connect("clicked(bool)", self._onPlace)
+        ui.placeWidget.connect("activeMarkupsPlaceModeChanged(bool)", self._onPlacing)
+        ui.placeWidget.buttonsVisible = False
+        ui.placeWidget.setVisible(False)
+        ui.placeWidget.placeMultipleMarkups = slicer.qSlicerMarkupsPlaceWidget.ForcePlaceMultipleMarkups
+
+    def _onPlace(self, on: bool) -> None:
+        if on and self.ui.centerlineSelector.currentNode() is None:
+            self.ui.centerlineSelector.addNode()
+            showPlainly(self.ui.centerlineSelector.currentNode())
+        self.ui.placeWidget.placeModeEnabled = on
+
+    def _onPlacing(self, on: bool) -> None:
+        if on:
+            self._placedId = self.ui.placeWidget.currentNode().GetID()
+        self.ui.placeButton.checked = on
+
+    def stop(self) -> None:
+        """Leave place mode, where clicks are placed for this module."""
+        if self.ui.placeWidget.placeModeEnabled:
+            self.ui.placeWidget.placeModeEnabled = False
+        self._placedId = ""
+
+    def into(self, node: Any) -> None:
+        """Choose where clicks go; those that are being placed go there from now on.
+
+        Slicer would go on placing into the former node, and into a new one where that was removed.
+        """
+        widget = self.ui.placeWidget
+        former = widget.currentNode()
+        isPlacing, isNowhere = widget.placeModeEnabled, self._isNowhere()
+        if node is not former:
+            widget.setCurrentNode(node)
+        if isNowhere or (isPlacing and node is None):
+            slicer.app.applicationLogic().GetInteractionNode().SwitchToViewTransformMode()
+            self._placedId = ""
+        elif isPlacing and node is not former:
+            widget.placeModeEnabled = True
+
+    def _isNowhere(self) -> bool:
+        """Whether place mode is on for the node that we placed into and that is gone."""
+        logic = slicer.app.applicationLogic()
+        interaction, selection = logic.GetInteractionNode(), logic.GetSelectionNode()
+        return bool(
+            self._placedId
+            and nodeById(self._placedId) is None
+            and interaction.GetCurrentInteractionMode() == interaction.Place
+            and (selection.GetActivePlaceNodeID() or self._placedId) == self._placedId
+        )
+
+
+def showPlainly(node: Any) -> None:
+    """Show clicks as small glyphs without names, in a color that stands for no fate: the rings around them do."""
+    node.CreateDefaultDisplayNodes()
+    display = node.GetDisplayNode()
+    display.SetPointLabelsVisibility(False)
+    display.SetGlyphScale(GLYPH_SCALE)
+    for setColor in (display.SetColor, display.SetSelectedColor):
+        setColor(*GLYPH_COLOR)
+
+
+class Show3D(VTKObservationMixin):
+    """Keeps the button equal with what the scene shows; it ends with :meth:`close`."""
+
+    def __init__(self, button: Any, surfaces: ShownSurfaces, state: Callable[[], ModuleState]) -> None:
+        VTKObservationMixin.__init__(self)
+        self._button = button
+        self._surfaces = surfaces
+        self._state = state
+        self._timer = idleTimer(self._refresh)
+        button.connect("clicked(bool)", self._onClicked)
+
+    def follow(self) -> None:
+        """Turn to the segmentation that is chosen now."""
+        self.removeObservers()
+        node = self._state().segmentationNode
+        if node is not None:
+            kinds = slicer.vtkSegmentation
+            for event in (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.ContainedRepresentationNamesModified):
+                self.addObserver(node, event, self._onChanged)
+            self.addObserver(node, slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent, self._onChanged)
+        self._refresh()
+
+    def close(self) -> None:
+        """Let go of the scene's nodes."""
+        self._timer.stop()
+        self.removeObservers()
+
+    def _refresh(self) -> None:
+        state = self._state()
+        node = state.segmentationNode
+        self._button.enabled = node is not None and node.GetSegmentation().GetNumberOfSegments() > 0
+        self._button.checked = bool(self._button.enabled and self._surfaces.isShown(node, state.segmentId))
+
+    def _onChanged(self, caller: Any, event: str) -> None:
+        self._timer.start()
+
+    def _onClicked(self, checked: bool) -> None:
+        state = self._state()
+        node = state.segmentationNode
+        if node is None:
+            return
+        if checked:
+            self._surfaces.show(node, state.segmentId)
+        else:
+            self._surfaces.hide(node)
+        self._refresh()
+
+
+class Shortcuts:
+    """Keys of the main window.
+
+    Args:
+        actions: what to call, by key sequence such as ``Shift+S``.
+    """
+
+    def __init__(self, actions: Mapping[str, Callable[[], None]]) -> None:
+        self._actions = dict(actions)
+        self._installed: list[Any] = []
+
+    def install(self) -> None:
+        """Listen to the keys."""
+        window = slicer.util.mainWindow()
+        if self._installed or window is None:
+            return
+        for keys, action in self._actions.items():
+            shortcut = qt.QShortcut(qt.QKeySequence(keys), window)
+            shortcut.connect("activated()", action)
+            self._installed.append(shortcut)
+
+    def remove(self) -> None:
+        """Let go of the keys."""
+        for shortcut in self._installed:
+            shortcut.setEnabled(False)
+            shortcut.deleteLater()
+        self._installed.clear()

@@ -1,0 +1,157 @@
+"""The segment as a file, and its measures as a table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from SPDSegmentLib.errors import Cancelled, SPDError
+
+from ..scene.events import BackgroundCall
+from ..scene.export_files import (
+    ExportFormat,
+    ExportSource,
+    choosePath,
+    exportFormats,
+    makeSource,
+    measureSource,
+    sentence,
+    writeFile,
+    writeTable,
+)
+from ..scene.state import ModuleState
+
+_FOLDER_SETTING = "SPDSegment/ExportFolder"
+
+Confirm = Callable[[Path], bool]
+AskPath = Callable[[ExportFormat, str], str]
+
+
+class ExportSection:
+    """Export and statistics of the segment that is chosen.
+
+    Args:
+        ui: widgets of the panel.
+        state: the settings in the scene.
+        askPath: returns where to write, empty for nowhere; its window asks before a file is replaced.
+        confirm: asked before a file is replaced that the window did not show.
+    """
+
+    def __init__(
+        self,
+        ui: Any,
+        state: Callable[[], ModuleState],
+        askPath: AskPath | None = None,
+        confirm: Confirm | None = None,
+    ) -> None:
+        self.ui = ui
+        self.formats = exportFormats()
+        self.askPath = askPath or _askPath
+        self.confirm = confirm or _confirmReplace
+        self.askCut: Callable[[str], bool] = slicer.util.confirmYesNoDisplay
+        self._state = state
+        self._background = BackgroundCall()
+        for format_ in self.formats:
+            ui.exportFormatBox.addItem(format_.title, format_.key)
+        ui.exportButton.connect("clicked(bool)", self._onExport)
+        ui.statisticsButton.connect("clicked(bool)", self._onStatistics)
+
+    def refresh(self) -> None:
+        """Show what can be done now."""
+        state = self._state()
+        node = state.segmentationNode
+        there = node is not None and node.GetSegmentation().GetSegment(state.segmentId) is not None
+        for button in (self.ui.exportButton, self.ui.statisticsButton):
+            button.enabled = there and state.volumeNode is not None and not self._background.isRunning
+        if not there and not self._background.isRunning:
+            self.ui.exportLabel.text = ""
+
+    def close(self) -> None:
+        """Let a file that is being written become whole."""
+        self._background.close()
+
+    def _onExport(self, checked: bool) -> None:
+        format_ = self.formats[self.ui.exportFormatBox.currentIndex]
+        try:
+            source = self._source()
+            question = source.question if format_.isLabelmap else ""
+            isCut = bool(question and self.askCut(question))
+            chosen = self.askPath(format_, source.name)
+            if not chosen:
+                return
+            if not source.isCurrent():  # slices came while the window was open
+                source = self._source()
+            source = replace(source, isCut=isCut and source.reachesBeyond)
+            asked = chosen.lower().endswith(format_.suffix)  # the window has asked for this very name
+            path = choosePath(format_, chosen, (lambda path: True) if asked else self.confirm)
+        except Cancelled:
+            return
+        except SPDError as error:
+            self.ui.exportLabel.text = error.sentence
+            return
+        note = source.note if format_.isLabelmap else ""
+
+        def onWritten(written: Path) -> str:
+            slicer.app.settings().setValue(_FOLDER_SETTING, str(written.parent))
+            return " ".join(text for text in (_("Written: {path}").format(path=written), note) if text)
+
+        self._run(_("Writing {path}…").format(path=path), lambda: writeFile(source, format_, path), onWritten)
+
+    def _onStatistics(self, checked: bool) -> None:
+        try:
+            source = self._source()
+        except SPDError as error:
+            self.ui.exportLabel.text = error.sentence
+            return
+
+        def onMeasured(row: dict[str, Any]) -> str:
+            node = source.target.node
+            if node is None:
+                return _("The segment was removed while it was measured.")
+            table = writeTable(row, node, source.target.segmentId)
+            return _("{measures} Kept in the table {table}.").format(measures=sentence(row), table=table.GetName())
+
+        self._run(_("Measuring…"), lambda: measureSource(source), onMeasured)
+
+    def _run(self, message: str, call: Callable[[], Any], onDone: Callable[[Any], str]) -> None:
+        """Run a call beside the window; ``onDone`` turns what it returned into the line below the buttons."""
+
+        def end(result: Any, error: Exception | None) -> None:
+            if isinstance(error, SPDError):
+                self.ui.exportLabel.text = error.sentence
+            elif error is not None:
+                self.ui.exportLabel.text = _("This failed: {reason}.").format(reason=error)
+                logging.getLogger(__name__).error("export failed", exc_info=error)
+            else:
+                self.ui.exportLabel.text = onDone(result)
+            self.refresh()
+
+        self.ui.exportLabel.text = message
+        self._background.start(call, end)
+        self.refresh()
+
+    def _source(self) -> ExportSource:
+        state = self._state()
+        return makeSource(state.segmentationNode, state.segmentId, state.volumeNode)
+
+
+def _askPath(format_: ExportFormat, name: str) -> str:
+    folder = slicer.app.settings().value(_FOLDER_SETTING) or str(Path.home())
+    safe = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name).strip() or "segment"
+    return qt.QFileDialog.getSaveFileName(
+        slicer.util.mainWindow(),
+        _("Export segment"),
+        str(Path(folder) / (safe + format_.suffix)),
+        f"{format_.title} (*{format_.suffix})",
+    )
+
+
+def _confirmReplace(path: Path) -> bool:
+    return bool(slicer.util.confirmOkCancelDisplay(_("{path} exists. Replace it?").format(path=path)))

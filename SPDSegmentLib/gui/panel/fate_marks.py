@@ -1,0 +1,173 @@
+"""Rings around clicks, and around synthesized points, in the color of their fate.
+
+They are drawn into the views and are no nodes: a point list in the scene would become the one that is placed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from slicer.util import VTKObservationMixin
+from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
+
+from ..scene.fates import COLORS
+from ..scene.write_record import ClickFate
+
+CORNERS = 24
+RADIUS_SHARE = 0.016
+"""Of a ring, as share of the height of a slice view."""
+MIN_RADIUS = 6.0
+LINE_WIDTH = 2.0
+POINT_SIZE = 12.0
+OPACITY_3D = 0.5
+
+
+class FateMarks(VTKObservationMixin):
+    """Follows the slice views; it ends with :meth:`remove`."""
+
+    def __init__(self) -> None:
+        VTKObservationMixin.__init__(self)
+        self.fates: list[ClickFate] = []
+        self._slices: list[_SliceMarks] = []
+        self._threeDs: list[_ThreeDMarks] = []
+        self._positions = np.zeros((0, 3))
+        self._colors = np.zeros((0, 3), dtype=np.uint8)
+        manager = slicer.app.layoutManager()
+        if manager is not None:
+            manager.connect("layoutChanged(int)", self._onLayout)
+
+    def show(self, fates: Iterable[ClickFate]) -> None:
+        """Show these fates and nothing else."""
+        self.fates = [fate for fate in fates if fate.fate in COLORS]
+        self._positions = np.array([fate.positionRas for fate in self.fates], dtype=float).reshape(-1, 3)
+        colors = np.array([COLORS[fate.fate] for fate in self.fates], dtype=float).reshape(-1, 3)
+        self._colors = np.rint(255 * colors).astype(np.uint8)
+        if self.fates and not self._slices and not self._threeDs:
+            self._attach()
+        self._draw()
+
+    def remove(self) -> None:
+        """Take all marks out of the views, for good."""
+        manager = slicer.app.layoutManager()
+        if manager is not None:
+            manager.disconnect("layoutChanged(int)", self._onLayout)
+        self.fates = []
+        self._detach()
+
+    def _attach(self) -> None:
+        manager = slicer.app.layoutManager()
+        if manager is None:
+            return
+        for name in manager.sliceViewNames():
+            marks = _SliceMarks(manager.sliceWidget(name))
+            self._slices.append(marks)
+            self.addObserver(marks.node, vtk.vtkCommand.ModifiedEvent, self._onSlice)
+        self._threeDs = [_ThreeDMarks(manager.threeDWidget(n).threeDView()) for n in range(manager.threeDViewCount)]
+
+    def _detach(self) -> None:
+        self.removeObservers()
+        for marks in (*self._slices, *self._threeDs):
+            marks.remove()
+        self._slices = []
+        self._threeDs = []
+
+    def _draw(self) -> None:
+        for marks in self._slices:
+            marks.draw(self._positions, self._colors)
+        for threeD in self._threeDs:
+            threeD.draw(self._positions, self._colors)
+
+    def _onSlice(self, caller: Any, event: str) -> None:
+        for marks in self._slices:
+            if marks.node is caller:
+                marks.draw(self._positions, self._colors)
+
+    def _onLayout(self, layout: int) -> None:
+        self._detach()
+        if self.fates:
+            self._attach()
+            self._draw()
+
+
+class _Marks:
+    """One actor in one view."""
+
+    def __init__(self, view: Any, actor: Any, mapper: Any) -> None:
+        self._view = view
+        self._data = vtk.vtkPolyData()
+        self._actor = actor
+        mapper.SetInputData(self._data)
+        actor.SetMapper(mapper)
+        actor.PickableOff()
+        actor.UseBoundsOff()
+        self._renderer = view.renderWindow().GetRenderers().GetFirstRenderer()
+        self._renderer.AddViewProp(actor)
+
+    def remove(self) -> None:
+        self._renderer.RemoveViewProp(self._actor)
+        self._view.scheduleRender()
+
+    def _fill(self, positions: np.ndarray, colors: np.ndarray) -> None:
+        """Set points (n, 3) and their colors (n, 3)."""
+        points = vtk.vtkPoints()
+        points.SetData(numpy_to_vtk(np.ascontiguousarray(positions, dtype=np.float32), deep=True))
+        self._data.SetPoints(points)
+        self._data.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(colors), deep=True))
+        self._view.scheduleRender()
+
+
+class _SliceMarks(_Marks):
+    """Rings of the points that lie in the slice which a view shows."""
+
+    def __init__(self, widget: Any) -> None:
+        actor = vtk.vtkActor2D()
+        super().__init__(widget.sliceView(), actor, vtk.vtkPolyDataMapper2D())
+        actor.GetProperty().SetLineWidth(LINE_WIDTH)
+        self.node = widget.mrmlSliceNode()
+
+    def draw(self, positions: np.ndarray, colors: np.ndarray) -> None:
+        """Draw the rings of points (n, 3) in world mm."""
+        toXY = np.linalg.inv(slicer.util.arrayFromVTKMatrix(self.node.GetXYToRAS()))
+        xyz = positions @ toXY[:3, :3].T + toXY[:3, 3]
+        here = np.abs(xyz[:, 2]) < 0.5
+        if not here.any() and not self._data.GetNumberOfPoints():
+            return
+        angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
+        circle = np.column_stack([np.cos(angles), np.sin(angles), np.zeros(CORNERS)])
+        circle *= max(MIN_RADIUS, RADIUS_SHARE * self.node.GetDimensions()[1])
+        centers = xyz[here] * (1.0, 1.0, 0.0)
+        self._data.SetLines(_closedLines(len(centers)))
+        self._fill((centers[:, None] + circle).reshape(-1, 3), np.repeat(colors[here], CORNERS, axis=0))
+
+
+class _ThreeDMarks(_Marks):
+    """A see-through ball around every point."""
+
+    def __init__(self, view: Any) -> None:
+        actor = vtk.vtkActor()
+        super().__init__(view, actor, vtk.vtkPolyDataMapper())
+        actor.GetProperty().SetPointSize(POINT_SIZE)
+        actor.GetProperty().RenderPointsAsSpheresOn()
+        actor.GetProperty().SetOpacity(OPACITY_3D)
+
+    def draw(self, positions: np.ndarray, colors: np.ndarray) -> None:
+        """Draw points (n, 3) in world mm."""
+        self._data.SetVerts(_cells(np.arange(len(positions))[:, None]))
+        self._fill(positions, colors)
+
+
+def _closedLines(count: int) -> Any:
+    ring = np.append(np.arange(CORNERS), 0)
+    return _cells(np.arange(count)[:, None] * CORNERS + ring)
+
+
+def _cells(indexes: np.ndarray) -> Any:
+    """Return cells (n, corners) of point indexes."""
+    cells = vtk.vtkCellArray()
+    offsets = np.arange(len(indexes) + 1) * indexes.shape[1]
+    cells.SetData(numpy_to_vtkIdTypeArray(offsets, deep=True), numpy_to_vtkIdTypeArray(indexes.ravel(), deep=True))
+    return cells

@@ -1,0 +1,384 @@
+"""Inputs and options: volume, centerline with its branches, result, model, axis, device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from SPDSegmentLib.errors import SPDError
+
+from ..run.models import ModelEntry, findModel, likelyModel, listModels
+from ..run.task import Task, VolumeView
+from ..scene.events import idleTimer
+from ..scene.state import ModuleState
+from ..scene.target import SegmentTarget, makeTarget
+from ..scene.views import viewCenter, viewNode
+from ..scene.volumes import nodeById
+from .controls import Placing
+
+CARD_SIZE = (600, 520)
+AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
+
+
+class InputsSection(VTKObservationMixin):
+    """Widgets of the inputs, kept equal with the settings in the scene; it ends with :meth:`close`."""
+
+    def __init__(self, ui: Any, state: Callable[[], ModuleState], changed: Callable[[], None]) -> None:
+        VTKObservationMixin.__init__(self)
+        self.ui = ui
+        self.models: list[ModelEntry] = []
+        self.extraModels: list[ModelEntry] = []
+        self._state = state
+        self._changed = changed
+        self.placing = Placing(ui)
+        self._namesTimer = idleTimer(self._fillNames)
+        self._filling = False
+        self._card: Any = None
+        for axis, text in zip(AXES, _axisNames(), strict=True):
+            ui.axisBox.addItem(text, axis)
+        for device, text in (("auto", _("Automatic")), ("cuda", _("GPU")), ("cpu", _("CPU"))):
+            ui.deviceBox.addItem(text, device)
+        ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onVolume)
+        ui.centerlineSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onCenterline)
+        ui.segmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onSegmentation)
+        ui.segmentBox.connect("activated(int)", self._onSegment)
+        ui.modelBox.connect("activated(int)", self._onModel)
+        ui.modelCardButton.connect("clicked(bool)", self._onCard)
+        ui.branchesList.connect("itemChanged(QListWidgetItem*)", self._onBranches)
+        ui.axisBox.connect("activated(int)", self._onAxis)
+        ui.deviceBox.connect("activated(int)", self._onDevice)
+
+    @property
+    def model(self) -> ModelEntry | None:
+        """The chosen model, or None."""
+        index = self.ui.modelBox.currentIndex - (self.ui.modelBox.count - len(self.models))
+        return self.models[index] if 0 <= index < len(self.models) else None
+
+    def fill(self, *, listAgain: bool = True) -> None:
+        """Show the settings; what is not set yet is picked from the scene.
+
+        Args:
+            listAgain: look for models anew, which reads and checks their files.
+        """
+        state = self._state()
+        self._filling = True
+        try:
+            self._pickDefaults(state)
+            self.ui.volumeSelector.setCurrentNode(state.volumeNode)
+            nodes = state.centerlineNodes
+            self.ui.centerlineSelector.setCurrentNode(nodes[0] if nodes else None)
+            self.placing.into(nodes[0] if nodes else None)
+            self.ui.segmentationSelector.setCurrentNode(state.segmentationNode)
+            self._fillSegments(state)
+            self._fillModels(state, listAgain)
+            self._fillBranches(state)
+            self.ui.axisBox.currentIndex = max(0, self.ui.axisBox.findData(state.axis))
+            self.ui.deviceBox.currentIndex = max(0, self.ui.deviceBox.findData(state.device))
+        finally:
+            self._filling = False
+        self._followNames(state)
+
+    def close(self) -> None:
+        """Let go of the scene's nodes."""
+        self._namesTimer.stop()
+        self.removeObservers()
+        if self._card is not None:
+            self._card.close()
+
+    def whyNot(self) -> str:
+        """Return what is missing before a segmentation can start, empty if nothing."""
+        state = self._state()
+        if state.volumeNode is None:
+            return _("Load a volume to begin.")
+        if not self.models:
+            return _("There is no model yet; open Set-up to add one.")
+        if self.model is None and state.model:
+            return _("The model {name} of this scene is not installed; choose another one.").format(name=state.model)
+        if self.model is None:
+            return _("Choose the model of the structure.")
+        if not state.centerlineNodes:
+            return _("Press Place clicks, then click along the structure in the slice views.")
+        if not any(node.GetNumberOfDefinedControlPoints() for node in state.centerlineNodes):
+            return _("Click along the structure in the slice views.")
+        return ""
+
+    def note(self) -> str:
+        """Return what a person should know before a segmentation starts, empty if nothing."""
+        if self._state().model or self.model is None:
+            return ""
+        return _("{model} was chosen by the names of volume and clicks.").format(model=self.model.title)
+
+    def currentView(self) -> VolumeView | None:
+        """Return volume and model as chosen, or None where one is missing or cannot be used."""
+        state = self._state()
+        if state.volumeNode is None or self.model is None:
+            return None
+        view = VolumeView(state.volumeNode, self.model, state.device, state.axis)
+        try:
+            view.snapshot()
+        except SPDError:
+            return None
+        return view
+
+    @property
+    def centerlineNodes(self) -> Sequence[Any]:
+        """The point lists and curves that are chosen."""
+        return self._state().centerlineNodes
+
+    def currentTask(self) -> Task | None:
+        """Return what was chosen, or None unless its segment exists; nothing is made."""
+        state = self._state()
+        view = self.currentView()
+        if view is None or state.segmentationNode is None or not state.segmentId:
+            return None
+        target = SegmentTarget(state.segmentationNode, state.segmentId)
+        return Task(view, state.centerlineNodes, target) if target.exists else None
+
+    def makeTask(self) -> Task:
+        """Return what is to be segmented; a new segmentation and segment are made and become the settings.
+
+        Raises:
+            SPDError: something is missing or cannot be used.
+        """
+        from ..scene.centerlines import checkClicks
+        from ..scene.volumes import takeSnapshot
+
+        state = self._state()
+        model = self.model
+        if model is None:
+            model = findModel("")
+        takeSnapshot(state.volumeNode, state.axis)
+        checkClicks(state.centerlineNodes)
+        target = makeTarget(
+            state.segmentationNode,
+            state.segmentId,
+            state.volumeNode,
+            model.structure,
+            model.color,
+            model.terminology,
+        )
+        state.model = model.name
+        state.segmentationNode = target.node
+        state.segmentId = target.segmentId
+        self.fill(listAgain=False)
+        view = VolumeView(state.volumeNode, model, state.device, state.axis)
+        shown = viewNode(view.snapshot().stack.plane)
+        first = viewCenter(shown) if shown is not None else None
+        return Task(view, state.centerlineNodes, target, firstSliceRas=first)
+
+    def _pickDefaults(self, state: ModuleState) -> None:
+        if state.volumeNode is None:
+            shown = _shownVolume()
+            state.volumeNode = (
+                shown if _isImage(shown) else next(filter(_isImage, _nodes("vtkMRMLScalarVolumeNode")), None)
+            )
+        if not state.centerlineNodes:
+            nodes = [n for n in _nodes("vtkMRMLMarkupsNode") if _isCenterline(n)]
+            state.centerlineNodes = nodes[:1]
+
+    def _followNames(self, state: ModuleState) -> None:
+        """Notice what is added, removed and renamed elsewhere."""
+        self.removeObservers()
+        kinds = slicer.vtkSegmentation
+        node = state.segmentationNode
+        if node is not None:
+            for event in (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified, kinds.SegmentsOrderModified):
+                self.addObserver(node, event, self._onNames)
+        for node in self._branchNodes(state):
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onNames)
+
+    def _onNames(self, caller: Any, event: str) -> None:
+        self._namesTimer.start()
+
+    def _fillNames(self) -> None:
+        """Show the names of now; where the chosen segment is gone everybody is told."""
+        state = self._state()
+        box, branches = self.ui.segmentBox, self.ui.branchesList
+        segments = [(box.itemText(n), box.itemData(n)) for n in range(1, box.count)]
+        listed = [(i.text(), i.data(qt.Qt.UserRole)) for i in (branches.item(n) for n in range(branches.count))]
+        if segments != _segmentNames(state.segmentationNode):
+            before = state.segmentId
+            self._fillSegments(state)
+            if state.segmentId != before:
+                self._tell()
+        if listed != [(node.GetName(), node.GetID()) for node in self._branchNodes(state)]:
+            self._filling = True
+            self._fillBranches(state)
+            self._filling = False
+
+    def _fillSegments(self, state: ModuleState) -> None:
+        box = self.ui.segmentBox
+        box.clear()
+        box.addItem(_("New segment"), "")
+        node = state.segmentationNode
+        for name, segmentId in _segmentNames(node):
+            box.addItem(name, segmentId)
+        if box.findData(state.segmentId) < 0:
+            state.segmentId = ""
+        box.currentIndex = max(0, box.findData(state.segmentId))
+        box.setVisible(node is not None)
+
+    def _fillModels(self, state: ModuleState, listAgain: bool) -> None:
+        if listAgain:
+            self._listModels()
+        box = self.ui.modelBox
+        box.clear()
+        names = [model.name for model in self.models]
+        index = (
+            self._likelyModel(state) if not state.model else names.index(state.model) if state.model in names else None
+        )
+        if index is None:
+            box.addItem(_("Choose a model") if self.models else _("No model installed"), "")
+        for model in self.models:
+            box.addItem(model.title, model.name)
+        box.currentIndex = index or 0
+        box.setEnabled(bool(self.models))
+        self.ui.modelCardButton.setEnabled(bool(self.models))
+
+    def _likelyModel(self, state: ModuleState) -> int | None:
+        nodes = [node for node in (state.volumeNode, *state.centerlineNodes) if node is not None]
+        image = state.volumeNode.GetImageData() if state.volumeNode is not None else None
+        lowest = image.GetScalarRange()[0] if image is not None and image.GetPointData().GetScalars() else None
+        return likelyModel(self.models, [node.GetName() or "" for node in nodes], lowest)
+
+    def _listModels(self) -> None:
+        try:
+            self.models = [*listModels(), *self.extraModels]
+        except SPDError:
+            self.models = list(self.extraModels)
+
+    def _fillBranches(self, state: ModuleState) -> None:
+        chosen = [node.GetID() for node in state.centerlineNodes]
+        listed = self.ui.branchesList
+        listed.clear()
+        for node in self._branchNodes(state):
+            item = qt.QListWidgetItem(node.GetName())
+            item.setData(qt.Qt.UserRole, node.GetID())
+            item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
+            item.setCheckState(qt.Qt.Checked if node.GetID() in chosen[1:] else qt.Qt.Unchecked)
+            listed.addItem(item)
+
+    @staticmethod
+    def _branchNodes(state: ModuleState) -> list[Any]:
+        """Return what can be a branch: every centerline but the chosen first one."""
+        first = state.centerlineNodes[:1]
+        return [node for node in _nodes("vtkMRMLMarkupsNode") if _isCenterline(node) and node not in first]
+
+    def _tell(self) -> None:
+        if not self._filling:
+            self._changed()
+
+    def _onVolume(self, node: Any) -> None:
+        if not self._filling:
+            self._state().volumeNode = node
+            self._tell()
+
+    def _onCenterline(self, node: Any) -> None:
+        self.placing.into(node)
+        if not self._filling:
+            state = self._state()
+            state.centerlineNodes = [
+                *([node] if node is not None else []),
+                *(n for n in state.centerlineNodes[1:] if n is not node),
+            ]
+            self._tell()
+
+    def _onSegmentation(self, node: Any) -> None:
+        if not self._filling:
+            state = self._state()
+            state.segmentationNode = node
+            self._fillSegments(state)
+            self._tell()
+
+    def _onSegment(self, index: int) -> None:
+        self._state().segmentId = self.ui.segmentBox.itemData(index) or ""
+        self._tell()
+
+    def _onModel(self, index: int) -> None:
+        self._state().model = self.ui.modelBox.itemData(index) or ""
+        self._tell()
+
+    def _onBranches(self, item: Any) -> None:
+        if self._filling:
+            return
+        state = self._state()
+        listed = self.ui.branchesList
+        items = [listed.item(row) for row in range(listed.count)]
+        checked = [i.data(qt.Qt.UserRole) for i in items if i.checkState() == qt.Qt.Checked]
+        branches = [nodeById(nodeId) for nodeId in checked]
+        first = self.ui.centerlineSelector.currentNode()
+        state.centerlineNodes = [n for n in (first, *branches) if n is not None]
+        self._tell()
+
+    def _onAxis(self, index: int) -> None:
+        self._state().axis = self.ui.axisBox.itemData(index)
+        self._tell()
+
+    def _onDevice(self, index: int) -> None:
+        self._state().device = self.ui.deviceBox.itemData(index)
+        self._tell()
+
+    def _onCard(self, checked: bool) -> None:
+        if self.model is not None:
+            self._card = _cardWindow(self.model.title, self.model.card or _("This model has no card."))
+            self._card.show()
+
+
+def _cardWindow(title: str, card: str) -> Any:
+    """Return a window with a model card; what it shows is text only: no HTML, no images from files or the network."""
+    window = qt.QDialog(slicer.util.mainWindow())
+    window.setWindowTitle(title)
+    text = qt.QTextBrowser()
+    text.openLinks = False
+    text.setMarkdown(card.replace("<", "&lt;").replace("![", "["))
+    layout = qt.QVBoxLayout(window)
+    layout.addWidget(text)
+    window.resize(*CARD_SIZE)
+    return window
+
+
+def _axisNames() -> tuple[str, ...]:
+    return (
+        _("Automatic"),
+        _("Axial"),
+        _("Coronal"),
+        _("Sagittal"),
+        _("Voxel axis I"),
+        _("Voxel axis J"),
+        _("Voxel axis K"),
+    )
+
+
+def _nodes(className: str) -> list[Any]:
+    return list(slicer.util.getNodesByClass(className))
+
+
+def _isImage(node: Any) -> bool:
+    """Whether a node is in the list of volumes: no label map, no colors."""
+    return node is not None and node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
+
+
+def _segmentNames(node: Any) -> list[tuple[str, str]]:
+    """Return names and IDs of the segments of a segmentation node, or of None."""
+    if node is None:
+        return []
+    segmentation = node.GetSegmentation()
+    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    return [(segmentation.GetSegment(segmentId).GetName(), segmentId) for segmentId in ids]
+
+
+def _isCenterline(node: Any) -> bool:
+    return node.GetClassName() in ("vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsCurveNode") and not (
+        node.GetHideFromEditors()
+    )
+
+
+def _shownVolume() -> Any:
+    selection = slicer.app.applicationLogic().GetSelectionNode()
+    return nodeById(selection.GetActiveVolumeID() or "") if selection is not None else None

@@ -1,0 +1,167 @@
+"""The panel: hands widgets and settings to its sections and passes events between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+from slicer.util import VTKObservationMixin
+
+from ..run.console import Console
+from ..scene.centerlines import Clicks
+from ..scene.events import idleTimer
+from ..scene.state import ModuleState
+from ..scene.write_record import WriteRecord
+from .clicks_section import ClicksSection
+from .controls import Shortcuts, Show3D
+from .correct_section import CorrectSection
+from .export_section import ExportSection
+from .inputs_section import InputsSection
+from .review_section import ReviewSection
+from .run_section import RunSection
+from .saliency_section import SaliencySection
+from .setup_section import SetupSection
+
+
+class ModulePanel(VTKObservationMixin):
+    """Owns the sections of the panel; they end with :meth:`cleanup`."""
+
+    def __init__(self, widget: Any, ui: Any, logic: Console) -> None:
+        VTKObservationMixin.__init__(self)
+        self.widget = widget
+        self.ui = ui
+        self.logic = logic
+        self.state = ModuleState(logic.getParameterNode())  # type: ignore[attr-defined]
+        self.isClosing = False
+        self.inputs = InputsSection(ui, lambda: self.state, self._inputsChanged)
+        self.run = RunSection(ui, logic, self.inputs, lambda: self.state)
+        self.clicks = ClicksSection(ui, lambda: self.state, self._clicksChanged)
+        self.review = ReviewSection(ui, self.inputs.currentTask)
+        self.correct = CorrectSection(
+            ui, logic.segmenter, self.inputs.currentTask, self._segmentChanged, self.review.currentSlice
+        )
+        self.show3D = Show3D(ui.show3DButton, logic.segmenter.surfaces, lambda: self.state)
+        self.saliency = SaliencySection(ui, logic.segmenter, self.inputs, self.run.show)
+        self.export = ExportSection(ui, lambda: self.state)
+        self.setup = SetupSection(ui, logic, self.run, lambda: self.state, self.refresh)
+        self.shortcuts = Shortcuts(
+            {
+                "Shift+C": ui.placeButton.click,
+                "Shift+S": ui.segmentButton.click,
+                "Shift+N": ui.nextDoubtfulButton.click,
+            }
+        )
+        self._later = idleTimer(self._refreshScene)
+        self._showLater = idleTimer(self.showRecord)
+        self._startLater = idleTimer(self._startAgain)
+        self.run.onFinished.connect(lambda job: self._showLater.start())
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self._onSceneEnd)
+        self.addObserver(scene, scene.EndImportEvent, self._onSceneEnd)
+        self.addObserver(scene, scene.NodeAddedEvent, self._onNodesChanged)
+        self.addObserver(scene, scene.EndBatchProcessEvent, self._onNodesChanged)
+        self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)
+        self.refresh()
+
+    def enter(self) -> None:
+        """Show what the scene has now."""
+        self.refresh()
+        self.shortcuts.install()
+        self.correct.enter()
+
+    def exit(self) -> None:
+        """Stop placing points and editing."""
+        self.inputs.placing.stop()
+        self.shortcuts.remove()
+        self.correct.exit()
+
+    def cleanup(self) -> None:
+        """Let go of the scene; what runs is cancelled."""
+        self.isClosing = True
+        for timer in (self._startLater, self._later, self._showLater):
+            timer.stop()
+        self.shortcuts.remove()
+        self.saliency.close()
+        self.setup.close()
+        self.run.close()
+        self.inputs.close()
+        self.clicks.close()
+        self.review.close()
+        self.correct.close()
+        self.show3D.close()
+        self.export.close()
+        self.removeObservers()
+
+    def refresh(self) -> None:
+        """Show models, settings, clicks and result."""
+        if not self.isClosing:
+            self.inputs.fill()
+            self._inputsChanged()
+
+    def _refreshScene(self) -> None:
+        if not self.isClosing:
+            self.inputs.fill(listAgain=False)
+            self._inputsChanged()
+
+    def showRecord(self) -> None:
+        """Show what is known about the chosen segment."""
+        if self.isClosing:
+            return
+        task = self.inputs.currentTask()
+        record = task.target.record if task is not None else WriteRecord()
+        self.clicks.show(record)
+        self.review.show(record)
+        self.correct.edit(task.target if task is not None else None, self.state.volumeNode)
+        self.correct.show(record)
+        self.show3D.follow()
+        self.export.refresh()
+        self.run.refresh()
+
+    def _inputsChanged(self) -> None:
+        self.clicks.observe()
+        self.saliency.restart()
+        self.showRecord()
+
+    def _clicksChanged(self, clicks: Clicks) -> None:
+        self.run.refresh()
+        task = self.inputs.currentTask()
+        if task is None or not self.state.liveUpdate or self.inputs.whyNot():
+            return
+        isFollowed = self.run.isRunning or task.target.record.model
+        if isFollowed and self.logic.segmenter.hasOtherClicks(task, clicks):
+            self._startLater.start()  # an event of its own, so that each is short
+
+    def _startAgain(self) -> None:
+        if not self.isClosing and self.state.liveUpdate and not self.inputs.whyNot():
+            self.run.start()
+
+    def _segmentChanged(self, wentBack: bool) -> None:
+        if wentBack:
+            self.run.forgetMessage()
+        self._showLater.start()
+
+    def _onSceneStartClose(self, caller: Any, event: str) -> None:
+        self.isClosing = True
+        self.inputs.placing.stop()
+        self.saliency.close()
+        self.run.forgetScene()
+        self.inputs.close()
+        self.clicks.close()
+        self.review.close()
+        self.correct.forgetScene()
+        self.show3D.close()
+
+    def _onSceneEnd(self, caller: Any, event: str) -> None:
+        self.isClosing = False
+        self.state = ModuleState(self.logic.getParameterNode())  # type: ignore[attr-defined]
+        self.refresh()
+
+    def _onNodesChanged(self, caller: Any, event: str) -> None:
+        if not self.isClosing and not slicer.mrmlScene.IsBatchProcessing():
+            self._later.start()
+
+    def _onNodeRemoved(self, caller: Any, event: str) -> None:
+        if not self.isClosing:
+            self.logic.segmenter.checkJobs()
+        self._onNodesChanged(caller, event)

@@ -1,0 +1,223 @@
+"""Segment and Cancel, progress, messages, live update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import slicer
+from slicer.i18n import tr as _
+
+from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib.worker.messages import Progress
+
+from ..run.console import Console
+from ..run.job import JobState, SegmentationJob
+from ..run.task import Task
+from ..scene.editor_nodes import areaSentence, convertToLabelmap, otherRepresentation
+from ..scene.events import Signal
+from ..scene.state import ModuleState
+from ..scene.views import jumpTo
+from .inputs_section import InputsSection
+
+
+class RunSection:
+    """Starts and stops jobs of the panel and says how they stand."""
+
+    def __init__(self, ui: Any, logic: Console, inputs: InputsSection, state: Callable[[], ModuleState]) -> None:
+        self.confirm: Callable[[str], bool] = slicer.util.confirmYesNoDisplay
+        self.ui = ui
+        self.logic = logic
+        self.onFinished = Signal()
+        self.onSlices = Signal()
+        self.job: SegmentationJob | None = None
+        self.task: Task | None = None
+        self._inputs = inputs
+        self._state = state
+        self._details = ""
+        self._message = ""
+        ui.segmentButton.connect("clicked(bool)", self._onSegment)
+        ui.showAreaButton.connect("clicked(bool)", self._onShowArea)
+        ui.writeAnywayButton.connect("clicked(bool)", self._onWriteAnyway)
+        ui.liveUpdateCheck.connect("toggled(bool)", self._onLiveUpdate)
+        ui.detailsButton.connect("clicked(bool)", self._onDetails)
+        logic.workerHost.onDied.connect(self._onDied)
+
+    @property
+    def isRunning(self) -> bool:
+        """Whether a job of the panel is under way."""
+        return self.job is not None and not self.job.finished
+
+    def refresh(self) -> None:
+        """Show what can be done now."""
+        reason = self._inputs.whyNot()
+        self.ui.segmentButton.text = _("Cancel") if self.isRunning else _("Segment")
+        self.ui.segmentButton.enabled = self.isRunning or not reason
+        self.ui.liveUpdateCheck.checked = self._state().liveUpdate
+        if not self.isRunning:
+            self.ui.progressBar.setVisible(False)
+            self.ui.statusLabel.text = self._message or reason or self._inputs.note()
+
+    def start(self, *, everywhere: bool = False) -> SegmentationJob | None:
+        """Start a job with the present settings; a problem is shown, not raised.
+
+        Args:
+            everywhere: write outside the editor's editable area too.
+        """
+        self.job = None
+        self._say("")
+        try:
+            self.task = self._inputs.makeTask()
+            job = self.logic.segmenter.start(self.task, everywhere=everywhere)
+        except SPDError as error:
+            self.show(error)
+            return None
+        self.job = job
+        job.onProgress.connect(self._onProgress)
+        job.onSlices.connect(self.onSlices.emit)
+        job.onFinished.connect(self._onFinished)
+        if job.finished:
+            self._onFinished(job)
+            return job
+        self.ui.progressBar.maximum = 0
+        self.ui.progressBar.setVisible(True)
+        self.ui.statusLabel.text = _("Starting...")
+        self.refresh()
+        return job
+
+    def show(self, error: SPDError) -> None:
+        """Show a problem as one sentence."""
+        self._say(error.sentence, error.details)
+
+    def forgetMessage(self) -> None:
+        """What was said last holds no longer, as after an undo."""
+        self._say("")
+
+    def forgetScene(self) -> None:
+        """The scene closes: stop, and let go of its nodes."""
+        self.logic.segmenter.forgetScene()
+        self.job = None
+        self.task = None
+        self._say("")
+
+    def close(self) -> None:
+        """Stop for good."""
+        self.logic.workerHost.onDied.disconnect(self._onDied)
+        job, self.job = self.job, None
+        if job is not None:
+            job.cancel(urgent=False)
+
+    def _onSegment(self, checked: bool) -> None:
+        if self.isRunning and self.job is not None:
+            self.job.cancel()
+        else:
+            if self.logic.workerHost.client.gave_up:
+                self.logic.workerHost.client.reset()
+            if self._isConverted():
+                self.start()
+
+    def _isConverted(self) -> bool:
+        """Offer to convert a segmentation that cannot be edited as it is, as Slicer's editor does."""
+        state = self._state()
+        representation = otherRepresentation(state.segmentationNode)
+        if not representation:
+            return True
+        question = _(
+            "The segmentation {name} is stored as {representation}. Editing it needs a binary labelmap, and details may"
+            " be lost in the conversion.\n\nConvert it to a binary labelmap?"
+        ).format(name=state.segmentationNode.GetName(), representation=representation.lower())
+        if not self.confirm(question):
+            self._say(
+                _("Nothing was changed: the segmentation {name} is still stored as {representation}.").format(
+                    name=state.segmentationNode.GetName(), representation=representation.lower()
+                )
+            )
+            return False
+        try:
+            convertToLabelmap(state.segmentationNode, state.volumeNode)
+        except SPDError as error:
+            self.show(error)
+            return False
+        return True
+
+    def _onShowArea(self, checked: bool) -> None:
+        """Unfold the editor, which has the settings, and show the first slice that they concern."""
+        self.ui.correctSection.collapsed = False
+        self.ui.editor.maskingSectionVisible = True
+        job, task = self.job, self.task
+        if job is None or task is None or not job.writer.withheld or self._state().volumeNode is None:
+            return
+        snapshot = task.writtenSnapshot()
+        height, width = snapshot.grid.shape[1:]
+        middle = np.array([[(width - 1) / 2, (height - 1) / 2]])
+        jumpTo(snapshot.stack.to_ras(np.array(min(job.writer.withheld)), middle)[0])
+
+    def _onWriteAnyway(self, checked: bool) -> None:
+        if not self.isRunning:
+            self.start(everywhere=True)
+
+    def _onProgress(self, progress: Progress) -> None:
+        bar = self.ui.progressBar
+        bar.maximum = max(progress.total, 1)
+        bar.value = progress.done
+        self.ui.statusLabel.text = progressText(progress)
+
+    def _onFinished(self, job: SegmentationJob) -> None:
+        if job is not self.job:
+            return
+        if job.state is JobState.DONE:
+            self._say(_doneText(job))
+        elif job.error is not None and not isinstance(job.error, Cancelled):
+            self.show(job.error)
+        elif job.wasUndone:
+            self._say(_("Undone; the segment and its clicks are as they were before."))
+        else:
+            self._say(_("Cancelled; nothing was changed."))
+        self.onFinished.emit(job)
+
+    def _onDied(self, error: SPDError) -> None:
+        if not self.isRunning:
+            self.show(error)
+
+    def _onLiveUpdate(self, on: bool) -> None:
+        self._state().liveUpdate = on
+
+    def _onDetails(self, checked: bool) -> None:
+        slicer.app.clipboard().setText(f"{self._message}\n\n{self._details}")
+
+    def _say(self, text: str, details: str = "") -> None:
+        self._message = text
+        self._details = details
+        self.ui.detailsButton.setVisible(bool(details))
+        isWithheld = bool(self.job is not None and self.job.finished and self.job.writer.withheld)
+        for button in (self.ui.showAreaButton, self.ui.writeAnywayButton):
+            button.setVisible(isWithheld and bool(text))
+        self.ui.statusLabel.text = text
+        self.refresh()
+
+
+def progressText(progress: Progress) -> str:
+    """Return stage, slices done and time left as one line."""
+    if progress.stage == "load_model":
+        return _("Loading the model...")
+    stages = {"encoding": _("Looking at slices"), "decoding": _("Segmenting slices")}
+    text = _("{stage}: {done} of {total}").format(
+        stage=stages.get(progress.stage, progress.stage), done=progress.done, total=progress.total
+    )
+    if progress.seconds_left is not None and progress.seconds_left >= 1:
+        text += _(", about {seconds} s left").format(seconds=round(progress.seconds_left))
+    return text
+
+
+def _doneText(job: SegmentationJob) -> str:
+    assert job.answer is not None
+    writer = job.writer
+    parts = [areaSentence(writer.withheld, len(writer.asked), writer.area)]
+    if writer.changed or not writer.withheld:
+        updated = _("{count} slices updated in {seconds} s.")
+        parts.insert(0, updated.format(count=len(writer.changed), seconds=f"{job.answer.seconds:.1f}"))
+    owned = len(writer.record.owned)
+    if owned:
+        parts.append(_("{count} slices edited by you were kept.").format(count=owned))
+    return " ".join([*filter(None, parts), *job.answer.report.get("notes", [])])

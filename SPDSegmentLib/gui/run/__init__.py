@@ -1,0 +1,1 @@
+"""Segmentations under way: tasks, jobs, the worker; for the panel and for scripts alike."""

@@ -1,0 +1,245 @@
+"""One segmentation under way: from the worker's events to the segment; no Qt."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable
+from typing import Any
+
+from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
+from SPDSegmentLib.worker.client import WorkerClient
+from SPDSegmentLib.worker.connection import Callbacks, Request
+from SPDSegmentLib.worker.messages import Progress, Segmented, SliceReady
+
+from ..scene.events import Signal
+from ..scene.fates import clickFates
+from .result_writer import ResultWriter
+
+MAX_SLICES_PER_WRITE = 16
+SHORT_WRITE_S, LONG_WRITE_S = 0.008, 0.02
+"""Below the one a write takes more slices the next time, beyond the other fewer: the window answers in between."""
+WRITE_EVERY_MS = 120
+NEXT_PART_MS = 1
+
+CallLater = Callable[[int, Callable[[], None]], None]
+
+
+class JobState(enum.Enum):
+    """Where a job stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class SegmentationJob:
+    """A segmentation; it writes slices as they come, all of them or, where it fails or is cancelled, none.
+
+    Args:
+        client: the worker's client.
+        writer: the way into the segment.
+        isValid: why results may no longer be written (a sentence), or empty.
+        callLater: milliseconds and a callable; None where no event loop runs, then :meth:`wait` writes.
+        result: what ``job.result`` is once done.
+
+    Attributes:
+        state: see ``JobState``.
+        progress: the worker's latest progress, or None.
+        error: why it failed or was cancelled, or None.
+        answer: the worker's answer once done.
+        digests: checksums of the segment once done.
+        wasUndone: it ended because a person undid what it had written.
+        onProgress, onSlices, onFinished: signals; called with progress, with the changed slices, with the job.
+    """
+
+    def __init__(
+        self,
+        client: WorkerClient,
+        writer: ResultWriter,
+        isValid: Callable[[], str],
+        callLater: CallLater | None,
+        result: Any = None,
+        model: str = "",
+    ) -> None:
+        self.state = JobState.RUNNING
+        self.progress: Progress | None = None
+        self.error: SPDError | None = None
+        self.answer: Segmented | None = None
+        self.digests: dict[int, str] = {}
+        self.wasUndone = False
+        self.onProgress = Signal()
+        self.onSlices = Signal()
+        self.onFinished = Signal()
+        self.writer = writer
+        self._client = client
+        self._isValid = isValid
+        self._callLater = callLater
+        self._result = result
+        self._model = model
+        self._pending: list[SliceReady] = []
+        self._request: Request | None = None
+        self._send: Callable[[Callbacks], Request] | None = None
+        self._writeIsPlanned = False
+        self._slicesPerWrite = 2
+        self._isKept = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is done, failed or cancelled."""
+        return self.state is not JobState.RUNNING
+
+    @property
+    def result(self) -> Any:
+        """The segmentation node; raises the error of a job that failed or was cancelled."""
+        if self.error is not None:
+            raise self.error
+        return self._result
+
+    @property
+    def recomputed(self) -> tuple[int, ...]:
+        """Slices that the model recomputed, once done."""
+        return self.answer.recomputed if self.answer is not None else ()
+
+    def start(self, send: Callable[[Callbacks], Request]) -> None:
+        """Send the request, in an event of its own where there are any; ``send`` gets the callbacks and returns it."""
+        self._send = send
+        if self._callLater is not None:
+            self._callLater(0, self._sendNow)
+        else:
+            self._sendNow()
+
+    def cancel(self, *, urgent: bool = True) -> None:
+        """Stop; the segment is as it was before."""
+        if self.finished:
+            return
+        if self._request is not None and not self._request.finished:
+            self._client.cancel(self._request, urgent=urgent)
+        if not self.finished:
+            self._end(JobState.CANCELLED, Cancelled())
+
+    def wait(self) -> Any:
+        """Block until it has finished, without an event loop, and return the result."""
+        self._sendNow()
+        if self._request is not None and not self.finished:
+            try:
+                self._client.wait(self._request)
+            except SPDError as error:
+                if not self.finished:
+                    self._end(JobState.FAILED, error)
+        while not self.finished:
+            self._writePart()
+        return self.result
+
+    def checkValid(self) -> None:
+        """End at once where results may no longer be written."""
+        reason = "" if self.finished else self._isValid()
+        if reason:
+            self._end(JobState.FAILED, BadInput(reason))
+            if self._request is not None and not self._request.finished:
+                self._client.cancel(self._request, urgent=False)
+
+    def _sendNow(self) -> None:
+        self.checkValid()
+        send, self._send = self._send, None
+        if send is None or self.finished:
+            return
+        try:
+            self._request = send(Callbacks(self._takeSlice, self._takeProgress, self._takeFinished))
+        except SPDError as error:
+            self._end(JobState.FAILED, error)
+
+    def _takeProgress(self, progress: Progress) -> None:
+        if not self.finished:
+            self.progress = progress
+            self.onProgress.emit(progress)
+
+    def _takeSlice(self, answer: SliceReady) -> None:
+        if not self.finished:
+            self._pending.append(answer)
+            self._planWrite(WRITE_EVERY_MS)
+
+    def _takeFinished(self, request: Request) -> None:
+        if self.finished:
+            return
+        if request.error is not None:
+            cancelled = isinstance(request.error, Cancelled)
+            self._end(JobState.CANCELLED if cancelled else JobState.FAILED, request.error)
+        elif isinstance(request.answer, Segmented):
+            self.answer = request.answer
+            self._writeIsPlanned = False
+            self._planWrite(NEXT_PART_MS)
+
+    def _planWrite(self, milliseconds: int) -> None:
+        if self._callLater is not None and not self._writeIsPlanned:
+            self._writeIsPlanned = True
+            self._callLater(milliseconds, self._writePlanned)
+
+    def _writePlanned(self) -> None:
+        if self._writeIsPlanned and not self.finished:
+            self._writeIsPlanned = False
+            if self.answer is None and not self.writer.mayWriteParts:
+                return
+            self._writePart()
+            if not self.finished and (self._pending or self.answer is not None):
+                self._planWrite(NEXT_PART_MS)
+
+    def _writePart(self) -> None:
+        self.checkValid()
+        if not self.finished and self.writer.wasUndone():
+            self.wasUndone = True
+            self.cancel(urgent=False)
+        if self.finished:
+            return
+        part = self._nextPart()
+        if part:
+            started = time.perf_counter()
+            changed = self.writer.put(part)
+            self._bound(time.perf_counter() - started, len(part))
+            if self.writer.wasRefused:
+                self._end(JobState.FAILED, _refusal(len(part)))
+            elif changed:
+                self.onSlices.emit(changed)
+        elif self._isKept:
+            self._end(JobState.DONE, None)
+        elif self.answer is not None:
+            self.digests = self.writer.finish(clickFates(self.answer.fates), self._model, self.answer.anchor_ras)
+            self._isKept = True
+
+    def _bound(self, seconds: float, count: int) -> None:
+        """Choose how many slices the next write takes by how long one took."""
+        if seconds > LONG_WRITE_S:
+            self._slicesPerWrite = max(1, count // 2)
+        elif seconds < SHORT_WRITE_S and count == self._slicesPerWrite:
+            self._slicesPerWrite = min(2 * count, MAX_SLICES_PER_WRITE)
+
+    def _nextPart(self) -> list[SliceReady]:
+        """Take the answers that are written next: the oldest and some near it, so that a write touches few slices."""
+        if not self.writer.mayWriteParts:
+            everything, self._pending = self._pending, []
+            return everything
+        part: list[SliceReady] = []
+        rest: list[SliceReady] = []
+        for answer in self._pending:
+            near = not part or abs(answer.slice_index - part[0].slice_index) <= self._slicesPerWrite
+            (part if near and len(part) < self._slicesPerWrite else rest).append(answer)
+        self._pending = rest
+        return part
+
+    def _end(self, state: JobState, error: SPDError | None) -> None:
+        self.state = state
+        self.error = error
+        self._pending.clear()
+        if state is not JobState.DONE:
+            self.writer.rollBack()
+        self.onFinished.emit(self)
+
+
+def _refusal(count: int) -> SPDError:
+    from slicer.i18n import tr as _
+
+    return BadInput(
+        _("Slicer's segment editor did not take over {count} slices; nothing was changed.").format(count=count),
+        _("Choose New segment, or another segmentation, and run again."),
+    )

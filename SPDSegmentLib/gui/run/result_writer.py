@@ -1,0 +1,225 @@
+"""Writes the slices of one run into a segment: only what differs, never what a person edited, and back if it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from SPDSegmentLib.worker.payloads import PackedMask, pack_mask, unpack_mask
+
+from ..scene.slice_grid import SegmentContent, maskDigest
+from ..scene.write_record import ClickFate, Position, SliceInfo, WriteRecord
+
+
+class WritableTarget(Protocol):
+    """The segment, see ``target.Target``."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is still there."""
+
+    @property
+    def changesOthers(self) -> bool:
+        """Whether a write may change other segments too, which :meth:`ResultWriter.rollBack` could not put back."""
+
+    @property
+    def record(self) -> WriteRecord:
+        """What is known about the segment."""
+
+    def hasVoxelsOf(self, snapshot: Any) -> bool:
+        """Whether nothing is resampled between segment and volume: only then :meth:`ResultWriter.rollBack` is exact."""
+
+    @property
+    def mark(self) -> str:
+        """Name of the state that was written last and not undone."""
+
+    @property
+    def area(self) -> str:
+        """What the editor's settings restrict changes to, empty if nothing."""
+
+    def setMark(self, mark: str) -> None:
+        """Name the state that is being written."""
+
+    def saveRecord(self, record: WriteRecord) -> None:
+        """Keep a record."""
+
+    def read(self, snapshot: Any, slices: Collection[int] | None = None) -> SegmentContent:
+        """Return the voxels, of some slices only or of all."""
+
+    def digests(self, snapshot: Any) -> dict[int, str]:
+        """Return a short checksum of every slice that is not empty."""
+
+    def write(
+        self, snapshot: Any, changes: Mapping[int, np.ndarray], content: SegmentContent, *, everywhere: bool = False
+    ) -> None:
+        """Set the masks of some slices; ``everywhere``: outside the editable area too."""
+
+
+class SliceAnswer(Protocol):
+    """One slice as the worker sends it, see ``messages.SliceReady``."""
+
+    @property
+    def slice_index(self) -> int:
+        """The slice."""
+
+    @property
+    def quality(self) -> float | None:
+        """The predicted IoU."""
+
+    @property
+    def status(self) -> str:
+        """What supports the slice."""
+
+    @property
+    def packed(self) -> PackedMask:
+        """The mask."""
+
+
+class ResultWriter:
+    """One run's way into a segment.
+
+    Args:
+        target: the segment.
+        snapshot: the volume's state on whose slices the results lie.
+        saveStateForUndo: called once, before the first write.
+        mark: name of the state that this run makes.
+        everywhere: write outside the editable area too.
+
+    Attributes:
+        asked: slices that were to be changed.
+        changed: those of them that did change.
+        withheld: those that are not as asked, and whether nothing at all of it was allowed there.
+        area: what the editor's settings restricted changes to while they were withheld.
+    """
+
+    def __init__(
+        self,
+        target: WritableTarget,
+        snapshot: Any,
+        saveStateForUndo: Callable[[], None],
+        mark: str,
+        *,
+        everywhere: bool = False,
+    ) -> None:
+        self.record = target.record
+        self.asked: set[int] = set()
+        self.changed: set[int] = set()
+        self.withheld: dict[int, bool] = {}
+        self.area = ""
+        self.digestsBefore: dict[int, str] = {}
+        self._target = target
+        self._snapshot = snapshot
+        self._saveState = saveStateForUndo
+        self._mark = mark
+        self._markBefore = target.mark
+        self._everywhere = everywhere
+        self._before: dict[int, PackedMask] = {}
+        self._recordBefore = self.record.copy()
+
+    @property
+    def mayWriteParts(self) -> bool:
+        """Whether slices may be written as they come; otherwise they are written at once, at the end."""
+        return not self._target.changesOthers and self._target.hasVoxelsOf(self._snapshot)
+
+    def begin(self) -> dict[int, np.ndarray]:
+        """Recognize what a person edited and return the masks (H, W) of all slices that belong to a person."""
+        self.digestsBefore = self._target.digests(self._snapshot)
+        self.record.noteEdits(self.digestsBefore)
+        self._recordBefore = self.record.copy()
+        self._target.saveRecord(self.record)
+        if not self.record.owned:
+            return {}
+        content = self._target.read(self._snapshot, self.record.owned)
+        return {t: content.mask(t) for t in sorted(self.record.owned)}
+
+    def put(self, slices: Iterable[SliceAnswer]) -> set[int]:
+        """Write slices where they differ, and return those that changed; a person's are left alone."""
+        answers = list(slices)
+        content = self._target.read(self._snapshot, [answer.slice_index for answer in answers])
+        changes: dict[int, np.ndarray] = {}
+        for answer in answers:
+            t = answer.slice_index
+            self.record.info[t] = SliceInfo(answer.quality, answer.status)
+            present = content.digest(t)
+            if present != self.record.written.get(t, ""):
+                self.record.owned.add(t)
+            mask = unpack_mask(answer.packed)
+            if t not in self.record.owned and maskDigest(mask) != present:
+                changes[t] = mask
+        return self._write(changes, content) if changes else set()
+
+    def wasUndone(self) -> bool:
+        """Whether the editor's history took back what this run has written."""
+        return bool(self.asked) and self._target.mark != self._mark
+
+    @property
+    def wasRefused(self) -> bool:
+        """Whether nothing could be written although no setting of the editor forbids it."""
+        return bool(self.withheld) and not self.changed and not self.area
+
+    def rollBack(self) -> None:
+        """Put back what this run has changed, except where a person edited since."""
+        if not self._target.exists:
+            return
+        content = self._target.read(self._snapshot, self._before)
+        back = {t for t in self._before if content.digest(t) == self.digestsBefore.get(t, "")}
+        mine = {
+            t: unpack_mask(packed)
+            for t, packed in self._before.items()
+            if content.digest(t) == self.record.written.get(t, "")
+        }
+        edited = set(self._before) - set(mine) - back
+        if mine:
+            self._target.write(self._snapshot, mine, content, everywhere=True)
+        if self.asked and self._target.mark == self._mark:
+            self._target.setMark(self._markBefore)
+        self.record = self._recordBefore.copy()
+        self.record.owned |= edited
+        self._target.saveRecord(self.record)
+        for kept in (self.asked, self.changed, self.withheld, self._before):
+            kept.clear()
+
+    def finish(self, fates: list[ClickFate], model: str, anchor: Position | None = None) -> dict[int, str]:
+        """Keep the record of a complete run and return the checksums of the segment."""
+        self.record.fates = fates
+        self.record.model = model
+        self.record.anchorRas = anchor
+        self._target.saveRecord(self.record)
+        return self._target.digests(self._snapshot)
+
+    def _write(self, changes: Mapping[int, np.ndarray], content: SegmentContent) -> set[int]:
+        if not self.asked:
+            self._saveState()
+            self._target.setMark(self._mark)
+        self.asked |= set(changes)
+        for t in changes:
+            self._before.setdefault(t, pack_mask(content.mask(t)))
+        isExact = self._target.hasVoxelsOf(self._snapshot)
+        before = {} if isExact else self._target.digests(self._snapshot)
+        self._target.write(self._snapshot, changes, content, everywhere=self._everywhere)
+        after = self._target.read(self._snapshot, changes)
+        digests = {t: after.digest(t) for t in changes}
+        changed = {t for t in changes if digests[t] != content.digest(t)}
+        self.record.noteWritten(changes, digests)
+        if not isExact:
+            self._noteNeighbors(before)
+        self._noteWithheld(changes, after, changed)
+        self.changed |= changed
+        self._target.saveRecord(self.record)
+        return changed
+
+    def _noteNeighbors(self, before: Mapping[int, str]) -> None:
+        """On a coarser grid a write reaches into the slices beside it: that is not a person's edit."""
+        digests = self._target.digests(self._snapshot)
+        reached = {t for t in {*before, *digests} if before.get(t, "") != digests.get(t, "")}
+        self.record.noteWritten(reached - self.record.owned, digests)
+
+    def _noteWithheld(self, changes: Mapping[int, np.ndarray], after: SegmentContent, changed: set[int]) -> None:
+        isExact = self._target.hasVoxelsOf(self._snapshot)
+        for t, mask in changes.items():
+            if t not in changed or (isExact and not np.array_equal(after.mask(t), mask)):
+                self.withheld[t] = t not in changed
+        if self.withheld and not self._everywhere:
+            self.area = self._target.area

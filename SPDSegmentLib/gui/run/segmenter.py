@@ -1,0 +1,302 @@
+"""Runs segmentations for panel and console alike: nodes in, a job out."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+
+from SPDSegmentLib.errors import SPDError
+from SPDSegmentLib.worker.connection import Callbacks, Request
+from SPDSegmentLib.worker.messages import SaliencyReady
+
+from ..scene.centerlines import Clicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks
+from ..scene.shown_surfaces import ShownSurfaces
+from ..scene.volumes import VolumeSnapshot, slicesBeside
+from ..scene.write_record import WriteRecord
+from .history import History
+from .job import CallLater, JobState, SegmentationJob
+from .result_writer import ResultWriter
+from .task import Task, VolumeView
+from .worker_host import WorkerHost, volumeName
+
+
+class Segmenter:
+    """Starts jobs, one at a time for each segment, and keeps mask and clicks together through undo.
+
+    Args:
+        workerHost: the worker.
+        callLater: ``QTimer.singleShot``.
+        saveStateForUndo: called before a segment is changed; None where nobody keeps a history.
+    """
+
+    def __init__(
+        self,
+        workerHost: WorkerHost,
+        callLater: CallLater,
+        saveStateForUndo: Callable[[Task], None] | None = None,
+    ) -> None:
+        self.workerHost = workerHost
+        self.saveStateForUndo = saveStateForUndo
+        self.surfaces = ShownSurfaces(lambda: any(not job.finished for job in self._jobs.values()))
+        self._callLater = callLater
+        self._jobs: dict[tuple[str, str], SegmentationJob] = {}
+        self._histories: dict[tuple[str, str], History] = {}
+        self._lastClicks: dict[tuple[str, str], Clicks] = {}
+        self._startedClicks: dict[tuple[str, str], Clicks] = {}
+        self._incomplete: set[tuple[str, str]] = set()
+        self._savedFor: dict[tuple[str, str], dict[int, str]] = {}
+        self._served: dict[tuple[str, str], str] = {}
+        self._marks: dict[tuple[str, str], str] = {}
+
+    def start(self, task: Task, *, blocking: bool = False, everywhere: bool = False) -> SegmentationJob:
+        """Send a segmentation to the worker and return its job; a running one of the same segment is replaced.
+
+        Args:
+            task: what to segment.
+            blocking: the caller will call ``job.wait()``: nothing is written before.
+            everywhere: write outside the editable area too.
+
+        Raises:
+            SPDError: what was given cannot be segmented.
+        """
+        key = task.key
+        running = self._jobs.get(key)
+        if running is not None and not running.finished:
+            running.cancel(urgent=False)
+        if self._marks.setdefault(key, task.target.mark) != task.target.mark:
+            self.noteChange(task)
+        before = readClicks(task.centerlineNodes)
+        snapshot = task.view.snapshot()
+        clicks = namedClicks(before, snapshot.stack)
+        former = self._adoptGrid(task, snapshot)
+        history = self._histories.setdefault(key, History())
+        writer = ResultWriter(
+            task.target,
+            snapshot,
+            lambda: self._saveState(task, writer.digestsBefore),
+            uuid.uuid4().hex[:12],
+            everywhere=everywhere,
+        )
+        job = SegmentationJob(
+            self.workerHost.client,
+            writer,
+            lambda: task.whyInvalid(snapshot),
+            None if blocking else self._callLater,
+            task.target.node,
+            task.view.model.name,
+        )
+        name = volumeName(snapshot, "|".join(key))
+        job.onFinished.connect(lambda done: self._noteFinished(task, name, done, before, former))
+        job.onFinished.connect(lambda done: self._updateSurfaces(task, now=blocking))
+        self._jobs[key] = job
+        self._startedClicks[key] = before
+
+        def send(callbacks: Callbacks) -> Request:
+            locked = writer.begin()
+            history.remember(task.target.mark, writer.digestsBefore, self._lastClicks.get(key, before), writer.record)
+            self.workerHost.useModel(task.view.model.key, task.view.device)
+            self.workerHost.openVolume(snapshot, "|".join(key))
+            return self.workerHost.client.segment(
+                name,
+                clicks,
+                prompts=task.prompts,
+                first_slice=None if task.firstSliceRas is None else snapshot.sliceAt(task.firstSliceRas),
+                send_all=key in self._incomplete
+                or self._served.get(key) != name
+                or not self.workerHost.hasServed(name),
+                locked=locked,
+                anchor_ras=writer.record.anchorRas if writer.record.model == task.view.model.name else None,
+                callbacks=callbacks,
+            )
+
+        job.start(send)
+        return job
+
+    def hasOtherClicks(self, task: Task, clicks: Clicks) -> bool:
+        """Whether the clicks, as they are now, differ from those of the run under way or of the last result."""
+        running = task.key in self._jobs
+        last = self._startedClicks.get(task.key) if running else self._lastClicks.get(task.key)
+        return last is None or usedClicks(last) != usedClicks(clicks)
+
+    def saliency(
+        self,
+        view: VolumeView,
+        task: Task | None,
+        t: int,
+        callback: Callable[[SaliencyReady | SPDError], None],
+        centerRas: tuple[float, float, float] | None = None,
+    ) -> Request:
+        """Ask for the saliency of one slice of a volume.
+
+        Args:
+            view: volume and model.
+            task: a segment that was made; its field of view is taken.
+            t: the slice.
+            callback: gets the answer.
+            centerRas: where to look while nothing was segmented, by default the slices' middle.
+        """
+        snapshot = view.snapshot()
+        self.workerHost.useModel(view.model.key, view.device)
+        name = self.workerHost.openVolume(snapshot, "|".join(task.key) if task is not None else "")
+
+        def answer(request: Request) -> None:
+            callback(request.error if request.error is not None else request.answer)  # type: ignore[arg-type]
+
+        return self.workerHost.client.saliency(name, t, centerRas, Callbacks(on_finished=answer))
+
+    def checkJobs(self) -> None:
+        """End the jobs whose volume, clicks or segment are gone."""
+        for job in list(self._jobs.values()):
+            job.checkValid()
+
+    def noteChange(self, task: Task) -> bool:
+        """Take in that somebody else changed the segment; return whether undo or redo did.
+
+        Undo and redo bring the clicks of that state back; any other change makes the slices a person's. The mark that
+        travels with the voxels through the editor's history tells which of both it was.
+        """
+        target = task.target
+        if target.node is None or any(not job.finished for job in self._jobs.values()):
+            return False
+        record = target.record
+        written = task.writtenSnapshot(record)
+        digests = target.digests(written)
+        if record.grid is not None:
+            record.grid = target.gridOf(written)
+        if self._savedFor.get(task.key) != digests:
+            self._savedFor.pop(task.key, None)
+        history = self._histories.get(task.key, History())
+        mark = target.mark
+        state = history.find(mark, digests)
+        wentBack = self._marks.setdefault(task.key, mark) != mark
+        if wentBack:
+            self._marks[task.key] = mark
+            self._updateSurfaces(task)
+            state = state or history.latest(mark)
+            if state is not None:
+                self._incomplete.add(task.key)
+                self._restore(task, state.clicks, state.record)
+                record = target.record
+        record.owned &= record.findEdits(digests) | (state.record.owned if state is not None else record.owned)
+        record.noteEdits(digests)
+        target.saveRecord(record)
+        return wentBack
+
+    def release(self, task: Task, slices: set[int] | None = None) -> None:
+        """Give a person's slices (all by default) back to the model; the next run may rewrite them."""
+        record = task.target.record
+        digests = task.target.digests(task.writtenSnapshot())
+        record.release(record.owned if slices is None else slices & record.owned, digests)
+        task.target.saveRecord(record)
+        self._incomplete.add(task.key)
+
+    def takeBack(self, task: Task) -> bool:
+        """Stop the run of a segment, if there is one, and bring back the clicks of the result before it."""
+        job = self._jobs.get(task.key)
+        if job is None:
+            return False
+        job.cancel(urgent=False)
+        self._restoreLastClicks(task)
+        return True
+
+    def cancelAll(self, *, urgent: bool = True) -> None:
+        """Cancel every job."""
+        for job in list(self._jobs.values()):
+            job.cancel(urgent=urgent)
+        self._jobs.clear()
+
+    def forgetScene(self) -> None:
+        """Let go of nodes and volumes of a closed scene."""
+        self.cancelAll()
+        self._histories.clear()
+        self._lastClicks.clear()
+        self._startedClicks.clear()
+        self._incomplete.clear()
+        self._savedFor.clear()
+        self._served.clear()
+        self._marks.clear()
+        self.surfaces.forgetScene()
+        self.workerHost.forgetVolumes()
+
+    def _saveState(self, task: Task, digests: Mapping[int, str]) -> None:
+        """Make an undo step, unless the top of the history is this very state from a run that was rolled back."""
+        if self.saveStateForUndo is not None and self._savedFor.get(task.key) != digests:
+            self._savedFor[task.key] = dict(digests)
+            self.saveStateForUndo(task)
+
+    def _restoreLastClicks(self, task: Task) -> None:
+        last = self._lastClicks.get(task.key)
+        if last is not None:
+            self._restore(task, last, task.target.record)
+
+    def _restore(self, task: Task, clicks: Clicks, record: WriteRecord) -> None:
+        """Bring back the clicks and the record of an earlier state."""
+        renamed = restoreClicks(clicks)
+        self._histories[task.key].rename(renamed)
+        task.target.saveRecord(record.withNames(renamed))
+        self._lastClicks[task.key] = renameClicks(clicks, renamed)
+
+    def _noteFinished(
+        self, task: Task, name: str, job: SegmentationJob, clicks: Clicks, former: WriteRecord | None = None
+    ) -> None:
+        key = task.key
+        if self._jobs.get(key) is job:
+            del self._jobs[key]
+        mark = self._marks[key] = task.target.mark
+        if job.state is JobState.DONE:
+            (self._incomplete.add if job.writer.withheld else self._incomplete.discard)(key)
+            self._served[key] = name
+            self.workerHost.noteServed(name)
+            if job.writer.changed:
+                self._savedFor.pop(key, None)
+            self._lastClicks[key] = clicks
+            self._histories.setdefault(key, History()).remember(mark, job.digests, clicks, job.writer.record)
+        else:
+            self._incomplete.add(key)
+            if former is not None and task.target.exists:
+                former.noteEdits(task.target.digests(task.writtenSnapshot(former)))
+                task.target.saveRecord(former)
+            if job.wasUndone:
+                state = self._histories.setdefault(key, History()).latest(mark)
+                if state is not None:
+                    self._restore(task, state.clicks, task.target.record)
+
+    def _updateSurfaces(self, task: Task, *, now: bool = False) -> None:
+        """Make anew what the 3-D view shows of a segment, and of all that may have been overwritten."""
+        node = task.target.node
+        if node is None:
+            return
+        segmentation = node.GetSegmentation()
+        ids = [task.target.segmentId]
+        if task.target.changesOthers:
+            ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+        (self.surfaces.updateNow if now else self.surfaces.updateLater)(node, ids)
+
+    def _adoptGrid(self, task: Task, snapshot: VolumeSnapshot) -> WriteRecord | None:
+        """Translate the record of a segment to the slices of the volume that is segmented now.
+
+        Returns:
+            The former record where a result holds for other slices, otherwise None.
+        """
+        target = task.target
+        record, grid = target.record, target.gridOf(snapshot)
+        former = record.copy()
+        if record.axis == snapshot.axis and (record.grid is None or record.grid.fits(grid)):
+            if (record.volumeId, record.grid) != (snapshot.nodeId, grid):
+                record.volumeId, record.grid = snapshot.nodeId, grid
+                target.saveRecord(record)
+            return None
+        old = task.writtenSnapshot(record)
+        edited = record.owned | record.findEdits(target.digests(old))
+        digests = target.digests(snapshot)
+        new = WriteRecord(axis=snapshot.axis, model=record.model, volumeId=snapshot.nodeId, grid=grid)
+        beside = slicesBeside(old.stack, snapshot.stack, edited)
+        if beside is not None:
+            new.owned = beside
+            new.noteWritten(set(digests) - beside, digests)
+        elif not edited:
+            new.noteWritten(digests, digests)
+        target.saveRecord(new)
+        self._incomplete.add(task.key)
+        self._histories.pop(task.key, None)
+        return former if former.model else None

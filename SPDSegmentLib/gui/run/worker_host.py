@@ -1,0 +1,136 @@
+"""The module's one worker: how it is started, which volumes it knows, how it ends."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import PureWindowsPath
+
+import qt
+import slicer
+
+from SPDSegmentLib.errors import SPDError
+from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
+from SPDSegmentLib.worker.commands import WorkerCommand, local_command, parse_command
+from SPDSegmentLib.worker.transports import QProcessTransport, Transport
+
+from ..scene.events import Signal
+from ..scene.volumes import VolumeSnapshot
+
+MAX_VOLUMES = 3
+PYTHON_NAME = "PythonSlicer"
+
+
+def pythonExecutable() -> str:
+    """Return the interpreter for processes of ours: PythonSlicer, or the running one outside Slicer."""
+    return shutil.which(PYTHON_NAME) or sys.executable
+
+
+def defaultCommand() -> WorkerCommand:
+    """Return the command for a worker on this machine."""
+    return withEnvironment(local_command(pythonExecutable()))
+
+
+def withEnvironment(command: WorkerCommand) -> WorkerCommand:
+    """Return a command that starts as outside Slicer, unless it is Slicer's own Python.
+
+    Slicer's libraries, which it puts on the search paths, break other programs: a Python of conda, or ``ssh``.
+    """
+    if PureWindowsPath(command.arguments[0]).stem.lower() == PYTHON_NAME.lower():
+        return command
+    return replace(command, environment=tuple(sorted(slicer.util.startupEnvironment().items())))
+
+
+def volumeName(snapshot: VolumeSnapshot, owner: str = "") -> str:
+    """Return the name by which the worker knows a volume, see :meth:`WorkerHost.openVolume`."""
+    return f"{snapshot.volumeId}|{owner}"
+
+
+class WorkerHost:
+    """Owns the client; the process starts with the first request.
+
+    Args:
+        makeTransport: returns a new transport for each worker.
+    """
+
+    def __init__(self, makeTransport: Callable[[], Transport]) -> None:
+        self.onDied = Signal()
+        self.isRemote = False
+        self.client = WorkerClient(
+            makeTransport,
+            defaultCommand(),
+            on_died=lambda error: self.onDied.emit(error),
+        )
+        self._volumes: dict[str, tuple[str, str, str]] = {}
+
+    def setCommand(self, command: str | WorkerCommand) -> None:
+        """Use another worker command, an empty text for the usual one; the running worker is closed."""
+        chosen = parse_command(command) if isinstance(command, str) else command
+        self.isRemote = chosen is not None
+        self.client.set_command(withEnvironment(chosen) if chosen is not None else defaultCommand())
+
+    def useModel(self, bundle: str, device: str) -> None:
+        """Choose the model for the next request."""
+        self.client.set_model(ModelChoice(bundle, device))
+
+    def openVolume(self, snapshot: VolumeSnapshot, owner: str = "") -> str:
+        """Make a volume's state known and return its name; other states of the node, and old volumes, are forgotten.
+
+        Each owner (a segment) has a session of its own in the worker, so that the field of view and the slices of one
+        structure never depend on work at another.
+        """
+        name = volumeName(snapshot, owner)
+        if name not in self._volumes:
+            volume = snapshot.volume
+            self.client.open_volume(name, volume.array, volume.ijk_to_ras, snapshot.axis)
+        self._volumes[name] = (snapshot.nodeId, snapshot.volumeId, self._volumes.pop(name, ("", "", ""))[2])
+        stale = [
+            known
+            for known, (nodeId, volumeId, _served) in self._volumes.items()
+            if nodeId == snapshot.nodeId and volumeId != snapshot.volumeId
+        ]
+        kept = [known for known in self._volumes if known not in stale]
+        for old in [*stale, *kept[:-MAX_VOLUMES]]:
+            del self._volumes[old]
+            self.client.close_volume(old)
+        return name
+
+    def noteServed(self, name: str) -> None:
+        """A result for a volume has arrived whole: the running worker knows what the next one differs from."""
+        if name in self._volumes:
+            self._volumes[name] = (*self._volumes[name][:2], self._session)
+
+    def hasServed(self, name: str) -> bool:
+        """Whether the running worker, with the present model, has given a whole result for a volume before."""
+        return name in self._volumes and self._volumes[name][2] == self._session != ""
+
+    @property
+    def _session(self) -> str:
+        """Identifies worker process and model, empty while no process runs."""
+        processId = self.client.process_id
+        return "" if processId is None else f"{processId}|{self.client.model}"
+
+    def forgetVolumes(self) -> None:
+        """Let go of all volumes, as when the scene closes."""
+        for name in self._volumes:
+            self.client.close_volume(name)
+        self._volumes.clear()
+
+    def restart(self) -> None:
+        """End the worker without waiting for it; the next request starts another, which sees what was installed."""
+        self.close()
+        self.client.reset()
+
+    def close(self) -> None:
+        """End the worker without waiting for it."""
+        try:
+            self.client.close(wait=False)
+        except SPDError:
+            return
+
+
+def slicerTransport() -> QProcessTransport:
+    """Return a transport that starts its process with Slicer's QProcess."""
+    return QProcessTransport(qt.QProcess, qt.QTimer.singleShot)

@@ -1,0 +1,1 @@
+"""What the module reads from and writes to the scene; only this room touches MRML."""

@@ -1,0 +1,211 @@
+"""Slicer's segment editor: its node of this module, its logic, and the area that its settings leave editable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import slicer
+from slicer.i18n import tr as _
+
+from SPDSegmentLib.errors import BadInput
+
+from .slice_grid import SegmentContent
+from .volumes import VolumeSnapshot
+
+EDITOR_ATTRIBUTE = "SPDSegment.Editor"
+WRITER_ATTRIBUTE = "SPDSegment.Writer"
+
+
+def otherRepresentation(segmentationNode: Any) -> str:
+    """Return how a segmentation is stored where that is no binary labelmap, otherwise an empty text."""
+    if segmentationNode is None or not segmentationNode.GetSegmentation().GetNumberOfSegments():
+        return ""
+    name = str(segmentationNode.GetSegmentation().GetSourceRepresentationName())
+    return "" if name == slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName() else name
+
+
+def convertToLabelmap(segmentationNode: Any, volumeNode: Any) -> None:
+    """Store a segmentation as a binary labelmap, as Slicer's editor does; without a grid of its own on the volume's.
+
+    Raises:
+        BadInput: Slicer cannot convert it.
+    """
+    segmentation = segmentationNode.GetSegmentation()
+    name = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+    if not segmentation.GetConversionParameter(name):
+        segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    logic = editorLogic(segmentationNode, segmentation.GetNthSegmentID(0), volumeNode.GetID())
+    if not logic.SetSourceRepresentationToBinaryLabelMap():
+        raise BadInput(
+            _("The segmentation {name} cannot be converted to a binary labelmap.").format(
+                name=segmentationNode.GetName()
+            ),
+            _("Choose another segmentation, or New segmentation."),
+        )
+
+
+def existingEditorNode() -> Any:
+    """Return the segment editor node of this module, ``None`` if there is none yet."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
+        if node.GetAttribute(EDITOR_ATTRIBUTE):
+            return node
+    return None
+
+
+def editorNode() -> Any:
+    """Return the segment editor node of this module, made if need be; other segments are not overwritten by default.
+
+    It is no singleton: closing the scene would set a singleton back to overwriting all segments. It is not saved:
+    Slicer writes the ID of its segment as it is, and a scene with a quote or a bracket in it cannot be opened.
+    """
+    found = existingEditorNode()
+    if found is not None:
+        found.SaveWithSceneOff()
+        return found
+    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
+    node.UnRegister(None)
+    node.SetName("SPDSegment editor")
+    node.SetAttribute(EDITOR_ATTRIBUTE, "1")
+    node.SaveWithSceneOff()
+    node.SetOverwriteMode(node.OverwriteNone)
+    return slicer.mrmlScene.AddNode(node)
+
+
+def editorLogic(segmentationNode: Any, segmentId: str, volumeNodeId: str, *, everywhere: bool = False) -> Any:
+    """Return Slicer's segment editor logic on an editor node of its own, with the settings of :func:`editorNode`.
+
+    What a person has selected in the editor stays selected. ``everywhere`` leaves out the editable area.
+    """
+    node = _writerNode()
+    shown = editorNode()
+    node.SetOverwriteMode(shown.GetOverwriteMode())
+    anywhere = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
+    node.SetMaskMode(anywhere if everywhere else shown.GetMaskMode())
+    node.SetMaskSegmentID(shown.GetMaskSegmentID())
+    node.SetSourceVolumeIntensityMask(shown.GetSourceVolumeIntensityMask() and not everywhere)
+    node.SetSourceVolumeIntensityMaskRange(shown.GetSourceVolumeIntensityMaskRange())
+    node.SetAndObserveSegmentationNode(segmentationNode)
+    node.SetSelectedSegmentID(segmentId)
+    node.SetAndObserveSourceVolumeNode(slicer.mrmlScene.GetNodeByID(volumeNodeId))
+    logic = slicer.vtkSlicerSegmentEditorLogic()
+    logic.SetMRMLScene(slicer.mrmlScene)
+    logic.SetSegmentEditorNode(node)
+    logic.SetVerbose(True)
+    return logic
+
+
+def _writerNode() -> Any:
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
+        if node.GetAttribute(WRITER_ATTRIBUTE):
+            return node
+    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
+    node.UnRegister(None)
+    node.SetName("SPDSegment writer")
+    node.SetAttribute(WRITER_ATTRIBUTE, "1")
+    node.HideFromEditorsOn()
+    node.SaveWithSceneOff()
+    return slicer.mrmlScene.AddNode(node)
+
+
+ReadSegment = Callable[[str, list[int]], SegmentContent]
+
+
+def describeArea(editor: Any) -> str:
+    """Return what an editor node's settings restrict changes to, empty where they allow every place."""
+    parts = []
+    if editor.GetMaskMode() != slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere:
+        parts.append(_modeTexts().get(editor.GetMaskMode(), _("masking")))
+    if editor.GetSourceVolumeIntensityMask():
+        low, high = editor.GetSourceVolumeIntensityMaskRange()
+        parts.append(_("intensities from {low} to {high}").format(low=f"{low:g}", high=f"{high:g}"))
+    return ", ".join(parts)
+
+
+def areaMasks(
+    editor: Any, segmentationNode: Any, segmentId: str, snapshot: VolumeSnapshot, slices: list[int], read: ReadSegment
+) -> dict[int, np.ndarray]:
+    """Return where an editor node's settings allow changes, as masks (H, W) by slice.
+
+    Slicer applies them only where the segmentation's reference geometry is the volume's; elsewhere it ignores them or
+    refuses every change.
+
+    Args:
+        editor: node with the settings.
+        segmentationNode: what is edited.
+        segmentId: what is edited there.
+        snapshot: the volume.
+        slices: those that are wanted.
+        read: returns the content of some slices of a segment.
+    """
+    allowed = {t: np.ones(snapshot.grid.shape[1:], dtype=bool) for t in slices}
+    inside, segments = _maskSegments(editor, segmentationNode, segmentId)
+    if segments is not None:
+        contents = [read(name, slices) for name in segments]
+        for t in slices:
+            union = np.zeros(snapshot.grid.shape[1:], dtype=bool)
+            for content in contents:
+                union |= content.mask(t)
+            allowed[t] = union if inside else ~union
+    if editor.GetSourceVolumeIntensityMask():
+        low, high = editor.GetSourceVolumeIntensityMaskRange()
+        values = snapshot.stack.array
+        for t in slices:
+            allowed[t] &= (values[t] >= low) & (values[t] <= high)
+    return allowed
+
+
+def _maskSegments(editor: Any, segmentationNode: Any, segmentId: str) -> tuple[bool, list[str] | None]:
+    """Return whether changes are allowed inside or outside of segments, and these; None for everywhere."""
+    kinds = slicer.vtkMRMLSegmentationNode
+    mode = editor.GetMaskMode()
+    segmentation = segmentationNode.GetSegmentation()
+    every = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    display = segmentationNode.GetDisplayNode()
+    visible = [name for name in every if display is None or display.GetSegmentVisibility(name)]
+    if mode == kinds.EditAllowedEverywhere:
+        return False, None
+    if mode == kinds.EditAllowedInsideSingleSegment:
+        chosen = editor.GetMaskSegmentID()
+        return True, [chosen] if chosen in every else []
+    if mode in (kinds.EditAllowedInsideAllSegments, kinds.EditAllowedInsideVisibleSegments):
+        return True, every if mode == kinds.EditAllowedInsideAllSegments else visible
+    others = every if mode == kinds.EditAllowedOutsideAllSegments else visible
+    return False, [name for name in others if name != segmentId]
+
+
+def areaSentence(withheld: Mapping[int, bool], asked: int, area: str) -> str:
+    """Return what the editable area kept from being written, empty if nothing.
+
+    Args:
+        withheld: by slice, whether nothing at all of what was asked was allowed there.
+        asked: slices that were to be changed.
+        area: see :func:`describeArea`.
+    """
+    excluded = sum(withheld.values())
+    cut = len(withheld) - excluded
+    if not withheld:
+        return ""
+    if excluded == asked:
+        text = _("The editable area ({area}) excludes all {count} slices: show it, or write anyway once.")
+        return text.format(area=area, count=excluded)
+    if not cut:
+        text = _("The editable area ({area}) excludes {count} slices: show it, or write anyway once.")
+        return text.format(area=area, count=excluded)
+    if not excluded:
+        text = _("The editable area ({area}) cuts {count} slices: show it, or write anyway once.")
+        return text.format(area=area, count=cut)
+    text = _("The editable area ({area}) excludes {count} slices and cuts {cut} more: show it, or write anyway once.")
+    return text.format(area=area, count=excluded, cut=cut)
+
+
+def _modeTexts() -> dict[int, str]:
+    kinds = slicer.vtkMRMLSegmentationNode
+    return {
+        kinds.EditAllowedInsideAllSegments: _("inside all segments"),
+        kinds.EditAllowedInsideVisibleSegments: _("inside visible segments"),
+        kinds.EditAllowedOutsideAllSegments: _("outside all segments"),
+        kinds.EditAllowedOutsideVisibleSegments: _("outside visible segments"),
+        kinds.EditAllowedInsideSingleSegment: _("inside one segment"),
+    }

@@ -1,0 +1,216 @@
+"""Surfaces of segments in the 3-D view: left as they are while voxels are written, and made anew when all is quiet.
+
+Slicer's editor makes the surface again at each write, which takes half a second on a large structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import vtk_to_numpy
+
+from .editor_nodes import otherRepresentation
+from .events import BackgroundCall, idleTimer
+from .surface import SurfaceSettings, closedSurface, surfaceSettings
+
+LABELMAP = "Binary labelmap"
+SURFACE = "Closed surface"
+QUIET_MS = 50
+_OWN_METHODS = (("Conversion method", "1"), ("Joint smoothing", "1"))
+"""Settings of Slicer's conversion with which only Slicer makes the surface."""
+
+Key = tuple[str, str]
+
+
+@contextmanager
+def surfacesAside(segmentationNode: Any) -> Iterator[None]:
+    """Let nothing be made of the voxels of a segmentation while they are written; views see the surfaces of before."""
+    segmentation = segmentationNode.GetSegmentation()
+    segments = [segmentation.GetNthSegment(n) for n in range(segmentation.GetNumberOfSegments())]
+    taken = [(segment, name, segment.GetRepresentation(name)) for segment in segments for name in derived(segment)]
+    if not taken:
+        yield
+        return
+    wasModifying = segmentationNode.StartModify()
+    try:
+        for segment, name, _ in taken:
+            segment.RemoveRepresentation(name)
+        yield
+    finally:
+        for segment, name, data in taken:
+            segment.AddRepresentation(name, data)
+        segmentationNode.EndModify(wasModifying)
+
+
+def derived(segment: Any) -> list[str]:
+    """Return the names of what was made of a segment's voxels."""
+    names: list[str] = []
+    segment.GetContainedRepresentationNames(names)
+    return [name for name in names if name != LABELMAP]
+
+
+class ShownSurfaces:
+    """Makes surfaces anew beside the window; it ends with :meth:`close`.
+
+    Args:
+        isBusy: whether voxels are still being written.
+    """
+
+    def __init__(self, isBusy: Callable[[], bool]) -> None:
+        self._isBusy = isBusy
+        self._waiting: dict[Key, None] = {}
+        self._background = BackgroundCall()
+        self._timer = idleTimer(self._next, QUIET_MS)
+
+    @property
+    def isQuiet(self) -> bool:
+        """Whether no surface waits or is being made."""
+        return not self._waiting and not self._background.isRunning
+
+    def show(self, segmentationNode: Any, segmentId: str) -> None:
+        """Show a segmentation, and this segment of it, in 3-D; surfaces that are not there yet follow."""
+        segmentation = segmentationNode.GetSegmentation()
+        if segmentationNode.GetDisplayNode() is None:
+            segmentationNode.CreateDefaultDisplayNodes()
+        display = segmentationNode.GetDisplayNode()
+        wasModifying = display.StartModify()
+        display.SetPreferredDisplayRepresentationName3D(SURFACE)
+        if segmentation.ContainsRepresentation(LABELMAP):
+            display.SetPreferredDisplayRepresentationName2D(LABELMAP)
+        display.SetVisibility(True)
+        display.SetVisibility3D(True)
+        if segmentation.GetSegment(segmentId) is not None:
+            display.SetSegmentVisibility(segmentId, True)
+            display.SetSegmentVisibility3D(segmentId, True)
+        display.EndModify(wasModifying)
+        if otherRepresentation(segmentationNode):
+            segmentationNode.CreateClosedSurfaceRepresentation()
+            return
+        ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+        missing = [i for i in ids if segmentation.GetSegment(i).GetRepresentation(SURFACE) is None]
+        for missingId in missing:
+            segmentation.GetSegment(missingId).AddRepresentation(SURFACE, vtk.vtkPolyData())
+        segmentation.InvokeEvent(slicer.vtkSegmentation.ContainedRepresentationNamesModified)
+        self.updateLater(segmentationNode, missing)
+
+    @staticmethod
+    def hide(segmentationNode: Any) -> None:
+        """Take the surfaces of a segmentation away; one that is stored as surfaces only disappears from the view."""
+        if otherRepresentation(segmentationNode) == SURFACE:
+            segmentationNode.GetDisplayNode().SetVisibility3D(False)
+        else:
+            segmentationNode.RemoveClosedSurfaceRepresentation()
+
+    @staticmethod
+    def isShown(segmentationNode: Any, segmentId: str) -> bool:
+        """Whether a segment has a surface, or will have one, that 3-D views do not hide; empty for any segment."""
+        segmentation, display = segmentationNode.GetSegmentation(), segmentationNode.GetDisplayNode()
+        if display is None or not (display.GetVisibility() and display.GetVisibility3D()):
+            return False
+        if not segmentation.ContainsRepresentation(SURFACE):
+            return False
+        return segmentation.GetSegment(segmentId) is None or bool(
+            display.GetSegmentVisibility(segmentId) and display.GetSegmentVisibility3D(segmentId)
+        )
+
+    def updateLater(self, segmentationNode: Any, segmentIds: Iterable[str]) -> None:
+        """Make the surfaces of segments anew, where the segmentation has any, as soon as nothing is written."""
+        segmentation = segmentationNode.GetSegmentation()
+        for segmentId in segmentIds:
+            segment = segmentation.GetSegment(segmentId)
+            if segment is not None and derived(segment):
+                self._waiting[segmentationNode.GetID(), segmentId] = None
+        if self._waiting:
+            self._timer.start()
+
+    def updateNow(self, segmentationNode: Any, segmentIds: Iterable[str]) -> None:
+        """Do the same at once, for callers without an event loop."""
+        segments = [segmentationNode.GetSegmentation().GetSegment(segmentId) for segmentId in segmentIds]
+        for name in {name for segment in segments if segment is not None for name in derived(segment)}:
+            _convert(segmentationNode, name)
+
+    def forgetScene(self) -> None:
+        """Make nothing more of a closed scene."""
+        self._waiting.clear()
+        self._timer.stop()
+
+    def close(self) -> None:
+        """Stop for good."""
+        self.forgetScene()
+        self._background.close()
+
+    def _next(self) -> None:
+        if self._background.isRunning or not self._waiting:
+            return
+        if self._isBusy():
+            self._timer.start()
+            return
+        key = next(iter(self._waiting))
+        del self._waiting[key]
+        node = slicer.mrmlScene.GetNodeByID(key[0])
+        segment = node.GetSegmentation().GetSegment(key[1]) if node is not None else None
+        if segment is not None:
+            self._make(key, node, segment)
+        if self._waiting:
+            self._timer.start()
+
+    def _make(self, key: Key, node: Any, segment: Any) -> None:
+        segmentation = node.GetSegmentation()
+        usesSlicer = any(segmentation.GetConversionParameter(name) == value for name, value in _OWN_METHODS)
+        for name in derived(segment):
+            if name != SURFACE or usesSlicer:
+                _convert(node, name)
+        if usesSlicer:
+            self._waiting = {other: None for other in self._waiting if other[0] != key[0]}
+        if usesSlicer or segment.GetRepresentation(SURFACE) is None:
+            return
+        labelmap = segment.GetRepresentation(LABELMAP)
+        state = labelmap.GetMTime()
+        mask, start, matrix = _voxels(labelmap, segment.GetLabelValue())
+        settings = surfaceSettings(segmentation)
+        self._background.start(
+            lambda: _surfaceOf(mask, start, matrix, settings),
+            lambda surface, error: self._put(key, state, surface),
+        )
+
+    def _put(self, key: Key, state: int, surface: Any) -> None:
+        """Show a surface that was made, unless the voxels are others by now."""
+        node = slicer.mrmlScene.GetNodeByID(key[0])
+        segment: Any = node.GetSegmentation().GetSegment(key[1]) if node is not None else None
+        shown = segment.GetRepresentation(SURFACE) if segment is not None else None
+        if shown is not None and segment.GetRepresentation(LABELMAP).GetMTime() != state:
+            self._waiting[key] = None
+        elif shown is not None and surface is not None:
+            # Into the same object: an event of the segment would take away what can be redone.
+            shown.ShallowCopy(surface)
+            node.GetSegmentation().InvokeEvent(slicer.vtkSegmentation.RepresentationModified)
+        elif shown is not None:
+            _convert(node, SURFACE)
+        if self._waiting:
+            self._timer.start()
+
+
+def _convert(node: Any, name: str) -> None:
+    """Let Slicer make a representation of all segments anew, at once."""
+    node.GetSegmentation().CreateRepresentation(name, True)
+
+
+def _voxels(labelmap: Any, value: int) -> tuple[np.ndarray, tuple[int, int, int], np.ndarray]:
+    """Return a copy of a segment's mask (k, j, i), its first I, J, K, and the matrix from IJK to the segmentation."""
+    matrix = vtk.vtkMatrix4x4()
+    labelmap.GetImageToWorldMatrix(matrix)
+    scalars = labelmap.GetPointData().GetScalars()
+    if labelmap.IsEmpty() or scalars is None:
+        return np.zeros((0, 0, 0), dtype=bool), (0, 0, 0), slicer.util.arrayFromVTKMatrix(matrix)
+    i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
+    labels = vtk_to_numpy(scalars).reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
+    return labels == value, (i0, j0, k0), slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def _surfaceOf(mask: np.ndarray, start: tuple[int, int, int], matrix: np.ndarray, settings: SurfaceSettings) -> Any:
+    return closedSurface(mask, start, matrix, settings, normals=True) if mask.any() else vtk.vtkPolyData()

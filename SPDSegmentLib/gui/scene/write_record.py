@@ -1,0 +1,338 @@
+"""What SPDSegment knows about a segment, and where the scene keeps it: in an attribute of the segmentation node.
+
+Names in the scene may change, as when it is added to another one: MRML then gives nodes new IDs. A record therefore
+names other nodes by references of the segmentation node, which MRML keeps right, and its own segment by a tag of it,
+since the ID of a deleted segment can be given to another one."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import vtk
+
+from SPDSegmentLib.prompts.fates import is_doubtful
+
+RECORD_VERSION = 1
+NO_SUPPORT = ("abstained",)
+NOTHING = "empty"
+OUTSIDE = "outside"
+SAME_PLACE_VOXELS = 1e-2
+
+Position = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class RecordGrid:
+    """The voxels on whose slices a record holds.
+
+    Attributes:
+        shape: K, J, I.
+        matrix: (4, 4) row by row, from I, J, K to the coordinates of the segmentation node in mm.
+    """
+
+    shape: tuple[int, int, int]
+    matrix: tuple[float, ...]
+
+    def fits(self, other: RecordGrid) -> bool:
+        """Whether both are the same voxels."""
+        if self.shape != other.shape:
+            return False
+        k, j, i = self.shape
+        corners = np.array([[0, 0, 0, 1], [i, 0, 0, 1], [0, j, 0, 1], [0, 0, k, 1]], dtype=float).T
+        moved = np.linalg.inv(self.toWorld) @ other.toWorld @ corners
+        return bool(np.abs(moved - corners).max() < SAME_PLACE_VOXELS)
+
+    @property
+    def toWorld(self) -> np.ndarray:
+        """The matrix as (4, 4) array."""
+        return np.array(self.matrix).reshape(4, 4)
+
+
+@dataclass(frozen=True)
+class SliceInfo:
+    """What the model said of one slice; ``quality`` is the predicted IoU in [0, 1] or None."""
+
+    quality: float | None
+    status: str
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a person should look at the slice."""
+        return is_doubtful(self.status, self.quality)
+
+
+@dataclass(frozen=True)
+class ClickFate:
+    """What became of a click on its own slice, or of a point of the model's own.
+
+    Attributes:
+        clickId: control point id, empty for a synthesized point.
+        fate: kept, insisted, rejected_own_slice, borrowed, synthesized or outside.
+        sliceIndex: canonical slice.
+        positionRas: world position in mm.
+        reason: short text, may be empty.
+    """
+
+    clickId: str
+    fate: str
+    sliceIndex: int
+    positionRas: Position
+    reason: str = ""
+
+
+@dataclass
+class WriteRecord:
+    """One segment's record.
+
+    Attributes:
+        written: checksum of each slice as it was after our last write; an empty slice has none.
+        owned: slices that a person edited.
+        info: what the model said, by slice index.
+        fates: of clicks and synthesized points, latest run.
+        model: bundle name.
+        axis: slicing axis for which the slice indexes hold.
+        volumeId: node of the volume on whose slices the record holds, empty where it is not known.
+        grid: voxels of that volume, None where they are not known.
+        identity: of the segment, see ``record_store``.
+        anchorRas: where the model's field of view was, in world mm; a new worker puts it there again.
+    """
+
+    written: dict[int, str] = field(default_factory=dict)
+    owned: set[int] = field(default_factory=set)
+    info: dict[int, SliceInfo] = field(default_factory=dict)
+    fates: list[ClickFate] = field(default_factory=list)
+    model: str = ""
+    axis: str = "auto"
+    anchorRas: Position | None = None
+    volumeId: str = ""
+    grid: RecordGrid | None = None
+    identity: str = ""
+
+    @property
+    def nodeIds(self) -> set[str]:
+        """Nodes that the record names: the volume and those of the clicks."""
+        return {nodeOf(fate.clickId) for fate in self.fates if fate.clickId} | (
+            {self.volumeId} if self.volumeId else set()
+        )
+
+    def findEdits(self, digests: Mapping[int, str]) -> set[int]:
+        """Return the slices whose content differs from what was written."""
+        return {t for t in {*digests, *self.written} if digests.get(t, "") != self.written.get(t, "")}
+
+    def noteEdits(self, digests: Mapping[int, str]) -> set[int]:
+        """Mark slices that differ as owned by a person and return the new ones."""
+        new = self.findEdits(digests) - self.owned
+        self.owned |= new
+        return new
+
+    def noteWritten(self, slices: Iterable[int], digests: Mapping[int, str]) -> None:
+        """Remember the content of slices as ours."""
+        for t in slices:
+            digest = digests.get(t, "")
+            if digest:
+                self.written[t] = digest
+            else:
+                self.written.pop(t, None)
+
+    def release(self, slices: Iterable[int], digests: Mapping[int, str]) -> None:
+        """Give slices back to the model: their present content counts as written."""
+        slices = set(slices)
+        self.owned -= slices
+        self.noteWritten(slices, digests)
+
+    @property
+    def span(self) -> range:
+        """From the first slice with content or a click to the last one."""
+        filled = {t for t, info in self.info.items() if info.status not in (*NO_SUPPORT, NOTHING)}
+        clicked = {fate.sliceIndex for fate in self.fates if fate.clickId and fate.fate != OUTSIDE}
+        slices = filled | clicked | self.owned
+        return range(min(slices), max(slices) + 1) if slices else range(0)
+
+    @property
+    def unsupported(self) -> list[int]:
+        """Slices within the span that no click supports and that were left empty, ascending."""
+        return [t for t in self.span if t in self.info and self.info[t].status in NO_SUPPORT and t not in self.owned]
+
+    @property
+    def doubtful(self) -> list[int]:
+        """Slices within the span that need a look and that nobody has edited, ascending."""
+        return [t for t in self.span if t in self.info and self.info[t].doubtful and t not in self.owned]
+
+    def copy(self) -> WriteRecord:
+        """Return an independent copy."""
+        return WriteRecord(
+            dict(self.written),
+            set(self.owned),
+            dict(self.info),
+            list(self.fates),
+            self.model,
+            self.axis,
+            self.anchorRas,
+            self.volumeId,
+            self.grid,
+            self.identity,
+        )
+
+    def withNames(self, renamed: Mapping[str, str]) -> WriteRecord:
+        """Return a copy with other names of clicks."""
+        copied = self.copy()
+        copied.fates = [replace(fate, clickId=renamed.get(fate.clickId, fate.clickId)) for fate in self.fates]
+        return copied
+
+    def toJson(self, names: Mapping[str, str] | None = None) -> str:
+        """Return the text that a scene keeps; ``names`` stand for the IDs of nodes."""
+        names = names or {}
+        return json.dumps(
+            {
+                "version": RECORD_VERSION,
+                "written": {str(t): d for t, d in sorted(self.written.items())},
+                "owned": sorted(self.owned),
+                "info": {
+                    str(t): [None if i.quality is None else round(i.quality, 4), i.status]
+                    for t, i in sorted(self.info.items())
+                },
+                "fates": [
+                    [_renamed(f.clickId, names), f.fate, f.sliceIndex, [round(x, 3) for x in f.positionRas], f.reason]
+                    for f in self.fates
+                ],
+                "model": self.model,
+                "axis": self.axis,
+                "anchor": self.anchorRas,
+                "volume": names.get(self.volumeId, self.volumeId),
+                "grid": None if self.grid is None else [self.grid.shape, self.grid.matrix],
+                "segment": self.identity,
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def fromJson(cls, text: str | None, nodeIds: Mapping[str, str] | None = None) -> WriteRecord:
+        """Read :meth:`toJson`; from an unreadable text an empty record, so that all content is owned.
+
+        Args:
+            text: what a scene has kept.
+            nodeIds: IDs of nodes by the names that stand for them.
+        """
+        return _parsed(text or "{}", tuple(sorted((nodeIds or {}).items()))).copy()
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str, names: tuple[tuple[str, str], ...]) -> WriteRecord:
+    """A record is read several times for each change of a click, and a thousand fates take some milliseconds."""
+    nodeIds = dict(names)
+    try:
+        content: Any = json.loads(text)
+        if not isinstance(content, dict) or content.get("version") != RECORD_VERSION:
+            return WriteRecord()
+        return WriteRecord(
+            {int(t): str(d) for t, d in content["written"].items()},
+            {int(t) for t in content["owned"]},
+            {int(t): SliceInfo(i[0], str(i[1])) for t, i in content["info"].items()},
+            [
+                ClickFate(_renamed(f[0], nodeIds), f[1], int(f[2]), (f[3][0], f[3][1], f[3][2]), f[4])
+                for f in content["fates"]
+            ],
+            str(content["model"]),
+            str(content["axis"]),
+            _position(content.get("anchor")),
+            nodeIds.get(content.get("volume") or "", content.get("volume") or ""),
+            _grid(content.get("grid")),
+            str(content.get("segment") or ""),
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return WriteRecord()
+
+
+def _position(given: Any) -> Position | None:
+    if given is None:
+        return None
+    x, y, z = (float(value) for value in given)
+    return x, y, z
+
+
+def _grid(given: Any) -> RecordGrid | None:
+    if given is None:
+        return None
+    shape, matrix = given
+    k, j, i = (int(size) for size in shape)
+    values = tuple(float(value) for value in matrix)
+    return RecordGrid((k, j, i), values) if len(values) == 16 else None
+
+
+def nodeOf(clickId: str) -> str:
+    """Return the node of a click by the click's name, see ``centerlines.clickName``."""
+    return clickId.rpartition(":")[0]
+
+
+def _renamed(clickId: str, names: Mapping[str, str]) -> str:
+    """The name of a click with another name of its node."""
+    node, colon, point = clickId.rpartition(":")
+    return names[node] + colon + point if node in names else clickId
+
+
+RECORD_ATTRIBUTE = "SPDSegment.Record."
+NODE_ROLE = "SPDSegment.Node."
+IDENTITY_TAG = "SPDSegment.Identity"
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def loadRecord(segmentationNode: Any, segmentId: str) -> WriteRecord:
+    """Return the record of a segment; an empty one where there is none."""
+    text = segmentationNode.GetAttribute(attributeName(segmentId))
+    record = WriteRecord.fromJson(text, _nodeIds(segmentationNode))
+    if record.identity and record.identity != _identity(segmentationNode.GetSegmentation().GetSegment(segmentId)):
+        return WriteRecord()
+    return record
+
+
+def saveRecord(segmentationNode: Any, segmentId: str, record: WriteRecord) -> None:
+    """Keep the record of a segment that exists."""
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+    record.identity = _identity(segment)
+    if not record.identity:
+        record.identity = uuid.uuid4().hex[:12]
+        segment.SetTag(IDENTITY_TAG, record.identity)
+    names = _nodeNames(segmentationNode, record.nodeIds)
+    segmentationNode.SetAttribute(attributeName(segmentId), record.toJson(names))
+
+
+def attributeName(segmentId: str) -> str:
+    """Return the attribute for a segment; MRML reads names only where no character has a meaning in its files."""
+    escaped = _UNSAFE.sub(lambda found: "".join(f"={byte:02X}" for byte in found.group().encode()), segmentId)
+    return RECORD_ATTRIBUTE + escaped
+
+
+def _nodeIds(segmentationNode: Any) -> dict[str, str]:
+    """IDs of the nodes that records of a segmentation name, by that name."""
+    roles = [
+        segmentationNode.GetNthNodeReferenceRole(n) for n in range(segmentationNode.GetNumberOfNodeReferenceRoles())
+    ]
+    found = {role: segmentationNode.GetNodeReferenceID(role) for role in roles if role.startswith(NODE_ROLE)}
+    return {role[len(NODE_ROLE) :]: nodeId for role, nodeId in found.items() if nodeId}
+
+
+def _nodeNames(segmentationNode: Any, nodeIds: Iterable[str]) -> dict[str, str]:
+    """Names of nodes by ID; those without one get it."""
+    taken = _nodeIds(segmentationNode)
+    names = {nodeId: name for name, nodeId in taken.items()}
+    for nodeId in nodeIds:
+        if nodeId not in names:
+            name = next(str(n) for n in range(1, len(taken) + 2) if str(n) not in taken)
+            segmentationNode.SetNodeReferenceID(NODE_ROLE + name, nodeId)
+            names[nodeId] = name
+            taken[name] = nodeId
+    return names
+
+
+def _identity(segment: Any) -> str:
+    if segment is None:
+        return ""
+    value = vtk.reference("")
+    return str(value) if segment.GetTag(IDENTITY_TAG, value) else ""
