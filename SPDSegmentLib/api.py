@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from SPDSegmentLib.inference.predictor import Predictor
-    from SPDSegmentLib.inference.results import Progress, SegmentationResult
+    from SPDSegmentLib.inference.results import SegmentationProgress, SegmentationResult
 
     Image = str | Path | np.ndarray | Volume | SimpleITK.Image
     Points = str | Path | Sequence[Markup] | ArrayLike
@@ -143,7 +143,7 @@ def segment(
     saliency_only: bool = False,
     insist: Sequence[str] = (),
     device: str = "auto",
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[SegmentationProgress], None] | None = None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Segmentation:
     """Segment a structure from rough clicks along its centerline.

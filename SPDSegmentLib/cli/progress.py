@@ -20,10 +20,10 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from SPDSegmentLib.models.checksum import Progress as ByteProgress
+from SPDSegmentLib.models.checksum import ByteProgress
 
 if TYPE_CHECKING:
-    from SPDSegmentLib.inference.results import Progress as SegmentationProgress
+    from SPDSegmentLib.inference.results import SegmentationProgress
 
 
 WIDEST = 100

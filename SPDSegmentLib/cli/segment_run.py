@@ -16,7 +16,7 @@ from SPDSegmentLib.files import write_json, write_png
 
 if TYPE_CHECKING:
     from SPDSegmentLib.errors import SPDError
-    from SPDSegmentLib.inference.results import Progress
+    from SPDSegmentLib.inference.results import SegmentationProgress
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SegmentRequest:
 
 def run_segmentation(
     request: SegmentRequest,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[SegmentationProgress], None] | None = None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Segmentation:
     """Segment one case and write the mask, then report and preview.

@@ -76,7 +76,8 @@ def clicks_from_points(
 
 def within_reach(points_ras: np.ndarray) -> np.ndarray:
     """(N,) bool: which of the points (N, 3) could lie in any volume; NaN and infinity cannot."""
-    return (np.abs(points_ras) <= BEYOND_MM).all(axis=1)
+    within: np.ndarray = (np.abs(points_ras) <= BEYOND_MM).all(axis=1)
+    return within
 
 
 def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ def sorted_frames(frames: Sequence[Frame], where: str) -> tuple[list[Frame], np.
 
 def _check_alike(frames: Sequence[Frame], where: str) -> None:
     """Refuse frames of which some are of another kind than most, naming the first of these."""
-    usual = {
+    usual: dict[str, Callable[[Frame], str]] = {
         "size": lambda f: f"{f.size[0]} x {f.size[1]} pixels",
         "pixel spacing": lambda f: " x ".join(f"{v:.4g}" for v in f.spacing) + " mm",
         "orientation": lambda f: "\\".join(f"{v + 0.0:.2f}" for v in f.directions),

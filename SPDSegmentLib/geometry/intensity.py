@@ -140,7 +140,8 @@ def dither(images: np.ndarray, strength: float) -> np.ndarray:
     """Add the fixed noise pattern to network inputs (B, S, S) in [0, 1]; the background at 0 stays as it is."""
     if strength == 0:
         return images
-    return (images + dither_pattern(images.shape[1:], strength) * (images > 0)).clip(0, 1)
+    dithered: np.ndarray = (images + dither_pattern(images.shape[1:], strength) * (images > 0)).clip(0, 1)
+    return dithered
 
 
 def dither_pattern(shape: tuple[int, ...], strength: float) -> np.ndarray:

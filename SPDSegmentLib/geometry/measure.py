@@ -85,4 +85,5 @@ def _steps(path: np.ndarray, slice_mm: float) -> np.ndarray:
         return np.array([slice_mm])
     distances = np.linalg.norm(np.diff(path, axis=0), axis=1)
     distances = np.concatenate([distances[:1], distances, distances[-1:]])
-    return np.maximum((distances[:-1] + distances[1:]) / 2, slice_mm)
+    lengths: np.ndarray = np.maximum((distances[:-1] + distances[1:]) / 2, slice_mm)
+    return lengths

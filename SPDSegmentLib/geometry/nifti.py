@@ -144,7 +144,8 @@ def read_voxels(path: Path, header: NiftiHeader, voxels: Path) -> np.ndarray:
         return array
     wide = dtype.itemsize > (2 if dtype.kind in "iu" else 4)
     scale = np.float64 if wide else np.float32
-    return np.multiply(array, scale(slope), dtype=scale) + scale(inter)
+    scaled: np.ndarray = np.multiply(array, scale(slope), dtype=scale) + scale(inter)
+    return scaled
 
 
 def _read_array(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

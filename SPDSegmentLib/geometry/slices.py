@@ -91,7 +91,8 @@ class SliceStack:
         xy = np.asarray(xy, dtype=np.float64).reshape(-1, 2)
         position = np.broadcast_to(np.asarray(slice_position, dtype=np.float64), len(xy))
         thw = np.stack((position, xy[:, 1], xy[:, 0]), axis=1)
-        return thw @ self._thw_to_ras[:3, :3].T + self._thw_to_ras[:3, 3]
+        ras: np.ndarray = thw @ self._thw_to_ras[:3, :3].T + self._thw_to_ras[:3, 3]
+        return ras
 
     def slice_number(self, t: int) -> int:
         """Index of slice t along the volume's own axis: what a viewer shows."""

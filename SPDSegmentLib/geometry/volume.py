@@ -74,7 +74,8 @@ class Volume:
     @property
     def spacing_mm(self) -> np.ndarray:
         """(3,) distance of voxels along I, J, K."""
-        return np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0)
+        lengths: np.ndarray = np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0)
+        return lengths
 
     @property
     def ras_to_ijk(self) -> np.ndarray:
@@ -179,7 +180,8 @@ def _read_file(path: Path) -> SimpleITK.Image:
             reader.ReadImageInformation()
             voxel_bytes = reader.GetNumberOfComponents() * _voxel_bytes(reader.GetPixelID())
             check_memory(f"The image {path}", reader.GetSize(), voxel_bytes)
-            return reader.Execute()
+            image: SimpleITK.Image = reader.Execute()
+            return image
     except RuntimeError as error:
         raise _not_read(path, str(error)) from error
 

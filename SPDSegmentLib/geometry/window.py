@@ -55,7 +55,8 @@ class InputWindow:
         """Which of (N, 2) slice positions lie in the window."""
         uv = self.to_input(xy)
         inside: np.ndarray = (uv >= -0.5) & (uv <= self.size - 0.5)
-        return inside[:, 0] & inside[:, 1]
+        both: np.ndarray = inside[:, 0] & inside[:, 1]
+        return both
 
     def resample(self, slices: np.ndarray) -> np.ndarray:
         """Slices (T, H, W) to the network's pixels (T, S, S) float32, area-weighted; zero outside the slice."""

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 from SPDSegmentLib.errors import Cancelled
-from SPDSegmentLib.inference.results import Progress, SliceResult
+from SPDSegmentLib.inference.results import SegmentationProgress, SliceResult
 
 OnSlice = Callable[[SliceResult], None]
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[SegmentationProgress], None]
 
 
 def ignore(_: object) -> None:
@@ -65,4 +65,4 @@ class Call:
         self._done[stage] += slices
         done, total = self._done[stage], max(self._total[stage], self._done[stage])
         seconds = time.monotonic() - self._begun.get(stage, self.started)
-        self.on_progress(Progress(stage, done, total, seconds / done * (total - done)))
+        self.on_progress(SegmentationProgress(stage, done, total, seconds / done * (total - done)))

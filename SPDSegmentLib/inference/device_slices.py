@@ -175,7 +175,7 @@ class MasksOnTheWay:
 def pack_bits(masks: Tensor) -> Tensor:
     """Bools (B, H, W) as bytes (B, H, ceil(W / 8)), the first pixel in the lowest bit."""
     whole = torch.nn.functional.pad(masks.to(torch.uint8), (0, -masks.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    packed = whole[..., 0].clone()
+    packed: Tensor = whole[..., 0].clone()
     for bit in range(1, 8):
         packed |= whole[..., bit] << bit
     return packed

@@ -266,7 +266,8 @@ class SliceFeatures:
 
         def load(t: int) -> np.ndarray:
             if t in locked:
-                return self.window.resample(locked[t][None].astype(np.float32))[0]
+                resampled: np.ndarray = self.window.resample(locked[t][None].astype(np.float32))[0]
+                return resampled
             return self.saliency(t, call())
 
         pixel_mm = self.window.scale_xy[0] * self.stack.pixel_mm[1]

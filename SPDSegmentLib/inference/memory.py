@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 
@@ -44,7 +45,11 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Give freed memory back to the system, also what :func:`keep_freed_memory` keeps; glibc only."""
+    """Give freed memory back to the system, also what :func:`keep_freed_memory` keeps (glibc only).
+
+    What refers to itself in a circle, as a session and its caches do, is freed first: Python would leave it for long.
+    """
+    gc.collect()
     if not sys.platform.startswith("linux"):
         return
     try:

@@ -15,7 +15,7 @@ LOCKED = "locked"
 
 
 @dataclass(frozen=True)
-class Progress:
+class SegmentationProgress:
     """Where a segmentation is.
 
     Attributes:

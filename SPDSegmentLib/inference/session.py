@@ -196,7 +196,8 @@ class Session:
         """
         self._features.look_at(center_xy)
         saliency = self._features.saliency(t, Call()).astype(np.float32)
-        return self._features.window.restore(saliency[None], 0.0)[0]
+        restored: np.ndarray = self._features.window.restore(saliency[None], 0.0)[0]
+        return restored
 
     def _doubts(self, clicks: Clicks, fates: Sequence[PointResult], slices: Sequence[SliceResult]) -> list[str]:
         """Sentences on why image or result are not of the kind that the model knows."""

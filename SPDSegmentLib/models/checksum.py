@@ -12,7 +12,7 @@ from typing import Any
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.files import write_json
 
-Progress = Callable[[int, int | None], None]
+ByteProgress = Callable[[int, int | None], None]
 """Called with bytes done and bytes in all (None where unknown)."""
 
 CancelQuery = Callable[[], bool]
@@ -23,7 +23,7 @@ MEMORY_NAME = ".verified.json"
 
 
 def sha256_of(
-    path: Path, progress: Progress | None = None, cancel: CancelQuery | None = None, algorithm: str = "sha256"
+    path: Path, progress: ByteProgress | None = None, cancel: CancelQuery | None = None, algorithm: str = "sha256"
 ) -> str:
     """Hexadecimal digest of a file, read in blocks."""
     digest = hashlib.new(algorithm, usedforsecurity=algorithm == "sha256")
@@ -51,7 +51,7 @@ class ChecksumMemory:
     def __init__(self, folder: Path) -> None:
         self._path = folder / MEMORY_NAME
 
-    def digest(self, path: Path, progress: Progress | None = None, cancel: CancelQuery | None = None) -> str:
+    def digest(self, path: Path, progress: ByteProgress | None = None, cancel: CancelQuery | None = None) -> str:
         """SHA-256 of ``path``, remembered or computed."""
         digest = self.recall(path)
         if digest is None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from SPDSegmentLib.errors import Cancelled, DependencyMissing, ModelCorrupt, ModelMissing, SPDError
 from SPDSegmentLib.files import megabytes
-from SPDSegmentLib.models.checksum import BLOCK, CancelQuery, Progress
+from SPDSegmentLib.models.checksum import BLOCK, ByteProgress, CancelQuery
 from SPDSegmentLib.models.files import storage_error
 from SPDSegmentLib.settings import shorten
 
@@ -113,7 +113,7 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
 
 
 def download_url(
-    url: str, target: Path, size: int | None, progress: Progress | None = None, cancel: CancelQuery | None = None
+    url: str, target: Path, size: int | None, progress: ByteProgress | None = None, cancel: CancelQuery | None = None
 ) -> None:
     """Copy ``url`` (https, or file for a mirror on disk) to ``target``, which lies in the caller's staging folder.
 

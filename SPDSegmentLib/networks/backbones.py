@@ -109,7 +109,7 @@ def build_sam(config: NetworkConfig, weights: str | Path | None = None) -> SamMo
 
 
 def _build_vit(modeling, shape: ViTShape, image_size: int) -> nn.Module:  # type: ignore[no-untyped-def]
-    return modeling.ImageEncoderViT(
+    encoder: nn.Module = modeling.ImageEncoderViT(
         img_size=image_size,
         patch_size=16,
         embed_dim=shape.embed_dim,
@@ -123,6 +123,7 @@ def _build_vit(modeling, shape: ViTShape, image_size: int) -> nn.Module:  # type
         global_attn_indexes=shape.global_blocks,
         out_chans=EMBEDDING_CHANNELS,
     )
+    return encoder
 
 
 def _load(

@@ -56,11 +56,13 @@ class ClickConditioning(nn.Module):
 
     def with_context(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
         """Embeddings (B, C, h, w) that know the two adjoining slices'; edges repeat the slice itself."""
-        return embeddings + self.previous(previous) + self.following(following)
+        conditioned: Tensor = embeddings + self.previous(previous) + self.following(following)
+        return conditioned
 
     def token_offsets(self, tokens: TokenBatch) -> Tensor:
         """What a token adds to SAM's point embedding, (B, K, C)."""
-        return self.kind(tokens.kind) + self.distance(tokens.distance)
+        embedded: Tensor = self.kind(tokens.kind) + self.distance(tokens.distance)
+        return embedded
 
     def second_pass_token(self, batch: int) -> Tensor:
         """The token that tells the decoder's second pass from its first, (B, 1, C)."""

@@ -14,16 +14,18 @@ def conv_gelu(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """GELU of a convolution of (B, C, H, W)."""
     if not _can_fuse(x, conv.weight):
         return F.gelu(conv(x))
-    return torch.ops.mkldnn._convolution_pointwise(
+    convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(
         x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, "gelu", [], "none"
     )
+    return convolved
 
 
 def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
     """GELU of a linear layer over the last axis."""
     if not _can_fuse(x, linear.weight):
         return F.gelu(linear(x))
-    return torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, "gelu", [], "none")
+    mapped: Tensor = torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, "gelu", [], "none")
+    return mapped
 
 
 def _can_fuse(x: Tensor, weight: Tensor) -> bool:

@@ -37,7 +37,7 @@ class AdaptableQKV(nn.Module):
         self.v: nn.Module = ZeroLinear(fused.in_features, fused.out_features // 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.fused(x)
+        qkv: Tensor = self.fused(x)
         if not adapters_active(self.q):
             return qkv
         q, v = self.q(x), self.v(x)
@@ -81,7 +81,8 @@ def low_rank_update(layer: nn.Module) -> Tensor:
     if not hasattr(layer, "lora_A"):
         assert isinstance(layer, nn.Linear)
         return torch.zeros(layer.out_features, layer.in_features)
-    return layer.get_delta_weight("default")  # type: ignore[operator]
+    update: Tensor = layer.get_delta_weight("default")  # type: ignore[operator]
+    return update
 
 
 def attention_modules(encoder: nn.Module) -> list[nn.Module]:

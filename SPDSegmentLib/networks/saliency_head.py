@@ -48,7 +48,8 @@ class SaliencyHead(nn.Module):
             x = x + self.previous(embeddings if previous is None else previous)
             x = x + self.following(embeddings if following is None else following)
         x = F.gelu(self.norm(self.up1(x)))
-        return self.logit(F.gelu(self.up2(x)))
+        logits: Tensor = self.logit(F.gelu(self.up2(x)))
+        return logits
 
 
 def adjoining(embeddings: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,9 +104,11 @@ class SPDModel(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Embed slices (B, 1 or 3, S, S) with values in [0, 1]: (B, C, S / stride, S / stride)."""
         if self._takes_gray:
-            return self.image_encoder(images)
-        images = (images.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
-        return self.image_encoder(images.to(next(self.image_encoder.parameters()).dtype))
+            maps: Tensor = self.image_encoder(images)
+        else:
+            images = (images.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
+            maps = self.image_encoder(images.to(next(self.image_encoder.parameters()).dtype))
+        return maps
 
     def prepare_for_inference(self, precision: torch.dtype) -> SPDModel:
         """Bring the encoder into its fastest form, in place; adapters must be merged before. Returns self."""

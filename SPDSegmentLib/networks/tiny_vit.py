@@ -30,7 +30,8 @@ class ConvNorm(nn.Module):
         self.bn: nn.Module = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.c(x))
+        normed: Tensor = self.bn(self.c(x))
+        return normed
 
     def gelu(self, x: Tensor) -> Tensor:
         """GELU of this layer."""
@@ -73,7 +74,8 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(out_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(self.conv2.gelu(self.conv1.gelu(x)))
+        merged: Tensor = self.conv3(self.conv2.gelu(self.conv1.gelu(x)))
+        return merged
 
 
 class WindowAttention(nn.Module):
@@ -120,7 +122,8 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(self.norm(x)).view(windows, n, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         x = _attend(q, k, v, self.bias(q.dtype)[None])
-        return self.proj(x.transpose(1, 2).reshape(windows, n, channels))
+        projected: Tensor = self.proj(x.transpose(1, 2).reshape(windows, n, channels))
+        return projected
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -144,7 +147,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(linear_gelu(self.norm(x), self.fc1))
+        mapped: Tensor = self.fc2(linear_gelu(self.norm(x), self.fc1))
+        return mapped
 
 
 class TinyViTBlock(nn.Module):
@@ -174,7 +178,8 @@ class TinyViTBlock(nn.Module):
         last = x.permute(0, 2, 3, 1)
         last = last + self._attend(last)
         last = self.local_conv(last.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return (last + self.mlp(last)).permute(0, 3, 1, 2)
+        maps: Tensor = (last + self.mlp(last)).permute(0, 3, 1, 2)
+        return maps
 
 
 class Stage(nn.Module):
@@ -201,7 +206,8 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first, _, second = self.seq
         assert isinstance(first, ConvNorm)
-        return second(first.gelu(x))
+        patches: Tensor = second(first.gelu(x))
+        return patches
 
 
 class LayerNorm2d(nn.Module):

@@ -138,8 +138,11 @@ def local_validation(saliency: SaliencyMaps, t: int, clicks: SliceClicks, eviden
     if not len(own):
         return own
     if evidence == "soft":
-        return own[believed(saliency, t, clicks, own) | clicks.insisted[own]]
-    return own[(saliency.at(t, clicks.xy[own]) > saliency.threshold) | clicks.insisted[own]]
+        supported = believed(saliency, t, clicks, own)
+    else:
+        supported = saliency.at(t, clicks.xy[own]) > saliency.threshold
+    kept: np.ndarray = own[supported | clicks.insisted[own]]
+    return kept
 
 
 def context_enrichment(

@@ -48,7 +48,8 @@ def raise_at(saliency: np.ndarray, points_xy: np.ndarray, threshold: float) -> n
     squared = [(columns - x) ** 2 + (rows - y) ** 2 for x, y in points_xy[denied]]
     fall = np.log(WORD_HEIGHT / threshold) / max(1.0, WORD_SHARE * size) ** 2
     hill = WORD_HEIGHT * np.exp(-fall * np.minimum.reduce(squared))
-    return np.maximum(saliency, hill.astype(saliency.dtype))
+    raised: np.ndarray = np.maximum(saliency, hill.astype(saliency.dtype))
+    return raised
 
 
 def believed(saliency: SaliencyMaps, t: int, clicks: SliceClicks, own: np.ndarray) -> np.ndarray:
@@ -70,12 +71,13 @@ def score(own: np.ndarray, adjoining: np.ndarray, distance: np.ndarray, near: np
         distance: from the robust curve, as a share of what is usual among the clicks.
         near: number of other clicks nearby.
     """
-    return (
+    weight: np.ndarray = (
         OWN * (own - 0.5)
         + ADJOINING * (adjoining - 0.5)
         + ON_CURVE * (1 - np.minimum(distance, 3.0))
         + REPEATED * np.minimum(near, ENOUGH) / ENOUGH
     )
+    return weight
 
 
 @functools.lru_cache(maxsize=4)

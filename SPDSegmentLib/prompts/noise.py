@@ -163,7 +163,8 @@ def _count(share: float, total: int, rng: np.random.Generator) -> int:
 def _in_target(mask_thw: np.ndarray, slices: np.ndarray, yx: np.ndarray) -> np.ndarray:
     """(..., N) bool of positions (..., N, 2) within the slice."""
     pixel = np.floor(yx + 0.5).astype(np.intp)
-    return mask_thw[slices, pixel[..., 0], pixel[..., 1]].astype(bool)
+    covered: np.ndarray = mask_thw[slices, pixel[..., 0], pixel[..., 1]].astype(bool)
+    return covered
 
 
 def _with_over_run(
@@ -217,7 +218,8 @@ def _drift(
     upper = np.array(mask_thw.shape[1:]) - 1.0
     clipped = np.clip(moved, 0.0, upper)
     out = np.all(clipped == moved, axis=2) & ~_in_target(mask_thw, slices, clipped)
-    return clipped[int(np.argmax(out.sum(axis=1)))]
+    farthest: np.ndarray = clipped[int(np.argmax(out.sum(axis=1)))]
+    return farthest
 
 
 def _kept_after_dropout(slices: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:

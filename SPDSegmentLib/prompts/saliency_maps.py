@@ -133,7 +133,7 @@ def _pick(image: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
     height, width = image.shape
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     if inside.all():
-        return image[rows, columns]
+        return np.asarray(image[rows, columns])
     values = np.zeros(len(columns), dtype=image.dtype)
     values[inside] = image[rows[inside], columns[inside]]
     return values

@@ -99,9 +99,10 @@ def centerline_at(before: SlicePrompts | None, after: SlicePrompts | None, t: in
     if before is None or after is None:
         nearest = after if before is None else before
         assert nearest is not None
-        return nearest.points.mean(axis=0)
+        return np.asarray(nearest.points.mean(axis=0))
     share = (t - before.slice_index) / (after.slice_index - before.slice_index)
-    return (1 - share) * before.points.mean(axis=0) + share * after.points.mean(axis=0)
+    place: np.ndarray = (1 - share) * before.points.mean(axis=0) + share * after.points.mean(axis=0)
+    return place
 
 
 def _choose_regions(

@@ -13,7 +13,7 @@ from SPDSegmentLib.training.config import AugmentationConfig
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class AugmentedView:
     """An affine map from network pixels to slice pixels, and intensity changes.
 
     Attributes:
@@ -45,7 +45,7 @@ def random_view(
     pixel_mm: tuple[float, float],
     center_xy: np.ndarray,
     dither: float = 0.0,
-) -> View:
+) -> AugmentedView:
     """Draw a view around ``center_xy`` (column, row in slice pixels).
 
     Args:
@@ -61,7 +61,7 @@ def random_view(
     matrix = mm / spacing[:, None]
     center = center_xy + rng.uniform(-config.shift, config.shift, 2) * fov_mm / spacing
     offset = center - matrix @ np.full(2, (size - 1) / 2)
-    return View(
+    return AugmentedView(
         size,
         matrix,
         offset,
@@ -72,7 +72,7 @@ def random_view(
     )
 
 
-def apply_view(slices: np.ndarray, view: View, image: bool) -> Tensor:
+def apply_view(slices: np.ndarray, view: AugmentedView, image: bool) -> Tensor:
     """Resample (R, H, W) slices to (R, 1, S, S) float32; zero outside. ``image`` also changes the intensities."""
     height, width = slices.shape[1:]
     pixels = torch.arange(view.size, dtype=torch.float32)
@@ -88,7 +88,7 @@ def apply_view(slices: np.ndarray, view: View, image: bool) -> Tensor:
     return resampled[:, None]
 
 
-def _change_intensities(images: Tensor, view: View) -> Tensor:
+def _change_intensities(images: Tensor, view: AugmentedView) -> Tensor:
     """(R, S, S) in [0, 1] to the same range."""
     if view.field is not None:
         log_field = torch.tensor(view.field, dtype=torch.float32)[None, None]

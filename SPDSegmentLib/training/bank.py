@@ -22,8 +22,8 @@ from SPDSegmentLib.files import write_bytes
 from SPDSegmentLib.inference.engine import autocast, choose_precision
 from SPDSegmentLib.networks.saliency_head import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.augmentation import View, apply_view
-from SPDSegmentLib.training.cases import Case, Target
+from SPDSegmentLib.training.augmentation import AugmentedView, apply_view
+from SPDSegmentLib.training.cases import Case, TargetMask
 from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.stage1 import draw_view
 
@@ -38,10 +38,10 @@ class BankEntry:
         path: file with ``embeddings`` (R, C, h, w) bfloat16, ``mask`` and ``salient`` (R, S, S) uint8.
     """
 
-    target: Target
+    target: TargetMask
     first: int
     last: int
-    view: View
+    view: AugmentedView
     path: Path
 
     def tensors(self) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ def build_bank(
     return EmbeddingBank(entries)
 
 
-def _entry(case: Case, target: Target, k: int, config: TrainingConfig, folder: Path) -> BankEntry:
+def _entry(case: Case, target: TargetMask, k: int, config: TrainingConfig, folder: Path) -> BankEntry:
     rng = np.random.default_rng([config.seed, 2, k])
     view = draw_view(rng, case, target, config)
     first = max(0, target.first - config.stage2.margin)

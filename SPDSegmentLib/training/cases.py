@@ -24,7 +24,7 @@ SHOWN_VALUES = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class TargetMask:
     """One structure of a case that can be clicked.
 
     Attributes:
@@ -67,7 +67,7 @@ class Case:
     name: str
     images: np.ndarray
     salient: np.ndarray
-    targets: tuple[Target, ...]
+    targets: tuple[TargetMask, ...]
     pixel_mm: tuple[float, float]
     slice_mm: float
     note: str = ""
@@ -200,9 +200,9 @@ def _without_structure(name: str, folder: Path, labels: np.ndarray, data: DataCo
     )
 
 
-def make_target(name: str, mask: np.ndarray, path: ClickPath, given: SliceClicks | None = None) -> Target:
+def make_target(name: str, mask: np.ndarray, path: ClickPath, given: SliceClicks | None = None) -> TargetMask:
     """A target from its mask (T, H, W) bool, not empty, and the path that clicks are simulated along."""
     spans = np.flatnonzero(mask.any(axis=(1, 2)))
     _, rows, columns = np.nonzero(mask)
     center_xy = np.array([columns.mean(), rows.mean()])
-    return Target(name, mask, path, int(spans[0]), int(spans[-1]), center_xy, given)
+    return TargetMask(name, mask, path, int(spans[0]), int(spans[-1]), center_xy, given)

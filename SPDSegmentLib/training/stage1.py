@@ -11,8 +11,8 @@ from torch import Tensor
 from SPDSegmentLib.networks.losses import dice_loss, focal_loss, segmentation_loss
 from SPDSegmentLib.networks.saliency_head import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.augmentation import View, apply_view, random_view
-from SPDSegmentLib.training.cases import Case, Target
+from SPDSegmentLib.training.augmentation import AugmentedView, apply_view, random_view
+from SPDSegmentLib.training.cases import Case, TargetMask
 from SPDSegmentLib.training.config import Stage1Config, TrainingConfig
 from SPDSegmentLib.training.distributed import Processes
 from SPDSegmentLib.training.loop import Phase
@@ -64,7 +64,7 @@ class Stage1:
         return apply_view(case.images[part], view, image=True), apply_view(case.salient[part], view, image=False) > 0.5
 
 
-def draw_slices(rng: np.random.Generator, case: Case, target: Target | None, stage: Stage1Config) -> slice:
+def draw_slices(rng: np.random.Generator, case: Case, target: TargetMask | None, stage: Stage1Config) -> slice:
     """A run of neighboring slices, around the target or, with ``background_share`` or without any, anywhere."""
     n = len(case.images)
     length = min(stage.run_length, n)
@@ -77,7 +77,7 @@ def draw_slices(rng: np.random.Generator, case: Case, target: Target | None, sta
     return slice(first, first + length)
 
 
-def draw_view(rng: np.random.Generator, case: Case, target: Target | None, config: TrainingConfig) -> View:
+def draw_view(rng: np.random.Generator, case: Case, target: TargetMask | None, config: TrainingConfig) -> AugmentedView:
     """A random view around a target, or of the whole slice where the field of view is not limited.
 
     In a case without the structure it lies anywhere in the middle half of the slice.

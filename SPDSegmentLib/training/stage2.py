@@ -19,9 +19,9 @@ from SPDSegmentLib.prompts.distillation import SYNTHESIZED, SliceClicks, SlicePr
 from SPDSegmentLib.prompts.padding import pad_points
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 from SPDSegmentLib.prompts.strategies import distill_prompts
-from SPDSegmentLib.training.augmentation import View
+from SPDSegmentLib.training.augmentation import AugmentedView
 from SPDSegmentLib.training.bank import BankEntry, EmbeddingBank
-from SPDSegmentLib.training.cases import Target
+from SPDSegmentLib.training.cases import TargetMask
 from SPDSegmentLib.training.config import Stage2Config, TrainingConfig
 from SPDSegmentLib.training.distributed import Processes
 from SPDSegmentLib.training.loop import Phase
@@ -161,7 +161,11 @@ class Stage2:
 
 
 def clicks_in_view(
-    target: Target, span: tuple[int, int], view: View, severities: tuple[float, float], rng: np.random.Generator
+    target: TargetMask,
+    span: tuple[int, int],
+    view: AugmentedView,
+    severities: tuple[float, float],
+    rng: np.random.Generator,
 ) -> SliceClicks:
     """Fresh clicks of a target in network pixels: those on slices ``span`` (first, last), counted from its first."""
     clicks = target.clicks(float(rng.uniform(*severities)), int(rng.integers(2**31)))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .protocol import Buffer, ContentError, Frame, encode_frame
+from .protocol import Buffer, ContentError, DecodedFrame, encode_frame
 
 MAX_TEXT = 1 << 16
 MAX_ITEMS = 1 << 20
@@ -65,7 +65,7 @@ def encode_message(message: Any, *, check_payload: bool = True) -> list[Buffer]:
     return encode_frame(header, arrays, check_payload=check_payload)
 
 
-def decode_message(frame: Frame, kinds: Mapping[str, type[Message]]) -> Message:
+def decode_message(frame: DecodedFrame, kinds: Mapping[str, type[Message]]) -> Message:
     """Return the message that a frame carries.
 
     Args:

@@ -28,9 +28,9 @@ from SPDSegmentLib.inference.memory import check_room_for_torch
 
 from . import messages as m
 from .codec import json_ready
-from .payloads import Fate, pack_fates, pack_mask, restore_markups, unpack_masks
+from .payloads import Fate, PointGroup, pack_fates, pack_mask, restore_markups, unpack_masks
 from .protocol import ContentError
-from .volumes import OpenedVolume, VolumeCache, close
+from .volumes import OpenedVolume, VolumeCache
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.centerline import Clicks
@@ -217,9 +217,8 @@ class RequestHandler:
         return m.ModelLoaded(request.request_id)
 
     def _give_up_predictor(self) -> None:
-        self._volumes.close_sessions()
-        close(self._predictor)
         self._predictor = self._asked = self._load_error = None
+        self._volumes.close_sessions()
 
     def _infer(self, request: m.Segment | m.Saliency, stop: Stop) -> m.Answer:
         if request.volume_id in self._volumes.forgotten:
@@ -331,7 +330,7 @@ class _Throttle:
         )
 
 
-def _clicks(points: np.ndarray, ids: tuple[str, ...], groups: tuple[m.PointGroup, ...], stack: SliceStack) -> Clicks:
+def _clicks(points: np.ndarray, ids: tuple[str, ...], groups: tuple[PointGroup, ...], stack: SliceStack) -> Clicks:
     from SPDSegmentLib.geometry.centerline import clicks_from_markups
 
     return clicks_from_markups(restore_markups(points, ids, groups), stack)

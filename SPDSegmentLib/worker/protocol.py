@@ -55,7 +55,7 @@ class RawFrame:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class DecodedFrame:
     """The content of a frame: a JSON object and named arrays."""
 
     header: dict[str, Any]
@@ -105,7 +105,7 @@ def encode_frame(
     return [head + _CHECK.pack(zlib.crc32(head)) + text, *parts]
 
 
-def decode_frame(raw: RawFrame) -> Frame:
+def decode_frame(raw: RawFrame) -> DecodedFrame:
     """Read JSON and arrays of a delimited frame; the arrays are read-only views of the payload.
 
     Raises:
@@ -117,7 +117,7 @@ def decode_frame(raw: RawFrame) -> Frame:
         raise ContentError(f"The header of a frame {error}.") from error
     if not isinstance(header, dict):
         raise ContentError("The header of a frame is not a JSON object.")
-    return Frame(header, _read_arrays(header.pop("arrays", []), raw.payload))
+    return DecodedFrame(header, _read_arrays(header.pop("arrays", []), raw.payload))
 
 
 class FrameParser:

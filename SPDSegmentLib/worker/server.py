@@ -56,7 +56,7 @@ class ServerConfig:
 
 
 @dataclass(eq=False)
-class Job:
+class WaitingRequest:
     """A request that waits for, or is on, the inference thread."""
 
     request: Work
@@ -91,8 +91,8 @@ class Server:
         self._outgoing = Outgoing(events, self._config.unread_bytes, self._lose_client)
         self._pulse = Pulse(self._beat, lambda: bool(self._jobs or self._assemblies), self._end_orphaned)
         self._lock = threading.Lock()
-        self._jobs: dict[int, Job] = {}
-        self._running: Job | None = None
+        self._jobs: dict[int, WaitingRequest] = {}
+        self._running: WaitingRequest | None = None
         self._assemblies: dict[str, VolumeAssembly | None] = {}
         self._finished = threading.Event()
         self._ending = False
@@ -222,9 +222,9 @@ class Server:
                 running = self._running.request.request_id if self._running else None
             self._emit(self._handler.status(request.request_id, running=running))
         else:
-            self._queue(Job(request))
+            self._queue(WaitingRequest(request))
 
-    def _queue(self, job: Job) -> None:
+    def _queue(self, job: WaitingRequest) -> None:
         request_id = job.request.request_id
         outdated: list[int] = []
         with self._lock:
@@ -241,12 +241,12 @@ class Server:
             self._emit(to_event(known, Cancelled("A newer update of the same volume took its place.")))
         self._tasks.put(lambda: self._run(job))
 
-    def _replaces(self, update: m.Segment, waiting: Job) -> bool:
+    def _replaces(self, update: m.Segment, waiting: WaitingRequest) -> bool:
         """Whether a request that has not begun is outdated by an update of the same volume."""
         other = waiting.request
         return waiting is not self._running and isinstance(other, m.Segment) and other.volume_id == update.volume_id
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: WaitingRequest) -> None:
         request_id = job.request.request_id
         with self._lock:
             if request_id not in self._jobs:
@@ -287,7 +287,7 @@ class Server:
         elif request.urgent:
             self._pulse.call_later(self._config.cancel_grace, lambda: self._insist(job))
 
-    def _insist(self, job: Job) -> None:
+    def _insist(self, job: WaitingRequest) -> None:
         if self._running is job:
             log.warning("a cancelled request did not stop in time; ending the process")
             self._end_process(EXIT_CANCELLED)

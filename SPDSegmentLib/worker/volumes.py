@@ -11,6 +11,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput, OutOfMemory
 from SPDSegmentLib.geometry.limits import total_memory_bytes
+from SPDSegmentLib.inference.memory import give_back_freed_memory
 
 from .codec import encode_message
 from .messages import OpenVolume, VolumeChunk
@@ -152,11 +153,6 @@ class OpenedVolume:
         """Bytes of the voxels and of what was computed from them."""
         return int(self.stack.array.nbytes) + int(getattr(self.session, "nbytes", 0))
 
-    def close_session(self) -> None:
-        """Forget what was computed."""
-        close(self.session)
-        self.session = None
-
 
 class VolumeCache:
     """Open volumes by name, from the one that was used longest ago to the latest.
@@ -191,14 +187,13 @@ class VolumeCache:
     def drop(self, name: str) -> None:
         """Let go of a volume for good."""
         self.forgotten.discard(name)
-        opened = self._volumes.pop(name, None)
-        if opened is not None:
-            opened.close_session()
+        self._let_go([name])
 
     def close_sessions(self) -> None:
         """Forget what was computed from every volume."""
         for opened in self._volumes.values():
-            opened.close_session()
+            opened.session = None
+        give_back_freed_memory()
 
     def spare_bytes(self) -> int:
         """Return what all volumes but the latest take; safe from any thread."""
@@ -215,17 +210,11 @@ class VolumeCache:
             if name not in keep:
                 gone.append(name)
                 left -= size
-        for name in gone:
-            self.drop(name)
-            self.forgotten.add(name)
+        self._let_go(gone)
+        self.forgotten.update(gone)
+
+    def _let_go(self, names: Collection[str]) -> None:
+        gone = [self._volumes.pop(name) for name in names if name in self._volumes]
         if gone:
-            from SPDSegmentLib.inference.memory import give_back_freed_memory
-
+            gone.clear()
             give_back_freed_memory()
-
-
-def close(thing: Any) -> None:
-    """Call the ``close`` of an object that has one."""
-    method = getattr(thing, "close", None)
-    if callable(method):
-        method()

@@ -17,7 +17,7 @@ from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.cli import progress
 from SPDSegmentLib.cli.batch_command import batch
 from SPDSegmentLib.cli.segment_command import segment
-from SPDSegmentLib.inference.results import Progress
+from SPDSegmentLib.inference.results import SegmentationProgress
 
 
 def commands(command: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
@@ -76,7 +76,7 @@ def test_the_progress_of_a_training_fits_80_columns(screen: io.StringIO) -> None
 
 def test_the_progress_of_slices_and_bytes_fits_80_columns(screen: io.StringIO) -> None:
     with progress.show_slices() as advance:
-        advance(Progress("decoding", 1234, 12345))
+        advance(SegmentationProgress("decoding", 1234, 12345))
     with progress.show_bytes("a-backbone-with-a-long-name-of-many-words") as show:
         show(123_456_789, 2_345_678_901)
     assert all(len(line) <= 80 for line in lines(screen)), lines(screen)

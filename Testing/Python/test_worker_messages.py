@@ -21,6 +21,7 @@ from SPDSegmentLib.worker.handler import to_error
 from SPDSegmentLib.worker.payloads import (
     Fate,
     PackedMask,
+    PointGroup,
     flatten_markups,
     pack_fates,
     pack_mask,
@@ -30,9 +31,9 @@ from SPDSegmentLib.worker.payloads import (
     unpack_mask,
     unpack_masks,
 )
-from SPDSegmentLib.worker.protocol import ContentError, Frame, FrameParser, decode_frame, frame_bytes
+from SPDSegmentLib.worker.protocol import ContentError, DecodedFrame, FrameParser, decode_frame, frame_bytes
 
-GROUPS = (m.PointGroup("line", "Curve", 2), m.PointGroup("points", "Fiducial", 1))
+GROUPS = (PointGroup("line", "Curve", 2), PointGroup("points", "Fiducial", 1))
 POINTS = np.arange(9.0).reshape(3, 3)
 IDS = ("1", "2", "ünï")
 FATES = (
@@ -99,7 +100,7 @@ def test_a_value_of_the_wrong_type_is_refused_in_every_field(message: Any) -> No
         for value in wrong:
             header = {**good.header, field.name: value}
             with pytest.raises(ContentError):
-                decode_message(Frame(header, {}), {message.kind: type(message)})
+                decode_message(DecodedFrame(header, {}), {message.kind: type(message)})
 
 
 def test_unknown_missing_and_misplaced_fields_are_refused() -> None:
@@ -116,9 +117,9 @@ def test_unknown_missing_and_misplaced_fields_are_refused() -> None:
         {"kind": "close_volume", "volume_id": "x" * 100_000},
     ):
         with pytest.raises(ContentError):
-            decode_message(Frame(header, {}), kinds)
+            decode_message(DecodedFrame(header, {}), kinds)
     with pytest.raises(ContentError):
-        decode_message(Frame({"kind": "cancel"}, {"request_id": np.zeros(1)}), kinds)
+        decode_message(DecodedFrame({"kind": "cancel"}, {"request_id": np.zeros(1)}), kinds)
 
 
 @pytest.mark.parametrize(

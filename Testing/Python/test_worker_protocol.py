@@ -24,7 +24,7 @@ def _custom(text: bytes, payload: bytes = b"", *, version: int = p.PROTOCOL_VERS
     return head + struct.pack("<I", zlib.crc32(head)) + text + payload
 
 
-def _read(data: bytes) -> list[p.Frame]:
+def _read(data: bytes) -> list[p.DecodedFrame]:
     parser = p.FrameParser()
     frames = [p.decode_frame(raw) for raw in parser.feed(data)]
     assert parser.failure is None

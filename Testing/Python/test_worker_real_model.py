@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +18,11 @@ from SPDSegmentLib.errors import Cancelled, ModelMissing
 from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ModelChoice
 from SPDSegmentLib.worker.commands import local_command
-from SPDSegmentLib.worker.handler import stop_between_layers
-from SPDSegmentLib.worker.payloads import unpack_mask
+from SPDSegmentLib.worker.handler import RequestHandler, load_predictor, stop_between_layers
+from SPDSegmentLib.worker.payloads import flatten_markups, pack_masks, unpack_mask
 
 torch = pytest.importorskip("torch")
 
@@ -110,6 +113,31 @@ def test_a_bundle_that_is_not_there(worker: Driver) -> None:
     worker.client.set_model(ModelChoice("no such model"))
     with pytest.raises(ModelMissing):
         worker.segment()
+
+
+@pytest.mark.parametrize("how", ["closed", "forgotten", "other model"])
+def test_what_was_computed_of_a_volume_that_is_let_go_leaves_the_memory_at_once(bundle: Path, how: str) -> None:
+    gc.disable()  # Python's own collector would hide what nobody frees
+    try:
+        handler = RequestHandler(load_predictor, lambda event: None, 1)
+        handler.answer(m.LoadModel(1, str(bundle), "cpu", "float32"), lambda: False)
+        array = volume_array()
+        stack = weakref.ref(array)
+        handler.open_volume(m.OpenVolume(2, "volume", "<i2", array.shape, AFFINE), array)
+        request = m.Segment(3, "volume", *flatten_markups([line()]), *pack_masks({}))
+        handler.answer(request, lambda: False)
+        del array
+        session = weakref.ref(handler._volumes.use("volume").session)  # type: ignore[union-attr]
+        assert stack() is not None and session() is not None
+        if how == "closed":
+            handler.close_volume("volume")
+        elif how == "forgotten":
+            handler.make_room(1, ())
+        else:
+            handler.answer(m.LoadModel(4, str(bundle), "cpu", "auto"), lambda: False)
+        assert session() is None and (stack() is None) == (how != "other model")
+    finally:
+        gc.enable()
 
 
 def test_devices_are_listed_when_asked(worker: Driver) -> None:

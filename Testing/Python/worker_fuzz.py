@@ -23,7 +23,7 @@ from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, WorkerClient
 from SPDSegmentLib.worker.codec import decode_message, encode_message
 from SPDSegmentLib.worker.commands import WorkerCommand
-from SPDSegmentLib.worker.payloads import Fate, pack_fates, pack_mask
+from SPDSegmentLib.worker.payloads import Fate, PointGroup, pack_fates, pack_mask
 from SPDSegmentLib.worker.pipes import Outbox
 from SPDSegmentLib.worker.protocol import HEADER_BYTES, MAGIC, PROTOCOL_VERSION, FrameParser, decode_frame, frame_bytes
 from SPDSegmentLib.worker.server import Server, ServerConfig
@@ -34,7 +34,7 @@ FIRST_SENTINEL = 1 << 40
 SHAPE = (3, 8, 8)
 BYTES = np.arange(SHAPE[0] * SHAPE[1] * SHAPE[2], dtype=np.int16).view(np.uint8)
 POINTS = np.array([[-4.0, -4.0, 1.0], [-3.0, -4.0, 2.0]])
-GROUPS = (m.PointGroup("line", "Fiducial", 2),)
+GROUPS = (PointGroup("line", "Fiducial", 2),)
 NO_LOCKS = (np.zeros((0, 7), np.int64), np.zeros(0, np.uint8))
 
 REQUESTS: list[Any] = [

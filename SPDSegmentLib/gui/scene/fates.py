@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from SPDSegmentLib.prompts.fates import BORROWED, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED, best_fates
-from SPDSegmentLib.worker.messages import Fate
+from SPDSegmentLib.worker.payloads import Fate
 
 from .write_record import ClickFate
 

@@ -28,7 +28,7 @@ from SPDSegmentLib.geometry.window import InputWindow, place_window
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.prompts.distillation import SliceClicks
 from SPDSegmentLib.prompts.strategies import interpolate_clicks
-from SPDSegmentLib.training.augmentation import View, apply_view
+from SPDSegmentLib.training.augmentation import AugmentedView, apply_view
 from SPDSegmentLib.training.bank import EmbeddingBank
 from SPDSegmentLib.training.cases import Case, make_target
 from SPDSegmentLib.training.config import BundleText, DataConfig, Stage2Config, TrainingConfig
@@ -226,7 +226,7 @@ class NetworkClicks:
         )
 
     @classmethod
-    def in_view(cls, clicks: SliceClicks, view: View, case: Case) -> NetworkClicks:
+    def in_view(cls, clicks: SliceClicks, view: AugmentedView, case: Case) -> NetworkClicks:
         """For training: clicks in slice pixels of a case, seen through a random view."""
         spacing = np.array([case.pixel_mm[1], case.pixel_mm[0]])
         pixel_mm = float(np.sqrt(abs(np.linalg.det(view.matrix * spacing[:, None]))))
