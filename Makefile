@@ -25,6 +25,10 @@ lint: $(HOST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What this machine's GPU does, in at most four minutes: Testing/Benchmarks/results/gpu-<card>.json and a table.
+gpu: weights
+	$(BIN)/python Testing/Benchmarks/gpu.py
+
 # All systems on all data sets, into docs/benchmark.md, and speed and memory: days on a CPU; stop it at any time, it goes
 # on. Models that are compared with and are not here are trained first. Needs the labelled volumes in ../shared/data.
 RESULTS := Testing/Benchmarks/results

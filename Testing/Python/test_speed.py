@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from models_helpers import tiny_info
 from tiny_predictor import tiny_predictor, tube_volume
 
+import gpu
 import without_network
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import normalize
@@ -21,13 +25,16 @@ from SPDSegmentLib.inference.device_slices import DeviceSlices, pack_bits
 from SPDSegmentLib.inference.features import _EmbeddingCache
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.models.bundle import write_bundle
+from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.spd import SPDModel
 
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__")
 
 
 def waits(monkeypatch: pytest.MonkeyPatch, slices: int, saliency: str) -> tuple[Counter[str], Session]:
     """How often a first result and a changed click bring something from the device, all slices in one batch."""
-    stack, clicks = without_network.tube(slices, 128)
+    stack, clicks = without_network.tube(slices)
     session = without_network.instant_predictor(slices, "cpu", saliency, batch_size=64).open(stack)
     counted: Counter[str] = Counter()
     with monkeypatch.context() as patched:
@@ -139,3 +146,20 @@ def _masks(predictor: Predictor, stack: SliceStack, clicks: Clicks) -> np.ndarra
     session = predictor.open(stack)
     session.segment(without_network.moved(clicks, 2))
     return session.segment(clicks).mask
+
+
+def test_the_measurement_on_a_gpu_runs_in_small_on_a_cpu(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    lora = {"lora_rank": 2, "decoder_lora_rank": 2}
+    model = SPDModel(NetworkConfig("tiny_random", 64, lora_rank=2, decoder_lora_rank=2))
+    write_bundle(tmp_path / "tiny", tiny_info(network=lora), model.adapter_state(), "")
+    output = tmp_path / "results" / "gpu.json"
+    asked = ["--device", "cpu", "--small", "--bundle", str(tmp_path / "tiny"), "--output", str(output)]
+    report = gpu.main(asked)
+    assert json.loads(output.read_text()) == report
+    worker = report["worker"]
+    assert 0 < worker["first_slice_cold_s"] <= worker["all_slices_cold_s"]
+    assert 0 < worker["changed_click_median_s"] <= worker["changed_click_p95_s"]
+    encoder = report["encoders"]["tiny_random at 64"]
+    assert 0 < encoder["share_of_matrix_peak"] < 1 and 0 < encoder["share_of_bandwidth"] < 1
+    assert report["training"]["slices_per_s"] > 0
