@@ -30,7 +30,7 @@ gpu: weights
 	$(BIN)/python Testing/Benchmarks/gpu.py
 
 # All systems on all data sets, into docs/benchmark.md, and speed and memory: days on a CPU; stop it at any time, it goes
-# on. Models that are compared with and are not here are trained first. Needs the labelled volumes in ../shared/data.
+# on. Models that are compared with and are not here are trained first. Needs the labeled volumes in ../shared/data.
 RESULTS := Testing/Benchmarks/results
 SPDBENCH := PYTHONPATH=Testing/Benchmarks $(BIN)/python -m spdbench Testing/Benchmarks/benchmark.toml
 bench: $(BENCH)

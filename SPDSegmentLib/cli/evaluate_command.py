@@ -1,4 +1,4 @@
-"""``spdsegment evaluate``: measure bundles on labelled cases with simulated clicks."""
+"""``spdsegment evaluate``: measure bundles on labeled cases with simulated clicks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def evaluate(
         bool, typer.Option("--update-card", help="Write the figures into the first model's description and card.")
     ] = False,
 ) -> None:
-    """Measure models on labelled volumes: table, CSV, JSON and figure."""
+    """Measure models on labeled volumes: table, CSV, JSON and figure."""
     require_input(config, "configuration")
     check_folder(output, "output folder")
     if split not in ("validation", "train"):

@@ -74,10 +74,10 @@ def list_models(as_json: AsJson = False) -> None:
         text = f" {printable(folder.name)}: {printable(error.sentence)}"
         console.print(Text.assemble(("not used", "red"), text), soft_wrap=True)
     console.print()
-    table = Table("Base weights", "Size", "Licence", "State", box=None)
+    table = Table("Base weights", "Size", "License", "State", box=None)
     for status in statuses:
         size = megabytes(status.weights.size) if status.weights.size else "?"
-        table.add_row(status.weights.name, size, status.weights.licence, _state(status))
+        table.add_row(status.weights.name, size, status.weights.license, _state(status))
     console.print(table)
     folders = f"\nYour models: {user_models_folder()}\nBase weights: {weights_folder()}"
     console.print(folders, soft_wrap=True, markup=False)
@@ -226,7 +226,7 @@ def _bundle_values(bundle: Bundle) -> dict[str, Any]:
         "base_weights": info.backbone,
         "input": f"{info.image_size} x {info.image_size} pixels"
         + (f" over {info.fov_mm:g} mm" if info.fov_mm else " over the whole slice"),
-        "licence_of_training_data": info.training.get("licence", ""),
+        "license_of_training_data": info.training.get("license") or info.training.get("licence", ""),
         "library_version": info.library_version,
         "folder": str(bundle.folder),
         "origin": "shipped" if bundle.shipped else "yours",
@@ -243,7 +243,7 @@ def _weights_values(status: WeightsStatus) -> dict[str, Any]:
         "size": weights.size,
         "sha256": status.sha256,
         "your_own_file": status.accepted_by_user,
-        "licence": weights.licence,
+        "license": weights.license,
         "source": weights.source,
         "homepage": weights.homepage,
         "path": str(status.path),

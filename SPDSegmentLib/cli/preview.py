@@ -1,4 +1,4 @@
-"""The picture of a result: slices with the mask's contour and the clicks coloured by their fate (matplotlib)."""
+"""The picture of a result: slices with the mask's contour and the clicks colored by their fate (matplotlib)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class PreviewText:
-    """What the title says; ``volume_ml`` in millilitres."""
+    """What the title says; ``volume_ml`` in milliliters."""
 
     title: str
     model: str
@@ -143,7 +143,7 @@ def choose_slices(mask: np.ndarray, points: Iterable[PointResult], limit: int = 
 
 
 def crop_box(mask: np.ndarray, points: Iterable[PointResult], pixel_mm: tuple[float, float]) -> CropBox:
-    """The box round mask (T, H, W) and points with a margin, as near to a square in millimetres as the slice allows."""
+    """The box round mask (T, H, W) and points with a margin, as near to a square in millimeters as the slice allows."""
     rows, columns = np.nonzero(mask.any(axis=0))
     xy = np.array([point.xy for point in points], dtype=float).reshape(-1, 2)
     row_mm = _with_near(rows * pixel_mm[0], xy[:, 1] * pixel_mm[0])

@@ -1,4 +1,4 @@
-"""Labelled cases for an evaluation, their targets, and the simulated clicks on them."""
+"""Labeled cases for an evaluation, their targets, and the simulated clicks on them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class EvaluationTarget:
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Where labelled cases lie.
+    """Where labeled cases lie.
 
     Attributes:
         folder: their folder.

@@ -1,6 +1,6 @@
 """DSC, IoU, HD95 and NSD of a mask against the truth, per volume and per slice (method section 10).
 
-Surface distances are in millimetres; HD95 is the larger of the two directed 95th percentiles, NSD the share of both
+Surface distances are in millimeters; HD95 is the larger of the two directed 95th percentiles, NSD the share of both
 surfaces within a tolerance (see :mod:`SPDSegmentLib.evaluation.surfaces`). :func:`empty_mask_metrics` is the one place
 that says what an empty mask is worth.
 """
@@ -83,7 +83,7 @@ def hd95(a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float]) -> float | N
 
 
 def nsd(a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float = TOLERANCE_MM) -> float | None:
-    """Normalised surface Dice: share of both surfaces within ``tolerance_mm`` of the other one.
+    """Normalized surface Dice: share of both surfaces within ``tolerance_mm`` of the other one.
 
     Raises:
         BadInput: different shapes, or a spacing that does not fit.

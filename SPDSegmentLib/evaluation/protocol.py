@@ -47,7 +47,7 @@ class EvaluationRow:
         bundle, method, severity, seed: what was run; the severity may be a label of one kind of noise alone.
         patient, case, target: on what.
         clicks, outside_share: how many clicks, and which share of them lay outside the target.
-        dsc, iou, nsd: per volume; hd95_mm in millimetres; ``None`` where the empty-mask policy leaves a case out.
+        dsc, iou, nsd: per volume; hd95_mm in millimeters; ``None`` where the empty-mask policy leaves a case out.
         slice_dsc, slice_iou, slice_hd95_mm: means over the slices that hold the target.
         seconds: of the segmentation, without what was kept from earlier clicks on the volume.
         kept_share, right_rejected, wrong_kept: shares of all clicks that were kept, of those inside the target that

@@ -1,4 +1,4 @@
-"""One evaluator: segment labelled targets with simulated clicks and measure the masks.
+"""One evaluator: segment labeled targets with simulated clicks and measure the masks.
 
 :func:`measure` makes one row of any system's mask; :func:`evaluate` runs a bundle's methods over all targets. The
 benchmark measures every system with the same function.

@@ -1,4 +1,4 @@
-"""Distances between the surfaces of two masks, in millimetres.
+"""Distances between the surfaces of two masks, in millimeters.
 
 Definition of DeepMind's ``surface-distance`` (Nikolov et al. 2018, arXiv 1809.04430): the surface lies at the corners
 between voxels whose 2 x 2 (2-D) or 2 x 2 x 2 (3-D) neighbors are not all alike, distances are taken between such

@@ -58,7 +58,7 @@ def clicks_from_points(
     ids: Sequence[str] | None = None,
     insisted: Sequence[bool] | None = None,
 ) -> Clicks:
-    """Points (N, 3) in patient millimetres on their nearest slices.
+    """Points (N, 3) in patient millimeters on their nearest slices.
 
     Points beyond any volume (:func:`within_reach`) are outside, at a finite place.
     """

@@ -23,7 +23,7 @@ MR_PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True)
 class IntensityConfig:
-    """How a volume is normalised.
+    """How a volume is normalized.
 
     Attributes:
         kind: ``percentile`` (MR: low and high are percentiles of the foreground), ``window`` (CT: low and high are

@@ -1,4 +1,4 @@
-"""Slicer's markups files (``.mrk.json``, older ``.fcsv``): point lists and curves, in patient millimetres."""
+"""Slicer's markups files (``.mrk.json``, older ``.fcsv``): point lists and curves, in patient millimeters."""
 
 from __future__ import annotations
 

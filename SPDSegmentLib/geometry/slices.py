@@ -81,13 +81,13 @@ class SliceStack:
         return np.ascontiguousarray(view.transpose(np.argsort(self.order)))
 
     def to_slices(self, points_ras: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Patient millimetres (N, 3) to continuous slice positions (N,) and pixels (N, 2), (column, row)."""
+        """Patient millimeters (N, 3) to continuous slice positions (N,) and pixels (N, 2), (column, row)."""
         points = np.asarray(points_ras, dtype=np.float64).reshape(-1, 3)
         thw = points @ self._ras_to_thw[:3, :3].T + self._ras_to_thw[:3, 3]
         return thw[:, 0], thw[:, [2, 1]]
 
     def to_ras(self, slice_position: np.ndarray, xy: np.ndarray) -> np.ndarray:
-        """Inverse of :meth:`to_slices`: (N, 3) patient millimetres."""
+        """Inverse of :meth:`to_slices`: (N, 3) patient millimeters."""
         xy = np.asarray(xy, dtype=np.float64).reshape(-1, 2)
         position = np.broadcast_to(np.asarray(slice_position, dtype=np.float64), len(xy))
         thw = np.stack((position, xy[:, 1], xy[:, 0]), axis=1)

@@ -39,7 +39,7 @@ class Volume:
 
     Attributes:
         array: (K, J, I), as SimpleITK and ``slicer.util.arrayFromVolume`` give it.
-        ijk_to_ras: (4, 4), voxel indexes to patient millimetres, right-anterior-superior.
+        ijk_to_ras: (4, 4), voxel indexes to patient millimeters, right-anterior-superior.
         name: for messages.
 
     Raises:

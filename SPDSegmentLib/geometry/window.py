@@ -23,7 +23,7 @@ FOV_PER_SLICE = 1.4
 
 @dataclass(frozen=True)
 class InputWindow:
-    """Axis-aligned map between slice pixels and network pixels; both count from the first pixel's centre.
+    """Axis-aligned map between slice pixels and network pixels; both count from the first pixel's center.
 
     Attributes:
         size: S, side of the network input in pixels.
@@ -222,7 +222,7 @@ def place_window(
         size: S.
         fov_mm: side of the field of view; 0 fits the whole slice.
         center_xy: where to look, (column, row) in slice pixels, usually the median click. Along an axis that fits into
-            the field of view the slice's middle is taken instead. The centre is rounded to an eighth of the field of
+            the field of view the slice's middle is taken instead. The center is rounded to an eighth of the field of
             view, so that small changes of the clicks leave it in place.
     """
     height, width = slice_shape

@@ -125,7 +125,7 @@ class Engine:
 
     @torch.inference_mode()
     def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
-        """S_t of (B, C, h, w) embeddings and their neighbours': (B, S, S) float16, NaN where it is not finite."""
+        """S_t of (B, C, h, w) embeddings and their neighbors': (B, S, S) float16, NaN where it is not finite."""
         with self._autocast():
             logits = self.model.saliency_logits(embeddings, previous, following)
         return _as_saliency(logits)

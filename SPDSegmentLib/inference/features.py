@@ -28,7 +28,7 @@ from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 
 @dataclass(eq=False)
 class _Batch:
-    """S of neighbouring slices: on the device, and on its way to the CPU or there."""
+    """S of neighboring slices: on the device, and on its way to the CPU or there."""
 
     slices: list[int]
     maps: Tensor
@@ -50,7 +50,7 @@ class SliceFeatures:
     Args:
         engine: the model.
         stack: the slices.
-        intensity: how they are normalised.
+        intensity: how they are normalized.
         fov_mm: side of the field of view; 0 for the whole slice, or of a conditioned model for one chosen from the
             first clicks.
         threshold: tau, which the saliency exceeds where a person insists.
@@ -120,7 +120,7 @@ class SliceFeatures:
         """Fix the field of view at an anchor or the first clicks (N, 2); move it only when most clicks lie outside.
 
         Returns:
-            Whether it was placed anew, so that everything computed before is void.
+            Whether it was placed again, so that everything computed before is void.
         """
         if not self._fixed and self.conditioned and self.fov_mm == 0:
             self._chosen_fov_mm = fov_of_clicks(xy, self.stack.array.shape[1:], self.stack.pixel_mm)

@@ -21,7 +21,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def keep_freed_memory() -> bool:
     """Let large tensors reuse memory; up to ``KEPT_BYTES`` that were freed stay with the process.
 
-    glibc maps every block beyond 32 MB anew, and the system clears each of its pages when it is first touched, which
+    glibc maps every block beyond 32 MB again, and the system clears each of its pages when it is first touched, which
     took up to half of the encoder's time in float32 (``Testing/Benchmarks/freed_memory.py``). Nothing happens where the
     C library is another one, or where the environment has settings of its own (``MALLOC_...``).
 

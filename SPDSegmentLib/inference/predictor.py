@@ -28,7 +28,7 @@ class Predictor:
     Args:
         engine: the merged model.
         prompts: how clicks become prompts.
-        intensity: how volumes are normalised.
+        intensity: how volumes are normalized.
         fov_mm: side of the field of view, 0 for the whole slice.
         plane: slicing plane that the model was trained on.
         identity: JSON-ready description for reports.

@@ -57,8 +57,8 @@ class PointResult:
     """The fate of one point in one slice, in the slice's own pixels.
 
     Attributes:
-        click: index of the click among those given, -1 for a synthesised point.
-        click_id: its control point id, empty for a synthesised point.
+        click: index of the click among those given, -1 for a synthesized point.
+        click_id: its control point id, empty for a synthesized point.
         fate: ``kept``, ``insisted``, ``rejected_own_slice``, ``rejected_neighbor``, ``borrowed``, ``synthesized`` or
             ``outside``.
         xy: (column, row).

@@ -45,7 +45,7 @@ OUTSIDE_LOGIT = -1.0
 DECODED = 2
 """So many batches of the encoder are one of the decoder."""
 UNREMARKABLE_SLICES, UNREMARKABLE_SHARE = 3, 0.25
-"""A mask may go on past the outermost click by so many slices, or this share of the clicks' extent, without a word."""
+"""A mask may go on past the outermost click by so many slices, or this share of the clicks' extent, without a note."""
 
 
 class Session:
@@ -113,7 +113,7 @@ class Session:
             on_slice: called with each new slice as soon as it is there.
             on_progress: called after each batch.
             cancelled: polled between batches.
-            locked: slices that a person owns, (H, W) masks by slice; kept, and context for their neighbours.
+            locked: slices that a person owns, (H, W) masks by slice; kept, and context for their neighbors.
             anchor_xy: ``center_xy`` of an earlier result, by which a new session takes up where another one ended.
 
         Raises:
@@ -227,7 +227,7 @@ class Session:
         return [] if first else ["Most clicks left the field of view; it was moved and everything computed again."]
 
     def _forget(self) -> None:
-        """Let every slice be decided anew, and remember which of them the caller has a mask of."""
+        """Let every slice be decided again, and remember which of them the caller has a mask of."""
         self._outdated |= {t for t, (_, result) in self._slices.items() if result.pixels}
         self._slices.clear()
 
@@ -239,7 +239,7 @@ class Session:
         return SliceClicks(clicks.slice_index[seen].astype(int), xy, clicks.insisted[seen]), seen
 
     def _set_locked(self, locked: Mapping[int, np.ndarray]) -> None:
-        """Take over the person's slices; where they changed, saliency components are worked out anew."""
+        """Take over the person's slices; where they changed, saliency components are computed again."""
         same = locked.keys() == self._locked.keys() and all(np.array_equal(locked[t], self._locked[t]) for t in locked)
         if not same:
             self._locked = {t: np.asarray(mask, dtype=bool).copy() for t, mask in locked.items()}

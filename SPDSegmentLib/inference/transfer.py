@@ -15,7 +15,7 @@ _KEPT = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.float16, np.float32
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """An array on the device; the caller must not change it afterwards."""
+    """An array on the device; the caller must not change it afterward."""
     if array.dtype.newbyteorder("=") not in _KEPT:
         array = array.astype(np.uint8 if array.dtype == bool else np.float32)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))

@@ -1,1 +1,1 @@
-"""Model bundles and base weights: manifest, checksums, download, licence. Free of torch."""
+"""Model bundles and base weights: manifest, checksums, download, license. Free of torch."""

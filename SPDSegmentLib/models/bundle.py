@@ -280,7 +280,7 @@ def describe_again(bundle: Bundle, **changes: Any) -> Bundle:
 
 
 def base_weights_for(bundle: Bundle) -> Path | None:
-    """Verified base weights of a bundle, None for a backbone without any (initialised at random).
+    """Verified base weights of a bundle, None for a backbone without any (initialized at random).
 
     Raises:
         ModelMissing: they are not on this machine.

@@ -57,7 +57,7 @@ class BundleInfo:
         fov_mm: side of the field of view, 0 for the whole slice.
         network, prompts: configuration of the code.
         library_version: of the library that wrote it.
-        training: ``dataset``, ``licence``, ``attribution``, ``patients``, ``config``.
+        training: ``dataset``, ``license``, ``attribution``, ``patients``, ``config``.
         metrics: measured figures.
         color: red, green, blue in [0, 1].
         terminology: codes of the structure as in 3D Slicer's segment tag ``TerminologyEntry``, empty for none.
@@ -115,7 +115,7 @@ class BundleInfo:
             f"a positive whole number up to {MAX_IMAGE_SIZE}",
         )
         in_range = is_finite_number(self.fov_mm) and (self.fov_mm == 0 or FOV_MM[0] <= self.fov_mm <= FOV_MM[1])
-        _require(in_range, "fov_mm", f"a number of millimetres from {FOV_MM[0]:g} to {FOV_MM[1]:g}, or 0")
+        _require(in_range, "fov_mm", f"a number of millimeters from {FOV_MM[0]:g} to {FOV_MM[1]:g}, or 0")
         for name in ("normalization", "network", "prompts", "training", "metrics", "fit"):
             _require(isinstance(getattr(self, name), Mapping), name, "an object")
         known = [*BASE_WEIGHTS, *WEIGHTLESS_BACKBONES]

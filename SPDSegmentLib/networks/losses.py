@@ -56,12 +56,12 @@ def pairwise_slice_consistency(mask: Tensor, neighbor: Tensor) -> Tensor:
 def consistency_of_run(
     logits: Tensor, target: Tensor, direction: str = "next", stop_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """PSC of the slices of one run of neighbouring slices.
+    """PSC of the slices of one run of neighboring slices.
 
     Args:
         logits, target: (T, 1, H, W) in slice order.
         direction: ``none``, ``previous``, ``next`` (paper) or ``both``.
-        stop_gradient: treat the neighbour's mask as constant.
+        stop_gradient: treat the neighbor's mask as constant.
 
     Returns:
         Loss per slice (T,), zero where no pair counts, and the number of slices that have a pair. A pair is skipped at

@@ -39,9 +39,9 @@ class SaliencyHead(nn.Module):
         return self.previous is not None
 
     def forward(self, embeddings: Tensor, previous: Tensor | None = None, following: Tensor | None = None) -> Tensor:
-        """Saliency logits (B, 1, 4h, 4w) of embeddings (B, C, h, w); neighbours have the same shape.
+        """Saliency logits (B, 1, 4h, 4w) of embeddings (B, C, h, w); neighbors have the same shape.
 
-        At a volume's edge the caller repeats the slice itself as its neighbour.
+        At a volume's edge the caller repeats the slice itself as its neighbor.
         """
         x = embeddings
         if self.previous is not None and self.following is not None:
@@ -53,5 +53,5 @@ class SaliencyHead(nn.Module):
 
 
 def adjoining(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Previous and following embeddings of a run of neighbouring slices (T, C, h, w), edges repeated."""
+    """Previous and following embeddings of a run of neighboring slices (T, C, h, w), edges repeated."""
     return torch.cat((embeddings[:1], embeddings[:-1])), torch.cat((embeddings[1:], embeddings[-1:]))

@@ -33,16 +33,16 @@ class PromptConfig:
         local_validation: keep only the clicks that their own slice supports (paper, CPD step 1).
         evidence: what supports a click in its own slice: ``gate`` (paper: S_t above tau) or ``soft``
             (:mod:`SPDSegmentLib.prompts.evidence`, ours).
-        context_enrichment: borrow neighbours' clicks after dual validation (paper, CPD step 2).
+        context_enrichment: borrow neighbors' clicks after dual validation (paper, CPD step 2).
         min_distance_px: of two points closer than this in a slice, the more salient stays (ours).
         max_points: K, at most this many points a slice by farthest-point sampling, 0 for the paper's no limit (ours).
         unsupported: what happens in a salient slice that no click supports (ours): ``synthesize`` or ``abstain``.
         single_component: the target is one piece per slice, so the consensus keeps to the salient component that most
             of its points lie in (ours; off for branching structures).
-        follow_components: synthesise only in salient components that connect, slice by slice, with a supported slice;
-            off: in the component nearest to the centreline, as far as the saliency goes (ours).
-        bridge_gaps: with ``follow_components``, also synthesise between two supported slices where nothing connects,
-            in the component nearest to the centreline.
+        follow_components: synthesize only in salient components that connect, slice by slice, with a supported slice;
+            off: in the component nearest to the centerline, as far as the saliency goes (ours).
+        bridge_gaps: with ``follow_components``, also synthesize between two supported slices where nothing connects,
+            in the component nearest to the centerline.
         follow_threshold: with ``follow_components``, a slice without a connecting component above tau may connect
             through a region above this lower value; tau or more: never (ours).
         follow_beyond: slices past the outermost click that are followed at most, -1 for no limit (ours).

@@ -1,6 +1,6 @@
 """CPD, Contextual Prompt Distillation: which clicks prompt which slice (paper, stage II).
 
-For slice t with clicks P_t, saliency S_t and neighbours j in t-n .. t+n:
+For slice t with clicks P_t, saliency S_t and neighbors j in t-n .. t+n:
 
 1. local validation     local_t      = {p in P_t : S_t(p) > tau}
 2. context enrichment   candidates_t = union over j of {p in P_j : S_j(p) > tau}
@@ -83,7 +83,7 @@ class PointFate:
     """What became of one point in one slice.
 
     Attributes:
-        click: index of the click, -1 for a synthesised point.
+        click: index of the click, -1 for a synthesized point.
         slice_index: the slice that the decision is about.
         fate: one of the constants of this module.
         xy: (column, row) in network pixels.
@@ -105,7 +105,7 @@ class SlicePrompts:
 
     Attributes:
         points: (M, 2) (column, row) in network pixels, all positive.
-        sources: (M,) index of the click, -1 for a synthesised point.
+        sources: (M,) index of the click, -1 for a synthesized point.
         status: ``supported``, ``synthesized``, ``abstained`` (salient or not, nothing vouches for it) or ``empty``.
     """
 
@@ -148,10 +148,10 @@ def local_validation(saliency: SaliencyMaps, t: int, clicks: SliceClicks, eviden
 def context_enrichment(
     saliency: SaliencyMaps, t: int, clicks: SliceClicks, n_neighbors: int, evidence: str = "gate"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Step 2: dual validation of the neighbours' clicks.
+    """Step 2: dual validation of the neighbors' clicks.
 
     Returns:
-        ``context``, indexes of neighbours' clicks that their own slice and slice t both support, and ``refused``,
+        ``context``, indexes of neighbors' clicks that their own slice and slice t both support, and ``refused``,
         those that their own slice supports and slice t does not.
     """
     neighbors = [j for j in range(t - n_neighbors, t + n_neighbors + 1) if j != t and 0 <= j < saliency.n_slices]

@@ -48,9 +48,9 @@ def distill_prompts(
 
     Args:
         strategy: ``consensus`` (CPD), ``local`` (CPD without enrichment), ``raw`` (all clicks), ``interpolated`` (raw,
-            and along the centreline in slices without a click between the first and the last), ``sampled`` (points
+            and along the centerline in slices without a click between the first and the last), ``sampled`` (points
             from the saliency alone; clicks ignored).
-        owned: slices whose map is a person's own mask; each supports its neighbours like a validated click.
+        owned: slices whose map is a person's own mask; each supports its neighbors like a validated click.
 
     Raises:
         BadInput: unknown strategy.
@@ -75,9 +75,9 @@ def distill_prompts(
 
 
 def interpolate_clicks(clicks: SliceClicks) -> dict[int, np.ndarray]:
-    """One point (1, 2) for each slice without a click between the first and the last, on the raw centreline.
+    """One point (1, 2) for each slice without a click between the first and the last, on the raw centerline.
 
-    The centreline is linear between the mean clicks of the nearest slices with clicks.
+    The centerline is linear between the mean clicks of the nearest slices with clicks.
     """
     slices = np.unique(clicks.slice_index)
     if len(slices) == 0:

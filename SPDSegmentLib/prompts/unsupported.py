@@ -1,13 +1,13 @@
-"""Slices whose consensus is empty: abstain, or synthesise one point (our policy, always flagged).
+"""Slices whose consensus is empty: abstain, or synthesize one point (our policy, always flagged).
 
 A slice without any salient pixel abstains. Otherwise one point is put at the deepest place of a salient component:
 
 - ``follow_components``: the component that connects with a supported slice through overlapping components, slice by
-  slice, from either side; where nothing connects, between two supported slices the component nearest to the centreline
+  slice, from either side; where nothing connects, between two supported slices the component nearest to the centerline
   through the supported points (``bridge_gaps``), beyond them none. A slice whose saliency stays below tau can still
   connect through its regions above ``follow_threshold``, and beyond the outermost clicks at most ``follow_beyond``
   slices are followed.
-- otherwise the component nearest to the centreline, however far the slice is from any click.
+- otherwise the component nearest to the centerline, however far the slice is from any click.
 
 Where no click is supported in the whole volume, the salient object (components connected through the slices) with the
 least mean distance to all clicks is the start from which components are followed; a click farther from it than a
@@ -42,7 +42,7 @@ FAR = 0.25
 def fill_unsupported(
     saliency: SaliencyMaps, supported: dict[int, SlicePrompts], clicks: SliceClicks, config: PromptConfig
 ) -> tuple[dict[int, SlicePrompts], list[PointFate]]:
-    """Prompts for every slice that is not in ``supported``, and the fates of synthesised points."""
+    """Prompts for every slice that is not in ``supported``, and the fates of synthesized points."""
     if not supported and config.unsupported == "synthesize":
         start = _nearest_start(saliency, clicks)
         if start is not None:
@@ -95,7 +95,7 @@ def _nearest_start(saliency: SaliencyMaps, clicks: SliceClicks) -> SlicePrompts 
 
 
 def centerline_at(before: SlicePrompts | None, after: SlicePrompts | None, t: int) -> np.ndarray:
-    """(column, row) of the centreline in slice t, linear between the mean points of the supported slices around it."""
+    """(column, row) of the centerline in slice t, linear between the mean points of the supported slices around it."""
     if before is None or after is None:
         nearest = after if before is None else before
         assert nearest is not None
@@ -113,7 +113,7 @@ def _choose_regions(
     gap: range,
     config: PromptConfig,
 ) -> dict[int, np.ndarray]:
-    """Salient region (S, S) for each slice of a gap between supported slices that gets a synthesised point."""
+    """Salient region (S, S) for each slice of a gap between supported slices that gets a synthesized point."""
     left, right = (None if side is None else supported[side] for side in sides)
     if config.unsupported == "abstain" or (left is None and right is None):
         return {}

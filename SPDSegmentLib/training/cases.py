@@ -1,4 +1,4 @@
-"""Training cases: normalised slices, targets and click paths, read once."""
+"""Training cases: normalized slices, targets and click paths, read once."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class BundleText:
     structure: str
     modality: str
     dataset: str = ""
-    licence: str = ""
+    license: str = ""
     attribution: str = ""
     color: tuple[float, ...] = (0.87, 0.56, 0.35)
 
@@ -113,10 +113,10 @@ class Stage1Config:
     """Stage I, the anatomical prior: encoder LoRA and saliency head.
 
     Attributes:
-        steps: optimiser steps with encoder LoRA.
+        steps: optimizer steps with encoder LoRA.
         objective: ``saliency`` (SPD), or ``prompted``: encoder LoRA and decoder learn the clicked target together from
             all raw clicks, and there is no prior (SAM-Tuning).
-        runs_per_step, run_length: a batch is this many runs of neighbouring slices.
+        runs_per_step, run_length: a batch is this many runs of neighboring slices.
         background_share: share of runs drawn from anywhere in the volume instead of around the target.
         margin: slices beyond the target that still count as around it.
     """
@@ -143,13 +143,13 @@ class Stage2Config:
     """Stage II, the decoder, on embeddings that are computed once because everything before it is frozen.
 
     Attributes:
-        steps: optimiser steps; 0 skips the stage.
+        steps: optimizer steps; 0 skips the stage.
         entries: random views of targets whose embeddings are computed and kept; every target once, then again.
         head_steps: steps of the saliency head alone on the kept embeddings before it is frozen (part of stage I).
         strategy: prompts during training: ``consensus`` for SPD, ``raw`` for SAM-Tuning.
         beyond_share: share of the two slices before the first and after the last prompted one that get a point of that
             slice, so that the decoder learns where the target ends (ours).
-        severities: range of the noise simulator's severity, drawn anew at every visit (1 mild, 2 clinic, 3 severe).
+        severities: range of the noise simulator's severity, drawn again at every visit (1 mild, 2 clinic, 3 severe).
         psc_weight, psc_direction, psc_stop_gradient: Pairwise Slice Consistency.
         quality_weight: weight of the quality head's error.
     """
@@ -242,6 +242,9 @@ def read_toml(path: Path, depth: int = 0) -> dict[str, Any]:
         raise BadInput(f"The configuration {path} cannot be read.", "Check the path.", str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not valid TOML: {error}.", "Correct that line.") from error
+    bundle = values.get("bundle")
+    if isinstance(bundle, dict) and "licence" in bundle:  # the key's name in configurations up to 0.1.0
+        bundle.setdefault("license", bundle.pop("licence"))
     base = values.pop("extends", None)
     if base is None:
         return values

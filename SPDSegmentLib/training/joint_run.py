@@ -130,7 +130,7 @@ def joint_bundle_info(config: JointConfig, config_name: str, root: Path) -> Bund
         library_version=__version__,
         training={
             "dataset": config.bundle.dataset,
-            "licence": config.bundle.licence,
+            "license": config.bundle.license,
             "attribution": config.bundle.attribution,
             "patients": cases,
             "validation_patients": [],

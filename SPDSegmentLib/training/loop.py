@@ -1,4 +1,4 @@
-"""The optimisation loop that both stages share: schedule, checkpoints, exact resume, progress, cancellation."""
+"""The optimization loop that both stages share: schedule, checkpoints, exact resume, progress, cancellation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Phase:
 
     Attributes:
         name: unique within a run; part of file names and of the random seed.
-        loss: step number to named loss terms; ``total`` is minimised. It must depend on the step number and the
+        loss: step number to named loss terms; ``total`` is minimized. It must depend on the step number and the
             parameters alone, so that a resumed run repeats it.
         encoder: parameters with a learning rate of their own.
     """
@@ -77,7 +77,7 @@ class Loop:
     cancelled: Callable[[], bool] = lambda: False
     processes: Processes = field(default_factory=Processes)
     key: str = ""
-    _began_anew: bool = field(default=False, init=False)
+    _restarted: bool = field(default=False, init=False)
 
     def check(self) -> None:
         """Read every checkpoint of the folder, so that a damaged one is named before anything is computed.
@@ -91,12 +91,12 @@ class Loop:
     def is_finished(self, name: str, steps: int) -> bool:
         """Whether a phase has nothing left to do."""
         path = self.folder / f"{name}.ckpt"
-        return steps == 0 or (not self._began_anew and path.exists() and self._read(path)["step"] == steps)
+        return steps == 0 or (not self._restarted and path.exists() and self._read(path)["step"] == steps)
 
     def run(self, phase: Phase) -> None:
         """Train ``phase.parameters`` in place, from its checkpoint if there is one.
 
-        A phase that begins anew takes the checkpoints of the phases after it with it: they built on another one.
+        A phase that begins again takes the checkpoints of the phases after it with it: they built on another one.
 
         Raises:
             ModelCorrupt: the checkpoint cannot be read or does not fit.
@@ -155,10 +155,10 @@ class Loop:
 
     def _restore(self, phase: Phase, optimizer: torch.optim.Optimizer) -> int:
         path = self._checkpoint(phase)
-        if self._began_anew and self.processes.is_main:
+        if self._restarted and self.processes.is_main:
             path.unlink(missing_ok=True)
-        if self._began_anew or not path.exists():
-            self._began_anew = True
+        if self._restarted or not path.exists():
+            self._restarted = True
             self._forget_after(phase, 0)
             return 0
         state = self._read(path)

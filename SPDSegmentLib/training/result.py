@@ -46,7 +46,7 @@ def bundle_info(config: TrainingConfig, config_name: str, metrics: dict[str, Any
         library_version=__version__,
         training={
             "dataset": config.bundle.dataset,
-            "licence": config.bundle.licence,
+            "license": config.bundle.license,
             "attribution": config.bundle.attribution,
             "patients": list(config.data.train),
             "validation_patients": list(config.data.validation),
@@ -85,7 +85,7 @@ def model_card(info: BundleInfo) -> str:
         f"- Prompts in training: `{training.get('strategy', 'consensus')}`",
         *([f"- Steps: {', '.join(f'{count} {name}' for name, count in steps.items())}"] if steps else []),
         f"- Trained on: {training.get('dataset', '')} ({len(training.get('patients', []))} volumes), "
-        f"licence {training.get('licence', '')}",
+        f"license {training.get('license', training.get('licence', ''))}",
         f"- Attribution: {training.get('attribution', '')}",
         f"- Configuration: `{training.get('config', '')}`, seed {training.get('seed', 0)}",
         "",

@@ -97,13 +97,13 @@ def field_of_view(case: Case, fov_mm: float) -> float:
 
 
 def slice_middle(case: Case) -> np.ndarray:
-    """(column, row) of a slice's centre."""
+    """(column, row) of a slice's center."""
     height, width = case.images.shape[1:]
     return np.array([(width - 1) / 2, (height - 1) / 2])
 
 
 def saliency_of_runs(model: SPDModel, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Saliency logits of several runs of neighbouring slices laid end to end, (B, 1, S, S)."""
+    """Saliency logits of several runs of neighboring slices laid end to end, (B, 1, S, S)."""
     if not model.saliency_head.uses_slice_context:
         return model.saliency_logits(embeddings)
     neighbors = [adjoining(run) for run in embeddings.split(list(lengths))]

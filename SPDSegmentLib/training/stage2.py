@@ -33,7 +33,7 @@ BEYOND_SLICES = 2
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Prompted slices of one run of neighbouring slices; ``slices`` are indexes into the entry."""
+    """Prompted slices of one run of neighboring slices; ``slices`` are indexes into the entry."""
 
     slices: np.ndarray
     prompts: list[SlicePrompts]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def take_stdio() -> tuple[int, int]:
     """Move stdin and stdout to private descriptors, in binary mode.
 
-    Afterwards descriptor 0 reads as empty and descriptor 1 is stderr, for Python and for native libraries alike. On
+    Afterward descriptor 0 reads as empty and descriptor 1 is stderr, for Python and for native libraries alike. On
     Windows this also keeps libraries that look at their standard input while they load from waiting for our reader.
 
     Returns:

@@ -141,7 +141,7 @@ class WorkerClient:
         Args:
             volume_id: the caller's name for this state of the volume; another state needs another name.
             array: (K, J, I) numeric; referenced, not copied.
-            ijk_to_ras: (4, 4), millimetres.
+            ijk_to_ras: (4, 4), millimeters.
             axis: slicing axis, as in ``geometry.slices.SliceStack``.
 
         Raises:

@@ -61,7 +61,7 @@ class LoadModel:
 class OpenVolume:
     """Announce a volume whose bytes follow in ``VolumeChunk``; answered when the last byte is there.
 
-    ``shape`` is (K, J, I); ``ijk_to_ras`` is 4x4 in millimetres; ``axis`` as in ``geometry.slices.SliceStack``.
+    ``shape`` is (K, J, I); ``ijk_to_ras`` is 4x4 in millimeters; ``axis`` as in ``geometry.slices.SliceStack``.
     """
 
     kind: ClassVar[str] = "open_volume"
@@ -88,14 +88,14 @@ class Segment:
     """Segment an open volume from clicks.
 
     Attributes:
-        points_ras: (N, 3) millimetres.
+        points_ras: (N, 3) millimeters.
         point_ids: N control point ids.
         groups: the markups nodes of the points, in order; their counts add up to N.
         prompts: prompting strategy of the predictor.
         first_slice: slice index to begin with, nearest first.
         send_all: send every slice of the result, not only the recomputed ones.
         locked_table: (L, 7) and ``locked_bits``: slices edited by hand, see ``masks.pack_masks``.
-        anchor_ras: ``Segmented.anchor_ras`` of the result that this one goes on from, in millimetres.
+        anchor_ras: ``Segmented.anchor_ras`` of the result that this one goes on from, in millimeters.
     """
 
     kind: ClassVar[str] = "segment"
@@ -117,7 +117,7 @@ class Saliency:
     """Ask for the saliency map of one slice.
 
     Attributes:
-        center_ras: where to look while no segmentation has fixed the field of view, in millimetres.
+        center_ras: where to look while no segmentation has fixed the field of view, in millimeters.
     """
 
     kind: ClassVar[str] = "saliency"
@@ -244,7 +244,7 @@ class Segmented:
 
     @functools.cached_property
     def fates(self) -> tuple[Fate, ...]:
-        """The fate of every click, and the synthesised points."""
+        """The fate of every click, and the synthesized points."""
         return unpack_fates(self.fate_numbers, self.fate_places, self.fate_texts)
 
 

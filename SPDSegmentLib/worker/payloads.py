@@ -125,12 +125,12 @@ class Fate:
     """What became of one point on one slice.
 
     Attributes:
-        click: index of the click, -1 for a synthesised point.
-        click_id: control point id, empty for a synthesised point.
+        click: index of the click, -1 for a synthesized point.
+        click_id: control point id, empty for a synthesized point.
         slice_index: the slice for which this was decided.
         fate: kept, insisted, rejected_own_slice, rejected_neighbor, borrowed, synthesized or outside.
         xy: (column, row) in pixels of the slice.
-        position_ras: the same place in millimetres.
+        position_ras: the same place in millimeters.
         from_slice: the slice a borrowed point came from, else None.
         reason: short English text, may be empty.
     """

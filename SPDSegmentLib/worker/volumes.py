@@ -33,7 +33,7 @@ class VolumeSource:
     Attributes:
         volume_id: the caller's name for this state of the volume.
         array: (K, J, I) numeric.
-        ijk_to_ras: (4, 4), millimetres.
+        ijk_to_ras: (4, 4), millimeters.
         axis: slicing axis, as in ``geometry.slices.SliceStack``.
     """
 

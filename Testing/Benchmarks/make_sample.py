@@ -23,8 +23,8 @@ Abdominal T2-SPIR MR of one patient, with the right kidney as drawn by an expert
 A. E. Kavur, M. A. Selver, O. Dicle, M. Baris, N. S. Gezer: CHAOS - Combined (CT-MR) Healthy Abdominal Organ
 Segmentation Challenge Data, 2019, https://doi.org/10.5281/zenodo.3362844
 
-Licence of image and label: CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/
-Changes: intensities normalised by a third party; the label reduced to one kidney.
+License of image and label: CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/
+Changes: intensities normalized by a third party; the label reduced to one kidney.
 
 The clicks are simulated (severity {severity}, seed {seed}): {outside} of {count} lie outside the kidney. No bundle was
 trained on this patient. Made by `Testing/Benchmarks/make_sample.py`.

@@ -92,7 +92,7 @@ class Host:
 
     @property
     def idle_calls(self) -> list[IdleCall]:
-        """Calls of real methods that have no behaviour here."""
+        """Calls of real methods that have no behavior here."""
         return self.factory.idle_calls
 
     def use_slicer_version(self, version: str) -> None:

@@ -55,7 +55,7 @@ def slot_errors() -> SlotErrors:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    """The application with an empty scene; afterwards modules are unloaded, and no slot may have failed."""
+    """The application with an empty scene; afterward modules are unloaded, and no slot may have failed."""
     require_host()
     from .host import start_host
 

@@ -67,7 +67,7 @@ class ViewDriver:
 
 
 class SliceViewDriver(ViewDriver):
-    """A slice view; positions can be patient millimetres (RAS) too."""
+    """A slice view; positions can be patient millimeters (RAS) too."""
 
     @property
     def node(self) -> Any:

@@ -1,4 +1,4 @@
-"""Files that once did harm, made anew from the good ones: each a name, its target, and what writes it."""
+"""Files that once did harm, made again from the good ones: each a name, its target, and what writes it."""
 
 from __future__ import annotations
 

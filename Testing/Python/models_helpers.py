@@ -30,7 +30,7 @@ def url_weights(file: Path, content: bytes = CONTENT, **changes: Any) -> BaseWei
         filename="stub.pth",
         kind="url",
         source=file.as_uri(),
-        licence="Apache-2.0",
+        license="Apache-2.0",
         homepage="https://example.org",
         size=len(content),
         sha256=sha256(content),
@@ -74,7 +74,7 @@ def only_local_index(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def info_values(**changes: Any) -> dict[str, Any]:
-    """The content of a good ``model.json`` of a randomly initialised model."""
+    """The content of a good ``model.json`` of a randomly initialized model."""
     values: dict[str, Any] = {
         "format_version": 1,
         "name": "tiny-test",

@@ -120,7 +120,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def tiny_bundle(case: SimpleNamespace) -> None:
-    """Put a randomly initialised model in the place of the case's."""
+    """Put a randomly initialized model in the place of the case's."""
     from SPDSegmentLib.networks.config import NetworkConfig
     from SPDSegmentLib.networks.spd import SPDModel
 

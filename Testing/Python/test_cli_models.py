@@ -47,7 +47,7 @@ def publisher(publisher: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def model_folder(tmp_path: Path, publisher: Path) -> Path:
     """A bundle that needs the base weights ``stub``."""
-    info = tiny_info(backbone="stub", backbone_sha256=sha256(CONTENT), training={"licence": "CC BY 4.0"})
+    info = tiny_info(backbone="stub", backbone_sha256=sha256(CONTENT), training={"license": "CC BY 4.0"})
     return write_bundle(tmp_path / "elsewhere" / "tiny-test", info, {"w": torch.zeros(2)}, "# The card\n").folder
 
 

@@ -56,7 +56,7 @@ def test_slices_with_mask_or_clicks_are_shown_and_long_results_are_thinned_out()
     assert shown == sorted(set(shown))
 
 
-def test_the_crop_is_square_in_millimetres_and_holds_mask_and_clicks() -> None:
+def test_the_crop_is_square_in_millimeters_and_holds_mask_and_clicks() -> None:
     mask = np.zeros((3, 200, 100), dtype=bool)
     mask[1, 100:110, 40:45] = True
     box = crop_box(mask, [point(1, 30, 90)], (0.5, 1.0))

@@ -174,7 +174,7 @@ def test_points_outside_are_named_and_the_rest_is_used(case: SimpleNamespace) ->
     assert "one click was left out" in result.stderr
 
 
-def test_a_randomly_initialised_model_runs_from_files_to_files(
+def test_a_randomly_initialized_model_runs_from_files_to_files(
     case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_bundle(case)

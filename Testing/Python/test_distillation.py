@@ -1,4 +1,4 @@
-"""Contextual Prompt Distillation: what it keeps, borrows, rejects and synthesises."""
+"""Contextual Prompt Distillation: what it keeps, borrows, rejects and synthesizes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labelled cases, a configuration that keeps ``a`` for validation, and a randomly initialised bundle."""
+    """Labeled cases, a configuration that keeps ``a`` for validation, and a randomly initialized bundle."""
     folder = tmp_path_factory.mktemp("evaluation")
     write_cases(folder / "data")
     text = write_config(folder, 1, 0, 0).read_text()

@@ -107,7 +107,7 @@ def test_the_very_file_is_read_whatever_lies_beside_it(tmp_path: Path, name: str
     others = [f"scan{suffix}" for suffix in (".nii", ".nii.gz", ".hdr", ".nrrd", ".mha")]
     for n, other in enumerate(others):
         write_raw_image(tmp_path / other, VALUES + n + 1, AFFINE)
-    # when one of them is written anew and read
+    # when one of them is written again and read
     write_raw_image(tmp_path / name, VALUES, AFFINE)
     # then its own voxels come
     np.testing.assert_array_equal(read_volume(tmp_path / name).array, VALUES)

@@ -15,7 +15,7 @@ from SPDSegmentLib.geometry.slices import AXES, SliceStack
 from SPDSegmentLib.geometry.volume import Volume, read_volume
 
 PLANES = ("axial", "coronal", "sagittal")
-TOWARDS = {  # RAS directions of ascending slices, rows, columns
+TOWARD = {  # RAS directions of ascending slices, rows, columns
     "axial": ((0, 0, 1), (0, -1, 0), (-1, 0, 0)),
     "coronal": ((0, 1, 0), (0, 0, -1), (-1, 0, 0)),
     "sagittal": ((-1, 0, 0), (0, 0, -1), (0, -1, 0)),
@@ -61,7 +61,7 @@ def test_a_mask_on_slices_returns_to_the_grid_of_the_volume(volume: Volume, axis
 
 @settings(max_examples=80, deadline=None)
 @given(volumes(), st.sampled_from(AXES))
-def test_distances_on_slices_are_millimetres(volume: Volume, axis: str) -> None:
+def test_distances_on_slices_are_millimeters(volume: Volume, axis: str) -> None:
     stack = SliceStack(volume, axis)
     lengths = np.linalg.norm(steps(stack), axis=1)
     np.testing.assert_allclose(lengths, (stack.slice_mm, *stack.pixel_mm), rtol=1e-9)
@@ -71,7 +71,7 @@ def test_distances_on_slices_are_millimetres(volume: Volume, axis: str) -> None:
 @given(volumes(), st.sampled_from(AXES))
 def test_pictures_are_never_mirrored(volume: Volume, axis: str) -> None:
     stack = SliceStack(volume, axis)
-    wanted = np.array(TOWARDS[stack.plane], dtype=float)
+    wanted = np.array(TOWARD[stack.plane], dtype=float)
     assert np.linalg.det(steps(stack)) * np.linalg.det(wanted) > 0
     assert steps(stack)[0] @ wanted[0] >= -1e-9, "slices ascend as their plane does"
 
@@ -81,7 +81,7 @@ def test_pictures_are_never_mirrored(volume: Volume, axis: str) -> None:
 def test_tilted_volumes_take_the_nearest_orientation(volume: Volume, plane: str) -> None:
     stack = SliceStack(volume, plane)
     unit = steps(stack) / np.linalg.norm(steps(stack), axis=1, keepdims=True)
-    assert (np.sum(unit * np.array(TOWARDS[plane]), axis=1) > np.cos(np.radians(41))).all()
+    assert (np.sum(unit * np.array(TOWARD[plane]), axis=1) > np.cos(np.radians(41))).all()
 
 
 @pytest.mark.parametrize("plane", PLANES)
@@ -101,12 +101,12 @@ def test_all_layouts_of_one_anatomy_give_the_same_picture(plane: str) -> None:
         np.testing.assert_array_equal(picture, pictures[0])
     first = pictures[0]
     weights = np.array([10000.0, 100.0, 1.0])
-    for step, towards in zip(
+    for step, toward in zip(
         (first[1, 0, 0] - first[0, 0, 0], first[0, 1, 0] - first[0, 0, 0], first[0, 0, 1] - first[0, 0, 0]),
-        TOWARDS[plane],
+        TOWARD[plane],
         strict=True,
     ):
-        assert step == np.array(towards) @ weights
+        assert step == np.array(toward) @ weights
 
 
 def test_slices_are_a_view_of_the_volume() -> None:
@@ -156,7 +156,7 @@ def test_real_volumes_are_cut_in_canonical_orientation(
     stack = SliceStack(read_volume(shared_data / name), axis)
     assert (stack.plane, stack.shape) == (plane, shape)
     unit = steps(stack) / np.linalg.norm(steps(stack), axis=1, keepdims=True)
-    assert (np.sum(unit * np.array(TOWARDS[plane]), axis=1) > 0.8).all()
+    assert (np.sum(unit * np.array(TOWARD[plane]), axis=1) > 0.8).all()
 
 
 def test_a_real_abdomen_lies_as_radiologists_see_it(shared_data: Path) -> None:

@@ -123,11 +123,11 @@ def test_several_frames_are_refused(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-def test_colour_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_color_is_refused(tmp_path: Path, suffix: str) -> None:
     image = sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True)
-    sitk.WriteImage(image, str(tmp_path / f"colour{suffix}"))
+    sitk.WriteImage(image, str(tmp_path / f"color{suffix}"))
     with pytest.raises(BadInput, match="3 values per voxel"):
-        read_volume(tmp_path / f"colour{suffix}")
+        read_volume(tmp_path / f"color{suffix}")
 
 
 def test_a_flat_picture_is_refused(tmp_path: Path) -> None:

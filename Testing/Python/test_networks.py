@@ -1,4 +1,4 @@
-"""Backbones, adapters, head and losses, on tiny randomly initialised networks."""
+"""Backbones, adapters, head and losses, on tiny randomly initialized networks."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_inside_target_tells_what_the_mask_holds_at_the_click(tube: np.ndarray) 
     assert clicks.inside_target.any() and not clicks.inside_target.all()
 
 
-def test_jitter_scales_with_the_radius_in_millimetres(tube: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jitter_scales_with_the_radius_in_millimeters(tube: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     severity = only(monkeypatch, jitter=0.25)
     offsets = np.concatenate([simulate(tube, severity, s).xy for s in range(40)]) - (30.0, 60.0)
     np.testing.assert_allclose(offsets.std(axis=0) * (2.0, 1.0), 0.25 * 8.0, rtol=0.1)
@@ -214,7 +214,7 @@ def test_clicks_stay_within_the_volume_when_the_target_fills_a_corner() -> None:
         assert clicks.slice_index.min() >= 0 and clicks.slice_index.max() < 12
 
 
-def test_thin_slices_get_a_click_every_five_millimetres(tube: np.ndarray) -> None:
+def test_thin_slices_get_a_click_every_five_millimeters(tube: np.ndarray) -> None:
     clicks = simulate_clicks(tube, PIXEL_MM, 1.0, "clean", 0)
     assert clicks.slice_index[0] == FIRST and clicks.slice_index[-1] == LAST
     assert np.isin(np.diff(clicks.slice_index), (4, 5)).all()

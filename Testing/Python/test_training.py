@@ -37,6 +37,14 @@ def run(config_path: Path, run_folder: Path, hooks: RunHooks | None = None) -> S
     return train(config, config_path.parent / "data", run_folder, None, Processes(), hooks)
 
 
+def test_the_older_name_of_the_license_is_still_read(tmp_path: Path) -> None:
+    path = write_config(tmp_path, 1, 1, 1)
+    text = path.read_text(encoding="utf-8")
+    for key in ("license", "licence"):
+        path.write_text(text.replace("[bundle]", f'[bundle]\n{key} = "CC0"'), encoding="utf-8")
+        assert read_training_config(path).bundle.license == "CC0"
+
+
 def test_a_tiny_run_overfits_two_cases_and_its_bundle_segments_them(data: Path, tmp_path: Path) -> None:
     config_path = write_config(data, stage1=250, head=60, stage2=250)
     config = read_training_config(config_path)

@@ -40,7 +40,7 @@ def digest(config: Path, name: str = "run") -> str:
 
 
 def set_label(config: Path, case: str, value: int) -> None:
-    """Give all labelled voxels of a case another value."""
+    """Give all labeled voxels of a case another value."""
     path = config.parent / "data" / f"{case}_label.nii.gz"
     labels = read_labelmap(path)
     write_labelmap(path, np.where(labels.array > 0, value, 0), labels)

@@ -25,7 +25,7 @@ RUN_MS = 600_000
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Where pictures go; afterwards all of them must be small."""
+    """Where pictures go; afterward all of them must be small."""
     chosen = ROOT / "Resources" / "Screenshots" if os.environ.get("SPDSEGMENT_SCREENSHOTS") else tmp_path
     yield chosen
     sizes = {path.name: path.stat().st_size for path in chosen.glob("slicer-*.png")}

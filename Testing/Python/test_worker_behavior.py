@@ -60,7 +60,7 @@ def test_a_segmentation_streams_every_slice_and_ends_with_a_summary(transport: s
     assert request.state is RequestState.DONE
 
 
-def test_fates_come_with_their_place_in_millimetres(transport: str) -> None:
+def test_fates_come_with_their_place_in_millimeters(transport: str) -> None:
     markup = Markup("m", "Fiducial", (point("in", (10, 12, 4)), point("out", (10, 12, 40))))
     with driver(transport) as d:
         _, answer = d.segment(markups=[markup])

@@ -1,4 +1,4 @@
-"""The whole worker with the real predictor on a small randomly initialised network."""
+"""The whole worker with the real predictor on a small randomly initialized network."""
 
 from __future__ import annotations
 

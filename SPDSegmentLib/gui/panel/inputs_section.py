@@ -64,7 +64,7 @@ class InputsSection(VTKObservationMixin):
         """Show the settings; what is not set yet is picked from the scene.
 
         Args:
-            listAgain: look for models anew, which reads and checks their files.
+            listAgain: look for models again, which reads and checks their files.
         """
         state = self._state()
         self._filling = True

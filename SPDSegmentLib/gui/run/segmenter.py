@@ -262,7 +262,7 @@ class Segmenter:
                     self._restore(task, state.clicks, task.target.record)
 
     def _updateSurfaces(self, task: Task, *, now: bool = False) -> None:
-        """Make anew what the 3-D view shows of a segment, and of all that may have been overwritten."""
+        """Make again what the 3-D view shows of a segment, and of all that may have been overwritten."""
         node = task.target.node
         if node is None:
             return

@@ -1,4 +1,4 @@
-"""Surfaces of segments in the 3-D view: left as they are while voxels are written, and made anew when all is quiet.
+"""Surfaces of segments in the 3-D view: left as they are while voxels are written, and made again when all is quiet.
 
 Slicer's editor makes the surface again at each write, which takes half a second on a large structure.
 """
@@ -55,7 +55,7 @@ def derived(segment: Any) -> list[str]:
 
 
 class ShownSurfaces:
-    """Makes surfaces anew beside the window; it ends with :meth:`close`.
+    """Makes surfaces again beside the window; it ends with :meth:`close`.
 
     Args:
         isBusy: whether voxels are still being written.
@@ -119,7 +119,7 @@ class ShownSurfaces:
         )
 
     def updateLater(self, segmentationNode: Any, segmentIds: Iterable[str]) -> None:
-        """Make the surfaces of segments anew, where the segmentation has any, as soon as nothing is written."""
+        """Make the surfaces of segments again, where the segmentation has any, as soon as nothing is written."""
         segmentation = segmentationNode.GetSegmentation()
         for segmentId in segmentIds:
             segment = segmentation.GetSegment(segmentId)
@@ -196,7 +196,7 @@ class ShownSurfaces:
 
 
 def _convert(node: Any, name: str) -> None:
-    """Let Slicer make a representation of all segments anew, at once."""
+    """Let Slicer make a representation of all segments again, at once."""
     node.GetSegmentation().CreateRepresentation(name, True)
 
 

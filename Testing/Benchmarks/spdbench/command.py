@@ -155,7 +155,7 @@ def plan_of(options: BenchmarkOptions) -> Plan:
 
 
 def run_benchmark(options: BenchmarkOptions) -> Outcome:
-    """Measure what is missing and write everything anew.
+    """Measure what is missing and write everything again.
 
     Raises:
         BadInput: as :func:`plan_of`.

@@ -98,7 +98,7 @@ def _counts(entry: Entry, work: Path) -> np.ndarray:
 DPI = 120
 HEADLINE_COLUMNS = 3
 COLORS = 10
-"""Lines beyond so many in a panel are dashed, since the colors begin anew."""
+"""Lines beyond so many in a panel are dashed, since the colors begin again."""
 METRIC_LABELS = {"dsc": "DSC", "hd95_mm": "HD95 (mm)"}
 
 

@@ -1,4 +1,4 @@
-"""Reading and writing of nodes and scenes: the behaviour of Slicer's IO manager."""
+"""Reading and writing of nodes and scenes: the behavior of Slicer's IO manager."""
 
 from __future__ import annotations
 

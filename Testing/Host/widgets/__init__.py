@@ -1,4 +1,4 @@
-"""Stand-ins of ctk, qMRML and qSlicer classes: members from the tables, behaviour from this folder."""
+"""Stand-ins of ctk, qMRML and qSlicer classes: members from the tables, behavior from this folder."""
 
 from . import application, ctk_widgets, markups, modules, nodes, segment_editor, segments, views
 

@@ -1,4 +1,4 @@
-"""Behaviour of the application object, its layout manager, IO manager, modules and main window."""
+"""Behavior of the application object, its layout manager, IO manager, modules and main window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base of all hand-written behaviour, and the register of it."""
+"""Base of all hand-written behavior, and the register of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _behaviors: dict[str, type[Behavior]] = {}
 
 
 class Behavior:
-    """Behaviour of the Slicer class of the same name; the factory joins it with the listed members.
+    """Behavior of the Slicer class of the same name; the factory joins it with the listed members.
 
     A class may define listed methods, `_read_<property>(self)`, `_changed_<property>(self, value)` and
     `_defaults_`, the values of properties that were never set.
@@ -33,5 +33,5 @@ class Behavior:
 
 
 def behavior_of(name: str) -> type[Behavior] | None:
-    """Return the behaviour registered for a class of Slicer."""
+    """Return the behavior registered for a class of Slicer."""
     return _behaviors.get(name)

@@ -1,4 +1,4 @@
-"""Behaviour of the ctk widgets that modules use most."""
+"""Behavior of the ctk widgets that modules use most."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Makes PySide6 classes for Slicer's widget classes.
 
-A class has exactly the members of the tables. Behaviour comes from a `Behavior` of the same name.
+A class has exactly the members of the tables. Behavior comes from a `Behavior` of the same name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MEMBER_KINDS = ("properties", "signals", "methods")
 
 @dataclass(frozen=True)
 class IdleCall:
-    """A call of a real method that has no behaviour in the host."""
+    """A call of a real method that has no behavior in the host."""
 
     class_name: str
     method: str

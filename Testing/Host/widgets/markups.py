@@ -1,4 +1,4 @@
-"""Behaviour of the widget that switches placing of control points on and off."""
+"""Behavior of the widget that switches placing of control points on and off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behaviour of loaded modules, scripted and core, and of the main window."""
+"""Behavior of loaded modules, scripted and core, and of the main window."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class qSlicerScriptedLoadableModuleWidget(Behavior):
         self.reload()
 
     def reload(self) -> None:
-        """Make the Python object anew from the loaded code and set it up."""
+        """Make the Python object again from the loaded code and set it up."""
         name = self._module.name
         self._python_widget = getattr(sys.modules[name], f"{name}Widget")(self)
         setattr(slicer.modules, f"{name}Widget", self._python_widget)

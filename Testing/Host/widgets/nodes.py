@@ -1,4 +1,4 @@
-"""Behaviour of widgets that show the scene or pick nodes from it."""
+"""Behavior of widgets that show the scene or pick nodes from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behaviour of the embedded Segment Editor, on Slicer's own segment editor logic."""
+"""Behavior of the embedded Segment Editor, on Slicer's own segment editor logic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behaviour of the table of segments and of the segment selector."""
+"""Behavior of the table of segments and of the segment selector."""
 
 from __future__ import annotations
 

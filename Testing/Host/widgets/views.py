@@ -1,4 +1,4 @@
-"""Behaviour of slice and 3-D view widgets: they show off-screen pictures and pass mouse events on."""
+"""Behavior of slice and 3-D view widgets: they show off-screen pictures and pass mouse events on."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ class RegionGrowing(Untrained):
     """Region growing from all clicks on the smoothed volume, with SimpleITK.
 
     Args:
-        criterion: ``confidence`` (ConfidenceConnected: mean and deviation around the seeds, estimated anew twice) or
+        criterion: ``confidence`` (ConfidenceConnected: mean and deviation around the seeds, estimated again twice) or
             ``threshold`` (ConnectedThreshold: median and robust deviation of the seeds' surroundings).
-        multiplier: deviations from the centre of the accepted intensities.
+        multiplier: deviations from the center of the accepted intensities.
     """
 
     name = "region-growing"

@@ -36,7 +36,7 @@ from SPDSegmentLib.training.stage1 import draw_slices, draw_view
 
 
 def as_case(case: TrainingCase, inputs: InputSettings) -> Case:
-    """Normalised slices and targets of one volume."""
+    """Normalized slices and targets of one volume."""
     stack = case.stack
     images = normalize(stack.array, intensity_range(stack.volume.array, inputs.intensity)).astype(np.float16)
     targets = tuple(make_target(f"{t.case}:{t.name}", t.mask, t.path) for t in case.targets)
@@ -141,7 +141,7 @@ class RunSource(Protocol):
 
 
 class ViewRuns:
-    """Runs of neighbouring slices in random views, as in SPD's stage I.
+    """Runs of neighboring slices in random views, as in SPD's stage I.
 
     Args:
         union: the truth is all targets of a case together.

@@ -1,6 +1,6 @@
 """nnU-Net (Isensee et al. 2021) through its own package ``nnunetv2``: fingerprint, plan, preprocessing, training.
 
-Its configuration ``2d`` by default. Optimiser, loss, augmentation, patch and batch size are its own; the number of
+Its configuration ``2d`` by default. Optimizer, loss, augmentation, patch and batch size are its own; the number of
 steps is the budget's, split into short epochs. Clicks are a second image channel, which its augmentation treats like
 any other; it is written with a few draws of click noise per target, because nnU-Net reads its data once.
 """

@@ -115,7 +115,7 @@ class Budget:
     """What a training may cost; whichever limit comes first ends it.
 
     Attributes:
-        steps: optimiser steps, or rounds of a method that has none.
+        steps: optimizer steps, or rounds of a method that has none.
         seconds: of training, over all resumed parts together; 0 for no limit.
     """
 
@@ -135,7 +135,7 @@ class InputSettings:
         image_size: side of the square network input in pixels; a system with a fixed input resamples from it.
         fov_mm: physical side of that square, 0 for the whole slice; placed with
             :func:`SPDSegmentLib.geometry.window.place_window`.
-        intensity: normalisation of a volume to [0, 1].
+        intensity: normalization of a volume to [0, 1].
         severities: range of the click noise that trainings draw from, as in ``Stage2Config``.
         box_margin_mm: added on each side of the points wherever a box is made of them; about the radius of the
             structure's cross-section in the training cases.
@@ -154,7 +154,7 @@ class InputSettings:
 
 @dataclass(frozen=True, eq=False)
 class TrainingCase:
-    """One labelled volume to train on.
+    """One labeled volume to train on.
 
     Attributes:
         patient, name: whose volume, and which.

@@ -145,6 +145,6 @@ def frames_from_memory(images: Tensor) -> Iterator[None]:
 
 
 def _colored(images: Tensor) -> Tensor:
-    """Gray slices (B, 1, S, S) in [0, 1] as SAM 2 takes colours, (B, 3, S, S)."""
+    """Gray slices (B, 1, S, S) in [0, 1] as SAM 2 takes colors, (B, 3, S, S)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
     return (images.expand(-1, 3, -1, -1) - mean) / std

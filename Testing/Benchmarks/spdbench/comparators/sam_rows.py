@@ -71,7 +71,7 @@ class AdapterAfter(nn.Module):
 
 
 class AdapterBeside(nn.Module):
-    """A module with an adapter in parallel, on the same normalised input."""
+    """A module with an adapter in parallel, on the same normalized input."""
 
     def __init__(self, inner: nn.Module, channels: int, width: float) -> None:
         super().__init__()
