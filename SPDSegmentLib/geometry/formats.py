@@ -17,8 +17,7 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.nifti import BLOCK_BYTES, HEADER_BYTES, NiftiHeader, parse_nifti
 from SPDSegmentLib.settings import shorten
 
-DICOM, NIFTI, NRRD, META = "DICOM", "NIfTI", "NRRD", "MetaImage"
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd")
+NRRD, META = "NRRD", "MetaImage"
 _MAX_HEADER_BYTES = 1 << 24
 _META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG_LONG": 8, "ULONG_LONG": 8,
                "FLOAT": 4, "DOUBLE": 8}  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,12 +17,17 @@ from SPDSegmentLib.errors import (
     OutOfMemory,
     is_out_of_memory,
 )
+from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.inference.memory import keep_freed_memory
 from SPDSegmentLib.inference.transfer import upload
 from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import ClickTokens
+from SPDSegmentLib.prompts.config import PromptConfig
 from SPDSegmentLib.prompts.padding import pad_points
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.models.bundle_info import BundleInfo
 
 T = TypeVar("T")
 SALIENCY_CLIP = 1e-4
@@ -198,6 +203,38 @@ class Engine:
                     self.batch_size = max(1, self.batch_size // 2)
                 continue
             position += len(batch)
+
+
+class ModelOnDevice:
+    """One model on one device.
+
+    Args:
+        engine: the merged model.
+        prompts: how clicks become prompts.
+        intensity: how volumes are normalized.
+        fov_mm: side of the field of view, 0 for the whole slice.
+        plane: slicing plane that the model was trained on.
+        identity: JSON-ready description for reports.
+        info: the bundle's description, by which images and results are doubted; None: by nothing.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: PromptConfig,
+        intensity: IntensityConfig,
+        fov_mm: float,
+        plane: str = "auto",
+        identity: dict[str, Any] | None = None,
+        info: BundleInfo | None = None,
+    ) -> None:
+        self.engine = engine
+        self.prompts = prompts
+        self.intensity = intensity
+        self.fov_mm = fov_mm
+        self.plane = plane
+        self.identity = identity or {}
+        self.info = info
 
 
 def require_numbers(slices: Sequence[int], *outputs: np.ndarray) -> None:

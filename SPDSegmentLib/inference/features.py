@@ -21,9 +21,9 @@ from SPDSegmentLib.inference.device_slices import DeviceSlices, MasksOnTheWay
 from SPDSegmentLib.inference.engine import Engine, require_numbers
 from SPDSegmentLib.inference.transfer import Download, upload
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, click_tokens, tokens_of_prompts
-from SPDSegmentLib.prompts.distillation import SliceClicks, SlicePrompts
+from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.evidence import raise_at
-from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 
 
 @dataclass(eq=False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, choose_device, choose_precision
+from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, ModelOnDevice, choose_device, choose_precision
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.checkpoint import load_state_dict
@@ -17,41 +17,12 @@ from SPDSegmentLib.prompts.config import PromptConfig
 
 if TYPE_CHECKING:
     from SPDSegmentLib.models.bundle import Bundle
-    from SPDSegmentLib.models.bundle_info import BundleInfo
 
 DEFAULT_BATCH = {"cpu": 4, "cuda": 32}
 
 
-class Predictor:
-    """One model on one device.
-
-    Args:
-        engine: the merged model.
-        prompts: how clicks become prompts.
-        intensity: how volumes are normalized.
-        fov_mm: side of the field of view, 0 for the whole slice.
-        plane: slicing plane that the model was trained on.
-        identity: JSON-ready description for reports.
-        info: the bundle's description, by which images and results are doubted; None: by nothing.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        prompts: PromptConfig,
-        intensity: IntensityConfig,
-        fov_mm: float,
-        plane: str = "auto",
-        identity: dict[str, Any] | None = None,
-        info: BundleInfo | None = None,
-    ) -> None:
-        self.engine = engine
-        self.prompts = prompts
-        self.intensity = intensity
-        self.fov_mm = fov_mm
-        self.plane = plane
-        self.identity = identity or {}
-        self.info = info
+class Predictor(ModelOnDevice):
+    """A loaded model that opens volumes."""
 
     @classmethod
     def load(

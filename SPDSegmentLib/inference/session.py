@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,27 +17,16 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.inference.call import Call, OnProgress, OnSlice
 from SPDSegmentLib.inference.device_slices import MasksOnTheWay
-from SPDSegmentLib.inference.engine import require_numbers
+from SPDSegmentLib.inference.engine import ModelOnDevice, require_numbers
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import LOCKED, PointResult, SegmentationResult, SliceResult
 from SPDSegmentLib.models.bundle import list_bundles
 from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY
-from SPDSegmentLib.prompts.distillation import (
-    EMPTY,
-    OUTSIDE,
-    SUPPORTED,
-    Distillation,
-    SliceClicks,
-    SlicePrompts,
-    consensus_of_slice,
-)
-from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.distillation import EMPTY, OUTSIDE, SUPPORTED, Distillation, SlicePrompts, consensus_of_slice
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts, rests_on_distillation
 from SPDSegmentLib.prompts.unsupported import NEAREST_REASON
-
-if TYPE_CHECKING:
-    from SPDSegmentLib.inference.predictor import Predictor
 
 OUTSIDE_LOGIT = -1.0
 """What is put beyond the window where logits are restored in whole."""
@@ -57,7 +45,7 @@ class Session:
         features: what another session of the same model has computed of this volume, to be shared with it.
     """
 
-    def __init__(self, predictor: Predictor, stack: SliceStack, features: SliceFeatures | None = None) -> None:
+    def __init__(self, predictor: ModelOnDevice, stack: SliceStack, features: SliceFeatures | None = None) -> None:
         self.predictor = predictor
         self.stack = stack
         self._features = features or SliceFeatures(

@@ -94,7 +94,7 @@ def read_bundle(folder: str | Path) -> Bundle:
 
 
 @functools.lru_cache(maxsize=64)
-def _digest_of(path: Path, size: int, changed_ns: int) -> str:
+def _digest_of(path: Path, _size: int, _changed_ns: int) -> str:
     """Checksum of a file of finite numbers; once in a process for each state: a window that lists must not wait."""
     check_finite(path)
     return sha256_of(path)

@@ -8,8 +8,6 @@ self-attention and of both cross-attentions. With adapters disabled the base mod
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,10 +62,10 @@ class ZeroLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(()).expand(*x.shape[:-1], self.out_features)
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, *_: Any, **__: Any) -> None:
         """Nothing to save."""
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> None:
         """Nothing to load."""
 
 
@@ -129,20 +127,6 @@ def _inject(module: nn.Module, targets: str, rank: int, alpha: float) -> None:
     peft = import_peft()
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     peft.inject_adapter_in_model(config, module)
-
-
-@contextmanager
-def adapters_off(module: nn.Module) -> Iterator[None]:
-    """Within the context every LoRA update below ``module`` is off."""
-    layers = [m for m in module.modules() if hasattr(m, "lora_A") and hasattr(m, "enable_adapters")]
-    states = [not bool(layer.disable_adapters) for layer in layers]
-    for layer in layers:
-        layer.enable_adapters(False)  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        for layer, state in zip(layers, states, strict=True):
-            layer.enable_adapters(state)  # type: ignore[operator]
 
 
 def merge_adapters(module: nn.Module) -> None:

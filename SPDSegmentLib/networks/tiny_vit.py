@@ -261,10 +261,6 @@ class TinyViTEncoder(nn.Module):
             LayerNorm2d(out_channels),
         )
 
-    def attention_blocks(self) -> list[TinyViTBlock]:
-        """The blocks with attention, first to last."""
-        return [module for module in self.modules() if isinstance(module, TinyViTBlock)]
-
     def steps(self) -> list[nn.Module]:
         """The encoder as a chain of modules; a frozen head of the chain can be computed once and kept."""
         chain: list[nn.Module] = [self.patch_embed]

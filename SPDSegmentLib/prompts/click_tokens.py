@@ -14,7 +14,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from SPDSegmentLib.prompts.distillation import SliceClicks, SlicePrompts
+from SPDSegmentLib.prompts.distillation import SlicePrompts
+from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 
 OWN_TOKENS = 5
 NEIGHBOR_TOKENS = 4
@@ -68,11 +69,6 @@ class ClickTokens:
     def restricted(self, valid: np.ndarray) -> ClickTokens:
         """The same places with fewer of them valid, ``valid`` (M, K)."""
         return ClickTokens(self.xy, self.kind, self.distance, self.valid & valid, self.click)
-
-
-def token_count(neighbors: int = NEIGHBOR_TOKENS) -> int:
-    """K, places of a slice's tokens."""
-    return OWN_TOKENS + 1 + 2 * neighbors
 
 
 def click_tokens(

@@ -15,15 +15,14 @@ in network pixels, (column, row).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from SPDSegmentLib.prompts.config import PromptConfig
 from SPDSegmentLib.prompts.evidence import believed
-from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 
 KEPT = "kept"
 INSISTED = "insisted"
@@ -36,46 +35,6 @@ OUTSIDE = "outside"
 SUPPORTED = "supported"
 ABSTAINED = "abstained"
 EMPTY = "empty"
-
-
-@dataclass(frozen=True, eq=False)
-class SliceClicks:
-    """Clicks in network pixels.
-
-    Attributes:
-        slice_index: (N,) int.
-        xy: (N, 2) float, (column, row).
-        insisted: (N,) bool, chosen whatever the saliency.
-    """
-
-    slice_index: np.ndarray
-    xy: np.ndarray
-    insisted: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=bool))
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "insisted", np.broadcast_to(self.insisted, np.shape(self.slice_index)))
-
-    def __len__(self) -> int:
-        return len(self.slice_index)
-
-    def on(self, t: int) -> np.ndarray:
-        """Indexes of the clicks on slice t."""
-        slices, order, _ = self._by_slice
-        first, stop = slices.searchsorted((t, t + 1)).tolist()
-        return order[first:stop]
-
-    def near(self, t: int, n: int) -> bytes:
-        """Equal for two sets of clicks exactly if slice t sees the same clicks, n slices to either side."""
-        slices, _, table = self._by_slice
-        first, stop = slices.searchsorted((t - n, t + n + 1)).tolist()
-        return table[first:stop].tobytes()
-
-    @functools.cached_property
-    def _by_slice(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        order = np.argsort(self.slice_index, kind="stable")
-        xy = np.asarray(self.xy, dtype=np.float64).reshape(-1, 2)
-        table = np.column_stack((np.arange(len(order)), self.slice_index, xy, self.insisted))[order]
-        return np.asarray(self.slice_index)[order], order, table
 
 
 @dataclass(frozen=True)

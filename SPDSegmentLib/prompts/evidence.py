@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from SPDSegmentLib.prompts.distillation import SliceClicks
-    from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+    from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 
 OWN, ADJOINING, ON_CURVE, REPEATED = 4.0, 2.0, 2.0, 1.5
 """Weights of saliency here and beside (both less a half), of closeness to the curve, and of repetition (0 to 1)."""

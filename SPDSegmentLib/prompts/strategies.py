@@ -15,14 +15,13 @@ from SPDSegmentLib.prompts.distillation import (
     SYNTHESIZED,
     Distillation,
     PointFate,
-    SliceClicks,
     SlicePrompts,
     consensus_of_slices,
     empty_prompts,
     supported_prompts,
     thin_out,
 )
-from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.unsupported import fill_unsupported
 
 DISTILLATION_VERSION = 2

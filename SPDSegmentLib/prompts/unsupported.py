@@ -23,15 +23,8 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from SPDSegmentLib.prompts.config import PromptConfig
-from SPDSegmentLib.prompts.distillation import (
-    ABSTAINED,
-    SYNTHESIZED,
-    PointFate,
-    SliceClicks,
-    SlicePrompts,
-    empty_prompts,
-)
-from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, deepest_point
+from SPDSegmentLib.prompts.distillation import ABSTAINED, SYNTHESIZED, PointFate, SlicePrompts, empty_prompts
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks, deepest_point
 
 MIDDLE_REASON = "No click supports this slice; the point is the middle of what its saliency shows."
 NEAREST_REASON = "No click is supported anywhere; this is the salient region nearest to the clicks. Please check."

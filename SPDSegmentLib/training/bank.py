@@ -78,7 +78,7 @@ def build_bank(
     device: torch.device,
     on_entry: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
-    say: Callable[[int], None] = lambda total_bytes: None,
+    say: Callable[[int], None] = lambda _: None,
     may_compute: bool = True,
 ) -> EmbeddingBank:
     """Compute (or find) ``stage2.entries`` views, going round the targets of ``cases`` in shuffled order.

@@ -15,8 +15,8 @@ from SPDSegmentLib.geometry.labelmap import read_labels_of
 from SPDSegmentLib.geometry.markups import read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
-from SPDSegmentLib.prompts.distillation import SliceClicks
 from SPDSegmentLib.prompts.noise import ClickPath, click_path, simulate_clicks_from_path
+from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.training.config import DataConfig
 
 SHOWN_CASES = 5

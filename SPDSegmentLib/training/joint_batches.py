@@ -19,7 +19,7 @@ from SPDSegmentLib.inference.device_slices import histograms, local_range
 from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.prompts.click_tokens import click_tokens
-from SPDSegmentLib.prompts.distillation import SliceClicks
+from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.training.joint_cases import NOWHERE, JointTarget, JointVolume
 from SPDSegmentLib.training.joint_config import JointAugmentation, JointStage
 

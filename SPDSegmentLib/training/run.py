@@ -34,7 +34,7 @@ class RunHooks:
         say: a sentence for the user.
     """
 
-    on_progress: Callable[[str, int, int, float | None, dict[str, float]], None] = lambda *args: None
+    on_progress: Callable[[str, int, int, float | None, dict[str, float]], None] = lambda *_: None
     cancelled: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda sentence: None
 

@@ -151,10 +151,6 @@ class WorkerClient:
             raise BadInput(f"The volume {volume_id!r} is open already.", "Close it first.")
         self._broker.volumes[volume_id] = VolumeSource(volume_id, array, np.asarray(ijk_to_ras, dtype=float), axis)
 
-    def has_volume(self, volume_id: str) -> bool:
-        """Whether a volume is known."""
-        return volume_id in self._broker.volumes
-
     def close_volume(self, volume_id: str) -> None:
         """Forget a volume; requests on it are cancelled and their late answers dropped."""
         self._broker.drop_volume(volume_id)

@@ -12,7 +12,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -267,8 +267,3 @@ def _little_endian(array: np.ndarray) -> np.ndarray:
     if plain.dtype.str not in DTYPES:
         raise ProtocolError(f"An array of {array.dtype} cannot be sent.")
     return plain
-
-
-def frame_bytes(buffers: Iterable[Buffer]) -> bytes:
-    """Join the buffers of a frame."""
-    return b"".join(buffers)

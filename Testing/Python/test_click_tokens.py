@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from SPDSegmentLib.prompts.click_tokens import TokenKind, click_tokens, token_count, tokens_of_prompts
-from SPDSegmentLib.prompts.distillation import SliceClicks, SlicePrompts
+from SPDSegmentLib.prompts.click_tokens import NEIGHBOR_TOKENS, OWN_TOKENS, TokenKind, click_tokens, tokens_of_prompts
+from SPDSegmentLib.prompts.distillation import SlicePrompts
+from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 
 
 def clicks(*places: tuple[int, float, float]) -> SliceClicks:
@@ -40,7 +41,7 @@ def test_many_clicks_on_one_slice_are_thinned_out_evenly() -> None:
 
 def test_without_clicks_no_place_is_valid() -> None:
     tokens = click_tokens([0, 1], clicks(), 1.0)
-    assert tokens.xy.shape == (2, token_count(), 2) and not tokens.valid.any()
+    assert tokens.xy.shape == (2, OWN_TOKENS + 1 + 2 * NEIGHBOR_TOKENS, 2) and not tokens.valid.any()
 
 
 def test_runs_that_are_looked_at_in_one_go_see_their_own_clicks_only() -> None:

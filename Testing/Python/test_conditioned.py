@@ -18,7 +18,7 @@ from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import click_tokens
-from SPDSegmentLib.prompts.distillation import SliceClicks
+from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.training import joint_batches
 
 

@@ -19,12 +19,11 @@ from SPDSegmentLib.prompts.distillation import (
     REJECTED_OWN_SLICE,
     SUPPORTED,
     SYNTHESIZED,
-    SliceClicks,
     context_enrichment,
     local_validation,
     thin_out,
 )
-from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts, interpolate_clicks
 
 SIZE = 32

@@ -12,9 +12,8 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.prompts.config import PromptConfig
-from SPDSegmentLib.prompts.distillation import SliceClicks
 from SPDSegmentLib.prompts.evidence import curve_distances_mm, score
-from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts
 
 

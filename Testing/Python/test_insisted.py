@@ -15,9 +15,9 @@ from SPDSegmentLib.geometry.markups import ControlPoint, Markup, insist_on, read
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.config import PromptConfig
-from SPDSegmentLib.prompts.distillation import INSISTED, SliceClicks
+from SPDSegmentLib.prompts.distillation import INSISTED
 from SPDSegmentLib.prompts.evidence import raise_at
-from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts
 from SPDSegmentLib.worker.payloads import flatten_markups, restore_markups
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_predictor import adapters_off
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.networks.checkpoint import load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.lora import adapters_off
 from SPDSegmentLib.networks.losses import (
     SegmentationLossConfig,
     consistency_of_run,

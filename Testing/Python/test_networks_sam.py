@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_predictor import adapters_off
 
 from SPDSegmentLib.errors import ModelCorrupt
 from SPDSegmentLib.networks import backbones
 from SPDSegmentLib.networks.backbones import ViTShape, build_sam
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.guarded_imports import import_segment_anything_modeling
-from SPDSegmentLib.networks.lora import adapters_off
 from SPDSegmentLib.networks.spd import SPDModel
 
 SMALL = ViTShape(embed_dim=16, depth=2, num_heads=2, global_blocks=(1,))

@@ -86,6 +86,7 @@ def test_an_organ_that_is_darker_than_any_in_training_speaks_up(
     array = stack.volume.array.astype(np.float32).copy()
     array[stack.to_volume(truth)] *= 0.35
     array[:, 90:170, 190:250] = 3 * array.max()
+    assert isinstance(session.predictor, Predictor)
     dark = session.predictor.open(SliceStack(Volume(array, stack.volume.ijk_to_ras), stack.plane))
     result = dark.segment(clicks)
     assert any("clicks were rejected" in doubt for doubt in result.doubts)

@@ -18,7 +18,7 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ModelChoice, RequestState
 from SPDSegmentLib.worker.codec import decode_message, encode_message
-from SPDSegmentLib.worker.protocol import FrameParser, decode_frame, frame_bytes
+from SPDSegmentLib.worker.protocol import FrameParser, decode_frame
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,7 @@ def _start(command: tuple[str, ...] = FAKE_WORKER.arguments) -> subprocess.Popen
 
 def _send(process: subprocess.Popen[bytes], *messages: Any) -> None:
     assert process.stdin is not None
-    process.stdin.write(b"".join(frame_bytes(encode_message(message)) for message in messages))
+    process.stdin.write(b"".join(b"".join(encode_message(message)) for message in messages))
     process.stdin.flush()
 
 
@@ -102,7 +102,7 @@ def test_a_broken_stream_is_told_and_ends_the_worker() -> None:
 def test_a_stream_that_ends_within_a_frame_ends_the_worker() -> None:
     process = _start()
     assert process.stdin is not None
-    process.stdin.write(frame_bytes(encode_message(m.CloseVolume("x" * 100)))[:-5])
+    process.stdin.write(b"".join(encode_message(m.CloseVolume("x" * 100)))[:-5])
     code, seconds = _finish(process)
     assert code == 0 and seconds < limit(2.0)
 

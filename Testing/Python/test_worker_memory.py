@@ -21,7 +21,6 @@ from SPDSegmentLib.worker.client import ModelChoice
 from SPDSegmentLib.worker.codec import encode_message
 from SPDSegmentLib.worker.commands import Ending, WorkerCommand
 from SPDSegmentLib.worker.payloads import unpack_mask
-from SPDSegmentLib.worker.protocol import frame_bytes
 from SPDSegmentLib.worker.volumes import OpenedVolume, VolumeCache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +89,7 @@ def test_answers_that_nobody_reads_do_not_fill_the_memory_and_cancel_is_heard() 
     data = array.reshape(-1).view(np.uint8)
     send += [m.VolumeChunk("v", at, data[at : at + (1 << 20)]) for at in range(0, data.size, 1 << 20)]
     send += [m.Saliency(n, "v", n % 8) for n in range(10, 200)]
-    process.stdin.write(b"".join(frame_bytes(encode_message(message)) for message in send))
+    process.stdin.write(b"".join(b"".join(encode_message(message)) for message in send))
     process.stdin.flush()
     worker, sizes = psutil.Process(process.pid), []
     for _ in range(20):

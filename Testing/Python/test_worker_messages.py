@@ -31,7 +31,7 @@ from SPDSegmentLib.worker.payloads import (
     unpack_mask,
     unpack_masks,
 )
-from SPDSegmentLib.worker.protocol import ContentError, DecodedFrame, FrameParser, decode_frame, frame_bytes
+from SPDSegmentLib.worker.protocol import ContentError, DecodedFrame, FrameParser, decode_frame
 
 GROUPS = (PointGroup("line", "Curve", 2), PointGroup("points", "Fiducial", 1))
 POINTS = np.arange(9.0).reshape(3, 3)
@@ -69,7 +69,7 @@ SAMPLES: list[Any] = [
 
 
 def _through_the_wire(message: Any) -> Any:
-    (raw,) = FrameParser().feed(frame_bytes(encode_message(message)))
+    (raw,) = FrameParser().feed(b"".join(encode_message(message)))
     return decode_message(decode_frame(raw), {**m.REQUESTS, **m.EVENTS})
 
 
@@ -91,7 +91,7 @@ def test_there_is_a_sample_of_every_message() -> None:
 
 @pytest.mark.parametrize("message", SAMPLES, ids=lambda message: message.kind)
 def test_a_value_of_the_wrong_type_is_refused_in_every_field(message: Any) -> None:
-    (raw,) = FrameParser().feed(frame_bytes(encode_message(message)))
+    (raw,) = FrameParser().feed(b"".join(encode_message(message)))
     good = decode_frame(raw)
     for field in dataclasses.fields(message):
         if field.name == "report":

@@ -15,7 +15,7 @@ from SPDSegmentLib.worker import protocol as p
 
 
 def _frame(header: dict, arrays: dict | None = None, **options: bool) -> bytes:
-    return p.frame_bytes(p.encode_frame(header, arrays, **options))
+    return b"".join(p.encode_frame(header, arrays, **options))
 
 
 def _custom(text: bytes, payload: bytes = b"", *, version: int = p.PROTOCOL_VERSION, flags: int = 1) -> bytes:

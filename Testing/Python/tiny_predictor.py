@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.volume import Volume
@@ -83,3 +86,17 @@ def tube_volume(n_slices: int = 24) -> Volume:
         array[t, 48:60, 48:60] = 95
     ijk_to_ras = np.diag([-1.0, -1.0, 3.0, 1.0])
     return Volume(array, ijk_to_ras, "tube")
+
+
+@contextmanager
+def adapters_off(module: nn.Module) -> Iterator[None]:
+    """Within the context every LoRA update below ``module`` is off."""
+    layers = [m for m in module.modules() if hasattr(m, "lora_A") and hasattr(m, "enable_adapters")]
+    states = [not bool(layer.disable_adapters) for layer in layers]
+    for layer in layers:
+        layer.enable_adapters(False)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for layer, state in zip(layers, states, strict=True):
+            layer.enable_adapters(state)  # type: ignore[operator]

@@ -25,7 +25,7 @@ from SPDSegmentLib.worker.codec import decode_message, encode_message
 from SPDSegmentLib.worker.commands import WorkerCommand
 from SPDSegmentLib.worker.payloads import Fate, PointGroup, pack_fates, pack_mask
 from SPDSegmentLib.worker.pipes import Outbox
-from SPDSegmentLib.worker.protocol import HEADER_BYTES, MAGIC, PROTOCOL_VERSION, FrameParser, decode_frame, frame_bytes
+from SPDSegmentLib.worker.protocol import HEADER_BYTES, MAGIC, PROTOCOL_VERSION, FrameParser, decode_frame
 from SPDSegmentLib.worker.server import Server, ServerConfig
 from SPDSegmentLib.worker.transports import TransportSink
 
@@ -106,7 +106,7 @@ def join(header: dict[str, Any], payload: bytes) -> bytes:
 
 def mutate_content(rng: random.Random, message: Any) -> bytes:
     """A well delimited frame whose JSON or payload was changed."""
-    data = frame_bytes(encode_message(message))
+    data = b"".join(encode_message(message))
     (raw,) = FrameParser().feed(data)
     header: dict[str, Any] = json.loads(raw.json_text)
     payload = bytearray(raw.payload)
@@ -140,7 +140,7 @@ def _mutate_value(rng: random.Random, header: dict[str, Any]) -> None:
 
 def mutate_bytes(rng: random.Random, message: Any) -> bytes:
     """A frame with flipped, lost, repeated or foreign bytes; or nothing but random bytes."""
-    data = bytearray(frame_bytes(encode_message(message)))
+    data = bytearray(b"".join(encode_message(message)))
     choice = rng.random()
     if choice < 0.15:
         return rng.randbytes(rng.randrange(1, 400))
@@ -218,7 +218,7 @@ class _ServerUnderTest:
             m.OpenVolume(FIRST_SENTINEL - 1, "volume", "<i2", SHAPE, np.diag([-1.0, -1.0, 1.0, 1.0])),
             m.VolumeChunk("volume", 0, BYTES),
         ):
-            os.write(self._to_server, frame_bytes(encode_message(message)))
+            os.write(self._to_server, b"".join(encode_message(message)))
 
     def try_frame(self, data: bytes, number: int, *, delimited: bool) -> str:
         """Send a frame and two questions; return what the server did."""
@@ -226,7 +226,7 @@ class _ServerUnderTest:
         self._sentinel += 2
         questions = (m.Hello(first), m.Saliency(second, "volume", 1))
         try:
-            os.write(self._to_server, data + b"".join(frame_bytes(encode_message(q)) for q in questions))
+            os.write(self._to_server, data + b"".join(b"".join(encode_message(q)) for q in questions))
         except OSError:
             return "ended before"
         waiting = {first, second}

@@ -26,7 +26,7 @@ from SPDSegmentLib.geometry.intensity import dither, intensity_range, normalize
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, place_window
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.prompts.distillation import SliceClicks
+from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.prompts.strategies import interpolate_clicks
 from SPDSegmentLib.training.augmentation import AugmentedView, apply_view
 from SPDSegmentLib.training.bank import EmbeddingBank
