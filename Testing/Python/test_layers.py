@@ -149,6 +149,27 @@ def test_what_runs_and_what_sets_up_leave_the_scene_to_the_room_below(repository
     assert touching == []
 
 
+def test_no_two_modules_import_each_other_even_through_others(repository: Path) -> None:
+    modules = {module_name(repository, path): path for path in sources(repository)}
+    asked: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = {name for name, _ in imported_names(repository, path)}
+        known = {name if name in modules else name.rpartition(".")[0] for name in names}
+        asked[module] = (known & set(modules)) - {module, PACKAGE}
+    while free := {module for module, needed in asked.items() if not needed}:
+        asked = {module: needed - free for module, needed in asked.items() if module not in free}
+    assert asked == {}, "these import each other, or rest on modules that do"
+
+
+def test_a_class_name_means_one_thing(repository: Path) -> None:
+    places: dict[str, list[str]] = {}
+    for path in sources(repository):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(repository)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_only_the_gui_imports_slicer_and_qt(repository: Path) -> None:
     found = [
         f"{path.relative_to(repository)} imports {name}"
