@@ -19,7 +19,8 @@ from SPDSegmentLib.evaluation.cases import EvaluationTarget, shuffled_clicks
 from SPDSegmentLib.evaluation.metrics import MaskMetrics, slice_metrics, volume_metrics
 from SPDSegmentLib.evaluation.protocol import SALIENCY_ONLY, SHUFFLED, EvaluationConfig, EvaluationRow
 from SPDSegmentLib.geometry.centerline import Clicks
-from SPDSegmentLib.geometry.window import place_window
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.results import PointResult
 from SPDSegmentLib.inference.session import Session
@@ -107,7 +108,7 @@ class BundleMethods:
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
         self._target: EvaluationTarget | None = None
-        self._sessions: dict[tuple[float, float], Session] = {}
+        self._sessions: dict[InputWindow, Session] = {}
 
     def segment(self, target: EvaluationTarget, clicks: Clicks, method: str) -> tuple[np.ndarray, Fates | None]:
         """Mask, and the fates of the clicks where the method judges them."""
@@ -120,17 +121,20 @@ class BundleMethods:
         """A session whose field of view is the one that a new session would choose for these clicks."""
         if target is not self._target:
             self._target, self._sessions = target, {}
-        height, width = target.stack.array.shape[1:]
-        window = place_window(
-            (height, width),
-            target.stack.pixel_mm,
-            self.predictor.engine.image_size,
-            self.predictor.fov_mm,
-            np.median(clicks.xy[~clicks.outside], axis=0),
-        )
-        if window.origin_xy not in self._sessions:
-            self._sessions[window.origin_xy] = self.predictor.open(target.stack)
-        return self._sessions[window.origin_xy]
+        window = window_of(self.predictor, target.stack, clicks)
+        if window not in self._sessions:
+            self._sessions[window] = self.predictor.open(target.stack)
+        return self._sessions[window]
+
+
+def window_of(predictor: Predictor, stack: SliceStack, clicks: Clicks) -> InputWindow:
+    """The field of view that a new session chooses for some clicks."""
+    height, width = stack.array.shape[1:]
+    xy, fov_mm = clicks.xy[~clicks.outside], predictor.fov_mm
+    if predictor.engine.model.config.conditioned and fov_mm == 0:
+        fov_mm = fov_of_clicks(xy, (height, width), stack.pixel_mm)
+    center = np.median(xy, axis=0)
+    return place_window((height, width), stack.pixel_mm, predictor.engine.image_size, fov_mm, center)
 
 
 def evaluate(

@@ -70,7 +70,8 @@ def check_labels(labels: Iterable[str], where: str) -> None:
             raise BadInput(f"{where}: {error.message}", error.remedy) from error
 
 
-KINDS = ("bundle", "frozen", "comparator")
+KINDS = ("bundle", "joint", "frozen", "comparator")
+LEARNS = ("own", "all", "other-structures")
 CLICKS = ("noisy", "clean", "oracle", "shuffled")
 GROUPS = ("main", "control", "frozen", "learned", "classic", "ablation")
 
@@ -118,7 +119,8 @@ class MethodSpec:
     Attributes:
         title: as printed.
         group: the table that it belongs to, one of :data:`GROUPS`.
-        kind: ``bundle`` (a model of ours), ``frozen`` (a SAM that was not adapted) or ``comparator`` (the registry).
+        kind: ``bundle`` (a model of ours), ``joint`` (one that is trained on several data sets at once), ``frozen`` (a
+            SAM that was not adapted) or ``comparator`` (the registry).
         bundle: name or path of a bundle, with ``{dataset}`` in it; of a frozen row, the one whose saliency is asked.
         prompts: strategy of a bundle row, or ``saliency-only``; of a frozen row ``raw``, ``random`` or ``consensus``.
         overrides: prompt settings that replace the bundle's.
@@ -126,6 +128,8 @@ class MethodSpec:
             have none) or ``shuffled`` (another patient's).
         comparator: name in the registry, by default the method's own.
         settings: keyword arguments of a comparator or a frozen row.
+        joint: joint training configuration (.toml) of a joint row, beside the benchmark's file.
+        learns: what a joint row learns from: ``own`` (the tested structures), ``all``, or ``other-structures``.
         train: changes of the data set's training configuration, for a model that is trained when there is no bundle.
         stage1_from: the method whose stage I a trained model takes over.
         train_patients: at most so many training patients, 0 for all.
@@ -145,6 +149,8 @@ class MethodSpec:
     clicks: str = "noisy"
     comparator: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    joint: str = ""
+    learns: str = "all"
     train: dict[str, Any] = field(default_factory=dict)
     stage1_from: str = ""
     train_patients: int = 0
@@ -154,13 +160,16 @@ class MethodSpec:
     note: str = ""
 
     def __post_init__(self) -> None:
-        for name, value, known in (("kind", self.kind, KINDS), ("clicks", self.clicks, CLICKS)):
+        named = (("kind", self.kind, KINDS), ("clicks", self.clicks, CLICKS), ("learns", self.learns, LEARNS))
+        for name, value, known in named:
             if value not in known:
                 raise BadInput(f"{name} '{value}' of method {self.name} is unknown.", f"Choose {', '.join(known)}.")
         if self.group not in GROUPS:
             raise BadInput(f"group '{self.group}' of method {self.name} is unknown.", f"Choose {', '.join(GROUPS)}.")
         if self.kind == "bundle" and not self.bundle:
             raise BadInput(f"Method {self.name} names no bundle.", "Set bundle, for example to '{dataset}'.")
+        if self.kind == "joint" and not self.joint:
+            raise BadInput(f"Method {self.name} names no joint configuration.", "Set joint to a file with [sets.NAME].")
         check_labels(self.noises, f"noises of method {self.name}")
 
     def runs_on(self, dataset: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from spdbench.comparators.bundle_row import BundleRow, distillation_identity
 from spdbench.comparators.frozen_sam import FrozenSam
+from spdbench.comparators.joint_training import JointTraining, TestedPatients, sets_to_learn
 from spdbench.comparators.own_training import OwnTraining, changed_config
 from spdbench.comparators.protocol import Comparator, InputSettings, NotRun, make_comparator
 from spdbench.config import BenchmarkConfig, MethodSpec
@@ -20,6 +21,7 @@ from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, read_bundle
 from SPDSegmentLib.prompts.noise import NOISE_VERSION
 from SPDSegmentLib.training.config import TrainingConfig
+from SPDSegmentLib.training.joint_config import read_joint_config
 
 METHODS_VERSION = 1
 """Raised when prompting, decoding or metrics change what a bundle gives; every row is then measured again."""
@@ -36,6 +38,7 @@ class Entry:
         shares: entries with the same value rest on the same bundle and are run together, case by case.
         not_run: why it cannot run at all, empty when it can.
         model: of our own trainings, what stands for the model; rows with the same one train it once.
+        shared: whether rows of other data sets may rest on the same model.
     """
 
     method: MethodSpec
@@ -47,10 +50,13 @@ class Entry:
     shares: str = ""
     not_run: str = ""
     model: str = ""
+    shared: bool = False
 
     def folder(self, work: Path) -> Path:
         """Where a training of this entry is kept."""
         name = f"model-{self.model[:10]}" if self.model else f"{self.method.name}-{self.key[:10]}"
+        if self.shared:
+            return work / "joint" / name
         return work / self.dataset.name / f"fold{self.fold.name}" / name
 
 
@@ -76,6 +82,7 @@ class EntryMaker:
         self.device = device
         self._made: dict[tuple[str, str, str], Entry] = {}
         self._bundles: dict[str, Bundle | None] = {}
+        self._datasets: dict[str, Dataset] = {}
 
     def entry(self, name: str, dataset: Dataset, fold: Fold) -> Entry:
         """The entry of a method; made once."""
@@ -98,6 +105,8 @@ class EntryMaker:
             row = BundleRow(inputs, bundle=bundle, prompts=method.prompts, overrides=method.overrides, name=method.name)
             key = self._key(method, dataset, fold, row.describe())
             return Entry(method, dataset, fold, key, lambda: row, shares=bundle.info.adapter_sha256)
+        if method.kind == "joint":
+            return self._joint(method, dataset, fold, inputs)
         if method.kind == "frozen":
             return self._frozen(method, dataset, fold, inputs)
         return self._comparator(method, dataset, fold, inputs)
@@ -152,6 +161,38 @@ class EntryMaker:
         key = self._key(method, dataset, fold, trained.describe())
         shares = f"trained {model}"
         return Entry(method, dataset, fold, key, lambda: trained, method.train_patients, shares, model=model)
+
+    def _joint(self, method: MethodSpec, dataset: Dataset, fold: Fold, inputs: InputSettings) -> Entry:
+        """A row on several data sets; the model for a fold knows nobody who is tested in it on any of them."""
+        path = self.config.folder / method.joint
+        config = read_joint_config(path)
+        own = _tested(dataset, fold)
+        others = self._tested_elsewhere(method, dataset, fold) if method.learns == "all" else []
+        sets = sets_to_learn(config, path.parent, method.learns, own, others)
+        trained = JointTraining(
+            inputs,
+            config=dataclasses.replace(config, sets=sets),
+            root=path.parent,
+            changes=method.train,
+            fov_mm=own.fov_mm,
+            prompts=method.prompts,
+            overrides=method.overrides,
+            name=method.name,
+        )
+        model = _digest(trained.describe_model())
+        key = self._key(method, dataset, fold, trained.describe())
+        return Entry(method, dataset, fold, key, lambda: trained, shares=f"trained {model}", model=model, shared=True)
+
+    def _tested_elsewhere(self, method: MethodSpec, dataset: Dataset, fold: Fold) -> list[TestedPatients]:
+        """Test patients of the like-named fold of every other data set that has the row."""
+        found = []
+        for spec in self.config.datasets.values():
+            if spec.name != dataset.name and spec.takes(method):
+                if spec.name not in self._datasets:
+                    self._datasets[spec.name] = Dataset(spec, self.config.folder)
+                other = self._datasets[spec.name]
+                found += [_tested(other, of) for of in other.folds if of.name == fold.name]
+        return found
 
     def _stage1(self, method: MethodSpec, dataset: Dataset, fold: Fold) -> tuple[Path | None, str]:
         """Folder of the bundle whose stage I a training takes over, and what stands for it."""
@@ -228,6 +269,12 @@ class EntryMaker:
             "described": described,
         }
         return _digest(content)
+
+
+def _tested(dataset: Dataset, fold: Fold) -> TestedPatients:
+    patients = frozenset(dataset.patient(case) for case in fold.test)
+    targets, fov_mm = dataset.training.data.targets, dataset.training.fov_mm
+    return TestedPatients(dataset.data_folder, patients, dataset.patient, targets, fov_mm)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from spdbench.cells import write_text
 from spdbench.comparators.bundle_row import BundleRow
-from spdbench.comparators.own_training import OwnTraining
+from spdbench.comparators.own_training import TrainedRow
 from spdbench.comparators.protocol import NotRun
 from spdbench.config import CLEAN, PART_TITLES, BenchmarkConfig, is_clean
 from spdbench.entries import Entry
@@ -83,7 +83,7 @@ def draw_histogram(path: Path, pixels: list[int], title: str) -> None:
 
 def _counts(entry: Entry, work: Path) -> np.ndarray:
     comparator = entry.make()
-    if not isinstance(comparator, BundleRow | OwnTraining):
+    if not isinstance(comparator, BundleRow | TrainedRow):
         raise NotRun("no saliency")
     comparator.load(entry.folder(work))
     counts = np.zeros(BINS, dtype=np.int64)

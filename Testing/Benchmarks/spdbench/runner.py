@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from spdbench.cells import FAILED, NOT_RUN, read_training_record, write_cell
-from spdbench.comparators.own_training import OwnTraining
+from spdbench.comparators.own_training import TrainedRow
 from spdbench.comparators.protocol import Comparator, NotRun
 from spdbench.datasets import clicks_for
 from spdbench.entries import Entry
@@ -118,7 +118,7 @@ class Runner:
             raise NotRun("not trained, trainings are switched off")
         folder.mkdir(parents=True, exist_ok=True)
         label = f"{planned.label}, fold {entry.fold.name}"
-        reads_files = isinstance(comparator, OwnTraining)
+        reads_files = isinstance(comparator, TrainedRow)
         clock = StepClock(0.0 if reads_files else self.plan.config.budget.seconds)
 
         def on_progress(step: int, steps: int, losses: dict[str, float]) -> None:

@@ -22,10 +22,10 @@ from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgr
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.evaluation.cases import EvaluationTarget
 from SPDSegmentLib.evaluation.protocol import SALIENCY_ONLY
-from SPDSegmentLib.evaluation.run import Fates
+from SPDSegmentLib.evaluation.run import Fates, window_of
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.window import place_window
+from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.inference.call import Call
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.predictor import Predictor
@@ -41,27 +41,27 @@ class LoadedBundle:
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
         self._stack: SliceStack | None = None
-        self._features: dict[tuple[float, float], SliceFeatures] = {}
+        self._features: dict[InputWindow, SliceFeatures] = {}
 
     def session(self, stack: SliceStack, clicks: Clicks, prompts: PromptConfig) -> Session:
-        """A new session on features that are already computed for the field of view of these clicks."""
+        """A new session; where the saliency is the image's alone, on features that are computed already."""
+        predictor = self.predictor.with_prompts(prompts)
+        if predictor.engine.model.config.conditioned:  # what it computes depends on the clicks
+            return predictor.open(stack)
         if stack is not self._stack:
             self._stack = stack
             self._features = {}
-        return self.predictor.with_prompts(prompts).open(stack, self._features_for(stack, clicks))
+        return predictor.open(stack, self._features_for(stack, clicks))
 
     def _features_for(self, stack: SliceStack, clicks: Clicks) -> SliceFeatures:
         predictor = self.predictor
-        center = np.median(clicks.xy[~clicks.outside], axis=0)
-        height, width = stack.array.shape[1:]
-        size = predictor.engine.image_size
-        origin = place_window((height, width), stack.pixel_mm, size, predictor.fov_mm, center).origin_xy
-        features = self._features.get(origin)
+        window = window_of(predictor, stack, clicks)
+        features = self._features.get(window)
         if features is None or features.encoded != stack.n_slices:
             features = SliceFeatures(predictor.engine, stack, predictor.intensity, predictor.fov_mm)
-            features.place_window(center[None])
+            features.place_window(np.median(clicks.xy[~clicks.outside], axis=0)[None])
             features.ensure(range(stack.n_slices), Call())
-            self._features[origin] = features
+            self._features[window] = features
         return features
 
 
