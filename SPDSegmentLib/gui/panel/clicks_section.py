@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import qt
-import slicer
-import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.geometry.markups import ControlPoint
 
-from ..scene.centerlines import Clicks, clickName, indexOf, setIncluded, snapshotClicks
+from ..scene.centerlines import Clicks, clickEvents, clickName, dragEvents, indexOf, setIncluded, snapshotClicks
 from ..scene.events import idleTimer
 from ..scene.fates import BORROWED, COLORS, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
 from ..scene.state import ModuleState
@@ -83,20 +81,12 @@ class ClicksSection(VTKObservationMixin):
         self.removeObservers()
         self._nodeIds = ids
         self._dragging = False
-        events = slicer.vtkMRMLMarkupsNode
+        dragStarts, dragEnds = dragEvents()
         for node in nodes:
-            for event in (
-                events.PointAddedEvent,
-                events.PointPositionDefinedEvent,
-                events.PointPositionUndefinedEvent,
-                events.PointModifiedEvent,
-                events.PointRemovedEvent,
-            ):
+            for event in clickEvents(node):
                 self.addObserver(node, event, self._onPoints)
-            if node.IsA("vtkMRMLMarkupsCurveNode"):  # its type, tension or surface
-                self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onPoints)
-            self.addObserver(node, events.PointStartInteractionEvent, self._onDragStarts)
-            self.addObserver(node, events.PointEndInteractionEvent, self._onDragEnds)
+            self.addObserver(node, dragStarts, self._onDragStarts)
+            self.addObserver(node, dragEnds, self._onDragEnds)
 
     def show(self, record: WriteRecord) -> None:
         """Show the fates of a record: a thousand clicks in several events, so that each is short."""

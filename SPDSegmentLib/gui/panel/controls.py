@@ -104,7 +104,7 @@ class Show3D(VTKObservationMixin):
             kinds = slicer.vtkSegmentation
             for event in (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.ContainedRepresentationNamesModified):
                 self.addObserver(node, event, self._onChanged)
-            self.addObserver(node, slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent, self._onChanged)
+            self.addObserver(node, node.DisplayModifiedEvent, self._onChanged)
         self._refresh()
 
     def close(self) -> None:

@@ -15,11 +15,12 @@ from SPDSegmentLib.errors import SPDError
 
 from ..run.models import ModelEntry, findModel, likelyModel, listModels
 from ..run.task import Task, VolumeView
+from ..scene.centerlines import centerlinesOfScene, checkClicks
 from ..scene.events import idleTimer
 from ..scene.state import ModuleState
-from ..scene.target import SegmentTarget, makeTarget
+from ..scene.target import SegmentTarget, makeTarget, segmentNames
 from ..scene.views import viewCenter, viewNode
-from ..scene.volumes import nodeById
+from ..scene.volumes import nodeById, shownImage, takeSnapshot
 from .controls import Placing
 
 CARD_SIZE = (600, 520)
@@ -146,9 +147,6 @@ class InputsSection(VTKObservationMixin):
         Raises:
             SPDError: something is missing or cannot be used.
         """
-        from ..scene.centerlines import checkClicks
-        from ..scene.volumes import takeSnapshot
-
         state = self._state()
         model = self.model
         if model is None:
@@ -174,13 +172,9 @@ class InputsSection(VTKObservationMixin):
 
     def _pickDefaults(self, state: ModuleState) -> None:
         if state.volumeNode is None:
-            shown = _shownVolume()
-            state.volumeNode = (
-                shown if _isImage(shown) else next(filter(_isImage, _nodes("vtkMRMLScalarVolumeNode")), None)
-            )
+            state.volumeNode = shownImage()
         if not state.centerlineNodes:
-            nodes = [n for n in _nodes("vtkMRMLMarkupsNode") if _isCenterline(n)]
-            state.centerlineNodes = nodes[:1]
+            state.centerlineNodes = centerlinesOfScene()[:1]
 
     def _followNames(self, state: ModuleState) -> None:
         """Notice what is added, removed and renamed elsewhere."""
@@ -202,7 +196,7 @@ class InputsSection(VTKObservationMixin):
         box, branches = self.ui.segmentBox, self.ui.branchesList
         segments = [(box.itemText(n), box.itemData(n)) for n in range(1, box.count)]
         listed = [(i.text(), i.data(qt.Qt.UserRole)) for i in (branches.item(n) for n in range(branches.count))]
-        if segments != _segmentNames(state.segmentationNode):
+        if segments != segmentNames(state.segmentationNode):
             before = state.segmentId
             self._fillSegments(state)
             if state.segmentId != before:
@@ -217,7 +211,7 @@ class InputsSection(VTKObservationMixin):
         box.clear()
         box.addItem(_("New segment"), "")
         node = state.segmentationNode
-        for name, segmentId in _segmentNames(node):
+        for name, segmentId in segmentNames(node):
             box.addItem(name, segmentId)
         if box.findData(state.segmentId) < 0:
             state.segmentId = ""
@@ -268,7 +262,7 @@ class InputsSection(VTKObservationMixin):
     def _branchNodes(state: ModuleState) -> list[Any]:
         """Return what can be a branch: every centerline but the chosen first one."""
         first = state.centerlineNodes[:1]
-        return [node for node in _nodes("vtkMRMLMarkupsNode") if _isCenterline(node) and node not in first]
+        return [node for node in centerlinesOfScene() if node not in first]
 
     def _tell(self) -> None:
         if not self._filling:
@@ -353,32 +347,3 @@ def _axisNames() -> tuple[str, ...]:
         _("Voxel axis J"),
         _("Voxel axis K"),
     )
-
-
-def _nodes(className: str) -> list[Any]:
-    return list(slicer.util.getNodesByClass(className))
-
-
-def _isImage(node: Any) -> bool:
-    """Whether a node is in the list of volumes: no label map, no colors."""
-    return node is not None and node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
-
-
-def _segmentNames(node: Any) -> list[tuple[str, str]]:
-    """Return names and IDs of the segments of a segmentation node, or of None."""
-    if node is None:
-        return []
-    segmentation = node.GetSegmentation()
-    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
-    return [(segmentation.GetSegment(segmentId).GetName(), segmentId) for segmentId in ids]
-
-
-def _isCenterline(node: Any) -> bool:
-    return node.GetClassName() in ("vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsCurveNode") and not (
-        node.GetHideFromEditors()
-    )
-
-
-def _shownVolume() -> Any:
-    selection = slicer.app.applicationLogic().GetSelectionNode()
-    return nodeById(selection.GetActiveVolumeID() or "") if selection is not None else None

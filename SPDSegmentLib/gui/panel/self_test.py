@@ -67,5 +67,5 @@ def _checkExport(case: unittest.TestCase, volumeNode: Any) -> None:
     source = makeSource(target.node, target.segmentId, volumeNode)
     with tempfile.TemporaryDirectory(prefix="SPDSegment-") as folder:
         for format_ in exportFormats():
-            path = exportSegment(source, format_, Path(folder) / "block", lambda existing: False)
+            path = exportSegment(source, format_, Path(folder) / "block", lambda _existing: False)
             case.assertGreater(path.stat().st_size, 0, format_.title)

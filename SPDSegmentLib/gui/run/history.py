@@ -1,12 +1,13 @@
-"""States of mask and clicks that belong together, so that undo of the mask brings back its clicks."""
+"""What is remembered of a segment: states of mask and clicks that belong together, so that undo brings back both."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..scene.centerlines import Clicks, renameClicks
 from ..scene.write_record import WriteRecord
+from .job import SegmentationJob
 
 MAX_STATES = 24
 
@@ -57,6 +58,27 @@ class History:
             for state in self._states
         ]
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._states.clear()
+
+@dataclass
+class SegmentMemory:
+    """One segment, for as long as its scene is open.
+
+    Attributes:
+        history: states of mask and clicks.
+        job: the run under way.
+        lastClicks: of the latest result, None before the first.
+        startedClicks: of the run that was started last.
+        isIncomplete: whether the next run has to send all slices.
+        savedFor: checksums for which the editor's history already has an undo step.
+        served: name of the volume of the latest result in the worker.
+        mark: state of the segment that was seen last, see ``target.MARK_TAG``.
+    """
+
+    history: History = field(default_factory=History)
+    job: SegmentationJob | None = None
+    lastClicks: Clicks | None = None
+    startedClicks: Clicks | None = None
+    isIncomplete: bool = False
+    savedFor: dict[int, str] | None = None
+    served: str = ""
+    mark: str | None = None

@@ -13,7 +13,7 @@ from ..scene.centerlines import Clicks, namedClicks, readClicks, renameClicks, r
 from ..scene.shown_surfaces import ShownSurfaces
 from ..scene.volumes import VolumeSnapshot, slicesBeside
 from ..scene.write_record import WriteRecord
-from .history import History
+from .history import History, SegmentMemory
 from .job import CallLater, JobState, SegmentationJob
 from .result_writer import ResultWriter
 from .task import Task, VolumeView
@@ -37,16 +37,9 @@ class Segmenter:
     ) -> None:
         self.workerHost = workerHost
         self.saveStateForUndo = saveStateForUndo
-        self.surfaces = ShownSurfaces(lambda: any(not job.finished for job in self._jobs.values()))
+        self.surfaces = ShownSurfaces(lambda: any(not job.finished for job in self._jobs))
         self._callLater = callLater
-        self._jobs: dict[tuple[str, str], SegmentationJob] = {}
-        self._histories: dict[tuple[str, str], History] = {}
-        self._lastClicks: dict[tuple[str, str], Clicks] = {}
-        self._startedClicks: dict[tuple[str, str], Clicks] = {}
-        self._incomplete: set[tuple[str, str]] = set()
-        self._savedFor: dict[tuple[str, str], dict[int, str]] = {}
-        self._served: dict[tuple[str, str], str] = {}
-        self._marks: dict[tuple[str, str], str] = {}
+        self._memories: dict[tuple[str, str], SegmentMemory] = {}
 
     def start(self, task: Task, *, blocking: bool = False, everywhere: bool = False) -> SegmentationJob:
         """Send a segmentation to the worker and return its job; a running one of the same segment is replaced.
@@ -59,17 +52,15 @@ class Segmenter:
         Raises:
             SPDError: what was given cannot be segmented.
         """
-        key = task.key
-        running = self._jobs.get(key)
-        if running is not None and not running.finished:
-            running.cancel(urgent=False)
-        if self._marks.setdefault(key, task.target.mark) != task.target.mark:
+        memory = self._memoryOf(task)
+        if memory.job is not None and not memory.job.finished:
+            memory.job.cancel(urgent=False)
+        if memory.mark != task.target.mark:
             self.noteChange(task)
         before = readClicks(task.centerlineNodes)
         snapshot = task.view.snapshot()
         clicks = namedClicks(before, snapshot.stack)
         former = self._adoptGrid(task, snapshot)
-        history = self._histories.setdefault(key, History())
         writer = ResultWriter(
             task.target,
             snapshot,
@@ -85,25 +76,25 @@ class Segmenter:
             task.target.node,
             task.view.model.name,
         )
-        name = volumeName(snapshot, "|".join(key))
+        owner = "|".join(task.key)
+        name = volumeName(snapshot, owner)
         job.onFinished.connect(lambda done: self._noteFinished(task, name, done, before, former))
         job.onFinished.connect(lambda done: self._updateSurfaces(task, now=blocking))
-        self._jobs[key] = job
-        self._startedClicks[key] = before
+        memory.job = job
+        memory.startedClicks = before
 
         def send(callbacks: Callbacks) -> Request:
             locked = writer.begin()
-            history.remember(task.target.mark, writer.digestsBefore, self._lastClicks.get(key, before), writer.record)
+            clicksBefore = before if memory.lastClicks is None else memory.lastClicks
+            memory.history.remember(task.target.mark, writer.digestsBefore, clicksBefore, writer.record)
             self.workerHost.useModel(task.view.model.key, task.view.device)
-            self.workerHost.openVolume(snapshot, "|".join(key))
+            self.workerHost.openVolume(snapshot, owner)
             return self.workerHost.client.segment(
                 name,
                 clicks,
                 prompts=task.prompts,
                 first_slice=None if task.firstSliceRas is None else snapshot.sliceAt(task.firstSliceRas),
-                send_all=key in self._incomplete
-                or self._served.get(key) != name
-                or not self.workerHost.hasServed(name),
+                send_all=memory.isIncomplete or memory.served != name or not self.workerHost.hasServed(name),
                 locked=locked,
                 anchor_ras=writer.record.anchorRas if writer.record.model == task.view.model.name else None,
                 callbacks=callbacks,
@@ -114,8 +105,8 @@ class Segmenter:
 
     def hasOtherClicks(self, task: Task, clicks: Clicks) -> bool:
         """Whether the clicks, as they are now, differ from those of the run under way or of the last result."""
-        running = task.key in self._jobs
-        last = self._startedClicks.get(task.key) if running else self._lastClicks.get(task.key)
+        memory = self._memoryOf(task)
+        last = memory.startedClicks if memory.job is not None else memory.lastClicks
         return last is None or usedClicks(last) != usedClicks(clicks)
 
     def saliency(
@@ -146,7 +137,7 @@ class Segmenter:
 
     def checkJobs(self) -> None:
         """End the jobs whose volume, clicks or segment are gone."""
-        for job in list(self._jobs.values()):
+        for job in self._jobs:
             job.checkValid()
 
     def noteChange(self, task: Task) -> bool:
@@ -156,25 +147,25 @@ class Segmenter:
         travels with the voxels through the editor's history tells which of both it was.
         """
         target = task.target
-        if target.node is None or any(not job.finished for job in self._jobs.values()):
+        if target.node is None or any(not job.finished for job in self._jobs):
             return False
+        memory = self._memoryOf(task)
         record = target.record
         written = task.writtenSnapshot(record)
         digests = target.digests(written)
         if record.grid is not None:
             record.grid = target.gridOf(written)
-        if self._savedFor.get(task.key) != digests:
-            self._savedFor.pop(task.key, None)
-        history = self._histories.get(task.key, History())
+        if memory.savedFor != digests:
+            memory.savedFor = None
         mark = target.mark
-        state = history.find(mark, digests)
-        wentBack = self._marks.setdefault(task.key, mark) != mark
+        state = memory.history.find(mark, digests)
+        wentBack = memory.mark != mark
         if wentBack:
-            self._marks[task.key] = mark
+            memory.mark = mark
             self._updateSurfaces(task)
-            state = state or history.latest(mark)
+            state = state or memory.history.latest(mark)
             if state is not None:
-                self._incomplete.add(task.key)
+                memory.isIncomplete = True
                 self._restore(task, state.clicks, state.record)
                 record = target.record
         record.owned &= record.findEdits(digests) | (state.record.owned if state is not None else record.owned)
@@ -188,11 +179,11 @@ class Segmenter:
         digests = task.target.digests(task.writtenSnapshot())
         record.release(record.owned if slices is None else slices & record.owned, digests)
         task.target.saveRecord(record)
-        self._incomplete.add(task.key)
+        self._memoryOf(task).isIncomplete = True
 
     def takeBack(self, task: Task) -> bool:
         """Stop the run of a segment, if there is one, and bring back the clicks of the result before it."""
-        job = self._jobs.get(task.key)
+        job = self._memoryOf(task).job
         if job is None:
             return False
         job.cancel(urgent=False)
@@ -201,63 +192,68 @@ class Segmenter:
 
     def cancelAll(self, *, urgent: bool = True) -> None:
         """Cancel every job."""
-        for job in list(self._jobs.values()):
+        for job in self._jobs:
             job.cancel(urgent=urgent)
-        self._jobs.clear()
 
     def forgetScene(self) -> None:
         """Let go of nodes and volumes of a closed scene."""
         self.cancelAll()
-        self._histories.clear()
-        self._lastClicks.clear()
-        self._startedClicks.clear()
-        self._incomplete.clear()
-        self._savedFor.clear()
-        self._served.clear()
-        self._marks.clear()
+        self._memories.clear()
         self.surfaces.forgetScene()
         self.workerHost.forgetVolumes()
 
+    def _memoryOf(self, task: Task) -> SegmentMemory:
+        memory = self._memories.setdefault(task.key, SegmentMemory())
+        if memory.mark is None:
+            memory.mark = task.target.mark
+        return memory
+
+    @property
+    def _jobs(self) -> list[SegmentationJob]:
+        return [memory.job for memory in self._memories.values() if memory.job is not None]
+
     def _saveState(self, task: Task, digests: Mapping[int, str]) -> None:
         """Make an undo step, unless the top of the history is this very state from a run that was rolled back."""
-        if self.saveStateForUndo is not None and self._savedFor.get(task.key) != digests:
-            self._savedFor[task.key] = dict(digests)
+        memory = self._memoryOf(task)
+        if self.saveStateForUndo is not None and memory.savedFor != digests:
+            memory.savedFor = dict(digests)
             self.saveStateForUndo(task)
 
     def _restoreLastClicks(self, task: Task) -> None:
-        last = self._lastClicks.get(task.key)
+        last = self._memoryOf(task).lastClicks
         if last is not None:
             self._restore(task, last, task.target.record)
 
     def _restore(self, task: Task, clicks: Clicks, record: WriteRecord) -> None:
         """Bring back the clicks and the record of an earlier state."""
         renamed = restoreClicks(clicks)
-        self._histories[task.key].rename(renamed)
+        memory = self._memoryOf(task)
+        memory.history.rename(renamed)
         task.target.saveRecord(record.withNames(renamed))
-        self._lastClicks[task.key] = renameClicks(clicks, renamed)
+        memory.lastClicks = renameClicks(clicks, renamed)
 
     def _noteFinished(
         self, task: Task, name: str, job: SegmentationJob, clicks: Clicks, former: WriteRecord | None = None
     ) -> None:
-        key = task.key
-        if self._jobs.get(key) is job:
-            del self._jobs[key]
-        mark = self._marks[key] = task.target.mark
+        memory = self._memoryOf(task)
+        if memory.job is job:
+            memory.job = None
+        mark = memory.mark = task.target.mark
         if job.state is JobState.DONE:
-            (self._incomplete.add if job.writer.withheld else self._incomplete.discard)(key)
-            self._served[key] = name
+            memory.isIncomplete = bool(job.writer.withheld)
+            memory.served = name
             self.workerHost.noteServed(name)
             if job.writer.changed:
-                self._savedFor.pop(key, None)
-            self._lastClicks[key] = clicks
-            self._histories.setdefault(key, History()).remember(mark, job.digests, clicks, job.writer.record)
+                memory.savedFor = None
+            memory.lastClicks = clicks
+            memory.history.remember(mark, job.digests, clicks, job.writer.record)
         else:
-            self._incomplete.add(key)
+            memory.isIncomplete = True
             if former is not None and task.target.exists:
                 former.noteEdits(task.target.digests(task.writtenSnapshot(former)))
                 task.target.saveRecord(former)
             if job.wasUndone:
-                state = self._histories.setdefault(key, History()).latest(mark)
+                state = memory.history.latest(mark)
                 if state is not None:
                     self._restore(task, state.clicks, task.target.record)
 
@@ -297,6 +293,6 @@ class Segmenter:
         elif not edited:
             new.noteWritten(digests, digests)
         target.saveRecord(new)
-        self._incomplete.add(task.key)
-        self._histories.pop(task.key, None)
+        memory = self._memoryOf(task)
+        memory.isIncomplete, memory.history = True, History()
         return former if former.model else None

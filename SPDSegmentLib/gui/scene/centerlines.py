@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import slicer
+import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
@@ -18,12 +19,38 @@ from SPDSegmentLib.geometry.slices import SliceStack
 
 Clicks = tuple[tuple[str, Markup], ...]
 
-NODE_CLASSES = ("vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsCurveNode")
 _KINDS = {
     "vtkMRMLMarkupsFiducialNode": "Fiducial",
     "vtkMRMLMarkupsCurveNode": "Curve",
     "vtkMRMLMarkupsClosedCurveNode": "ClosedCurve",
 }
+
+
+def centerlinesOfScene() -> list[Any]:
+    """Return the point lists and open curves that are not hidden."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLMarkupsNode")
+    classes = ("vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsCurveNode")
+    return [node for node in nodes if node.GetClassName() in classes and not node.GetHideFromEditors()]
+
+
+def clickEvents(node: Any) -> list[int]:
+    """Return the events of a node after which its clicks may be others."""
+    kinds = slicer.vtkMRMLMarkupsNode
+    events = [
+        kinds.PointAddedEvent,
+        kinds.PointPositionDefinedEvent,
+        kinds.PointPositionUndefinedEvent,
+        kinds.PointModifiedEvent,
+        kinds.PointRemovedEvent,
+    ]
+    # of a curve also its type, tension or surface
+    return [*events, vtk.vtkCommand.ModifiedEvent] if node.IsA("vtkMRMLMarkupsCurveNode") else events
+
+
+def dragEvents() -> tuple[int, int]:
+    """Return the events with which the drag of a click begins and ends."""
+    kinds = slicer.vtkMRMLMarkupsNode
+    return kinds.PointStartInteractionEvent, kinds.PointEndInteractionEvent
 
 
 def readClicks(nodes: Iterable[Any]) -> Clicks:

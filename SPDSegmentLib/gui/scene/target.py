@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import slicer
@@ -30,13 +30,6 @@ MARK_TAG = "SPDSegment.State"
 GRID_TOLERANCE = 1e-3
 LARGE_LABELMAP = 1 << 24
 """Voxels beyond which the empty margin of a labelmap is cut off before it is copied."""
-
-
-class SupportsUndo(Protocol):
-    """Whoever keeps the history of the segmentation: the embedded editor, or nobody."""
-
-    def saveStateForUndo(self) -> None:
-        """Remember the segmentation before a change."""
 
 
 class SegmentTarget:
@@ -346,6 +339,15 @@ def makeTarget(
         if terminology:
             segmentation.GetSegment(segmentId).SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
     return SegmentTarget(segmentationNode, segmentId)
+
+
+def segmentNames(segmentationNode: Any) -> list[tuple[str, str]]:
+    """Return names and IDs of the segments of a segmentation node, or of None."""
+    if segmentationNode is None:
+        return []
+    segmentation = segmentationNode.GetSegmentation()
+    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    return [(segmentation.GetSegment(segmentId).GetName(), segmentId) for segmentId in ids]
 
 
 def _freeName(segmentation: Any, name: str) -> str:

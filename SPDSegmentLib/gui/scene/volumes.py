@@ -26,6 +26,21 @@ def nodeById(nodeId: str | None) -> Any:
     return slicer.mrmlScene.GetNodeByID(nodeId or "")
 
 
+def shownImage() -> Any:
+    """Return the image that the views show, otherwise the first one of the scene; None where there is none.
+
+    Label maps, color volumes and hidden nodes are none.
+    """
+    selection = slicer.app.applicationLogic().GetSelectionNode()
+    shown = nodeById(selection.GetActiveVolumeID()) if selection is not None else None
+    nodes = [shown, *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
+    return next((node for node in nodes if _isImage(node)), None)
+
+
+def _isImage(node: Any) -> bool:
+    return node is not None and node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetHideFromEditors()
+
+
 @dataclass(frozen=True, eq=False)
 class VolumeSnapshot:
     """One state of a volume node.

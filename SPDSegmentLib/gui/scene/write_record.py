@@ -212,8 +212,8 @@ class WriteRecord:
             separators=(",", ":"),
         )
 
-    @classmethod
-    def fromJson(cls, text: str | None, nodeIds: Mapping[str, str] | None = None) -> WriteRecord:
+    @staticmethod
+    def fromJson(text: str | None, nodeIds: Mapping[str, str] | None = None) -> WriteRecord:
         """Read :meth:`toJson`; from an unreadable text an empty record, so that all content is owned.
 
         Args:
