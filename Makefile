@@ -12,7 +12,7 @@ HOST := $(VENV)/.host
 BENCH := $(VENV)/.bench
 EXTRAS := torch,train,dev
 
-.PHONY: demo test lint format setup weights clean bench bench-quick publish-tree soak fuzz
+.PHONY: demo test lint format setup weights clean bench bench-quick publish-tree soak fuzz lock
 
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
@@ -69,6 +69,16 @@ fuzz: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The newest versions that pyproject.toml allows, in an environment of its own, become constraints.txt.
+LOCK := build/lock
+lock:
+	rm -rf $(LOCK)
+	$(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/python -m pip install --quiet $(TORCH)
+	$(LOCK)/bin/python -m pip install --quiet --editable '.[$(EXTRAS),batch,dicom]'
+	{ head -1 constraints.txt; $(LOCK)/bin/python -m pip freeze --exclude-editable | sed 's/+.*//'; } > $(LOCK).txt
+	mv $(LOCK).txt constraints.txt
 
 setup: $(INSTALLED)
 

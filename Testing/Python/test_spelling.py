@@ -25,6 +25,7 @@ STORED = (
     "SPDSegmentLib/training/",
     "SPDSegmentLib/cli/models_commands.py",
     "Testing/Python/test_shi",
+    "Testing/Python/test_training.py",
 )
 """Where the key `licence` of bundles and configurations up to 0.1.0 is stored or still read."""
 TEXT = {".py", ".md", ".toml", ".txt", ".cff", ".yml", ".yaml", ".json", ".ui", ".svg", ".sh", ".cmake", ""}

@@ -1,0 +1,92 @@
+"""What the pages under docs say of the code is so, and their examples run."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_comparators import tube_target
+from tiny_training import write_cases
+from typer.testing import CliRunner
+
+from SPDSegmentLib.cli.app import build_app
+from SPDSegmentLib.geometry.centerline import clicks_from_points
+from SPDSegmentLib.models.bundle import read_bundle
+from SPDSegmentLib.networks import backbones, config
+from SPDSegmentLib.worker.codec import decode_message, encode_message
+from SPDSegmentLib.worker.protocol import FrameParser, decode_frame, frame_bytes
+
+MOST_FILES = 35
+
+
+@pytest.fixture
+def update_docs(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script that writes the generated parts."""
+    monkeypatch.syspath_prepend(str(repository / "Testing"))
+    import update_docs
+
+    return update_docs
+
+
+def blocks(repository: Path, language: str) -> list[str]:
+    """Code of docs/extending.md."""
+    text = (repository / "docs" / "extending.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def run_block(repository: Path, wanted: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Names that the only block with a phrase leaves behind."""
+    (code,) = [block for block in blocks(repository, "python") if wanted in block]
+    module = type(sys)("example")
+    monkeypatch.setitem(sys.modules, "example", module)
+    exec(compile(code, "docs/extending.md", "exec"), module.__dict__)
+    return module.__dict__
+
+
+def test_the_way_of_a_click_names_files_that_exist_and_is_short(update_docs: Any) -> None:
+    missing = [name for name in update_docs.CLICK_WAY if not update_docs.way_file(name).is_file()]
+    assert missing == []
+    assert len(set(update_docs.CLICK_WAY)) == len(update_docs.CLICK_WAY) <= MOST_FILES
+
+
+def test_the_picture_of_the_layers_and_the_way_are_those_of_the_code(update_docs: Any) -> None:
+    text = update_docs.PAGE.read_text(encoding="utf-8")
+    assert update_docs.updated(text) == text, "run: python Testing/update_docs.py"
+
+
+def test_the_example_of_a_structure_trains(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = blocks(repository, "toml")
+    write_cases(tmp_path / "data")
+    (tmp_path / "structure.toml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPDSEGMENT_HOME", str(tmp_path / "home"))
+    for line in blocks(repository, "bash")[0].splitlines():
+        arguments = line.split("#")[0].split()[1:]
+        done = CliRunner().invoke(build_app(), arguments)
+        assert done.exit_code == 0, done.output
+    assert read_bundle(tmp_path / "home" / "models" / "gallbladder-mr").info.structure == "Gallbladder"
+
+
+def test_the_example_of_a_backbone_builds(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "BACKBONES", config.BACKBONES)
+    monkeypatch.setattr(backbones, "VIT_SHAPES", dict(backbones.VIT_SHAPES))
+    assert "sam" in run_block(repository, "sam_vit_small", monkeypatch)
+
+
+def test_the_example_of_a_message_crosses_the_protocol(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message_type = run_block(repository, "class Histogram", monkeypatch)["Histogram"]
+    sent = message_type(7, "volume", np.array([0.0, 10.0, 20.0]))
+    (frame,) = FrameParser().feed(frame_bytes(encode_message(sent)))
+    received = decode_message(decode_frame(frame), {"histogram": message_type})
+    np.testing.assert_array_equal(received.edges, sent.edges)
+
+
+def test_the_example_of_a_row_segments(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = run_block(repository, "class Disks", monkeypatch)["Disks"](None)
+    target = tube_target()
+    mask = row.segment(target, clicks_from_points(np.array([[-27.0, -30.0, 30.0]]), target.stack))
+    assert mask.sum() == mask[10].sum() == 81
