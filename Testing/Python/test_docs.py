@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from SPDSegmentLib.geometry.centerline import clicks_from_points
 from SPDSegmentLib.models.bundle import read_bundle
 from SPDSegmentLib.networks import backbones, config
 from SPDSegmentLib.worker.codec import decode_message, encode_message
-from SPDSegmentLib.worker.protocol import FrameParser, decode_frame, frame_bytes
+from SPDSegmentLib.worker.protocol import FrameParser, decode_frame
 
 MOST_FILES = 35
 
@@ -27,9 +28,7 @@ MOST_FILES = 35
 def update_docs(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script that writes the generated parts."""
     monkeypatch.syspath_prepend(str(repository / "Testing"))
-    import update_docs
-
-    return update_docs
+    return importlib.import_module("update_docs")
 
 
 def blocks(repository: Path, language: str) -> list[str]:
@@ -80,7 +79,7 @@ def test_the_example_of_a_backbone_builds(repository: Path, monkeypatch: pytest.
 def test_the_example_of_a_message_crosses_the_protocol(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     message_type = run_block(repository, "class Histogram", monkeypatch)["Histogram"]
     sent = message_type(7, "volume", np.array([0.0, 10.0, 20.0]))
-    (frame,) = FrameParser().feed(frame_bytes(encode_message(sent)))
+    (frame,) = FrameParser().feed(b"".join(map(memoryview, encode_message(sent))))
     received = decode_message(decode_frame(frame), {"histogram": message_type})
     np.testing.assert_array_equal(received.edges, sent.edges)
 
