@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models_helpers import tiny_info
@@ -195,3 +196,22 @@ def test_means_are_taken_per_patient_first_and_tests_are_corrected(folder: Path,
     assert [t["dsc_difference"] for t in tests] == [pytest.approx(0.1), pytest.approx(0.2)]
     assert all(t["p_holm"] >= t["p"] for t in tests)
     assert markdown_table(rows).count("\n| ") == 3
+
+
+def test_clicks_of_another_extent_get_the_field_of_view_that_a_new_session_would_choose(tmp_path: Path) -> None:
+    from SPDSegmentLib.evaluation.run import window_of
+    from SPDSegmentLib.geometry.centerline import Clicks
+    from SPDSegmentLib.geometry.slices import SliceStack
+    from SPDSegmentLib.inference.predictor import Predictor
+
+    network: dict[str, Any] = {"lora_rank": 2, "decoder": "full", "saliency": "conditioned"}
+    model = SPDModel(NetworkConfig("tiny_random", 64, **network))
+    info = dataclasses.replace(tiny_info(network=network, prompts={}), fov_mm=0.0)
+    predictor = Predictor.load(write_bundle(tmp_path / "bundle", info, model.adapter_state(), ""), "cpu")
+    stack = SliceStack(Volume(np.zeros((4, 300, 300), np.int16), np.diag([1.0, 1.0, 4.0, 1.0]), "v"), "axial")
+    for spread in (5.0, 60.0):
+        xy = 150 + spread * np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
+        clicks = Clicks(np.arange(4), xy, np.zeros(4, dtype=bool), tuple("abcd"))
+        session = predictor.open(stack)
+        session.segment(clicks)
+        assert window_of(predictor, stack, clicks) == session._features.window
