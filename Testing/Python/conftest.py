@@ -9,6 +9,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    settings.register_profile("beside others", deadline=None)
+    settings.load_profile("beside others")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -145,6 +145,7 @@ def test_it_is_said_that_all_points_are_deselected_or_that_there_is_only_a_box(s
         clicks_from_markups([node((-3, -3, 9), kind="ROI"), node((-3, -3, 9), kind="Plane")], stack)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["Fiducial", "Curve"])
 def test_a_hundred_thousand_points_take_seconds(stack: SliceStack, kind: str) -> None:
     places = np.stack((np.full(100_000, -3.0), np.full(100_000, -4.0), np.linspace(0, 57, 100_000)), axis=1)

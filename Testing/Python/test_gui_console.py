@@ -130,6 +130,7 @@ def test_bad_arguments_are_typed_errors(logic: Any, nodes: Any) -> None:
         logic.segment(volume, None, model="fake")
 
 
+@pytest.mark.alone
 def test_start_returns_at_once_and_tells_progress(host: Any, logic: Any, nodes: Any) -> None:
     started = time.monotonic()
     job = logic.start(*nodes, model="fake?delay=0.02")

@@ -28,6 +28,7 @@ from SPDSegmentLib.geometry.labelmap import read_labelmap
 from SPDSegmentLib.worker.transports import QProcessTransport
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
+pytestmark = pytest.mark.alone
 
 LARGE = (300, 512, 512)
 LIMIT_MS = 50.0

@@ -130,6 +130,7 @@ def test_reloading_the_module_ends_run_and_worker(host: Any, running: Any) -> No
     assert segment(host, reloaded).error is None
 
 
+@pytest.mark.alone
 def test_quitting_leaves_no_process_behind(host: Any, running: Any) -> None:
     process_id = running.logic.workerHost.client.process_id
     started = time.monotonic()

@@ -6,8 +6,10 @@ import os
 from typing import Any
 
 import module_soak
+import pytest
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
+pytestmark = pytest.mark.alone
 
 KILLS = int(os.environ.get("SPDSEGMENT_SOAK_KILLS", "6"))
 UPDATES = int(os.environ.get("SPDSEGMENT_SOAK_UPDATES", "10"))

@@ -154,6 +154,7 @@ def test_a_problem_is_one_sentence_and_the_scene_stays_as_it_was(host: Any, bund
     assert segment(host, module).error is None
 
 
+@pytest.mark.alone
 def test_cancel_frees_the_window_at_once_and_the_worker_within_a_second(host: Any) -> None:
     module = opened(host, "fake?stuck=30")
     seconds: list[float] = []

@@ -81,6 +81,7 @@ def test_a_lock_excludes_a_second_one_of_the_same_process(tmp_path: Path) -> Non
         pass
 
 
+@pytest.mark.alone
 def test_waiting_takes_the_lock_when_it_comes_free(tmp_path: Path, repository: Path) -> None:
     holder = hold(tmp_path, repository)
     os.kill(holder.pid, signal.SIGTERM)

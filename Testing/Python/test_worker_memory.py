@@ -81,6 +81,7 @@ def test_the_bound_counts_what_was_computed_and_spares_what_is_needed() -> None:
     assert tuple(cache) == ("a", "b") and cache.forgotten == {"c", "d"}
 
 
+@pytest.mark.alone
 def test_answers_that_nobody_reads_do_not_fill_the_memory_and_cancel_is_heard() -> None:
     process = subprocess.Popen(FAKE_WORKER.arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdin is not None
@@ -113,6 +114,7 @@ def test_answers_that_were_left_unread_all_arrive_once_they_are_read(transport: 
         assert [d.result(request).slice_index for request in requests] == [n % 6 for n in range(40)]
 
 
+@pytest.mark.alone
 @everywhere
 def test_a_flood_in_the_log_neither_blocks_the_worker_nor_fills_the_memory(transport: str) -> None:
     own, sizes = psutil.Process(os.getpid()), []

@@ -9,6 +9,8 @@ from worker_soak import kills, sending, updates, volumes
 from SPDSegmentLib.worker.client import ModelChoice
 from SPDSegmentLib.worker.commands import WorkerCommand
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_memory_stays_over_many_updates(transport: str) -> None:
