@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HOST := $(VENV)/.host
 BENCH := $(VENV)/.bench
-EXTRAS := torch,train,dev
+EXTRAS := torch,train,dicom,dev
 
 .PHONY: demo test lint format setup weights clean bench bench-quick publish-tree soak fuzz lock
 

@@ -12,7 +12,7 @@ from SPDSegmentLib.api import Segmentation
 from SPDSegmentLib.cli.failures import printable
 from SPDSegmentLib.cli.progress import show_slices
 from SPDSegmentLib.cli.segment_run import SegmentRequest, run_segmentation
-from SPDSegmentLib.errors import MUST_LOOK, well_formed
+from SPDSegmentLib.errors import MUST_LOOK, BadInput, well_formed
 from SPDSegmentLib.models.bundle import origin_note
 
 
@@ -60,11 +60,21 @@ def segment(
     image: Annotated[
         Path, typer.Option("--image", "-i", help="Volume (NIfTI, NRRD, MetaImage), DICOM folder or multi-frame file.")
     ],
-    points: Annotated[Path, typer.Option("--points", "-p", help="Clicks: points or curves (.mrk.json, .fcsv).")],
     model: ModelOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="Mask: .nii.gz, .nii, .nrrd, .mha or .seg.nrrd.")],
+    points: Annotated[
+        Path | None,
+        typer.Option("--points", "-p", help="Clicks: points, curves (.mrk.json, .fcsv), or a table (.csv)."),
+    ] = None,
+    point: Annotated[
+        list[str] | None, typer.Option(metavar="X,Y,Z", help="A click in RAS mm, as Slicer shows it; may be repeated.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Report with the fate of every click (.json).")] = None,
     preview: Annotated[Path | None, typer.Option(help="Picture of the result (.png).")] = None,
+    dicom_seg: Annotated[
+        Path | None, typer.Option("--dicom-seg", help="DICOM segmentation of the image's series (.dcm).")
+    ] = None,
+    rtstruct: Annotated[Path | None, typer.Option(help="DICOM RT structure set of the image's series (.dcm).")] = None,
     prompts: PromptsOption = Prompts.consensus,
     saliency_only: SaliencyOption = False,
     series: SeriesOption = None,
@@ -81,6 +91,9 @@ def segment(
         output=output,
         report=report,
         preview=preview,
+        dicom_seg=dicom_seg,
+        rtstruct=rtstruct,
+        point=tuple(map(position_of, point or ())),
         prompts=prompts.value,
         saliency_only=saliency_only,
         insist=names_of(insist),
@@ -101,6 +114,19 @@ def names_of(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def position_of(text: str) -> tuple[float, float, float]:
+    """A position that was written as X,Y,Z.
+
+    Raises:
+        BadInput: it is not three numbers.
+    """
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadInput(f"'{text}' is no position.", "Give a click as in --point 12.5,-30,104.", repr(error)) from error
+    return x, y, z
+
+
 def describe(request: SegmentRequest, outcome: Segmentation) -> None:
     """Say what was made: the result on standard output, what to look at on standard error."""
     result = outcome.result
@@ -109,7 +135,9 @@ def describe(request: SegmentRequest, outcome: Segmentation) -> None:
         f"{outcome.bundle.info.title}: {outcome.volume_ml:.1f} ml on {segmented} of {len(result.slices)} "
         f"{outcome.stack.plane} slices, {result.seconds:.1f} s on {result.device}"
     )
-    for name, path in (("Mask", request.output), ("Report", request.report), ("Picture", request.preview)):
+    made = {"Mask": request.output, "Report": request.report, "Picture": request.preview, "SEG": request.dicom_seg,
+            "RTSTRUCT": request.rtstruct}  # fmt: skip
+    for name, path in made.items():
         if path is not None:
             typer.echo(f"{name + ':':<9}{well_formed(str(path))}")
     said = [note for note in result.notes if note not in outcome.said_before]

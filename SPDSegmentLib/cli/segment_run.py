@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from SPDSegmentLib.api import Segmentation, segment
 from SPDSegmentLib.cli.failures import as_spd_error
 from SPDSegmentLib.cli.paths import LABELMAP_SUFFIXES, require_device, require_input, require_output
-from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.files import write_json, write_png
+from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, read_markups
 
 if TYPE_CHECKING:
     from SPDSegmentLib.errors import SPDError
@@ -24,7 +25,10 @@ class SegmentRequest:
     """What ``spdsegment segment`` was asked for.
 
     Attributes:
+        points: file of clicks, or None for those of ``point`` alone.
+        point: positions of further clicks in RAS mm.
         model: name or folder of a bundle.
+        dicom_seg, rtstruct: DICOM objects of the image's series.
         prompts: strategy of the predictor.
         insist: ids of clicks that prompt whatever the model believes.
         axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
@@ -34,11 +38,14 @@ class SegmentRequest:
     """
 
     image: Path
-    points: Path
+    points: Path | None
     model: str
     output: Path
     report: Path | None = None
     preview: Path | None = None
+    dicom_seg: Path | None = None
+    rtstruct: Path | None = None
+    point: tuple[tuple[float, float, float], ...] = ()
     prompts: str = "consensus"
     saliency_only: bool = False
     insist: tuple[str, ...] = ()
@@ -50,10 +57,15 @@ class SegmentRequest:
     def check(self) -> None:
         """Raise :class:`BadInput` for paths and settings that cannot work."""
         require_input(self.image, "image")
-        require_input(self.points, "points file")
-        taken = [self.image, self.points]
+        taken = [self.image]
+        if self.points is not None:
+            require_input(self.points, "points file")
+            taken.append(self.points)
+        elif not self.point:
+            raise BadInput("There are no clicks.", "Give --points FILE, or --point X,Y,Z for each click.")
         outputs = [("output", self.output, LABELMAP_SUFFIXES), ("report", self.report, (".json",)),
-                   ("preview", self.preview, (".png",))]  # fmt: skip
+                   ("preview", self.preview, (".png",)), ("DICOM SEG file", self.dicom_seg, (".dcm",)),
+                   ("RTSTRUCT file", self.rtstruct, (".dcm",))]  # fmt: skip
         for what, path, suffixes in outputs:
             if path is not None:
                 require_output(path, what, suffixes, taken)
@@ -79,9 +91,13 @@ def run_segmentation(
         from SPDSegmentLib.cli.preview import require_drawing
 
         require_drawing()
+    if request.dicom_seg is not None or request.rtstruct is not None:
+        from SPDSegmentLib.geometry.dicom_objects import require_source
+
+        require_source(request.image, request.series, request.dicom_seg is not None)
     outcome = segment(
         request.image,
-        request.points,
+        _clicks_of(request),
         request.model,
         request.output,
         series=request.series,
@@ -97,10 +113,20 @@ def run_segmentation(
     return outcome
 
 
+def _clicks_of(request: SegmentRequest) -> Path | list[Markup]:
+    """The points file, or where there are further positions the clicks of both."""
+    if request.points is not None and not request.point:
+        return request.points
+    given = tuple(ControlPoint(f"point-{n}", "", place) for n, place in enumerate(request.point, 1))
+    return [*(read_markups(request.points) if request.points else ()), Markup("--point", LIST, given)]
+
+
 def _write_beside(request: SegmentRequest, outcome: Segmentation) -> None:
     """Write what goes with the mask: where that fails, the mask stays and is named."""
     missing: list[SPDError] = []
-    for path, write in ((request.report, _write_report), (request.preview, _write_picture)):
+    parts = ((request.report, _write_report), (request.preview, _write_picture), (request.dicom_seg, _write_dicom),
+             (request.rtstruct, _write_dicom))  # fmt: skip
+    for path, write in parts:
         if path is None:
             continue
         try:
@@ -121,6 +147,24 @@ def _write_report(path: Path, request: SegmentRequest, outcome: Segmentation) ->
 
 def _write_picture(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
     write_png(path, lambda part: _write_preview(part, outcome), "preview")
+
+
+def _write_dicom(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
+    from SPDSegmentLib.geometry import dicom_objects
+    from SPDSegmentLib.models.terminology import OF_EACH_SIDE, codes_of, terminology_entry
+
+    info = outcome.bundle.info
+    codes = codes_of(info.terminology or terminology_entry(info.structure))
+    category, kind = codes[:2] or (dicom_objects.TISSUE, dicom_objects.TISSUE)
+    side = codes[2] if len(codes) > 2 else None
+    if side is None and kind[1] in OF_EACH_SIDE:
+        side = dicom_objects.side_of(outcome.mask, outcome.stack.volume)
+    red, green, blue = (float(part) for part in info.color)
+    structure = dicom_objects.Structure(
+        info.structure, category, kind, side, (red, green, blue), info.name, {"prompts": request.prompts}
+    )
+    write = dicom_objects.write_dicom_seg if path == request.dicom_seg else dicom_objects.write_rtstruct
+    write(path, outcome.mask, outcome.stack.volume, request.image, request.series, structure)
 
 
 def _write_preview(path: Path, outcome: Segmentation) -> None:

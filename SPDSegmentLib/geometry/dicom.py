@@ -40,6 +40,23 @@ def read_dicom_folder(folder: Path, series: str | None = None) -> tuple[np.ndarr
         GeometryUnsupported: slices are missing, doubled, or shifted against each other (gantry tilt).
         OutOfMemory: it does not fit into free memory.
     """
+    frames, voxel_bytes = _series_frames(folder, series)
+    return _read(frames, voxel_bytes, f"the DICOM series in {folder}")
+
+
+def source_frames(path: Path, series: str | None = None) -> list[Frame]:
+    """The frames of a series' folder or of a multi-frame file in the order in which the volume has them along K.
+
+    Raises:
+        BadInput, GeometryUnsupported: as :func:`read_dicom_folder` and :func:`read_dicom_file`.
+    """
+    if path.is_dir():
+        return sorted_frames(_series_frames(path, series)[0], f"the DICOM series in {path}")[0]
+    return sorted_frames(frames_of(_whole_volume(path), path), f"the DICOM file {path}")[0]
+
+
+def _series_frames(folder: Path, series: str | None) -> tuple[list[Frame], int]:
+    """The frames of the chosen series of a folder, in no order, and the bytes of a stored value."""
     _require_pydicom()
     found, damaged = _image_series(folder)
     chosen = found if series is None else {uid: files for uid, files in found.items() if uid.endswith(series)}
@@ -58,9 +75,8 @@ def read_dicom_folder(folder: Path, series: str | None = None) -> tuple[np.ndarr
         )
     (files,) = chosen.values()
     _check_all_read(damaged, files)
-    where = f"the DICOM series in {folder}"
     frames = [frame for file, header in files.items() for frame in frames_of(header, file)]
-    return _read(frames, max(map(_voxel_bytes, files.values())), where)
+    return frames, max(map(_voxel_bytes, files.values()))
 
 
 def read_dicom_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +86,12 @@ def read_dicom_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
         BadInput: it is one slice of a series, or no image; says what to give instead.
         GeometryUnsupported: as :func:`read_dicom_folder`.
     """
+    header = _whole_volume(path)
+    return _read(frames_of(header, path), _voxel_bytes(header), f"the DICOM file {path}")
+
+
+def _whole_volume(path: Path) -> Any:
+    """The header of a file that holds a whole volume."""
     _require_pydicom()
     header = read_header(path)
     if header is None:
@@ -83,7 +105,7 @@ def read_dicom_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"The file {path} is one slice of a DICOM series.",
             f"Give its folder {path.parent}; where that holds several series, with --series {_uid(header)}.",
         )
-    return _read(frames_of(header, path), _voxel_bytes(header), f"the DICOM file {path}")
+    return header
 
 
 def _read(frames: Sequence[Frame], voxel_bytes: int, where: str) -> tuple[np.ndarray, np.ndarray]:

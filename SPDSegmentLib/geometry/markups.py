@@ -1,4 +1,4 @@
-"""Slicer's markups files (``.mrk.json``, older ``.fcsv``): point lists and curves, in patient millimeters."""
+"""Slicer's markups files (``.mrk.json``, older ``.fcsv``, exported ``.csv``): points and curves, in patient mm."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def read_markups(path: str | Path) -> list[Markup]:
     A coordinate that is NaN, infinite or beyond :data:`BEYOND_MM` is kept: its click counts as outside the volume.
 
     Raises:
-        BadInput: missing, neither markups JSON nor ``.fcsv``, an unknown coordinate system, unit or type of curve, or a
-            position that is not three numbers.
+        BadInput: missing, neither markups JSON nor ``.fcsv`` nor a table with positions, an unknown coordinate system,
+            unit or type of curve, or a position that is not three numbers.
     """
     path = Path(path)
     try:
@@ -92,6 +92,8 @@ def read_markups(path: str | Path) -> list[Markup]:
         raise BadInput(f"The points file {path} cannot be read.", "Check the path.", str(error)) from error
     if path.suffix.lower() == ".fcsv":
         return [_fcsv_markup(content, path)]
+    if path.suffix.lower() == ".csv":
+        return [_csv_markup(content, path)]
     try:
         parsed = json.loads(content, parse_int=_whole_number)
     except (ValueError, RecursionError) as error:
@@ -193,10 +195,7 @@ def _whole_number(digits: str) -> int | float:
 
 def _fcsv_markup(content: bytes, path: Path) -> Markup:
     """The one list of a ``.fcsv`` file: comments with version and coordinate system, then a line for each point."""
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise BadInput(f"The points file {path} is not text.", "Save the points from Slicer as .mrk.json.") from error
+    lines = _lines_of(content, path)
     said = dict(line.lstrip("# ").split(" = ", 1) for line in lines if line.startswith("#") and " = " in line)
     system = said.get("CoordinateSystem", "").strip().upper()
     if "Markups fiducial file version" not in said or system not in _TO_RAS:
@@ -208,6 +207,40 @@ def _fcsv_markup(content: bytes, path: Path) -> Markup:
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.startswith("#"):
             points.append(_fcsv_point(line, number, _TO_RAS[system], path))
+    return Markup(path.stem, LIST, tuple(points))
+
+
+def _lines_of(content: bytes, path: Path) -> list[str]:
+    try:
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"The points file {path} is not text.", "Save the points from Slicer as .mrk.json.") from error
+
+
+def _csv_markup(content: bytes, path: Path) -> Markup:
+    """A table with the columns r, a, s or l, p, s in mm; also label, defined, selected, description, as Slicer's."""
+    lines = [line for line in _lines_of(content, path) if line.strip()]
+    first = lines[0].lower() if lines else ""
+    rows = csv.DictReader([first, *lines[1:]], delimiter=";" if first.count(";") > first.count(",") else ",")
+    names = [name.strip() for name in rows.fieldnames or ()]
+    system = next((system for system in ("RAS", "LPS") if set(system.lower()) <= set(names)), None)
+    if system is None:
+        raise BadInput(
+            f"The table {path} has no columns r, a, s or l, p, s with positions in mm.",
+            "Name the columns so, or save the points from Slicer as .mrk.json.",
+        )
+    points = []
+    try:
+        for number, row in enumerate(rows, 2):
+            found = dict(zip(names, (str(value or "").strip() for value in row.values()), strict=False))
+            x, y, z = (float(found[axis]) * s for axis, s in zip(system.lower(), _TO_RAS[system], strict=True))
+            placed, selected = (found.get(name, "") != "0" for name in ("defined", "selected"))
+            told = is_insisted(found.get("description", ""))
+            points.append(ControlPoint(str(number - 1), found.get("label", ""), (x, y, z), placed, selected, told))
+    except (ValueError, csv.Error) as error:
+        raise BadInput(
+            f"Line {number} of {path} has no position of three numbers.", "Correct that line of the table."
+        ) from error
     return Markup(path.stem, LIST, tuple(points))
 
 

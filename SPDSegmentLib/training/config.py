@@ -12,6 +12,7 @@ from typing import Any
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.intensity import IntensityConfig
+from SPDSegmentLib.models.terminology import terminology_entry
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.losses import SegmentationLossConfig
 from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
@@ -21,7 +22,12 @@ from SPDSegmentLib.settings import check_kind, check_ranges
 
 @dataclass(frozen=True)
 class BundleText:
-    """What the bundle says of itself."""
+    """What the bundle says of itself.
+
+    Attributes:
+        code: of the structure in DICOM objects, "SCHEME VALUE MEANING" as in "SCT 71341001 Femur"; by default that of
+            :data:`SPDSegmentLib.models.terminology.STRUCTURES`, if it is there.
+    """
 
     name: str
     title: str
@@ -31,6 +37,10 @@ class BundleText:
     license: str = ""
     attribution: str = ""
     color: tuple[float, ...] = (0.87, 0.56, 0.35)
+    code: str = ""
+
+    def __post_init__(self) -> None:
+        terminology_entry(self.structure, self.code)
 
 
 @dataclass(frozen=True)

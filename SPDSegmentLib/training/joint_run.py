@@ -142,7 +142,7 @@ def joint_bundle_info(config: JointConfig, config_name: str, root: Path) -> Bund
             "start": config.initialize_from,
         },
         metrics={},
-        terminology=terminology_entry(config.bundle.structure),
+        terminology=terminology_entry(config.bundle.structure, config.bundle.code),
         color=(red, green, blue),
     )
 

@@ -59,7 +59,7 @@ def bundle_info(config: TrainingConfig, config_name: str, metrics: dict[str, Any
             },
         },
         metrics=metrics,
-        terminology=terminology_entry(config.bundle.structure),
+        terminology=terminology_entry(config.bundle.structure, config.bundle.code),
         color=(red, green, blue),
     )
 

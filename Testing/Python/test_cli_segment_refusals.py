@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from models_helpers import tiny_info
 from segment_case import SHAPE, files_in, run, tiny_bundle, write_clicks, write_image
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
+from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.models.bundle import write_bundle
 from SPDSegmentLib.models.bundle_info import FORMAT_VERSION
 
@@ -194,3 +195,16 @@ def test_bad_input_is_refused_without_loading_torch(case: SimpleNamespace, tmp_p
     command = [sys.executable, "-c", code, "segment", *arguments, "--output", case.output]
     done = subprocess.run(list(map(str, command)), cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
+
+
+def test_clicks_are_needed_and_positions_are_three_numbers(case: SimpleNamespace) -> None:
+    given = ["segment", "--image", case.image, "--model", case.model, "--output", case.output]
+
+    def said(*words: str) -> str:
+        result = CliRunner().invoke(app_module.build_app(), list(map(str, [*given, *words])))
+        assert result.exit_code == 2
+        return result.stderr
+
+    assert "There are no clicks. Give --points FILE, or --point X,Y,Z" in said()
+    assert "'1,2' is no position. Give a click as in --point" in said("--point", "1,2")
+    assert "No click lies inside the volume: all 1 of --point are outside." in said("--point", "900,0,0")

@@ -101,7 +101,16 @@ def test_batch_takes_every_option_of_segment_that_says_how() -> None:
         return {name: (kinds[name], option.default) for name, option in signature(command).parameters.items()}
 
     one, many = options(segment), options(batch)
-    of_one_case = {"image", "points", "output", "report", "preview"}  # columns of the table, and files of the folder
+    of_one_case = {
+        "image",
+        "points",
+        "point",
+        "output",
+        "report",
+        "preview",
+        "dicom_seg",
+        "rtstruct",
+    }  # columns of the table, and files of the folder
     assert {name: many.get(name) for name in one if name not in of_one_case} == {
         name: said for name, said in one.items() if name not in of_one_case
     }

@@ -192,3 +192,38 @@ def test_a_failed_write_keeps_the_older_file_and_nothing_else(tmp_path: Path, mo
         write_markups(path, [Markup("a", "Fiducial", ())])
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["p.mrk.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "label,r,a,s,defined,selected,visible,locked,description\nF-1,1,2.5,-3,1,1,1,0,\nF-2,4,5,6,1,0,1,0,insisted\n",
+        "\ufefflabel;l;p;s;selected;description\r\nF-1;-1;-2.5;-3;1;\r\nF-2;-4;-5;6;0;insisted\r\n",
+        "S,R,A\n-3,1,2.5\n\n6,4,5\n",
+    ],
+    ids=["of Slicer", "semicolons and LPS", "positions alone"],
+)
+def test_a_table_of_positions_is_a_list_of_clicks(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text(text, encoding="utf-8", newline="")
+    (markup,) = read_markups(path)
+    assert [point.position_ras for point in markup.points] == [(1.0, 2.5, -3.0), (4.0, 5.0, 6.0)]
+    first, second = markup.points
+    assert first.placed and first.selected and not first.insisted and markup.kind == "Fiducial"
+    assert "description" not in text or (second.label, second.selected, second.insisted) == ("F-2", False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x,y,z\n1,2,3\n", "has no columns r, a, s or l, p, s"),
+        ("", "has no columns r, a, s or l, p, s"),
+        ("r,a,s\n1,2,3\n1,two,3\n", "Line 3 of .* has no position of three numbers"),
+        ("r,a,s\n1,2\n", "Line 2 of .* has no position of three numbers"),
+    ],
+)
+def test_a_table_without_positions_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "clicks.csv").write_text(text)
+    with pytest.raises(BadInput, match=words) as refused:
+        read_markups(tmp_path / "clicks.csv")
+    assert refused.value.remedy

@@ -1,0 +1,417 @@
+"""Masks as DICOM objects beside their series: SEG (through highdicom) and RTSTRUCT, read back before they are kept."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SPDSegmentLib import __version__
+from SPDSegmentLib.errors import BadInput, missing_package
+from SPDSegmentLib.files import write_whole
+from SPDSegmentLib.geometry.dicom import source_frames
+from SPDSegmentLib.geometry.dicom_frames import Frame
+from SPDSegmentLib.geometry.formats import is_dicom
+from SPDSegmentLib.geometry.volume import Volume
+
+Code = tuple[str, str, str]
+"""Scheme, value, meaning."""
+TISSUE: Code = ("SCT", "85756007", "Tissue")
+ANATOMICAL_STRUCTURE: Code = ("SCT", "123037004", "Anatomical Structure")
+RIGHT: Code = ("SCT", "24028007", "Right")
+LEFT: Code = ("SCT", "7771000", "Left")
+BOTH: Code = ("SCT", "51440002", "Right and left")
+MIDLINE_MM = 10.0
+WHOLE_WIDTH_MM = 120.0
+SIDE_SHARE = 0.1
+_RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+_STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
+_EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+_MAKER = "SPDSegment"
+_REMEDY = "Export the series again from the archive, or leave out --dicom-seg and --rtstruct."
+_OF_THE_PATIENT = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyInstanceUID", "StudyDate",
+    "StudyTime", "StudyID", "StudyDescription", "AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID",
+    "PositionReferenceIndicator", "SpecificCharacterSet",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a mask shows, and what drew it.
+
+    Attributes:
+        name: of the segment or region.
+        category, kind: codes of what it is; by default tissue of no special kind.
+        laterality: code of the side, for organs of which there are two.
+        color: red, green, blue in [0, 1].
+        model: name of the model, with its version if it has one.
+    """
+
+    name: str
+    category: Code = TISSUE
+    kind: Code = TISSUE
+    laterality: Code | None = None
+    color: tuple[float, float, float] = (0.87, 0.56, 0.35)
+    model: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def side_of(mask_kji: np.ndarray, volume: Volume) -> Code | None:
+    """The side of the body on which a mask lies: right, left, both; None where that is not known.
+
+    The body's middle is taken to be that of the field of view, so one that is no wider than a crop
+    (``WHOLE_WIDTH_MM``) tells nothing, nor does a mask within ``MIDLINE_MM`` of the middle.
+    """
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume.shape_ijk])).reshape(3, -1).T
+    right = corners @ volume.ijk_to_ras[0, :3] + volume.ijk_to_ras[0, 3]
+    filled = np.argwhere(mask_kji)[:, ::-1]
+    if not len(filled) or np.ptp(right) < WHOLE_WIDTH_MM:
+        return None
+    off = filled @ volume.ijk_to_ras[0, :3] + volume.ijk_to_ras[0, 3] - (right.min() + right.max()) / 2
+    shares = (off > MIDLINE_MM).mean(), (off < -MIDLINE_MM).mean()
+    if min(shares) > SIDE_SHARE:
+        return BOTH
+    if abs(off.mean()) <= MIDLINE_MM:
+        return None
+    return RIGHT if off.mean() > 0 else LEFT
+
+
+def require_source(image: Path, series: str | None, with_highdicom: bool) -> None:
+    """Find out before the work whether DICOM objects can be made for an image.
+
+    Raises:
+        BadInput: the image is not of a DICOM series.
+        DependencyMissing: highdicom is not installed, and is needed.
+    """
+    if with_highdicom and importlib.util.find_spec("highdicom") is None:
+        raise missing_package("highdicom", "No module named 'highdicom'")
+    _sources(image, series)
+
+
+def write_dicom_seg(
+    path: Path, mask_kji: np.ndarray, volume: Volume, image: Path, series: str | None, structure: Structure
+) -> None:
+    """Write a mask as a DICOM segmentation (binary, one segment) of the series that the volume was read from.
+
+    Raises:
+        BadInput: the mask is empty or not on the grid of the series, or as :func:`SPDSegmentLib.files.write_whole`.
+        DependencyMissing: highdicom is not installed.
+    """
+    try:
+        import highdicom
+    except ImportError as error:
+        raise missing_package("highdicom", str(error), repr(error)) from error
+    frames = _checked_frames(path, mask_kji, volume, image, series)
+    datasets, planes = _in_file_order(frames)
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        _MAKER,
+        highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
+        __version__,
+        source="SPD, arXiv 2604.23314",
+        parameters={name: text for name, text in {"model": structure.model, **structure.settings}.items() if text},
+    )
+    segment = highdicom.seg.SegmentDescription(
+        1,
+        structure.name[:64],
+        _concept(structure.category),
+        _concept(structure.kind),
+        highdicom.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
+        algorithm,
+        tracking_uid=highdicom.UID(),
+        tracking_id=structure.name[:64],
+        display_color=highdicom.color.CIELabColor.from_rgb(*(round(255 * part) for part in structure.color)),
+    )
+    if structure.laterality is not None:
+        kind = segment.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(structure.laterality)]
+    made = highdicom.seg.Segmentation(
+        source_images=datasets,
+        pixel_array=mask_kji[planes].astype(np.uint8),
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[segment],
+        series_instance_uid=highdicom.UID(),
+        series_number=_series_number(datasets[0], 1),
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer=_MAKER,
+        manufacturer_model_name=_MAKER,
+        software_versions=__version__,
+        device_serial_number="0",
+        content_label="SPD",
+        content_description=structure.name[:64],
+        series_description=f"SPD {structure.name}"[:64],
+    )
+    write_whole(path, made.save_as, lambda part: _seg_holds(part, mask_kji, frames), "DICOM SEG file")
+
+
+def write_rtstruct(
+    path: Path, mask_kji: np.ndarray, volume: Volume, image: Path, series: str | None, structure: Structure
+) -> None:
+    """Write a mask as a DICOM RT structure set: on each slice the outlines of its pixels.
+
+    The outline of a hole is joined to the one around it by a line that is drawn twice (keyhole, DICOM PS3.3 C.8.8.6.3).
+
+    Raises:
+        BadInput: as :func:`write_dicom_seg`.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import generate_uid
+
+    frames = _checked_frames(path, mask_kji, volume, image, series)
+    datasets, _ = _in_file_order(frames)
+    now = datetime.now()
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = _EXPLICIT_LITTLE_ENDIAN  # type: ignore[assignment]
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = _RTSTRUCT_CLASS  # type: ignore[assignment]
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = generate_uid(None)
+    for name in _OF_THE_PATIENT:
+        if name in datasets[0]:
+            made[name] = datasets[0][name]
+    made.SeriesInstanceUID, made.SeriesNumber = generate_uid(None), _series_number(datasets[0], 2)
+    made.Modality, made.Manufacturer, made.ManufacturerModelName = "RTSTRUCT", _MAKER, _MAKER
+    made.SoftwareVersions, made.SeriesDescription = __version__, f"SPD {structure.name}"[:64]
+    made.InstanceNumber, made.StructureSetLabel, made.OperatorsName = 1, "SPD", ""
+    made.StructureSetDate = made.SeriesDate = made.InstanceCreationDate = now.strftime("%Y%m%d")
+    made.StructureSetTime = made.SeriesTime = made.InstanceCreationTime = now.strftime("%H%M%S")
+    made.ApprovalStatus = "UNAPPROVED"
+    frame_of_reference = str(datasets[0].get("FrameOfReferenceUID") or "")
+    series_item = _item(
+        SeriesInstanceUID=datasets[0].SeriesInstanceUID, ContourImageSequence=[_reference(d) for d in datasets]
+    )
+    study_item = _item(
+        ReferencedSOPClassUID=_STUDY_CLASS,
+        ReferencedSOPInstanceUID=datasets[0].StudyInstanceUID,
+        RTReferencedSeriesSequence=[series_item],
+    )
+    made.ReferencedFrameOfReferenceSequence = [
+        _item(FrameOfReferenceUID=frame_of_reference, RTReferencedStudySequence=[study_item])
+    ]
+    made.StructureSetROISequence = [
+        _item(
+            ROINumber=1,
+            ReferencedFrameOfReferenceUID=frame_of_reference,
+            ROIName=structure.name[:64],
+            ROIGenerationAlgorithm="SEMIAUTOMATIC",
+            ROIGenerationDescription=f"SPD {__version__} {structure.model}"[:64].strip(),
+        )
+    ]
+    by_file = dict(zip(dict.fromkeys(frame.file for frame in frames), datasets, strict=True))
+    contours = []
+    for k in np.flatnonzero(mask_kji.any(axis=(1, 2))).tolist():
+        for loop in keyholes(outlines(mask_kji[k])):
+            points = volume_points(volume, loop, k)
+            contours.append(
+                _item(
+                    ContourImageSequence=[_reference(by_file[frames[k].file], frames[k].index)],
+                    ContourGeometricType="CLOSED_PLANAR",
+                    NumberOfContourPoints=len(points),
+                    ContourData=[f"{value:.10g}" for value in points.ravel()],
+                )
+            )
+    made.ROIContourSequence = [
+        _item(
+            ReferencedROINumber=1,
+            ROIDisplayColor=[round(255 * part) for part in structure.color],
+            ContourSequence=contours,
+        )
+    ]
+    observed = _item(
+        ObservationNumber=1,
+        ReferencedROINumber=1,
+        RTROIInterpretedType="ORGAN",
+        ROIInterpreter="",
+        RTROIIdentificationCodeSequence=[_code_item(structure.kind)],
+    )
+    if structure.laterality is not None:
+        observed.RTROIIdentificationCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [
+            _code_item(structure.laterality)
+        ]
+    made.RTROIObservationsSequence = [observed]
+    write_whole(
+        path,
+        lambda part: made.save_as(part, enforce_file_format=True),
+        lambda part: _rtstruct_holds(part, mask_kji, volume),
+        "RTSTRUCT file",
+    )
+
+
+def outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """The closed outlines of the pixels of a mask (H, W): each (N, 2), corners (column, row) in pixels.
+
+    Pixels lie at whole numbers, corners at halves. Outer outlines have a positive area, those of holes a negative one;
+    pixels that meet at a corner alone are apart.
+    """
+    padded = np.pad(mask.astype(bool), 1)
+    steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    # Edges have the mask on their right hand (rows point down); corner (c, r) is the upper left one of pixel (c, r).
+    for (dr, dc), start, end in (
+        ((-1, 0), (0, 0), (1, 0)), ((0, 1), (1, 0), (1, 1)), ((1, 0), (1, 1), (0, 1)), ((0, -1), (0, 1), (0, 0))
+    ):  # fmt: skip
+        rows, columns = np.nonzero(padded & ~np.roll(padded, (-dr, -dc), axis=(0, 1)))
+        for row, column in zip((rows - 1).tolist(), (columns - 1).tolist(), strict=True):
+            steps.setdefault((column + start[0], row + start[1]), []).append((column + end[0], row + end[1]))
+    loops = []
+    while steps:
+        first = next(iter(steps))
+        corners, at, before = [first], first, (0, 0)
+        while True:
+            following = steps[at]
+            # Where two pixels meet at a corner the turn to the right stays with the same pixel.
+            turn = next(
+                (n for n, to in enumerate(following) if (to[0] - at[0], to[1] - at[1]) == (-before[1], before[0])), 0
+            )
+            to = following.pop(turn)
+            if not following:
+                del steps[at]
+            step = (to[0] - at[0], to[1] - at[1])
+            if step == before:
+                corners.pop()
+            corners.append(to)
+            at, before = to, step
+            if at == first:
+                break
+        loops.append(np.array(corners[:-1], dtype=float) - 0.5)
+    return loops
+
+
+def keyholes(loops: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Outer outlines, with those of the holes joined in at the nearest corners."""
+    joined = [loop for loop in loops if _area(loop) > 0]
+    for hole in (loop for loop in loops if _area(loop) <= 0):
+        apart = [np.linalg.norm(outer[:, None] - hole, axis=2) for outer in joined]
+        n = int(np.argmin([distances.min() for distances in apart]))
+        i, j = np.unravel_index(int(np.argmin(apart[n])), apart[n].shape)
+        joined[n] = np.concatenate((joined[n][: i + 1], np.roll(hole, -j, axis=0), hole[j : j + 1], joined[n][i:]))
+    return joined
+
+
+def inside(loops: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """The pixels (H, W) whose centers lie within an odd number of closed outlines (N, 2) of (column, row)."""
+    crossings = np.zeros(shape, dtype=int)
+    columns = np.arange(shape[1])
+    for loop in loops:
+        for ends in zip(loop.tolist(), np.roll(loop, -1, axis=0).tolist(), strict=True):
+            (y0, x0), (y1, x1) = sorted((y, x) for x, y in ends)
+            rows = np.arange(max(0, int(np.ceil(y0))), min(shape[0], int(np.ceil(y1))))
+            if len(rows):
+                at = x0 + (rows - y0) / (y1 - y0) * (x1 - x0)
+                crossings[rows] += columns[None] < at[:, None]
+    return crossings % 2 == 1
+
+
+def volume_points(volume: Volume, loop: np.ndarray, k: float) -> np.ndarray:
+    """Points (N, 3) in LPS mm of (column, row) on slice k."""
+    ijk = np.column_stack((loop, np.full(len(loop), k)))
+    ras = ijk @ volume.ijk_to_ras[:3, :3].T + volume.ijk_to_ras[:3, 3]
+    return np.asarray(ras * (-1, -1, 1))
+
+
+def _checked_frames(path: Path, mask_kji: np.ndarray, volume: Volume, image: Path, series: str | None) -> list[Frame]:
+    frames = _sources(image, series)
+    if mask_kji.shape != volume.array.shape or len(frames) != len(mask_kji):
+        raise BadInput(f"The mask for {path} is not on the grid of its series.")
+    if not mask_kji.any():
+        raise BadInput(f"Nothing was segmented, so {path} is not written.", "Click the structure closer.")
+    return frames
+
+
+def _sources(image: Path, series: str | None) -> list[Frame]:
+    if not image.exists() or not (image.is_dir() or is_dicom(image)):
+        raise BadInput(
+            f"The image {image} is not of a DICOM series, so no DICOM object can refer to it.",
+            "Give the folder of its series, or leave out --dicom-seg and --rtstruct.",
+        )
+    return source_frames(image, series)
+
+
+def _in_file_order(frames: Sequence[Frame]) -> tuple[list[Any], list[int]]:
+    """The headers of the files, and for each of their frames in turn the plane of the volume."""
+    import pydicom
+
+    files = {file: n for n, file in enumerate(dict.fromkeys(frame.file for frame in frames))}
+    order = sorted(range(len(frames)), key=lambda k: (files[frames[k].file], frames[k].index))
+    datasets = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    for dataset, file in zip(datasets, files, strict=True):
+        for name in ("SOPClassUID", "SOPInstanceUID"):
+            said = dataset.get(name) or dataset.file_meta.get(f"MediaStorage{name}")
+            if not said:
+                raise BadInput(f"The DICOM file {file} has no {name}, so that nothing can refer to it.", _REMEDY)
+            setattr(dataset, name, said)
+    return datasets, order
+
+
+def _series_number(source: Any, number: int) -> int:
+    try:
+        return 1000 * int(source.get("SeriesNumber") or 0) + number
+    except (TypeError, ValueError):
+        return number
+
+
+def _concept(code: Code) -> Any:
+    import highdicom
+
+    scheme, value, meaning = code
+    return highdicom.sr.CodedConcept(value, scheme, meaning)
+
+
+def _code_item(code: Code) -> Any:
+    scheme, value, meaning = code
+    return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+
+
+def _item(**fields: Any) -> Any:
+    from pydicom.dataset import Dataset
+
+    made = Dataset()
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+def _reference(source: Any, frame: int = 0) -> Any:
+    made = _item(ReferencedSOPClassUID=source.SOPClassUID, ReferencedSOPInstanceUID=source.SOPInstanceUID)
+    if int(source.get("NumberOfFrames") or 1) > 1:
+        made.ReferencedFrameNumber = frame + 1
+    return made
+
+
+def _area(loop: np.ndarray) -> float:
+    x, y = loop.T
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
+
+
+def _seg_holds(path: Path, mask_kji: np.ndarray, frames: Sequence[Frame]) -> bool:
+    """Whether a file, read back, has a mask's voxels at its planes."""
+    import pydicom
+
+    read = pydicom.dcmread(path)
+    planes = np.atleast_3d(read.pixel_array.T).T
+    normal = np.cross(frames[0].directions[:3], frames[0].directions[3:])
+    depth = np.array([frame.position @ normal for frame in frames])
+    found = np.zeros(mask_kji.shape, dtype=bool)
+    for item, plane in zip(read.PerFrameFunctionalGroupsSequence, planes, strict=True):
+        place = np.array(item.PlanePositionSequence[0].ImagePositionPatient, dtype=float) @ normal
+        found[int(np.argmin(abs(depth - place)))] |= plane > 0
+    return np.array_equal(found, mask_kji > 0)
+
+
+def _rtstruct_holds(path: Path, mask_kji: np.ndarray, volume: Volume) -> bool:
+    """Whether a file, read back, outlines a mask's voxels."""
+    import pydicom
+
+    loops: dict[int, list[np.ndarray]] = {}
+    for contour in pydicom.dcmread(path).ROIContourSequence[0].ContourSequence:
+        ras = np.array(contour.ContourData, dtype=float).reshape(-1, 3) * (-1, -1, 1)
+        ijk = ras @ volume.ras_to_ijk[:3, :3].T + volume.ras_to_ijk[:3, 3]
+        loops.setdefault(round(float(ijk[0, 2])), []).append(np.round(2 * ijk[:, :2]) / 2)
+    found = np.zeros(mask_kji.shape, dtype=bool)
+    for k, outline in loops.items():
+        found[k] = inside(outline, (mask_kji.shape[1], mask_kji.shape[2]))
+    return np.array_equal(found, mask_kji > 0)
