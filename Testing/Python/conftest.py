@@ -11,6 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
+from Testing.Host import environment
+
+# Files run in any order: a test that imports Qt or VTK alone must not spoil the process for the host.
+environment.prepare()
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     settings.register_profile("beside others", deadline=None)
     settings.load_profile("beside others")

@@ -168,4 +168,12 @@ def point(name: str, ijk: tuple[float, float, float], *, placed: bool = True, se
 
 
 def _application(core: Any) -> Any:
+    """The one application that Qt has in a process: the host's, since tests of the module may come after these."""
+    if core.QCoreApplication.instance() is None and "PYTEST_CURRENT_TEST" in os.environ:
+        from Testing.Host import environment
+
+        if not environment.missing_packages():
+            from Testing.Host.host import start_host
+
+            start_host()
     return core.QCoreApplication.instance() or core.QCoreApplication([])
