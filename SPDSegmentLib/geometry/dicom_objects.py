@@ -303,7 +303,8 @@ def inside(loops: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
             if len(rows):
                 at = x0 + (rows - y0) / (y1 - y0) * (x1 - x0)
                 crossings[rows] += columns[None] < at[:, None]
-    return crossings % 2 == 1
+    odd: np.ndarray = crossings % 2 == 1
+    return odd
 
 
 def volume_points(volume: Volume, loop: np.ndarray, k: float) -> np.ndarray:

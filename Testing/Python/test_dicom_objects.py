@@ -206,7 +206,7 @@ def test_what_cannot_be_is_refused_before_the_work(
         result = run(case, option, case.out / "a.dcm")
         assert result.exit_code == 2 and "is not of a DICOM series" in result.stderr, result.output
     case.image = series(tmp_path / "series", of_the_patient)
-    monkeypatch.setattr(dicom_objects.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DependencyMissing, match="highdicom is needed") as missing:
         dicom_objects.require_source(case.image, None, True)
     assert "pip install 'highdicom" in missing.value.remedy
