@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.prompts.distillation import OUTSIDE, REJECTED_NEIGHBOR
+from SPDSegmentLib.prompts.distillation import OUTSIDE, REJECTED_NEIGHBOR, SUPPORTED, Distillation
+from SPDSegmentLib.prompts.strategies import rests_on_distillation
+from SPDSegmentLib.prompts.unsupported import NEAREST_REASON
 
 LOCKED = "locked"
+UNREMARKABLE_SLICES, UNREMARKABLE_SHARE = 3, 0.25
+"""A mask may go on past the outermost click by so many slices, or this share of the clicks' extent, without a note."""
 
 
 @dataclass(frozen=True)
@@ -146,3 +151,32 @@ class SegmentationResult:
                 if f.fate != REJECTED_NEIGHBOR
             ],
         }
+
+
+def note_unsupported(distillation: Distillation, strategy: str) -> list[str]:
+    """What the user should know where the consensus rests on no click."""
+    if not rests_on_distillation(strategy) or any(p.status == SUPPORTED for p in distillation.slices):
+        return []
+    if any(fate.reason == NEAREST_REASON for fate in distillation.fates):
+        return ["The model supports no click; what lies nearest to all of them was segmented. Check that it is right."]
+    return ["The model supports no click and found nothing near them to segment. Check the model, or click closer."]
+
+
+def note_beyond(clicked: np.ndarray, results: Iterable[SliceResult]) -> list[str]:
+    """What the user should know where the mask was followed far past the first or the last click."""
+    first, last = int(clicked.min()), int(clicked.max())
+    allowed = max(UNREMARKABLE_SLICES, UNREMARKABLE_SHARE * (last - first))
+    past = ((max(first - r.slice_index, r.slice_index - last), r) for r in results if r.status != LOCKED)
+    beyond = max((slices for slices, r in past if slices > allowed and r.pixels), default=0)
+    if not beyond:
+        return []
+    return [f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends."]
+
+
+def note_outside(fates: Iterable[PointResult]) -> list[str]:
+    """What the user should know of clicks that could not be used."""
+    outside = [f.click_id or str(f.click) for f in fates if f.fate == OUTSIDE]
+    if not outside:
+        return []
+    names = ", ".join(outside[:5]) + (", ..." if len(outside) > 5 else "")
+    return [f"{len(outside)} of the clicks lie outside the volume or the field of view and were left out: {names}."]

@@ -19,21 +19,26 @@ from SPDSegmentLib.inference.call import Call, OnProgress, OnSlice
 from SPDSegmentLib.inference.device_slices import MasksOnTheWay
 from SPDSegmentLib.inference.engine import ModelOnDevice, require_numbers
 from SPDSegmentLib.inference.features import SliceFeatures
-from SPDSegmentLib.inference.results import LOCKED, PointResult, SegmentationResult, SliceResult
+from SPDSegmentLib.inference.results import (
+    LOCKED,
+    PointResult,
+    SegmentationResult,
+    SliceResult,
+    note_beyond,
+    note_outside,
+    note_unsupported,
+)
 from SPDSegmentLib.models.bundle import list_bundles
 from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY
 from SPDSegmentLib.prompts.distillation import EMPTY, OUTSIDE, SUPPORTED, Distillation, SlicePrompts, consensus_of_slice
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts, rests_on_distillation
-from SPDSegmentLib.prompts.unsupported import NEAREST_REASON
 
 OUTSIDE_LOGIT = -1.0
 """What is put beyond the window where logits are restored in whole."""
 DECODED = 2
 """So many batches of the encoder are one of the decoder."""
-UNREMARKABLE_SLICES, UNREMARKABLE_SHARE = 3, 0.25
-"""A mask may go on past the outermost click by so many slices, or this share of the clicks' extent, without a note."""
 
 
 class Session:
@@ -135,9 +140,9 @@ class Session:
             recomputed |= self._decode(_nearest_first(distillation.slices, center), call)
             self._collect(call)
             fates = self._point_results(clicks, seen, distillation)
-            notes += _note_outside(fates) + _note_unsupported(distillation, prompts)
+            notes += note_outside(fates) + note_unsupported(distillation, prompts)
             results = {t: result for t, (_, result) in self._slices.items()}
-            notes += _note_beyond(clicks.slice_index[inside], results.values())
+            notes += note_beyond(clicks.slice_index[inside], results.values())
         slices = [results.get(t) or self._blank(t, EMPTY) for t in range(self.stack.n_slices)]
         doubts = self._doubts(clicks, fates, slices) if rests_on_distillation(strategy) else []
         return SegmentationResult(
@@ -378,31 +383,3 @@ class Session:
 
 def _nearest_first(prompts: Iterable[SlicePrompts], center: int) -> list[SlicePrompts]:
     return sorted(prompts, key=lambda p: (abs(p.slice_index - center), p.slice_index))
-
-
-def _note_unsupported(distillation: Distillation, strategy: str) -> list[str]:
-    """What the user should know where the consensus rests on no click."""
-    if not rests_on_distillation(strategy) or any(p.status == SUPPORTED for p in distillation.slices):
-        return []
-    if any(fate.reason == NEAREST_REASON for fate in distillation.fates):
-        return ["The model supports no click; what lies nearest to all of them was segmented. Check that it is right."]
-    return ["The model supports no click and found nothing near them to segment. Check the model, or click closer."]
-
-
-def _note_beyond(clicked: np.ndarray, results: Iterable[SliceResult]) -> list[str]:
-    """What the user should know where the mask was followed far past the first or the last click."""
-    first, last = int(clicked.min()), int(clicked.max())
-    allowed = max(UNREMARKABLE_SLICES, UNREMARKABLE_SHARE * (last - first))
-    past = ((max(first - r.slice_index, r.slice_index - last), r) for r in results if r.status != LOCKED)
-    beyond = max((slices for slices, r in past if slices > allowed and r.pixels), default=0)
-    if not beyond:
-        return []
-    return [f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends."]
-
-
-def _note_outside(fates: Iterable[PointResult]) -> list[str]:
-    outside = [f.click_id or str(f.click) for f in fates if f.fate == OUTSIDE]
-    if not outside:
-        return []
-    names = ", ".join(outside[:5]) + (", ..." if len(outside) > 5 else "")
-    return [f"{len(outside)} of the clicks lie outside the volume or the field of view and were left out: {names}."]

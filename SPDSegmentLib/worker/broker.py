@@ -89,8 +89,10 @@ class RequestBroker:
         self.deaths = 0
         self._last_death = None
 
-    def submit(self, message: RequestMessage, callbacks: Callbacks) -> Request:
+    def submit(self, message: RequestMessage, callbacks: Callbacks, with_model: bool = False) -> Request:
         """Send a request, after what it needs; where no worker can be started it has failed on return.
+
+        With ``with_model`` the chosen model is loaded before it although it needs none.
 
         Raises:
             BadInput: its volume is not open.
@@ -109,7 +111,7 @@ class RequestBroker:
             return request
         self._pending[request.request_id] = (request, message)
         try:
-            self._send(message)
+            self._send(message, with_model)
         except BaseException:
             self._pending.pop(request.request_id, None)
             raise
@@ -229,12 +231,13 @@ class RequestBroker:
         self._last_id += 1
         return self._last_id
 
-    def _send(self, message: RequestMessage) -> None:
+    def _send(self, message: RequestMessage, with_model: bool = False) -> None:
         connection = self.connection or self._connect()
         if connection is not self.connection:
             return
-        if not isinstance(message, m.Status):
+        if with_model or not isinstance(message, m.Status):
             self._send_model(connection, message.request_id)
+        if not isinstance(message, m.Status):
             self._send_volume(connection, message.volume_id)
         if isinstance(message, m.Segment):
             session = self._sessions[message.request_id] = (connection.serial, connection.model_sent)

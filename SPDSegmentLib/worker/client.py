@@ -230,6 +230,10 @@ class WorkerClient:
         """
         return self._broker.submit(m.Status(m.NO_REQUEST, probe), callbacks)
 
+    def warm_up(self, callbacks: Callbacks = NO_CALLBACKS) -> Request:
+        """Start the worker and load the chosen model, so that the first segmentation need not wait for either."""
+        return self._broker.submit(m.Status(m.NO_REQUEST), callbacks, with_model=True)
+
     def cancel(self, request: Request, *, urgent: bool = True) -> None:
         """Cancel a request: it is finished at once, and what still arrives for it is dropped.
 

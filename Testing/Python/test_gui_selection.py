@@ -77,6 +77,20 @@ def test_the_selected_segment_stays_selected(host: Any, module: Any, how: str) -
     assert module.ui.segmentBox.currentText == "Kidney"
 
 
+def test_the_worker_is_warm_when_the_module_is_entered_with_a_model(host: Any, module: Any) -> None:
+    client = module.logic.workerHost.client
+    module.logic.workerHost.restart()
+    assert not client.running
+    module.widget.exit()
+    module.widget.enter()
+    assert not client.running, "a command of one's own may ask for a password; the tests' worker is such a one"
+    module.logic.workerHost.isRemote = False
+    module.widget.enter()
+    assert client.running
+    settle(host, module)
+    module.logic.workerHost.restart()
+
+
 def test_a_run_in_the_middle_of_a_stroke_leaves_the_selection_alone(host: Any) -> None:
     add_volume(host)
     loaded = load(host, "fake?delay=0.15")

@@ -19,7 +19,7 @@ from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.worker import messages as m
-from SPDSegmentLib.worker.client import ModelChoice
+from SPDSegmentLib.worker.client import Callbacks, ModelChoice
 from SPDSegmentLib.worker.commands import local_command
 from SPDSegmentLib.worker.handler import RequestHandler, load_predictor, stop_between_layers
 from SPDSegmentLib.worker.payloads import flatten_markups, pack_masks, unpack_mask
@@ -107,6 +107,18 @@ def test_saliency_after_a_segmentation(worker: Driver) -> None:
     worker.segment()
     saliency = worker.result(worker.client.saliency("volume", 4)).saliency
     assert saliency.shape == (40, 48) and 0 <= saliency.min() <= saliency.max() <= 1
+
+
+def test_a_warm_worker_has_loaded_the_model_before_the_first_segmentation(worker: Driver, bundle: Path) -> None:
+    assert not worker.client.running
+    worker.result(worker.client.warm_up())
+    broker = worker.client._broker
+    assert broker.connection is not None and broker.connection.model_sent == worker.client.model
+    worker.until(lambda: not broker._implicit)
+    process, seen = worker.client.process_id, []
+    request = worker.client.segment("volume", [line()], callbacks=Callbacks(on_progress=lambda p: seen.append(p.stage)))
+    worker.result(request)
+    assert worker.client.process_id == process and "encoding" in seen and "load_model" not in seen
 
 
 def test_a_bundle_that_is_not_there(worker: Driver) -> None:

@@ -69,6 +69,9 @@ class ModulePanel(VTKObservationMixin):
         self.refresh()
         self.shortcuts.install()
         self.correct.enter()
+        view = self.inputs.currentView()
+        if view is not None:
+            self.logic.segmenter.warmUp(view)
 
     def exit(self) -> None:
         """Stop placing points and editing."""

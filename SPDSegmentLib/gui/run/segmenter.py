@@ -103,6 +103,13 @@ class Segmenter:
         job.start(send)
         return job
 
+    def warmUp(self, view: VolumeView) -> None:
+        """Have the worker of this machine started and the model loaded before they are needed, if nothing runs."""
+        host = self.workerHost
+        if not (host.isRemote or host.client.busy or host.client.deaths):
+            host.useModel(view.model.key, view.device)
+            host.client.warm_up()
+
     def hasOtherClicks(self, task: Task, clicks: Clicks) -> bool:
         """Whether the clicks, as they are now, differ from those of the run under way or of the last result."""
         memory = self._memoryOf(task)
