@@ -1,4 +1,4 @@
-"""DSC, IoU, HD95 and NSD of a mask against the truth, per volume and per slice (method section 10).
+"""DSC, IoU, HD95 and NSD of a mask against the truth, per volume and per slice (docs/method.md, section 10).
 
 Surface distances are in millimeters; HD95 is the larger of the two directed 95th percentiles, NSD the share of both
 surfaces within a tolerance (see :mod:`SPDSegmentLib.evaluation.surfaces`). :func:`empty_mask_metrics` is the one place

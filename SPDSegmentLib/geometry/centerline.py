@@ -1,4 +1,4 @@
-"""Clicks in patient space to clicks on slices (method section 6).
+"""Clicks in patient space to clicks on slices (docs/method.md, section 6).
 
 A point list is used as it is, each point on its nearest slice. A curve is sampled where Slicer shows it, so that every
 slice that it crosses gets at least one point. A structure that runs in the slice plane puts many points on

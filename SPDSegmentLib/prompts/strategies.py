@@ -112,7 +112,7 @@ def _raw(saliency: SaliencyMaps, clicks: SliceClicks, config: PromptConfig, inte
 
 
 def _sampled(saliency: SaliencyMaps, config: PromptConfig) -> Distillation:
-    """Farthest points of the salient region of each slice, whatever was clicked (control of method section 9)."""
+    """Farthest points of the salient region of each slice, whatever was clicked (docs/method.md, section 9)."""
     slices: list[SlicePrompts] = []
     fates: list[PointFate] = []
     for t in range(saliency.n_slices):

@@ -89,3 +89,19 @@ def test_the_example_of_a_row_segments(repository: Path, monkeypatch: pytest.Mon
     target = tube_target()
     mask = row.segment(target, clicks_from_points(np.array([[-27.0, -30.0, 30.0]]), target.stack))
     assert mask.sum() == mask[10].sum() == 81
+
+
+def test_links_between_pages_lead_somewhere(repository: Path) -> None:
+    pages = [*(repository / "docs").glob("*.md"), repository / "CONTRIBUTING.md", repository / "CHANGELOG.md"]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))]
+    missing = [f"{p.name}: {link}" for p, link in links if "://" not in link and not (p.parent / link).exists()]
+    assert len(links) > 10 and missing == []
+
+
+def test_docstrings_cite_the_page_of_the_method_and_sections_that_it_has(repository: Path) -> None:
+    page = (repository / "docs" / "method.md").read_text(encoding="utf-8")
+    sections = set(re.findall(r"^## (\d+)\.", page, re.MULTILINE))
+    texts = {path: path.read_text(encoding="utf-8") for path in (repository / "SPDSegmentLib").rglob("*.py")}
+    cited = {number for text in texts.values() for number in re.findall(r"docs/method\.md, section (\d+)", text)}
+    assert cited and cited <= sections
+    assert [path.name for path, text in texts.items() if "../shared" in text or "design.md" in text] == []

@@ -31,7 +31,7 @@ LAYERS = {
     "gui": 11,
     "cli": 11,
 }
-"""Height of every part, as in the design; a part may import lower ones, itself, and its equals where listed."""
+"""Height of every part (docs/architecture.md); a part may import lower ones, itself, and its equals where listed."""
 GUI_ROOMS = ("scene", "run", "setup", "panel")
 """Rooms of ``gui``, the lowest first; each may import those before it and itself."""
 SIGNAL = "currentNodeChanged(vtkMRMLNode*)"
