@@ -242,7 +242,7 @@ def test_the_consensus_is_a_subset_of_the_clicks_in_the_window(seed: int) -> Non
 @settings(max_examples=60, deadline=None)
 @given(scenes, st.sampled_from((OURS, dataclasses.replace(OURS, follow_threshold=0.2, follow_beyond=1))))
 def test_a_moved_click_changes_nothing_beyond_its_reach(seed: int, config: PromptConfig) -> None:
-    """Reach as docs/method.md has it: n slices around both places, and unsupported slices up to the next supported one."""
+    """Reach: n slices around both places, and unsupported slices up to the next supported one."""
     saliency, clicks = random_scene(seed)
     rng = np.random.default_rng(seed + 2)
     moved = int(rng.integers(len(clicks)))
