@@ -94,7 +94,7 @@ class Segment:
         prompts: prompting strategy of the predictor.
         first_slice: slice index to begin with, nearest first.
         send_all: send every slice of the result, not only the recomputed ones.
-        locked_table: (L, 7) and ``locked_bits``: slices edited by hand, see ``masks.pack_masks``.
+        locked_table: (L, 7) and ``locked_bits``: slices edited by hand, see ``payloads.pack_masks``.
         anchor_ras: ``Segmented.anchor_ras`` of the result that this one goes on from, in millimeters.
     """
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from . import environment
+from . import environment, moved_modules
 from .errors import SlotErrors
 from .errors import slot_errors as recorded_errors
 from .widget_api import WidgetApi, load_slicer_table
 
 if TYPE_CHECKING:
     from .host import Host
+
+moved_modules.install()
 
 
 def require_host() -> None:

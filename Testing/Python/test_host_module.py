@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -30,6 +31,16 @@ def record_cleanup(widget: Any) -> list[str]:
 
     widget.cleanup = recorded
     return events
+
+
+def test_the_gui_modules_former_names_lead_to_their_rooms(host: Any) -> None:
+    former = importlib.import_module("SPDSegmentLib.gui.volumes")
+    from SPDSegmentLib.gui.scene import editor_nodes, volumes
+
+    assert former.takeSnapshot is volumes.takeSnapshot
+    assert importlib.import_module("SPDSegmentLib.gui.target").editorNode is editor_nodes.editorNode, "moved further"
+    with pytest.raises(AttributeError, match="no room"):
+        _ = former.neverThere
 
 
 def test_a_module_runs_from_volume_to_segment(host: Any) -> None:
