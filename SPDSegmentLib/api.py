@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,24 +18,20 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, well_formed
 from SPDSegmentLib.files import check_output, write_json
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
+from SPDSegmentLib.geometry.inputs import are_numbers, list_of, markups_of, volume_of
 from SPDSegmentLib.geometry.labelmap import check_mask_output, write_labelmap
-from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, insist_on, read_markups
+from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, insist_on
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume, volume_from_image
+from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for, find_bundle
 from SPDSegmentLib.models.fit import doubts_of_image
 
 if TYPE_CHECKING:
-    import SimpleITK
     from numpy.typing import ArrayLike
 
+    from SPDSegmentLib.geometry.inputs import Image, Points
     from SPDSegmentLib.inference.predictor import Predictor
     from SPDSegmentLib.inference.results import SegmentationProgress, SegmentationResult
-
-    Image = str | Path | np.ndarray | Volume | SimpleITK.Image
-    Points = str | Path | Sequence[Markup] | ArrayLike
-
-FRAMES = ("RAS", "LPS", "IJK")
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,12 +176,12 @@ def segment(
     Raises:
         SPDError: each kind, see :mod:`SPDSegmentLib.errors`.
     """
-    if not _is_array(points):
-        markups = insist_on(_markups(points), insist)
+    if not are_numbers(points):
+        markups = insist_on(markups_of(points), insist)
     bundle = _bundle(model)
-    volume = _volume(image, ijk_to_ras, series)
-    if _is_array(points):
-        markups = insist_on([_list_of(points, frame, volume)], insist)
+    volume = volume_of(image, ijk_to_ras, series)
+    if are_numbers(points):
+        markups = insist_on([list_of(points, frame, volume)], insist)
     if output is not None:
         check_mask_output(output, volume)
     stack = SliceStack(volume, axis or bundle.info.slicing_axis)
@@ -255,7 +251,7 @@ class InteractiveSegmenter:
         device: str = "auto",
     ) -> None:
         bundle = _bundle(model)
-        volume = _volume(image, ijk_to_ras, series)
+        volume = volume_of(image, ijk_to_ras, series)
         self.stack = SliceStack(volume, axis or bundle.info.slicing_axis)
         self.model = model if isinstance(model, LoadedModel) else _loaded(bundle, device)
         self.found: Segmentation | None = None
@@ -283,7 +279,7 @@ class InteractiveSegmenter:
             insist: they prompt whatever the model believes.
         """
         volume = self.stack.volume
-        markups = [_list_of(points, frame, volume)] if _is_array(points) else _markups(points)
+        markups = [list_of(points, frame, volume)] if are_numbers(points) else markups_of(points)
         listed = [resolve_curve(markup, self.stack) for markup in markups if not markup.is_shape]
         used = [point for markup in listed for point in markup.points if point.placed and point.selected]
         names = [str(self._next_id + n) for n in range(len(used))]
@@ -294,7 +290,7 @@ class InteractiveSegmenter:
 
     def move(self, click: str, point: ArrayLike, frame: str = "RAS") -> Segmentation:
         """Move one click, by its id, to ``point`` (3,)."""
-        (moved,) = _list_of(np.reshape(np.asarray(point, dtype=float), (1, 3)), frame, self.stack.volume).points
+        (moved,) = list_of(np.reshape(np.asarray(point, dtype=float), (1, 3)), frame, self.stack.volume).points
         changed = replace(self._point(click), position_ras=moved.position_ras)
         return self._update(self._points | {click: changed}, self._corrected)
 
@@ -368,55 +364,6 @@ def _loaded(bundle: Bundle, device: str) -> LoadedModel:
 
 def _model_name(model: str | Path | LoadedModel) -> Path:
     return Path(model.bundle.info.name if isinstance(model, LoadedModel) else model)
-
-
-def _volume(image: Image, ijk_to_ras: ArrayLike | None, series: str | None) -> Volume:
-    """The volume of whatever a caller calls an image, checked."""
-    if isinstance(image, str | Path):
-        volume = read_volume(image, series)
-    elif isinstance(image, Volume):
-        volume = image
-    elif hasattr(image, "GetPixelID"):
-        volume = volume_from_image(cast("SimpleITK.Image", image), "")
-    else:
-        array = np.asarray(image)
-        if ijk_to_ras is None:
-            raise BadInput(
-                "An image given as an array needs ijk_to_ras, the matrix (4, 4) from its voxel indexes to patient mm.",
-                "Give it, or give the image's file.",
-            )
-        if array.ndim != 3:
-            raise BadInput(f"The image is an array of shape {array.shape}.", "Give one of shape (K, J, I).")
-        volume = Volume(array, np.asarray(ijk_to_ras, dtype=float))
-    check_image(volume)
-    return volume
-
-
-def _is_array(points: Points) -> bool:
-    """Whether points are numbers, neither a file nor markups."""
-    return not isinstance(points, str | Path) and not all(isinstance(p, Markup) for p in points)  # type: ignore[union-attr]
-
-
-def _markups(points: Points) -> list[Markup]:
-    return read_markups(points) if isinstance(points, str | Path) else list(points)  # type: ignore[arg-type]
-
-
-def _list_of(points: Points, frame: str, volume: Volume) -> Markup:
-    """Points (N, 3) as a list in RAS mm with the ids 1 to N."""
-    try:
-        array = np.asarray(points, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise BadInput("The points are no numbers.", "Give an array (N, 3) or a markups file.", str(error)) from error
-    if array.ndim != 2 or array.shape[1] != 3:
-        raise BadInput(f"The points are an array of shape {array.shape}.", "Give one of shape (N, 3).")
-    if frame not in FRAMES:
-        raise BadInput(f"Unknown frame '{frame}'.", f"Use {', '.join(FRAMES)}.")
-    if frame == "LPS":
-        array = array * (-1, -1, 1)
-    elif frame == "IJK":
-        array = array @ volume.ijk_to_ras[:3, :3].T + volume.ijk_to_ras[:3, 3]
-    named = [ControlPoint(str(n), str(n), (r, a, s)) for n, (r, a, s) in enumerate(array.tolist(), start=1)]
-    return Markup("the points", LIST, tuple(named))
 
 
 def _named(image: Image, volume: Volume) -> Path | str:

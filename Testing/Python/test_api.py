@@ -20,6 +20,7 @@ from tiny_predictor import listening_predictor, tube_volume
 
 from SPDSegmentLib import InteractiveSegmenter, api, load_model, segment
 from SPDSegmentLib.errors import BadInput, ModelMissing
+from SPDSegmentLib.geometry.inputs import FRAMES
 from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, write_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import set_geometry
@@ -73,7 +74,7 @@ def test_an_image_may_be_a_file_an_array_a_volume_or_of_simpleitk(case: SimpleNa
             np.testing.assert_array_equal(found.mask, expected)
 
 
-@pytest.mark.parametrize("frame", api.FRAMES)
+@pytest.mark.parametrize("frame", FRAMES)
 def test_points_may_be_in_ras_lps_or_voxels(case: SimpleNamespace, frame: str) -> None:
     points = {"RAS": ras(*ON_TUBE), "LPS": ras(*ON_TUBE) * (-1, -1, 1), "IJK": np.array(ON_TUBE)}[frame]
     found = segment(case.volume, points, "kidney-mr", frame=frame)

@@ -13,7 +13,6 @@ from spdbench import figures, tables
 from spdbench.cells import read_cell, write_cell
 from spdbench.command import list_cells, plan_of, run_benchmark
 from spdbench.comparators.bundle_row import clicked_component
-from spdbench.comparators.frozen_sam import box_around, random_points
 from spdbench.comparators.protocol import Budget
 from spdbench.config import (
     ClaimSpec,
@@ -24,7 +23,6 @@ from spdbench.config import (
     part_labels,
     read_benchmark_config,
 )
-from spdbench.datasets import clicks_for, oracle_clicks
 from spdbench.plan import TimeLeft
 from spdbench.progress import StepClock, time_text
 from spdbench.report import ReportInput, report_text
@@ -36,10 +34,8 @@ from spdbench.summary import (
     differences,
 )
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import shuffled_clicks
 from SPDSegmentLib.evaluation.protocol import EvaluationRow
 from SPDSegmentLib.geometry.centerline import Clicks
-from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.prompts.noise import SEVERITIES, NoiseConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -127,59 +123,6 @@ def test_a_method_keeps_its_color_where_another_is_missing_and_the_legend_names_
     panels[0][1].lines[0].set_label("Only here")
     figures._finish(figure, panels, tmp_path / "both.png")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Spd", "Sam-Tuning", "Only here"]
-
-
-def test_oracle_clicks_lie_inside_and_reach_every_slice() -> None:
-    mask = np.zeros((5, 20, 20), dtype=bool)
-    mask[1:4, 5:12, 5:12] = True
-    xy = np.array([[6.0, 6.0], [18.0, 2.0], [8.0, 8.0]])
-    clicks = Clicks(np.array([1, 2, 4]), xy, np.zeros(3, dtype=bool), ("1", "2", "3"))
-    oracle = oracle_clicks(clicks, mask)
-    assert sorted(oracle.slice_index) == [1, 2, 3]
-    column, row = oracle.xy.astype(int).T
-    assert mask[oracle.slice_index, row, column].all()
-    assert [8.0, 8.0] in oracle.xy.tolist()
-
-
-def test_clean_and_shuffled_clicks_differ_from_the_noisy_ones_and_repeat(tmp_path: Path) -> None:
-    dataset = plan_of(options(write_benchmark(tmp_path))).cells[0].dataset
-    target = dataset.targets("b")[0]
-    made = {kind: clicks_for(kind, dataset, target, "severe", 5)[0] for kind in ("noisy", "clean", "shuffled")}
-    again = {kind: clicks_for(kind, dataset, target, "severe", 5)[0] for kind in made}
-    for kind, clicks in made.items():
-        assert np.array_equal(clicks.xy, again[kind].xy)
-    assert not np.array_equal(made["noisy"].xy, made["clean"].xy)
-    other = dataset.targets("c")[0].clicks("severe", 5)[0]
-    assert np.array_equal(made["shuffled"].slice_index, other.slice_index)
-
-
-def test_shuffled_clicks_are_on_the_like_structure_of_another_patient(tmp_path: Path) -> None:
-    dataset = plan_of(options(write_benchmark(tmp_path))).cells[0].dataset
-    (b,), (c,) = dataset.targets("b"), dataset.targets("c")
-    left, right = (replace(b, name=name) for name in ("left", "right"))
-    theirs = [replace(c, name=name) for name in ("left", "right")]
-    for position, expected in ((0, theirs[0]), (1, theirs[1])):
-        clicks = shuffled_clicks([left, right, *theirs], position, "severe", 5)
-        assert np.array_equal(clicks.slice_index, expected.clicks("severe", 5)[0].slice_index)
-    alone = shuffled_clicks([left, theirs[1]], 0, "severe", 5)
-    assert np.array_equal(alone.slice_index, theirs[1].clicks("severe", 5)[0].slice_index)
-
-
-def test_random_points_are_as_many_and_come_from_nearby() -> None:
-    xy = np.arange(12.0).reshape(6, 2)
-    clicks = Clicks(np.array([0, 0, 1, 2, 5, 6]), xy, np.zeros(6, dtype=bool), tuple("abcdef"))
-    drawn = random_points(clicks, {1: 2, 6: 4, 9: 1}, 1)
-    assert {t: len(points) for t, points in drawn.items()} == {1: 2, 6: 2}
-    assert all(point in xy[:4].tolist() for point in drawn[1].tolist())
-    assert np.array_equal(drawn[1], random_points(clicks, {1: 2, 6: 4, 9: 1}, 1)[1])
-
-
-def test_the_box_holds_the_points_and_the_margin() -> None:
-    window = place_window((100, 100), (1.0, 1.0), 50, 0.0)
-    box = window.to_slice(
-        box_around(np.array([[40.0, 50.0], [60.0, 52.0]]), np.array([5.0, 5.0]), window).reshape(2, 2)
-    )
-    assert np.allclose(box, [[35.0, 45.0], [65.0, 57.0]])
 
 
 def _row(patient: str, noise: str, dsc: float, seed: int = 1) -> EvaluationRow:

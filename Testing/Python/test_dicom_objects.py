@@ -21,6 +21,7 @@ from segment_case import files_in, run
 from SPDSegmentLib.errors import BadInput, DependencyMissing
 from SPDSegmentLib.geometry import dicom_objects
 from SPDSegmentLib.geometry.dicom_objects import BOTH, LEFT, RIGHT, Structure, side_of, write_dicom_seg, write_rtstruct
+from SPDSegmentLib.geometry.outlines import inside, keyholes, outlines
 from SPDSegmentLib.geometry.volume import Volume, read_volume
 from SPDSegmentLib.models.terminology import OF_EACH_SIDE, STRUCTURES, codes_of, terminology_entry
 
@@ -150,9 +151,9 @@ def test_a_structure_set_is_read_back_voxel_by_voxel(image: Path, tmp_path: Path
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.9))
 def test_outlines_with_their_keyholes_enclose_the_very_pixels(seed: int, share: float) -> None:
     mask = np.random.default_rng(seed).random((9, 7)) < share
-    loops = dicom_objects.outlines(mask)
-    assert (dicom_objects.inside(loops, (9, 7)) == mask).all()
-    assert (dicom_objects.inside(dicom_objects.keyholes(loops), (9, 7)) == mask).all()
+    loops = outlines(mask)
+    assert (inside(loops, (9, 7)) == mask).all()
+    assert (inside(keyholes(loops), (9, 7)) == mask).all()
 
 
 def test_the_side_is_that_of_the_body_and_not_of_a_crop() -> None:

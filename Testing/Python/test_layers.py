@@ -172,6 +172,12 @@ def test_a_class_name_means_one_thing(repository: Path) -> None:
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
+def test_no_file_is_longer_than_four_hundred_lines(repository: Path) -> None:
+    written = [*sources(repository), *benchmark_sources(repository), *(repository / "Testing/Python").glob("*.py")]
+    long = {str(path): n for path in written if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
 def test_only_the_gui_imports_slicer_and_qt(repository: Path) -> None:
     found = [
         f"{path.relative_to(repository)} imports {name}"
