@@ -219,6 +219,8 @@ def test_a_volume_sent_when_the_worker_died_halfway_is_sent_again_whole(transpor
     with driver(transport) as d:
         d.client.open_volume("big", big, AFFINE)
         d.result(d.client.status())
+        assert d.client.process_id is not None
+        psutil.Process(d.client.process_id).suspend()  # it reads no more than the pipe holds
         request = d.client.segment("big", [line()])
         d.client.poll(0.0)
         _kill(d)
