@@ -120,9 +120,7 @@ def load_model(model: str | Path, device: str = "auto") -> LoadedModel:
     Raises:
         ModelMissing, ModelCorrupt, DependencyMissing, DeviceUnavailable.
     """
-    bundle = find_bundle(model)
-    base_weights_for(bundle)
-    return _loaded(bundle, device)
+    return _loaded(model, _bundle(model), device)
 
 
 def segment(
@@ -189,10 +187,8 @@ def segment(
     doubts = tuple(doubts_of_image(bundle.info, stack, clicks))
     for doubt in doubts:
         on_note(doubt)
-    predictor = _loaded(bundle, device).predictor if not isinstance(model, LoadedModel) else model.predictor
-    result = predictor.open(stack).segment(
-        clicks, prompts=prompts, saliency_only=saliency_only, on_progress=on_progress
-    )
+    session = _loaded(model, bundle, device).predictor.open(stack)
+    result = session.segment(clicks, prompts=prompts, saliency_only=saliency_only, on_progress=on_progress)
     settings = {
         "image": _named(image, volume), "points": Path(points) if isinstance(points, str | Path) else len(clicks),
         "model": _model_name(model), "output": None if output is None else Path(output), "prompts": prompts,
@@ -253,7 +249,7 @@ class InteractiveSegmenter:
         bundle = _bundle(model)
         volume = volume_of(image, ijk_to_ras, series)
         self.stack = SliceStack(volume, axis or bundle.info.slicing_axis)
-        self.model = model if isinstance(model, LoadedModel) else _loaded(bundle, device)
+        self.model = _loaded(model, bundle, device)
         self.found: Segmentation | None = None
         self._prompts = prompts
         self._settings = {"image": _named(image, volume), "model": _model_name(model), "prompts": prompts, "axis": axis}
@@ -343,8 +339,8 @@ def _segmentation(
     said_before: tuple[str, ...] = (),
 ) -> Segmentation:
     mask = stack.to_volume(result.mask.astype(np.uint8))
-    voxel_ml = abs(float(np.linalg.det(stack.volume.ijk_to_ras[:3, :3]))) / 1000
-    return Segmentation(mask, float(mask.sum()) * voxel_ml, result, stack, bundle, settings, said_before)
+    volume_ml = float(mask.sum()) * (stack.volume.voxel_mm3 / 1000)
+    return Segmentation(mask, volume_ml, result, stack, bundle, settings, said_before)
 
 
 def _bundle(model: str | Path | LoadedModel) -> Bundle:
@@ -356,7 +352,9 @@ def _bundle(model: str | Path | LoadedModel) -> Bundle:
     return bundle
 
 
-def _loaded(bundle: Bundle, device: str) -> LoadedModel:
+def _loaded(model: str | Path | LoadedModel, bundle: Bundle, device: str) -> LoadedModel:
+    if isinstance(model, LoadedModel):
+        return model
     from SPDSegmentLib.inference.predictor import Predictor
 
     return LoadedModel(bundle, Predictor.load(bundle, device))

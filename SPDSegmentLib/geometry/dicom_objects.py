@@ -70,11 +70,11 @@ def side_of(mask_kji: np.ndarray, volume: Volume) -> Code | None:
     (``WHOLE_WIDTH_MM``) tells nothing, nor does a mask within ``MIDLINE_MM`` of the middle.
     """
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume.shape_ijk])).reshape(3, -1).T
-    right = corners @ volume.ijk_to_ras[0, :3] + volume.ijk_to_ras[0, 3]
+    right = volume.to_ras(corners)[:, 0]
     filled = np.argwhere(mask_kji)[:, ::-1]
     if not len(filled) or np.ptp(right) < WHOLE_WIDTH_MM:
         return None
-    off = filled @ volume.ijk_to_ras[0, :3] + volume.ijk_to_ras[0, 3] - (right.min() + right.max()) / 2
+    off = volume.to_ras(filled)[:, 0] - (right.min() + right.max()) / 2
     shares = (off > MIDLINE_MM).mean(), (off < -MIDLINE_MM).mean()
     if min(shares) > SIDE_SHARE:
         return BOTH
@@ -246,8 +246,7 @@ def write_rtstruct(
 def volume_points(volume: Volume, loop: np.ndarray, k: float) -> np.ndarray:
     """Points (N, 3) in LPS mm of (column, row) on slice k."""
     ijk = np.column_stack((loop, np.full(len(loop), k)))
-    ras = ijk @ volume.ijk_to_ras[:3, :3].T + volume.ijk_to_ras[:3, 3]
-    return np.asarray(ras * (-1, -1, 1))
+    return np.asarray(volume.to_ras(ijk) * (-1, -1, 1))
 
 
 def _checked_frames(path: Path, mask_kji: np.ndarray, volume: Volume, image: Path, series: str | None) -> list[Frame]:
@@ -341,7 +340,7 @@ def _rtstruct_holds(path: Path, mask_kji: np.ndarray, volume: Volume) -> bool:
     loops: dict[int, list[np.ndarray]] = {}
     for contour in pydicom.dcmread(path).ROIContourSequence[0].ContourSequence:
         ras = np.array(contour.ContourData, dtype=float).reshape(-1, 3) * (-1, -1, 1)
-        ijk = ras @ volume.ras_to_ijk[:3, :3].T + volume.ras_to_ijk[:3, 3]
+        ijk = volume.to_ijk(ras)
         loops.setdefault(round(float(ijk[0, 2])), []).append(np.round(2 * ijk[:, :2]) / 2)
     found = np.zeros(mask_kji.shape, dtype=bool)
     for k, outline in loops.items():

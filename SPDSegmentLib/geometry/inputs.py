@@ -67,6 +67,6 @@ def list_of(points: Points, frame: str, volume: Volume) -> Markup:
     if frame == "LPS":
         array = array * (-1, -1, 1)
     elif frame == "IJK":
-        array = array @ volume.ijk_to_ras[:3, :3].T + volume.ijk_to_ras[:3, 3]
+        array = volume.to_ras(array)
     named = [ControlPoint(str(n), str(n), (r, a, s)) for n, (r, a, s) in enumerate(array.tolist(), start=1)]
     return Markup("the points", LIST, tuple(named))

@@ -43,7 +43,7 @@ def measure(box: np.ndarray, start: tuple[int, int, int], stack: SliceStack) -> 
     if not filled.size:
         return Measurements(0.0, 0.0, 0.0, 0.0)
     box, counts = box[filled[0] : filled[-1] + 1], counts[filled[0] : filled[-1] + 1]
-    voxel_mm3 = abs(float(np.linalg.det(stack.volume.ijk_to_ras[:3, :3])))
+    voxel_mm3 = stack.volume.voxel_mm3
     slice_mm = float(np.linalg.norm(np.diff(stack.to_ras(np.array([0, 1]), np.zeros((2, 2))), axis=0)))
     path = _centroids(box, counts, (start[0] + int(filled[0]), start[1], start[2]), stack)
     steps_mm = _steps(_smooth(path, SMOOTHING_MM / slice_mm), slice_mm)

@@ -82,6 +82,20 @@ class Volume:
         """(4, 4) inverse of :attr:`ijk_to_ras`."""
         return np.linalg.inv(self.ijk_to_ras)
 
+    @property
+    def voxel_mm3(self) -> float:
+        """Size of a voxel in cubic millimeters."""
+        return abs(float(np.linalg.det(self.ijk_to_ras[:3, :3])))
+
+    def to_ras(self, ijk: np.ndarray) -> np.ndarray:
+        """Voxel indexes (N, 3) to patient millimeters (N, 3)."""
+        return np.asarray(ijk @ self.ijk_to_ras[:3, :3].T + self.ijk_to_ras[:3, 3])
+
+    def to_ijk(self, ras: np.ndarray) -> np.ndarray:
+        """Patient millimeters (N, 3) to voxel indexes (N, 3), with fractions."""
+        ras_to_ijk = self.ras_to_ijk
+        return np.asarray(ras @ ras_to_ijk[:3, :3].T + ras_to_ijk[:3, 3])
+
 
 def read_volume(path: str | Path, series: str | None = None) -> Volume:
     """Read an image file, or a DICOM folder or multi-frame file.

@@ -48,10 +48,7 @@ def convertToLabelmap(segmentationNode: Any, volumeNode: Any) -> None:
 
 def existingEditorNode() -> Any:
     """Return the segment editor node of this module, ``None`` if there is none yet."""
-    for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
-        if node.GetAttribute(EDITOR_ATTRIBUTE):
-            return node
-    return None
+    return _nodeWith(EDITOR_ATTRIBUTE)
 
 
 def editorNode() -> Any:
@@ -64,11 +61,7 @@ def editorNode() -> Any:
     if found is not None:
         found.SaveWithSceneOff()
         return found
-    node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
-    node.UnRegister(None)
-    node.SetName("SPDSegment editor")
-    node.SetAttribute(EDITOR_ATTRIBUTE, "1")
-    node.SaveWithSceneOff()
+    node = _newNode("SPDSegment editor", EDITOR_ATTRIBUTE)
     node.SetOverwriteMode(node.OverwriteNone)
     return slicer.mrmlScene.AddNode(node)
 
@@ -97,16 +90,29 @@ def editorLogic(segmentationNode: Any, segmentId: str, volumeNodeId: str, *, eve
 
 
 def _writerNode() -> Any:
+    found = _nodeWith(WRITER_ATTRIBUTE)
+    if found is not None:
+        return found
+    node = _newNode("SPDSegment writer", WRITER_ATTRIBUTE)
+    node.HideFromEditorsOn()
+    return slicer.mrmlScene.AddNode(node)
+
+
+def _nodeWith(attribute: str) -> Any:
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentEditorNode"):
-        if node.GetAttribute(WRITER_ATTRIBUTE):
+        if node.GetAttribute(attribute):
             return node
+    return None
+
+
+def _newNode(name: str, attribute: str) -> Any:
+    """A segment editor node that is not in the scene yet, and is never saved with it."""
     node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
     node.UnRegister(None)
-    node.SetName("SPDSegment writer")
-    node.SetAttribute(WRITER_ATTRIBUTE, "1")
-    node.HideFromEditorsOn()
+    node.SetName(name)
+    node.SetAttribute(attribute, "1")
     node.SaveWithSceneOff()
-    return slicer.mrmlScene.AddNode(node)
+    return node
 
 
 ReadSegment = Callable[[str, list[int]], SegmentContent]
