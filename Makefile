@@ -26,6 +26,7 @@ test: lint weights
 
 lint: $(HOST)
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

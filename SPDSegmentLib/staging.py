@@ -125,7 +125,7 @@ def _here() -> str:
     """Within what a process number means something: this machine since its start, and its space of processes."""
     known = [platform.node()]
     with contextlib.suppress(OSError):
-        known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))
     with contextlib.suppress(OSError):
         known.append(os.readlink("/proc/self/ns/pid"))
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]

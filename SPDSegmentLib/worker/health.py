@@ -167,7 +167,7 @@ def _tasks(process_id: int) -> list[Path]:
 def _stat(file: Path) -> list[str] | None:
     """The fields of a stat file after the name, which may hold spaces and brackets: state, parent, ..."""
     try:
-        return file.read_text(errors="replace").rpartition(")")[2].split()
+        return file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
 

@@ -92,7 +92,7 @@ def write_clicks(path: Path, image: Path, *indexes: tuple[float, float, float]) 
         for number, index in enumerate(indexes, start=1)
     ]
     markups = {"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": points}
-    path.write_text(json.dumps({"markups": [markups]}))
+    path.write_text(json.dumps({"markups": [markups]}), encoding="utf-8")
     return path
 
 

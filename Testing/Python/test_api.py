@@ -87,7 +87,7 @@ def test_mask_and_report_are_saved_and_name_no_folders(case: SimpleNamespace) ->
     found.save("mask.nii.gz", "report.json")
 
     np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage("mask.nii.gz")), found.mask)
-    text = Path("report.json").read_text()
+    text = Path("report.json").read_text(encoding="utf-8")
     assert json.loads(text)["request"]["image"] == "abdomen.nii.gz" and str(case.folder) not in text
     assert found.report(full_paths=True)["request"]["image"] == str(image)
     assert found.volume_ml == pytest.approx(found.mask.sum() * 3 / 1000)

@@ -209,7 +209,7 @@ def test_a_mask_is_compared_voxel_by_voxel(tmp_path: Path, monkeypatch: pytest.M
 
 def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     def interrupt(part: Path) -> None:
-        part.write_text("half")
+        part.write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -335,7 +335,7 @@ def test_libraries_get_plain_names_and_messages_keep_the_true_ones(tmp_path: Pat
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/dossi\xe9r"))
     folder.mkdir()
     odd = Path(os.fsdecode(os.fsencode(folder) + b"/im\xe9g.dcm"))
-    odd.write_text("pixels")
+    odd.write_text("pixels", encoding="utf-8")
     for given, contents in ((odd, False), (folder, False), (folder, True)):
         with plain_path(given, contents) as plain:
             str(plain).encode()
@@ -345,7 +345,7 @@ def test_libraries_get_plain_names_and_messages_keep_the_true_ones(tmp_path: Pat
     with pytest.raises(BadInput) as caught, plain_path(odd) as plain:
         raise BadInput(f"The file {plain} is damaged.")
     assert caught.value.message.endswith("dossi\\xe9r/im\\xe9g.dcm is damaged.")
-    assert odd.read_text() == "pixels"
+    assert odd.read_text(encoding="utf-8") == "pixels"
 
 
 def test_a_tilde_is_the_home_folder_unless_something_has_that_name(

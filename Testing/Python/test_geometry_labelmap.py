@@ -98,7 +98,7 @@ def test_a_failure_leaves_the_older_mask_and_nothing_else(tmp_path: Path, monkey
     path.write_text("older")
 
     def full_disk(image: sitk.Image, name: str, *args: object, **options: object) -> None:
-        Path(name).write_text("half")
+        Path(name).write_text("half", encoding="utf-8")
         raise RuntimeError("no space left")
 
     monkeypatch.setattr(sitk, "WriteImage", full_disk)

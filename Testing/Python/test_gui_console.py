@@ -210,7 +210,7 @@ def test_finished_cases_are_skipped_and_changed_ones_are_not(logic: Any, case_fi
 def test_a_case_that_failed_is_done_again(logic: Any, case_files: Any, tmp_path: Path) -> None:
     report = logic.segmentBatch([case_files["lost"]], tmp_path, model="fake")
     assert states(report) == {"lost": "failed"}
-    Path(case_files["lost"][2]).write_text(Path(case_files["first"][2]).read_text())
+    Path(case_files["lost"][2]).write_text(Path(case_files["first"][2]).read_text(encoding="utf-8"), encoding="utf-8")
     assert states(logic.segmentBatch([case_files["lost"]], tmp_path, model="fake")) == {"lost": "done"}
 
 

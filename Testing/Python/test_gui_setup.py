@@ -138,7 +138,7 @@ def test_slicer_5_10_installs_with_its_own_pip_and_keeps_its_numpy(
     held = []
 
     def pip_install(arguments: list[str]) -> None:
-        held.append((arguments[:-1], Path(arguments[-1]).read_text()))
+        held.append((arguments[:-1], Path(arguments[-1]).read_text(encoding="utf-8")))
         host.installs.missing.clear()
 
     host.use_slicer_version("5.10.0")

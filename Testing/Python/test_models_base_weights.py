@@ -186,7 +186,7 @@ def test_a_read_only_folder_is_one_sentence(publisher: Path, spd_home: Path) -> 
 
 
 def test_a_home_that_is_a_file_is_one_sentence(publisher: Path, spd_home: Path) -> None:
-    spd_home.write_text("in the way")
+    spd_home.write_text("in the way", encoding="utf-8")
     with pytest.raises(BadInput, match="cannot be used"):
         fetch_base_weights("stub")
 

@@ -87,7 +87,9 @@ def test_a_run_that_was_killed_and_resumed_gives_the_same_bundle_and_curves(
     """Killed without any chance to save: before the first checkpoint, and between two."""
     other = config.with_name(f"killed-{phase}.toml")
     other.write_text(
-        config.read_text().replace("checkpoint_seconds = 0.0", f"checkpoint_seconds = {checkpoint_seconds}")
+        config.read_text(encoding="utf-8").replace(
+            "checkpoint_seconds = 0.0", f"checkpoint_seconds = {checkpoint_seconds}"
+        )
     )
     command = [sys.executable, "-m", "SPDSegmentLib", *arguments(other, tmp_path)]
     process = subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -110,7 +112,7 @@ def test_a_run_that_was_killed_and_resumed_gives_the_same_bundle_and_curves(
 def test_the_seed_decides_the_weights(config: Path, whole: Path, tmp_path: Path) -> None:
     assert run(config, tmp_path / "same").exit_code == 0
     other = config.with_name("other-seed.toml")
-    other.write_text(config.read_text().replace("seed = 3", "seed = 4"))
+    other.write_text(config.read_text(encoding="utf-8").replace("seed = 3", "seed = 4"))
     assert run(other, tmp_path / "other").exit_code == 0
     digests = [read_bundle(folder / "bundle").info.adapter_sha256 for folder in (whole, tmp_path / "same")]
     assert digests[0] == digests[1]
@@ -133,7 +135,7 @@ def test_clicks_of_a_person_are_used_in_the_place_of_simulated_ones(data: Path, 
         clicks = tuple(ControlPoint(str(i), "", (float(x), float(y), float(z))) for i, (x, y, z) in enumerate(points))
         write_markups(data / "data" / f"{case}.mrk.json", [Markup("clicks", "Fiducial", clicks)])
     path = data / "given.toml"
-    path.write_text(config.read_text().replace("train =", 'clicks = "{case}.mrk.json"\ntrain ='))
+    path.write_text(config.read_text(encoding="utf-8").replace("train =", 'clicks = "{case}.mrk.json"\ntrain ='))
     given = read_training_config(path)
     target = load_case(data / "data", "a", given.data, given.intensity).targets[0]
     for severity in (0.0, 3.0):
@@ -173,7 +175,7 @@ def test_what_cannot_be_trained_is_refused_before_the_training(
     config: Path, tmp_path: Path, old: str, new: str, text: str
 ) -> None:
     path = config.with_name("wrong.toml")
-    content = config.read_text()
+    content = config.read_text(encoding="utf-8")
     assert old in content
     path.write_text(content.replace(old, new, 1))
     result = run(path, tmp_path)
@@ -185,7 +187,7 @@ def test_what_cannot_be_trained_is_refused_before_the_training(
 @pytest.mark.parametrize("change", ["shifted", "smaller"])
 def test_a_label_beside_its_image_is_refused(config: Path, tmp_path: Path, change: str) -> None:
     write_cases(tmp_path / "data")
-    (tmp_path / "c.toml").write_text(config.read_text())
+    (tmp_path / "c.toml").write_text(config.read_text(encoding="utf-8"))
     path = tmp_path / "data" / "a_label.nii.gz"
     labels = read_labelmap(path)
     matrix = labels.ijk_to_ras.copy()

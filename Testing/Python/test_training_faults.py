@@ -110,24 +110,27 @@ def test_a_damaged_configuration_of_the_run_is_named_and_the_way_out_works(confi
     path.unlink()
     assert run(config).exit_code == 0
     path.unlink()
-    config.write_text(config.read_text().replace("seed = 3", "seed = 4"))
+    config.write_text(config.read_text(encoding="utf-8").replace("seed = 3", "seed = 4"), encoding="utf-8")
     other = run(config)
     assert other.exit_code == 2 and "of other settings" in other.stderr
 
 
 def test_what_differs_from_the_run_of_a_folder_is_said(config: Path) -> None:
     assert run(config).exit_code == 0
-    text = config.read_text()
-    config.write_text(text.replace("seed = 3", "seed = 4"))
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("seed = 3", "seed = 4"), encoding="utf-8")
     refused = run(config)
     assert refused.exit_code == 2 and "another configuration (seed 3 there and 4 here)" in refused.stderr
-    config.write_text(text.replace('title = "Tiny"', 'title = "Tiny blob"'))
+    config.write_text(text.replace('title = "Tiny"', 'title = "Tiny blob"'), encoding="utf-8")
     assert run(config).exit_code == 0, "a title changes nothing of what is computed"
 
 
 def add_validation(config: Path) -> None:
     """List the second case as a validation case."""
-    config.write_text(config.read_text().replace('train = ["a", "b"]', 'train = ["a"]\nvalidation = ["b"]'))
+    config.write_text(
+        config.read_text(encoding="utf-8").replace('train = ["a", "b"]', 'train = ["a"]\nvalidation = ["b"]'),
+        encoding="utf-8",
+    )
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "another grid"])
@@ -175,7 +178,7 @@ def test_training_is_refused_where_no_case_has_the_structure(config: Path) -> No
 
 
 def test_a_second_training_in_one_folder_is_refused_and_the_first_goes_on(config: Path, repository: Path) -> None:
-    config.write_text(config.read_text().replace("steps = 2", "steps = 2000", 1))
+    config.write_text(config.read_text(encoding="utf-8").replace("steps = 2", "steps = 2000", 1), encoding="utf-8")
     folder = config.parent / "run"
     command = [sys.executable, "-m", "SPDSegmentLib", "train", str(config), "--run-folder", str(folder)]
     first = subprocess.Popen(
