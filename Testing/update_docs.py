@@ -36,7 +36,6 @@ CLICK_WAY = [
     "inference/engine.py",
     "prompts/strategies.py",
     "prompts/distillation.py",
-    "prompts/unsupported.py",
     "networks/spd.py",
     "inference/results.py",
     "prompts/fates.py",

@@ -37,7 +37,7 @@ from SPDSegmentLib.worker.messages import Segmented, SliceReady
 from SPDSegmentLib.worker.payloads import unpack_mask
 
 if TYPE_CHECKING:
-    from SPDSegmentLib.worker.connection import Request
+    from SPDSegmentLib.worker.client import Request
 
 _COUNTED = {
     KEPT: "clicks_kept", INSISTED: "clicks_insisted", BORROWED: "clicks_borrowed", REJECTED: "clicks_rejected",

@@ -1,21 +1,29 @@
-"""Memory of this machine and of this process, and what a file would need of it, compared before it is read."""
+"""Memory of this machine and of this process: what a file or torch would need of it, what the C library keeps."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from SPDSegmentLib.errors import BadInput, OutOfMemory
+from SPDSegmentLib.errors import MORE_MEMORY, BadInput, OutOfMemory
 from SPDSegmentLib.files import megabytes
 
 BYTES_BESIDE_VOXEL = 2
 """Of every voxel beside its value: the masks on slices and on the volume's grid."""
 MAX_POINTS = 1_000_000
 MAX_POINTS_BYTES = 1 << 30
+KEPT_BYTES = 256 << 20
+GROWTH_BYTES = 64 << 20
+TORCH_BYTES = 700 << 20
+"""Address space that torch and the libraries beside it take when they are loaded."""
+# of glibc's mallopt(3)
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def check_memory(what: str, shape: Sequence[int], voxel_bytes: int) -> None:
@@ -98,6 +106,63 @@ def address_space_left() -> int | None:
     return max(0, limit - used)
 
 
+def keep_freed_memory() -> bool:
+    """Let large tensors reuse memory; up to ``KEPT_BYTES`` that were freed stay with the process.
+
+    glibc maps every block beyond 32 MB again, and the system clears each of its pages when it is first touched, which
+    took up to half of the encoder's time in float32 (``Testing/Benchmarks/freed_memory.py``). Nothing happens where the
+    C library is another one, or where the environment has settings of its own (``MALLOC_...``).
+
+    Returns:
+        Whether the settings were taken.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = (
+        (_M_TRIM_THRESHOLD, KEPT_BYTES),
+        (_M_TOP_PAD, GROWTH_BYTES),
+        (_M_MMAP_MAX, 0),
+        (_M_ARENA_MAX, 1),  # a second thread's own memory could not grow beyond 64 MB in one piece
+    )
+    taken = [mallopt(name, value) == 1 for name, value in settings]
+    return all(taken)
+
+
+def give_back_freed_memory() -> None:
+    """Give freed memory back to the system, also what :func:`keep_freed_memory` keeps (glibc only).
+
+    What refers to itself in a circle, as a session and its caches do, is freed first: Python would leave it for long.
+    """
+    gc.collect()
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+
+def check_room_for_torch() -> None:
+    """Refuse to load torch where a limit leaves too little room: its libraries would fail in many ways, some for good.
+
+    Raises:
+        OutOfMemory: the limit on the address space is too low.
+    """
+    limit, left = address_space_limit(), address_space_left()
+    if limit is None or left is None or "torch" in sys.modules:
+        return
+    if left < TORCH_BYTES:
+        raise OutOfMemory(
+            f"There is not enough memory: this process may have {limit >> 20} MB, "
+            f"and loading torch needs about {(limit - left + TORCH_BYTES) >> 20} MB.",
+            MORE_MEMORY,
+        )
+
+
 def _proc_value(key: str) -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
@@ -109,7 +174,6 @@ def _proc_value(key: str) -> int | None:
 def _windows_free_memory() -> int | None:
     if sys.platform != "win32":
         return None
-    import ctypes
 
     class MemoryStatus(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [

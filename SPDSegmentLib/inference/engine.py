@@ -18,13 +18,12 @@ from SPDSegmentLib.errors import (
     is_out_of_memory,
 )
 from SPDSegmentLib.geometry.intensity import IntensityConfig
-from SPDSegmentLib.inference.memory import keep_freed_memory
-from SPDSegmentLib.inference.transfer import upload
+from SPDSegmentLib.geometry.limits import keep_freed_memory
+from SPDSegmentLib.inference.device_slices import upload
 from SPDSegmentLib.networks.conditioning import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.prompts.click_tokens import ClickTokens
+from SPDSegmentLib.prompts.click_tokens import ClickTokens, pad_points
 from SPDSegmentLib.prompts.config import PromptConfig
-from SPDSegmentLib.prompts.padding import pad_points
 
 if TYPE_CHECKING:
     from SPDSegmentLib.models.bundle_info import BundleInfo

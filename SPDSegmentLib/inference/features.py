@@ -16,10 +16,9 @@ from torch import Tensor
 from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
-from SPDSegmentLib.inference.call import Call
-from SPDSegmentLib.inference.device_slices import DeviceSlices, MasksOnTheWay
+from SPDSegmentLib.inference.device_slices import DeviceSlices, Download, MasksOnTheWay, upload
 from SPDSegmentLib.inference.engine import Engine, require_numbers
-from SPDSegmentLib.inference.transfer import Download, upload
+from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, click_tokens, tokens_of_prompts
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.evidence import raise_at

@@ -1,18 +1,19 @@
-"""What a segmentation returns: masks, quality, the state of every slice and the fate of every point."""
+"""One call of the predictor and what it returns: masks, quality, the state of every slice, the fate of every point."""
 
 from __future__ import annotations
 
 import functools
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.prompts.distillation import OUTSIDE, REJECTED_NEIGHBOR, SUPPORTED, Distillation
-from SPDSegmentLib.prompts.strategies import rests_on_distillation
-from SPDSegmentLib.prompts.unsupported import NEAREST_REASON
+from SPDSegmentLib.prompts.strategies import NEAREST_REASON, rests_on_distillation
 
 LOCKED = "locked"
 UNREMARKABLE_SLICES, UNREMARKABLE_SHARE = 3, 0.25
@@ -180,3 +181,63 @@ def note_outside(fates: Iterable[PointResult]) -> list[str]:
         return []
     names = ", ".join(outside[:5]) + (", ..." if len(outside) > 5 else "")
     return [f"{len(outside)} of the clicks lie outside the volume or the field of view and were left out: {names}."]
+
+
+OnSlice = Callable[[SliceResult], None]
+OnProgress = Callable[[SegmentationProgress], None]
+
+
+def ignore(_: object) -> None:
+    """A callback that does nothing."""
+
+
+def never() -> bool:
+    """A poll that is never true."""
+    return False
+
+
+class Call:
+    """Progress and cancellation of one call."""
+
+    def __init__(
+        self,
+        on_slice: OnSlice | None = None,
+        on_progress: OnProgress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        self.on_slice = on_slice or ignore
+        self.on_progress = on_progress or ignore
+        self.cancelled = cancelled or never
+        self.started = time.monotonic()
+        self._done = {"encoding": 0, "decoding": 0}
+        self._total = {"encoding": 0, "decoding": 0}
+        self._begun: dict[str, float] = {}
+
+    def check(self) -> None:
+        """Raise when the user cancelled."""
+        if self.cancelled():
+            raise Cancelled()
+
+    def expect(self, stage: str, slices: int) -> None:
+        """Announce more slices of a stage."""
+        self._total[stage] += slices
+        self._begun.setdefault(stage, time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        """Time since the call began."""
+        return time.monotonic() - self.started
+
+    def encoded(self, slices: int) -> None:
+        """Report encoded slices."""
+        self._advance("encoding", slices)
+
+    def decoded(self, slices: int) -> None:
+        """Report decoded slices."""
+        self._advance("decoding", slices)
+
+    def _advance(self, stage: str, slices: int) -> None:
+        self._done[stage] += slices
+        done, total = self._done[stage], max(self._total[stage], self._done[stage])
+        seconds = time.monotonic() - self._begun.get(stage, self.started)
+        self.on_progress(SegmentationProgress(stage, done, total, seconds / done * (total - done)))

@@ -15,12 +15,14 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
-from SPDSegmentLib.inference.call import Call, OnProgress, OnSlice
 from SPDSegmentLib.inference.device_slices import MasksOnTheWay
 from SPDSegmentLib.inference.engine import ModelOnDevice, require_numbers
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import (
     LOCKED,
+    Call,
+    OnProgress,
+    OnSlice,
     PointResult,
     SegmentationResult,
     SliceResult,

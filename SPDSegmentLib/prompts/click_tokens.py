@@ -21,6 +21,8 @@ OWN_TOKENS = 5
 NEIGHBOR_TOKENS = 4
 MILLIMETERS, SLICES = 10.0, 4.0
 """Distances of this size become 1 in a token's features."""
+POSITIVE, PADDING = 1, -1
+"""Labels of SAM's prompt encoder."""
 _APART = 1 << 32  # keeps the slices of different runs apart
 
 
@@ -138,6 +140,24 @@ def tokens_of_prompts(
     kind = np.select([offset < 0, offset > 0], [int(TokenKind.BEFORE), int(TokenKind.AFTER)], int(TokenKind.OWN))
     kind = np.where(real, kind, int(TokenKind.INTERPOLATED)) * used
     return ClickTokens(xy, kind.astype(np.int64), distance_features(offset, slice_mm), used, click)
+
+
+def pad_points(points: Sequence[np.ndarray], length: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Pad B lists of points (M_i, 2) to one length.
+
+    Args:
+        length: K; 0 takes the longest list. A fixed K makes a slice's result independent of the rest of its batch.
+
+    Returns:
+        Points (B, K, 2) float32 and labels (B, K) int64: 1 for a point of the target, -1 for padding.
+    """
+    length = max([length, 1, *(len(p) for p in points)])
+    counts = np.array([len(p) for p in points], dtype=np.int64)
+    used = np.arange(length) < counts[:, None]
+    padded = np.zeros((len(points), length, 2), dtype=np.float32)
+    if len(points):
+        padded[used] = np.concatenate([np.reshape(p, (-1, 2)) for p in points])
+    return padded, np.where(used, POSITIVE, PADDING).astype(np.int64)
 
 
 def distance_features(offset_slices: np.ndarray, slice_mm: float | np.ndarray) -> np.ndarray:

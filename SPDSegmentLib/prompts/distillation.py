@@ -9,7 +9,7 @@ For slice t with clicks P_t, saliency S_t and neighbors j in t-n .. t+n:
 
 A click that its person insists on counts as supported by its own slice whatever the saliency shows (ours).
 
-Slices with an empty consensus follow :mod:`SPDSegmentLib.prompts.unsupported`. All functions are pure; clicks are given
+Slices with an empty consensus follow :mod:`SPDSegmentLib.prompts.strategies`. All functions are pure; clicks are given
 in network pixels, (column, row).
 """
 

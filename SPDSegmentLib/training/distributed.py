@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from SPDSegmentLib.geometry.limits import keep_freed_memory
 from SPDSegmentLib.inference.engine import autocast, choose_device, choose_precision
-from SPDSegmentLib.inference.memory import keep_freed_memory
 from SPDSegmentLib.networks.guarded_imports import hide_broken_torchvision
 
 

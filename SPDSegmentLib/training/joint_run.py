@@ -11,7 +11,7 @@ import torch
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.geometry.intensity import IntensityConfig
-from SPDSegmentLib.inference.memory import keep_freed_memory
+from SPDSegmentLib.geometry.limits import keep_freed_memory
 from SPDSegmentLib.locks import FolderLock
 from SPDSegmentLib.models.base_weights import base_weights_sha256
 from SPDSegmentLib.models.bundle import Bundle, write_bundle

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.prompts.click_tokens import pad_points
 from SPDSegmentLib.prompts.distillation import SlicePrompts
-from SPDSegmentLib.prompts.padding import pad_points
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 from SPDSegmentLib.prompts.strategies import distill_prompts
 from SPDSegmentLib.training.augmentation import apply_view

@@ -15,8 +15,8 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.networks.losses import consistency_of_run, segmentation_loss, soft_iou
 from SPDSegmentLib.networks.saliency_head import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.click_tokens import pad_points
 from SPDSegmentLib.prompts.distillation import SYNTHESIZED, SlicePrompts
-from SPDSegmentLib.prompts.padding import pad_points
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts
 from SPDSegmentLib.training.augmentation import AugmentedView

@@ -23,8 +23,7 @@ from SPDSegmentLib.errors import (
     missing_package,
     out_of_memory,
 )
-from SPDSegmentLib.geometry.limits import free_memory_bytes
-from SPDSegmentLib.inference.memory import check_room_for_torch
+from SPDSegmentLib.geometry.limits import check_room_for_torch, free_memory_bytes
 
 from . import messages as m
 from .codec import json_ready

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, OutOfMemory
-from SPDSegmentLib.geometry.limits import total_memory_bytes
-from SPDSegmentLib.inference.memory import give_back_freed_memory
+from SPDSegmentLib.geometry.limits import give_back_freed_memory, total_memory_bytes
 
 from .codec import encode_message
 from .messages import OpenVolume, VolumeChunk

@@ -12,7 +12,7 @@ GLIBC = sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc"
 FAULTS = """
 import resource, sys
 import numpy as np
-from SPDSegmentLib.inference.memory import keep_freed_memory
+from SPDSegmentLib.geometry.limits import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 np.ones(1 << 26, np.uint8)
@@ -38,14 +38,14 @@ def test_freed_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_of_the_environment_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
-    from SPDSegmentLib.inference.memory import keep_freed_memory
+    from SPDSegmentLib.geometry.limits import keep_freed_memory
 
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert not keep_freed_memory()
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from SPDSegmentLib.inference.memory import keep_freed_memory
+    from SPDSegmentLib.geometry.limits import keep_freed_memory
 
     monkeypatch.setattr(sys, "platform", "win32")
     assert not keep_freed_memory()

@@ -16,9 +16,8 @@ import psutil
 import pytest
 
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup
-from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, WorkerClient
+from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, Request, WorkerClient
 from SPDSegmentLib.worker.commands import WorkerCommand
-from SPDSegmentLib.worker.connection import Request
 from SPDSegmentLib.worker.messages import Answer
 from SPDSegmentLib.worker.transports import QProcessTransport, SubprocessTransport, Transport
 

@@ -15,9 +15,8 @@ from worker_drivers import AFFINE, SHAPE, Driver, driver, line, point, volume_ar
 
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.geometry.markups import Markup
-from SPDSegmentLib.worker.client import ModelChoice
+from SPDSegmentLib.worker.client import ModelChoice, Request
 from SPDSegmentLib.worker.commands import WorkerCommand
-from SPDSegmentLib.worker.connection import Request
 from SPDSegmentLib.worker.transports import QProcessTransport
 
 WARM_UP_SHARE = 0.2

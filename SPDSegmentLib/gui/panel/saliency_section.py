@@ -9,7 +9,7 @@ import vtk
 from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.errors import Cancelled, SPDError
-from SPDSegmentLib.worker.connection import Request
+from SPDSegmentLib.worker.client import Request
 from SPDSegmentLib.worker.messages import SaliencyReady
 
 from ..run.segmenter import Segmenter

@@ -14,7 +14,7 @@ from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, ModelCo
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models.base_weights import remove_base_weights
 from SPDSegmentLib.models.bundle import add_bundle, remove_bundle
-from SPDSegmentLib.worker.connection import Callbacks, Request
+from SPDSegmentLib.worker.client import Callbacks, Request
 from SPDSegmentLib.worker.messages import StatusReply
 
 from ..run.console import Console

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
-from SPDSegmentLib.worker.client import WorkerClient
-from SPDSegmentLib.worker.connection import Callbacks, Request
+from SPDSegmentLib.worker.client import Callbacks, Request, WorkerClient
 from SPDSegmentLib.worker.messages import Progress, Segmented, SliceReady
 
 from ..scene.events import Signal

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from SPDSegmentLib.errors import SPDError
-from SPDSegmentLib.worker.connection import Callbacks, Request
+from SPDSegmentLib.worker.client import Callbacks, Request
 from SPDSegmentLib.worker.messages import SaliencyReady
 
 from ..scene.centerlines import Clicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks

@@ -26,9 +26,9 @@ from SPDSegmentLib.evaluation.run import Fates, window_of
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
-from SPDSegmentLib.inference.call import Call
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.models.bundle import Bundle, read_bundle
 from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig

@@ -30,8 +30,8 @@ from SPDSegmentLib.models.base_weights import find_base_weights
 from SPDSegmentLib.models.bundle import Bundle
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.click_tokens import pad_points
 from SPDSegmentLib.prompts.config import PromptConfig
-from SPDSegmentLib.prompts.padding import pad_points
 
 PROMPTS = ("raw", "random", "consensus")
 SHAPES = ("points", "box")

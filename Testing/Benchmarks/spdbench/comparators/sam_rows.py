@@ -34,7 +34,7 @@ from spdbench.comparators.protocol import InputSettings, NotRun, OnProgress
 from SPDSegmentLib.errors import ModelCorrupt, ModelMissing
 from SPDSegmentLib.models.base_weights import find_base_weights
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.prompts.padding import pad_points
+from SPDSegmentLib.prompts.click_tokens import pad_points
 from SPDSegmentLib.training.bank import build_bank
 from SPDSegmentLib.training.cases import Case
 from SPDSegmentLib.training.config import Stage2Config
