@@ -22,7 +22,7 @@ from slicer.ScriptedLoadableModule import (  # noqa: E402
     ScriptedLoadableModuleWidget,
 )
 
-from SPDSegmentLib.gui.panel import about, panel, self_test  # noqa: E402
+from SPDSegmentLib.gui.panel import about, panel  # noqa: E402
 from SPDSegmentLib.gui.run import console  # noqa: E402
 
 
@@ -98,4 +98,4 @@ class SPDSegmentTest(ScriptedLoadableModuleTest):
 
     def runTest(self) -> None:
         """Run all checks."""
-        self_test.run(self, SPDSegmentLogic, self.delayDisplay)
+        about.selfTest(self, SPDSegmentLogic, self.delayDisplay)

@@ -43,8 +43,7 @@ CLICK_WAY = [
     "gui/run/job.py",
     "gui/run/result_writer.py",
     "gui/scene/write_record.py",
-    "gui/scene/fates.py",
-    "gui/panel/fate_marks.py",
+    "gui/panel/overlays.py",
 ]
 """Files in the order in which a click, and then its mask, comes through them."""
 

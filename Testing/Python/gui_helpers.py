@@ -44,7 +44,7 @@ def load(host: Any, bundle: str = MODEL) -> Any:
 
 def use_fake(module: Any, bundle: str = MODEL) -> None:
     """Give a loaded module the fake worker and its model."""
-    from SPDSegmentLib.gui.run.models import ModelEntry
+    from SPDSegmentLib.gui.run.task import ModelEntry
 
     module.logic.workerHost.setCommand(FAKE_WORKER)
     panel = module.widget.panel

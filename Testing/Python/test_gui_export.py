@@ -78,7 +78,7 @@ def test_volume_and_segmentation_under_a_transform_are_exported_in_the_world(sce
 
 
 def test_the_shipped_models_carry_dicom_codes(host: Any) -> None:
-    from SPDSegmentLib.gui.run.models import listModels
+    from SPDSegmentLib.gui.run.task import listModels
     from SPDSegmentLib.models.bundle import list_bundles
     from SPDSegmentLib.models.terminology import terminology_entry
 
@@ -100,7 +100,7 @@ def test_the_surface_is_the_one_that_slicer_makes(host: Any, scene: Any, smoothi
     from vtk import vtkMassProperties
     from vtk.util.numpy_support import vtk_to_numpy
 
-    from SPDSegmentLib.gui.scene.surface import closedSurface
+    from SPDSegmentLib.gui.scene.surfaces import closedSurface
 
     state = scene.widget.panel.state
     if mirrored:

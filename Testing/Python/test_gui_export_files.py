@@ -93,7 +93,7 @@ def test_a_limit_on_file_sizes_is_said_of_a_surface(scene: Any, tmp_path: Path, 
 def test_a_surface_that_lacks_its_end_replaces_nothing(
     scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    from SPDSegmentLib.gui.scene import surface
+    from SPDSegmentLib.gui.scene import surfaces as surface
 
     def lie(written: Any, part: Path, writer: Any) -> None:
         write(written, part, writer)

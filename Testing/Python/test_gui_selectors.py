@@ -91,7 +91,7 @@ def test_a_model_that_is_gone_is_named_and_not_replaced(host: Any) -> None:
 def test_a_card_is_shown_as_text_that_loads_nothing(host: Any) -> None:
     import qt
 
-    from SPDSegmentLib.gui.run.models import ModelEntry
+    from SPDSegmentLib.gui.run.task import ModelEntry
 
     module = host.load_module(MODULE)
     card = "# Title\n\n**bold** <script>x</script> ![picture](//host/share/x.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"

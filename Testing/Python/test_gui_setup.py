@@ -38,7 +38,7 @@ def module(host: Any, spd_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module without base weights, with the packages that the host does not declare missing."""
     loaded = host.load_module(MODULE)
     loaded.logic.workerHost.setCommand(FAKE_WORKER)
-    from SPDSegmentLib.gui.setup import packages
+    from SPDSegmentLib.gui.setup import items as packages
 
     real = packages.installedVersion
     monkeypatch.setattr(packages, "installedVersion", lambda name: "" if name in host.installs.missing else real(name))
@@ -81,7 +81,7 @@ def run_with(host: Any, module: Any, bundle: str) -> None:
     """Segment with a fake model."""
     import slicer
 
-    from SPDSegmentLib.gui.run.models import ModelEntry
+    from SPDSegmentLib.gui.run.task import ModelEntry
 
     host.add_volume(np.random.default_rng(0).integers(0, 99, (6, 20, 20)).astype(np.int16))
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "C")
@@ -171,7 +171,7 @@ def test_a_failed_installation_is_one_sentence(host: Any, module: Any) -> None:
 
 
 def test_an_installation_that_moves_numpy_is_reported(host: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from SPDSegmentLib.gui.setup import packages
+    from SPDSegmentLib.gui.setup import items as packages
 
     real = packages.installedVersion
     monkeypatch.setattr(
@@ -184,7 +184,7 @@ def test_an_installation_that_moves_numpy_is_reported(host: Any, module: Any, mo
 
 
 def test_an_old_package_counts_as_missing(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    from SPDSegmentLib.gui.setup import packages
+    from SPDSegmentLib.gui.setup import items as packages
 
     monkeypatch.setattr(packages, "installedVersion", lambda name: {"torch": "2.3.1+cu121"}.get(name, "99.0"))
     open_section(module)
@@ -280,7 +280,7 @@ def test_check_all_names_the_devices_and_warns_of_an_unused_card(
     host: Any, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from SPDSegmentLib.gui.panel import setup_section
-    from SPDSegmentLib.gui.setup import packages as devices
+    from SPDSegmentLib.gui.run import worker_host as devices
 
     monkeypatch.setattr(devices, "hasNvidiaCard", lambda: True)
     monkeypatch.setattr(setup_section, "installedVersion", lambda name: "2.13.0+cpu")
@@ -305,7 +305,7 @@ def test_opening_the_options_names_the_devices_of_a_worker_that_has_worked(host:
 
 
 def test_cards_are_choices_with_their_free_memory(host: Any) -> None:
-    from SPDSegmentLib.gui.setup.packages import deviceChoices
+    from SPDSegmentLib.gui.run.worker_host import deviceChoices
 
     found = (
         Device("cuda:0", "H100", 80_000_000_000),
@@ -334,7 +334,7 @@ def test_cards_are_choices_with_their_free_memory(host: Any) -> None:
 def test_an_unused_card_is_a_warning_unless_chosen(
     host: Any, monkeypatch: pytest.MonkeyPatch, device: str, chosen: str, version: str, remote: bool, warned: str
 ) -> None:
-    from SPDSegmentLib.gui.setup import packages as devices
+    from SPDSegmentLib.gui.run import worker_host as devices
 
     monkeypatch.setattr(devices, "hasNvidiaCard", lambda: True)
     text = devices.unusedCardWarning(device, chosen, lambda: version, remote)
@@ -351,7 +351,7 @@ def test_a_run_that_lacks_something_opens_the_setup(host: Any, module: Any, beha
 
 
 def test_a_scene_that_names_one_structure_suggests_its_model(host: Any) -> None:
-    from SPDSegmentLib.gui.run.models import ModelEntry, likelyModel
+    from SPDSegmentLib.gui.run.task import ModelEntry, likelyModel
 
     kinds = (("e", "Esophagus", "CT"), ("h", "Hippocampus", "MR"), ("k", "Kidney", "MR"), ("c", "Spinal cord", "MR"))
     models = [ModelEntry("", name, name, structure, modality=modality) for name, structure, modality in kinds]
@@ -384,7 +384,7 @@ def test_remedies_for_a_terminal_become_remedies_for_slicer(host: Any) -> None:
 
 
 def test_the_packages_are_those_of_pyproject(repository: Path, host: Any) -> None:
-    from SPDSegmentLib.gui.setup.packages import PROTECTED, REQUIREMENTS
+    from SPDSegmentLib.gui.setup.items import PROTECTED, REQUIREMENTS
 
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     wanted = {*project["optional-dependencies"]["torch"], *project["dependencies"]}

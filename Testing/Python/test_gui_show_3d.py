@@ -244,7 +244,7 @@ def test_a_segmentation_that_is_stored_as_surfaces_keeps_them(host: Any, module:
 def test_where_the_thread_fails_slicer_makes_the_surface(
     host: Any, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from SPDSegmentLib.gui.scene import shown_surfaces
+    from SPDSegmentLib.gui.scene import surfaces as shown_surfaces
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise MemoryError

@@ -80,7 +80,7 @@ def test_the_surface_waits_for_the_end_of_the_run_and_is_slicers_then(host: Any)
 
 
 def test_a_surface_is_made_once_for_a_run_of_many_writes(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from SPDSegmentLib.gui.scene import shown_surfaces
+    from SPDSegmentLib.gui.scene import surfaces as shown_surfaces
 
     made: list[int] = []
     make = shown_surfaces.closedSurface

@@ -11,15 +11,15 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.geometry.markups import ControlPoint
+from SPDSegmentLib.prompts.fates import BORROWED, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
 
 from ..scene.centerlines import Clicks, clickEvents, clickName, dragEvents, indexOf, setIncluded, snapshotClicks
 from ..scene.events import idleTimer
-from ..scene.fates import BORROWED, COLORS, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
 from ..scene.state import ModuleState
 from ..scene.views import jumpTo
 from ..scene.volumes import nodeById
 from ..scene.write_record import ClickFate, Position, WriteRecord
-from .fate_marks import FateMarks
+from .overlays import COLORS, FateMarks
 
 MAX_ROWS = 2000
 ROWS_PER_PART = 60

@@ -10,8 +10,8 @@ import slicer
 from slicer.util import VTKObservationMixin
 
 from ..scene.events import idleTimer
-from ..scene.shown_surfaces import ShownSurfaces
 from ..scene.state import ModuleState
+from ..scene.surfaces import ShownSurfaces
 from ..scene.volumes import nodeById
 
 GLYPH_SCALE = 2.0

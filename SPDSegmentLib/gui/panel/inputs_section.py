@@ -13,8 +13,7 @@ from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.errors import SPDError
 
-from ..run.models import ModelEntry, findModel, likelyModel, listModels
-from ..run.task import Task, VolumeView
+from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, listModels
 from ..scene.centerlines import centerlinesOfScene, checkClicks
 from ..scene.events import idleTimer
 from ..scene.state import ModuleState

@@ -17,9 +17,9 @@ from .controls import Shortcuts, Show3D
 from .correct_section import CorrectSection
 from .export_section import ExportSection
 from .inputs_section import InputsSection
+from .overlays import SaliencySection
 from .review_section import ReviewSection
 from .run_section import RunSection
-from .saliency_section import SaliencySection
 from .setup_section import SetupSection
 
 

@@ -19,10 +19,20 @@ from SPDSegmentLib.worker.messages import StatusReply
 
 from ..run.console import Console
 from ..run.job import JobState, SegmentationJob
-from ..run.worker_host import slicerTransport
+from ..run.worker_host import deviceChoices, slicerTransport, unusedCardWarning
 from ..scene.state import ModuleState
-from ..setup.packages import deviceChoices, installedVersion, installPackages, missingPackages, unusedCardWarning
-from ..setup.setup_items import Kind, ModelTool, SetupItem, ToolResult, listItems, sizeText, sourceText
+from ..setup.items import (
+    Kind,
+    ModelTool,
+    SetupItem,
+    ToolResult,
+    installedVersion,
+    installPackages,
+    listItems,
+    missingPackages,
+    sizeText,
+    sourceText,
+)
 from .run_section import RunSection
 
 COMMAND_SETTING = "SPDSegment/WorkerCommand"

@@ -16,9 +16,8 @@ from SPDSegmentLib.errors import BadInput
 
 from ..scene.target import makeTarget
 from .job import SegmentationJob
-from .models import findModel
 from .segmenter import Segmenter
-from .task import Task, VolumeView
+from .task import Task, VolumeView, findModel
 from .worker_host import WorkerHost, slicerTransport
 
 Centerlines = Any

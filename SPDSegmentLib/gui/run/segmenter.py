@@ -10,13 +10,12 @@ from SPDSegmentLib.worker.client import Callbacks, Request
 from SPDSegmentLib.worker.messages import SaliencyReady
 
 from ..scene.centerlines import Clicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks
-from ..scene.shown_surfaces import ShownSurfaces
+from ..scene.surfaces import ShownSurfaces
 from ..scene.volumes import VolumeSnapshot, slicesBeside
 from ..scene.write_record import WriteRecord
-from .history import History, SegmentMemory
 from .job import CallLater, JobState, SegmentationJob
 from .result_writer import ResultWriter
-from .task import Task, VolumeView
+from .task import History, SegmentMemory, Task, VolumeView
 from .worker_host import WorkerHost, volumeName
 
 

@@ -1,18 +1,115 @@
-"""What is to be segmented, and where the result goes."""
+"""What is to be segmented with which model, where the result goes, and what is remembered of each segment."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slicer.i18n import tr as _
 
+from SPDSegmentLib.errors import ModelMissing, SPDError
+from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, origin_note
+from SPDSegmentLib.models.bundle_info import BundleInfo
+from SPDSegmentLib.models.terminology import terminology_entry
+
+from ..scene.centerlines import Clicks, renameClicks
 from ..scene.editor_nodes import otherRepresentation
 from ..scene.target import SegmentTarget
 from ..scene.volumes import VolumeSnapshot, nodeById, takeSnapshot
 from ..scene.write_record import WriteRecord
-from .models import ModelEntry
+from .job import SegmentationJob
+
+DEFAULT_COLOR = (0.87, 0.56, 0.35)
+CT_BELOW = -200
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that can be chosen.
+
+    Attributes:
+        key: what the worker is told: a folder, or a name that a remote worker knows.
+        name: short name, kept in scenes.
+        title: for people.
+        structure: name of the segment.
+        color: of the segment, 0 to 1.
+        terminology: of the segment, or empty.
+        axis: slicing axis that it was trained on.
+        card: Markdown of the model card.
+        modality: CT, MR or another DICOM modality, or empty.
+    """
+
+    key: str
+    name: str
+    title: str
+    structure: str
+    color: tuple[float, float, float] = DEFAULT_COLOR
+    terminology: str = ""
+    axis: str = "auto"
+    card: str = ""
+    modality: str = ""
+
+
+def listModels() -> list[ModelEntry]:
+    """Return the usable bundles, shipped ones and the user's."""
+    return [_entry(bundle) for bundle in list_bundles()]
+
+
+def findModel(name: str, *, remote: bool = False) -> ModelEntry:
+    """Return a model by name or folder; with ``remote`` an unknown name is left to the worker.
+
+    Raises:
+        ModelMissing: no name was given, or there is no such bundle here.
+        ModelCorrupt: the bundle is damaged.
+    """
+    if not name:
+        raise ModelMissing(_("No model was chosen."), _("Choose a model; Set-up shows how to get one."))
+    try:
+        return _entry(find_bundle(name))
+    except SPDError:
+        if not remote:
+            raise
+        return ModelEntry(name, name, name, name.partition("?")[0])
+
+
+def likelyModel(models: Sequence[ModelEntry], names: Iterable[str], lowestValue: float | None) -> int | None:
+    """Return the index of the one model whose structure the scene names, None where it names none or several.
+
+    Args:
+        models: to choose from.
+        names: of the volume and the clicks.
+        lowestValue: of the volume; air in CT lies near -1000, which decides between models of one structure. None where
+            there is no volume.
+    """
+    words = set(_words(" ".join(names)))
+    named = [n for n, model in enumerate(models) if (own := _words(model.structure)) and words.issuperset(own)]
+    if len(named) > 1 and lowestValue is not None and len({models[n].structure.lower() for n in named}) == 1:
+        isCt = lowestValue < CT_BELOW
+        named = [n for n in named if (models[n].modality == "CT") == isCt]
+    return named[0] if len(named) == 1 else None
+
+
+def _words(text: str) -> list[str]:
+    """Words in small letters, of several things as of one: kidneys count as kidney."""
+    return [word.removesuffix("s") for word in re.findall(r"[^\W\d_]+", text.lower())]
+
+
+def _entry(bundle: Bundle) -> ModelEntry:
+    info: BundleInfo = bundle.info
+    red, green, blue = info.color
+    return ModelEntry(
+        str(bundle.folder),
+        info.name,
+        _("{title} (yours)").format(title=info.title) if origin_note(bundle) else info.title,
+        info.structure,
+        (float(red), float(green), float(blue)),
+        info.terminology or terminology_entry(info.structure),
+        info.slicing_axis,
+        bundle.card,
+        info.modality,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,3 +185,78 @@ class Task:
         if not snapshot.isCurrent():
             return _("The volume changed while it was segmented; run again.")
         return ""
+
+
+MAX_STATES = 24
+
+
+@dataclass(frozen=True)
+class State:
+    """One state of a segment.
+
+    Attributes:
+        mark: its name in the segment, see ``target.MARK_TAG``; a person's edits do not change it.
+        digests: checksums by slice.
+        clicks: it came from these.
+        record: at that time.
+    """
+
+    mark: str
+    digests: Mapping[int, str]
+    clicks: Clicks
+    record: WriteRecord
+
+
+class History:
+    """Remembers the latest states and finds the one that undo or redo has brought back."""
+
+    def __init__(self) -> None:
+        self._states: list[State] = []
+
+    def remember(self, mark: str, digests: Mapping[int, str], clicks: Clicks, record: WriteRecord) -> None:
+        """Add a state; an older one of the same mark and content is replaced."""
+        kept = [state for state in self._states if (state.mark, state.digests) != (mark, digests)]
+        self._states = [*kept[-(MAX_STATES - 1) :], State(mark, dict(digests), clicks, record.copy())]
+
+    def find(self, mark: str, digests: Mapping[int, str]) -> State | None:
+        """Return the latest state of this mark and exactly this content."""
+        for state in reversed(self._states):
+            if (state.mark, state.digests) == (mark, digests):
+                return state
+        return None
+
+    def latest(self, mark: str) -> State | None:
+        """Return the latest state of this mark, whatever a person has edited since."""
+        return next((state for state in reversed(self._states) if state.mark == mark), None)
+
+    def rename(self, renamed: Mapping[str, str]) -> None:
+        """Take over new names of clicks, see ``centerlines.restoreClicks``."""
+        self._states = [
+            replace(state, clicks=renameClicks(state.clicks, renamed), record=state.record.withNames(renamed))
+            for state in self._states
+        ]
+
+
+@dataclass
+class SegmentMemory:
+    """One segment, for as long as its scene is open.
+
+    Attributes:
+        history: states of mask and clicks.
+        job: the run under way.
+        lastClicks: of the latest result, None before the first.
+        startedClicks: of the run that was started last.
+        isIncomplete: whether the next run has to send all slices.
+        savedFor: checksums for which the editor's history already has an undo step.
+        served: name of the volume of the latest result in the worker.
+        mark: state of the segment that was seen last, see ``target.MARK_TAG``.
+    """
+
+    history: History = field(default_factory=History)
+    job: SegmentationJob | None = None
+    lastClicks: Clicks | None = None
+    startedClicks: Clicks | None = None
+    isIncomplete: bool = False
+    savedFor: dict[int, str] | None = None
+    served: str = ""
+    mark: str | None = None

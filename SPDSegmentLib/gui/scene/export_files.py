@@ -21,7 +21,7 @@ from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.names import user_path
 
 from .slice_grid import SegmentContent, filledPart
-from .surface import SurfaceSettings, closedSurface, surfaceSettings, writeSurface
+from .surfaces import SurfaceSettings, closedSurface, surfaceSettings, writeSurface
 from .target import SegmentTarget
 from .volumes import VolumeSnapshot, parentMatrix, takeSnapshot
 

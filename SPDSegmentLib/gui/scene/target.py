@@ -14,8 +14,8 @@ from vtk.util.numpy_support import vtk_to_numpy
 from SPDSegmentLib.errors import BadInput
 
 from .editor_nodes import areaMasks, describeArea, editorLogic, editorNode, existingEditorNode, otherRepresentation
-from .shown_surfaces import surfacesAside
 from .slice_grid import SegmentContent, Triple, boxAround, filledPart, sliceDigests
+from .surfaces import surfacesAside
 from .volumes import (
     VolumeSnapshot,
     gridSnapshot,

@@ -1,11 +1,12 @@
-"""Rings around clicks, and around synthesized points, in the color of their fate.
+"""What is laid over the views: rings around clicks, in the color of their fate, and the saliency of the shown slice.
 
-They are drawn into the views and are no nodes: a point list in the scene would become the one that is placed.
+The rings, also those around synthesized points, are drawn into the views and are no nodes: a point list in the scene
+would become the one that is placed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,28 @@ import vtk
 from slicer.util import VTKObservationMixin
 from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
 
-from ..scene.fates import COLORS
+from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib.prompts.fates import BORROWED, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
+from SPDSegmentLib.worker.client import Request
+from SPDSegmentLib.worker.messages import SaliencyReady
+
+from ..run.segmenter import Segmenter
+from ..run.task import Task
+from ..scene.centerlines import middleOfClicks
+from ..scene.events import idleTimer
+from ..scene.views import SaliencyOverlay, viewCenter, viewNode
 from ..scene.write_record import ClickFate
+from .inputs_section import InputsSection
+
+COLORS = {
+    KEPT: (0.20, 0.72, 0.35),
+    INSISTED: (0.55, 0.85, 0.15),
+    BORROWED: (0.20, 0.55, 0.95),
+    REJECTED: (0.90, 0.25, 0.20),
+    SYNTHESIZED: (0.80, 0.45, 0.90),
+    OUTSIDE: (0.55, 0.55, 0.55),
+}
+
 
 CORNERS = 24
 RADIUS_SHARE = 0.016
@@ -171,3 +192,91 @@ def _cells(indexes: np.ndarray) -> Any:
     offsets = np.arange(len(indexes) + 1) * indexes.shape[1]
     cells.SetData(numpy_to_vtkIdTypeArray(offsets, deep=True), numpy_to_vtkIdTypeArray(indexes.ravel(), deep=True))
     return cells
+
+
+FOLLOW_MS = 120
+
+
+class SaliencySection(VTKObservationMixin):
+    """Asks the worker for one slice at a time: the one that is shown."""
+
+    def __init__(
+        self, ui: Any, segmenter: Segmenter, inputs: InputsSection, showError: Callable[[SPDError], None]
+    ) -> None:
+        VTKObservationMixin.__init__(self)
+        self.ui = ui
+        self.overlay = SaliencyOverlay()
+        self._segmenter = segmenter
+        self._inputs = inputs
+        self._showError = showError
+        self._request: Request | None = None
+        self._shown: tuple[str, int] | None = None
+        self._timer = idleTimer(self.update, FOLLOW_MS)
+        ui.saliencyCheck.connect("toggled(bool)", self._onToggled)
+
+    def restart(self) -> None:
+        """The inputs may have changed: follow their view and ask again if need be."""
+        self.removeObservers()
+        if not self.ui.saliencyCheck.checked:
+            return
+        view = self._inputs.currentView()
+        node = viewNode(view.snapshot().stack.plane) if view is not None else None
+        if node is not None:
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, lambda caller, event: self._timer.start())
+        self._timer.start()
+
+    def update(self) -> None:
+        """Ask for the slice that is shown, unless it is there already."""
+        view = self._inputs.currentView()
+        if not self.ui.saliencyCheck.checked or view is None:
+            self.overlay.remove()
+            return
+        snapshot = view.snapshot()
+        node = viewNode(snapshot.stack.plane)
+        t = snapshot.sliceAt(viewCenter(node)) if node is not None else snapshot.grid.shape[0] // 2
+        task = self._segmentedTask()
+        center = task.target.record.anchorRas if task is not None else middleOfClicks(self._inputs.centerlineNodes)
+        wanted = (f"{view.model.key}|{snapshot.volumeId}|{center}", t)
+        if wanted == self._shown and self.overlay.node is not None:
+            return
+        self._stop()
+
+        def answer(result: SaliencyReady | SPDError) -> None:
+            if isinstance(result, SaliencyReady):
+                if snapshot.isCurrent() and self.ui.saliencyCheck.checked:
+                    self._shown = wanted
+                    self.overlay.show(result.saliency, t, snapshot)
+            elif not isinstance(result, Cancelled):
+                self.ui.saliencyCheck.checked = False
+                self._showError(result)
+
+        try:
+            self._request = self._segmenter.saliency(view, task, t, answer, center)
+        except SPDError as error:
+            answer(error)
+
+    def close(self) -> None:
+        """Take the layer away and ask no more."""
+        self._timer.stop()
+        self.removeObservers()
+        self._stop()
+        self._shown = None
+        self.overlay.remove()
+        self.ui.saliencyCheck.checked = False
+
+    def _segmentedTask(self) -> Task | None:
+        task = self._inputs.currentTask()
+        return task if task is not None and task.target.record.model else None
+
+    def _stop(self) -> None:
+        request, self._request = self._request, None
+        if request is not None and not request.finished:
+            self._segmenter.workerHost.client.cancel(request, urgent=False)
+
+    def _onToggled(self, on: bool) -> None:
+        if on and self._inputs.currentView() is None:
+            self.ui.saliencyCheck.checked = False
+        elif on:
+            self.restart()
+        else:
+            self.close()

@@ -1,18 +1,24 @@
-"""What the set-up shows, and the command line that it runs for a model."""
+"""Packages that have to be installed, what the set-up shows, and the command line that it runs for a model."""
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import importlib
 import json
-from collections.abc import Callable, Iterable
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import slicer
 from slicer.i18n import tr as _
 
-from SPDSegmentLib.errors import BadInput, Cancelled, SPDError, error_from_wire
-from SPDSegmentLib.files import megabytes
+from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, SPDError, error_from_wire
+from SPDSegmentLib.files import megabytes, write_text
 from SPDSegmentLib.models import manifest
 from SPDSegmentLib.models.base_weights import quick_state
 from SPDSegmentLib.models.bundle import Bundle, origin_note, scan_bundles
@@ -20,7 +26,140 @@ from SPDSegmentLib.worker.commands import Ending, WorkerCommand
 
 from ..run.worker_host import pythonExecutable, withEnvironment
 from ..scene.events import Signal
-from .packages import PackageState, packageStates
+
+REQUIREMENTS = {"torch": "2.6", "segment-anything": "1.0", "peft": "0.11", "safetensors": "0.4.3"}
+"""What the worker needs besides what Slicer ships, and the lowest versions; a test compares it with pyproject.toml."""
+
+PROTECTED = ("numpy", "scipy", "SimpleITK")
+"""Slicer's own builds: no installation may move them."""
+
+TITLES = {"torch": "PyTorch", "segment-anything": "Segment Anything", "peft": "PEFT", "safetensors": "safetensors"}
+
+
+@dataclass(frozen=True)
+class PackageState:
+    """One package: its name for pip, the lowest version that will do, and the version that is here, empty for none."""
+
+    name: str
+    minimum: str
+    version: str
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return TITLES.get(self.name, self.name)
+
+    @property
+    def requirement(self) -> str:
+        """What pip is asked for."""
+        return f"{self.name}>={self.minimum}"
+
+    @property
+    def isGood(self) -> bool:
+        """Whether what is here will do."""
+        return bool(self.version) and _release(self.version) >= _release(self.minimum)
+
+
+def packageStates() -> list[PackageState]:
+    """Return the state of every package; only metadata files are read."""
+    return [PackageState(name, minimum, installedVersion(name)) for name, minimum in REQUIREMENTS.items()]
+
+
+def missingPackages() -> list[PackageState]:
+    """Return what has to be installed."""
+    return [state for state in packageStates() if not state.isGood]
+
+
+def installedVersion(name: str) -> str:
+    """Return the version of a package, empty if it is not installed."""
+    try:
+        return metadata.version(name) or ""
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def installPackages(missing: list[PackageState]) -> None:
+    """Install packages into Slicer's Python, torch through the PyTorch extension; call it only when the user asked.
+
+    Raises:
+        DependencyMissing: the PyTorch extension is missing, the installation failed, or it moved one of Slicer's own
+            packages.
+    """
+    before = {name: installedVersion(name) for name in PROTECTED}
+    torch = [state for state in missing if state.name == "torch"]
+    others = [state.requirement for state in missing if state.name != "torch"]
+    if torch:
+        _installTorch(f">={torch[0].minimum}")
+    if others:
+        _installOthers(others)
+    importlib.invalidate_caches()
+    moved = [name for name, version in before.items() if version and installedVersion(name) != version]
+    if moved:
+        raise DependencyMissing(
+            _("The installation changed {names}, which belong to 3D Slicer.").format(names=", ".join(moved)),
+            _("Install 3D Slicer again and report this."),
+            "\n".join(f"{name}: {before[name]} -> {installedVersion(name)}" for name in moved),
+        )
+
+
+def _installTorch(versions: str) -> None:
+    try:
+        import PyTorchUtils
+    except ImportError as error:
+        raise DependencyMissing(
+            _("PyTorch comes through the extension PyTorch, which is not installed."),
+            _("Install it in the Extensions Manager, restart 3D Slicer, then come back here."),
+            repr(error),
+        ) from error
+    try:
+        PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=versions)
+    except Exception as error:  # the extension documents none
+        raise _failed("PyTorch", error) from error
+
+
+def _installOthers(requirements: list[str]) -> None:
+    try:
+        with _constraintsFile() as constraints:
+            try:
+                from slicer import packaging as slicerPackaging
+            except ImportError:  # before Slicer 5.12
+                slicer.util.pip_install([*requirements, "--constraint", str(constraints)])
+            else:
+                from packaging.requirements import Requirement
+
+                slicerPackaging.pip_ensure(
+                    [Requirement(text) for text in requirements],
+                    constraints=str(constraints),
+                    prompt_install=False,
+                    prompt_restart=False,
+                    requester="SPDSegment",
+                )
+    except Exception as error:  # pip's failures come as CalledProcessError, RuntimeError and others
+        raise _failed(", ".join(requirements), error) from error
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, without what follows them: 2.13.0+cpu gives 2, 13, 0."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in numbers.group().split(".")) if numbers else ()
+
+
+@contextlib.contextmanager
+def _constraintsFile() -> Iterator[Path]:
+    """Yield a pip constraints file that holds Slicer's packages, and the torch that is here, where they are."""
+    pinned = [f"{name}=={version}\n" for name in (*PROTECTED, "torch") if (version := installedVersion(name))]
+    with tempfile.TemporaryDirectory(prefix="SPDSegment-") as folder:
+        path = Path(folder) / "constraints.txt"
+        write_text(path, "".join(pinned))
+        yield path
+
+
+def _failed(what: str, error: Any) -> DependencyMissing:
+    return DependencyMissing(
+        _("{what} could not be installed.").format(what=what),
+        _("Check the network connection and the free disk space; Slicer's Python console shows what pip said."),
+        f"{type(error).__name__}: {error}",
+    )
 
 
 class Kind(enum.Enum):
