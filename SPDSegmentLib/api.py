@@ -18,18 +18,18 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, well_formed
 from SPDSegmentLib.files import check_output, write_json
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
-from SPDSegmentLib.geometry.inputs import are_numbers, list_of, markups_of, volume_of
 from SPDSegmentLib.geometry.labelmap import check_mask_output, write_labelmap
-from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, insist_on
+from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, are_numbers, insist_on, list_of, markups_of
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.geometry.volume import Volume, volume_of
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for, find_bundle
 from SPDSegmentLib.models.fit import doubts_of_image
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from SPDSegmentLib.geometry.inputs import Image, Points
+    from SPDSegmentLib.geometry.markups import Points
+    from SPDSegmentLib.geometry.volume import Image
     from SPDSegmentLib.inference.predictor import Predictor
     from SPDSegmentLib.inference.results import SegmentationProgress, SegmentationResult
 

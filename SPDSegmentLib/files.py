@@ -1,4 +1,4 @@
-"""Files that are whole or not there: the one way by which anything of SPDSegment reaches a disk.
+"""Files that are whole or not there: the one way by which anything of SPDSegment reaches a disk, and their names.
 
 A file is written beside its place under a hidden name, closed, synced, read back and renamed, so that the file it
 replaces stays until the new one is known to be whole. Rights stay, symbolic links stay links, read-only files are
@@ -14,15 +14,16 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from SPDSegmentLib.errors import BadInput, Cancelled, well_formed
-from SPDSegmentLib.names import plain_path, suffix_of
+from SPDSegmentLib.errors import BadInput, Cancelled, SPDError, well_formed
 from SPDSegmentLib.staging import hidden_name, sweep, sync, sync_folder
 
 PROBE_BYTES = 1 << 16
@@ -39,6 +40,7 @@ _REASONS = {
     errno.ENOENT: ("its folder does not exist", "Create the folder first."),
     errno.EIO: ("the disk failed", "Check the disk, or choose another one."),
 }
+_SUFFIX = re.compile(r"(\.nii\.gz|\.seg\.nrrd|\.mrk\.json|\.[a-z0-9]{1,12})$")
 
 
 def write_whole(
@@ -296,3 +298,68 @@ def _json_ready(value: Any) -> Any:
     if isinstance(value, dict):
         return {_json_ready(key): _json_ready(item) for key, item in value.items()}
     return [_json_ready(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def suffix_of(name: str) -> str:
+    """File name extension in lower case, both parts of a double one; empty where it is none."""
+    match = _SUFFIX.search(name.lower())
+    return match[0] if match and match.start() > 0 else ""
+
+
+def user_path(text: str | Path) -> Path:
+    """A path that a person gave; ``~`` stands for the home folder unless something of that very name is there."""
+    path = Path(text)
+    return path if os.path.lexists(path) else Path(os.path.expanduser(path))
+
+
+@contextlib.contextmanager
+def plain_path(path: Path, contents: bool = False) -> Iterator[Path]:
+    """A path to the same file or folder that libraries in C++ can open, through a temporary link where need be.
+
+    Names that are no valid UTF-8 (old network shares, archives from elsewhere) end a process that hands them to ITK.
+
+    Args:
+        contents: of a folder, whether the names of its files must be plain as well.
+
+    Raises:
+        BadInput: this system cannot make the link.
+    """
+    listed = sorted(os.listdir(path)) if contents and path.is_dir() else []
+    if all(map(_is_plain, [str(path), *listed])):
+        yield path
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spd-")))
+            links = _link(Path(os.path.abspath(path)), listed, scratch)
+        except OSError as error:
+            raise BadInput(f"The name of {path} is not valid Unicode.", "Rename it.", repr(error)) from error
+        try:
+            yield next(iter(links))
+        except SPDError as error:
+            for link, place in reversed(links.items()):
+                error.message = error.message.replace(str(link), well_formed(str(place)))
+            raise
+
+
+def _link(path: Path, listed: list[str], scratch: Path) -> dict[Path, Path]:
+    """Make links in ``scratch``; the first one stands for ``path``, the next ones for the files in it."""
+    if listed:
+        inside = scratch / "folder"
+        inside.mkdir()
+        links = {inside: path}
+        for number, name in enumerate(listed):
+            link = inside / (name if _is_plain(name) else f"file-{number}{suffix_of(name)}")
+            link.symlink_to(path / name)
+            links[link] = path / name
+        return links
+    if _is_plain(path.name):
+        (scratch / "folder").symlink_to(path.parent)
+        return {scratch / "folder" / path.name: path}
+    link = scratch / f"file{suffix_of(path.name)}"
+    link.symlink_to(path)
+    return {link: path}
+
+
+def _is_plain(text: str) -> bool:
+    return text == well_formed(text)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.batch.cases import BatchCase, Cases, checked_cases
-from SPDSegmentLib.batch.identity import BatchModel, case_key
+from SPDSegmentLib.batch.cases import BatchCase, BatchModel, Cases, case_key, checked_cases
 from SPDSegmentLib.batch.report import (
     ROW_SUFFIX,
     CaseState,
@@ -34,7 +33,7 @@ from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, check_sett
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.files import write_whole
 from SPDSegmentLib.locks import LOCK_NAME, FolderLock, is_alive
-from SPDSegmentLib.models.checksum import sha256_of
+from SPDSegmentLib.models.storage import sha256_of
 
 Stopped = Callable[[], bool]
 SegmentCase = Callable[[BatchCase, Path], CaseResult]

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SPDSegmentLib.batch.cases import BatchCase
-from SPDSegmentLib.batch.identity import BatchModel
+from SPDSegmentLib.batch.cases import BatchCase, BatchModel
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
-from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, write_labelmap
+from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, measure, write_labelmap
 from SPDSegmentLib.geometry.markups import Markup, insist_on, read_markups
-from SPDSegmentLib.geometry.measure import measure
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY

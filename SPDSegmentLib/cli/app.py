@@ -1,4 +1,4 @@
-"""The program ``spdsegment``: general options and the list of its commands."""
+"""The program ``spdsegment``: general options, the list of its commands, and the worker."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Annotated
 import typer
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.cli.failures import FailureReportingGroup
+from SPDSegmentLib.cli.terminal import FailureReportingGroup
 
 COMMAND_MODULES = (
     "SPDSegmentLib.cli.segment_command",
     "SPDSegmentLib.cli.batch_command",
     "SPDSegmentLib.cli.models_commands",
-    "SPDSegmentLib.cli.train_command",
-    "SPDSegmentLib.cli.evaluate_command",
+    "SPDSegmentLib.cli.training_commands",
     "SPDSegmentLib.cli.demo_command",
-    "SPDSegmentLib.cli.worker_command",
 )
 """Modules with a function ``register(app: typer.Typer)``. They import anything heavy only inside their commands."""
 
@@ -37,6 +35,18 @@ def _general_options(
     """Segment structures in CT and MR volumes from rough clicks along their centerline. For research use."""
 
 
+def worker(
+    volume_memory: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="MB", help="Bound on the memory of volumes. Default: a quarter, at most 2048."),
+    ] = None,
+) -> None:
+    """Serve segmentation requests on stdin and stdout until stdin ends; Slicer and scripts start this by themselves."""
+    from SPDSegmentLib.worker.__main__ import serve_stdio
+
+    serve_stdio(volume_bytes=None if volume_memory is None else volume_memory << 20)
+
+
 def build_app() -> typer.Typer:
     """The application with all commands."""
     app = typer.Typer(
@@ -51,6 +61,7 @@ def build_app() -> typer.Typer:
     app.callback()(_general_options)
     for module in COMMAND_MODULES:
         importlib.import_module(module).register(app)
+    app.command("worker", short_help="Serve segmentation requests on stdin and stdout.")(worker)
     return app
 
 

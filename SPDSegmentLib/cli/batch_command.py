@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from SPDSegmentLib.cli.failures import printable
-from SPDSegmentLib.cli.paths import require_device, require_input
-from SPDSegmentLib.cli.progress import show_training
 from SPDSegmentLib.cli.segment_command import (
     AxisOption,
     DeviceOption,
@@ -27,6 +24,7 @@ from SPDSegmentLib.cli.segment_command import (
     SeriesOption,
     names_of,
 )
+from SPDSegmentLib.cli.terminal import printable, require_device, require_input, show_training
 from SPDSegmentLib.errors import MUST_LOOK, BadInput
 from SPDSegmentLib.files import check_folder
 
@@ -81,7 +79,7 @@ def batch(
     numbers = _PART.fullmatch(part)
     if numbers is None:
         raise BadInput(f"'{part}' is no part.", "Give --part I/N, for example 2/8.")
-    from SPDSegmentLib.batch.identity import batch_model
+    from SPDSegmentLib.batch.cases import batch_model
     from SPDSegmentLib.batch.run import BatchRun
     from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
     from SPDSegmentLib.models.bundle import base_weights_for, find_bundle

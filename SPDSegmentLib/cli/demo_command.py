@@ -9,15 +9,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from SPDSegmentLib.cli.progress import show_bytes, show_slices
-from SPDSegmentLib.cli.segment_command import describe
-from SPDSegmentLib.cli.segment_run import SegmentRequest, run_segmentation
+from SPDSegmentLib.cli.segment_command import SegmentRequest, describe, run_segmentation
+from SPDSegmentLib.cli.terminal import show_bytes, show_slices
 from SPDSegmentLib.errors import BadInput, ModelMissing
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.models.base_weights import fetch_base_weights
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, list_shipped_bundles
-from SPDSegmentLib.models.folders import resources_folder
 from SPDSegmentLib.models.manifest import WEIGHTLESS_BACKBONES
+from SPDSegmentLib.models.storage import resources_folder
 
 SAMPLE_FILES = ("image.nii.gz", "label.nii.gz", "clicks.mrk.json", "ATTRIBUTION.md")
 

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from SPDSegmentLib.cli.failures import printable
-from SPDSegmentLib.cli.progress import show_bytes
+from SPDSegmentLib.cli.terminal import printable, show_bytes
 from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models import manifest
@@ -33,7 +32,7 @@ from SPDSegmentLib.models.bundle import (
     remove_bundle,
     scan_bundles,
 )
-from SPDSegmentLib.models.folders import user_models_folder, weights_folder
+from SPDSegmentLib.models.storage import user_models_folder, weights_folder
 
 _NAME_HELP = "Name of a model or of base weights."
 AcceptUnknown = Annotated[

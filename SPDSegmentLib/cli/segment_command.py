@@ -1,19 +1,35 @@
-"""``spdsegment segment``: one volume, one set of clicks, one mask."""
+"""``spdsegment segment``: one volume, one set of clicks, one mask, and the report and picture beside it."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from SPDSegmentLib.api import Segmentation
-from SPDSegmentLib.cli.failures import printable
-from SPDSegmentLib.cli.progress import show_slices
-from SPDSegmentLib.cli.segment_run import SegmentRequest, run_segmentation
-from SPDSegmentLib.errors import MUST_LOOK, BadInput, well_formed
+from SPDSegmentLib.api import segment as segment_case
+from SPDSegmentLib.cli.terminal import (
+    LABELMAP_SUFFIXES,
+    as_spd_error,
+    printable,
+    require_device,
+    require_input,
+    require_output,
+    show_slices,
+)
+from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled, well_formed
+from SPDSegmentLib.files import write_json, write_png
+from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, read_markups
 from SPDSegmentLib.models.bundle import origin_note
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.errors import SPDError
+    from SPDSegmentLib.inference.results import SegmentationProgress
 
 
 class Prompts(StrEnum):
@@ -147,3 +163,160 @@ def describe(request: SegmentRequest, outcome: Segmentation) -> None:
         typer.echo("The mask is written, but look at it before you use it.", err=True)
     elif segmented == 0:
         typer.echo("Note: nothing was segmented; no click is supported by the image.", err=True)
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """What ``spdsegment segment`` was asked for.
+
+    Attributes:
+        points: file of clicks, or None for those of ``point`` alone.
+        point: positions of further clicks in RAS mm.
+        model: name or folder of a bundle.
+        dicom_seg, rtstruct: DICOM objects of the image's series.
+        prompts: strategy of the predictor.
+        insist: ids of clicks that prompt whatever the model believes.
+        axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
+        series: end of the UID of the wanted series in a DICOM folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+        full_paths: name files in the report with their folders.
+    """
+
+    image: Path
+    points: Path | None
+    model: str
+    output: Path
+    report: Path | None = None
+    preview: Path | None = None
+    dicom_seg: Path | None = None
+    rtstruct: Path | None = None
+    point: tuple[tuple[float, float, float], ...] = ()
+    prompts: str = "consensus"
+    saliency_only: bool = False
+    insist: tuple[str, ...] = ()
+    axis: str | None = None
+    series: str | None = None
+    device: str = "auto"
+    full_paths: bool = False
+
+    def check(self) -> None:
+        """Raise :class:`BadInput` for paths and settings that cannot work."""
+        require_input(self.image, "image")
+        taken = [self.image]
+        if self.points is not None:
+            require_input(self.points, "points file")
+            taken.append(self.points)
+        elif not self.point:
+            raise BadInput("There are no clicks.", "Give --points FILE, or --point X,Y,Z for each click.")
+        outputs = [("output", self.output, LABELMAP_SUFFIXES), ("report", self.report, (".json",)),
+                   ("preview", self.preview, (".png",)), ("DICOM SEG file", self.dicom_seg, (".dcm",)),
+                   ("RTSTRUCT file", self.rtstruct, (".dcm",))]  # fmt: skip
+        for what, path, suffixes in outputs:
+            if path is not None:
+                require_output(path, what, suffixes, taken)
+                taken.append(path)
+        require_device(self.device)
+
+
+def run_segmentation(
+    request: SegmentRequest,
+    on_progress: Callable[[SegmentationProgress], None] | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> Segmentation:
+    """Segment one case and write the mask, then report and preview.
+
+    Args:
+        on_note: told, before anything is computed, why the image may not be of the model's kind.
+
+    Raises:
+        SPDError: each kind, see :mod:`SPDSegmentLib.errors`; where it says that the mask is written, it is.
+    """
+    request.check()
+    if request.preview is not None:
+        from SPDSegmentLib.cli.preview import require_drawing
+
+        require_drawing()
+    if request.dicom_seg is not None or request.rtstruct is not None:
+        from SPDSegmentLib.geometry.dicom_objects import require_source
+
+        require_source(request.image, request.series, request.dicom_seg is not None)
+    outcome = segment_case(
+        request.image,
+        _clicks_of(request),
+        request.model,
+        request.output,
+        series=request.series,
+        axis=request.axis,
+        prompts=request.prompts,
+        saliency_only=request.saliency_only,
+        insist=request.insist,
+        device=request.device,
+        on_progress=on_progress,
+        on_note=on_note,
+    )
+    _write_beside(request, outcome)
+    return outcome
+
+
+def _clicks_of(request: SegmentRequest) -> Path | list[Markup]:
+    """The points file, or where there are further positions the clicks of both."""
+    if request.points is not None and not request.point:
+        return request.points
+    given = tuple(ControlPoint(f"point-{n}", "", place) for n, place in enumerate(request.point, 1))
+    return [*(read_markups(request.points) if request.points else ()), Markup("--point", LIST, given)]
+
+
+def _write_beside(request: SegmentRequest, outcome: Segmentation) -> None:
+    """Write what goes with the mask: where that fails, the mask stays and is named."""
+    missing: list[SPDError] = []
+    parts = ((request.report, _write_report), (request.preview, _write_picture), (request.dicom_seg, _write_dicom),
+             (request.rtstruct, _write_dicom))  # fmt: skip
+    for path, write in parts:
+        if path is None:
+            continue
+        try:
+            write(path, request, outcome)
+        except KeyboardInterrupt as error:
+            raise Cancelled(f"Cancelled; the mask is written to {request.output}.") from error
+        except Exception as error:
+            missing.append(as_spd_error(error))
+    if missing:
+        said = " ".join(failure.message for failure in missing)
+        details = "\n".join(failure.details for failure in missing)
+        raise type(missing[0])(f"The mask is written to {request.output}, but: {said}", missing[0].remedy, details)
+
+
+def _write_report(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
+    write_json(path, outcome.report(request.full_paths, dataclasses.asdict(request)), "report")
+
+
+def _write_picture(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
+    write_png(path, lambda part: _write_preview(part, outcome), "preview")
+
+
+def _write_dicom(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
+    from SPDSegmentLib.geometry import dicom_objects
+    from SPDSegmentLib.models.bundle_info import OF_EACH_SIDE, codes_of, terminology_entry
+
+    info = outcome.bundle.info
+    codes = codes_of(info.terminology or terminology_entry(info.structure))
+    category, kind = codes[:2] or (dicom_objects.TISSUE, dicom_objects.TISSUE)
+    side = codes[2] if len(codes) > 2 else None
+    if side is None and kind[1] in OF_EACH_SIDE:
+        side = dicom_objects.side_of(outcome.mask, outcome.stack.volume)
+    red, green, blue = (float(part) for part in info.color)
+    structure = dicom_objects.Structure(
+        info.structure, category, kind, side, (red, green, blue), info.name, {"prompts": request.prompts}
+    )
+    write = dicom_objects.write_dicom_seg if path == request.dicom_seg else dicom_objects.write_rtstruct
+    write(path, outcome.mask, outcome.stack.volume, request.image, request.series, structure)
+
+
+def _write_preview(path: Path, outcome: Segmentation) -> None:
+    from SPDSegmentLib.cli.preview import PreviewText, write_preview
+    from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range
+
+    info = outcome.bundle.info
+    limits = intensity_range(outcome.stack.array, IntensityConfig.from_dict(info.normalization))
+    text = PreviewText(info.title, info.name, outcome.volume_ml)
+    write_preview(path, outcome.stack, outcome.result, limits, text, info.color)

@@ -15,9 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import EvaluationTarget, shuffled_clicks
+from SPDSegmentLib.evaluation.cases import (
+    SALIENCY_ONLY,
+    SHUFFLED,
+    EvaluationConfig,
+    EvaluationRow,
+    EvaluationTarget,
+    shuffled_clicks,
+)
 from SPDSegmentLib.evaluation.metrics import MaskMetrics, slice_metrics, volume_metrics
-from SPDSegmentLib.evaluation.protocol import SALIENCY_ONLY, SHUFFLED, EvaluationConfig, EvaluationRow
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window

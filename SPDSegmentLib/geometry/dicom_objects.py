@@ -17,7 +17,7 @@ from SPDSegmentLib.files import write_whole
 from SPDSegmentLib.geometry.dicom import source_frames
 from SPDSegmentLib.geometry.dicom_frames import Frame
 from SPDSegmentLib.geometry.formats import is_dicom
-from SPDSegmentLib.geometry.outlines import inside, keyholes, outlines
+from SPDSegmentLib.geometry.labelmap import inside, keyholes, outlines
 from SPDSegmentLib.geometry.volume import Volume
 
 Code = tuple[str, str, str]

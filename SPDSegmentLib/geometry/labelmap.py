@@ -1,8 +1,9 @@
-"""Label maps: read, and written in one piece so that no half file is ever left."""
+"""Masks: read, written in one piece so that no half file is ever left, measured, and outlined."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput, well_formed
 from SPDSegmentLib.files import check_output, write_whole
+from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, farthest_corner_mm, read_volume, set_geometry
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ DEFAULT_TERMINOLOGY = (
     "Segmentation category and type - 3D Slicer General Anatomy list"
     "~SCT^85756007^Tissue~SCT^85756007^Tissue~^^~Anatomic codes - DICOM master list~^^~^^"
 )
+SMOOTHING_MM = 4.0
 
 
 def read_labelmap(path: str | Path) -> Volume:
@@ -187,3 +190,151 @@ def _extent(mask: np.ndarray) -> tuple[int, ...]:
         filled = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
         limits += [int(filled[0]), int(filled[-1])]
     return tuple(limits)
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What :func:`measure` finds; lengths and diameters are 0 for an empty mask.
+
+    Attributes:
+        volume_ml: all voxels.
+        length_mm: along the smoothed path through the centroids of its slices, from the first slice to the last, both
+            with their whole thickness.
+        mean_diameter_mm: mean along that path of the diameter of the circle that has the area of the cross-section
+            perpendicular to the path.
+        largest_diameter_mm: the largest of these diameters.
+    """
+
+    volume_ml: float
+    length_mm: float
+    mean_diameter_mm: float
+    largest_diameter_mm: float
+
+
+def measure(box: np.ndarray, start: tuple[int, int, int], stack: SliceStack) -> Measurements:
+    """Measure a mask.
+
+    Args:
+        box: (t, h, w) bool, a part of the canonical slices.
+        start: first slice, row and column of the box.
+        stack: the slices that it is a part of.
+    """
+    counts = box.sum(axis=(1, 2), dtype=np.int64)
+    filled = np.flatnonzero(counts)
+    if not filled.size:
+        return Measurements(0.0, 0.0, 0.0, 0.0)
+    box, counts = box[filled[0] : filled[-1] + 1], counts[filled[0] : filled[-1] + 1]
+    voxel_mm3 = stack.volume.voxel_mm3
+    slice_mm = float(np.linalg.norm(np.diff(stack.to_ras(np.array([0, 1]), np.zeros((2, 2))), axis=0)))
+    path = _centroids(box, counts, (start[0] + int(filled[0]), start[1], start[2]), stack)
+    steps_mm = _steps(_smooth(path, SMOOTHING_MM / slice_mm), slice_mm)
+    here = counts > 0
+    diameters = 2 * np.sqrt(counts[here] * voxel_mm3 / steps_mm[here] / np.pi)
+    return Measurements(
+        float(counts.sum() * voxel_mm3 / 1000),
+        float(steps_mm.sum()),
+        float(np.average(diameters, weights=steps_mm[here])),
+        float(diameters.max()),
+    )
+
+
+def _centroids(box: np.ndarray, counts: np.ndarray, start: tuple[int, int, int], stack: SliceStack) -> np.ndarray:
+    """(t, 3) centroids in RAS; where a slice is empty, between those of its neighbors."""
+    filled = np.flatnonzero(counts)
+    rows = box.sum(axis=2) @ np.arange(box.shape[1]) + start[1] * counts
+    columns = box.sum(axis=1) @ np.arange(box.shape[2]) + start[2] * counts
+    every = np.arange(len(counts))
+    xy = np.column_stack([np.interp(every, filled, values[filled] / counts[filled]) for values in (columns, rows)])
+    return stack.to_ras(every + start[0], xy)
+
+
+def _smooth(path: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian smoothing; beyond its ends the path goes on as its point reflection, so that it does not shrink."""
+    reach = min(int(np.ceil(3 * sigma)), len(path) - 1)
+    if reach < 1:
+        return path
+    before, after = 2 * path[0] - path[reach:0:-1], 2 * path[-1] - path[-2 : -reach - 2 : -1]
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    extended = np.concatenate([before, path, after])
+    return np.column_stack([np.convolve(values, weights, mode="valid") for values in extended.T])
+
+
+def _steps(path: np.ndarray, slice_mm: float) -> np.ndarray:
+    """(t,) length of the path within each slice, in mm, never less than a slice is thick."""
+    if len(path) == 1:
+        return np.array([slice_mm])
+    distances = np.linalg.norm(np.diff(path, axis=0), axis=1)
+    distances = np.concatenate([distances[:1], distances, distances[-1:]])
+    lengths: np.ndarray = np.maximum((distances[:-1] + distances[1:]) / 2, slice_mm)
+    return lengths
+
+
+def outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """The closed outlines of the pixels of a mask (H, W): each (N, 2), corners (column, row) in pixels.
+
+    Pixels lie at whole numbers, corners at halves. Outer outlines have a positive area, those of holes a negative one;
+    pixels that meet at a corner alone are apart.
+    """
+    padded = np.pad(mask.astype(bool), 1)
+    steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    # Edges have the mask on their right hand (rows point down); corner (c, r) is the upper left one of pixel (c, r).
+    for (dr, dc), start, end in (
+        ((-1, 0), (0, 0), (1, 0)), ((0, 1), (1, 0), (1, 1)), ((1, 0), (1, 1), (0, 1)), ((0, -1), (0, 1), (0, 0))
+    ):  # fmt: skip
+        rows, columns = np.nonzero(padded & ~np.roll(padded, (-dr, -dc), axis=(0, 1)))
+        for row, column in zip((rows - 1).tolist(), (columns - 1).tolist(), strict=True):
+            steps.setdefault((column + start[0], row + start[1]), []).append((column + end[0], row + end[1]))
+    loops = []
+    while steps:
+        first = next(iter(steps))
+        corners, at, before = [first], first, (0, 0)
+        while True:
+            following = steps[at]
+            # Where two pixels meet at a corner the turn to the right stays with the same pixel.
+            turn = next(
+                (n for n, to in enumerate(following) if (to[0] - at[0], to[1] - at[1]) == (-before[1], before[0])), 0
+            )
+            to = following.pop(turn)
+            if not following:
+                del steps[at]
+            step = (to[0] - at[0], to[1] - at[1])
+            if step == before:
+                corners.pop()
+            corners.append(to)
+            at, before = to, step
+            if at == first:
+                break
+        loops.append(np.array(corners[:-1], dtype=float) - 0.5)
+    return loops
+
+
+def keyholes(loops: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Outer outlines, with those of the holes joined in at the nearest corners."""
+    joined = [loop for loop in loops if _area(loop) > 0]
+    for hole in (loop for loop in loops if _area(loop) <= 0):
+        apart = [np.linalg.norm(outer[:, None] - hole, axis=2) for outer in joined]
+        n = int(np.argmin([distances.min() for distances in apart]))
+        i, j = np.unravel_index(int(np.argmin(apart[n])), apart[n].shape)
+        joined[n] = np.concatenate((joined[n][: i + 1], np.roll(hole, -j, axis=0), hole[j : j + 1], joined[n][i:]))
+    return joined
+
+
+def inside(loops: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """The pixels (H, W) whose centers lie within an odd number of closed outlines (N, 2) of (column, row)."""
+    crossings = np.zeros(shape, dtype=int)
+    columns = np.arange(shape[1])
+    for loop in loops:
+        for ends in zip(loop.tolist(), np.roll(loop, -1, axis=0).tolist(), strict=True):
+            (y0, x0), (y1, x1) = sorted((y, x) for x, y in ends)
+            rows = np.arange(max(0, int(np.ceil(y0))), min(shape[0], int(np.ceil(y1))))
+            if len(rows):
+                at = x0 + (rows - y0) / (y1 - y0) * (x1 - x0)
+                crossings[rows] += columns[None] < at[:, None]
+    odd: np.ndarray = crossings % 2 == 1
+    return odd
+
+
+def _area(loop: np.ndarray) -> float:
+    x, y = loop.T
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)

@@ -1,4 +1,7 @@
-"""Slicer's markups files (``.mrk.json``, older ``.fcsv``, exported ``.csv``): points and curves, in patient mm."""
+"""Slicer's markups files (``.mrk.json``, older ``.fcsv``, exported ``.csv``): points and curves, in patient mm.
+
+A caller of the library may also give points as numbers (:func:`list_of`).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.limits import check_points_size
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from SPDSegmentLib.geometry.volume import Volume
+
+    Points: TypeAlias = "str | Path | Sequence[Markup] | ArrayLike"
+
+FRAMES = ("RAS", "LPS", "IJK")
+"""Of a caller's points."""
 Point = tuple[float, float, float]
 LIST = "Fiducial"
 CURVES = ("Curve", "ClosedCurve", "Line")
@@ -134,6 +148,34 @@ def write_markups(path: str | Path, markups: Sequence[Markup]) -> None:
         BadInput: as :func:`SPDSegmentLib.files.write_whole`.
     """
     write_json(path, {"@schema": _SCHEMA, "markups": [_node(markup) for markup in markups]}, "points file", indent=1)
+
+
+def are_numbers(points: Points) -> bool:
+    """Whether points are numbers, neither a file nor markups."""
+    return not isinstance(points, str | Path) and not all(isinstance(p, Markup) for p in points)  # type: ignore[union-attr]
+
+
+def markups_of(points: Points) -> list[Markup]:
+    """Markups of a file, or those that were given."""
+    return read_markups(points) if isinstance(points, str | Path) else list(points)  # type: ignore[arg-type]
+
+
+def list_of(points: Points, frame: str, volume: Volume) -> Markup:
+    """Points (N, 3) as a list in RAS mm with the ids 1 to N."""
+    try:
+        array = np.asarray(points, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise BadInput("The points are no numbers.", "Give an array (N, 3) or a markups file.", str(error)) from error
+    if array.ndim != 2 or array.shape[1] != 3:
+        raise BadInput(f"The points are an array of shape {array.shape}.", "Give one of shape (N, 3).")
+    if frame not in FRAMES:
+        raise BadInput(f"Unknown frame '{frame}'.", f"Use {', '.join(FRAMES)}.")
+    if frame == "LPS":
+        array = array * (-1, -1, 1)
+    elif frame == "IJK":
+        array = volume.to_ras(array)
+    named = [ControlPoint(str(n), str(n), (r, a, s)) for n, (r, a, s) in enumerate(array.tolist(), start=1)]
+    return Markup("the points", LIST, tuple(named))
 
 
 def _markup(node: dict[str, Any], number: int, path: Path) -> Markup:

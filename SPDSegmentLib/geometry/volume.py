@@ -6,18 +6,21 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
+from SPDSegmentLib.files import plain_path
 from SPDSegmentLib.geometry.formats import NiftiFiles, check_file, is_dicom
 from SPDSegmentLib.geometry.limits import check_memory
 from SPDSegmentLib.geometry.nifti import invalid_values, nifti_position, read_voxels
-from SPDSegmentLib.names import plain_path
 
 if TYPE_CHECKING:
     import SimpleITK
+    from numpy.typing import ArrayLike
+
+    Image: TypeAlias = "str | Path | np.ndarray | Volume | SimpleITK.Image"
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHEAR_TOLERANCE = 1e-3
@@ -274,6 +277,28 @@ def set_geometry(image: SimpleITK.Image, ijk_to_ras: np.ndarray) -> SimpleITK.Im
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
     return image
+
+
+def volume_of(image: Image, ijk_to_ras: ArrayLike | None, series: str | None) -> Volume:
+    """The volume of whatever a caller calls an image, checked."""
+    if isinstance(image, str | Path):
+        volume = read_volume(image, series)
+    elif isinstance(image, Volume):
+        volume = image
+    elif hasattr(image, "GetPixelID"):
+        volume = volume_from_image(cast("SimpleITK.Image", image), "")
+    else:
+        array = np.asarray(image)
+        if ijk_to_ras is None:
+            raise BadInput(
+                "An image given as an array needs ijk_to_ras, the matrix (4, 4) from its voxel indexes to patient mm.",
+                "Give it, or give the image's file.",
+            )
+        if array.ndim != 3:
+            raise BadInput(f"The image is an array of shape {array.shape}.", "Give one of shape (K, J, I).")
+        volume = Volume(array, np.asarray(ijk_to_ras, dtype=float))
+    check_image(volume)
+    return volume
 
 
 def check_size(volume: Volume, unit: str = "") -> None:

@@ -10,7 +10,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, ModelOnDevice, choose_device, choose_precision
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.session import Session
-from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.networks.backbones import load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.config import PromptConfig

@@ -20,7 +20,7 @@ from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.models import manifest
 from SPDSegmentLib.models.base_weights import fetch_base_weights, verify_base_weights
 from SPDSegmentLib.models.bundle import scan_bundles
-from SPDSegmentLib.models.folders import weights_folder
+from SPDSegmentLib.models.storage import weights_folder
 
 PROGRESS_SECONDS = 0.1
 

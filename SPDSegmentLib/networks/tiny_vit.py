@@ -6,7 +6,8 @@ LiteMedSAM (Ma et al., MedSAM project): the patch embedding keeps full resolutio
 :func:`fold_batch_norms` removes them for training and inference, where they are frozen anyway.
 
 Every tensor between modules is (B, C, H, W) in channels-last memory, so that a convolution and a linear layer over
-channels read the same memory without a copy.
+channels read the same memory without a copy. In inference a layer and the GELU behind it are one pass over memory where
+the CPU build of torch has oneDNN; the function is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from SPDSegmentLib.networks.fused import conv_gelu, linear_gelu
 
 
 class ConvNorm(nn.Module):
@@ -309,3 +308,32 @@ def convert_checkpoint(encoder: TinyViTEncoder, state: dict[str, Tensor]) -> dic
             key = f"{name}.qkv.{kind}"
             converted[key] = deinterleave_qkv(state[key], num_heads)
     return converted
+
+
+def conv_gelu(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """GELU of a convolution of (B, C, H, W)."""
+    if not _can_fuse(x, conv.weight):
+        return F.gelu(conv(x))
+    convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, "gelu", [], "none"
+    )
+    return convolved
+
+
+def linear_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
+    """GELU of a linear layer over the last axis."""
+    if not _can_fuse(x, linear.weight):
+        return F.gelu(linear(x))
+    mapped: Tensor = torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, "gelu", [], "none")
+    return mapped
+
+
+def _can_fuse(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and x.dtype == weight.dtype
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    )

@@ -20,12 +20,10 @@ from torch import Tensor
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.files import write_bytes
 from SPDSegmentLib.inference.engine import autocast, choose_precision
-from SPDSegmentLib.networks.saliency_head import adjoining
+from SPDSegmentLib.networks.saliency import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.augmentation import AugmentedView, apply_view
-from SPDSegmentLib.training.cases import Case, TargetMask
+from SPDSegmentLib.training.cases import AugmentedView, Case, TargetMask, apply_view, draw_view
 from SPDSegmentLib.training.config import TrainingConfig
-from SPDSegmentLib.training.stage1 import draw_view
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ from typing import Any
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.intensity import IntensityConfig
-from SPDSegmentLib.models.terminology import terminology_entry
+from SPDSegmentLib.models.bundle_info import terminology_entry
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.losses import SegmentationLossConfig
+from SPDSegmentLib.networks.spd import SegmentationLossConfig
 from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
 from SPDSegmentLib.settings import check_kind, check_ranges
@@ -26,7 +26,7 @@ class BundleText:
 
     Attributes:
         code: of the structure in DICOM objects, "SCHEME VALUE MEANING" as in "SCT 71341001 Femur"; by default that of
-            :data:`SPDSegmentLib.models.terminology.STRUCTURES`, if it is there.
+            :data:`SPDSegmentLib.models.bundle_info.STRUCTURES`, if it is there.
     """
 
     name: str

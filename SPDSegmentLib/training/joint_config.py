@@ -8,7 +8,7 @@ from pathlib import Path
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.losses import SegmentationLossConfig
+from SPDSegmentLib.networks.spd import SegmentationLossConfig
 from SPDSegmentLib.prompts.config import PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
 from SPDSegmentLib.settings import check_ranges

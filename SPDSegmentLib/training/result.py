@@ -11,8 +11,7 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.files import write_png
 from SPDSegmentLib.models.base_weights import base_weights_sha256
 from SPDSegmentLib.models.bundle import Bundle, write_bundle
-from SPDSegmentLib.models.bundle_info import BundleInfo
-from SPDSegmentLib.models.terminology import terminology_entry
+from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.config import TrainingConfig
 

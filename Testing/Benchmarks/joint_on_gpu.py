@@ -25,15 +25,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from SPDSegmentLib.models.base_weights import find_base_weights
-from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.networks.backbones import load_state_dict
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.distributed import Processes
-from SPDSegmentLib.training.joint import JointStageRunner
+from SPDSegmentLib.training.joint import JointStageRunner, save_joint_bundle
 from SPDSegmentLib.training.joint_batches import JointSampler
 from SPDSegmentLib.training.joint_cases import JointTarget, JointVolume, load_joint_cases
 from SPDSegmentLib.training.joint_config import JointConfig, read_joint_config
-from SPDSegmentLib.training.joint_run import save_joint_bundle
-from SPDSegmentLib.training.loop import schedule
+from SPDSegmentLib.training.loop import Processes, schedule
 
 MARGIN_SHARE, MARGIN_SLICES = 0.62, 12
 WARM_UP_STEPS, TIMED_STEPS, LEFT_FOR_SAVING = 3, 10, 10.0

@@ -40,7 +40,7 @@ from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.models.base_weights import find_base_weights
 from SPDSegmentLib.models.bundle import find_bundle
 from SPDSegmentLib.models.download import pip_download
-from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.networks.backbones import load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from SPDSegmentLib.batch.identity import BatchModel
+from SPDSegmentLib.batch.cases import BatchModel
 from SPDSegmentLib.batch.run import BatchRun
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup, write_markups

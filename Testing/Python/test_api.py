@@ -20,8 +20,7 @@ from tiny_predictor import listening_predictor, tube_volume
 
 from SPDSegmentLib import InteractiveSegmenter, api, load_model, segment
 from SPDSegmentLib.errors import BadInput, ModelMissing
-from SPDSegmentLib.geometry.inputs import FRAMES
-from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, write_markups
+from SPDSegmentLib.geometry.markups import FRAMES, LIST, ControlPoint, Markup, write_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import set_geometry
 from SPDSegmentLib.inference.predictor import Predictor

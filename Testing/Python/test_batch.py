@@ -12,7 +12,7 @@ import pytest
 from batch_helpers import Case, Run, states, times, write_clicks, write_image
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.batch.identity import image_digest
+from SPDSegmentLib.batch.cases import image_digest
 from SPDSegmentLib.batch.segmenting import BatchSettings
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 
@@ -48,7 +48,7 @@ def test_another_model_version_or_setting_does_every_case_again(
     if change == "model":
         options["digest"] = "second"
     elif change == "version":
-        monkeypatch.setattr("SPDSegmentLib.batch.identity.__version__", f"{__version__}.1")
+        monkeypatch.setattr("SPDSegmentLib.batch.cases.__version__", f"{__version__}.1")
     else:
         options["settings"] = SETTINGS[change]
     assert states(run(cases[:1], **options)) == {"a": "done"}

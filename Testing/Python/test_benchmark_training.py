@@ -12,7 +12,7 @@ from tiny_benchmark import options, write_benchmark
 from spdbench.cells import read_cell
 from spdbench.command import plan_of, run_benchmark
 from SPDSegmentLib.models.bundle import read_bundle
-from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.networks.backbones import load_state_dict
 
 METHODS = """
 name = "folds"

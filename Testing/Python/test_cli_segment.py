@@ -15,7 +15,7 @@ from segment_case import SHAPE, SPACING, files_in, run, tiny_bundle, write_click
 from typer.testing import CliRunner
 
 from SPDSegmentLib.cli import app as app_module
-from SPDSegmentLib.cli import demo_command, segment_run
+from SPDSegmentLib.cli import demo_command, segment_command
 from SPDSegmentLib.errors import OutOfMemory
 
 sitk = pytest.importorskip("SimpleITK")
@@ -89,7 +89,7 @@ def test_a_failing_picture_leaves_mask_and_report_and_says_so(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(segment_run, "_write_preview", fail)
+    monkeypatch.setattr(segment_command, "_write_preview", fail)
     result = run(case, "--preview", case.out / "p.png", "--report", case.out / "r.json")
 
     assert result.exit_code == 2
@@ -106,7 +106,7 @@ def test_an_interrupted_picture_leaves_the_mask_and_says_so(
     def interrupt(path: Path, outcome: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(segment_run, "_write_preview", interrupt)
+    monkeypatch.setattr(segment_command, "_write_preview", interrupt)
     result = run(case, "--preview", case.out / "p.png")
 
     assert result.exit_code == 130

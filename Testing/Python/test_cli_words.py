@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from SPDSegmentLib.cli import app as app_module
-from SPDSegmentLib.cli import progress
+from SPDSegmentLib.cli import terminal
 from SPDSegmentLib.cli.batch_command import batch
 from SPDSegmentLib.cli.segment_command import segment
 from SPDSegmentLib.inference.results import SegmentationProgress
@@ -53,8 +53,8 @@ def test_words_in_brackets_are_in_the_help_of_evaluate() -> None:
 def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What is shown on 80 columns, in a terminal or in a pipe."""
     shown = io.StringIO()
-    terminal = {"force_terminal": True, "color_system": None, "width": 80} if request.param else {"width": 80}
-    monkeypatch.setattr(progress, "stderr_console", lambda: Console(file=shown, highlight=False, **terminal))
+    settings = {"force_terminal": True, "color_system": None, "width": 80} if request.param else {"width": 80}
+    monkeypatch.setattr(terminal, "stderr_console", lambda: Console(file=shown, highlight=False, **settings))
     return shown
 
 
@@ -66,7 +66,7 @@ def lines(shown: io.StringIO) -> list[str]:
 
 def test_the_progress_of_a_training_fits_80_columns(screen: io.StringIO) -> None:
     names = ("total", "segmentation", "psc", "quality", "dsc", "dice_loss", "focal_loss")
-    with progress.show_training(True) as bar:
+    with terminal.show_training(True) as bar:
         for what in ("stage1", "computing embeddings", "evaluating a-model-with-quite-a-[long]-name"):
             bar.advance(what, 12345, 12345, 123456.0, dict.fromkeys(names, 12.3456))
     assert all(len(line) <= 80 for line in lines(screen)), lines(screen)
@@ -75,16 +75,16 @@ def test_the_progress_of_a_training_fits_80_columns(screen: io.StringIO) -> None
 
 
 def test_the_progress_of_slices_and_bytes_fits_80_columns(screen: io.StringIO) -> None:
-    with progress.show_slices() as advance:
+    with terminal.show_slices() as advance:
         advance(SegmentationProgress("decoding", 1234, 12345))
-    with progress.show_bytes("a-backbone-with-a-long-name-of-many-words") as show:
+    with terminal.show_bytes("a-backbone-with-a-long-name-of-many-words") as show:
         show(123_456_789, 2_345_678_901)
     assert all(len(line) <= 80 for line in lines(screen)), lines(screen)
     assert not lines(screen) or "2.3 GB" in screen.getvalue()
 
 
 def test_what_is_said_is_never_read_as_markup(screen: io.StringIO) -> None:
-    with progress.show_training(True) as bar:
+    with terminal.show_training(True) as bar:
         bar.say("in /data/[red]/[bold]x")
     assert any("in /data/[red]/[bold]x" in line for line in lines(screen))
 

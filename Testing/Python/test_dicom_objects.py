@@ -21,9 +21,9 @@ from segment_case import files_in, run
 from SPDSegmentLib.errors import BadInput, DependencyMissing
 from SPDSegmentLib.geometry import dicom_objects
 from SPDSegmentLib.geometry.dicom_objects import BOTH, LEFT, RIGHT, Structure, side_of, write_dicom_seg, write_rtstruct
-from SPDSegmentLib.geometry.outlines import inside, keyholes, outlines
+from SPDSegmentLib.geometry.labelmap import inside, keyholes, outlines
 from SPDSegmentLib.geometry.volume import Volume, read_volume
-from SPDSegmentLib.models.terminology import OF_EACH_SIDE, STRUCTURES, codes_of, terminology_entry
+from SPDSegmentLib.models.bundle_info import OF_EACH_SIDE, STRUCTURES, codes_of, terminology_entry
 
 highdicom = pytest.importorskip("highdicom")
 

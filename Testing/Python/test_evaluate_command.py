@@ -16,7 +16,7 @@ from tiny_training import write_cases, write_config
 from typer.testing import CliRunner, Result
 
 from SPDSegmentLib.cli import app as app_module
-from SPDSegmentLib.evaluation.protocol import METHODS
+from SPDSegmentLib.evaluation.cases import METHODS
 from SPDSegmentLib.evaluation.report import compare, markdown_table, read_rows, summarize
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
@@ -108,7 +108,7 @@ def test_the_figures_are_written_into_the_card_on_request(folder: Path, tmp_path
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
-    from SPDSegmentLib.networks.checkpoint import load_state_dict
+    from SPDSegmentLib.networks.backbones import load_state_dict
 
     return load_state_dict(path)
 

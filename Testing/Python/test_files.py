@@ -17,8 +17,17 @@ import pytest
 
 from SPDSegmentLib import files, staging
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.files import check_folder, check_output, write_csv, write_json, write_png, write_text, write_whole
-from SPDSegmentLib.names import plain_path, user_path
+from SPDSegmentLib.files import (
+    check_folder,
+    check_output,
+    plain_path,
+    user_path,
+    write_csv,
+    write_json,
+    write_png,
+    write_text,
+    write_whole,
+)
 from SPDSegmentLib.staging import replace_folder, staging_folder, sweep
 
 posix = pytest.mark.skipif(os.name != "posix", reason="rights and limits of POSIX")

@@ -24,7 +24,7 @@ from geometry_helpers import write_dicom_series
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 
-from SPDSegmentLib.cli.segment_run import SegmentRequest
+from SPDSegmentLib.cli.segment_command import SegmentRequest
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
 from SPDSegmentLib.geometry.volume import read_volume
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from SPDSegmentLib.geometry.measure import Measurements, measure
+from SPDSegmentLib.geometry.labelmap import Measurements, measure
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 

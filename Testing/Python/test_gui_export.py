@@ -80,7 +80,7 @@ def test_volume_and_segmentation_under_a_transform_are_exported_in_the_world(sce
 def test_the_shipped_models_carry_dicom_codes(host: Any) -> None:
     from SPDSegmentLib.gui.run.task import listModels
     from SPDSegmentLib.models.bundle import list_bundles
-    from SPDSegmentLib.models.terminology import terminology_entry
+    from SPDSegmentLib.models.bundle_info import terminology_entry
 
     codes = {"Kidney": "64033007", "Hippocampus": "5366008", "Esophagus": "32849002"}
     models = {model.structure: model for model in listModels()}

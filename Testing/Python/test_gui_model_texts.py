@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from SPDSegmentLib.models.folders import shipped_models_folder, user_models_folder
+from SPDSegmentLib.models.storage import shipped_models_folder, user_models_folder
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 

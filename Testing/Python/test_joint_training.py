@@ -12,16 +12,14 @@ from tiny_training import write_cases
 
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.inference.predictor import Predictor
-from SPDSegmentLib.networks.conditioning import TokenBatch
+from SPDSegmentLib.networks.saliency import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.distributed import Processes
-from SPDSegmentLib.training.joint import keep_runs, raw_tokens, supported_tokens
+from SPDSegmentLib.training.joint import keep_runs, raw_tokens, save_joint_bundle, supported_tokens, train_joint
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs
-from SPDSegmentLib.training.joint_cases import load_joint_cases
+from SPDSegmentLib.training.joint_cases import load_joint_cases, tube
 from SPDSegmentLib.training.joint_config import JointConfig, is_joint, read_joint_config
-from SPDSegmentLib.training.joint_run import save_joint_bundle, train_joint
+from SPDSegmentLib.training.loop import Processes
 from SPDSegmentLib.training.run import RunHooks
-from SPDSegmentLib.training.synthetic import tube
 
 CONFIG = """
 seed = 3

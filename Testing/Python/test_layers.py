@@ -15,7 +15,6 @@ LAYERS = {
     "errors": 0,
     "settings": 1,
     "locks": 1,
-    "names": 1,
     "staging": 1,
     "files": 2,
     "geometry": 3,
@@ -44,7 +43,6 @@ TORCH_FREE = (
     "errors",
     "settings",
     "locks",
-    "names",
     "staging",
     "files",
     "geometry",
@@ -268,7 +266,7 @@ def test_torch_free_modules_load_without_torch(repository: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("part", ["errors", "names", "staging", "files", "models", "geometry"])
+@pytest.mark.parametrize("part", ["errors", "staging", "files", "models", "geometry"])
 def test_the_lowest_parts_load_with_numpy_alone(repository: Path, part: str) -> None:
     modules = [name for name in torch_free_modules(repository) if name.startswith(f"{PACKAGE}.{part}")]
     code = (

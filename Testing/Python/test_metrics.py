@@ -14,15 +14,17 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.metrics import (
     MaskMetrics,
     dice,
+    element_areas,
     hd95,
     iou,
     metrics_per_slice,
+    neighbor_codes,
     nsd,
     slice_metrics,
+    surface_distances,
     volume_metrics,
+    weighted_percentile,
 )
-from SPDSegmentLib.evaluation.surface_elements import element_areas, neighbor_codes
-from SPDSegmentLib.evaluation.surfaces import surface_distances, weighted_percentile
 
 SPACING_MM = (3.0, 1.0, 0.5)
 

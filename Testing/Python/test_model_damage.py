@@ -23,10 +23,8 @@ from SPDSegmentLib.geometry.volume import Volume, check_image
 from SPDSegmentLib.inference.engine import require_numbers
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.models.bundle import add_bundle, find_bundle, origin_note, read_bundle, scan_bundles, write_bundle
-from SPDSegmentLib.models.folders import shipped_models_folder
-from SPDSegmentLib.models.safetensors_header import check_finite, read_tensor_shapes
-from SPDSegmentLib.networks.backbones import build_sam
-from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.models.storage import check_finite, read_tensor_shapes, shipped_models_folder
+from SPDSegmentLib.networks.backbones import build_sam, load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.config import PromptConfig

@@ -27,7 +27,7 @@ from models_helpers import (
 )
 
 from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, ModelCorrupt, ModelMissing
-from SPDSegmentLib.models import base_weights, checksum, download
+from SPDSegmentLib.models import base_weights, download, storage
 from SPDSegmentLib.models.base_weights import (
     fetch_base_weights,
     find_base_weights,
@@ -222,7 +222,7 @@ def test_an_unchanged_file_is_not_hashed_again_but_verify_always_hashes(
         raise AssertionError("hashed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checksum, "sha256_of", fail)
+        patch.setattr(storage, "sha256_of", fail)
         assert find_base_weights("stub") == path
     with pytest.raises(ModelCorrupt, match="wrong checksum"):
         verify_base_weights("stub")
@@ -233,7 +233,7 @@ def test_an_unchanged_file_is_not_hashed_again_but_verify_always_hashes(
 @pytest.mark.parametrize("memory", ["not json", "[]", '{"stub.pth": 3}'])
 def test_a_damaged_memory_of_checksums_only_costs_a_hash(publisher: Path, memory: str) -> None:
     path = fetch_base_weights("stub")
-    (path.parent / checksum.MEMORY_NAME).write_text(memory)
+    (path.parent / storage.MEMORY_NAME).write_text(memory)
     assert find_base_weights("stub") == path
 
 
@@ -317,7 +317,7 @@ KILLED_FETCH = """
 import subprocess, sys, time
 from pathlib import Path
 from SPDSegmentLib.models.download import watched
-from SPDSegmentLib.models.files import staging_folder
+from SPDSegmentLib.models.storage import staging_folder
 with staging_folder(Path(sys.argv[1])) as staging, watched(staging) as watcher:
     (staging / "part").write_bytes(b"half")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

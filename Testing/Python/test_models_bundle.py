@@ -27,7 +27,7 @@ from SPDSegmentLib.models.bundle import (
     write_bundle,
 )
 from SPDSegmentLib.models.bundle_info import FORMAT_VERSION, BundleInfo, parse_info
-from SPDSegmentLib.models.safetensors_header import read_tensor_shapes
+from SPDSegmentLib.models.storage import read_tensor_shapes
 
 torch = pytest.importorskip("torch")
 

@@ -9,20 +9,19 @@ import torch
 from tiny_predictor import adapters_off
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
-from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.networks.backbones import interpolate_positions, load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.losses import (
+from SPDSegmentLib.networks.saliency import SaliencyHead, adjoining
+from SPDSegmentLib.networks.spd import (
     SegmentationLossConfig,
+    SPDModel,
     consistency_of_run,
     dice_loss,
     focal_loss,
     pairwise_slice_consistency,
     segmentation_loss,
 )
-from SPDSegmentLib.networks.saliency_head import SaliencyHead, adjoining
-from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder, deinterleave_qkv, fold_batch_norms
-from SPDSegmentLib.networks.vit import interpolate_positions
 
 TINY = NetworkConfig(backbone="tiny_random", image_size=64)
 

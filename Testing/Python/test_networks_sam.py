@@ -13,9 +13,8 @@ from tiny_predictor import adapters_off
 
 from SPDSegmentLib.errors import ModelCorrupt
 from SPDSegmentLib.networks import backbones
-from SPDSegmentLib.networks.backbones import ViTShape, build_sam
+from SPDSegmentLib.networks.backbones import ViTShape, build_sam, import_segment_anything_modeling
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.guarded_imports import import_segment_anything_modeling
 from SPDSegmentLib.networks.spd import SPDModel
 
 SMALL = ViTShape(embed_dim=16, depth=2, num_heads=2, global_blocks=(1,))
@@ -138,7 +137,7 @@ BROKEN = {
 PROGRAM = """
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.distributed import hide_broken_torchvision
+from SPDSegmentLib.training.loop import hide_broken_torchvision
 SPDModel(NetworkConfig('tiny_random', 64))
 hide_broken_torchvision()
 import accelerate

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.protocol import EvaluationRow
-from SPDSegmentLib.evaluation.statistics import (
+from SPDSegmentLib.evaluation.cases import EvaluationRow
+from SPDSegmentLib.evaluation.report import (
     below,
     bootstrap_ci,
     difference,

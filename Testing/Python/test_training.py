@@ -10,19 +10,17 @@ import torch
 from tiny_training import write_cases, write_config
 
 from SPDSegmentLib.errors import BadInput, Cancelled
-from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
-from SPDSegmentLib.evaluation.protocol import EvaluationConfig
+from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationConfig, load_targets
 from SPDSegmentLib.evaluation.run import evaluate
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.distillation import ABSTAINED, SUPPORTED, SlicePrompts
-from SPDSegmentLib.training.augmentation import apply_view, random_view
+from SPDSegmentLib.training.cases import apply_view, random_view
 from SPDSegmentLib.training.config import AugmentationConfig, read_training_config
-from SPDSegmentLib.training.distributed import Processes
-from SPDSegmentLib.training.loop import schedule
+from SPDSegmentLib.training.loop import Processes, schedule
 from SPDSegmentLib.training.result import plot_curves, save_bundle
 from SPDSegmentLib.training.run import RunHooks, train
-from SPDSegmentLib.training.stage2 import prompt_beyond
+from SPDSegmentLib.training.stages import prompt_beyond
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,7 @@ from SPDSegmentLib.geometry.volume import Volume, read_volume
 from SPDSegmentLib.models.bundle import read_bundle
 from SPDSegmentLib.training.cases import load_case
 from SPDSegmentLib.training.config import read_training_config
-from SPDSegmentLib.training.distributed import Processes
-from SPDSegmentLib.training.loop import Loop, Phase
+from SPDSegmentLib.training.loop import Loop, Phase, Processes
 
 STEPS = {"stage1": 6, "stage1_head": 3, "stage2": 8}
 

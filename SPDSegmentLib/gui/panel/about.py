@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import ModelMissing
 from SPDSegmentLib.models.base_weights import quick_state
-from SPDSegmentLib.models.folders import resources_folder
+from SPDSegmentLib.models.storage import resources_folder
 
 from ..run.console import Console
 from ..run.task import listModels

@@ -8,8 +8,7 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from SPDSegmentLib.batch.cases import Cases
-from SPDSegmentLib.batch.identity import BatchModel, model_digest
+from SPDSegmentLib.batch.cases import BatchModel, Cases, model_digest
 from SPDSegmentLib.batch.run import BatchRun
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
 from SPDSegmentLib.errors import BadInput

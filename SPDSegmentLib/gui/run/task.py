@@ -11,8 +11,7 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import ModelMissing, SPDError
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, origin_note
-from SPDSegmentLib.models.bundle_info import BundleInfo
-from SPDSegmentLib.models.terminology import terminology_entry
+from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 
 from ..scene.centerlines import Clicks, renameClicks
 from ..scene.editor_nodes import otherRepresentation

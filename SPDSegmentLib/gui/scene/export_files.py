@@ -14,11 +14,9 @@ import vtk
 from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import BadInput, Cancelled
-from SPDSegmentLib.files import check_output, write_csv
-from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY, check_mask_output, write_labelmap
-from SPDSegmentLib.geometry.measure import measure
+from SPDSegmentLib.files import check_output, user_path, write_csv
+from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY, check_mask_output, measure, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
-from SPDSegmentLib.names import user_path
 
 from .slice_grid import SegmentContent, filledPart
 from .surfaces import SurfaceSettings, closedSurface, surfaceSettings, writeSurface
@@ -276,7 +274,7 @@ def columnTitles() -> tuple[str, ...]:
 
 
 def measureSource(source: ExportSource) -> dict[str, Any]:
-    """Return the measures of a segment, see ``geometry.measure``; rounded to what the voxels can tell.
+    """Return the measures of a segment, see ``geometry.labelmap``; rounded to what the voxels can tell.
 
     Touches no node, so it may run in a thread.
     """

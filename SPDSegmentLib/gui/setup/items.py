@@ -267,7 +267,7 @@ def _modelItem(bundle: Bundle) -> SetupItem:
 
 
 def _isOwn(folder: Path) -> bool:
-    from SPDSegmentLib.models.folders import user_models_folder
+    from SPDSegmentLib.models.storage import user_models_folder
 
     return folder.parent == user_models_folder().resolve()
 

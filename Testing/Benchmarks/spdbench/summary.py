@@ -9,8 +9,8 @@ from typing import Any
 
 from spdbench.config import ClaimSpec, DatasetSpec, MethodSpec
 from spdbench.plan import Plan
-from SPDSegmentLib.evaluation.protocol import EvaluationRow
-from SPDSegmentLib.evaluation.statistics import Difference, Estimate, corrected, difference, estimate
+from SPDSegmentLib.evaluation.cases import EvaluationRow
+from SPDSegmentLib.evaluation.report import Difference, Estimate, corrected, difference, estimate
 
 SIGNIFICANT = 0.05
 NOT_YET = "not run"

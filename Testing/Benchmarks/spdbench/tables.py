@@ -23,13 +23,16 @@ from spdbench.summary import (
 from SPDSegmentLib.evaluation.report import (
     EMPTY_MASK_POLICY,
     NOTHING,
+    Difference,
+    Estimate,
     TableLine,
+    estimate,
     figures_of,
     metrics_table,
     percent,
     table_line,
+    worst_tenth,
 )
-from SPDSegmentLib.evaluation.statistics import Difference, Estimate, estimate, worst_tenth
 
 
 def cost_table(datasets: Sequence[DatasetResult]) -> str:

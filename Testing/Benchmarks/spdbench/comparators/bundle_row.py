@@ -20,8 +20,7 @@ from scipy import ndimage
 
 from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.errors import BadInput, SPDError
-from SPDSegmentLib.evaluation.cases import EvaluationTarget
-from SPDSegmentLib.evaluation.protocol import SALIENCY_ONLY
+from SPDSegmentLib.evaluation.cases import SALIENCY_ONLY, EvaluationTarget
 from SPDSegmentLib.evaluation.run import Fates, window_of
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack

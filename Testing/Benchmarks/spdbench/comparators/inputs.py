@@ -28,11 +28,10 @@ from SPDSegmentLib.geometry.window import InputWindow, place_window
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.prompts.strategies import interpolate_clicks
-from SPDSegmentLib.training.augmentation import AugmentedView, apply_view
 from SPDSegmentLib.training.bank import EmbeddingBank
-from SPDSegmentLib.training.cases import Case, make_target
+from SPDSegmentLib.training.cases import AugmentedView, Case, apply_view, draw_view, make_target
 from SPDSegmentLib.training.config import BundleText, DataConfig, Stage2Config, TrainingConfig
-from SPDSegmentLib.training.stage1 import draw_slices, draw_view
+from SPDSegmentLib.training.stages import draw_slices
 
 
 def as_case(case: TrainingCase, inputs: InputSettings) -> Case:

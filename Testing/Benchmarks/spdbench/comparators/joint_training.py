@@ -16,12 +16,12 @@ from spdbench.comparators.own_training import TrainedRow, base_weights, changed_
 from spdbench.comparators.protocol import InputSettings, NotRun
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.models.bundle import Bundle, read_bundle, write_bundle
-from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.networks.backbones import load_state_dict
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.distributed import join_processes
+from SPDSegmentLib.training.joint import joint_bundle_info, train_joint
 from SPDSegmentLib.training.joint_cases import case_names
 from SPDSegmentLib.training.joint_config import JointConfig, SetConfig
-from SPDSegmentLib.training.joint_run import joint_bundle_info, train_joint
+from SPDSegmentLib.training.loop import join_processes
 from SPDSegmentLib.training.result import adapter_tensors, model_card
 from SPDSegmentLib.training.run import RunHooks
 

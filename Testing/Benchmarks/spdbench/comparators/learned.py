@@ -36,8 +36,8 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.inference.engine import autocast, choose_device, choose_precision
 from SPDSegmentLib.inference.session import OUTSIDE_LOGIT
-from SPDSegmentLib.networks.checkpoint import load_state_dict
-from SPDSegmentLib.networks.losses import SegmentationLossConfig, segmentation_loss
+from SPDSegmentLib.networks.backbones import load_state_dict
+from SPDSegmentLib.networks.spd import SegmentationLossConfig, segmentation_loss
 from SPDSegmentLib.training.cases import Case
 from SPDSegmentLib.training.loop import Loop, LoopProgress, Phase
 

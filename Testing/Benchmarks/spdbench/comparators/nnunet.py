@@ -30,7 +30,7 @@ from SPDSegmentLib.files import write_json, write_text
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.engine import choose_device
-from SPDSegmentLib.networks.checkpoint import save_checkpoint
+from SPDSegmentLib.networks.backbones import save_checkpoint
 
 DATASET_ID = 1
 DATASET_NAME = "Dataset001_Target"

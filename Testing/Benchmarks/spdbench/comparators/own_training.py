@@ -21,9 +21,9 @@ from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.models.base_weights import find_base_weights
 from SPDSegmentLib.models.bundle import Bundle, read_bundle
-from SPDSegmentLib.networks.checkpoint import load_state_dict
+from SPDSegmentLib.networks.backbones import load_state_dict
 from SPDSegmentLib.training.config import TrainingConfig, build_settings
-from SPDSegmentLib.training.distributed import join_processes
+from SPDSegmentLib.training.loop import join_processes
 from SPDSegmentLib.training.result import save_bundle
 from SPDSegmentLib.training.run import RunHooks, train
 

@@ -1,10 +1,18 @@
-"""Stage II, the decoder: prompts by CPD, segmentation loss and Pairwise Slice Consistency (paper, stage II).
+"""The two stages of SPD (paper), and SAM-Tuning, with which it is compared.
 
+Stage I, the anatomical prior: encoder LoRA and saliency head learn S_t = f_sal(I_t). Stage II, the decoder: prompts by
+CPD, segmentation loss and Pairwise Slice Consistency,
 L_total = mean(L_seg(M_t, G_t) + lambda_psc L_psc(M_t, M_t+1)), with the quality head's squared error beside it (ours).
+
+SAM-Tuning: encoder LoRA and decoder learn together from all raw clicks, without any prior. It takes stage I's place
+with the same number of steps and slices; the decoder alone then goes on for stage II's steps, so that the budget is
+SPD's.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,23 +20,99 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.networks.losses import consistency_of_run, segmentation_loss, soft_iou
-from SPDSegmentLib.networks.saliency_head import adjoining
-from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.networks.saliency import adjoining
+from SPDSegmentLib.networks.spd import SPDModel, consistency_of_run, dice_loss, focal_loss, segmentation_loss, soft_iou
 from SPDSegmentLib.prompts.click_tokens import pad_points
 from SPDSegmentLib.prompts.distillation import SYNTHESIZED, SlicePrompts
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts
-from SPDSegmentLib.training.augmentation import AugmentedView
 from SPDSegmentLib.training.bank import BankEntry, EmbeddingBank
-from SPDSegmentLib.training.cases import TargetMask
-from SPDSegmentLib.training.config import Stage2Config, TrainingConfig
-from SPDSegmentLib.training.distributed import Processes
-from SPDSegmentLib.training.loop import Phase
-from SPDSegmentLib.training.stage1 import saliency_losses
+from SPDSegmentLib.training.cases import AugmentedView, Case, TargetMask, apply_view, draw_view
+from SPDSegmentLib.training.config import Stage1Config, Stage2Config, TrainingConfig
+from SPDSegmentLib.training.loop import Phase, Processes
 
 MAX_DRAWS = 20
 BEYOND_SLICES = 2
+
+
+class Stage1:
+    """Draws runs of slices and computes the stage's loss.
+
+    Args:
+        cases: training cases in memory.
+    """
+
+    def __init__(self, model: SPDModel, cases: Sequence[Case], config: TrainingConfig, processes: Processes) -> None:
+        self.model = model
+        self.cases = cases
+        self.config = config
+        self.processes = processes
+
+    def phase(self) -> Phase:
+        """The stage as a phase of the training loop."""
+        stage = self.config.stage1
+        return Phase(
+            "stage1",
+            self.model.stage1_parameters(),
+            stage.steps,
+            stage.learning_rate,
+            stage.weight_decay,
+            stage.warmup,
+            self.loss,
+        )
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """Mean segmentation loss of the saliency over a fresh batch."""
+        stage = self.config.stage1
+        rng = np.random.default_rng([self.config.seed, 1, step, self.processes.rank])
+        runs = [self._draw(rng, stage) for _ in range(stage.runs_per_step)]
+        images = torch.cat([image for image, _ in runs]).to(self.processes.device)
+        target = torch.cat([mask for _, mask in runs]).to(self.processes.device)
+        with self.processes.autocast():
+            embeddings = self.model.encode(images)
+            logits = saliency_of_runs(self.model, embeddings, [len(image) for image, _ in runs])
+        return saliency_losses(logits, target, stage)
+
+    def _draw(self, rng: np.random.Generator, stage: Stage1Config) -> tuple[Tensor, Tensor]:
+        case = self.cases[int(rng.integers(len(self.cases)))]
+        target = case.targets[int(rng.integers(len(case.targets)))] if case.targets else None
+        part = draw_slices(rng, case, target, stage)
+        view = draw_view(rng, case, target, self.config)
+        return apply_view(case.images[part], view, image=True), apply_view(case.salient[part], view, image=False) > 0.5
+
+
+def draw_slices(rng: np.random.Generator, case: Case, target: TargetMask | None, stage: Stage1Config) -> slice:
+    """A run of neighboring slices, around the target or, with ``background_share`` or without any, anywhere."""
+    n = len(case.images)
+    length = min(stage.run_length, n)
+    if rng.random() < stage.background_share or target is None:
+        first = int(rng.integers(0, n - length + 1))
+    else:
+        low = max(0, target.first - stage.margin)
+        high = min(n, target.last + 1 + stage.margin)
+        first = int(np.clip(rng.integers(low, max(low + 1, high - length + 1)), 0, n - length))
+    return slice(first, first + length)
+
+
+def saliency_of_runs(model: SPDModel, embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Saliency logits of several runs of neighboring slices laid end to end, (B, 1, S, S)."""
+    if not model.saliency_head.uses_slice_context:
+        return model.saliency_logits(embeddings)
+    neighbors = [adjoining(run) for run in embeddings.split(list(lengths))]
+    previous = torch.cat([pair[0] for pair in neighbors])
+    following = torch.cat([pair[1] for pair in neighbors])
+    return model.saliency_logits(embeddings, previous, following)
+
+
+def saliency_losses(logits: Tensor, target: Tensor, stage: Stage1Config) -> dict[str, Tensor]:
+    """Named loss terms and the batch's hard Dice, for the curves."""
+    with torch.no_grad():
+        predicted = logits > 0
+        hard = 2 * (predicted & target).sum() / (predicted.sum() + target.sum()).clamp(min=1)
+        dice = dice_loss(logits, target).mean()
+        focal = focal_loss(logits, target, stage.loss.focal_gamma, stage.loss.focal_alpha).mean()
+    total = segmentation_loss(logits, target, stage.loss).mean()
+    return {"total": total, "dice_loss": dice, "focal_loss": focal, "dsc": hard}
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,3 +284,50 @@ def decoder_losses(logits: Tensor, quality: Tensor, target: Tensor, stage: Stage
     quality_error = ((quality - iou) ** 2).mean()
     total = segmentation + stage.quality_weight * quality_error
     return {"total": total, "segmentation": segmentation, "quality": quality_error, "dsc": hard}
+
+
+class PromptedStage1(Stage1):
+    """Draws runs of clicked slices and computes the segmentation loss through encoder and decoder."""
+
+    def phase(self) -> Phase:
+        """The stage as a phase of the training loop."""
+        lora = [p for name, p in self.model.image_encoder.named_parameters() if "lora_" in name]
+        return dataclasses.replace(super().phase(), parameters=lora + self.model.stage2_parameters())
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """L_seg and the quality head's error over a fresh batch of clicked slices."""
+        rng = np.random.default_rng([self.config.seed, 6, step, self.processes.rank])
+        runs = [self._draw_clicked(rng) for _ in range(self.config.stage1.runs_per_step)]
+        device = self.processes.device
+        prompts = [p.points for _, _, chosen in runs for p in chosen]
+        points, labels = pad_points(prompts, self.config.prompts.max_points)
+        with self.processes.autocast():
+            embeddings = self.model.encode(torch.cat([image for image, _, _ in runs]).to(device))
+            logits, quality = self.model.decode(
+                embeddings, torch.from_numpy(points).to(device), torch.from_numpy(labels).to(device)
+            )
+        target = torch.cat([mask for _, mask, _ in runs]).to(device)
+        return decoder_losses(logits, quality, target, self.config.stage2)
+
+    def _draw_clicked(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[SlicePrompts]]:
+        """Images and masks (R, 1, S, S) of up to ``run_length`` clicked slices that lie side by side, and clicks."""
+        length = self.config.stage1.run_length
+        cases = [case for case in self.cases if case.targets]
+        for _ in range(MAX_DRAWS):
+            case = cases[int(rng.integers(len(cases)))]
+            target = case.targets[int(rng.integers(len(case.targets)))]
+            view = draw_view(rng, case, target, self.config)
+            span = (0, len(case.images) - 1)
+            clicks = clicks_in_view(target, span, view, self.config.stage2.severities, rng)
+            if len(clicks):
+                break
+        else:
+            raise BadInput("No click of the training data lies in the network's field of view.", "Increase fov_mm.")
+        nowhere = np.zeros((len(case.images), 1, 1), dtype=np.float32)
+        maps = SaliencyMaps.from_array(nowhere, self.config.prompts.threshold)
+        prompts = [p for p in distill_prompts(maps, clicks, self.config.prompts, "raw").slices if len(p.points)]
+        first = int(rng.integers(max(1, len(prompts) - length + 1)))
+        chosen = prompts[first : first + length]
+        part = [p.slice_index for p in chosen]
+        images = apply_view(case.images[part], view, image=True)
+        return images, apply_view(target.mask[part], view, image=False) > 0.5, chosen

@@ -1,0 +1,338 @@
+"""``spdsegment train``, which goes on with stopped runs, and ``spdsegment evaluate``, on labeled cases."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from SPDSegmentLib.cli.terminal import TrainingBar, require_input, show_training
+from SPDSegmentLib.errors import BadInput, ModelCorrupt
+from SPDSegmentLib.files import check_folder
+from SPDSegmentLib.locks import FolderLock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from SPDSegmentLib.evaluation.cases import EvaluationRow
+    from SPDSegmentLib.models.bundle import Bundle
+    from SPDSegmentLib.training.config import TrainingConfig
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("train")(train)
+    app.command("evaluate")(evaluate)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="Training configuration (.toml).", show_default=False)],
+    output: Annotated[Path | None, typer.Option(help="Folder of the bundle; by default runs/<name>/bundle.")] = None,
+    run_folder: Annotated[Path | None, typer.Option(help="Checkpoints and curves; by default runs/<name>.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads, 0 for all.", min=0)] = 0,
+) -> None:
+    """Train a model. Run the same command again to go on with a stopped run.
+
+    For several GPUs: accelerate launch -m SPDSegmentLib train CONFIG.toml
+    """
+    require_input(config, "training configuration")
+    import torch
+
+    from SPDSegmentLib.models.base_weights import find_base_weights
+    from SPDSegmentLib.models.bundle import check_replaceable
+    from SPDSegmentLib.training.cases import check_cases, require_files
+    from SPDSegmentLib.training.config import read_training_config
+    from SPDSegmentLib.training.joint_config import is_joint
+    from SPDSegmentLib.training.loop import join_processes
+    from SPDSegmentLib.training.result import save_bundle
+    from SPDSegmentLib.training.run import RunHooks
+    from SPDSegmentLib.training.run import train as run_training
+
+    if is_joint(config):
+        _train_joint(config, output, run_folder, device, threads)
+        return
+    settings = read_training_config(config)
+    data_folder = (config.parent / settings.data.folder).resolve()
+    if not data_folder.is_dir():
+        raise BadInput(f"The data folder {data_folder} does not exist.", f"Correct folder in [data] of {config}.")
+    if threads:
+        torch.set_num_threads(threads)
+    run_folder = run_folder or Path("runs") / settings.bundle.name
+    check_folder(run_folder, "run folder")
+    target = output or run_folder / "bundle"
+    check_replaceable(target)
+    _check_description(settings, config)
+    every = [*settings.data.train, *settings.data.validation]
+    require_files(data_folder, every, settings.data)
+    weights = None if settings.network.backbone == "tiny_random" else find_base_weights(settings.network.backbone)
+    stage1_state = _adapter_of(settings.initialize_from, config.parent)
+    processes = join_processes(device)
+    stop = threading.Event()
+    with show_training(processes.is_main) as bar, _interrupt_sets(stop, bar):
+        hooks = RunHooks(bar.advance, stop.is_set, bar.say)
+        if processes.is_main:
+            notes = check_cases(
+                data_folder,
+                settings.data.validation,
+                settings.data,
+                lambda done, total: bar.advance("checking validation", done, total, None, {}),
+            )
+            for note in notes:
+                bar.say(note)
+        model = run_training(settings, data_folder, run_folder, weights, processes, hooks, stage1_state)
+    if processes.is_main:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        bundle = save_bundle(model, settings, config.name, target)
+        typer.echo(f"Bundle: {bundle.folder}")
+        _draw_curves(run_folder)
+        typer.echo(f"Measure it: spdsegment evaluate {config} --model {bundle.folder}")
+
+
+def _train_joint(config: Path, output: Path | None, run_folder: Path | None, device: str, threads: int) -> None:
+    """Train one click-conditioned model on several data sets."""
+    import torch
+
+    from SPDSegmentLib.models.base_weights import find_base_weights
+    from SPDSegmentLib.models.bundle import check_replaceable
+    from SPDSegmentLib.training.joint import joint_bundle_info, save_joint_bundle, train_joint
+    from SPDSegmentLib.training.joint_config import read_joint_config
+    from SPDSegmentLib.training.loop import join_processes
+    from SPDSegmentLib.training.run import RunHooks
+
+    settings = read_joint_config(config)
+    if threads:
+        torch.set_num_threads(threads)
+    run_folder = run_folder or Path("runs") / settings.bundle.name
+    check_folder(run_folder, "run folder")
+    target = output or run_folder / "bundle"
+    check_replaceable(target)
+    try:
+        joint_bundle_info(settings, config.name, config.parent)
+    except ModelCorrupt as error:
+        raise BadInput(f"No bundle can be made of {config}: {error.message}", "Correct it there.") from error
+    weights = None if settings.network.backbone == "tiny_random" else find_base_weights(settings.network.backbone)
+    start = _adapter_of(settings.initialize_from, config.parent)
+    stop = threading.Event()
+    processes = join_processes(device)
+    with show_training(processes.is_main) as bar, _interrupt_sets(stop, bar):
+        hooks = RunHooks(bar.advance, stop.is_set, bar.say)
+        model = train_joint(settings, config.parent, run_folder, weights, processes, hooks, start)
+    if processes.is_main:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        bundle = save_joint_bundle(model, settings, config.name, config.parent, target)
+        typer.echo(f"Bundle: {bundle.folder}")
+        _draw_curves(run_folder)
+
+
+def _draw_curves(run_folder: Path) -> None:
+    from SPDSegmentLib.training.result import plot_curves
+
+    try:
+        curves = plot_curves(run_folder)
+    except (ImportError, OSError, BadInput) as error:
+        typer.echo(f"Note: the curves in {run_folder} were not drawn: {error}.", err=True)
+        return
+    if curves is not None:
+        typer.echo(f"Curves: {curves}")
+
+
+def _check_description(settings: TrainingConfig, config: Path) -> None:
+    """What could not be written into a bundle is refused before the training and not after it."""
+    from SPDSegmentLib.training.result import bundle_info
+
+    if len(settings.bundle.color) != 3:
+        raise BadInput(f"The color in [bundle] of {config} has not three parts.", "Give red, green and blue, 0 to 1.")
+    try:
+        bundle_info(settings, config.name, {})
+    except ModelCorrupt as error:
+        raise BadInput(f"No bundle can be made of {config}: {error.message}", "Correct it there.") from error
+
+
+def _adapter_of(name: str, folder: Path) -> dict[str, Tensor] | None:
+    """The adapter of the bundle that a configuration starts from: a folder beside the file, or a known name."""
+    if not name:
+        return None
+    from SPDSegmentLib.models.bundle import find_bundle
+    from SPDSegmentLib.networks.backbones import load_state_dict
+
+    beside = folder / name
+    bundle = find_bundle(beside if beside.exists() else name)
+    return load_state_dict(bundle.adapter_path)
+
+
+class _interrupt_sets:  # noqa: N801
+    """Within the block the first Ctrl+C asks to stop after the current step; the second one stops at once."""
+
+    def __init__(self, event: threading.Event, bar: TrainingBar) -> None:
+        self.event = event
+        self.bar = bar
+
+    def __enter__(self) -> None:
+        self.previous = signal.getsignal(signal.SIGINT)
+
+        def handle(number: int, frame: object) -> None:
+            self.event.set()
+            self.bar.say("Stopping after this step; press Ctrl+C again to stop at once.")
+            signal.signal(signal.SIGINT, self.previous)
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handle)
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.previous)
+
+
+def evaluate(
+    config: Annotated[
+        Path, typer.Argument(help="Configuration (.toml) whose [data] names the cases.", show_default=False)
+    ],
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help="Model, or MODEL:METHOD; repeat to compare. The first is ours.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables.")] = Path("evaluation"),
+    split: Annotated[str, typer.Option(help="validation or train.")] = "validation",
+    severity: Annotated[str, typer.Option(help="Comma-separated noise severities.")] = "clean,mild,clinic,severe",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: consensus, local, raw, interpolated, sampled, saliency-only, shuffled. "
+            "For models given without a method."
+        ),
+    ] = "consensus",
+    seeds: Annotated[int, typer.Option(help="Click sets per target and severity.", min=1)] = 3,
+    first_seed: Annotated[int, typer.Option(help="Seeds count from here.")] = 1000,
+    limit: Annotated[int, typer.Option(help="At most this many cases, evenly picked; 0 for all.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Write the figures into the first model's description and card.")
+    ] = False,
+) -> None:
+    """Measure models on labeled volumes: table, CSV, JSON and figure."""
+    require_input(config, "configuration")
+    check_folder(output, "output folder")
+    if split not in ("validation", "train"):
+        raise BadInput(f"Unknown split '{split}'.", "Choose validation or train.")
+    from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationConfig, load_targets
+    from SPDSegmentLib.evaluation.report import check_reports, markdown_table, write_reports
+    from SPDSegmentLib.evaluation.run import evaluate as run_evaluation
+    from SPDSegmentLib.inference.predictor import Predictor
+    from SPDSegmentLib.models.bundle import check_replaceable, find_bundle
+    from SPDSegmentLib.training.config import read_training_config
+
+    settings = read_training_config(config)
+    data = settings.data
+    folder = (config.parent / data.folder).resolve()
+    cases = _pick(data.validation if split == "validation" else data.train, limit)
+    if not cases:
+        raise BadInput(f"{config} names no {split} case.", f"List some in [data] {split}.")
+    jobs = _jobs(model, methods)
+    bundles = {name: find_bundle(name) for name in dict.fromkeys(name for name, _ in jobs)}
+    if update_card:
+        check_replaceable(next(iter(bundles.values())).folder)
+    labels = _labels(bundles)
+    severities = tuple(severity.split(","))
+    protocols = {
+        name: EvaluationConfig(severities, seeds, tuple(method for job, method in jobs if job == name), first_seed)
+        for name in bundles
+    }
+    files = CaseFiles(folder, data.image, data.label, data.targets, data.plane, data.patient_pattern)
+    rows: list[EvaluationRow] = []
+    with _output_folder(output), show_training(True) as bar:
+        check_reports(output)
+        targets = load_targets(files, cases, bar.say)
+        cases = list(dict.fromkeys(target.case for target in targets))
+        for name, bundle in bundles.items():
+            protocol = protocols[name]
+            predictor = Predictor.load(bundle, device)
+            total = len(targets) * len(severities) * seeds * len(protocol.methods)
+            for done, row in enumerate(run_evaluation(predictor, targets, protocol, labels[name]), start=1):
+                rows.append(row)
+                bar.advance(f"evaluating {labels[name]}", done, total, None, {"dsc": row.dsc or 0.0})
+        command = shlex.join(["spdsegment", *sys.argv[1:]])
+        write_reports(output, rows, _context(command, cases, bundles, seeds, first_seed))
+    typer.echo(markdown_table(rows))
+    typer.echo(f"\nWritten to {output}: rows.csv, summary.json, table.md, severity.png")
+    if update_card:
+        name, first = next(iter(bundles.items()))
+        _update(first, [row for row in rows if row.bundle == labels[name]], cases, command)
+
+
+@contextlib.contextmanager
+def _output_folder(folder: Path) -> Iterator[None]:
+    """The folder for the tables, kept from other evaluations; one that was made for nothing is removed."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FolderLock(folder, "evaluation"):
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _jobs(models: list[str], methods: str) -> list[tuple[str, str]]:
+    """(model, method) pairs; ``NAME:METHOD`` names one, ``NAME`` takes all of ``--methods``."""
+    from SPDSegmentLib.evaluation.cases import METHODS
+
+    jobs = []
+    for text in models:
+        name, colon, method = text.rpartition(":")
+        if colon and method in METHODS:
+            jobs.append((name, method))
+        else:
+            jobs += [(text, m) for m in methods.split(",")]
+    return jobs
+
+
+def _labels(bundles: dict[str, Bundle]) -> dict[str, str]:
+    """What each model is called in the tables: its own name, or as it was given where two have the same name."""
+    own = [bundle.info.name for bundle in bundles.values()]
+    return {name: name if own.count(bundle.info.name) > 1 else bundle.info.name for name, bundle in bundles.items()}
+
+
+def _pick(cases: tuple[str, ...], limit: int) -> list[str]:
+    if limit == 0 or limit >= len(cases):
+        return list(cases)
+    return [cases[i * len(cases) // limit] for i in range(limit)]
+
+
+def _context(command: str, cases: list[str], bundles: dict[str, Bundle], seeds: int, first_seed: int) -> dict[str, Any]:
+    """What a reader needs to repeat the measurement."""
+    import torch
+
+    from SPDSegmentLib import __version__
+    from SPDSegmentLib.prompts.noise import NOISE_VERSION
+
+    return {
+        "command": command,
+        "library_version": __version__,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "noise_version": NOISE_VERSION,
+        "seeds": list(range(first_seed, first_seed + seeds)),
+        "cases": cases,
+        "bundles": {name: bundle.info.adapter_sha256 for name, bundle in bundles.items()},
+    }
+
+
+def _update(bundle: Bundle, rows: list[EvaluationRow], cases: list[str], command: str) -> None:
+    from SPDSegmentLib.evaluation.report import markdown_table, summarize
+    from SPDSegmentLib.models.bundle import write_bundle
+    from SPDSegmentLib.networks.backbones import load_state_dict
+    from SPDSegmentLib.training.result import model_card
+
+    metrics = {"cases": len(cases), "summary": summarize(rows), "table": markdown_table(rows), "command": command}
+    info = dataclasses.replace(bundle.info, metrics=metrics)
+    write_bundle(bundle.folder, info, load_state_dict(bundle.adapter_path), model_card(info))
