@@ -19,17 +19,7 @@ from SPDSegmentLib.geometry.markups import Markup, insist_on, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY
-from SPDSegmentLib.prompts.fates import (
-    BORROWED,
-    EMPTY,
-    INSISTED,
-    KEPT,
-    OUTSIDE,
-    REJECTED,
-    SYNTHESIZED,
-    best_fates,
-    is_doubtful,
-)
+from SPDSegmentLib.prompts.fates import Fate, SliceStatus, best_fates, is_doubtful
 from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
 from SPDSegmentLib.worker.messages import Segmented, SliceReady
 from SPDSegmentLib.worker.payloads import unpack_mask
@@ -38,8 +28,8 @@ if TYPE_CHECKING:
     from SPDSegmentLib.worker.client import Request
 
 _COUNTED = {
-    KEPT: "clicks_kept", INSISTED: "clicks_insisted", BORROWED: "clicks_borrowed", REJECTED: "clicks_rejected",
-    OUTSIDE: "clicks_outside", SYNTHESIZED: "points_synthesized",
+    Fate.KEPT: "clicks_kept", Fate.INSISTED: "clicks_insisted", Fate.BORROWED: "clicks_borrowed",
+    Fate.REJECTED_OWN_SLICE: "clicks_rejected", Fate.OUTSIDE: "clicks_outside", Fate.SYNTHESIZED: "points_synthesized",
 }  # fmt: skip
 _numbers = itertools.count(1)
 
@@ -199,7 +189,11 @@ class CaseSegmenter:
 def _figures(mask: np.ndarray, stack: SliceStack, slices: dict[int, SliceReady]) -> dict[str, Any]:
     box, start = _cropped(mask)
     found = measure(box, start, stack)
-    qualities = [ready.quality for ready in slices.values() if ready.quality is not None and ready.status != EMPTY]
+    qualities = [
+        ready.quality
+        for ready in slices.values()
+        if ready.quality is not None and ready.status is not SliceStatus.EMPTY
+    ]
     return {
         "volume_ml": round(found.volume_ml, 3),
         "length_mm": round(found.length_mm, 1),

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
+
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.slices import SliceStack
-    from SPDSegmentLib.inference.results import PointResult, SegmentationResult
+    from SPDSegmentLib.inference.results import SegmentationResult
 
 MAX_PANELS = 12
 COLUMNS = 4
@@ -39,11 +41,11 @@ class _Mark:
 
 
 _MARKS = {
-    "kept": _Mark("kept", "#4cd97b", "o", 26),
-    "insisted": _Mark("insisted on", "#b2ff59", "s", 26),
-    "borrowed": _Mark("borrowed from a neighboring slice", "#4fc3f7", "o", 26, filled=False),
-    "synthesized": _Mark("synthesized", "#ffd54f", "D", 26, filled=False),
-    "rejected_own_slice": _Mark("rejected", "#ff5c5c", "x", 34),
+    Fate.KEPT: _Mark("kept", "#4cd97b", "o", 26),
+    Fate.INSISTED: _Mark("insisted on", "#b2ff59", "s", 26),
+    Fate.BORROWED: _Mark("borrowed from a neighboring slice", "#4fc3f7", "o", 26, filled=False),
+    Fate.SYNTHESIZED: _Mark("synthesized", "#ffd54f", "D", 26, filled=False),
+    Fate.REJECTED_OWN_SLICE: _Mark("rejected", "#ff5c5c", "x", 34),
 }
 
 
@@ -128,7 +130,7 @@ def write_preview(
     figure.savefig(path, facecolor=BACKGROUND, format="png")
 
 
-def choose_slices(mask: np.ndarray, points: Iterable[PointResult], limit: int = MAX_PANELS) -> list[int]:
+def choose_slices(mask: np.ndarray, points: Iterable[PointFate], limit: int = MAX_PANELS) -> list[int]:
     """Slices to show: those with mask or points, evenly thinned out to ``limit``; the middle one where there are none.
 
     Args:
@@ -142,7 +144,7 @@ def choose_slices(mask: np.ndarray, points: Iterable[PointResult], limit: int = 
     return [ordered[round(i)] for i in np.linspace(0, len(ordered) - 1, limit)]
 
 
-def crop_box(mask: np.ndarray, points: Iterable[PointResult], pixel_mm: tuple[float, float]) -> CropBox:
+def crop_box(mask: np.ndarray, points: Iterable[PointFate], pixel_mm: tuple[float, float]) -> CropBox:
     """The box round mask (T, H, W) and points with a margin, as near to a square in millimeters as the slice allows."""
     rows, columns = np.nonzero(mask.any(axis=0))
     xy = np.array([point.xy for point in points], dtype=float).reshape(-1, 2)
@@ -212,7 +214,7 @@ def _draw_slice(
         )  # fmt: skip
 
 
-def _draw_points(axes: Any, points: Iterable[PointResult], pixel_mm: tuple[float, float]) -> None:
+def _draw_points(axes: Any, points: Iterable[PointFate], pixel_mm: tuple[float, float]) -> None:
     for point in points:
         mark = _MARKS[point.fate]
         x, y = point.xy[0] * pixel_mm[1], point.xy[1] * pixel_mm[0]
@@ -228,7 +230,7 @@ def _draw_points(axes: Any, points: Iterable[PointResult], pixel_mm: tuple[float
 
 
 def _caption(axes: Any, slice_number: int, status: str) -> None:
-    note = f"  {status}" if status in ("synthesized", "abstained", "locked") else ""
+    note = f"  {status}" if status in (SliceStatus.SYNTHESIZED, SliceStatus.ABSTAINED, SliceStatus.LOCKED) else ""
     axes.set_title(f"slice {slice_number}{note}", color=QUIET, fontsize=8, pad=3, loc="left")
 
 
@@ -258,7 +260,7 @@ def _title(figure: Any, stack: SliceStack, mask: np.ndarray, text: PreviewText, 
     figure.text(0.012, 1 - 0.34 / height, detail, color=QUIET, fontsize=8, va="top")
 
 
-def _legend(figure: Any, points: Iterable[PointResult], color: tuple[float, float, float], height: float) -> None:
+def _legend(figure: Any, points: Iterable[PointFate], color: tuple[float, float, float], height: float) -> None:
     from matplotlib.lines import Line2D
 
     counts = Counter(point.fate for point in points)

@@ -28,12 +28,12 @@ from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.predictor import Predictor
-from SPDSegmentLib.inference.results import PointResult
 from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.prompts.fates import Fate, PointFate
 from SPDSegmentLib.prompts.strategies import rests_on_distillation
 
 KEPT_JUDGMENTS = 256
-Fates = Mapping[int, PointResult]
+Fates = Mapping[int, PointFate]
 Segment = Callable[[EvaluationTarget, Clicks], tuple[np.ndarray, Fates | None]]
 """A system: from a target's slices and clicks to its mask (T, H, W) bool, and the fates of the clicks if it judges
 them."""
@@ -175,7 +175,7 @@ def verdict_shares(
     seen = ((place >= 0) & (place < size)).all(axis=1)
     right = np.zeros(len(place), dtype=bool)
     right[seen] = mask_thw[tuple(place[seen].T)]
-    kept = np.array([n in fates and fates[n].fate in ("kept", "insisted") for n in range(len(place))], dtype=bool)
+    kept = np.array([n in fates and fates[n].fate in (Fate.KEPT, Fate.INSISTED) for n in range(len(place))], dtype=bool)
 
     def share(of: np.ndarray, among: np.ndarray) -> float | None:
         return round(float(of[among].mean()), 4) if among.any() else None

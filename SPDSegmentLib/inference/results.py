@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib.errors import Cancelled
-from SPDSegmentLib.prompts.distillation import OUTSIDE, REJECTED_NEIGHBOR, SUPPORTED, Distillation
+from SPDSegmentLib.prompts.distillation import Distillation
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.prompts.strategies import NEAREST_REASON, rests_on_distillation
 
-LOCKED = "locked"
 UNREMARKABLE_SLICES, UNREMARKABLE_SHARE = 3, 0.25
 """A mask may go on past the outermost click by so many slices, or this share of the clicks' extent, without a note."""
 
@@ -44,40 +44,17 @@ class SliceResult:
         slice_index: position in the stack.
         mask: (H, W) bool.
         quality: predicted IoU in [0, 1]; 0 where nothing was segmented.
-        status: ``supported``, ``synthesized``, ``abstained``, ``empty`` or ``locked``.
     """
 
     slice_index: int
     mask: np.ndarray
     quality: float
-    status: str
+    status: SliceStatus
 
     @functools.cached_property
     def pixels(self) -> int:
         """Pixels of the mask."""
         return int(np.count_nonzero(self.mask))
-
-
-@dataclass(frozen=True)
-class PointResult:
-    """The fate of one point in one slice, in the slice's own pixels.
-
-    Attributes:
-        click: index of the click among those given, -1 for a synthesized point.
-        click_id: its control point id, empty for a synthesized point.
-        fate: ``kept``, ``insisted``, ``rejected_own_slice``, ``rejected_neighbor``, ``borrowed``, ``synthesized`` or
-            ``outside``.
-        xy: (column, row).
-        from_slice: slice that the click was made on.
-    """
-
-    click: int
-    click_id: str
-    slice_index: int
-    fate: str
-    xy: tuple[float, float]
-    from_slice: int
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +70,7 @@ class SegmentationResult:
     """
 
     slices: list[SliceResult]
-    fates: list[PointResult]
+    fates: list[PointFate]
     recomputed: list[int]
     encoded: int
     seconds: float
@@ -108,13 +85,9 @@ class SegmentationResult:
         """The slices' masks as one, (T, H, W) bool."""
         return np.stack([s.mask for s in self.slices])
 
-    def click_fates(self) -> dict[int, PointResult]:
+    def click_fates(self) -> dict[int, PointFate]:
         """For every click the decision about its own slice."""
-        own: dict[int, PointResult] = {}
-        for fate in self.fates:
-            if fate.click >= 0 and (fate.fate == OUTSIDE or fate.slice_index == fate.from_slice):
-                own[fate.click] = fate
-        return own
+        return {fate.click: fate for fate in self.fates if fate.is_own}
 
     def report(self) -> dict[str, Any]:
         """JSON-ready summary: model, counts, every slice that is not empty, every decision about a point."""
@@ -136,7 +109,7 @@ class SegmentationResult:
                     "pixels": s.pixels,
                 }
                 for s in self.slices
-                if s.pixels or s.status not in ("empty", "abstained")
+                if s.pixels or s.status not in (SliceStatus.EMPTY, SliceStatus.ABSTAINED)
             ],
             "points": [
                 {
@@ -149,14 +122,14 @@ class SegmentationResult:
                     "reason": f.reason,
                 }
                 for f in self.fates
-                if f.fate != REJECTED_NEIGHBOR
+                if f.fate is not Fate.REJECTED_NEIGHBOR
             ],
         }
 
 
 def note_unsupported(distillation: Distillation, strategy: str) -> list[str]:
     """What the user should know where the consensus rests on no click."""
-    if not rests_on_distillation(strategy) or any(p.status == SUPPORTED for p in distillation.slices):
+    if not rests_on_distillation(strategy) or any(p.status is SliceStatus.SUPPORTED for p in distillation.slices):
         return []
     if any(fate.reason == NEAREST_REASON for fate in distillation.fates):
         return ["The model supports no click; what lies nearest to all of them was segmented. Check that it is right."]
@@ -167,16 +140,18 @@ def note_beyond(clicked: np.ndarray, results: Iterable[SliceResult]) -> list[str
     """What the user should know where the mask was followed far past the first or the last click."""
     first, last = int(clicked.min()), int(clicked.max())
     allowed = max(UNREMARKABLE_SLICES, UNREMARKABLE_SHARE * (last - first))
-    past = ((max(first - r.slice_index, r.slice_index - last), r) for r in results if r.status != LOCKED)
+    past = (
+        (max(first - r.slice_index, r.slice_index - last), r) for r in results if r.status is not SliceStatus.LOCKED
+    )
     beyond = max((slices for slices, r in past if slices > allowed and r.pixels), default=0)
     if not beyond:
         return []
     return [f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends."]
 
 
-def note_outside(fates: Iterable[PointResult]) -> list[str]:
+def note_outside(fates: Iterable[PointFate]) -> list[str]:
     """What the user should know of clicks that could not be used."""
-    outside = [f.click_id or str(f.click) for f in fates if f.fate == OUTSIDE]
+    outside = [f.click_id or str(f.click) for f in fates if f.fate is Fate.OUTSIDE]
     if not outside:
         return []
     names = ", ".join(outside[:5]) + (", ..." if len(outside) > 5 else "")

@@ -19,11 +19,9 @@ from SPDSegmentLib.inference.device_slices import MasksOnTheWay
 from SPDSegmentLib.inference.engine import ModelOnDevice, require_numbers
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import (
-    LOCKED,
     Call,
     OnProgress,
     OnSlice,
-    PointResult,
     SegmentationResult,
     SliceResult,
     note_beyond,
@@ -33,7 +31,8 @@ from SPDSegmentLib.inference.results import (
 from SPDSegmentLib.models.bundle import list_bundles
 from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY
-from SPDSegmentLib.prompts.distillation import EMPTY, OUTSIDE, SUPPORTED, Distillation, SlicePrompts, consensus_of_slice
+from SPDSegmentLib.prompts.distillation import Distillation, SlicePrompts, consensus_of_slice
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts, rests_on_distillation
 
@@ -126,7 +125,7 @@ class Session:
         self._set_locked(locked or {})
         network_clicks, seen = self._network_clicks(clicks, inside)
         center = int(np.median(clicks.slice_index[inside])) if first_slice is None else first_slice
-        fates: list[PointResult] = []
+        fates: list[PointFate] = []
         saliency_only = saliency_only or prompts == SALIENCY_ONLY
         strategy = SALIENCY_ONLY if saliency_only else prompts
         if self._strategy != strategy:
@@ -145,7 +144,7 @@ class Session:
             notes += note_outside(fates) + note_unsupported(distillation, prompts)
             results = {t: result for t, (_, result) in self._slices.items()}
             notes += note_beyond(clicks.slice_index[inside], results.values())
-        slices = [results.get(t) or self._blank(t, EMPTY) for t in range(self.stack.n_slices)]
+        slices = [results.get(t) or self._blank(t, SliceStatus.EMPTY) for t in range(self.stack.n_slices)]
         doubts = self._doubts(clicks, fates, slices) if rests_on_distillation(strategy) else []
         return SegmentationResult(
             slices,
@@ -194,12 +193,12 @@ class Session:
         restored: np.ndarray = self._features.window.restore(saliency[None], 0.0)[0]
         return restored
 
-    def _doubts(self, clicks: Clicks, fates: Sequence[PointResult], slices: Sequence[SliceResult]) -> list[str]:
+    def _doubts(self, clicks: Clicks, fates: Sequence[PointFate], slices: Sequence[SliceResult]) -> list[str]:
         """Sentences on why image or result are not of the kind that the model knows."""
         info = self.predictor.info
         if info is None:
             return []
-        own = [f.fate for f in fates if f.click >= 0 and (f.fate == OUTSIDE or f.slice_index == f.from_slice)]
+        own = [f.fate for f in fates if f.is_own]
         within = clicks.slice_index[~clicks.outside]
         seen = (self._window, int(within.min()), int(within.max()))
         if self._image_doubts is None or self._image_doubts[0] != seen:
@@ -300,11 +299,12 @@ class Session:
         for p in prompts:
             t = p.slice_index
             known = self._slices.get(t)
+            was_locked = known is not None and known[1].status is SliceStatus.LOCKED
             if t in self._locked:
-                if known is None or known[1].status != LOCKED or not np.array_equal(known[1].mask, self._locked[t]):
+                if not (was_locked and known is not None and np.array_equal(known[1].mask, self._locked[t])):
                     changed.add(t)
-                    self._keep(p, SliceResult(t, self._locked[t], 1.0, LOCKED), call)
-            elif known is None or known[1].status == LOCKED or not p.same_as(known[0]) or self._heard_other(p):
+                    self._keep(p, SliceResult(t, self._locked[t], 1.0, SliceStatus.LOCKED), call)
+            elif known is None or was_locked or not p.same_as(known[0]) or self._heard_other(p):
                 if len(p.points):
                     to_decode.append(p)
                     changed.add(t)
@@ -339,7 +339,7 @@ class Session:
         self._outdated.discard(t)
         self._slices[t] = (prompts, result)
         self._told[t] = self._features.told(t)
-        if had_mask or result.pixels or result.status == SUPPORTED:
+        if had_mask or result.pixels or result.status is SliceStatus.SUPPORTED:
             call.on_slice(result)
 
     def _heard_other(self, prompts: SlicePrompts) -> bool:
@@ -347,7 +347,7 @@ class Session:
         t = prompts.slice_index
         return bool(len(prompts.points)) and self._told[t] != self._features.told(t)
 
-    def _blank(self, t: int, status: str) -> SliceResult:
+    def _blank(self, t: int, status: SliceStatus) -> SliceResult:
         return SliceResult(t, self._nothing, 0.0, status)
 
     def _saliency_masks(self, call: Call, center: int) -> dict[int, SliceResult]:
@@ -362,24 +362,22 @@ class Session:
                 saliency = self.saliency(t)
                 mask = saliency > self.predictor.prompts.threshold
                 quality = float(saliency[mask].mean()) if mask.any() else 0.0
-                results[t] = SliceResult(t, mask, quality, "saliency" if mask.any() else EMPTY)
+                results[t] = SliceResult(t, mask, quality, SliceStatus.SALIENCY if mask.any() else SliceStatus.EMPTY)
                 self._outdated = self._outdated | {t} if mask.any() else self._outdated - {t}
                 call.on_slice(results[t])
         return results
 
-    def _point_results(self, clicks: Clicks, seen: np.ndarray, distillation: Distillation) -> list[PointResult]:
-        results = []
+    def _point_results(self, clicks: Clicks, seen: np.ndarray, distillation: Distillation) -> list[PointFate]:
         places = self._features.window.to_slice(np.array([fate.xy for fate in distillation.fates]).reshape(-1, 2))
+        results = []
         for fate, (column, row) in zip(distillation.fates, places.tolist(), strict=True):
             click = int(seen[fate.click]) if fate.click >= 0 else -1
-            click_id = clicks.ids[click] if click >= 0 else ""
-            xy = (column, row)
-            results.append(PointResult(click, click_id, fate.slice_index, fate.fate, xy, fate.from_slice, fate.reason))
-        for click in np.setdiff1d(np.arange(len(clicks.slice_index)), seen):
-            t = int(clicks.slice_index[click])
+            name = clicks.ids[click] if click >= 0 else ""
+            results.append(dataclasses.replace(fate, click=click, xy=(column, row), click_id=name))
+        for click in np.setdiff1d(np.arange(len(clicks.slice_index)), seen).tolist():
+            t, (column, row) = int(clicks.slice_index[click]), clicks.xy[click].tolist()
             reason = "Outside the volume." if clicks.outside[click] else "Outside the model's field of view."
-            xy = (float(clicks.xy[click][0]), float(clicks.xy[click][1]))
-            results.append(PointResult(int(click), clicks.ids[click], t, OUTSIDE, xy, t, reason))
+            results.append(PointFate(click, t, Fate.OUTSIDE, (column, row), t, reason, clicks.ids[click]))
         return results
 
 

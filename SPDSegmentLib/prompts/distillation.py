@@ -22,40 +22,8 @@ import numpy as np
 
 from SPDSegmentLib.prompts.config import PromptConfig
 from SPDSegmentLib.prompts.evidence import believed
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
-
-KEPT = "kept"
-INSISTED = "insisted"
-REJECTED_OWN_SLICE = "rejected_own_slice"
-REJECTED_NEIGHBOR = "rejected_neighbor"
-BORROWED = "borrowed"
-SYNTHESIZED = "synthesized"
-OUTSIDE = "outside"
-
-SUPPORTED = "supported"
-ABSTAINED = "abstained"
-EMPTY = "empty"
-
-
-@dataclass(frozen=True)
-class PointFate:
-    """What became of one point in one slice.
-
-    Attributes:
-        click: index of the click, -1 for a synthesized point.
-        slice_index: the slice that the decision is about.
-        fate: one of the constants of this module.
-        xy: (column, row) in network pixels.
-        from_slice: the slice that the click was made on.
-        reason: short English text for the user.
-    """
-
-    click: int
-    slice_index: int
-    fate: str
-    xy: tuple[float, float]
-    from_slice: int
-    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +33,13 @@ class SlicePrompts:
     Attributes:
         points: (M, 2) (column, row) in network pixels, all positive.
         sources: (M,) index of the click, -1 for a synthesized point.
-        status: ``supported``, ``synthesized``, ``abstained`` (salient or not, nothing vouches for it) or ``empty``.
+        status: one that CPD gives, ``SUPPORTED`` to ``EMPTY``.
     """
 
     slice_index: int
     points: np.ndarray
     sources: np.ndarray
-    status: str
+    status: SliceStatus
 
     def same_as(self, other: SlicePrompts | None) -> bool:
         """Whether decoding would get exactly the same input."""
@@ -142,22 +110,24 @@ def consensus(
         chosen, stray = chosen[(labels == main) | word], chosen[(labels != main) & ~word]
     mine, supported, taken = (set(part.tolist()) for part in (own, local, chosen))
     kept = sorted(supported & taken)
-    fates = [_fate(clicks, p, t, INSISTED, "You insist on it.") for p in kept if clicks.insisted[p]]
+    fates = [_fate(clicks, p, t, Fate.INSISTED, "You insist on it.") for p in kept if clicks.insisted[p]]
     fates += [
-        _fate(clicks, p, t, KEPT, "The saliency of its slice supports it.") for p in kept if not clicks.insisted[p]
+        _fate(clicks, p, t, Fate.KEPT, "The saliency of its slice supports it.") for p in kept if not clicks.insisted[p]
     ]
     fates += [
-        _fate(clicks, p, t, REJECTED_OWN_SLICE, "Its slice shows no sign of the structure there.")
+        _fate(clicks, p, t, Fate.REJECTED_OWN_SLICE, "Its slice shows no sign of the structure there.")
         for p in sorted(mine - supported)
     ]
     strayed = set(stray.tolist())
     fates += [
-        _fate(clicks, p, t, REJECTED_OWN_SLICE, "Most clicks around it lie in another part of the slice.")
+        _fate(clicks, p, t, Fate.REJECTED_OWN_SLICE, "Most clicks around it lie in another part of the slice.")
         for p in sorted(mine & strayed)
     ]
-    fates += [_fate(clicks, p, t, BORROWED, "Both slices support it.") for p in sorted(set(context.tolist()) & taken)]
     fates += [
-        _fate(clicks, p, t, REJECTED_NEIGHBOR, "Supported in its own slice, not in this one.")
+        _fate(clicks, p, t, Fate.BORROWED, "Both slices support it.") for p in sorted(set(context.tolist()) & taken)
+    ]
+    fates += [
+        _fate(clicks, p, t, Fate.REJECTED_NEIGHBOR, "Supported in its own slice, not in this one.")
         for p in sorted(set(refused.tolist()) | (strayed - mine))
     ]
     return chosen, fates
@@ -201,10 +171,10 @@ def supported_prompts(
     points = clicks.xy[chosen]
     word = clicks.insisted[chosen] & (clicks.slice_index[chosen] == t)
     kept = thin_out(points, saliency.at(t, points), config.min_distance_px, config.max_points, word)
-    return SlicePrompts(t, points[kept], chosen[kept], SUPPORTED)
+    return SlicePrompts(t, points[kept], chosen[kept], SliceStatus.SUPPORTED)
 
 
-def empty_prompts(t: int, status: str) -> SlicePrompts:
+def empty_prompts(t: int, status: SliceStatus) -> SlicePrompts:
     """The prompts of a slice that gets none."""
     return SlicePrompts(t, np.empty((0, 2)), np.empty(0, int), status)
 
@@ -216,7 +186,7 @@ def _dominant(labels: np.ndarray, saliency: np.ndarray) -> int:
     return int(candidates[max(range(len(candidates)), key=score.__getitem__)])
 
 
-def _fate(clicks: SliceClicks, click: int, t: int, fate: str, reason: str) -> PointFate:
+def _fate(clicks: SliceClicks, click: int, t: int, fate: Fate, reason: str) -> PointFate:
     column, row = clicks.xy[click]
     return PointFate(int(click), t, fate, (float(column), float(row)), int(clicks.slice_index[click]), reason)
 

@@ -29,19 +29,14 @@ from scipy.spatial import KDTree
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.distillation import (
-    ABSTAINED,
-    EMPTY,
-    KEPT,
-    SUPPORTED,
-    SYNTHESIZED,
     Distillation,
-    PointFate,
     SlicePrompts,
     consensus_of_slices,
     empty_prompts,
     supported_prompts,
     thin_out,
 )
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks, deepest_point
 
 MIDDLE_REASON = "No click supports this slice; the point is the middle of what its saliency shows."
@@ -91,7 +86,7 @@ def distill_prompts(
         if saliency.is_salient(t):
             labels = range(1, int(saliency.components(t).max()) + 1)
             points = np.stack([saliency.deepest_point(t, label) for label in labels])
-            supported[t] = SlicePrompts(t, points, np.full(len(points), -1), SUPPORTED)
+            supported[t] = SlicePrompts(t, points, np.full(len(points), -1), SliceStatus.SUPPORTED)
     others, synthesized = fill_unsupported(saliency, supported, clicks, config)
     prompts = supported | others
     return Distillation(tuple(prompts[t] for t in range(saliency.n_slices)), tuple(fates + synthesized))
@@ -120,18 +115,18 @@ def _raw(saliency: SaliencyMaps, clicks: SliceClicks, config: PromptConfig, inte
         if len(own):
             slices.append(supported_prompts(saliency, t, clicks, own, config))
             fates += [
-                PointFate(int(p), t, KEPT, (float(clicks.xy[p][0]), float(clicks.xy[p][1])), t, "Used as it is.")
+                PointFate(int(p), t, Fate.KEPT, (float(clicks.xy[p][0]), float(clicks.xy[p][1])), t, "Used as it is.")
                 for p in own
             ]
         elif t in between:
-            slices.append(SlicePrompts(t, between[t], np.array([-1]), SYNTHESIZED))
+            slices.append(SlicePrompts(t, between[t], np.array([-1]), SliceStatus.SYNTHESIZED))
             fates.append(
                 PointFate(
-                    -1, t, SYNTHESIZED, (float(between[t][0, 0]), float(between[t][0, 1])), t, "On the centerline."
+                    -1, t, Fate.SYNTHESIZED, (float(between[t][0, 0]), float(between[t][0, 1])), t, "On the centerline."
                 )
             )
         else:
-            slices.append(empty_prompts(t, EMPTY))
+            slices.append(empty_prompts(t, SliceStatus.EMPTY))
     return Distillation(tuple(slices), tuple(fates))
 
 
@@ -142,14 +137,15 @@ def _sampled(saliency: SaliencyMaps, config: PromptConfig) -> Distillation:
     for t in range(saliency.n_slices):
         rows, columns = np.nonzero(saliency.components(t))
         if len(rows) == 0:
-            slices.append(empty_prompts(t, EMPTY))
+            slices.append(empty_prompts(t, SliceStatus.EMPTY))
             continue
         step = max(1, len(rows) // 500)
         points = np.stack((columns, rows), axis=1)[::step].astype(float)
         kept = thin_out(points, saliency.at(t, points), config.min_distance_px, config.max_points or 10)
-        slices.append(SlicePrompts(t, points[kept], np.full(len(kept), -1), SYNTHESIZED))
+        slices.append(SlicePrompts(t, points[kept], np.full(len(kept), -1), SliceStatus.SYNTHESIZED))
         fates += [
-            PointFate(-1, t, SYNTHESIZED, (float(x), float(y)), t, "From the saliency alone.") for x, y in points[kept]
+            PointFate(-1, t, Fate.SYNTHESIZED, (float(x), float(y)), t, "From the saliency alone.")
+            for x, y in points[kept]
         ]
     return Distillation(tuple(slices), tuple(fates))
 
@@ -172,16 +168,16 @@ def fill_unsupported(
         chosen = _choose_regions(saliency, supported, clicks, (before, after), range(first, last), config)
         for t in range(first, last):
             if t not in chosen:
-                prompts[t] = empty_prompts(t, ABSTAINED)
+                prompts[t] = empty_prompts(t, SliceStatus.ABSTAINED)
                 continue
-            prompts[t] = SlicePrompts(t, deepest_point(chosen[t])[None], np.array([-1]), SYNTHESIZED)
+            prompts[t] = SlicePrompts(t, deepest_point(chosen[t])[None], np.array([-1]), SliceStatus.SYNTHESIZED)
             fates.append(_synthesized_fate(prompts[t], MIDDLE_REASON))
     return prompts, fates
 
 
 def _synthesized_fate(prompts: SlicePrompts, reason: str) -> PointFate:
-    column, row = prompts.points[0]
-    return PointFate(-1, prompts.slice_index, SYNTHESIZED, (float(column), float(row)), prompts.slice_index, reason)
+    t, (column, row) = prompts.slice_index, prompts.points[0].tolist()
+    return PointFate(-1, t, Fate.SYNTHESIZED, (column, row), t, reason)
 
 
 def _nearest_start(saliency: SaliencyMaps, clicks: SliceClicks) -> SlicePrompts | None:
@@ -206,7 +202,7 @@ def _nearest_start(saliency: SaliencyMaps, clicks: SliceClicks) -> SlicePrompts 
         return None
     t, row, column = (int(index) for index in start)
     label = int(saliency.components(t)[row, column])
-    return SlicePrompts(t, saliency.deepest_point(t, label)[None], np.array([-1]), SYNTHESIZED)
+    return SlicePrompts(t, saliency.deepest_point(t, label)[None], np.array([-1]), SliceStatus.SYNTHESIZED)
 
 
 def centerline_at(before: SlicePrompts | None, after: SlicePrompts | None, t: int) -> np.ndarray:

@@ -23,7 +23,8 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.networks.saliency import adjoining
 from SPDSegmentLib.networks.spd import SPDModel, consistency_of_run, dice_loss, focal_loss, segmentation_loss, soft_iou
 from SPDSegmentLib.prompts.click_tokens import pad_points
-from SPDSegmentLib.prompts.distillation import SYNTHESIZED, SlicePrompts
+from SPDSegmentLib.prompts.distillation import SlicePrompts
+from SPDSegmentLib.prompts.fates import SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts
 from SPDSegmentLib.training.bank import BankEntry, EmbeddingBank
@@ -270,7 +271,7 @@ def prompt_beyond(prompts: list[SlicePrompts], share: float, rng: np.random.Gene
         for t in range(end + direction, end + (BEYOND_SLICES + 1) * direction, direction):
             if 0 <= t < len(prompts) and rng.random() < share:
                 point = points[int(rng.integers(len(points)))]
-                extended[t] = SlicePrompts(t, point[None], np.array([-1]), SYNTHESIZED)
+                extended[t] = SlicePrompts(t, point[None], np.array([-1]), SliceStatus.SYNTHESIZED)
     return extended
 
 

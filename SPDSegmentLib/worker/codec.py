@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import numpy as np
@@ -167,6 +168,8 @@ def _check_scalar(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if hint is int and type(value) is int and abs(value) <= MAX_INTEGER:
         return value
+    if isinstance(hint, type) and issubclass(hint, StrEnum) and isinstance(value, str) and value in set(hint):
+        return hint(value)
     if hint is str and isinstance(value, str) and len(value) <= MAX_TEXT:
         return value
     if (hint is bool and isinstance(value, bool)) or (hint is type(None) and value is None):

@@ -6,8 +6,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,10 +25,11 @@ from SPDSegmentLib.errors import (
     out_of_memory,
 )
 from SPDSegmentLib.geometry.limits import check_room_for_torch, free_memory_bytes
+from SPDSegmentLib.prompts.fates import PointFate
 
 from . import messages as m
 from .codec import json_ready
-from .payloads import Fate, PointGroup, pack_fates, pack_mask, restore_markups, unpack_masks
+from .payloads import PointGroup, pack_fates, pack_mask, restore_markups, unpack_masks
 from .protocol import ContentError
 from .volumes import OpenedVolume, VolumeCache
 
@@ -260,7 +262,7 @@ class RequestHandler:
             request.request_id,
             request.volume_id,
             recomputed,
-            *pack_fates(_fates(result.fates, stack)),
+            *pack_fates(_placed(result.fates, stack)),
             seconds=float(result.seconds),
             device=str(result.device),
             report=json_ready(result.report()),
@@ -361,26 +363,12 @@ def _slice_ready(request: m.Segment, result: Any, stack: SliceStack) -> m.SliceR
         packed.box,
         packed.bits,
         quality,
-        str(result.status),
+        result.status,
     )
 
 
-def _fates(fates: Iterable[Any], stack: SliceStack) -> list[Fate]:
-    listed = list(fates)
-    if not listed:
-        return []
-    xy = np.array([fate.xy for fate in listed], dtype=float).reshape(-1, 2)
-    ras = np.asarray(stack.to_ras(np.array([fate.slice_index for fate in listed], dtype=float), xy))
-    return [
-        Fate(
-            int(fate.click),
-            str(fate.click_id or ""),
-            int(fate.slice_index),
-            str(fate.fate),
-            (x, y),
-            (r, a, s),
-            None if fate.from_slice is None else int(fate.from_slice),
-            str(fate.reason or ""),
-        )
-        for fate, (x, y), (r, a, s) in zip(listed, xy.tolist(), ras.tolist(), strict=True)
-    ]
+def _placed(fates: Sequence[PointFate], stack: SliceStack) -> list[PointFate]:
+    """The fates with their places in millimeters."""
+    xy = np.array([fate.xy for fate in fates], dtype=float).reshape(-1, 2)
+    ras = np.asarray(stack.to_ras(np.array([fate.slice_index for fate in fates], dtype=float), xy))
+    return [replace(fate, position_ras=(r, a, s)) for fate, (r, a, s) in zip(fates, ras.tolist(), strict=True)]

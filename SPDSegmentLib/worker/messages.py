@@ -12,13 +12,15 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from SPDSegmentLib.prompts.fates import PointFate, SliceStatus
+
 from .codec import ArrayOf
-from .payloads import Fate, PackedMask, PointGroup, check_fates, check_packed, unpack_fates
+from .payloads import PackedMask, PointGroup, check_fates, check_packed, unpack_fates
 
 NO_REQUEST = 0
 
-FateNumbers = Annotated[np.ndarray, ArrayOf("<i4", (None, 6))]
-FatePlaces = Annotated[np.ndarray, ArrayOf("<f8", (None, 5))]
+FateNumbers = Annotated[np.ndarray, ArrayOf("<i4", (None, 5))]
+FatePlaces = Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ class SliceReady:
     box: tuple[int, int, int, int]
     bits: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
     quality: float | None
-    status: str
+    status: SliceStatus
 
     def __post_init__(self) -> None:
         check_packed(self.packed)
@@ -243,7 +245,7 @@ class Segmented:
         check_fates(self.fate_numbers, self.fate_places, self.fate_texts)
 
     @functools.cached_property
-    def fates(self) -> tuple[Fate, ...]:
+    def fates(self) -> tuple[PointFate, ...]:
         """The fate of every click, and the synthesized points."""
         return unpack_fates(self.fate_numbers, self.fate_places, self.fate_texts)
 

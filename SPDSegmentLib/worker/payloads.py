@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.prompts.fates import Fate, PointFate
 
 from .protocol import ContentError
 
@@ -117,72 +118,45 @@ def unpack_masks(table: np.ndarray, bits: np.ndarray, shape: tuple[int, int]) ->
     return masks
 
 
-NOWHERE = -1
-
-
-@dataclass(frozen=True)
-class Fate:
-    """What became of one point on one slice.
-
-    Attributes:
-        click: index of the click, -1 for a synthesized point.
-        click_id: control point id, empty for a synthesized point.
-        slice_index: the slice for which this was decided.
-        fate: kept, insisted, rejected_own_slice, rejected_neighbor, borrowed, synthesized or outside.
-        xy: (column, row) in pixels of the slice.
-        position_ras: the same place in millimeters.
-        from_slice: the slice a borrowed point came from, else None.
-        reason: short English text, may be empty.
-    """
-
-    click: int
-    click_id: str
-    slice_index: int
-    fate: str
-    xy: tuple[float, float]
-    position_ras: tuple[float, float, float]
-    from_slice: int | None
-    reason: str
-
-
-def pack_fates(fates: Sequence[Fate]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return the columns of fates.
+def pack_fates(fates: Sequence[PointFate]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return the columns of fates, without what only the predictor's side needs.
 
     Returns:
-        numbers: (N, 6) int32: click, id, slice index, fate, from slice (-1 for none), reason; texts as indexes.
-        places: (N, 5) float64: column, row, R, A, S.
+        numbers: (N, 5) int32: click, id, slice index, fate, reason; texts as indexes.
+        places: (N, 3) float64: R, A, S.
         texts: every text once.
     """
     texts: dict[str, int] = {}
-    numbers = np.empty((len(fates), 6), dtype="<i4")
-    places = np.empty((len(fates), 5), dtype="<f8")
+    numbers = np.empty((len(fates), 5), dtype="<i4")
     for row, fate in enumerate(fates):
-        name, what, why = (texts.setdefault(t, len(texts)) for t in (fate.click_id, fate.fate, fate.reason))
-        origin = NOWHERE if fate.from_slice is None else fate.from_slice
-        numbers[row] = (fate.click, name, fate.slice_index, what, origin, why)
-        places[row] = (*fate.xy, *fate.position_ras)
-    return numbers, places, tuple(texts)
+        name, what, why = (texts.setdefault(str(t), len(texts)) for t in (fate.click_id, fate.fate, fate.reason))
+        numbers[row] = (fate.click, name, fate.slice_index, what, why)
+    return numbers, np.array([fate.position_ras for fate in fates], dtype="<f8").reshape(-1, 3), tuple(texts)
 
 
-def unpack_fates(numbers: np.ndarray, places: np.ndarray, texts: Sequence[str]) -> tuple[Fate, ...]:
+def unpack_fates(numbers: np.ndarray, places: np.ndarray, texts: Sequence[str]) -> tuple[PointFate, ...]:
     """Return the fates of columns, the inverse of :func:`pack_fates`.
 
     Raises:
-        ContentError: columns of different lengths or a text that is not there.
+        ContentError: columns of different lengths, a text that is not there or no fate.
     """
     check_fates(numbers, places, texts)
     return tuple(
-        Fate(click, texts[name], t, texts[what], (x, y), (r, a, s), None if origin == NOWHERE else origin, texts[why])
-        for (click, name, t, what, origin, why), (x, y, r, a, s) in zip(numbers.tolist(), places.tolist(), strict=True)
+        PointFate(click, t, Fate(texts[what]), reason=texts[why], click_id=texts[name], position_ras=(r, a, s))
+        for (click, name, t, what, why), (r, a, s) in zip(numbers.tolist(), places.tolist(), strict=True)
     )
 
 
 def check_fates(numbers: np.ndarray, places: np.ndarray, texts: Sequence[str]) -> None:
-    """Raise ContentError for columns of different lengths or a text that is not there."""
+    """Raise ContentError for columns of different lengths, a text that is not there or no fate."""
     if len(numbers) != len(places):
         raise ContentError("The columns of the fates differ in length.")
-    if len(numbers) and not (numbers[:, [1, 3, 5]].min() >= 0 and numbers[:, [1, 3, 5]].max() < len(texts)):
+    if not len(numbers):
+        return
+    if not (numbers[:, [1, 3, 4]].min() >= 0 and numbers[:, [1, 3, 4]].max() < len(texts)):
         raise ContentError("A text of the fates is missing.")
+    if unknown := {texts[what] for what in set(numbers[:, 3].tolist())} - set(Fate):
+        raise ContentError(f"The fate {min(unknown)[:40]!r} of a point is unknown.")
 
 
 @dataclass(frozen=True)

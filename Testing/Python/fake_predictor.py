@@ -23,6 +23,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from SPDSegmentLib.errors import Cancelled, ModelCorrupt, ModelMissing, OutOfMemory  # noqa: E402
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus  # noqa: E402
 
 REACH = 2
 RADIUS_PX = 4.0
@@ -71,24 +72,13 @@ class FakeSlice:
     slice_index: int
     mask: np.ndarray
     quality: float
-    status: str
-
-
-@dataclass
-class FakeFate:
-    click: int
-    click_id: str
-    slice_index: int
-    fate: str
-    xy: tuple[float, float]
-    from_slice: int | None
-    reason: str
+    status: SliceStatus
 
 
 @dataclass
 class FakeResult:
     slices: list[FakeSlice]
-    fates: list[FakeFate]
+    fates: list[PointFate]
     recomputed: list[int]
     seconds: float = 0.0
     device: str = "fake"
@@ -200,17 +190,20 @@ class FakeSession:
         radius: float,
     ) -> FakeSlice:
         if locked and t in locked:
-            return FakeSlice(t, locked[t], 1.0, "locked")
+            return FakeSlice(t, locked[t], 1.0, SliceStatus.LOCKED)
         rows, columns = np.ogrid[: shape[0], : shape[1]]
         mask = np.zeros(shape, dtype=bool)
         for x, y in near[t]:
             mask |= (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
-        return FakeSlice(t, mask, 0.9 if near[t] else float("nan"), "supported" if near[t] else "abstained")
+        status = SliceStatus.SUPPORTED if near[t] else SliceStatus.ABSTAINED
+        return FakeSlice(t, mask, 0.9 if near[t] else float("nan"), status)
 
     @staticmethod
-    def _fates(clicks: Any) -> list[FakeFate]:
+    def _fates(clicks: Any) -> list[PointFate]:
         return [
-            FakeFate(n, clicks.ids[n], int(t), "outside" if out else "kept", (float(x), float(y)), int(t), "")
+            PointFate(
+                n, int(t), Fate.OUTSIDE if out else Fate.KEPT, (float(x), float(y)), int(t), click_id=clicks.ids[n]
+            )
             for n, (t, (x, y), out) in enumerate(zip(clicks.slice_index, clicks.xy, clicks.outside, strict=True))
         ]
 

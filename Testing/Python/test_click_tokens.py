@@ -6,6 +6,7 @@ import numpy as np
 
 from SPDSegmentLib.prompts.click_tokens import NEIGHBOR_TOKENS, OWN_TOKENS, TokenKind, click_tokens, tokens_of_prompts
 from SPDSegmentLib.prompts.distillation import SlicePrompts
+from SPDSegmentLib.prompts.fates import SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 
 
@@ -62,7 +63,9 @@ def test_what_a_slice_is_told_changes_only_near_a_changed_click() -> None:
 
 
 def test_prompts_become_tokens_that_know_where_they_come_from() -> None:
-    prompts = [SlicePrompts(3, np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), np.array([0, 1, -1]), "supported")]
+    prompts = [
+        SlicePrompts(3, np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), np.array([0, 1, -1]), SliceStatus.SUPPORTED)
+    ]
     tokens = tokens_of_prompts(prompts, clicks((3, 1, 2), (5, 3, 4)), 10.0, 4)
     assert tokens.kind[0, :3].tolist() == [TokenKind.OWN, TokenKind.AFTER, TokenKind.INTERPOLATED]
     assert tokens.valid[0].tolist() == [True, True, True, False]

@@ -12,17 +12,11 @@ from hypothesis import strategies as st
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.prompts.config import PromptConfig
 from SPDSegmentLib.prompts.distillation import (
-    ABSTAINED,
-    BORROWED,
-    KEPT,
-    REJECTED_NEIGHBOR,
-    REJECTED_OWN_SLICE,
-    SUPPORTED,
-    SYNTHESIZED,
     context_enrichment,
     local_validation,
     thin_out,
 )
+from SPDSegmentLib.prompts.fates import Fate, SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts, interpolate_clicks
 
@@ -73,10 +67,10 @@ def test_every_click_has_a_fate_and_the_reasons_differ() -> None:
     saliency = maps_of(square(10, 10), square(12, 10), square(25, 25))
     clicks = clicks_at((0, 10, 10), (0, 30, 2), (1, 12, 10))
     fates = {(f.click, f.slice_index): f.fate for f in distill_prompts(saliency, clicks, PAPER).fates}
-    assert fates[0, 0] == KEPT
-    assert fates[1, 0] == REJECTED_OWN_SLICE
-    assert fates[2, 0] == BORROWED
-    assert fates[0, 2] == REJECTED_NEIGHBOR
+    assert fates[0, 0] == Fate.KEPT
+    assert fates[1, 0] == Fate.REJECTED_OWN_SLICE
+    assert fates[2, 0] == Fate.BORROWED
+    assert fates[0, 2] == Fate.REJECTED_NEIGHBOR
 
 
 def test_a_salient_slice_without_support_gets_one_point_in_the_component_that_connects() -> None:
@@ -84,7 +78,7 @@ def test_a_salient_slice_without_support_gets_one_point_in_the_component_that_co
     saliency = maps_of(*[both] * 6)
     clicks = clicks_at((0, 8, 8))
     slices = distill_prompts(saliency, clicks, OURS).slices
-    assert slices[5].status == SYNTHESIZED
+    assert slices[5].status == SliceStatus.SYNTHESIZED
     assert np.allclose(slices[5].points, [[8, 8]])
 
 
@@ -92,7 +86,7 @@ def test_a_slice_without_any_saliency_abstains_and_stops_the_way_outward() -> No
     nothing = np.zeros((SIZE, SIZE), np.float32)
     saliency = maps_of(*[square(8, 8)] * 4, nothing, square(8, 8))
     slices = distill_prompts(saliency, clicks_at((0, 8, 8)), OURS).slices
-    assert [s.status for s in slices[3:]] == [SYNTHESIZED, ABSTAINED, ABSTAINED]
+    assert [s.status for s in slices[3:]] == [SliceStatus.SYNTHESIZED, SliceStatus.ABSTAINED, SliceStatus.ABSTAINED]
 
 
 def test_a_weakly_salient_slice_connects_only_above_the_lower_threshold() -> None:
@@ -100,9 +94,9 @@ def test_a_weakly_salient_slice_connects_only_above_the_lower_threshold() -> Non
     saliency, clicks = maps_of(square(10, 10), weak, square(10, 10)), clicks_at((0, 10, 10))
     config = dataclasses.replace(OURS, n_neighbors=0)
     strict = distill_prompts(saliency, clicks, config).slices
-    assert [p.status for p in strict] == [SUPPORTED, ABSTAINED, ABSTAINED]
+    assert [p.status for p in strict] == [SliceStatus.SUPPORTED, SliceStatus.ABSTAINED, SliceStatus.ABSTAINED]
     patient = distill_prompts(saliency, clicks, dataclasses.replace(config, follow_threshold=0.2)).slices
-    assert [p.status for p in patient] == [SUPPORTED, SYNTHESIZED, SYNTHESIZED]
+    assert [p.status for p in patient] == [SliceStatus.SUPPORTED, SliceStatus.SYNTHESIZED, SliceStatus.SYNTHESIZED]
     assert patient[1].points.tolist() == [[10.0, 10.0]]
 
 
@@ -120,14 +114,14 @@ def test_between_two_supported_slices_a_gap_is_bridged_along_the_centerline() ->
     saliency = maps_of(square(4, 8, 2), far, square(22, 8, 2))
     config = dataclasses.replace(OURS, n_neighbors=0)
     slices = distill_prompts(saliency, clicks_at((0, 4, 8), (2, 22, 8)), config).slices
-    assert slices[1].status == SYNTHESIZED
+    assert slices[1].status == SliceStatus.SYNTHESIZED
     assert np.allclose(slices[1].points, [[13, 8]])
 
 
 def test_with_the_policy_off_unsupported_slices_stay_empty() -> None:
     saliency = maps_of(*[square(8, 8)] * 6)
     slices = distill_prompts(saliency, clicks_at((0, 8, 8)), PAPER).slices
-    assert [s.status for s in slices] == [SUPPORTED] * 3 + [ABSTAINED] * 3
+    assert [s.status for s in slices] == [SliceStatus.SUPPORTED] * 3 + [SliceStatus.ABSTAINED] * 3
 
 
 def test_a_speck_beside_one_click_loses_against_the_object_that_runs_along_all() -> None:
@@ -135,7 +129,7 @@ def test_a_speck_beside_one_click_loses_against_the_object_that_runs_along_all()
     slices[5] = np.maximum(slices[5], square(17, 26, 1))
     clicks = clicks_at((1, 16, 10), (3, 10, 16), (4, 15, 13), (5, 17, 24), (7, 16, 8))
     result = distill_prompts(maps_of(*slices), clicks, OURS)
-    assert [s.status for s in result.slices] == [SYNTHESIZED] * 8
+    assert [s.status for s in result.slices] == [SliceStatus.SYNTHESIZED] * 8
     assert all(np.allclose(s.points, [[10, 10]]) for s in result.slices)
 
 
@@ -159,18 +153,18 @@ def test_objects_connect_where_components_of_neighboring_slices_overlap() -> Non
 def test_where_no_click_is_supported_the_salient_region_nearest_to_one_is_the_start() -> None:
     both = np.maximum(square(8, 8), square(24, 24, 3))
     result = distill_prompts(maps_of(*[both] * 4), clicks_at((1, 14, 8), (2, 2, 30)), OURS)
-    assert [s.status for s in result.slices] == [SYNTHESIZED] * 4
+    assert [s.status for s in result.slices] == [SliceStatus.SYNTHESIZED] * 4
     assert all(np.allclose(s.points, [[8, 8]]) for s in result.slices)
     assert any("No click is supported anywhere" in f.reason for f in result.fates)
     far = maps_of(*[square(4, 4, 2)] * 4)
-    assert {s.status for s in distill_prompts(far, clicks_at((1, 30, 30)), OURS).slices} == {ABSTAINED}
+    assert {s.status for s in distill_prompts(far, clicks_at((1, 30, 30)), OURS).slices} == {SliceStatus.ABSTAINED}
 
 
 def test_a_stray_click_in_another_component_is_outvoted() -> None:
     both = np.maximum(square(8, 8), square(24, 24))
     result = distill_prompts(maps_of(both), clicks_at((0, 8, 8), (0, 9, 9), (0, 24, 24)), OURS)
     assert {int(s) for s in result.slices[0].sources} <= {0, 1}
-    assert [f.fate for f in result.fates if f.click == 2] == [REJECTED_OWN_SLICE]
+    assert [f.fate for f in result.fates if f.click == 2] == [Fate.REJECTED_OWN_SLICE]
 
 
 def test_raw_prompts_take_every_click_and_interpolated_ones_fill_the_gaps_between_them() -> None:
@@ -254,7 +248,7 @@ def test_a_moved_click_changes_nothing_beyond_its_reach(seed: int, config: Promp
     after = distill_prompts(maps, SliceClicks(index, xy), config).slices
     n = config.n_neighbors
     near = {t for place in (clicks.slice_index[moved], index[moved]) for t in range(place - n, place + n + 1)}
-    steady = [t for t in range(len(saliency)) if t not in near and before[t].status == SUPPORTED]
+    steady = [t for t in range(len(saliency)) if t not in near and before[t].status == SliceStatus.SUPPORTED]
     low = max([t for t in steady if t < min(near)], default=-1)
     high = min([t for t in steady if t > max(near)], default=len(saliency))
     for a, b in zip(before, after, strict=True):

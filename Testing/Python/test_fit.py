@@ -17,9 +17,9 @@ from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
-from SPDSegmentLib.inference.results import PointResult
 from SPDSegmentLib.models.bundle_info import BundleInfo, parse_info, read_info
 from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
+from SPDSegmentLib.prompts.fates import Fate, PointFate
 
 SHIPPED = Path(__file__).resolve().parents[2] / "Resources" / "Models"
 KIDNEY, ESOPHAGUS, HIPPOCAMPUS = (
@@ -154,5 +154,5 @@ def test_an_evaluation_counts_right_clicks_rejected_and_wrong_clicks_kept() -> N
     xy = np.array([[1.0, 1.0], [1, 1], [6, 6], [6, 6], [30, 1]])
     clicks = Clicks(np.array([0, 1, 2, 3, 3]), xy, np.zeros(5, bool), tuple("abcde"))
     words = ("kept", "rejected_own_slice", "kept", "rejected_own_slice", "outside")
-    fates = {n: PointResult(n, "", 0, word, (0.0, 0.0), 0, "") for n, word in enumerate(words)}
+    fates = {n: PointFate(n, 0, Fate(word)) for n, word in enumerate(words)}
     assert verdict_shares(mask, clicks, fates) == (0.4, 0.5, 0.3333)

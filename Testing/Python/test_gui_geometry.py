@@ -228,7 +228,7 @@ def test_a_curve_of_three_points_counts_between_its_points_too(host: Any) -> Non
     job = segment(host, module)
     assert job.error is None, job.error
     assert filled_slices(mask_of(module)) == list(range(12))
-    assert len({fate.clickId for fate in job.writer.record.fates if fate.clickId}) >= 3
+    assert len({fate.click_id for fate in job.writer.record.fates if fate.click_id}) >= 3
 
 
 def test_clicks_all_outside_are_refused_with_a_reason(host: Any) -> None:

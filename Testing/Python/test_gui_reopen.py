@@ -23,6 +23,8 @@ from gui_helpers import (
     use_fake,
 )
 
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
+
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
 
@@ -114,15 +116,16 @@ def test_a_record_of_an_earlier_version_has_no_anchor() -> None:
 
 
 def test_records_read_from_one_text_are_independent() -> None:
-    from SPDSegmentLib.gui.scene.write_record import ClickFate, SliceInfo, WriteRecord
+    from SPDSegmentLib.gui.scene.write_record import SliceInfo, WriteRecord
 
-    text = WriteRecord({3: "abc"}, {4}, {3: SliceInfo(0.9, "supported")}, model="kidney").toJson()
+    info = {3: SliceInfo(0.9, SliceStatus.SUPPORTED)}
+    text = WriteRecord({3: "abc"}, {4}, dict(info), model="kidney").toJson()
     record = WriteRecord.fromJson(text)
     record.owned.add(7)
     record.written[5] = "def"
     record.info.clear()
-    record.fates.append(ClickFate("1", "kept", 3, (0.0, 0.0, 0.0)))
-    assert WriteRecord.fromJson(text) == WriteRecord({3: "abc"}, {4}, {3: SliceInfo(0.9, "supported")}, model="kidney")
+    record.fates.append(PointFate(0, 3, Fate.KEPT, click_id="1", position_ras=(0.0, 0.0, 0.0)))
+    assert WriteRecord.fromJson(text) == WriteRecord({3: "abc"}, {4}, info, model="kidney")
 
 
 def test_a_scene_with_a_deleted_branch_still_opens(host: Any, tmp_path: Path) -> None:

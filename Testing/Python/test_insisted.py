@@ -15,8 +15,8 @@ from SPDSegmentLib.geometry.markups import ControlPoint, Markup, insist_on, read
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.config import PromptConfig
-from SPDSegmentLib.prompts.distillation import INSISTED
 from SPDSegmentLib.prompts.evidence import raise_at
+from SPDSegmentLib.prompts.fates import Fate
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts
 from SPDSegmentLib.worker.payloads import flatten_markups, restore_markups
@@ -78,8 +78,8 @@ def test_a_click_in_silence_prompts_its_slice_beside_those_that_are_supported() 
     assert sorted(found.slices[1].sources.tolist()) == [0, 1, 2]
     assert [fate.fate for fate in sorted(found.fates, key=lambda f: f.click) if fate.slice_index == 1] == [
         "kept",
-        INSISTED,
-        INSISTED,
+        Fate.INSISTED,
+        Fate.INSISTED,
         "rejected_own_slice",
     ]
 

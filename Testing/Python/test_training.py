@@ -14,7 +14,8 @@ from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationConfig, load_tar
 from SPDSegmentLib.evaluation.run import evaluate
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.prompts.distillation import ABSTAINED, SUPPORTED, SlicePrompts
+from SPDSegmentLib.prompts.distillation import SlicePrompts
+from SPDSegmentLib.prompts.fates import SliceStatus
 from SPDSegmentLib.training.cases import apply_view, random_view
 from SPDSegmentLib.training.config import AugmentationConfig, read_training_config
 from SPDSegmentLib.training.loop import Processes, schedule
@@ -119,9 +120,9 @@ def test_a_prior_cannot_be_asked_of_sam_tuning(data: Path) -> None:
 
 def test_slices_just_beyond_the_prompted_ones_get_their_neighbors_point() -> None:
     nothing = np.empty((0, 2)), np.empty(0, int)
-    prompts = [SlicePrompts(t, *nothing, ABSTAINED) for t in range(8)]
-    prompts[3] = SlicePrompts(3, np.array([[5.0, 6.0]]), np.array([0]), SUPPORTED)
-    prompts[4] = SlicePrompts(4, np.array([[7.0, 8.0]]), np.array([1]), SUPPORTED)
+    prompts = [SlicePrompts(t, *nothing, SliceStatus.ABSTAINED) for t in range(8)]
+    prompts[3] = SlicePrompts(3, np.array([[5.0, 6.0]]), np.array([0]), SliceStatus.SUPPORTED)
+    prompts[4] = SlicePrompts(4, np.array([[7.0, 8.0]]), np.array([1]), SliceStatus.SUPPORTED)
     extended = prompt_beyond(prompts, 1.0, np.random.default_rng(0))
     assert [p.points.tolist() for p in extended] == [[], *[[[5.0, 6.0]]] * 3, *[[[7.0, 8.0]]] * 3, []]
     assert prompt_beyond(prompts, 0.0, np.random.default_rng(0)) == prompts

@@ -15,11 +15,11 @@ from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.codec import decode_message, encode_message, json_ready
 from SPDSegmentLib.worker.handler import to_error
 from SPDSegmentLib.worker.payloads import (
-    Fate,
     PackedMask,
     PointGroup,
     flatten_markups,
@@ -37,9 +37,9 @@ GROUPS = (PointGroup("line", "Curve", 2), PointGroup("points", "Fiducial", 1))
 POINTS = np.arange(9.0).reshape(3, 3)
 IDS = ("1", "2", "ünï")
 FATES = (
-    Fate(0, "1", 4, "kept", (1.5, 2.0), (0.0, -1.0, 3.25), None, ""),
-    Fate(-1, "", 5, "synthesized", (0.0, 0.0), (1.0, 1.0, 1.0), None, "no click survived"),
-    Fate(1, "2", 6, "borrowed", (9.0, 8.0), (4.0, 4.0, 4.0), 4, ""),
+    PointFate(0, 4, Fate.KEPT, click_id="1", position_ras=(0.0, -1.0, 3.25)),
+    PointFate(-1, 5, Fate.SYNTHESIZED, reason="no click survived", position_ras=(1.0, 1.0, 1.0)),
+    PointFate(1, 6, Fate.BORROWED, click_id="2", position_ras=(4.0, 4.0, 4.0)),
 )
 MASK = pack_mask(np.eye(6, 9, k=1, dtype=bool))
 BITS = np.array([1, 2, 3], np.uint8)
@@ -58,7 +58,7 @@ SAMPLES: list[Any] = [
     m.ModelLoaded(2),
     m.VolumeOpened(3),
     m.Progress(4, "encoding", 1, 10, None),
-    m.SliceReady(4, "v", 2, MASK.shape, MASK.box, MASK.bits, 0.5, "supported"),
+    m.SliceReady(4, "v", 2, MASK.shape, MASK.box, MASK.bits, 0.5, SliceStatus.SUPPORTED),
     m.Segmented(4, "v", (2, 3), *pack_fates(FATES), seconds=0.1, device="cpu", report={"a": [1, None, {"b": "c"}]}),
     m.SaliencyReady(6, "v", 0, np.ones((2, 3), np.float32)),
     m.StatusReply(7, 4, ("v",), (m.Device("cuda:0", "GPU", 1), m.Device("cpu", "CPU", None))),
@@ -165,12 +165,14 @@ def test_fates_are_the_same_after_packing() -> None:
     assert unpack_fates(*pack_fates(())) == ()
 
 
-def test_fates_with_missing_texts_are_refused() -> None:
+def test_fates_with_missing_or_unknown_texts_are_refused() -> None:
     numbers, places, texts = pack_fates(FATES)
     with pytest.raises(ContentError):
         unpack_fates(numbers, places, texts[:1])
     with pytest.raises(ContentError):
         unpack_fates(numbers, places[:1], texts)
+    with pytest.raises(ContentError, match="'odd'"):
+        unpack_fates(numbers, places, ["odd" if text == "kept" else text for text in texts])
 
 
 def test_reports_become_plain_json() -> None:

@@ -19,11 +19,12 @@ import numpy as np
 from fake_predictor import load_fake
 
 from SPDSegmentLib import errors
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, WorkerClient
 from SPDSegmentLib.worker.codec import decode_message, encode_message
 from SPDSegmentLib.worker.commands import WorkerCommand
-from SPDSegmentLib.worker.payloads import Fate, PointGroup, pack_fates, pack_mask
+from SPDSegmentLib.worker.payloads import PointGroup, pack_fates, pack_mask
 from SPDSegmentLib.worker.pipes import Outbox
 from SPDSegmentLib.worker.protocol import HEADER_BYTES, MAGIC, PROTOCOL_VERSION, FrameParser, decode_frame
 from SPDSegmentLib.worker.server import Server, ServerConfig
@@ -48,14 +49,14 @@ REQUESTS: list[Any] = [
     m.Cancel(4),
     m.Status(7),
 ]
-FATES = pack_fates((Fate(0, "1", 1, "kept", (1.0, 2.0), (3.0, 4.0, 5.0), None, "why"),))
+FATES = pack_fates((PointFate(0, 1, Fate.KEPT, reason="why", click_id="1", position_ras=(3.0, 4.0, 5.0)),))
 MASK = pack_mask(np.eye(8, dtype=bool))
 EVENTS: list[Any] = [
     m.HelloReply(2, "0.1", 1),
     m.ModelLoaded(3),
     m.VolumeOpened(4),
     m.Progress(1, "decoding", 1, 3, 0.5),
-    m.SliceReady(1, "volume", 1, MASK.shape, MASK.box, MASK.bits, 0.5, "supported"),
+    m.SliceReady(1, "volume", 1, MASK.shape, MASK.box, MASK.bits, 0.5, SliceStatus.SUPPORTED),
     m.Segmented(1, "volume", (1,), *FATES, seconds=0.1, device="cpu", report={}),
     m.Failed(1, "BadInput", "What."),
 ]

@@ -11,14 +11,14 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.geometry.markups import ControlPoint
-from SPDSegmentLib.prompts.fates import BORROWED, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
+from SPDSegmentLib.prompts.fates import Fate, PointFate
 
 from ..scene.centerlines import Clicks, clickEvents, clickName, dragEvents, indexOf, setIncluded, snapshotClicks
 from ..scene.events import idleTimer
 from ..scene.state import ModuleState
 from ..scene.views import jumpTo
 from ..scene.volumes import nodeById
-from ..scene.write_record import ClickFate, Position, WriteRecord
+from ..scene.write_record import Position, WriteRecord
 from .overlays import COLORS, FateMarks
 
 MAX_ROWS = 2000
@@ -99,7 +99,7 @@ class ClicksSection(VTKObservationMixin):
         """Fill the table, where it can be seen; ``clicks``: those of now, where they were read already."""
         if self.ui.clicksSection.collapsed:
             return
-        fates = {fate.clickId: fate for fate in self._record.fates if fate.clickId}
+        fates = {fate.click_id: fate for fate in self._record.fates if fate.click_id}
         if clicks is None:
             clicks = snapshotClicks(self._state().centerlineNodes)
         rows = [(nodeId, point) for nodeId, markup in clicks for point in markup.points if point.placed][:MAX_ROWS]
@@ -151,7 +151,7 @@ class ClicksSection(VTKObservationMixin):
             for nodeId, markup in self._current or ():
                 places.update({clickName(nodeId, point.id): point.position_ras for point in markup.points})
         self.marks.show(
-            fate for fate in fates if not fate.clickId or _isNear(places.get(fate.clickId), fate.positionRas)
+            fate for fate in fates if not fate.click_id or _isNear(places.get(fate.click_id), fate.position_ras)
         )
         self._contentsTimer.start()
 
@@ -179,7 +179,7 @@ class ClicksSection(VTKObservationMixin):
         if node is None:
             return
         included, name = item.checkState() == qt.Qt.Checked, clickName(nodeId, clickId)
-        if any(fate.clickId == name and fate.fate == REJECTED for fate in self._record.fates):
+        if any(fate.click_id == name and fate.fate == Fate.REJECTED_OWN_SLICE for fate in self._record.fates):
             self._turnedDown.add(name)
         setIncluded(node, clickId, included, insisted=included and name in self._turnedDown)
 
@@ -221,7 +221,7 @@ def _isNear(one: Position | None, other: Position) -> bool:
     return one is not None and all(abs(a - b) < SAME_PLACE_MM for a, b in zip(one, other, strict=True))
 
 
-def _rowContent(point: ControlPoint, fate: ClickFate | None, texts: Mapping[str, str]) -> RowContent:
+def _rowContent(point: ControlPoint, fate: PointFate | None, texts: Mapping[str, str]) -> RowContent:
     name = point.label or point.id
     if not point.selected:
         return RowContent(name, False, texts[EXCLUDED], "", None)
@@ -233,17 +233,17 @@ def _rowContent(point: ControlPoint, fate: ClickFate | None, texts: Mapping[str,
 def fateTexts() -> dict[str, str]:
     """Return what people read for each fate; ask once for many clicks, as translation takes its time."""
     return {
-        KEPT: _("kept"),
-        INSISTED: _("kept, you insist"),
-        REJECTED: _("rejected"),
-        BORROWED: _("used by a neighbor"),
-        SYNTHESIZED: _("synthesized"),
-        OUTSIDE: _("outside the volume"),
+        Fate.KEPT: _("kept"),
+        Fate.INSISTED: _("kept, you insist"),
+        Fate.REJECTED_OWN_SLICE: _("rejected"),
+        Fate.BORROWED: _("used by a neighbor"),
+        Fate.SYNTHESIZED: _("synthesized"),
+        Fate.OUTSIDE: _("outside the volume"),
         EXCLUDED: _("excluded"),
     }
 
 
-def summary(fates: list[ClickFate]) -> str:
+def summary(fates: list[PointFate]) -> str:
     """Return how many points have which fate, as one line; empty before the first run."""
     counts: dict[str, int] = {}
     for fate in fates:

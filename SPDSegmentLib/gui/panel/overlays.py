@@ -16,7 +16,7 @@ from slicer.util import VTKObservationMixin
 from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
 
 from SPDSegmentLib.errors import Cancelled, SPDError
-from SPDSegmentLib.prompts.fates import BORROWED, INSISTED, KEPT, OUTSIDE, REJECTED, SYNTHESIZED
+from SPDSegmentLib.prompts.fates import Fate, PointFate
 from SPDSegmentLib.worker.client import Request
 from SPDSegmentLib.worker.messages import SaliencyReady
 
@@ -25,16 +25,15 @@ from ..run.task import Task
 from ..scene.centerlines import middleOfClicks
 from ..scene.events import idleTimer
 from ..scene.views import SaliencyOverlay, viewCenter, viewNode
-from ..scene.write_record import ClickFate
 from .inputs_section import InputsSection
 
 COLORS = {
-    KEPT: (0.20, 0.72, 0.35),
-    INSISTED: (0.55, 0.85, 0.15),
-    BORROWED: (0.20, 0.55, 0.95),
-    REJECTED: (0.90, 0.25, 0.20),
-    SYNTHESIZED: (0.80, 0.45, 0.90),
-    OUTSIDE: (0.55, 0.55, 0.55),
+    Fate.KEPT: (0.20, 0.72, 0.35),
+    Fate.INSISTED: (0.55, 0.85, 0.15),
+    Fate.BORROWED: (0.20, 0.55, 0.95),
+    Fate.REJECTED_OWN_SLICE: (0.90, 0.25, 0.20),
+    Fate.SYNTHESIZED: (0.80, 0.45, 0.90),
+    Fate.OUTSIDE: (0.55, 0.55, 0.55),
 }
 
 
@@ -52,7 +51,7 @@ class FateMarks(VTKObservationMixin):
 
     def __init__(self) -> None:
         VTKObservationMixin.__init__(self)
-        self.fates: list[ClickFate] = []
+        self.fates: list[PointFate] = []
         self._slices: list[_SliceMarks] = []
         self._threeDs: list[_ThreeDMarks] = []
         self._positions = np.zeros((0, 3))
@@ -61,10 +60,10 @@ class FateMarks(VTKObservationMixin):
         if manager is not None:
             manager.connect("layoutChanged(int)", self._onLayout)
 
-    def show(self, fates: Iterable[ClickFate]) -> None:
+    def show(self, fates: Iterable[PointFate]) -> None:
         """Show these fates and nothing else."""
         self.fates = [fate for fate in fates if fate.fate in COLORS]
-        self._positions = np.array([fate.positionRas for fate in self.fates], dtype=float).reshape(-1, 3)
+        self._positions = np.array([fate.position_ras for fate in self.fates], dtype=float).reshape(-1, 3)
         colors = np.array([COLORS[fate.fate] for fate in self.fates], dtype=float).reshape(-1, 3)
         self._colors = np.rint(255 * colors).astype(np.uint8)
         if self.fates and not self._slices and not self._threeDs:

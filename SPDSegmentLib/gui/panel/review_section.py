@@ -11,6 +11,8 @@ import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
+from SPDSegmentLib.prompts.fates import SliceStatus
+
 from ..run.task import Task
 from ..scene.events import idleTimer
 from ..scene.views import jumpTo, viewCenter, viewNode
@@ -113,7 +115,7 @@ class ReviewSection(VTKObservationMixin):
             owned = t in record.owned
             if t not in record.info and not owned:
                 continue
-            info = record.info.get(t, SliceInfo(None, ""))
+            info = record.info.get(t, SliceInfo(None, SliceStatus.LOCKED))
             quality = 1.0 if owned else (info.quality or 0.0)
             bar = max(4, round(min(max(quality, 0.0), 1.0) * (HEIGHT - 6)))
             color = _OWNED if owned else (_DOUBTFUL if info.doubtful else _GOOD)

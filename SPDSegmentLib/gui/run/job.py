@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.prompts.fates import best_fates
 from SPDSegmentLib.worker.client import Callbacks, Request, WorkerClient
 from SPDSegmentLib.worker.messages import Progress, Segmented, SliceReady
-from SPDSegmentLib.worker.payloads import Fate
 
 from ..scene.events import Signal
-from ..scene.write_record import ClickFate
 from .result_writer import ResultWriter
 
 MAX_SLICES_PER_WRITE = 16
@@ -205,7 +203,7 @@ class SegmentationJob:
         elif self._isKept:
             self._end(JobState.DONE, None)
         elif self.answer is not None:
-            self.digests = self.writer.finish(_clickFates(self.answer.fates), self._model, self.answer.anchor_ras)
+            self.digests = self.writer.finish(best_fates(self.answer.fates), self._model, self.answer.anchor_ras)
             self._isKept = True
 
     def _bound(self, seconds: float, count: int) -> None:
@@ -244,11 +242,3 @@ def _refusal(count: int) -> SPDError:
         _("Slicer's segment editor did not take over {count} slices; nothing was changed.").format(count=count),
         _("Choose New segment, or another segmentation, and run again."),
     )
-
-
-def _clickFates(fates: Iterable[Fate]) -> list[ClickFate]:
-    """Return one fate for each click and for each synthesized point, see ``prompts.fates.best_fates``."""
-    return [
-        ClickFate(fate.click_id, fate.fate, fate.slice_index, fate.position_ras, fate.reason)
-        for fate in best_fates(fates)
-    ]

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from SPDSegmentLib.prompts.fates import PointFate, SliceStatus
 from SPDSegmentLib.worker.payloads import PackedMask, pack_mask, unpack_mask
 
 from ..scene.slice_grid import SegmentContent, maskDigest
-from ..scene.write_record import ClickFate, Position, SliceInfo, WriteRecord
+from ..scene.write_record import Position, SliceInfo, WriteRecord
 
 
 class WritableTarget(Protocol):
@@ -69,7 +70,7 @@ class SliceAnswer(Protocol):
         """The predicted IoU."""
 
     @property
-    def status(self) -> str:
+    def status(self) -> SliceStatus:
         """What supports the slice."""
 
     @property
@@ -181,7 +182,7 @@ class ResultWriter:
         for kept in (self.asked, self.changed, self.withheld, self._before):
             kept.clear()
 
-    def finish(self, fates: list[ClickFate], model: str, anchor: Position | None = None) -> dict[int, str]:
+    def finish(self, fates: list[PointFate], model: str, anchor: Position | None = None) -> dict[int, str]:
         """Keep the record of a complete run and return the checksums of the segment."""
         self.record.fates = fates
         self.record.model = model

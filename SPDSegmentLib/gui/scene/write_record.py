@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -17,12 +17,9 @@ from typing import Any
 import numpy as np
 import vtk
 
-from SPDSegmentLib.prompts.fates import is_doubtful
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus, is_doubtful
 
 RECORD_VERSION = 1
-NO_SUPPORT = ("abstained",)
-NOTHING = "empty"
-OUTSIDE = "outside"
 SAME_PLACE_VOXELS = 1e-2
 
 Position = tuple[float, float, float]
@@ -60,31 +57,12 @@ class SliceInfo:
     """What the model said of one slice; ``quality`` is the predicted IoU in [0, 1] or None."""
 
     quality: float | None
-    status: str
+    status: SliceStatus
 
     @property
     def doubtful(self) -> bool:
         """Whether a person should look at the slice."""
         return is_doubtful(self.status, self.quality)
-
-
-@dataclass(frozen=True)
-class ClickFate:
-    """What became of a click on its own slice, or of a point of the model's own.
-
-    Attributes:
-        clickId: control point id, empty for a synthesized point.
-        fate: kept, insisted, rejected_own_slice, borrowed, synthesized or outside.
-        sliceIndex: canonical slice.
-        positionRas: world position in mm.
-        reason: short text, may be empty.
-    """
-
-    clickId: str
-    fate: str
-    sliceIndex: int
-    positionRas: Position
-    reason: str = ""
 
 
 @dataclass
@@ -107,7 +85,7 @@ class WriteRecord:
     written: dict[int, str] = field(default_factory=dict)
     owned: set[int] = field(default_factory=set)
     info: dict[int, SliceInfo] = field(default_factory=dict)
-    fates: list[ClickFate] = field(default_factory=list)
+    fates: list[PointFate] = field(default_factory=list)
     model: str = ""
     axis: str = "auto"
     anchorRas: Position | None = None
@@ -118,7 +96,7 @@ class WriteRecord:
     @property
     def nodeIds(self) -> set[str]:
         """Nodes that the record names: the volume and those of the clicks."""
-        return {nodeOf(fate.clickId) for fate in self.fates if fate.clickId} | (
+        return {nodeOf(fate.click_id) for fate in self.fates if fate.click_id} | (
             {self.volumeId} if self.volumeId else set()
         )
 
@@ -150,15 +128,19 @@ class WriteRecord:
     @property
     def span(self) -> range:
         """From the first slice with content or a click to the last one."""
-        filled = {t for t, info in self.info.items() if info.status not in (*NO_SUPPORT, NOTHING)}
-        clicked = {fate.sliceIndex for fate in self.fates if fate.clickId and fate.fate != OUTSIDE}
+        filled = {t for t, info in self.info.items() if info.status not in (SliceStatus.ABSTAINED, SliceStatus.EMPTY)}
+        clicked = {f.slice_index for f in self.fates if f.click_id and f.fate is not Fate.OUTSIDE}
         slices = filled | clicked | self.owned
         return range(min(slices), max(slices) + 1) if slices else range(0)
 
     @property
     def unsupported(self) -> list[int]:
         """Slices within the span that no click supports and that were left empty, ascending."""
-        return [t for t in self.span if t in self.info and self.info[t].status in NO_SUPPORT and t not in self.owned]
+        return [
+            t
+            for t in self.span
+            if t in self.info and self.info[t].status is SliceStatus.ABSTAINED and t not in self.owned
+        ]
 
     @property
     def doubtful(self) -> list[int]:
@@ -183,7 +165,7 @@ class WriteRecord:
     def withNames(self, renamed: Mapping[str, str]) -> WriteRecord:
         """Return a copy with other names of clicks."""
         copied = self.copy()
-        copied.fates = [replace(fate, clickId=renamed.get(fate.clickId, fate.clickId)) for fate in self.fates]
+        copied.fates = [replace(fate, click_id=renamed.get(fate.click_id, fate.click_id)) for fate in self.fates]
         return copied
 
     def toJson(self, names: Mapping[str, str] | None = None) -> str:
@@ -199,7 +181,13 @@ class WriteRecord:
                     for t, i in sorted(self.info.items())
                 },
                 "fates": [
-                    [_renamed(f.clickId, names), f.fate, f.sliceIndex, [round(x, 3) for x in f.positionRas], f.reason]
+                    [
+                        _renamed(f.click_id, names),
+                        f.fate,
+                        f.slice_index,
+                        [round(x, 3) for x in f.position_ras],
+                        f.reason,
+                    ]
                     for f in self.fates
                 ],
                 "model": self.model,
@@ -234,11 +222,8 @@ def _parsed(text: str, names: tuple[tuple[str, str], ...]) -> WriteRecord:
         return WriteRecord(
             {int(t): str(d) for t, d in content["written"].items()},
             {int(t) for t in content["owned"]},
-            {int(t): SliceInfo(i[0], str(i[1])) for t, i in content["info"].items()},
-            [
-                ClickFate(_renamed(f[0], nodeIds), f[1], int(f[2]), (f[3][0], f[3][1], f[3][2]), f[4])
-                for f in content["fates"]
-            ],
+            {int(t): SliceInfo(i[0], SliceStatus(i[1])) for t, i in content["info"].items()},
+            [_fate(n, fate, nodeIds) for n, fate in enumerate(content["fates"])],
             str(content["model"]),
             str(content["axis"]),
             _position(content.get("anchor")),
@@ -336,3 +321,10 @@ def _identity(segment: Any) -> str:
         return ""
     value = vtk.reference("")
     return str(value) if segment.GetTag(IDENTITY_TAG, value) else ""
+
+
+def _fate(number: int, kept: Sequence[Any], nodeIds: Mapping[str, str]) -> PointFate:
+    """A fate as a scene keeps it; the clicks' own numbers, which only a run knows, become those of the list."""
+    name, fate, t, (r, a, s), reason = kept
+    click = number if name else -1
+    return PointFate(click, int(t), Fate(fate), reason=reason, click_id=_renamed(name, nodeIds), position_ras=(r, a, s))
