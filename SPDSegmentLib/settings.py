@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -70,6 +72,32 @@ def check_ranges(settings: object, ranges: Mapping[str, tuple[float, float]]) ->
         if not low <= value <= high:
             limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise BadInput(f"{name} is {value:g}, which is not {limits}.", "Correct this value.")
+
+
+def documented(cls: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of each field under ``Attributes``, as one sentence each.
+
+    Two fields of one entry (``low, high: ...``) share its text, or have a part of it each where ``;`` divides as many.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2].partition("\n\nRaises:")[0]
+    entries = re.split(r"\n(?=    \w)", f"\n{text}")
+    known = "|".join(sorted(names, key=len, reverse=True))
+    told: dict[str, str] = {}
+    for entry in entries:
+        parts = re.split(rf"(?:^|; )((?:{known})(?:, (?:{known}))*): ", " ".join(entry.split()))
+        for listed, meaning in zip(parts[1::2], parts[2::2], strict=True):
+            of = listed.split(", ")
+            each = meaning.rstrip(".").split("; ")
+            for n, name in enumerate(of):
+                said = each[n] if len(each) == len(of) else meaning.rstrip(".")
+                told[name] = _plain(said)
+    return told
+
+
+def _plain(text: str) -> str:
+    plain = re.sub(r":\w+:`[~!]?([^`]+)`", r"\1", text).replace("``", "")
+    return f"{plain if text.startswith('``') else plain[:1].upper() + plain[1:]}."
 
 
 def is_finite_number(value: Any) -> TypeGuard[float]:

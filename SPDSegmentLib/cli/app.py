@@ -14,6 +14,7 @@ COMMAND_MODULES = (
     "SPDSegmentLib.cli.segment_command",
     "SPDSegmentLib.cli.batch_command",
     "SPDSegmentLib.cli.models_commands",
+    "SPDSegmentLib.cli.init_command",
     "SPDSegmentLib.cli.training_commands",
     "SPDSegmentLib.cli.demo_command",
 )

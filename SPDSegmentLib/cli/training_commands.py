@@ -72,7 +72,7 @@ def train(
     target = output or run_folder / "bundle"
     check_replaceable(target)
     _check_description(settings, config)
-    every = [*settings.data.train, *settings.data.validation]
+    every = [*settings.data.train, *settings.data.validation, *settings.data.test]
     require_files(data_folder, every, settings.data)
     weights = None if settings.network.backbone == "tiny_random" else find_base_weights(settings.network.backbone)
     stage1_state = _adapter_of(settings.initialize_from, config.parent)
@@ -95,7 +95,8 @@ def train(
         bundle = save_bundle(model, settings, config.name, target)
         typer.echo(f"Bundle: {bundle.folder}")
         _draw_curves(run_folder)
-        typer.echo(f"Measure it: spdsegment evaluate {config} --model {bundle.folder}")
+        split = " --split test" if settings.data.test else ""
+        typer.echo(f"Measure it: spdsegment evaluate {config} --model {bundle.folder}{split}")
 
 
 def _train_joint(config: Path, output: Path | None, run_folder: Path | None, device: str, threads: int) -> None:
@@ -201,7 +202,7 @@ def evaluate(
         list[str], typer.Option("--model", "-m", help="Model, or MODEL:METHOD; repeat to compare. The first is ours.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables.")] = Path("evaluation"),
-    split: Annotated[str, typer.Option(help="validation or train.")] = "validation",
+    split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
     severity: Annotated[str, typer.Option(help="Comma-separated noise severities.")] = "clean,mild,clinic,severe",
     methods: Annotated[
         str,
@@ -221,8 +222,8 @@ def evaluate(
     """Measure models on labeled volumes: table, CSV, JSON and figure."""
     require_input(config, "configuration")
     check_folder(output, "output folder")
-    if split not in ("validation", "train"):
-        raise BadInput(f"Unknown split '{split}'.", "Choose validation or train.")
+    if split not in ("validation", "test", "train"):
+        raise BadInput(f"Unknown split '{split}'.", "Choose validation, test or train.")
     from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationConfig, load_targets
     from SPDSegmentLib.evaluation.report import check_reports, markdown_table, write_reports
     from SPDSegmentLib.evaluation.run import evaluate as run_evaluation
@@ -233,7 +234,7 @@ def evaluate(
     settings = read_training_config(config)
     data = settings.data
     folder = (config.parent / data.folder).resolve()
-    cases = _pick(data.validation if split == "validation" else data.train, limit)
+    cases = _pick(getattr(data, split), limit)
     if not cases:
         raise BadInput(f"{config} names no {split} case.", f"List some in [data] {split}.")
     jobs = _jobs(model, methods)

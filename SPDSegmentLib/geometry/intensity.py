@@ -28,7 +28,7 @@ class IntensityConfig:
     Attributes:
         kind: ``percentile`` (MR: low and high are percentiles of the foreground), ``window`` (CT: low and high are
             intensities), or ``auto``: the window of soft tissue where :func:`looks_like_ct`, percentiles elsewhere.
-        low, high: mapped to 0 and 1; values beyond are clipped.
+        low, high: what becomes 0; what becomes 1. Values beyond are clipped.
         foreground: intensities above it count for the percentiles.
         dither: standard deviation of noise added to the network's input, in training at random and in use by one fixed
             pattern. An enlarged slice is smoother than any real one; a network that learned on noisy slices needs it.

@@ -28,7 +28,8 @@ class NetworkConfig:
     """Architecture of one SPD model.
 
     Attributes:
-        backbone: name of the SAM variant, one of :data:`BACKBONES`.
+        backbone: base weights: ``lite_medsam``, ``sam_vit_b``, ``sam_vit_l``, ``sam_vit_h``, ``medsam_vit_b``; or
+            ``tiny_random``, none, for tests.
         image_size: side of the square network input in pixels.
         lora_rank: rank of every LoRA update, 0 for none (SAMed: 4).
         lora_alpha: LoRA scale numerator; the update is scaled by ``lora_alpha / lora_rank``.

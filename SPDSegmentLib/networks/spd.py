@@ -286,7 +286,12 @@ def _check_shapes(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class SegmentationLossConfig:
-    """Weights of the segmentation loss; focal : dice is 20 : 1 in SAM, gamma is the paper's, alpha SAM's."""
+    """Weights of the segmentation loss.
+
+    Attributes:
+        dice_weight, focal_weight: of the Dice loss; of the focal loss, 20 to 1 as in SAM.
+        focal_gamma, focal_alpha: how much easy pixels count less (paper); share of the structure's pixels (SAM).
+    """
 
     dice_weight: float = 1.0
     focal_weight: float = 20.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import tomllib
 import typing
@@ -25,6 +26,12 @@ class BundleText:
     """What the bundle says of itself.
 
     Attributes:
+        name: of the bundle, in small letters, digits and hyphens.
+        title: for people.
+        structure: what is segmented; its name in results.
+        modality: ``CT`` or ``MR``.
+        dataset, license, attribution: name of the training data; their license; whom to name for them.
+        color: red, green and blue of the segment, 0 to 1.
         code: of the structure in DICOM objects, "SCHEME VALUE MEANING" as in "SCT 71341001 Femur"; by default that of
             :data:`SPDSegmentLib.models.bundle_info.STRUCTURES`, if it is there.
     """
@@ -49,12 +56,13 @@ class DataConfig:
 
     Attributes:
         folder: where the volumes lie; relative to the configuration file.
-        image, label: file names with ``{case}`` in place of the case's name.
+        image, label: files of the images; files of the labels, both with ``{case}`` in place of the case's name.
         targets: label values of each structure that can be clicked; values of one inner list belong together.
         saliency: label values that the saliency head learns, the union of the targets when empty.
         clicks: file name of given clicks (``.mrk.json``) with ``{case}``; empty for simulated ones.
-        plane: slicing plane, as in :class:`SPDSegmentLib.geometry.slices.SliceStack`.
-        train, validation: case names; nobody may be in both.
+        plane: slicing plane: ``axial``, ``coronal``, ``sagittal``, an axis ``i``, ``j``, ``k``, or ``auto``.
+        train, validation, test: cases to learn from; cases to choose the best checkpoint by; cases for the
+            measurement alone. No patient may be in two of them.
         patient_pattern: regular expression whose first group names the patient of a case.
     """
 
@@ -64,6 +72,7 @@ class DataConfig:
     targets: tuple[tuple[int, ...], ...]
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
     saliency: tuple[int, ...] = ()
     clicks: str = ""
     plane: str = "auto"
@@ -126,9 +135,11 @@ class Stage1Config:
         steps: optimizer steps with encoder LoRA.
         objective: ``saliency`` (SPD), or ``prompted``: encoder LoRA and decoder learn the clicked target together from
             all raw clicks, and there is no prior (SAM-Tuning).
-        runs_per_step, run_length: a batch is this many runs of neighboring slices.
+        runs_per_step, run_length: a batch is this many runs; each of this many neighboring slices.
+        learning_rate, weight_decay, warmup: of AdamW; of AdamW; steps in which the learning rate rises.
         background_share: share of runs drawn from anywhere in the volume instead of around the target.
         margin: slices beyond the target that still count as around it.
+        loss: weights of the segmentation loss.
     """
 
     steps: int = 500
@@ -155,13 +166,21 @@ class Stage2Config:
     Attributes:
         steps: optimizer steps; 0 skips the stage.
         entries: random views of targets whose embeddings are computed and kept; every target once, then again.
+        runs_per_step, run_length: a batch is this many runs; each of this many neighboring slices.
+        learning_rate, weight_decay, warmup: of AdamW; of AdamW; steps in which the learning rate rises.
+        margin: slices kept on each side of a target.
         head_steps: steps of the saliency head alone on the kept embeddings before it is frozen (part of stage I).
         strategy: prompts during training: ``consensus`` for SPD, ``raw`` for SAM-Tuning.
         beyond_share: share of the two slices before the first and after the last prompted one that get a point of that
             slice, so that the decoder learns where the target ends (ours).
         severities: range of the noise simulator's severity, drawn again at every visit (1 mild, 2 clinic, 3 severe).
-        psc_weight, psc_direction, psc_stop_gradient: Pairwise Slice Consistency.
+        psc_weight, psc_direction, psc_stop_gradient: lambda of Pairwise Slice Consistency; ``next`` (paper),
+            ``previous``, ``both`` or ``none``; whether the other slice of a pair learns nothing.
         quality_weight: weight of the quality head's error.
+        validate_every: steps between two measurements on the validation cases, 0 for none. The best checkpoint of all
+            measurements is kept: figures of these cases flatter the model, those of test do not.
+        patience: measurements without a better one after which the training stops, 0 for never.
+        loss: weights of the segmentation loss.
     """
 
     steps: int = 1500
@@ -180,6 +199,8 @@ class Stage2Config:
     psc_direction: str = "next"
     psc_stop_gradient: bool = False
     quality_weight: float = 1.0
+    validate_every: int = 0
+    patience: int = 0
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
     def __post_init__(self) -> None:
@@ -191,6 +212,7 @@ class Stage2Config:
         if not 0 <= low <= high <= len(SEVERITIES) - 1:
             raise BadInput(f"severities {low} to {high} is not a range within 0 and {len(SEVERITIES) - 1}.")
         several = {"entries": (1, math.inf), "head_steps": (0, math.inf), "beyond_share": (0, 1)}
+        several |= {"validate_every": (0, math.inf), "patience": (0, math.inf)}
         check_ranges(self, _STAGE_RANGES | several | {"psc_weight": (0, math.inf), "quality_weight": (0, math.inf)})
 
 
@@ -199,9 +221,11 @@ class TrainingConfig:
     """Everything that ``spdsegment train`` needs.
 
     Attributes:
+        bundle, data, network, prompts, intensity, augmentation, stage1, stage2: tables of their own.
         fov_mm: physical side of the network's field of view, 0 for the whole slice.
+        seed: of everything that is drawn at random.
         initialize_from: a bundle whose stage I (encoder LoRA, saliency head) is taken over instead of trained.
-        checkpoint_seconds: how often progress is saved.
+        checkpoint_seconds: how often progress is saved, in seconds.
     """
 
     bundle: BundleText
@@ -236,7 +260,7 @@ def read_training_config(path: str | Path) -> TrainingConfig:
     """
     path = Path(path)
     config = build_settings(TrainingConfig, read_toml(path), str(path))
-    _check_split(config.data, path)
+    check_split(config.data, path)
     return config
 
 
@@ -307,7 +331,8 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _check_split(data: DataConfig, path: Path) -> None:
+def check_split(data: DataConfig, path: Path) -> None:
+    """Raise :class:`BadInput` where a patient is in two parts, or nobody trains; ``path`` is for messages."""
     import re
 
     try:
@@ -315,17 +340,17 @@ def _check_split(data: DataConfig, path: Path) -> None:
     except re.error as error:
         raise BadInput(f"patient_pattern in {path} is not a regular expression: {error}.") from error
     patients = {part: {_patient(pattern, case) for case in cases} for part, cases in _parts(data).items()}
-    both = sorted(patients["train"] & patients["validation"])
-    if both:
-        raise BadInput(
-            f"Patient {both[0]} is in both train and validation of {path}.", "Keep every patient in one of the two."
-        )
+    for first, second in itertools.combinations(patients, 2):
+        if both := sorted(patients[first] & patients[second]):
+            raise BadInput(
+                f"Patient {both[0]} is in both {first} and {second} of {path}.", "Keep every patient in one of the two."
+            )
     if not data.train:
         raise BadInput(f"{path} names no training case.", "List at least one in [data] train.")
 
 
 def _parts(data: DataConfig) -> dict[str, tuple[str, ...]]:
-    return {"train": data.train, "validation": data.validation}
+    return {"train": data.train, "validation": data.validation, "test": data.test}
 
 
 def _patient(pattern: Any, case: str) -> str:

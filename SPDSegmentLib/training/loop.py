@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,9 @@ class Phase:
         loss: step number to named loss terms; ``total`` is minimized. It must depend on the step number and the
             parameters alone, so that a resumed run repeats it.
         encoder: parameters with a learning rate of their own.
+        validate: after every ``validate_every`` steps returns a score of the model, the higher the better; the
+            parameters of the best one remain in the end.
+        patience: scores without a better one after which the phase ends, 0 for never.
     """
 
     name: str
@@ -100,6 +103,13 @@ class Phase:
     loss: Callable[[int], dict[str, Tensor]]
     encoder: list[nn.Parameter] = field(default_factory=list)
     encoder_learning_rate: float = 0.0
+    validate: Callable[[int], float] | None = None
+    validate_every: int = 0
+    patience: int = 0
+
+    def validates_at(self, step: int) -> bool:
+        """Whether a score is due after so many steps; after the last one always."""
+        return self.validate is not None and (step % self.validate_every == 0 or step == self.steps)
 
     def groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Parameters and their learning rates, those of the encoder last."""
@@ -109,6 +119,14 @@ class Phase:
     def all_parameters(self) -> list[nn.Parameter]:
         """Everything that learns."""
         return [*self.parameters, *self.encoder]
+
+
+class Best(NamedTuple):
+    """The best score so far, the step that it is of (0 for none), and how many came since."""
+
+    score: float = 0.0
+    step: int = 0
+    behind: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +158,7 @@ class Loop:
     processes: Processes = field(default_factory=Processes)
     key: str = ""
     _restarted: bool = field(default=False, init=False)
+    _best: Best = field(default=Best(), init=False)
 
     def check(self) -> None:
         """Read every checkpoint of the folder, so that a damaged one is named before anything is computed.
@@ -153,7 +172,10 @@ class Loop:
     def is_finished(self, name: str, steps: int) -> bool:
         """Whether a phase has nothing left to do."""
         path = self.folder / f"{name}.ckpt"
-        return steps == 0 or (not self._restarted and path.exists() and self._read(path)["step"] == steps)
+        if steps == 0 or self._restarted or not path.exists():
+            return steps == 0
+        state = self._read(path)
+        return state["step"] == steps or bool(state.get("ended"))
 
     def run(self, phase: Phase) -> None:
         """Train ``phase.parameters`` in place, from its checkpoint if there is one.
@@ -172,6 +194,7 @@ class Loop:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW([{"params": p} for p, _ in groups], weight_decay=phase.weight_decay)
         start = self._restore(phase, optimizer)
+        best = self._best
         begun = saved = time.monotonic()
         for step in range(start, phase.steps):
             for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
@@ -187,20 +210,52 @@ class Loop:
             self._record(phase, step, values)
             left = (now - begun) / (step + 1 - start) * (phase.steps - step - 1)
             self.on_progress(LoopProgress(phase.name, step + 1, phase.steps, values, left))
-            last = step + 1 == phase.steps
+            ended = False
+            if phase.validates_at(step + 1):
+                best = self._validated(phase, step + 1, best)
+                ended = bool(phase.patience) and best.behind >= phase.patience
+            last = step + 1 == phase.steps or ended
             stop = self.processes.any_of(self.cancelled()) and not last
             if last or stop or now - saved > self.checkpoint_seconds:
-                self._save(phase, optimizer, step + 1)
+                self._save(phase, optimizer, step + 1, best, ended)
                 saved = now
             if stop:
                 raise Cancelled("Training was cancelled; its state is kept.", "Run the same command to go on.")
+            if ended:
+                break
+        if best.step:
+            self._take_best(phase)
         for parameter in parameters:
             parameter.requires_grad_(False)
+
+    def _validated(self, phase: Phase, step: int, best: Best) -> Best:
+        """Score the model as it is, and keep its parameters where they are the best so far."""
+        assert phase.validate is not None
+        score = phase.validate(step)
+        if best.step and score <= best.score:
+            return Best(best.score, best.step, best.behind + 1)
+        if self.processes.is_main:
+            parameters = [p.detach().clone() for p in phase.all_parameters()]
+            save_checkpoint(self._best_file(phase), {"step": step, "parameters": parameters, "key": self.key})
+        return Best(score, step)
+
+    def _take_best(self, phase: Phase) -> None:
+        self.processes.wait()
+        path = self._best_file(phase)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            for parameter, value in zip(phase.all_parameters(), state["parameters"], strict=True):
+                parameter.data.copy_(value)
+        except Exception as error:
+            raise _cannot_go_on(path, error) from error
+
+    def _best_file(self, phase: Phase) -> Path:
+        return self.folder / f"{phase.name}-best.pt"
 
     def _checkpoint(self, phase: Phase) -> Path:
         return self.folder / f"{phase.name}.ckpt"
 
-    def _save(self, phase: Phase, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def _save(self, phase: Phase, optimizer: torch.optim.Optimizer, step: int, best: Best, ended: bool) -> None:
         if not self.processes.is_main:
             return
         state = {
@@ -208,6 +263,8 @@ class Loop:
             "parameters": [p.detach().clone() for p in phase.all_parameters()],
             "optimizer": optimizer.state_dict(),
             "key": self.key,
+            "best": tuple(best),
+            "ended": ended,
         }
         try:
             save_checkpoint(self._checkpoint(phase), state)
@@ -217,6 +274,7 @@ class Loop:
 
     def _restore(self, phase: Phase, optimizer: torch.optim.Optimizer) -> int:
         path = self._checkpoint(phase)
+        self._best = Best()
         if self._restarted and self.processes.is_main:
             path.unlink(missing_ok=True)
         if self._restarted or not path.exists():
@@ -231,7 +289,8 @@ class Loop:
         except Exception as error:
             raise _cannot_go_on(path, error) from error
         self._forget_after(phase, state["step"])
-        return int(state["step"])
+        self._best = Best(*state.get("best", ()))
+        return phase.steps if state.get("ended") else int(state["step"])
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:

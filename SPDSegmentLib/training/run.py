@@ -23,11 +23,12 @@ from SPDSegmentLib.files import write_json
 from SPDSegmentLib.locks import FolderLock
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.bank import EmbeddingBank, build_bank
-from SPDSegmentLib.training.cases import Case, load_cases
+from SPDSegmentLib.training.cases import Case, load_case, load_cases
 from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.joint_config import JointConfig
 from SPDSegmentLib.training.loop import Loop, LoopProgress, Processes
 from SPDSegmentLib.training.stages import PromptedStage1, Stage1, Stage2
+from SPDSegmentLib.training.validation import Validation, make_validation
 
 Settings = TrainingConfig | JointConfig
 CONFIG_NAME = "config.json"
@@ -136,11 +137,35 @@ def _train(
     if stage1_state is None:
         loop.run(stage2.head_phase())
     bank.compute_saliency(model, processes.device)
+    if config.stage2.validate_every and config.data.validation and not done:
+        stage2.validate = _validation(model, config, data_folder, run_folder, processes, hooks)
     loop.run(stage2.decoder_phase())
     processes.wait()
     if processes.is_main and own.is_dir():
         shutil.rmtree(own, ignore_errors=True)
     return model
+
+
+def _validation(
+    model: SPDModel,
+    config: TrainingConfig,
+    data_folder: Path,
+    run_folder: Path,
+    processes: Processes,
+    hooks: RunHooks,
+) -> Validation | None:
+    cases = [load_case(data_folder, name, config.data, config.intensity) for name in config.data.validation]
+    return make_validation(
+        model,
+        cases,
+        config,
+        run_folder / "embeddings" / "validation",
+        run_folder,
+        processes,
+        lambda done, total: hooks.on_progress("embedding validation", done, total, None, {}),
+        hooks.cancelled,
+        hooks.say,
+    )
 
 
 def load_stage1(model: SPDModel, state: dict[str, torch.Tensor]) -> None:

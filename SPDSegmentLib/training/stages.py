@@ -12,7 +12,7 @@ SPD's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,6 +135,7 @@ class Stage2:
         self.bank = bank
         self.config = config
         self.processes = processes
+        self.validate: Callable[[int], float] | None = None
 
     def head_phase(self) -> Phase:
         """The end of stage I: the saliency head alone, on the bank's embeddings."""
@@ -153,6 +154,9 @@ class Stage2:
             stage.weight_decay,
             stage.warmup,
             self.loss,
+            validate=self.validate,
+            validate_every=stage.validate_every,
+            patience=stage.patience,
         )
 
     def head_loss(self, step: int) -> dict[str, Tensor]:
@@ -213,7 +217,7 @@ class Stage2:
             k = int(rng.integers(len(self.bank.entries)))
             entry = self.bank.entries[k]
             strategy = self.config.stage2.strategy if attempt < MAX_DRAWS else "raw"
-            prompts = self._prompts(entry, self.bank.saliency[k], rng, strategy)
+            prompts = self.prompts_of(entry, self.bank.saliency[k], rng, strategy)
             usable = [p.slice_index for p in prompts if len(p.points)]
             if usable:
                 break
@@ -225,24 +229,43 @@ class Stage2:
         chosen = [p for p in prompts[first : first + length] if len(p.points)]
         slices = np.array([p.slice_index for p in chosen])
         tensors = entry.tensors()
-        saliency = np.clip(self.bank.saliency[k][slices].astype(np.float32), 1e-4, 1 - 1e-4)
         return Run(
             slices,
             chosen,
             tensors["embeddings"][slices],
             tensors["mask"][slices, None].bool(),
-            torch.from_numpy(np.log(saliency / (1 - saliency)))[:, None],
+            saliency_logits_of(self.bank.saliency[k][slices]),
         )
 
-    def _prompts(
+    def decode_slices(self, embeddings: Tensor, prompts: Sequence[SlicePrompts], saliency: np.ndarray) -> Tensor:
+        """Logits (B, 1, S, S) of prompted slices of one entry, by their embeddings and saliency (B, S, S)."""
+        device = self.processes.device
+        points, labels = pad_points([p.points for p in prompts], self.config.prompts.max_points)
+        with self.processes.autocast():
+            logits, _ = self.model.decode(
+                embeddings.to(device).float(),
+                torch.from_numpy(points).to(device),
+                torch.from_numpy(labels).to(device),
+                saliency_logits_of(saliency).to(device),
+            )
+        return logits
+
+    def prompts_of(
         self, entry: BankEntry, saliency: np.ndarray, rng: np.random.Generator, strategy: str
     ) -> list[SlicePrompts]:
+        """The prompts of an entry's slices by fresh clicks."""
         clicks = clicks_in_view(entry.target, (entry.first, entry.last), entry.view, self.config.stage2.severities, rng)
         path = entry.target.path
         pixel_mm = np.sqrt(abs(np.linalg.det(entry.view.matrix)) * np.prod(path.pixel_mm))
         maps = SaliencyMaps.from_array(saliency, self.config.prompts.threshold, float(path.slice_mm / pixel_mm))
         prompts = list(distill_prompts(maps, clicks, self.config.prompts, strategy).slices)
         return prompt_beyond(prompts, self.config.stage2.beyond_share, rng)
+
+
+def saliency_logits_of(saliency: np.ndarray) -> Tensor:
+    """Logits (B, 1, S, S) of kept saliency (B, S, S)."""
+    share = np.clip(saliency.astype(np.float32), 1e-4, 1 - 1e-4)
+    return torch.from_numpy(np.log(share / (1 - share)))[:, None]
 
 
 def clicks_in_view(

@@ -18,6 +18,7 @@ from tiny_training import write_cases, write_config
 from typer.testing import CliRunner, Result
 
 from SPDSegmentLib.cli import app as app_module
+from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup, write_markups
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -124,6 +125,37 @@ def test_a_row_that_a_kill_cut_short_is_dropped_from_the_curve(tmp_path: Path) -
     (tmp_path / "p.csv").write_text("step,total\n1,0.5\n2,0.4\n3")
     Loop(tmp_path).run(phase)
     assert [line.split(",")[0] for line in (tmp_path / "p.csv").read_text().splitlines()] == ["step", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("killed_after", [0, 3, 5])
+def test_the_best_parameters_remain_and_a_run_that_gets_no_better_ends(tmp_path: Path, killed_after: int) -> None:
+    """Scored after every second step: 0.2, 0.9, 0.3, 0.8; two in a row without a better one are enough."""
+    scores, asked = {2: 0.2, 4: 0.9, 6: 0.3, 8: 0.8}, []
+
+    def phase(parameter: torch.nn.Parameter) -> Phase:
+        def validate(step: int) -> float:
+            asked.append((step, float(parameter)))
+            return scores[step]
+
+        def loss(step: int) -> dict[str, torch.Tensor]:
+            return {"total": ((parameter - 10) ** 2).sum()}
+
+        return Phase("p", [parameter], 20, 0.1, 0.0, 1, loss, validate=validate, validate_every=2, patience=2)
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    if killed_after:
+        steps = iter(range(1, 21))
+        with pytest.raises(Cancelled):
+            Loop(tmp_path, cancelled=lambda: next(steps) == killed_after).run(phase(parameter))
+        parameter = torch.nn.Parameter(torch.zeros(1))
+    Loop(tmp_path).run(phase(parameter))
+    assert [step for step, _ in asked] == [2, 4, 6, 8]
+    assert float(parameter) == dict(asked)[4] != dict(asked)[8]
+    again = torch.nn.Parameter(torch.zeros(1))
+    loop = Loop(tmp_path)
+    assert loop.is_finished("p", 20)
+    loop.run(phase(again))
+    assert len(asked) == 4 and float(again) == float(parameter)
 
 
 def test_clicks_of_a_person_are_used_in_the_place_of_simulated_ones(data: Path, config: Path, tmp_path: Path) -> None:

@@ -1,0 +1,148 @@
+"""``spdsegment init``: from a folder of images and labels to a training configuration, every file checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from SPDSegmentLib.cli.segment_command import names_of
+from SPDSegmentLib.cli.terminal import printable, show_training
+from SPDSegmentLib.errors import BadInput, SPDError
+from SPDSegmentLib.files import check_output, megabytes, write_text
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.training.planning import Plan
+
+_VALUES = re.compile(r"\d+(\+\d+)*")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("init", short_help="Plan the training of a new structure from images and labels.")(init)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of images and labels.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Configuration (.toml); by default named as the model.")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="V[+V]", help="Label values of one structure; repeat for several. By default each value."),
+    ] = None,
+    structure: Annotated[str, typer.Option(help="What it is, as in 'Kidney'.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the model; by default structure and modality.")] = "",
+    image: Annotated[str, typer.Option(metavar="PATTERN", help="Names of images, as in '{case}_image.nii.gz'.")] = "",
+    label: Annotated[str, typer.Option(metavar="PATTERN", help="Names of labels, as in '{case}_label.nii.gz'.")] = "",
+    validation: Annotated[str, typer.Option(help="Cases to validate with, separated by commas.")] = "",
+    patient: Annotated[str, typer.Option(metavar="REGEX", help="Its first group names the patient of a case.")] = "",
+    backbone: Annotated[str, typer.Option(help="Base weights, see 'models list'.")] = "lite_medsam",
+    device: Annotated[str, typer.Option(help="To measure the expected time on: auto, cpu or cuda.")] = "auto",
+    measure: Annotated[bool, typer.Option(help="Measure the expected time, with some real steps.")] = True,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a configuration that is there.")] = False,
+) -> None:
+    """Find images and labels that belong together, check every file, and write a training configuration.
+
+    Read are cases named as in p1_image.nii.gz and p1_label.nii.gz, the folders imagesTr and labelsTr of nnU-Net, and a
+    folder a case. What is odd is said; what cannot be used is left out of the configuration.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"There is no folder {folder}.", "Give the folder of images and labels.")
+    targets = [_values(text) for text in target or ()]
+    if output is not None:
+        _check_free(output, replace)
+    from SPDSegmentLib.training.planning import configuration_text, plan
+    from SPDSegmentLib.training.survey import find_cases, survey
+
+    found = find_cases(folder, image, label)
+    with show_training(True) as bar:
+        bar.say(f"{len(found.cases)} cases, named {found.image} and {found.label}.")
+        seen = survey(folder, found, lambda done, total: bar.advance("checking files", done, total, None, {}))
+    place = (output or Path("x.toml")).resolve().parent
+    data_folder = Path(os.path.relpath(folder.resolve(), place)).as_posix()
+    made = plan(seen, data_folder, targets, structure, name, backbone, names_of(validation), patient, _has_gpu(device))
+    output = output or Path(f"{made.config.bundle.name}.toml")
+    _check_free(output, replace)
+    for note in made.notes:
+        typer.echo(printable(f"Note: {note}"), err=True)
+    expected = [_needs(made), *([_time(made, folder, device)] if measure else [])]
+    head = [
+        f"Planned by: spdsegment init {folder}",
+        f"Train with: spdsegment train {output}",
+        "What is commented out is at its default.",
+        *expected,
+    ]
+    write_text(output, configuration_text(made, head), "configuration")
+    for line in (*_summary(made), *expected, f"Written: {output}. Go on with: spdsegment train {output}"):
+        typer.echo(printable(line))
+
+
+def _values(text: str) -> tuple[int, ...]:
+    if not _VALUES.fullmatch(text):
+        raise BadInput(f"'{text}' is no list of label values.", "Give --target as in 2, or 1+2 for one of both.")
+    return tuple(map(int, text.split("+")))
+
+
+def _check_free(output: Path, replace: bool) -> None:
+    if output.suffix != ".toml":
+        raise BadInput(f"The configuration {output} does not end with .toml.", "Name it so.")
+    if output.exists() and not replace:
+        raise BadInput(f"{output} is there already.", "Choose another name with --output, or give --replace.")
+    check_output(output, "configuration")
+
+
+def _summary(made: Plan) -> list[str]:
+    """What was decided, a line each."""
+    config, data = made.config, made.config.data
+    view = f"{config.fov_mm:g} mm at {config.network.image_size} pixels"
+    limits = f"{config.intensity.kind} {config.intensity.low:g} to {config.intensity.high:g}"
+    return [
+        f"Cases:     {len(data.train)} train, {len(data.validation)} validate, {len(data.test)} for the measurement",
+        f"Slices:    {data.plane} ({made.reasons['data.plane']})",
+        f"View:      {view} ({made.reasons['fov_mm']})",
+        f"Intensity: {limits} ({made.reasons['intensity.kind']})",
+        f"Steps:     {config.stage1.steps} of stage I, {config.stage2.steps} of stage II",
+    ]
+
+
+def _needs(made: Plan) -> str:
+    return f"Needs about {megabytes(made.memory_bytes)} of memory and {megabytes(made.disk_bytes)} of disk meanwhile."
+
+
+def _time(made: Plan, folder: Path, device: str) -> str:
+    """The expected time, or why it is not known; a plan is a plan without it."""
+    try:
+        from SPDSegmentLib.training.cases import load_case
+        from SPDSegmentLib.training.planning import measure_time
+
+        config = made.config
+        for case in config.data.train:
+            loaded = load_case(folder, case, config.data, config.intensity)
+            if loaded.targets:
+                break
+        seconds = measure_time(config, loaded, None, device)
+    except (ImportError, SPDError) as error:
+        return f"The expected time was not measured: {error}"
+    parts = ((seconds.stage1, "stage I"), (seconds.embeddings, "embeddings"), (seconds.stage2, "stage II"))
+    named = ", ".join(f"{name} {_duration(part)}" for part, name in parts)
+    return f"Takes about {_duration(seconds.total)} on this machine ({named}), by some steps that were timed."
+
+
+def _has_gpu(device: str) -> bool:
+    if device == "cpu":
+        return False
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

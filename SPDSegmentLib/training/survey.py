@@ -1,0 +1,342 @@
+"""What a folder of images and labels holds: which belong together, what is wrong with each, and what a plan needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from SPDSegmentLib.errors import BadInput, GeometryUnsupported
+from SPDSegmentLib.geometry.intensity import looks_like_ct
+from SPDSegmentLib.geometry.labelmap import read_labels_of
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
+
+SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
+LABEL_WORDS = {"label", "labels", "labelstr", "lbl", "seg", "segmentation", "segmentations", "mask", "masks", "gt",
+               "groundtruth", "annotation", "annotations"}  # fmt: skip
+IMAGE_WORDS = {"image", "images", "imagestr", "img", "volume", "scan", "0000"}
+ASIDE = {"imagests", "labelsts", "predictions", "results"}
+"""Folders that hold nothing to learn from."""
+MAX_FILES = 20_000
+MAX_VALUES = 64
+"""A label map with more values than this is an image."""
+FEW_SLICES = 3
+SAMPLE = 20_000
+_PERSON = re.compile(r"(?i)(sub|subj|subject|pat|patient|pt)[-_]?[a-z0-9]*?\d+(?=[-_.]|$)")
+_VISIT = r"[-_](?:left|right|l|r|pre|post|visit\d+|ses\d+|ses-\d+|scan\d+|t\d+|tp\d+)"
+
+
+@dataclass(frozen=True)
+class FoundCases:
+    """Pairs of files.
+
+    Attributes:
+        image, label: their names below the folder with ``{case}`` in place of the case's name.
+        cases: names, sorted.
+        unpaired: images without a label; others: further patterns that as many images have.
+    """
+
+    image: str
+    label: str
+    cases: tuple[str, ...]
+    unpaired: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class StructureFacts:
+    """One structure of one case: how it lies along R, A, S and on the slices of each plane.
+
+    Attributes:
+        extent_mm: (3,) of its box; slices, fov_mm: by plane, how many slices it is on and the longer side of its box.
+        intensities: of its voxels, (N,), a sample.
+    """
+
+    extent_mm: np.ndarray
+    slices: dict[str, int]
+    fov_mm: dict[str, float]
+    intensities: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class CaseFacts:
+    """One case that can be used.
+
+    Attributes:
+        shape, spacing_mm: (3,) along I, J, K; coarse: plane of its slices where they are thick, else empty.
+        values: number of voxels of each label value; structures: by label value.
+        is_ct: by its intensities; digest: of its voxels.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    spacing_mm: np.ndarray
+    coarse: str
+    values: dict[int, int]
+    structures: dict[int, StructureFacts]
+    pixel_mm: dict[str, float]
+    is_ct: bool
+    digest: str
+
+
+@dataclass
+class Survey:
+    """All cases of a folder.
+
+    Attributes:
+        facts: of the cases that can be used; unusable: (case, sentence) of the others; notes: sentences.
+        names: of label values and modality: as ``dataset.json`` says, else empty.
+    """
+
+    found: FoundCases
+    facts: list[CaseFacts] = field(default_factory=list)
+    unusable: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    modality: str = ""
+    title: str = ""
+    license: str = ""
+
+
+def find_cases(folder: Path, image: str = "", label: str = "") -> FoundCases:
+    """Find images and labels of one naming: beside each other, in two folders, or in a folder a case.
+
+    Args:
+        image, label: names with ``{case}``, where they are known.
+
+    Raises:
+        BadInput: nothing that belongs together.
+    """
+    files = [path.relative_to(folder).as_posix() for path in _files(folder)]
+    masks = {name for name in files if _words(name) & LABEL_WORDS}
+    labels = _matching(files, label) if label else _patterns(sorted(masks), LABEL_WORDS)
+    images = _matching(files, image) if image else _patterns([f for f in files if f not in masks], set())
+    ranked = sorted(
+        ((len(of_label.keys() & images[i].keys()), bool(_words(i) & IMAGE_WORDS), -len(i), i, k)
+         for k, of_label in labels.items() for i in images), reverse=True,
+    )  # fmt: skip
+    if not ranked or ranked[0][0] == 0:
+        listed = ", ".join(files[:4]) or "no NIfTI, NRRD or MetaImage file"
+        raise BadInput(
+            f"No image of {folder} has a label of the same case; found: {listed}{', ...' if len(files) > 4 else ''}.",
+            "Name them as in p1_image.nii.gz and p1_label.nii.gz, or say how they are named: --image "
+            "'{case}.nii.gz' --label '{case}_mask.nii.gz'.",
+        )
+    count, _, _, image, label = ranked[0]
+    cases = sorted(images[image].keys() & labels[label].keys())
+    others = dict.fromkeys(i for n, _, _, i, k in ranked if n == count and k == label and i != image)
+    distinct = [i for i in others if {images[i][c] for c in cases} != {images[image][c] for c in cases}]
+    missing = sorted(images[image].keys() - labels[label].keys())
+    return FoundCases(image, label, tuple(cases), tuple(missing), tuple(distinct))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for count, path in enumerate(sorted(folder.rglob("*"))):
+        if count > MAX_FILES:
+            raise BadInput(f"{folder} holds more than {MAX_FILES} files.", "Give the folder of one data set.")
+        hidden = any(part.startswith(".") or part.lower() in ASIDE for part in path.relative_to(folder).parts)
+        if not hidden and path.name.lower().endswith(SUFFIXES) and path.is_file():
+            yield path
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", name.lower()))
+
+
+def _matching(files: Sequence[str], pattern: str) -> dict[str, dict[str, str]]:
+    """Files that are named as a pattern says, by case."""
+    if "{case}" not in pattern:
+        raise BadInput(f"The pattern '{pattern}' has no {{case}} in it.", "Write it as in '{case}_image.nii.gz'.")
+    first, *rest = (re.escape(part) for part in pattern.split("{case}"))
+    expression = re.compile(first + r"(?P<case>[^/]+)" + r"(?P=case)".join(rest[:1] + rest[1:]))
+    found = {match["case"]: name for name in files if (match := expression.fullmatch(name))}
+    if not found:
+        raise BadInput(f"No file is named '{pattern}'.", "Check the pattern; folders count from the one given.")
+    return {pattern: found}
+
+
+def _patterns(files: Sequence[str], dropped: set[str]) -> dict[str, dict[str, str]]:
+    """Every way to read a case's name from files: pattern, then case, to file."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in files:
+        suffix = next(s for s in SUFFIXES if name.lower().endswith(s))
+        stem = name[: len(name) - len(suffix)]
+        *folders, last = stem.split("/")
+        parts = re.split(r"([-_. ])", last)
+        candidates = {"".join(parts[:n]) for n in range(1, len(parts) + 1, 2)} | set(folders)
+        candidates |= {"".join(parts[n:]) for n in range(2, len(parts), 2)}
+        for case in candidates:
+            if case and not (_words(case) & dropped):
+                pattern = re.sub(rf"(?<![A-Za-z0-9]){re.escape(case)}(?![A-Za-z0-9])", "{case}", stem)
+                if "{case}" in pattern and not re.search(r"[{}]", pattern.replace("{case}", "")):
+                    found[pattern + name[len(stem) :]].setdefault(case, name)
+    return found
+
+
+def survey(
+    folder: Path,
+    found: FoundCases,
+    on_case: Callable[[int, int], None] = lambda done, total: None,
+) -> Survey:
+    """Read every file once; what cannot be used is a sentence and stops nothing.
+
+    Raises:
+        BadInput: no case can be used.
+    """
+    result = Survey(found)
+    _read_description(folder, result)
+    for done, name in enumerate(found.cases, start=1):
+        try:
+            result.facts.append(_facts(folder, name, found))
+        except (BadInput, GeometryUnsupported) as error:
+            result.unusable.append((name, error.sentence))
+        on_case(done, len(found.cases))
+    if not any(facts.values for facts in result.facts):
+        why = result.unusable[0][1] if result.unusable else "Their labels are all empty."
+        raise BadInput(f"None of the {len(found.cases)} cases of {folder} can be used. {why}", "Mend the files.")
+    _note_oddities(result)
+    return result
+
+
+def _read_description(folder: Path, result: Survey) -> None:
+    """What a ``dataset.json`` (nnU-Net, Medical Segmentation Decathlon) says; one that cannot be read says nothing."""
+    try:
+        values = json.loads((folder / "dataset.json").read_text(encoding="utf-8-sig"))
+        labels, channels = values.get("labels") or {}, values.get("channel_names") or values.get("modality") or {}
+        for key, value in labels.items():
+            number, name = (value, key) if isinstance(value, int) else (int(key), value)
+            if number:
+                result.names[number] = str(name)
+        first = str(next(iter(channels.values()), "")).upper() if isinstance(channels, dict) else ""
+        result.modality = "CT" if "CT" in first else "MR" if "MR" in first else ""
+        result.title, result.license = (str(values.get(key) or "") for key in ("name", "licence"))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return
+
+
+def _facts(folder: Path, name: str, found: FoundCases) -> CaseFacts:
+    volume = read_volume(folder / found.image.format(case=name))
+    check_image(volume)
+    label_file = folder / found.label.format(case=name)
+    labels = read_labels_of(label_file, volume)
+    numbers, counts = np.unique(labels, return_counts=True)
+    if len(numbers) > MAX_VALUES or numbers[0] < 0:
+        raise BadInput(
+            f"{label_file} holds {len(numbers)} values from {numbers[0]} to {numbers[-1]}: it is no label map.",
+            "Give labels from 0 up, one number a structure; --label says how their files are named.",
+        )
+    values = {int(n): int(c) for n, c in zip(numbers, counts, strict=True) if n}
+    spacing = volume.spacing_mm
+    coarse = SliceStack(volume).plane if spacing.max() > 1.5 * float(np.median(spacing)) else ""
+    digest = hashlib.sha256(np.ascontiguousarray(volume.array).data).hexdigest()
+    planes = {plane: SliceStack(volume, plane) for plane in ("axial", "coronal", "sagittal")}
+    return CaseFacts(
+        name,
+        volume.shape_ijk,
+        spacing,
+        coarse,
+        values,
+        {value: _structure(labels == value, volume, planes) for value in values},
+        {plane: min(stack.pixel_mm) for plane, stack in planes.items()},
+        looks_like_ct(volume.array),
+        digest,
+    )
+
+
+def _structure(mask: np.ndarray, volume: Volume, planes: dict[str, SliceStack]) -> StructureFacts:
+    spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    extent, slices, fov = np.zeros(3), {}, {}
+    for row, (plane, stack) in enumerate((p, planes[p]) for p in ("sagittal", "coronal", "axial")):
+        cut, down, across = stack.order
+        slices[plane] = int(spans[cut][-1] - spans[cut][0] + 1)
+        sides = [
+            (spans[a][-1] - spans[a][0] + 1) * mm for a, mm in ((down, stack.pixel_mm[0]), (across, stack.pixel_mm[1]))
+        ]
+        fov[plane] = float(max(sides))
+        extent[row] = slices[plane] * stack.slice_mm
+    inside = volume.array[mask]
+    return StructureFacts(extent, slices, fov, inside[:: max(1, inside.size // SAMPLE)].astype(np.float32))
+
+
+def _note_oddities(result: Survey) -> None:
+    """Sentences about cases that can be used and are odd all the same; a copy of another is left out."""
+    say, found = result.notes.append, result.found
+    if found.unpaired:
+        say(f"{len(found.unpaired)} images have no label and are left out: {_some(found.unpaired)}.")
+    if found.others:
+        say(f"The cases have further images ({_some(found.others)}); taken is {found.image}: --image takes another.")
+    for name, why in result.unusable:
+        say(f"Case {name} is left out: {why}")
+    first: dict[str, str] = {}
+    for facts in list(result.facts):
+        if facts.digest in first:
+            result.facts.remove(facts)
+            say(f"Case {facts.name} is left out: its image is that of {first[facts.digest]}.")
+        first.setdefault(facts.digest, facts.name)
+    empty = [facts.name for facts in result.facts if not facts.values]
+    if empty:
+        say(f"{len(empty)} cases have no label but 0 and serve as background: {_some(empty)}.")
+    usual = {value for value, n in Counter(v for f in result.facts for v in f.values).items()
+             if 2 * n >= len(result.facts) - len(empty)}  # fmt: skip
+    for facts in result.facts:
+        if odd := sorted(facts.values.keys() - usual):
+            say(f"Case {facts.name} has the label values {', '.join(map(str, odd))}, which most have not.")
+        thin = [v for v, s in facts.structures.items() if min(s.slices.values()) < FEW_SLICES]
+        if thin:
+            say(f"Case {facts.name} has the label {', '.join(map(str, thin))} on fewer than {FEW_SLICES} slices.")
+    kinds = {facts.is_ct for facts in result.facts}
+    if len(kinds) > 1:
+        ct = [facts.name for facts in result.facts if facts.is_ct]
+        say(f"{len(ct)} of {len(result.facts)} images look like CT, the others do not: {_some(ct)}.")
+
+
+def _some(names: Sequence[str], shown: int = 4) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def patient_pattern(cases: Sequence[str]) -> str:
+    """A regular expression whose first group names the patient: what case names begin with, or all of them."""
+    people = [_PERSON.match(case) for case in cases]
+    if all(people) and len({match[0] for match in people if match}) < len(cases):
+        words = {match[1] for match in people if match}
+        return f"((?:{'|'.join(sorted(words))})[-_]?[A-Za-z0-9]*?\\d+)"
+    visits = [re.fullmatch(f"(?i)(.+?){_VISIT}", case) for case in cases]
+    if all(visits):
+        return f"(?i)(.+?){_VISIT}$"
+    return "(.*)"
+
+
+def split_patients(
+    facts: Sequence[CaseFacts], pattern: str, wanted: Sequence[int], seed: int = 0
+) -> tuple[list[str], list[str], list[str]]:
+    """Names of cases to train on, to choose the best checkpoint by and to measure with; no patient in two of them.
+
+    A fifth of the patients validates; with ten or more another fifth is kept for the measurement.
+    """
+    from SPDSegmentLib.evaluation.cases import patient_of
+
+    groups: dict[str, list[CaseFacts]] = defaultdict(list)
+    for fact in facts:
+        groups[patient_of(fact.name, pattern)].append(fact)
+    has = [p for p, cases in sorted(groups.items()) if any(set(f.values) & set(wanted) for f in cases)]
+    order = np.random.default_rng(seed).permutation(len(has))
+    fifth = max(1, len(has) // 5) if len(has) > 1 else 0
+    validation = {has[i] for i in order[:fifth]}
+    test = {has[i] for i in order[fifth : 2 * fifth]} if len(has) >= 10 else set()
+
+    def of(people: set[str]) -> list[str]:
+        return sorted(fact.name for p in people for fact in groups[p])
+
+    return of(groups.keys() - validation - test), of(validation), of(test)
+
+
+def structure_facts(facts: Sequence[CaseFacts], values: Sequence[int]) -> list[StructureFacts]:
+    """What is known of some label values over all cases."""
+    return [case.structures[value] for case in facts for value in values if value in case.structures]
