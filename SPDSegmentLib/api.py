@@ -6,6 +6,7 @@ command line around :func:`segment`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from SPDSegmentLib.geometry.markups import Points
+    from SPDSegmentLib.geometry.straighten import Straightened
     from SPDSegmentLib.geometry.volume import Image
     from SPDSegmentLib.inference.predictor import Predictor
     from SPDSegmentLib.inference.results import SegmentationProgress, SegmentationResult
@@ -72,6 +74,17 @@ class Segmentation:
     def doubts(self) -> list[str]:
         """Why the mask must be looked at before it is used; empty where nothing speaks against it."""
         return self.result.doubts
+
+    @functools.cached_property
+    def straightened(self) -> Straightened:
+        """The structure along its centerline, with areas, diameters and length (:mod:`geometry.straighten`).
+
+        Raises:
+            BadInput: the mask is empty.
+        """
+        from SPDSegmentLib.geometry.straighten import straighten
+
+        return straighten(self.result.mask, self.stack)
 
     def report(self, full_paths: bool = False, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """JSON-ready: what was asked, the measured volume, every slice that is not empty, the fate of every click.

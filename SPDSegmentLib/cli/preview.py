@@ -14,6 +14,7 @@ from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.slices import SliceStack
+    from SPDSegmentLib.geometry.straighten import Straightened
     from SPDSegmentLib.inference.results import SegmentationResult
 
 MAX_PANELS = 12
@@ -127,6 +128,71 @@ def write_preview(
     _scale_bar(grid.flat[0], box, stack.pixel_mm)
     _title(figure, stack, result.mask, text, len(shown), height)
     _legend(figure, points, color, height)
+    figure.savefig(path, facecolor=BACKGROUND, format="png")
+
+
+def write_straightened(
+    path: Path,
+    found: Straightened,
+    limits: tuple[float, float],
+    text: PreviewText,
+    color: tuple[float, float, float],
+) -> None:
+    """Draw the two planes of the straightened centerline with the mask's contour, and diameters along it, as PNG.
+
+    Args:
+        limits, color: as for :func:`write_preview`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: ``path`` cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.0, 6.4), dpi=130, facecolor=BACKGROUND)
+    FigureCanvasAgg(figure)
+    rows = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.1))
+    figure.subplots_adjust(left=0.07, right=0.93, top=0.88, bottom=0.09, hspace=0.10)
+    middle, at = found.masks.shape[1] // 2, found.position_mm
+    across = (np.arange(found.masks.shape[1]) - middle) * found.pixel_mm
+    step = found.length_mm / len(at)
+    extent = (0.0, found.length_mm, across[-1] + found.pixel_mm / 2, across[0] - found.pixel_mm / 2)
+    for axes, n in zip(rows[:2], (0, 1), strict=True):
+        mask = found.masks.take(middle, axis=2 - n).T
+        axes.set_facecolor("black")
+        if found.image is not None:
+            axes.imshow(found.image.take(middle, axis=2 - n).T, cmap="gray", vmin=limits[0], vmax=limits[1],
+                        extent=extent, aspect="auto", interpolation="bilinear")  # fmt: skip
+        padded = np.pad(mask, ((0, 0), (1, 1)))
+        places = np.concatenate(([at[0] - step], at, [at[-1] + step]))
+        if mask.any():
+            axes.contour(places, across, padded, levels=[0.5], colors=[color], linewidths=1.4)
+        axes.axhline(0.0, color=TEXT, linewidth=0.6, linestyle=(0, (6, 6)), alpha=0.6)
+        axes.set_ylabel(("rows", "columns")[n] + " across (mm)", color=QUIET, fontsize=8)
+    plot = rows[2]
+    plot.set_facecolor(BACKGROUND)
+    plot.fill_between(at, found.feret_min_mm, found.feret_max_mm, color=color, alpha=0.25, linewidth=0,
+                      label="Feret, least to greatest")  # fmt: skip
+    plot.plot(at, found.diameter_mm, color=color, linewidth=1.6, label="circle of the same area")
+    plot.set_ylabel("diameter (mm)", color=QUIET, fontsize=8)
+    plot.set_xlabel("along the centerline from the end on the lowest slice (mm)", color=QUIET, fontsize=8)
+    plot.set_ylim(0, 1.15 * max(float(found.feret_max_mm.max()), 1e-3))
+    areas = plot.twinx()
+    areas.plot(at, found.area_mm2, color=TEXT, linewidth=1.0, linestyle=":", label="area (right)")
+    areas.set_ylim(0, 1.15 * max(float(found.area_mm2.max()), 1e-3))
+    areas.set_ylabel("area (mm\u00b2)", color=QUIET, fontsize=8)
+    handles = [*plot.get_legend_handles_labels()[0], *areas.get_legend_handles_labels()[0]]
+    areas.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=8, labelcolor=TEXT)
+    for axes in (*rows, areas):
+        axes.set_xlim(0, found.length_mm)
+        axes.tick_params(colors=QUIET, labelsize=7)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    figure.text(0.07, 0.965, text.title, color=TEXT, fontsize=13, weight="bold", va="top")
+    figure.text(0.93, 0.965, f"{text.volume_ml:.1f} ml", color=TEXT, fontsize=13, weight="bold", va="top", ha="right")
+    figure.text(0.07, 0.918, f"{found.sentence()}  |  model {text.model}  |  research use only", color=QUIET,
+                fontsize=8, va="top")  # fmt: skip
     figure.savefig(path, facecolor=BACKGROUND, format="png")
 
 

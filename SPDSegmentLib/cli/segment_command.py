@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,11 +24,12 @@ from SPDSegmentLib.cli.terminal import (
     show_slices,
 )
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled, well_formed
-from SPDSegmentLib.files import write_json, write_png
+from SPDSegmentLib.files import write_csv, write_json, write_png
 from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, read_markups
 from SPDSegmentLib.models.bundle import origin_note
 
 if TYPE_CHECKING:
+    from SPDSegmentLib.cli.preview import PreviewText
     from SPDSegmentLib.errors import SPDError
     from SPDSegmentLib.inference.results import SegmentationProgress
 
@@ -87,6 +89,9 @@ def segment(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Report with the fate of every click (.json).")] = None,
     preview: Annotated[Path | None, typer.Option(help="Picture of the result (.png).")] = None,
+    measure: Annotated[
+        Path | None, typer.Option(help="Areas and diameters along the centerline (.csv), and a picture beside it.")
+    ] = None,
     dicom_seg: Annotated[
         Path | None, typer.Option("--dicom-seg", help="DICOM segmentation of the image's series (.dcm).")
     ] = None,
@@ -107,6 +112,7 @@ def segment(
         output=output,
         report=report,
         preview=preview,
+        measure=measure,
         dicom_seg=dicom_seg,
         rtstruct=rtstruct,
         point=tuple(map(position_of, point or ())),
@@ -151,11 +157,13 @@ def describe(request: SegmentRequest, outcome: Segmentation) -> None:
         f"{outcome.bundle.info.title}: {outcome.volume_ml:.1f} ml on {segmented} of {len(result.slices)} "
         f"{outcome.stack.plane} slices, {result.seconds:.1f} s on {result.device}"
     )
-    made = {"Mask": request.output, "Report": request.report, "Picture": request.preview, "SEG": request.dicom_seg,
-            "RTSTRUCT": request.rtstruct}  # fmt: skip
+    made = {"Mask": request.output, "Report": request.report, "Picture": request.preview, "Measures": request.measure,
+            "Drawn": request.drawn, "SEG": request.dicom_seg, "RTSTRUCT": request.rtstruct}  # fmt: skip
     for name, path in made.items():
         if path is not None:
-            typer.echo(f"{name + ':':<9}{well_formed(str(path))}")
+            typer.echo(f"{name + ':':<10}{well_formed(str(path))}")
+    if request.measure is not None:
+        typer.echo(printable(f"Measured: {outcome.straightened.sentence()}"))
     said = [note for note in result.notes if note not in outcome.said_before]
     for note in filter(None, (origin_note(outcome.bundle), *said)):
         typer.echo(printable(f"Note: {note}"), err=True)
@@ -173,6 +181,7 @@ class SegmentRequest:
         points: file of clicks, or None for those of ``point`` alone.
         point: positions of further clicks in RAS mm.
         model: name or folder of a bundle.
+        measure: table along the centerline; its picture, ``drawn``, lies beside it where matplotlib is installed.
         dicom_seg, rtstruct: DICOM objects of the image's series.
         prompts: strategy of the predictor.
         insist: ids of clicks that prompt whatever the model believes.
@@ -188,6 +197,7 @@ class SegmentRequest:
     output: Path
     report: Path | None = None
     preview: Path | None = None
+    measure: Path | None = None
     dicom_seg: Path | None = None
     rtstruct: Path | None = None
     point: tuple[tuple[float, float, float], ...] = ()
@@ -199,6 +209,13 @@ class SegmentRequest:
     device: str = "auto"
     full_paths: bool = False
 
+    @property
+    def drawn(self) -> Path | None:
+        """The picture beside the table of ``measure``; None where none is asked for or can be drawn."""
+        if self.measure is None or importlib.util.find_spec("matplotlib") is None:
+            return None
+        return self.measure.with_suffix(".png")
+
     def check(self) -> None:
         """Raise :class:`BadInput` for paths and settings that cannot work."""
         require_input(self.image, "image")
@@ -209,7 +226,8 @@ class SegmentRequest:
         elif not self.point:
             raise BadInput("There are no clicks.", "Give --points FILE, or --point X,Y,Z for each click.")
         outputs = [("output", self.output, LABELMAP_SUFFIXES), ("report", self.report, (".json",)),
-                   ("preview", self.preview, (".png",)), ("DICOM SEG file", self.dicom_seg, (".dcm",)),
+                   ("preview", self.preview, (".png",)), ("table of measures", self.measure, (".csv",)),
+                   ("picture of the measures", self.drawn, (".png",)), ("DICOM SEG file", self.dicom_seg, (".dcm",)),
                    ("RTSTRUCT file", self.rtstruct, (".dcm",))]  # fmt: skip
         for what, path, suffixes in outputs:
             if path is not None:
@@ -236,6 +254,8 @@ def run_segmentation(
         from SPDSegmentLib.cli.preview import require_drawing
 
         require_drawing()
+    if request.measure is not None and request.drawn is None:
+        on_note("The table of measures comes without its picture, because the Python package 'matplotlib' is missing.")
     if request.dicom_seg is not None or request.rtstruct is not None:
         from SPDSegmentLib.geometry.dicom_objects import require_source
 
@@ -269,8 +289,9 @@ def _clicks_of(request: SegmentRequest) -> Path | list[Markup]:
 def _write_beside(request: SegmentRequest, outcome: Segmentation) -> None:
     """Write what goes with the mask: where that fails, the mask stays and is named."""
     missing: list[SPDError] = []
-    parts = ((request.report, _write_report), (request.preview, _write_picture), (request.dicom_seg, _write_dicom),
-             (request.rtstruct, _write_dicom))  # fmt: skip
+    parts = ((request.report, _write_report), (request.preview, _write_picture), (request.measure, _write_measures),
+             (request.drawn, _write_straightened), (request.dicom_seg, _write_dicom), (request.rtstruct, _write_dicom)
+             )  # fmt: skip
     for path, write in parts:
         if path is None:
             continue
@@ -281,7 +302,7 @@ def _write_beside(request: SegmentRequest, outcome: Segmentation) -> None:
         except Exception as error:
             missing.append(as_spd_error(error))
     if missing:
-        said = " ".join(failure.message for failure in missing)
+        said = " ".join(dict.fromkeys(failure.message for failure in missing))
         details = "\n".join(failure.details for failure in missing)
         raise type(missing[0])(f"The mask is written to {request.output}, but: {said}", missing[0].remedy, details)
 
@@ -312,11 +333,33 @@ def _write_dicom(path: Path, request: SegmentRequest, outcome: Segmentation) -> 
     write(path, outcome.mask, outcome.stack.volume, request.image, request.series, structure)
 
 
+def _write_measures(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
+    from SPDSegmentLib.geometry.straighten import COLUMNS
+
+    write_csv(path, [COLUMNS, *outcome.straightened.table()], "table of measures")
+
+
+def _write_straightened(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
+    from SPDSegmentLib.cli.preview import write_straightened
+
+    info, found = outcome.bundle.info, outcome.straightened
+    write_png(path, lambda part: write_straightened(part, found, _limits(outcome), _text(outcome), info.color))
+
+
 def _write_preview(path: Path, outcome: Segmentation) -> None:
-    from SPDSegmentLib.cli.preview import PreviewText, write_preview
+    from SPDSegmentLib.cli.preview import write_preview
+
+    write_preview(path, outcome.stack, outcome.result, _limits(outcome), _text(outcome), outcome.bundle.info.color)
+
+
+def _limits(outcome: Segmentation) -> tuple[float, float]:
+    """Intensities that are shown black and white."""
     from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range
 
-    info = outcome.bundle.info
-    limits = intensity_range(outcome.stack.array, IntensityConfig.from_dict(info.normalization))
-    text = PreviewText(info.title, info.name, outcome.volume_ml)
-    write_preview(path, outcome.stack, outcome.result, limits, text, info.color)
+    return intensity_range(outcome.stack.array, IntensityConfig.from_dict(outcome.bundle.info.normalization))
+
+
+def _text(outcome: Segmentation) -> PreviewText:
+    from SPDSegmentLib.cli.preview import PreviewText
+
+    return PreviewText(outcome.bundle.info.title, outcome.bundle.info.name, outcome.volume_ml)
