@@ -19,7 +19,7 @@ from SPDSegmentLib.geometry.markups import Markup, insist_on, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY
-from SPDSegmentLib.prompts.fates import Fate, SliceStatus, best_fates, is_doubtful
+from SPDSegmentLib.prompts.fates import Fate, SliceStatus, best_fates, review
 from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
 from SPDSegmentLib.worker.messages import Segmented, SliceReady
 from SPDSegmentLib.worker.payloads import unpack_mask
@@ -155,6 +155,12 @@ class CaseSegmenter:
         figures = {
             "notes": " ".join(notes),
             **_figures(mask, stack, slices),
+            "doubtful_slices": len(
+                review(
+                    {t: (ready.status, ready.quality) for t, ready in slices.items()},
+                    [(fate.slice_index, fate.fate) for fate in fates if fate.click_id],
+                ).doubtful
+            ),
             **dict.fromkeys(_COUNTED.values(), 0),
             **{_COUNTED[fate]: count for fate, count in Counter(fate.fate for fate in fates).items()},
             "device": answer.device,
@@ -201,7 +207,6 @@ def _figures(mask: np.ndarray, stack: SliceStack, slices: dict[int, SliceReady])
         "largest_diameter_mm": round(found.largest_diameter_mm, 1),
         "voxels": int(box.sum()),
         "quality": round(sum(qualities) / len(qualities), 3) if qualities else "",
-        "doubtful_slices": sum(is_doubtful(ready.status, ready.quality) for ready in slices.values()),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -86,7 +86,48 @@ def best_fates(fates: Iterable[PointFate]) -> list[PointFate]:
     return [*best.values(), *synthesized]
 
 
-def is_doubtful(status: SliceStatus, quality: float | None) -> bool:
-    """Whether a person should look at a slice: no click supports it, or its predicted quality is low."""
-    low = status is not SliceStatus.EMPTY and quality is not None and quality < DOUBTFUL_BELOW
-    return low or status is SliceStatus.ABSTAINED
+GAP, END, LOW_QUALITY = "gap", "end", "low quality"
+
+
+@dataclass(frozen=True)
+class Review:
+    """Where a person should look.
+
+    Attributes:
+        span: from the first slice of the structure to the last one, clicks that prompt their own slice included.
+        doubtful: why, by slice: ``GAP`` where the structure is interrupted, ``END`` where it stops before a click that
+            was used, ``LOW_QUALITY``.
+        stray: slices of the clicks that were not used and that lie beyond the structure.
+    """
+
+    span: range
+    doubtful: dict[int, str]
+    stray: list[int]
+
+
+def review(
+    slices: Mapping[int, tuple[SliceStatus, float | None]], clicks: Iterable[tuple[int, Fate]], edited: Collection[int] = ()
+) -> Review:
+    """Return where a person should look; slices that are rightly empty, beyond the structure, are left out.
+
+    Args:
+        slices: status and predicted IoU, by slice.
+        clicks: slice and fate of each click.
+        edited: slices that a person drew; they need no look.
+    """
+    placed = [(t, fate) for t, fate in clicks if fate is not Fate.OUTSIDE]
+    filled = {t for t, (status, quality) in slices.items() if status not in (SliceStatus.ABSTAINED, SliceStatus.EMPTY) and quality != 0}
+    filled |= set(edited)
+    used = {t for t, fate in placed if fate in (Fate.KEPT, Fate.INSISTED)} if filled else {t for t, _ in placed}
+    inside = filled | used
+    span = range(min(inside), max(inside) + 1) if inside else range(0)
+    doubtful = {}
+    for t in span:
+        if t in edited or t not in slices:
+            continue
+        quality = slices[t][1]
+        if t not in filled:
+            doubtful[t] = GAP if filled and min(filled) < t < max(filled) else END
+        elif quality is not None and quality < DOUBTFUL_BELOW:
+            doubtful[t] = LOW_QUALITY
+    return Review(span, doubtful, sorted(t for t, fate in placed if fate is Fate.REJECTED_OWN_SLICE and t not in span))

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from gui_helpers import add_clicks, add_volume, load, mask_of, move_click, record_of, segment, settle, state_of
 
+from SPDSegmentLib.gui.scene.write_record import SliceInfo
+from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus, review
+
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
 KEPT_COLOR = (51, 184, 89)
@@ -142,16 +145,81 @@ def test_slices_without_support_are_empty_and_marked(host: Any, module: Any) -> 
 
 
 def test_the_plot_marks_the_shown_slice_and_the_doubtful_ones(host: Any, module: Any) -> None:
+    from SPDSegmentLib.gui.panel.review_section import HEIGHT
+
     module.ui.reviewSection.collapsed = False
     segment(host, module)
     image = module.ui.qualityPlot.pixmap.toImage()
-    bottom = [image.pixelColor(x, image.height() - 2).name() for x in range(image.width())]
+    bottom = [image.pixelColor(x, HEIGHT - 2).name() for x in range(image.width())]
     assert "#2f9e57" in bottom and "#d9412f" in bottom
     host.slice_view("Red").jump_to((24.0, 20.0, 24.0))
     host.process_events(120)
     top = module.ui.qualityPlot.pixmap.toImage()
     marked = [x for x in range(top.width()) if top.pixelColor(x, 1).name() == "#1f2933"]
     assert marked and marked[0] == pytest.approx(8.5 * top.width() / 12, abs=top.width() / 12)
+
+
+def pointer(module: Any, kind: str, share: float) -> None:
+    """Move the pointer over the quality plot, or press there, at a share of its width between the margins."""
+    import qt
+
+    from SPDSegmentLib.gui.panel.review_section import MARGIN, _plotWidth
+
+    x = MARGIN + share * (_plotWidth(module.ui) - 2 * MARGIN)
+    place, button = qt.QPointF(x, 20.0), qt.Qt.LeftButton if kind == "MouseButtonPress" else qt.Qt.NoButton
+    event = qt.QMouseEvent(getattr(qt.QEvent, kind), place, place, button, button, qt.Qt.NoModifier)
+    qt.QApplication.sendEvent(module.ui.qualityPlot, event)
+
+
+def test_a_click_into_the_plot_jumps_and_the_tooltip_says_why_a_slice_is_doubtful(host: Any, module: Any) -> None:
+    module.ui.reviewSection.collapsed = False
+    segment(host, module)
+    pointer(module, "MouseButtonPress", 9.5 / 12)
+    assert shown_k() == pytest.approx(9.0)
+    pointer(module, "MouseMove", 5.5 / 12)
+    assert "Slice 5: empty, no click supports it" in module.ui.qualityPlot.toolTip
+    pointer(module, "MouseMove", 8.5 / 12)
+    assert "Slice 8: estimated quality 0.90" in module.ui.qualityPlot.toolTip
+    pointer(module, "MouseMove", 11.5 / 12)
+    assert "Slice 11: beyond the structure" in module.ui.qualityPlot.toolTip
+    with host.longest_block() as block:
+        module.widget.panel.review._drawCurrent()
+    assert block.longest_cpu_ms < 50
+
+
+def test_stray_clicks_are_listed_apart_and_lead_to_no_doubtful_slices(host: Any, module: Any) -> None:
+    segment(host, module)
+    record = record_of(module)
+    record.info = {t: SliceInfo(0.9 if t < 4 else None, SliceStatus.SUPPORTED if t < 4 else SliceStatus.ABSTAINED) for t in range(12)}
+    record.info[1] = SliceInfo(0.4, SliceStatus.SUPPORTED)
+    record.fates = [
+        PointFate(0, 2, Fate.KEPT, click_id="n:1"),
+        PointFate(1, 9, Fate.REJECTED_OWN_SLICE, click_id="n:2"),
+        PointFate(2, 3, Fate.REJECTED_OWN_SLICE, click_id="n:3"),
+    ]
+    module.widget.panel.review.show(record)
+    assert (record.span, record.doubtful, record.review.stray) == (range(4), [1], [9])
+    assert module.ui.reviewLabel.text == (
+        "Doubtful slices: 1, 1 of low estimated quality. Clicks beyond the structure that were not used: slices 9"
+    )
+
+
+@pytest.mark.parametrize(
+    ("filled", "clicks", "doubtful"),
+    [
+        ({0, 1, 2}, {1: "kept"}, {}),
+        ({0, 1, 2, 5, 6}, {1: "kept", 6: "kept"}, {3: "gap", 4: "gap"}),
+        ({2, 3}, {2: "kept", 5: "kept"}, {4: "end", 5: "end"}),
+        ({2, 3}, {2: "kept", 5: "borrowed"}, {}),
+        ({2, 3}, {2: "kept", 5: "outside"}, {}),
+        (set(), {2: "rejected_own_slice", 3: "rejected_own_slice"}, {2: "end", 3: "end"}),
+    ],
+)
+def test_doubtful_is_what_is_worth_a_look(filled: set[int], clicks: dict[int, str], doubtful: dict[int, str]) -> None:
+    nothing = (SliceStatus.ABSTAINED, SliceStatus.EMPTY)
+    slices = {t: (SliceStatus.SUPPORTED, 0.9) if t in filled else (nothing[t % 2], 0.0) for t in range(8)}
+    found = review(slices, [(t, Fate(fate)) for t, fate in clicks.items()])
+    assert found.doubtful == doubtful
 
 
 def test_the_saliency_overlay_follows_the_view_and_leaves_no_trace(host: Any, module: Any) -> None:

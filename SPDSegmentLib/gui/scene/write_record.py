@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import vtk
 
-from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus, is_doubtful
+from SPDSegmentLib.prompts.fates import Fate, PointFate, Review, SliceStatus, review
 
 RECORD_VERSION = 1
 SAME_PLACE_VOXELS = 1e-2
@@ -58,11 +58,6 @@ class SliceInfo:
 
     quality: float | None
     status: SliceStatus
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether a person should look at the slice."""
-        return is_doubtful(self.status, self.quality)
 
 
 @dataclass
@@ -126,26 +121,28 @@ class WriteRecord:
         self.noteWritten(slices, digests)
 
     @property
+    def review(self) -> Review:
+        """Where a person should look."""
+        return review(
+            {t: (info.status, info.quality) for t, info in self.info.items()},
+            [(fate.slice_index, fate.fate) for fate in self.fates if fate.click_id],
+            self.owned,
+        )
+
+    @property
     def span(self) -> range:
-        """From the first slice with content or a click to the last one."""
-        filled = {t for t, info in self.info.items() if info.status not in (SliceStatus.ABSTAINED, SliceStatus.EMPTY)}
-        clicked = {f.slice_index for f in self.fates if f.click_id and f.fate is not Fate.OUTSIDE}
-        slices = filled | clicked | self.owned
-        return range(min(slices), max(slices) + 1) if slices else range(0)
+        """From the first slice of the structure to the last one."""
+        return self.review.span
 
     @property
     def unsupported(self) -> list[int]:
         """Slices within the span that no click supports and that were left empty, ascending."""
-        return [
-            t
-            for t in self.span
-            if t in self.info and self.info[t].status is SliceStatus.ABSTAINED and t not in self.owned
-        ]
+        return [t for t in self.doubtful if self.info[t].status is SliceStatus.ABSTAINED]
 
     @property
     def doubtful(self) -> list[int]:
         """Slices within the span that need a look and that nobody has edited, ascending."""
-        return [t for t in self.span if t in self.info and self.info[t].doubtful and t not in self.owned]
+        return list(self.review.doubtful)
 
     def copy(self) -> WriteRecord:
         """Return an independent copy."""
