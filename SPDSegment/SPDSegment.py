@@ -39,6 +39,18 @@ class SPDSegment(ScriptedLoadableModule):
         self.parent.acknowledgementText = about.acknowledgement()
         self.parent.icon = qt.QIcon(about.resourcePath("Icons/SPDSegment.png"))
         slicer.app.connect("startupCompleted()", about.registerSampleData)
+        slicer.app.connect("startupCompleted()", registerEffect)
+
+
+def registerEffect() -> None:
+    """Add the effect *SPD* to the Segment Editor."""
+    import qSlicerSegmentationsEditorEffectsPythonQt as effects
+
+    effect = effects.qSlicerSegmentEditorScriptedEffect(None)
+    effect.setPythonSource(
+        (Path(__file__).resolve().parent / "SegmentEditorSPDLib" / "SegmentEditorEffect.py").as_posix()
+    )
+    effect.self().register()
 
 
 class SPDSegmentWidget(ScriptedLoadableModuleWidget):

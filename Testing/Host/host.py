@@ -22,6 +22,7 @@ from .runtime import qt, slicer
 from .slicer_package import complete_slicer_package, load_standin, set_module_present, set_slicer_version
 from .view_driver import SliceViewDriver, ViewDriver
 from .widget_api import load_own_list, load_slicer_table
+from .widgets.effects import forget_effects
 from .widgets.factory import IdleCall, WidgetFactory
 
 SLICER_VERSION = "5.12.3"
@@ -246,6 +247,7 @@ class Host:
     def reset(self) -> None:
         """Give the next test an empty scene and no memory of the last."""
         self.unload_modules()
+        forget_effects()
         self.new_scene()
         self.app.settings().clear()
         dialogs.reset()

@@ -16,6 +16,7 @@ from typing import Any
 from .environment import real_slicer_python
 from .pythonqt.dialogs import dialogs
 from .runtime import qt, slicer
+from .widgets.effects import AbstractScriptedSegmentEditorEffect
 from .widgets.factory import WidgetFactory
 
 _STANDINS = Path(__file__).with_name("standins")
@@ -58,6 +59,10 @@ def _serve_widgets(factory: WidgetFactory) -> None:
 
     slicer.__class__ = SlicerModule
     sys.modules["ctk"] = CtkModule("ctk")
+    sys.modules["qSlicerSegmentationsEditorEffectsPythonQt"] = SlicerModule("qSlicerSegmentationsEditorEffectsPythonQt")
+    effects = ModuleType("SegmentEditorEffects")
+    vars(effects)["AbstractScriptedSegmentEditorEffect"] = AbstractScriptedSegmentEditorEffect
+    sys.modules["SegmentEditorEffects"] = effects
 
 
 class _StandinFinder(importlib.abc.MetaPathFinder):

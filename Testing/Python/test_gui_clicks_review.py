@@ -297,3 +297,59 @@ def test_ticking_a_kept_click_again_insists_on_nothing(host: Any, module: Any) -
         module.ui.clicksTable.item(0, 0).setCheckState(state)
         settle(host, module)
     assert state_of(module).centerlineNodes[0].GetNthControlPointDescription(0) == ""
+
+
+def places(module: Any) -> list[int]:
+    """Slices of the clicks of the first centerline."""
+    (node,) = state_of(module).centerlineNodes
+    return [round(node.GetNthControlPointPositionWorld(n)[2] / 3.0) for n in range(node.GetNumberOfControlPoints())]
+
+
+def test_removed_clicks_come_back_one_by_one_before_anything_is_segmented(host: Any, module: Any) -> None:
+    settle(host, module)
+    module.ui.deleteLastButton.click()
+    module.ui.clearButton.click()
+    settle(host, module)
+    assert places(module) == [] and not module.ui.segmentButton.enabled
+    module.ui.undoButton.click()
+    assert places(module) == [2, 8]
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert places(module) == [2, 8, 40] and module.ui.segmentButton.enabled
+
+
+def test_undo_brings_cleared_clicks_back_and_leaves_the_mask_alone(host: Any, module: Any) -> None:
+    segment(host, module)
+    before = mask_of(module)
+    module.ui.clearButton.click()
+    settle(host, module)
+    assert places(module) == [] and np.array_equal(mask_of(module), before)
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert places(module) == [2, 8, 40] and np.array_equal(mask_of(module), before)
+    assert marks(module) == {"kept": 2, "outside": 1}
+
+
+def test_undo_brings_back_the_last_click_with_the_mask_that_came_of_it(host: Any, module: Any) -> None:
+    settle(host, module)
+    state_of(module).centerlineNodes[0].RemoveNthControlPoint(2)
+    segment(host, module)
+    before = mask_of(module)
+    module.ui.deleteLastButton.click()
+    settle(host, module)
+    assert places(module) == [2] and not mask_of(module)[8].any()
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert places(module) == [2, 8] and np.array_equal(mask_of(module), before)
+
+
+def test_a_removal_that_another_click_followed_is_no_longer_what_undo_takes_back(host: Any, module: Any) -> None:
+    segment(host, module)
+    module.ui.liveUpdateCheck.checked = False
+    module.ui.clearButton.click()
+    state_of(module).centerlineNodes[0].AddControlPointWorld(24.0, 20.0, 15.0)
+    settle(host, module)
+    assert module.widget.panel.clicks.removed() is None
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert not mask_of(module).any()

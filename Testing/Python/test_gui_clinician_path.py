@@ -63,7 +63,7 @@ def test_the_first_case_of_a_clinician(host: Any, pictures: Path, lite_medsam: P
     import slicer
 
     module = host.load_module(MODULE)
-    volume = SampleData.downloadSamples("SPDSegmentKidney")[0]
+    volume = SampleData.downloadSamples("Kidney MR with clicks")[0]
     slicer.mrmlScene.RemoveNode(slicer.util.getNode("Kidney clicks"))
     slicer.util.setSliceViewerLayers(background=volume, fit=True)
     host.process_events(50)

@@ -25,7 +25,7 @@ module = host.load_module(sys.argv[1])
 import SampleData, slicer
 import SPDSegmentLib
 host.process_events()
-sample = SampleData.downloadSamples("SPDSegmentKidney")
+sample = SampleData.downloadSamples("Kidney MR with clicks")
 module.widget.panel.enter()
 request = module.logic.workerHost.client.status()
 host.wait_until(lambda: request.finished, 60_000)

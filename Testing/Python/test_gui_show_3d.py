@@ -14,6 +14,7 @@ from gui_helpers import (
     mask_of,
     move_click,
     press_segment,
+    record_of,
     segment,
     settle,
     state_of,
@@ -252,3 +253,33 @@ def test_where_the_thread_fails_slicer_makes_the_surface(
     monkeypatch.setattr(shown_surfaces, "closedSurface", fail)
     press(host, module)
     assert points(module) and surface_of(module) == surface_of_slicer(module)
+
+
+def test_outline_fill_and_opacity_follow_the_scene_and_change_it(host: Any, module: Any) -> None:
+    display = state_of(module).segmentationNode.GetDisplayNode()
+    box, slider = module.ui.displayBox, module.ui.opacitySlider
+    assert (box.enabled, box.currentText, slider.value) == (True, "Fill and outline", 100)
+    box.currentIndex = box.findText("Outline")
+    box.activated.emit(box.currentIndex)
+    slider.value = 40
+    assert (display.GetVisibility2DFill(), display.GetVisibility2DOutline()) == (False, True)
+    assert display.GetOpacity() == pytest.approx(0.4)
+    display.SetVisibility2DFill(True)
+    display.SetVisibility2DOutline(False)
+    display.SetOpacity(0.75)
+    settle(host, module)
+    assert (box.currentText, slider.value) == ("Fill", 75)
+
+
+def test_a_renamed_result_keeps_its_link_its_record_and_its_hand_edited_slices(host: Any, module: Any) -> None:
+    state = state_of(module)
+    node, before = state.segmentationNode, record_of(module)
+    assert module.ui.segmentationSelector.renameEnabled
+    node.SetName("Kidney of Monday")
+    node.GetSegmentation().GetSegment(state.segmentId).SetName("Left kidney")
+    settle(host, module)
+    assert state.segmentationNode is node and record_of(module) == before
+    assert module.ui.segmentationSelector.currentNode() is node
+    assert module.ui.segmentBox.currentText == "Left kidney"
+    job = segment(host, module)
+    assert job.error is None and job.result is node

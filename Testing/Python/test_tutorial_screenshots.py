@@ -88,7 +88,7 @@ def test_the_tutorial_leads_to_a_good_kidney(host: Any, folder: Path, tmp_path: 
 
     # 1. Sample Data, then the module: everything is chosen.
     module = host.load_module(MODULE)
-    SampleData.downloadSamples("SPDSegmentKidney")
+    SampleData.downloadSamples("Kidney MR with clicks")
     module.widget.panel.enter()
     clicks = slicer.util.getNode("Kidney clicks")
     show(host, clicks)

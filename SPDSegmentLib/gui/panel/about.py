@@ -22,7 +22,7 @@ from ..scene.target import makeTarget
 from ..setup.items import missingPackages
 
 CATEGORY = "SPDSegment"
-SAMPLE_NAME = "SPDSegmentKidney"
+SAMPLE_NAME = "Kidney MR with clicks"
 NODE_NAMES = ("Kidney MR", "Kidney clicks")
 _FILES = ("image.nii.gz", "clicks.mrk.json")
 
@@ -58,10 +58,10 @@ def registerSampleData() -> None:
         category=CATEGORY,
         sampleName=SAMPLE_NAME,
         uris=[path.as_uri() for path in _paths()],
-        fileNames=[f"{SAMPLE_NAME}-{name}" for name in _FILES],
+        fileNames=[f"SPDSegment-kidney-mr-{name}" for name in _FILES],
         nodeNames=list(NODE_NAMES),
         customDownloader=loadSampleData,
-        thumbnailFileName=resourcePath("Icons/SPDSegment.png"),
+        thumbnailFileName=resourcePath("SampleData/kidney-mr/thumbnail.png"),
     )
 
 

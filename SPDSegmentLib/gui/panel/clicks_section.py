@@ -13,7 +13,17 @@ from slicer.util import VTKObservationMixin
 from SPDSegmentLib.geometry.markups import ControlPoint
 from SPDSegmentLib.prompts.fates import Fate, PointFate
 
-from ..scene.centerlines import Clicks, clickEvents, clickName, dragEvents, indexOf, setIncluded, snapshotClicks
+from ..scene.centerlines import (
+    Clicks,
+    clickEvents,
+    clickName,
+    dragEvents,
+    indexOf,
+    removeClicks,
+    setIncluded,
+    snapshotClicks,
+    usedClicks,
+)
 from ..scene.events import idleTimer
 from ..scene.state import ModuleState
 from ..scene.views import jumpTo
@@ -55,6 +65,7 @@ class ClicksSection(VTKObservationMixin):
         self._filling = False
         self._dragging = False
         self._record = WriteRecord()
+        self._removals: list[tuple[Clicks, Clicks]] = []  # before and after *Delete last click* and *Clear*
         self._turnedDown: set[str] = set()  # clicks that were rejected when they were unticked
         self._nodeIds: list[str] = []
         self._timer = idleTimer(self._onTimeout, REFRESH_MS)
@@ -71,6 +82,8 @@ class ClicksSection(VTKObservationMixin):
         table.connect("itemChanged(QTableWidgetItem*)", self._onItemChanged)
         table.connect("cellClicked(int,int)", self._onCellClicked)
         ui.clicksSection.connect("contentsCollapsed(bool)", self._onCollapsed)
+        ui.deleteLastButton.connect("clicked(bool)", lambda checked: self._remove(lastOnly=True))
+        ui.clearButton.connect("clicked(bool)", lambda checked: self._remove(lastOnly=False))
 
     def observe(self) -> None:
         """Follow the chosen nodes."""
@@ -80,6 +93,7 @@ class ClicksSection(VTKObservationMixin):
             return
         self.removeObservers()
         self._nodeIds = ids
+        self._removals.clear()
         self._dragging = False
         dragStarts, dragEnds = dragEvents()
         for node in nodes:
@@ -88,8 +102,35 @@ class ClicksSection(VTKObservationMixin):
             self.addObserver(node, dragStarts, self._onDragStarts)
             self.addObserver(node, dragEnds, self._onDragEnds)
 
+    def _remove(self, *, lastOnly: bool) -> None:
+        nodes = self._state().centerlineNodes
+        before = snapshotClicks(nodes)
+        for node in nodes[:1]:
+            removeClicks(node, lastOnly=lastOnly)
+        after = snapshotClicks(nodes)
+        if after != before:
+            self._removals.append((before, after))
+            self.ui.undoButton.enabled = True
+
+    def removed(self) -> Clicks | None:
+        """Return the clicks as they were before the latest removal, None where they have changed since."""
+        if not self._removals:
+            return None
+        before, after = self._removals[-1]
+        return before if usedClicks(after) == usedClicks(self.snapshot()) else None
+
+    def snapshot(self) -> Clicks:
+        """Return the clicks as they are now."""
+        return snapshotClicks(self._state().centerlineNodes)
+
+    def forgetRemoval(self) -> None:
+        """The latest removal was taken back."""
+        del self._removals[-1:]
+
     def show(self, record: WriteRecord) -> None:
         """Show the fates of a record: a thousand clicks in several events, so that each is short."""
+        for button in (self.ui.deleteLastButton, self.ui.clearButton):
+            button.enabled = bool(self._nodeIds)
         self._record = record
         self.ui.clicksLabel.text = summary(record.fates)
         self._current = None

@@ -1,4 +1,4 @@
-"""Placing clicks, showing the result in 3-D, and keys."""
+"""Placing clicks, how the views show the result, and keys."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import qt
 import slicer
+from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from ..scene.events import idleTimer
@@ -85,16 +86,24 @@ def showPlainly(node: Any) -> None:
         setColor(*GLYPH_COLOR)
 
 
-class Show3D(VTKObservationMixin):
-    """Keeps the button equal with what the scene shows; it ends with :meth:`close`."""
+class ResultDisplay(VTKObservationMixin):
+    """Keeps *Show 3D*, outline, fill and opacity equal with what the scene shows; it ends with :meth:`close`."""
 
-    def __init__(self, button: Any, surfaces: ShownSurfaces, state: Callable[[], ModuleState]) -> None:
+    def __init__(self, ui: Any, surfaces: ShownSurfaces, state: Callable[[], ModuleState]) -> None:
         VTKObservationMixin.__init__(self)
-        self._button = button
+        self._ui = ui
         self._surfaces = surfaces
         self._state = state
         self._timer = idleTimer(self._refresh)
-        button.connect("clicked(bool)", self._onClicked)
+        for style, text in (
+            ((True, True), _("Filled")),
+            ((False, True), _("Outline")),
+            ((True, False), _("Fill only")),
+        ):
+            ui.displayBox.addItem(text, style)
+        ui.show3DButton.connect("clicked(bool)", self._onShow3D)
+        ui.displayBox.connect("activated(int)", self._onStyle)
+        ui.opacitySlider.connect("valueChanged(int)", self._onOpacity)
 
     def follow(self) -> None:
         """Turn to the segmentation that is chosen now."""
@@ -113,15 +122,27 @@ class Show3D(VTKObservationMixin):
         self.removeObservers()
 
     def _refresh(self) -> None:
-        state = self._state()
-        node = state.segmentationNode
-        self._button.enabled = node is not None and node.GetSegmentation().GetNumberOfSegments() > 0
-        self._button.checked = bool(self._button.enabled and self._surfaces.isShown(node, state.segmentId))
+        state, ui = self._state(), self._ui
+        node, display = state.segmentationNode, self._display
+        ui.show3DButton.enabled = node is not None and node.GetSegmentation().GetNumberOfSegments() > 0
+        ui.show3DButton.checked = bool(ui.show3DButton.enabled and self._surfaces.isShown(node, state.segmentId))
+        for widget in (ui.displayBox, ui.opacitySlider):
+            widget.enabled = display is not None
+        if display is not None:
+            style = (bool(display.GetVisibility2DFill()), bool(display.GetVisibility2DOutline()))
+            styles = [tuple(ui.displayBox.itemData(n)) for n in range(ui.displayBox.count)]
+            ui.displayBox.currentIndex = styles.index(style) if style in styles else -1
+            ui.opacitySlider.value = round(100 * display.GetOpacity())
+
+    @property
+    def _display(self) -> Any:
+        node = self._state().segmentationNode
+        return node.GetDisplayNode() if node is not None else None
 
     def _onChanged(self, caller: Any, event: str) -> None:
         self._timer.start()
 
-    def _onClicked(self, checked: bool) -> None:
+    def _onShow3D(self, checked: bool) -> None:
         state = self._state()
         node = state.segmentationNode
         if node is None:
@@ -131,6 +152,19 @@ class Show3D(VTKObservationMixin):
         else:
             self._surfaces.hide(node)
         self._refresh()
+
+    def _onStyle(self, index: int) -> None:
+        display, style = self._display, self._ui.displayBox.itemData(index)
+        if display is not None and style is not None:
+            wasModifying = display.StartModify()
+            display.SetVisibility2DFill(bool(style[0]))
+            display.SetVisibility2DOutline(bool(style[1]))
+            display.EndModify(wasModifying)
+
+    def _onOpacity(self, percent: int) -> None:
+        display = self._display
+        if display is not None and round(100 * display.GetOpacity()) != percent:
+            display.SetOpacity(percent / 100)
 
 
 class Shortcuts:

@@ -43,7 +43,6 @@ class CorrectSection(VTKObservationMixin):
         self._timer = idleTimer(self.takeIn, NOTICE_MS)
         segmenter.saveStateForUndo = self._saveState
         ui.correctSection.connect("contentsCollapsed(bool)", self._onCollapsed)
-        ui.undoButton.connect("clicked(bool)", self._onUndo)
         ui.releaseButton.connect("clicked(bool)", self._onRelease)
         ui.releaseSliceButton.connect("clicked(bool)", self._onReleaseSlice)
 
@@ -137,7 +136,8 @@ class CorrectSection(VTKObservationMixin):
     def _onSegmentation(self, caller: Any, event: str) -> None:
         self._timer.start()
 
-    def _onUndo(self, checked: bool) -> None:
+    def undo(self) -> None:
+        """Take back the run under way, otherwise the last change in the editor's history."""
         task = self._task()
         if task is None or not self._segmenter.takeBack(task):
             self.ui.editor.undo()

@@ -13,7 +13,7 @@ from ..scene.events import idleTimer
 from ..scene.state import ModuleState
 from ..scene.write_record import WriteRecord
 from .clicks_section import ClicksSection
-from .controls import Shortcuts, Show3D
+from .controls import ResultDisplay, Shortcuts
 from .correct_section import CorrectSection
 from .export_section import ExportSection
 from .inputs_section import InputsSection
@@ -40,7 +40,7 @@ class ModulePanel(VTKObservationMixin):
         self.correct = CorrectSection(
             ui, logic.segmenter, self.inputs.currentTask, self._segmentChanged, self.review.currentSlice
         )
-        self.show3D = Show3D(ui.show3DButton, logic.segmenter.surfaces, lambda: self.state)
+        self.display = ResultDisplay(ui, logic.segmenter.surfaces, lambda: self.state)
         self.saliency = SaliencySection(ui, logic.segmenter, self.inputs, self.run.show)
         self.export = ExportSection(ui, lambda: self.state)
         self.setup = SetupSection(ui, logic, self.run, lambda: self.state, self.refresh)
@@ -51,6 +51,7 @@ class ModulePanel(VTKObservationMixin):
                 "Shift+N": ui.nextDoubtfulButton.click,
             }
         )
+        ui.undoButton.connect("clicked(bool)", self._onUndo)
         self._later = idleTimer(self._refreshScene)
         self._showLater = idleTimer(self.showRecord)
         self._startLater = idleTimer(self._startAgain)
@@ -69,6 +70,7 @@ class ModulePanel(VTKObservationMixin):
         self.refresh()
         self.shortcuts.install()
         self.correct.enter()
+        self.setup.offerLater()
         view = self.inputs.currentView()
         if view is not None:
             self.logic.segmenter.warmUp(view)
@@ -92,7 +94,7 @@ class ModulePanel(VTKObservationMixin):
         self.clicks.close()
         self.review.close()
         self.correct.close()
-        self.show3D.close()
+        self.display.close()
         self.export.close()
         self.removeObservers()
 
@@ -117,7 +119,8 @@ class ModulePanel(VTKObservationMixin):
         self.review.show(record)
         self.correct.edit(task.target if task is not None else None, self.state.volumeNode)
         self.correct.show(record)
-        self.show3D.follow()
+        self.ui.undoButton.enabled = self.ui.undoButton.enabled or self.clicks.removed() is not None
+        self.display.follow()
         self.export.refresh()
         self.run.refresh()
 
@@ -139,6 +142,16 @@ class ModulePanel(VTKObservationMixin):
         if not self.isClosing and self.state.liveUpdate and not self.inputs.whyNot():
             self.run.start()
 
+    def _onUndo(self, checked: bool) -> None:
+        """Bring back clicks that were taken away, where no result has come of that, otherwise mask and clicks."""
+        removed, task = self.clicks.removed(), self.inputs.currentTask()
+        if removed is not None:
+            self.clicks.forgetRemoval()
+            if task is None or self.logic.segmenter.hasOtherClicks(task, self.clicks.snapshot()):
+                self.logic.segmenter.bringBack(task, removed)
+                return
+        self.correct.undo()
+
     def _segmentChanged(self, wentBack: bool) -> None:
         if wentBack:
             self.run.forgetMessage()
@@ -153,7 +166,7 @@ class ModulePanel(VTKObservationMixin):
         self.clicks.close()
         self.review.close()
         self.correct.forgetScene()
-        self.show3D.close()
+        self.display.close()
 
     def _onSceneEnd(self, caller: Any, event: str) -> None:
         self.isClosing = False

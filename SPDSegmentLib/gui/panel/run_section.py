@@ -167,7 +167,7 @@ class RunSection:
         if job is not self.job:
             return
         if job.state is JobState.DONE:
-            self._say(_doneText(job))
+            self._say(doneText(job))
         elif job.error is not None and not isinstance(job.error, Cancelled):
             self.show(job.error)
         elif job.wasUndone:
@@ -210,7 +210,8 @@ def progressText(progress: Progress) -> str:
     return text
 
 
-def _doneText(job: SegmentationJob) -> str:
+def doneText(job: SegmentationJob) -> str:
+    """Return what came of a run that is done."""
     assert job.answer is not None
     writer = job.writer
     parts = [areaSentence(writer.withheld, len(writer.asked), writer.area)]

@@ -20,6 +20,7 @@ from SPDSegmentLib.worker.messages import StatusReply
 from ..run.console import Console
 from ..run.job import JobState, SegmentationJob
 from ..run.worker_host import deviceChoices, slicerTransport, unusedCardWarning
+from ..scene.events import idleTimer
 from ..scene.state import ModuleState
 from ..setup.items import (
     Kind,
@@ -66,6 +67,8 @@ class SetupSection:
         self._run = run
         self._state = state
         self._modelsChanged = modelsChanged
+        self._wasOffered = False
+        self._offerTimer = idleTimer(self._offer)
         ui.setupTable.setHorizontalHeaderLabels([_("Part"), _("State")])
         ui.setupTable.horizontalHeader().setStretchLastSection(True)
         ui.setupTable.verticalHeader().setVisible(False)
@@ -109,8 +112,20 @@ class SetupSection:
         self.fill()
         self._say(text)
 
+    def offerLater(self) -> None:
+        """Unfold the section at the first visit, where something is missing; nothing is installed by that."""
+        if not self._wasOffered:
+            self._offerTimer.start()
+
+    def _offer(self) -> None:
+        self._wasOffered = True
+        if self._logic.workerHost.isRemote or not any(not item.isGood for item in listItems() if _isNeeded(item)):
+            return
+        self.open(_("SPDSegment needs these parts first: press Install what is missing. Nothing was installed yet."))
+
     def close(self) -> None:
         """Stop what runs."""
+        self._offerTimer.stop()
         self.tool.onProgress.disconnect(self._onProgress)
         self.tool.onFinished.disconnect(self._onToolFinished)
         self.tool.cancel()
@@ -277,6 +292,10 @@ class SetupSection:
 
     def _say(self, text: str) -> None:
         _showText(self.ui.setupLabel, text)
+
+
+def _isNeeded(item: SetupItem) -> bool:
+    return item.kind is Kind.PACKAGE or item.canFetch
 
 
 def forSlicer(error: SPDError) -> SPDError:

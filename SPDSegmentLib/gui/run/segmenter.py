@@ -196,6 +196,16 @@ class Segmenter:
         self._restoreLastClicks(task)
         return True
 
+    def bringBack(self, task: Task | None, clicks: Clicks) -> None:
+        """Put clicks that were taken away back into their nodes, for the segment of a task, if there is one."""
+        renamed = restoreClicks(clicks)
+        if task is not None:
+            memory = self._memoryOf(task)
+            memory.history.rename(renamed)
+            task.target.saveRecord(task.target.record.withNames(renamed))
+            if memory.lastClicks is not None:
+                memory.lastClicks = renameClicks(memory.lastClicks, renamed)
+
     def cancelAll(self, *, urgent: bool = True) -> None:
         """Cancel every job."""
         for job in self._jobs:
@@ -221,9 +231,13 @@ class Segmenter:
     def _saveState(self, task: Task, digests: Mapping[int, str]) -> None:
         """Make an undo step, unless the top of the history is this very state from a run that was rolled back."""
         memory = self._memoryOf(task)
-        if self.saveStateForUndo is not None and memory.savedFor != digests:
-            memory.savedFor = dict(digests)
+        if memory.savedFor == digests:
+            return
+        if task.saveStateForUndo is not None:
+            task.saveStateForUndo()
+        elif self.saveStateForUndo is not None:
             self.saveStateForUndo(task)
+        memory.savedFor = dict(digests)
 
     def _restoreLastClicks(self, task: Task) -> None:
         last = self._memoryOf(task).lastClicks

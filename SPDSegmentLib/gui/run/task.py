@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -142,6 +142,7 @@ class Task:
         target: where the result goes.
         prompts: prompting strategy.
         firstSliceRas: a place to begin with, or None.
+        saveStateForUndo: makes an undo step in the editor that is used; None for the panel's.
     """
 
     view: VolumeView
@@ -149,6 +150,7 @@ class Task:
     target: SegmentTarget
     prompts: str = "consensus"
     firstSliceRas: tuple[float, float, float] | None = None
+    saveStateForUndo: Callable[[], None] | None = None
 
     @property
     def volumeNode(self) -> Any:

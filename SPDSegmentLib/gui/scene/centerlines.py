@@ -17,6 +17,8 @@ from SPDSegmentLib.geometry.centerline import resolve_curve
 from SPDSegmentLib.geometry.markups import INSISTED, ControlPoint, Markup, Point, is_insisted
 from SPDSegmentLib.geometry.slices import SliceStack
 
+from .write_record import loadRecord, nodeOf, safeName
+
 Clicks = tuple[tuple[str, Markup], ...]
 
 _KINDS = {
@@ -134,6 +136,37 @@ def restoreClicks(clicks: Clicks) -> dict[str, str]:
                 renamed[clickName(nodeId, point.id)] = clickName(nodeId, pointId)
         node.EndModify(wasModifying)
     return renamed
+
+
+def removeClicks(node: Any, *, lastOnly: bool = False) -> None:
+    """Take all clicks of a node away, or the last one; the one that follows the pointer while placing stays."""
+    wasModifying = node.StartModify()
+    indexes = _realPoints(node)
+    for index in reversed(indexes[-1:] if lastOnly else indexes):
+        node.RemoveNthControlPoint(index)
+    node.EndModify(wasModifying)
+
+
+CLICKS_ROLE = "SPDSegment.Clicks."
+
+
+def clicksOf(segmentationNode: Any, segmentId: str) -> list[Any]:
+    """Return the nodes whose clicks belong to a segment: those of its latest result, and the one made for it."""
+    record = loadRecord(segmentationNode, segmentId)
+    ids = sorted({nodeOf(fate.clickId) for fate in record.fates if fate.clickId})
+    own = segmentationNode.GetNodeReference(CLICKS_ROLE + safeName(segmentId))
+    found = [own, *(slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in ids)]
+    return [node for n, node in enumerate(found) if node is not None and node not in found[:n]]
+
+
+def makeClicks(segmentationNode: Any, segmentId: str) -> Any:
+    """Return a new point list for the clicks of a segment; the scene keeps both together."""
+    name = segmentationNode.GetSegmentation().GetSegment(segmentId).GetName() or segmentId
+    node = slicer.mrmlScene.AddNewNodeByClass(
+        "vtkMRMLMarkupsFiducialNode", slicer.mrmlScene.GenerateUniqueName(_("{name} clicks").format(name=name))
+    )
+    segmentationNode.SetNodeReferenceID(CLICKS_ROLE + safeName(segmentId), node.GetID())
+    return node
 
 
 def renameClicks(clicks: Clicks, renamed: Mapping[str, str]) -> Clicks:

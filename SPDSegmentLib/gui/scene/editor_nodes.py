@@ -66,13 +66,16 @@ def editorNode() -> Any:
     return slicer.mrmlScene.AddNode(node)
 
 
-def editorLogic(segmentationNode: Any, segmentId: str, volumeNodeId: str, *, everywhere: bool = False) -> Any:
-    """Return Slicer's segment editor logic on an editor node of its own, with the settings of :func:`editorNode`.
+def editorLogic(
+    segmentationNode: Any, segmentId: str, volumeNodeId: str, *, editor: Any = None, everywhere: bool = False
+) -> Any:
+    """Return Slicer's segment editor logic on an editor node of its own, with the settings of an editor's node.
 
-    What a person has selected in the editor stays selected. ``everywhere`` leaves out the editable area.
+    What a person has selected in the editor stays selected. ``everywhere`` leaves out the editable area; ``editor`` is
+    :func:`editorNode` by default.
     """
     node = _writerNode()
-    shown = editorNode()
+    shown = editor or editorNode()
     node.SetOverwriteMode(shown.GetOverwriteMode())
     anywhere = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
     node.SetMaskMode(anywhere if everywhere else shown.GetMaskMode())

@@ -13,7 +13,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from SPDSegmentLib.errors import BadInput
 
-from .editor_nodes import areaMasks, describeArea, editorLogic, editorNode, existingEditorNode, otherRepresentation
+from .editor_nodes import areaMasks, describeArea, editorLogic, existingEditorNode, otherRepresentation
 from .slice_grid import SegmentContent, Triple, boxAround, filledPart, sliceDigests
 from .surfaces import surfacesAside
 from .volumes import (
@@ -33,11 +33,22 @@ LARGE_LABELMAP = 1 << 24
 
 
 class SegmentTarget:
-    """A segment of a segmentation node, seen on the grid of a volume."""
+    """A segment of a segmentation node, seen on the grid of a volume.
 
-    def __init__(self, segmentationNode: Any, segmentId: str) -> None:
+    Args:
+        segmentationNode: in the scene.
+        segmentId: of a segment, which may be removed later.
+        editor: the editor's node whose masking and overwriting hold; by default that of the module.
+    """
+
+    def __init__(self, segmentationNode: Any, segmentId: str, editor: Any = None) -> None:
         self.nodeId: str = segmentationNode.GetID()
         self.segmentId = segmentId
+        self._ownEditor = editor
+
+    @property
+    def _editor(self) -> Any:
+        return self._ownEditor or existingEditorNode()
 
     @property
     def node(self) -> Any:
@@ -59,7 +70,7 @@ class SegmentTarget:
     @property
     def changesOthers(self) -> bool:
         """Whether the editor's settings let a write change other segments too."""
-        node = existingEditorNode()
+        node = self._editor
         if node is None:  # a new one leaves other segments alone
             return False
         inside = slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment
@@ -125,7 +136,7 @@ class SegmentTarget:
     @property
     def area(self) -> str:
         """What the editor's settings restrict changes to, empty if nothing."""
-        node = existingEditorNode()
+        node = self._editor
         return "" if node is None else describeArea(node)
 
     def read(self, snapshot: VolumeSnapshot, slices: Collection[int] | None = None) -> SegmentContent:
@@ -176,7 +187,7 @@ class SegmentTarget:
         if not everywhere and self.area and not self._hasReferenceGrid(snapshot):
             everywhere = True
             allowed = areaMasks(
-                editorNode(),
+                self._editor,
                 self.node,
                 self.segmentId,
                 snapshot,
@@ -184,7 +195,7 @@ class SegmentTarget:
                 lambda name, slices: SegmentTarget(self.node, name).read(snapshot, slices),
             )
             add, remove = ({t: mask & allowed[t] for t, mask in masks.items()} for masks in (add, remove))
-        logic = editorLogic(self.node, self.segmentId, snapshot.nodeId, everywhere=everywhere)
+        logic = editorLogic(self.node, self.segmentId, snapshot.nodeId, editor=self._editor, everywhere=everywhere)
         with surfacesAside(self.node):
             for masks, mode in ((remove, logic.ModificationModeRemove), (add, logic.ModificationModeAdd)):
                 modifier = self._modifier(snapshot, masks)

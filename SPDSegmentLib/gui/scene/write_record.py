@@ -286,9 +286,13 @@ def saveRecord(segmentationNode: Any, segmentId: str, record: WriteRecord) -> No
 
 
 def attributeName(segmentId: str) -> str:
-    """Return the attribute for a segment; MRML reads names only where no character has a meaning in its files."""
-    escaped = _UNSAFE.sub(lambda found: "".join(f"={byte:02X}" for byte in found.group().encode()), segmentId)
-    return RECORD_ATTRIBUTE + escaped
+    """Return the attribute of a segmentation node that keeps the record of a segment."""
+    return RECORD_ATTRIBUTE + safeName(segmentId)
+
+
+def safeName(text: str) -> str:
+    """Return a name in which no character has a meaning in MRML's files."""
+    return _UNSAFE.sub(lambda found: "".join(f"={byte:02X}" for byte in found.group().encode()), text)
 
 
 def _nodeIds(segmentationNode: Any) -> dict[str, str]:

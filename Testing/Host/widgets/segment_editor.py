@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..runtime import qt, slicer
+from ..runtime import qt, slicer, vtk
 from .behavior import Behavior
+from .effects import registered_effects
 from .nodes import SceneObservations
 from .paint import BrushStrokes
 
@@ -44,6 +45,10 @@ class qMRMLSegmentEditorWidget(Behavior):
             button.connect("clicked()", lambda name=name: self.setActiveEffectByName(name))
             effects.addWidget(button)
             self._buttons[name] = button
+        self._effects: dict[str, Any] = {}
+        self._active: Any = None
+        self._effects_row = effects
+        self._options = layout
         self._undo = self._history_button("Undo", self.undo)
         self._redo = self._history_button("Redo", self.redo)
         for button in (self._undo, self._redo):
@@ -52,9 +57,32 @@ class qMRMLSegmentEditorWidget(Behavior):
         self._strokes = BrushStrokes(self)
         self._observations = SceneObservations(self)
         self._scene_observations = SceneObservations(self)
+        self._node_observations = SceneObservations(self)
         changed = self._logic.SegmentationHistoryChangedEvent
         self._observations.add(self._logic, lambda *_: self._refresh(), changed)
+        self.updateEffectList()
         self._refresh()
+
+    def updateEffectList(self) -> None:
+        """Copy the scripted effects that were registered since the last call, each with its button and options."""
+        for original in registered_effects():
+            if original.name in self._effects:
+                continue
+            effect = original._call("clone")
+            effect._editor = self
+            self._effects[effect.name] = effect
+            if self.mrmlSegmentEditorNode() is not None:
+                effect.setParameterSetNode(self.mrmlSegmentEditorNode())
+                effect._call("setMRMLDefaults")
+            button = qt.QToolButton()
+            button.text = effect.title or effect.name
+            button.setCheckable(True)
+            button.connect("clicked()", lambda name=effect.name: self.setActiveEffectByName(name))
+            self._effects_row.insertWidget(len(self._buttons), button)
+            self._buttons[effect.name] = button
+            effect._call("setupOptionsFrame")
+            effect.optionsFrame().setVisible(False)
+            self._options.addWidget(effect.optionsFrame())
 
     def _history_button(self, text: str, action: Any) -> qt.QToolButton:
         button = qt.QToolButton()
@@ -79,6 +107,16 @@ class qMRMLSegmentEditorWidget(Behavior):
     def setMRMLSegmentEditorNode(self, node: Any) -> None:
         """Use a parameter node of the editor."""
         self._logic.SetSegmentEditorNode(node)
+        self._node_observations.clear()
+        for effect in self._effects.values():
+            effect.setParameterSetNode(node)
+            if node is not None:
+                effect._call("setMRMLDefaults")
+                changed = slicer.vtkMRMLSegmentEditorNode.EffectParameterModified
+                self._node_observations.add(node, lambda *_, effect=effect: effect._call("updateGUIFromMRML"), changed)
+        interaction = slicer.mrmlScene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+        if node is not None and interaction is not None:
+            self._node_observations.add(interaction, self._interaction_changed, vtk.vtkCommand.ModifiedEvent)
         if node is not None:
             self._segments.setSegmentationNode(node.GetSegmentationNode())
         self._refresh()
@@ -147,16 +185,43 @@ class qMRMLSegmentEditorWidget(Behavior):
 
     def availableEffectNames(self) -> tuple[str, ...]:
         """Return the names of the effects."""
-        return _EFFECTS
+        return (*_EFFECTS, *self._effects)
+
+    def effectByName(self, name: str) -> Any:
+        """Return this editor's copy of a scripted effect, None for others."""
+        return self._effects.get(name)
+
+    def activeEffect(self) -> Any:
+        """Return the scripted effect that is chosen, None for others."""
+        return self._active
 
     def setActiveEffectByName(self, name: str) -> None:
         """Choose an effect, none by an empty name."""
         node = self.mrmlSegmentEditorNode()
         if node is not None:
             node.SetActiveEffectName(name)
+        self._activate(self._effects.get(name) if node is not None else None)
         for effect, button in self._buttons.items():
             button.setChecked(effect == name)
         self._strokes.activate(name if node is not None else "")
+
+    def _activate(self, effect: Any) -> None:
+        """Deactivate the former scripted effect, leave place mode, and activate another."""
+        if effect is self._active:
+            return
+        if self._active is not None:
+            self._active.deactivate()
+            self._active.optionsFrame().setVisible(False)
+        if effect is not None:
+            interaction = slicer.mrmlScene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+            interaction.SetCurrentInteractionMode(interaction.ViewTransform)
+            effect.activate()
+            effect.optionsFrame().setVisible(True)
+        self._active = effect
+
+    def _interaction_changed(self, *_: Any) -> None:
+        if self._active is not None:
+            self._active._interaction_changed(slicer.mrmlScene.GetNodeByID("vtkMRMLInteractionNodeSingleton"))
 
     def _row_selected(self, *_: Any) -> None:
         selected = self._segments.selectedSegmentIDs()

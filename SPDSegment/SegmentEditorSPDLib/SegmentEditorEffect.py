@@ -1,0 +1,346 @@
+"""The Segment Editor effect *SPD*: clicks along the current segment, segmented by the module's own worker.
+
+Slicer loads an effect by the path of its file: the folder gives the module's name, the file the class's
+(``qSlicerSegmentEditorScriptedEffect::setPythonSource``). Masking, overwriting and undo are those of the editor in
+which the effect is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import qt
+import slicer
+import vtk
+from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib.gui.panel.about import resourcePath
+from SPDSegmentLib.gui.panel.controls import showPlainly
+from SPDSegmentLib.gui.panel.run_section import doneText, progressText
+from SPDSegmentLib.gui.panel.setup_section import forSlicer
+from SPDSegmentLib.gui.run.job import JobState, SegmentationJob
+from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView, likelyModel, listModels
+from SPDSegmentLib.gui.scene.centerlines import clickEvents, clicksOf, makeClicks, removeClicks, snapshotClicks
+from SPDSegmentLib.gui.scene.events import idleTimer
+from SPDSegmentLib.gui.scene.target import SegmentTarget
+from SPDSegmentLib.gui.scene.views import viewCenter, viewNode
+
+CLICK_MS = 150
+"""After a change of the clicks, before a run starts."""
+MODEL, LIVE = "Model", "LiveUpdate"
+"""Parameters, which the editor's node keeps."""
+
+
+class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMixin):
+    """One for each editor; Slicer calls its methods by their names."""
+
+    def __init__(self, scriptedEffect: Any) -> None:
+        scriptedEffect.name = "SPD"
+        scriptedEffect.title = _("SPD")
+        scriptedEffect.perSegment = True
+        scriptedEffect.requireSegments = True
+        scriptedEffect.showEffectCursorInSliceView = False
+        AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
+        VTKObservationMixin.__init__(self)
+        self.models: list[ModelEntry] = []
+        self.job: SegmentationJob | None = None
+        self._followed: tuple[str, ...] = ()
+        self._message = ""
+        self._clicksTimer = idleTimer(self._onClicks, CLICK_MS)
+        self._segmentTimer = idleTimer(self._onSegment, CLICK_MS)
+        self._refreshTimer = idleTimer(self._refresh)
+
+    def clone(self) -> Any:
+        """Return another effect of this kind, for another editor."""
+        import qSlicerSegmentationsEditorEffectsPythonQt as effects
+
+        cloned = effects.qSlicerSegmentEditorScriptedEffect(None)
+        cloned.setPythonSource(__file__.replace("\\", "/"))
+        return cloned
+
+    def icon(self) -> Any:
+        """Return the picture of the button."""
+        return qt.QIcon(resourcePath("Icons/SPDSegment.png"))
+
+    def helpText(self) -> str:
+        """Return what the editor says of the effect."""
+        return "<html>{}</html>".format(
+            _(
+                "Segment the current segment from rough clicks along its centerline.<br>"
+                "Choose a model, press <b>Place clicks</b>, click along the structure in the slice views, then press "
+                "<b>Segment</b>. Slices that you edit by hand are kept when clicks change. "
+                "Quality, fates of the clicks and set-up are in the module SPDSegment."
+            )
+        )
+
+    def setupOptionsFrame(self) -> None:
+        """Make the widgets of the options."""
+        add = self.scriptedEffect
+        self.modelBox = qt.QComboBox()
+        self.modelBox.connect("activated(int)", self._onModel)
+        add.addLabeledOptionsWidget(_("Model:"), self.modelBox)
+        self.placeWidget = slicer.qSlicerMarkupsPlaceWidget()
+        self.placeWidget.setMRMLScene(slicer.mrmlScene)
+        self.placeWidget.buttonsVisible = False
+        self.placeWidget.placeMultipleMarkups = slicer.qSlicerMarkupsPlaceWidget.ForcePlaceMultipleMarkups
+        self.placeWidget.connect("activeMarkupsPlaceModeChanged(bool)", self._onPlacing)
+        self.placeButton = _button(_("Place clicks"), self._onPlace, checkable=True)
+        self.deleteLastButton = _button(_("Delete last click"), lambda checked: self._removeClicks(lastOnly=True))
+        self.clearButton = _button(_("Clear"), lambda checked: self._removeClicks(lastOnly=False))
+        row = qt.QHBoxLayout()
+        for widget in (self.placeWidget, self.placeButton, self.deleteLastButton, self.clearButton):
+            row.addWidget(widget)
+        add.addOptionsWidget(row)
+        self.segmentButton = _button(_("Segment"), self._onRun)
+        self.writeAnywayButton = _button(_("Write anyway once"), lambda checked: self.start(everywhere=True))
+        self.liveCheck = qt.QCheckBox(_("Live update"))
+        self.liveCheck.toolTip = _("Recompute the neighborhood of a click as soon as you add, move or remove it.")
+        self.liveCheck.connect("toggled(bool)", self._onLive)
+        row = qt.QHBoxLayout()
+        for widget in (self.segmentButton, self.writeAnywayButton, self.liveCheck):
+            row.addWidget(widget)
+        add.addOptionsWidget(row)
+        self.statusLabel = qt.QLabel()
+        self.statusLabel.wordWrap = True
+        self.statusLabel.textFormat = qt.Qt.PlainText
+        add.addOptionsWidget(self.statusLabel)
+
+    def setMRMLDefaults(self) -> None:
+        """Set the parameters that are not set yet."""
+        self.scriptedEffect.setParameterDefault(MODEL, "")
+        self.scriptedEffect.setParameterDefault(LIVE, 1)
+
+    def activate(self) -> None:
+        """The effect was chosen."""
+        self.models = _models()
+        self._follow()
+        self._refresh()
+        task = self.task
+        if task is not None:
+            self.logic.segmenter.warmUp(task.view)
+
+    def deactivate(self) -> None:
+        """Another effect was chosen, or none; a run goes on."""
+        self.placeWidget.placeModeEnabled = False
+        self._stopFollowing()
+
+    def cleanup(self) -> None:
+        """Let go of everything before the effect is deleted."""
+        self._stopFollowing()
+
+    def interactionNodeModified(self, interactionNode: Any) -> None:
+        """Stay active while clicks are placed; by default place mode ends an effect."""
+
+    def updateGUIFromMRML(self) -> None:
+        """Show the parameters."""
+        if self.scriptedEffect.parameterSetNode() is not None:
+            self._refreshTimer.start()
+
+    def updateMRMLFromGUI(self) -> None:
+        """Nothing: every widget writes its parameter at once."""
+
+    @property
+    def logic(self) -> Any:
+        """The module's logic, which the panel uses too: one worker, one memory of each segment."""
+        return slicer.util.getModuleLogic("SPDSegment")
+
+    @property
+    def task(self) -> Task | None:
+        """What would be segmented, or None where something is missing."""
+        target, volumeNode, model = self._target, self._editor.GetSourceVolumeNode(), self.model
+        if target is None or volumeNode is None or model is None:
+            return None
+        view = VolumeView(volumeNode, model)
+        try:
+            shown = viewNode(view.snapshot().stack.plane)
+        except SPDError:
+            shown = None
+        first = viewCenter(shown) if shown is not None else None
+        return Task(
+            view, self.clickNodes, target, firstSliceRas=first, saveStateForUndo=self.scriptedEffect.saveStateForUndo
+        )
+
+    @property
+    def model(self) -> ModelEntry | None:
+        """The chosen model, otherwise the one whose structure the segment or the volume names."""
+        name = self.scriptedEffect.parameter(MODEL)
+        chosen = [model for model in self.models if model.name == name]
+        if name or not self.models:
+            return chosen[0] if chosen else None
+        target, volumeNode = self._target, self._editor.GetSourceVolumeNode()
+        names = [volumeNode.GetName() or ""] if volumeNode is not None else []
+        if target is not None:
+            names.append(target.node.GetSegmentation().GetSegment(target.segmentId).GetName() or "")
+        lowest = volumeNode.GetImageData().GetScalarRange()[0] if volumeNode is not None else None
+        likely = likelyModel(self.models, names, lowest)
+        return None if likely is None else self.models[likely]
+
+    @property
+    def clickNodes(self) -> list[Any]:
+        """The point lists of the current segment: those that were placed for it, here or in the module."""
+        target = self._target
+        return clicksOf(target.node, target.segmentId) if target is not None else []
+
+    def start(self, *, everywhere: bool = False) -> SegmentationJob | None:
+        """Start a run; a problem is shown, not raised."""
+        self.job, self._message = None, ""
+        try:
+            task = self.task
+            if task is not None:
+                self.job = self.logic.segmenter.start(task, everywhere=everywhere)
+        except SPDError as error:
+            self._message = forSlicer(error).sentence
+        if self.job is not None:
+            self.job.onProgress.connect(lambda progress: setattr(self.statusLabel, "text", progressText(progress)))
+            self.job.onFinished.connect(self._onFinished)
+        self._refresh()
+        return self.job
+
+    @property
+    def _editor(self) -> Any:
+        return self.scriptedEffect.parameterSetNode()
+
+    @property
+    def _target(self) -> SegmentTarget | None:
+        node, segmentId = self._editor.GetSegmentationNode(), self._editor.GetSelectedSegmentID()
+        target = SegmentTarget(node, segmentId, self._editor) if node is not None and segmentId else None
+        return target if target is not None and target.exists else None
+
+    @property
+    def _isRunning(self) -> bool:
+        return self.job is not None and not self.job.finished
+
+    def _follow(self) -> None:
+        """Listen to the editor's choices, to the segmentation, and to the clicks of the segment."""
+        self.removeObservers()
+        self.addObserver(self._editor, vtk.vtkCommand.ModifiedEvent, lambda caller, event: self._refreshTimer.start())
+        node = self._editor.GetSegmentationNode()
+        if node is not None:
+            kinds = slicer.vtkSegmentation
+            for event in (kinds.SourceRepresentationModified, kinds.RepresentationModified, kinds.SegmentModified):
+                self.addObserver(node.GetSegmentation(), event, lambda caller, event: self._segmentTimer.start())
+        for clicks in self.clickNodes:
+            for event in clickEvents(clicks):
+                self.addObserver(clicks, event, lambda caller, event: self._clicksTimer.start())
+        self._followed = self._present
+
+    @property
+    def _present(self) -> tuple[str, ...]:
+        """What is followed: segmentation, segment, clicks."""
+        node = self._editor.GetSegmentationNode()
+        ids = [clicks.GetID() for clicks in self.clickNodes]
+        return (node.GetID() if node is not None else "", self._editor.GetSelectedSegmentID() or "", *ids)
+
+    def _stopFollowing(self) -> None:
+        for timer in (self._clicksTimer, self._segmentTimer, self._refreshTimer):
+            timer.stop()
+        self.removeObservers()
+        self._followed = ()
+
+    def _refresh(self) -> None:
+        """Show what can be done now; turn to the segment that is chosen now."""
+        if self._editor is None or slicer.mrmlScene.IsClosing():
+            return
+        if self._followed and self._followed != self._present:
+            if self._followed[:2] != self._present[:2]:
+                self._message = ""
+            self._follow()
+        model = self.model
+        self.modelBox.clear()
+        if model is None:
+            self.modelBox.addItem(_("Choose a model") if self.models else _("No model installed"), "")
+        for entry in self.models:
+            self.modelBox.addItem(entry.title, entry.name)
+        self.modelBox.currentIndex = 0 if model is None else self.modelBox.findData(model.name)
+        nodes = self.clickNodes
+        if nodes and self.placeWidget.currentNode() is not nodes[0]:
+            isPlacing = self.placeWidget.placeModeEnabled
+            self.placeWidget.setCurrentNode(nodes[0])
+            self.placeWidget.placeModeEnabled = isPlacing
+        any_ = any(node.GetNumberOfDefinedControlPoints() for node in nodes)
+        self.deleteLastButton.enabled = self.clearButton.enabled = any_
+        self.segmentButton.text = _("Cancel") if self._isRunning else _("Segment")
+        self.segmentButton.enabled = self._isRunning or (any_ and model is not None)
+        self.liveCheck.checked = bool(self.scriptedEffect.integerParameter(LIVE))
+        withheld = self.job is not None and self.job.finished and bool(self.job.writer.withheld)
+        self.writeAnywayButton.setVisible(withheld)
+        if not self._isRunning:
+            hint = "" if any_ else _("Press Place clicks, then click along the structure in the slice views.")
+            self.statusLabel.text = self._message or hint
+
+    def _onModel(self, index: int) -> None:
+        self.scriptedEffect.setParameter(MODEL, self.modelBox.itemData(index) or "")
+        self._refresh()
+
+    def _onLive(self, on: bool) -> None:
+        if bool(self.scriptedEffect.integerParameter(LIVE)) != on:
+            self.scriptedEffect.setParameter(LIVE, int(on))
+
+    def _onPlace(self, on: bool) -> None:
+        target = self._target
+        if on and target is not None and not self.clickNodes:
+            showPlainly(makeClicks(target.node, target.segmentId))
+            self._refresh()
+        self.placeWidget.placeModeEnabled = on and target is not None
+
+    def _onPlacing(self, on: bool) -> None:
+        self.placeButton.checked = on
+
+    def _removeClicks(self, *, lastOnly: bool) -> None:
+        for node in self.clickNodes[:1]:
+            removeClicks(node, lastOnly=lastOnly)
+
+    def _onRun(self, checked: bool) -> None:
+        if self._isRunning and self.job is not None:
+            self.job.cancel()
+        else:
+            self.start()
+
+    def _onClicks(self) -> None:
+        """With live update, compute again what changed clicks reach, once there is a result."""
+        self._refresh()
+        task = self.task
+        if task is None or not self.liveCheck.checked or not self.segmentButton.enabled:
+            return
+        segmenter = self.logic.segmenter
+        isFollowed = self._isRunning or task.target.record.model
+        if isFollowed and segmenter.hasOtherClicks(task, snapshotClicks(task.centerlineNodes)):
+            self.start()
+
+    def _onSegment(self) -> None:
+        """Take in what was edited, undone or redone."""
+        task = self.task
+        if task is not None and task.target.record.model and self.logic.segmenter.noteChange(task):
+            self._message = ""
+        self._refresh()
+
+    def _onFinished(self, job: SegmentationJob) -> None:
+        if job is not self.job:
+            return
+        if job.state is JobState.DONE:
+            self._message = doneText(job)
+        elif job.wasUndone:
+            self._message = _("Undone; the segment and its clicks are as they were before.")
+        elif job.error is None or isinstance(job.error, Cancelled):
+            self._message = _("Cancelled; nothing was changed.")
+        else:
+            self._message = forSlicer(job.error).sentence
+        self._refreshTimer.start()
+
+
+def _button(text: str, onClicked: Any, *, checkable: bool = False) -> Any:
+    button = qt.QPushButton(text)
+    button.checkable = checkable
+    button.connect("clicked(bool)", onClicked)
+    return button
+
+
+def _models() -> list[ModelEntry]:
+    panel = slicer.util.getModuleWidget("SPDSegment").panel
+    try:
+        return [*listModels(), *panel.inputs.extraModels]
+    except SPDError:
+        return list(panel.inputs.extraModels)
