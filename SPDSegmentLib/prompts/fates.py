@@ -106,7 +106,9 @@ class Review:
 
 
 def review(
-    slices: Mapping[int, tuple[SliceStatus, float | None]], clicks: Iterable[tuple[int, Fate]], edited: Collection[int] = ()
+    slices: Mapping[int, tuple[SliceStatus, float | None]],
+    clicks: Iterable[tuple[int, Fate]],
+    edited: Collection[int] = (),
 ) -> Review:
     """Return where a person should look; slices that are rightly empty, beyond the structure, are left out.
 
@@ -116,7 +118,11 @@ def review(
         edited: slices that a person drew; they need no look.
     """
     placed = [(t, fate) for t, fate in clicks if fate is not Fate.OUTSIDE]
-    filled = {t for t, (status, quality) in slices.items() if status not in (SliceStatus.ABSTAINED, SliceStatus.EMPTY) and quality != 0}
+    filled = {
+        t
+        for t, (status, quality) in slices.items()
+        if status not in (SliceStatus.ABSTAINED, SliceStatus.EMPTY) and quality != 0
+    }
     filled |= set(edited)
     used = {t for t, fate in placed if fate in (Fate.KEPT, Fate.INSISTED)} if filled else {t for t, _ in placed}
     inside = filled | used

@@ -190,7 +190,10 @@ def test_a_click_into_the_plot_jumps_and_the_tooltip_says_why_a_slice_is_doubtfu
 def test_stray_clicks_are_listed_apart_and_lead_to_no_doubtful_slices(host: Any, module: Any) -> None:
     segment(host, module)
     record = record_of(module)
-    record.info = {t: SliceInfo(0.9 if t < 4 else None, SliceStatus.SUPPORTED if t < 4 else SliceStatus.ABSTAINED) for t in range(12)}
+    record.info = {
+        t: SliceInfo(0.9 if t < 4 else None, SliceStatus.SUPPORTED if t < 4 else SliceStatus.ABSTAINED)
+        for t in range(12)
+    }
     record.info[1] = SliceInfo(0.4, SliceStatus.SUPPORTED)
     record.fates = [
         PointFate(0, 2, Fate.KEPT, click_id="n:1"),

@@ -96,9 +96,9 @@ class ResultDisplay(VTKObservationMixin):
         self._state = state
         self._timer = idleTimer(self._refresh)
         for style, text in (
-            ((True, True), _("Filled")),
+            ((True, True), _("Fill and outline")),
             ((False, True), _("Outline")),
-            ((True, False), _("Fill only")),
+            ((True, False), _("Fill")),
         ):
             ui.displayBox.addItem(text, style)
         ui.show3DButton.connect("clicked(bool)", self._onShow3D)

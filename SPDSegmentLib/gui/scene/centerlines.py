@@ -153,7 +153,7 @@ CLICKS_ROLE = "SPDSegment.Clicks."
 def clicksOf(segmentationNode: Any, segmentId: str) -> list[Any]:
     """Return the nodes whose clicks belong to a segment: those of its latest result, and the one made for it."""
     record = loadRecord(segmentationNode, segmentId)
-    ids = sorted({nodeOf(fate.clickId) for fate in record.fates if fate.clickId})
+    ids = sorted({nodeOf(fate.click_id) for fate in record.fates if fate.click_id})
     own = segmentationNode.GetNodeReference(CLICKS_ROLE + safeName(segmentId))
     found = [own, *(slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in ids)]
     return [node for n, node in enumerate(found) if node is not None and node not in found[:n]]
