@@ -14,6 +14,7 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import Cancelled, SPDError
 
+from ..scene.dicom_export import dicomKinds, exportDicom
 from ..scene.events import BackgroundCall
 from ..scene.export_files import (
     ExportFormat,
@@ -53,6 +54,8 @@ class ExportSection:
     ) -> None:
         self.ui = ui
         self.formats = exportFormats()
+        self.dicomKinds = dicomKinds()
+        self.askFolder: Callable[[], str] = _askFolder
         self.askPath = askPath or _askPath
         self.confirm = confirm or _confirmReplace
         self.askCut: Callable[[str], bool] = slicer.util.confirmYesNoDisplay
@@ -60,7 +63,10 @@ class ExportSection:
         self._background = BackgroundCall()
         for format_ in self.formats:
             ui.exportFormatBox.addItem(format_.title, format_.key)
+        for kind in self.dicomKinds:
+            ui.dicomKindBox.addItem(kind.title, kind.key)
         ui.exportButton.connect("clicked(bool)", self._onExport)
+        ui.exportDicomButton.connect("clicked(bool)", self._onDicom)
         ui.statisticsButton.connect("clicked(bool)", self._onStatistics)
 
     def refresh(self) -> None:
@@ -68,7 +74,7 @@ class ExportSection:
         state = self._state()
         node = state.segmentationNode
         there = node is not None and node.GetSegmentation().GetSegment(state.segmentId) is not None
-        for button in (self.ui.exportButton, self.ui.statisticsButton):
+        for button in (self.ui.exportButton, self.ui.exportDicomButton, self.ui.statisticsButton):
             button.enabled = there and state.volumeNode is not None and not self._background.isRunning
         if not there and not self._background.isRunning:
             self.ui.exportLabel.text = ""
@@ -103,6 +109,25 @@ class ExportSection:
             return " ".join(text for text in (_("Written: {path}").format(path=written), note) if text)
 
         self._run(_("Writing {path}…").format(path=path), lambda: writeFile(source, format_, path), onWritten)
+
+    def _onDicom(self, checked: bool) -> None:
+        state, kind = self._state(), self.dicomKinds[self.ui.dicomKindBox.currentIndex]
+        folder = self.askFolder()
+        if not folder:
+            return
+        self.ui.exportLabel.text = ""
+        try:
+            with slicer.util.WaitCursor():
+                path = exportDicom(
+                    kind, state.segmentationNode, state.segmentId, state.volumeNode, folder, state.model, self.confirm
+                )
+        except Cancelled:
+            return
+        except SPDError as error:
+            self.ui.exportLabel.text = error.sentence
+            return
+        slicer.app.settings().setValue(_FOLDER_SETTING, folder)
+        self.ui.exportLabel.text = _("Written: {path}. Import it in the DICOM module to send it.").format(path=path)
 
     def _onStatistics(self, checked: bool) -> None:
         try:
@@ -151,6 +176,11 @@ def _askPath(format_: ExportFormat, name: str) -> str:
         str(Path(folder) / (safe + format_.suffix)),
         f"{format_.title} (*{format_.suffix})",
     )
+
+
+def _askFolder() -> str:
+    folder = slicer.app.settings().value(_FOLDER_SETTING) or str(Path.home())
+    return str(qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Export to DICOM"), folder))
 
 
 def _confirmReplace(path: Path) -> bool:
