@@ -95,7 +95,7 @@ def module(scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     hierarchy.SetItemAttribute(item, "DICOM.Modality", "MR")
     hierarchy.SetItemParent(item, study)
     scene.widget.panel.state.model = "kidney-mr"
-    scene.widget.panel.showRecord()
+    scene.widget.panel.refresh()
     return scene
 
 
