@@ -1,4 +1,4 @@
-"""What models of the user's say of themselves, in the panel: as plain text, and never passed off as a built-in one."""
+"""What models of the user's say of themselves, as plain text and never passed off as a built-in one; the first visit."""
 
 from __future__ import annotations
 
@@ -70,3 +70,36 @@ def test_texts_of_a_model_are_never_read_as_markup(module: Any, monkeypatch: pyt
     module.ui.removeItemButton.click()
     assert shown == [qt.Qt.PlainText]
     assert all(getattr(module.ui, name).textFormat == qt.Qt.PlainText for name in LABELS)
+
+
+def test_the_first_visit_unfolds_the_section_where_something_is_missing_and_installs_nothing(
+    host: Any, spd_home: Path
+) -> None:
+    loaded = host.load_module(MODULE)
+    host.process_events(60)
+    assert not loaded.ui.setupSection.collapsed
+    assert "Nothing was installed yet" in loaded.ui.setupLabel.text and not host.installs.requests
+    loaded.ui.setupSection.collapsed = True
+    loaded.widget.exit()
+    loaded.widget.enter()
+    host.process_events(60)
+    assert loaded.ui.setupSection.collapsed
+
+
+def test_a_worker_on_another_computer_needs_nothing_here(host: Any, spd_home: Path) -> None:
+    import slicer
+
+    slicer.app.settings().setValue("SPDSegment/WorkerCommand", "ssh host spdsegment worker")
+    loaded = host.load_module(MODULE)
+    host.process_events(60)
+    assert loaded.ui.setupSection.collapsed
+
+
+def test_the_sample_has_a_name_for_people_and_a_picture(host: Any) -> None:
+    import qt
+    import SampleData
+
+    host.load_module(MODULE)
+    source = SampleData.SampleDataLogic.sampleDataSourcesByCategory("SPDSegment")[-1]
+    assert source.sampleName == "Kidney MR with clicks"
+    assert qt.QPixmap(source.thumbnailFileName).width() == 160

@@ -392,36 +392,3 @@ def test_the_packages_are_those_of_pyproject(repository: Path, host: Any) -> Non
     of_slicer = ("typer", "rich", "pydicom")  # not needed there, or Slicer's own
     wanted = {text for text in wanted if text.split(">=")[0] not in (*PROTECTED, *of_slicer)}
     assert {f"{name}>={minimum}" for name, minimum in REQUIREMENTS.items()} == wanted
-
-
-def test_the_first_visit_unfolds_the_section_where_something_is_missing_and_installs_nothing(
-    host: Any, spd_home: Path
-) -> None:
-    loaded = host.load_module(MODULE)
-    host.process_events(60)
-    assert not loaded.ui.setupSection.collapsed
-    assert "Nothing was installed yet" in loaded.ui.setupLabel.text and not host.installs.requests
-    loaded.ui.setupSection.collapsed = True
-    loaded.widget.exit()
-    loaded.widget.enter()
-    host.process_events(60)
-    assert loaded.ui.setupSection.collapsed
-
-
-def test_a_worker_on_another_computer_needs_nothing_here(host: Any, spd_home: Path) -> None:
-    import slicer
-
-    slicer.app.settings().setValue("SPDSegment/WorkerCommand", "ssh host spdsegment worker")
-    loaded = host.load_module(MODULE)
-    host.process_events(60)
-    assert loaded.ui.setupSection.collapsed
-
-
-def test_the_sample_has_a_name_for_people_and_a_picture(host: Any) -> None:
-    import qt
-    import SampleData
-
-    host.load_module(MODULE)
-    source = SampleData.SampleDataLogic.sampleDataSourcesByCategory("SPDSegment")[-1]
-    assert source.sampleName == "Kidney MR with clicks"
-    assert qt.QPixmap(source.thumbnailFileName).width() == 160
