@@ -1,4 +1,4 @@
-"""What models of the user's say of themselves, as plain text and never passed off as a built-in one; the first visit."""
+"""What models of the user's say of themselves, as plain text and never as a built-in one; the first visit to the module."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def show_setup(module: Any) -> list[tuple[Any, Any]]:
     """Fill the panel and its set-up; the cells of each row."""
     module.widget.panel.state.model = "kidney-mr"
     module.widget.panel.inputs.fill()
+    module.ui.setupSection.collapsed = True
     module.ui.setupSection.collapsed = False
     table = module.ui.setupTable
     return [(table.item(row, 0), table.item(row, 1)) for row in range(table.rowCount)]
