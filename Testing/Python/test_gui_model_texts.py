@@ -1,4 +1,4 @@
-"""What models of the user's say of themselves, as plain text and never as a built-in one; the first visit to the module."""
+"""What models of the user's say of themselves, as plain text and never as built in; the first visit to the module."""
 
 from __future__ import annotations
 
