@@ -55,12 +55,8 @@ class SPDError(Exception):
 
     def to_wire(self) -> dict[str, str]:
         """JSON-ready form; :func:`error_from_wire` restores it."""
-        return {
-            "error": type(self).__name__,
-            "message": self.message,
-            "remedy": self.remedy,
-            "details": self.details,
-        }
+        texts = {"message": self.message, "remedy": self.remedy, "details": self.details}
+        return {"error": type(self).__name__, **texts}
 
 
 class BadInput(SPDError):
@@ -163,30 +159,13 @@ MORE_MEMORY = (
 """The way out where the machine's memory is short."""
 
 _MEMORY_WORDS = (
-    "out of memory",
-    "outofmemory",
-    "not enough memory",
-    "insufficient memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "unable to allocate",
-    "failed to allocate",
-    "memory allocation",
-    "memoryerror",
-    "bad_alloc",
-    "bad allocation",
-    "alloc_failed",
-    "could not create a primitive",
-    "could not create a memory",
-    "could not initialize a memory",
-    "can't start new thread",
-    "thread creation failed",
-    "pthread_create failed",
-    "failed to map segment",
-    "cannot create shared object descriptor",
-    "cannot apply additional memory protection",
+    "out of memory", "outofmemory", "not enough memory", "insufficient memory", "can't allocate memory",
+    "cannot allocate memory", "unable to allocate", "failed to allocate", "memory allocation", "memoryerror",
+    "bad_alloc", "bad allocation", "alloc_failed", "could not create a primitive", "could not create a memory",
+    "could not initialize a memory", "can't start new thread", "thread creation failed", "pthread_create failed",
+    "failed to map segment", "cannot create shared object descriptor", "cannot apply additional memory protection",
     "paging file is too small",
-)
+)  # fmt: skip
 _OTHER_WORDS = ("could not create a primitive descriptor", "cannot allocate memory in static tls block")
 
 
@@ -228,24 +207,12 @@ def out_of_memory(raised: BaseException, details: str = "") -> OutOfMemory:
     return OutOfMemory("There is not enough memory.", MORE_MEMORY, details)
 
 
-_FAMILY: dict[str, type[SPDError]] = {
-    cls.__name__: cls
-    for cls in (
-        SPDError,
-        BadInput,
-        DeviceUnavailable,
-        GeometryUnsupported,
-        DependencyMissing,
-        ModelMissing,
-        ModelCorrupt,
-        OutOfMemory,
-        WorkerDied,
-        Cancelled,
-    )
-}
+def _family(cls: type[SPDError]) -> dict[str, type[SPDError]]:
+    """A class and those that are made from it, by name."""
+    return {cls.__name__: cls, **{name: kin for sub in cls.__subclasses__() for name, kin in _family(sub).items()}}
 
 
 def error_from_wire(wire: dict[str, str]) -> SPDError:
     """Restore an error from :meth:`SPDError.to_wire`; an unknown name becomes a plain :class:`SPDError`."""
-    cls = _FAMILY.get(wire.get("error", ""), SPDError)
+    cls = _family(SPDError).get(wire.get("error", ""), SPDError)
     return cls(wire.get("message", "Unknown error."), wire.get("remedy", ""), wire.get("details", ""))

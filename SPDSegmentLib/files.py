@@ -19,7 +19,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -93,7 +93,7 @@ def write_text(path: str | Path, text: str, what: str = "file") -> None:
 
 def write_json(path: str | Path, value: Any, what: str = "file", indent: int | None = 2) -> None:
     """Write strict JSON, see :func:`write_whole`; numbers that are not finite become null."""
-    text = json.dumps(_json_ready(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(json_ready(value), indent=indent, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n", what)
 
 
@@ -290,14 +290,17 @@ def _take_rights(staged: Path, target: Path, mode: int) -> None:
     os.chmod(staged, kept)
 
 
-def _json_ready(value: Any) -> Any:
+def json_ready(value: Any) -> Any:
+    """A tree of values as JSON holds it: texts well formed, numbers of numpy plain, those that are not finite null."""
     if isinstance(value, str):
         return well_formed(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {_json_ready(key): _json_ready(item) for key, item in value.items()}
-    return [_json_ready(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, Mapping):
+        return {json_ready(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def suffix_of(name: str) -> str:

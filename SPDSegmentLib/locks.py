@@ -13,10 +13,10 @@ import time
 import weakref
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.staging import is_alive
 
 LOCK_NAME = ".spdsegment.lock"
 POLL_SECONDS = 0.05
@@ -53,9 +53,7 @@ class FolderLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def acquire(self) -> None:
@@ -229,18 +227,3 @@ def _described(owner: dict[str, Any]) -> str:
     if owner.get("host") != platform.node():
         text += f" on {owner.get('host')}"
     return f"{text}, since {str(owner.get('since', '')).replace('T', ' ')[:19]})"
-
-
-def is_alive(process: Any) -> bool:
-    """Whether a process of this machine runs; on Windows it is taken to run."""
-    if os.name == "nt":  # there the question would end it
-        return True
-    if not isinstance(process, int) or process <= 0:
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 PART = ".spd-part-"
 ASIDE = ".spd-old-"
@@ -138,11 +139,16 @@ def _is_stale(entry: os.DirEntry[str], here: str, process: int, now: float) -> b
     if os.name == "posix" and state.st_uid != os.geteuid():
         return False
     if here == _here() and os.name == "posix":
-        return process == os.getpid() or not _is_alive(process)
+        return process == os.getpid() or not is_alive(process)
     return now - state.st_mtime > ABANDONED_SECONDS
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: Any) -> bool:
+    """Whether a process of this machine runs; on Windows it is taken to run."""
+    if os.name == "nt":  # there the question would end it
+        return True
+    if not isinstance(process, int) or process <= 0:
+        return False
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,34 +17,8 @@ from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, list_
 from SPDSegmentLib.models.manifest import WEIGHTLESS_BACKBONES
 from SPDSegmentLib.models.storage import resources_folder
 
-SAMPLE_FILES = ("image.nii.gz", "label.nii.gz", "clicks.mrk.json", "ATTRIBUTION.md")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A shipped case: ``image``, reference ``label``, noisy ``clicks`` and the ``attribution`` of its origin."""
-
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """Its folder's name, that of the model it belongs to or one that begins so."""
-        return self.folder.name
-
-    @property
-    def image(self) -> Path:
-        """The volume."""
-        return self.folder / "image.nii.gz"
-
-    @property
-    def label(self) -> Path:
-        """The reference; every value but 0 is the structure."""
-        return self.folder / "label.nii.gz"
-
-    @property
-    def clicks(self) -> Path:
-        """The clicks, as Slicer saves them."""
-        return self.folder / "clicks.mrk.json"
+SAMPLE_FILES = IMAGE, LABEL, CLICKS, _ = ("image.nii.gz", "label.nii.gz", "clicks.mrk.json", "ATTRIBUTION.md")
+"""Volume, reference (every value but 0 is the structure), noisy clicks and origin of a shipped case."""
 
 
 def register(app: typer.Typer) -> None:
@@ -73,8 +46,8 @@ def demo(
     except OSError as error:
         raise BadInput(f"The folder {output} cannot be made: {error.strerror}.", "Choose another one.") from error
     request = SegmentRequest(
-        image=case.image,
-        points=case.clicks,
+        image=case / IMAGE,
+        points=case / CLICKS,
         model=str(bundle.folder),
         output=output / f"{case.name}.nii.gz",
         report=output / f"{case.name}.json",
@@ -84,7 +57,7 @@ def demo(
     with show_slices() as on_progress:
         outcome = run_segmentation(request, on_progress)
     describe(request, outcome)
-    typer.echo(f"Dice against the shipped label: {dice_with(case.label, outcome.mask):.3f}")
+    typer.echo(f"Dice against the shipped label: {dice_with(case / LABEL, outcome.mask):.3f}")
 
 
 def dice_with(label: Path, mask_kji: np.ndarray) -> float:
@@ -102,18 +75,18 @@ def dice_with(label: Path, mask_kji: np.ndarray) -> float:
     return float("nan") if value is None else value
 
 
-def list_samples() -> list[Sample]:
-    """The complete samples in ``Resources/SampleData``, by name."""
+def list_samples() -> list[Path]:
+    """Folders of the complete samples in ``Resources/SampleData``, by name."""
     resources = resources_folder()
     root = resources / "SampleData" if resources else None
     if root is None or not root.is_dir():
         return []
     folders = (folder for folder in sorted(root.iterdir()) if folder.is_dir())
-    return [Sample(folder) for folder in folders if all((folder / name).is_file() for name in SAMPLE_FILES)]
+    return [folder for folder in folders if all((folder / name).is_file() for name in SAMPLE_FILES)]
 
 
-def find_sample(name: str | None) -> Sample:
-    """A sample by name, the first one for None; raises :class:`BadInput`."""
+def find_sample(name: str | None) -> Path:
+    """The folder of a sample by name, the first one for None; raises :class:`BadInput`."""
     samples = list_samples()
     if not samples:
         raise BadInput("No sample is installed.", "Get the source tree with its folder Resources/SampleData.")
@@ -123,7 +96,7 @@ def find_sample(name: str | None) -> Sample:
     raise BadInput(f"There is no sample '{name}'.", f"Known: {', '.join(sample.name for sample in samples)}.")
 
 
-def model_of(sample: Sample) -> Bundle:
+def model_of(sample: Path) -> Bundle:
     """The shipped model whose name the sample's name is or begins with, the longest; raises :class:`ModelMissing`.
 
     Only without a shipped one is a model of the user's taken.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,10 +72,8 @@ class CropBox:
 
 def require_drawing() -> None:
     """Import what a picture needs, so that a missing part shows before the work; raises ImportError."""
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure
-    import matplotlib.lines
-    import matplotlib.patheffects  # noqa: F401
+    for name in ("backends.backend_agg", "figure", "lines", "patheffects"):
+        importlib.import_module(f"matplotlib.{name}")
 
 
 def write_preview(
@@ -288,11 +287,9 @@ def _draw_points(axes: Any, points: Iterable[PointFate], pixel_mm: tuple[float, 
             axes.scatter(x, y, s=mark.size, marker="x", color="black", linewidths=3.0, zorder=3, alpha=0.6)
             axes.scatter(x, y, s=mark.size, marker="x", color=mark.color, linewidths=1.6, zorder=4)
         else:
-            face = mark.color if mark.filled else "none"
-            axes.scatter(x, y, s=mark.size, marker=mark.marker, facecolors="none", edgecolors="black",
-                         linewidths=2.8, zorder=3, alpha=0.6)  # fmt: skip
-            axes.scatter(x, y, s=mark.size, marker=mark.marker, facecolors=face, edgecolors=mark.color,
-                         linewidths=1.4, zorder=4)  # fmt: skip
+            face, shape = mark.color if mark.filled else "none", {"s": mark.size, "marker": mark.marker}
+            axes.scatter(x, y, facecolors="none", edgecolors="black", linewidths=2.8, zorder=3, alpha=0.6, **shape)
+            axes.scatter(x, y, facecolors=face, edgecolors=mark.color, linewidths=1.4, zorder=4, **shape)
 
 
 def _caption(axes: Any, slice_number: int, status: str) -> None:
@@ -311,17 +308,9 @@ def _scale_bar(axes: Any, box: CropBox, pixel_mm: tuple[float, float]) -> None:
 
 def _title(figure: Any, stack: SliceStack, mask: np.ndarray, text: PreviewText, n_shown: int, height: float) -> None:
     segmented = int(mask.any(axis=(1, 2)).sum())
-    figure.text(0.012, 1 - 0.10 / height, text.title, color=TEXT, fontsize=13, weight="bold", va="top")
-    figure.text(
-        0.988,
-        1 - 0.13 / height,
-        f"{text.volume_ml:.1f} ml",
-        color=TEXT,
-        fontsize=13,
-        weight="bold",
-        va="top",
-        ha="right",
-    )
+    bold = {"color": TEXT, "fontsize": 13, "weight": "bold", "va": "top"}
+    figure.text(0.012, 1 - 0.10 / height, text.title, **bold)
+    figure.text(0.988, 1 - 0.13 / height, f"{text.volume_ml:.1f} ml", ha="right", **bold)
     detail = f"{segmented} {stack.plane} slices segmented, {n_shown} shown  |  model {text.model}  |  research use only"
     figure.text(0.012, 1 - 0.34 / height, detail, color=QUIET, fontsize=8, va="top")
 
@@ -332,19 +321,11 @@ def _legend(figure: Any, points: Iterable[PointFate], color: tuple[float, float,
     counts = Counter(point.fate for point in points)
     handles = [Line2D([], [], color=color, linewidth=1.8, label="segmentation")]
     for fate, mark in _MARKS.items():
+        face, label = mark.color if mark.filled else "none", f"{mark.label} ({counts[fate]})"
         handles.append(
-            Line2D(
-                [],
-                [],
-                linestyle="none",
-                marker=mark.marker,
-                markersize=5.5,
-                markeredgewidth=1.4,
-                markeredgecolor=mark.color,
-                markerfacecolor=mark.color if mark.filled else "none",
-                label=f"{mark.label} ({counts[fate]})",
-            )  # fmt: skip
-        )
+            Line2D([], [], linestyle="none", marker=mark.marker, markersize=5.5, markeredgewidth=1.4,
+                   markeredgecolor=mark.color, markerfacecolor=face, label=label)
+        )  # fmt: skip
     figure.legend(
         handles=handles, loc="lower left", bbox_to_anchor=(0.006, 0.04 / height), ncols=len(handles), frameon=False,
         fontsize=8, labelcolor=TEXT, handletextpad=0.4, columnspacing=1.4,

@@ -9,9 +9,9 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
     from SPDSegmentLib.evaluation.cases import EvaluationRow
     from SPDSegmentLib.models.bundle import Bundle
+    from SPDSegmentLib.networks.spd import SPDModel
     from SPDSegmentLib.training.config import TrainingConfig
+    from SPDSegmentLib.training.joint_config import JointConfig
+    from SPDSegmentLib.training.loop import Processes
+    from SPDSegmentLib.training.run import RunHooks
+
+    Steps: TypeAlias = tuple[
+        Callable[[RunHooks], list[str]], Callable[[Processes, RunHooks], SPDModel], Callable[[SPDModel], Bundle]
+    ]
 
 
 def register(app: typer.Typer) -> None:
@@ -48,91 +56,96 @@ def train(
     require_input(config, "training configuration")
     import torch
 
-    from SPDSegmentLib.models.base_weights import find_base_weights
     from SPDSegmentLib.models.bundle import check_replaceable
-    from SPDSegmentLib.training.cases import check_cases, require_files
     from SPDSegmentLib.training.config import read_training_config
-    from SPDSegmentLib.training.joint_config import is_joint
+    from SPDSegmentLib.training.joint_config import is_joint, read_joint_config
     from SPDSegmentLib.training.loop import join_processes
-    from SPDSegmentLib.training.result import save_bundle
     from SPDSegmentLib.training.run import RunHooks
-    from SPDSegmentLib.training.run import train as run_training
 
-    if is_joint(config):
-        _train_joint(config, output, run_folder, device, threads)
-        return
-    settings = read_training_config(config)
-    data_folder = (config.parent / settings.data.folder).resolve()
-    if not data_folder.is_dir():
-        raise BadInput(f"The data folder {data_folder} does not exist.", f"Correct folder in [data] of {config}.")
+    joint = is_joint(config)
+    settings = read_joint_config(config) if joint else read_training_config(config)
     if threads:
         torch.set_num_threads(threads)
     run_folder = run_folder or Path("runs") / settings.bundle.name
     check_folder(run_folder, "run folder")
     target = output or run_folder / "bundle"
     check_replaceable(target)
-    _check_description(settings, config)
-    every = [*settings.data.train, *settings.data.validation, *settings.data.test]
-    require_files(data_folder, every, settings.data)
-    weights = None if settings.network.backbone == "tiny_random" else find_base_weights(settings.network.backbone)
-    stage1_state = _adapter_of(settings.initialize_from, config.parent)
+    steps_of: Callable[..., Steps] = _joint_steps if joint else _plain_steps
+    check, run, save = steps_of(settings, config, run_folder, target)
     processes = join_processes(device)
     stop = threading.Event()
     with show_training(processes.is_main) as bar, _interrupt_sets(stop, bar):
         hooks = RunHooks(bar.advance, stop.is_set, bar.say)
-        if processes.is_main:
-            notes = check_cases(
-                data_folder,
-                settings.data.validation,
-                settings.data,
-                lambda done, total: bar.advance("checking validation", done, total, None, {}),
-            )
-            for note in notes:
-                bar.say(note)
-        model = run_training(settings, data_folder, run_folder, weights, processes, hooks, stage1_state)
+        for note in check(hooks) if processes.is_main else ():
+            bar.say(note)
+        model = run(processes, hooks)
     if processes.is_main:
         target.parent.mkdir(parents=True, exist_ok=True)
-        bundle = save_bundle(model, settings, config.name, target)
-        typer.echo(f"Bundle: {bundle.folder}")
+        typer.echo(f"Bundle: {save(model).folder}")
         _draw_curves(run_folder)
-        split = " --split test" if settings.data.test else ""
-        typer.echo(f"Measure it: spdsegment evaluate {config} --model {bundle.folder}{split}")
+        if not joint:
+            split = " --split test" if read_training_config(config).data.test else ""
+            typer.echo(f"Measure it: spdsegment evaluate {config} --model {target}{split}")
 
 
-def _train_joint(config: Path, output: Path | None, run_folder: Path | None, device: str, threads: int) -> None:
-    """Train one click-conditioned model on several data sets."""
-    import torch
+def _plain_steps(settings: TrainingConfig, config: Path, run_folder: Path, target: Path) -> Steps:
+    """What reads the validation cases of a training in two stages, what trains, and what writes the bundle.
 
-    from SPDSegmentLib.models.base_weights import find_base_weights
-    from SPDSegmentLib.models.bundle import check_replaceable
+    What could not be trained or written is refused here.
+    """
+    from SPDSegmentLib.training.cases import check_cases, require_files
+    from SPDSegmentLib.training.result import bundle_info, save_bundle
+    from SPDSegmentLib.training.run import train
+
+    data = settings.data
+    folder = (config.parent / data.folder).resolve()
+    if not folder.is_dir():
+        raise BadInput(f"The data folder {folder} does not exist.", f"Correct folder in [data] of {config}.")
+    _require_description(config, lambda: bundle_info(settings, config.name))
+    require_files(folder, [*data.train, *data.validation, *data.test], data)
+    weights, start = _starting_point(settings, config)
+    return (
+        lambda hooks: check_cases(folder, data.validation, data, hooks.counting("checking validation")),
+        lambda processes, hooks: train(settings, folder, run_folder, weights, processes, hooks, start),
+        lambda model: save_bundle(model, settings, config.name, target),
+    )
+
+
+def _joint_steps(settings: JointConfig, config: Path, run_folder: Path, target: Path) -> Steps:
+    """Steps of the training of one click-conditioned model on several data sets, as :func:`_plain_steps`."""
     from SPDSegmentLib.training.joint import joint_bundle_info, save_joint_bundle, train_joint
-    from SPDSegmentLib.training.joint_config import read_joint_config
-    from SPDSegmentLib.training.loop import join_processes
-    from SPDSegmentLib.training.run import RunHooks
 
-    settings = read_joint_config(config)
-    if threads:
-        torch.set_num_threads(threads)
-    run_folder = run_folder or Path("runs") / settings.bundle.name
-    check_folder(run_folder, "run folder")
-    target = output or run_folder / "bundle"
-    check_replaceable(target)
+    _require_description(config, lambda: joint_bundle_info(settings, config.name, config.parent))
+    weights, start = _starting_point(settings, config)
+    return (
+        lambda hooks: [],
+        lambda processes, hooks: train_joint(settings, config.parent, run_folder, weights, processes, hooks, start),
+        lambda model: save_joint_bundle(model, settings, config.name, config.parent, target),
+    )
+
+
+def _require_description(config: Path, describe: Callable[[], object]) -> None:
+    """What could not be written into a bundle is refused before the training and not after it."""
     try:
-        joint_bundle_info(settings, config.name, config.parent)
+        describe()
     except ModelCorrupt as error:
         raise BadInput(f"No bundle can be made of {config}: {error.message}", "Correct it there.") from error
-    weights = None if settings.network.backbone == "tiny_random" else find_base_weights(settings.network.backbone)
-    start = _adapter_of(settings.initialize_from, config.parent)
-    stop = threading.Event()
-    processes = join_processes(device)
-    with show_training(processes.is_main) as bar, _interrupt_sets(stop, bar):
-        hooks = RunHooks(bar.advance, stop.is_set, bar.say)
-        model = train_joint(settings, config.parent, run_folder, weights, processes, hooks, start)
-    if processes.is_main:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        bundle = save_joint_bundle(model, settings, config.name, config.parent, target)
-        typer.echo(f"Bundle: {bundle.folder}")
-        _draw_curves(run_folder)
+
+
+def _starting_point(
+    settings: TrainingConfig | JointConfig, config: Path
+) -> tuple[Path | None, dict[str, Tensor] | None]:
+    """Base weights, and the adapter of the bundle that a training starts from: beside the file, or a known name."""
+    from SPDSegmentLib.models.base_weights import find_base_weights
+    from SPDSegmentLib.models.bundle import find_bundle
+    from SPDSegmentLib.networks.backbones import load_state_dict
+
+    backbone, name = settings.network.backbone, settings.initialize_from
+    weights = None if backbone == "tiny_random" else find_base_weights(backbone)
+    if not name:
+        return weights, None
+    beside = config.parent / name
+    return weights, load_state_dict(find_bundle(beside if beside.exists() else name).adapter_path)
 
 
 def _draw_curves(run_folder: Path) -> None:
@@ -145,30 +158,6 @@ def _draw_curves(run_folder: Path) -> None:
         return
     if curves is not None:
         typer.echo(f"Curves: {curves}")
-
-
-def _check_description(settings: TrainingConfig, config: Path) -> None:
-    """What could not be written into a bundle is refused before the training and not after it."""
-    from SPDSegmentLib.training.result import bundle_info
-
-    if len(settings.bundle.color) != 3:
-        raise BadInput(f"The color in [bundle] of {config} has not three parts.", "Give red, green and blue, 0 to 1.")
-    try:
-        bundle_info(settings, config.name, {})
-    except ModelCorrupt as error:
-        raise BadInput(f"No bundle can be made of {config}: {error.message}", "Correct it there.") from error
-
-
-def _adapter_of(name: str, folder: Path) -> dict[str, Tensor] | None:
-    """The adapter of the bundle that a configuration starts from: a folder beside the file, or a known name."""
-    if not name:
-        return None
-    from SPDSegmentLib.models.bundle import find_bundle
-    from SPDSegmentLib.networks.backbones import load_state_dict
-
-    beside = folder / name
-    bundle = find_bundle(beside if beside.exists() else name)
-    return load_state_dict(bundle.adapter_path)
 
 
 class _interrupt_sets:  # noqa: N801

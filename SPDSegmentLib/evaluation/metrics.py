@@ -70,42 +70,6 @@ def dice(a: np.ndarray, b: np.ndarray) -> float | None:
     return empty.dsc if empty else _dice(a, b)
 
 
-def iou(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Intersection over union of two masks of one shape.
-
-    Raises:
-        BadInput: different shapes.
-    """
-    a, b = _masks(a, b)
-    empty = empty_mask_metrics(a, b, (1.0,) * a.ndim)
-    return empty.iou if empty else _iou(a, b)
-
-
-def hd95(a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float]) -> float | None:
-    """The larger of the two directed 95th percentiles of surface distances, in mm.
-
-    Args:
-        spacing_mm: voxel spacing in the order of the axes, two or three of them.
-
-    Raises:
-        BadInput: different shapes, or a spacing that does not fit.
-    """
-    a, b = _masks(a, b, spacing_mm)
-    empty = empty_mask_metrics(a, b, spacing_mm)
-    return empty.hd95_mm if empty else surface_distances(a, b, spacing_mm).robust_hausdorff(95)
-
-
-def nsd(a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float = TOLERANCE_MM) -> float | None:
-    """Normalized surface Dice: share of both surfaces within ``tolerance_mm`` of the other one.
-
-    Raises:
-        BadInput: different shapes, or a spacing that does not fit.
-    """
-    a, b = _masks(a, b, spacing_mm)
-    empty = empty_mask_metrics(a, b, spacing_mm)
-    return empty.nsd if empty else surface_distances(a, b, spacing_mm).surface_dice(tolerance_mm)
-
-
 def volume_metrics(
     predicted: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float = TOLERANCE_MM
 ) -> MaskMetrics:

@@ -6,7 +6,6 @@ at failures (:func:`worst_tenth`, :func:`below`) counts single runs: a target vo
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, replace
@@ -188,20 +187,6 @@ def check_reports(folder: Path) -> None:
         check_output(folder / name, "evaluation's file", TABLE_BYTES)
 
 
-def read_rows(path: Path) -> list[EvaluationRow]:
-    """Read ``rows.csv`` back."""
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(EvaluationRow)}
-
-    def value(name: str, text: str) -> Any:
-        if text == "":
-            return None
-        kind = kinds[name]
-        return int(text) if kind.startswith("int") else float(text) if kind.startswith("float") else text
-
-    with path.open(newline="", encoding="utf-8") as file:
-        return [EvaluationRow(**{k: value(k, v) for k, v in line.items()}) for line in csv.DictReader(file)]
-
-
 def _figure(path: Path, rows: Sequence[EvaluationRow]) -> None:
     """DSC and HD95 against severity, one line per bundle and method, with bootstrap intervals."""
     from matplotlib.figure import Figure
@@ -242,16 +227,6 @@ def patient_means(patients: Sequence[str], values: Sequence[float | None]) -> di
         if value is not None:
             found.setdefault(patient, []).append(float(value))
     return {patient: float(np.mean(own)) for patient, own in found.items()}
-
-
-def mean_over_patients(patients: Sequence[str], values: Sequence[float | None]) -> float | None:
-    """Mean over patients of their means, so that nobody counts more for having more volumes; ``None`` without values.
-
-    Raises:
-        BadInput: different lengths.
-    """
-    means = patient_means(patients, values)
-    return float(np.mean(list(means.values()))) if means else None
 
 
 def paired_wilcoxon(a: Values, b: Values) -> float:

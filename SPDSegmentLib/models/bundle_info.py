@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
+from SPDSegmentLib.files import json_ready
 from SPDSegmentLib.models.manifest import BASE_WEIGHTS, WEIGHTLESS_BACKBONES
 from SPDSegmentLib.settings import is_finite_number, parse_json, shorten
 
@@ -181,7 +181,7 @@ class BundleInfo:
     def settings_digest(self) -> str:
         """SHA-256 of everything here that a mask depends on, however the file was formatted."""
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _DESCRIPTIVE}
-        text = json.dumps(_canonical(_json_ready(settings)), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(_canonical(json_ready(settings)), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def check_settings(self) -> None:
@@ -195,7 +195,7 @@ class BundleInfo:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, figures that are not finite as null; :func:`parse_info` restores it."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"format_version": values.pop("format_version"), **_json_ready(values)}
+        return {"format_version": values.pop("format_version"), **json_ready(values)}
 
 
 def read_info(path: Path) -> BundleInfo:
@@ -287,16 +287,6 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list):
         return [_canonical(part) for part in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _json_ready(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _json_ready(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_ready(part) for part in value]
-    if hasattr(value, "item"):  # a number of numpy
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def terminology_entry(structure: str, code: str = "") -> str:

@@ -41,16 +41,6 @@ class AdaptableQKV(nn.Module):
         q, v = self.q(x), self.v(x)
         return qkv + torch.cat((q, torch.zeros_like(q), v), dim=-1)
 
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """One plain linear layer with the updates added to its weights."""
-        rows = self.fused.out_features // 3
-        merged = nn.Linear(self.fused.in_features, self.fused.out_features, self.fused.bias is not None)
-        merged.load_state_dict(self.fused.state_dict())
-        merged.weight[:rows] += low_rank_update(self.q)
-        merged.weight[2 * rows :] += low_rank_update(self.v)
-        return merged.to(self.fused.weight.device).requires_grad_(False)
-
 
 class ZeroLinear(nn.Linear):
     """A linear layer that stands for a zero matrix without storing or multiplying one."""
@@ -72,15 +62,6 @@ class ZeroLinear(nn.Linear):
 def adapters_active(layer: nn.Module) -> bool:
     """Whether ``layer`` is wrapped by peft and its adapters are on."""
     return hasattr(layer, "lora_A") and not layer.disable_adapters
-
-
-def low_rank_update(layer: nn.Module) -> Tensor:
-    """The matrix B A scaled by alpha / r of a peft layer, zero when it is not wrapped."""
-    if not hasattr(layer, "lora_A"):
-        assert isinstance(layer, nn.Linear)
-        return torch.zeros(layer.out_features, layer.in_features)
-    update: Tensor = layer.get_delta_weight("default")  # type: ignore[operator]
-    return update
 
 
 def attention_modules(encoder: nn.Module) -> list[nn.Module]:
@@ -127,18 +108,6 @@ def _inject(module: nn.Module, targets: str, rank: int, alpha: float) -> None:
     peft = import_peft()
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     peft.inject_adapter_in_model(config, module)
-
-
-def merge_adapters(module: nn.Module) -> None:
-    """Add every update below ``module`` to its base weights and drop the adapters, in place (for inference)."""
-    for attention in attention_modules(module):
-        if isinstance(attention.qkv, AdaptableQKV):
-            attention.qkv = attention.qkv.merged()
-    for name, layer in list(module.named_modules()):
-        if hasattr(layer, "lora_A"):
-            layer.merge(safe_merge=True)
-            parent = module.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
 
 
 def merge_adapter_tensors(module: nn.Module, state: dict[str, Tensor], alpha_over_rank: float) -> set[str]:

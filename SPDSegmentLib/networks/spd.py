@@ -22,7 +22,6 @@ from SPDSegmentLib.networks.lora import (
     decoder_lora_layers,
     encoder_lora_layers,
     merge_adapter_tensors,
-    merge_adapters,
 )
 from SPDSegmentLib.networks.saliency import ClickConditioning, SaliencyHead, TokenBatch
 from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder, collapse_gray_input
@@ -263,12 +262,6 @@ class SPDModel(nn.Module):
             shapes[f"{name}.lora_B.default.weight"] = (rows, rank)
         return shapes
 
-    def merge(self) -> SPDModel:
-        """Add the LoRA updates to the weights for faster inference, in place; returns self."""
-        merge_adapters(self.image_encoder)
-        merge_adapters(self.mask_decoder)
-        return self.requires_grad_(False)
-
 
 def _check_shapes(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
     """Raise :class:`ModelCorrupt` where a tensor is missing, unknown or of another shape."""
@@ -305,6 +298,11 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     target = target.float().flatten(1)
     overlap = 2 * (probability * target).sum(1) + EPSILON
     return 1 - overlap / (probability.sum(1) + target.sum(1) + EPSILON)
+
+
+def hard_dice(predicted: Tensor, target: Tensor) -> Tensor:
+    """Dice of two bool tensors of one shape as a whole, for curves."""
+    return 2 * (predicted & target).sum() / (predicted.sum() + target.sum()).clamp(min=1)
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:

@@ -9,35 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.limits import keep_freed_memory
 from SPDSegmentLib.locks import FolderLock
-from SPDSegmentLib.models.base_weights import base_weights_sha256
 from SPDSegmentLib.models.bundle import Bundle, write_bundle
-from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
+from SPDSegmentLib.models.bundle_info import BundleInfo
 from SPDSegmentLib.networks.saliency import TokenBatch
-from SPDSegmentLib.networks.spd import SPDModel, pairwise_slice_consistency, segmentation_loss, soft_iou
+from SPDSegmentLib.networks.spd import SPDModel, hard_dice, pairwise_slice_consistency, segmentation_loss, soft_iou
 from SPDSegmentLib.prompts.click_tokens import TokenKind
 from SPDSegmentLib.training.bank import check_room, encoder_digest, is_made_of, write_tensors
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs
 from SPDSegmentLib.training.joint_cases import case_names, load_joint_cases
 from SPDSegmentLib.training.joint_config import JointConfig
-from SPDSegmentLib.training.loop import Loop, Phase, Processes
-from SPDSegmentLib.training.result import adapter_tensors, model_card
-from SPDSegmentLib.training.run import RunHooks, claim, forward_progress, run_key
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from SPDSegmentLib.training.loop import Phase, Processes
+from SPDSegmentLib.training.result import adapter_tensors, describe, model_card
+from SPDSegmentLib.training.run import RunHooks, claim, open_loop
 
 KEPT = "embeddings"
 
@@ -73,30 +66,19 @@ class JointStageRunner:
         stage, prompted = self.stage, self.stage.objective == "prompted"
         left_out = {id(p) for p in self.model.conditioning.parameters()} if prompted else set()
         encoder = [] if stage.entries or stage.objective == "frozen_encoder" else self.model.encoder_lora_parameters()
-        return Phase(
-            f"joint_{stage.objective}",
-            [p for p in self.model.stage2_parameters() if id(p) not in left_out],
-            stage.steps,
-            stage.learning_rate,
-            stage.weight_decay,
-            stage.warmup,
-            self.loss,
-            encoder,
-            stage.encoder_learning_rate,
-        )
+        learning = [p for p in self.model.stage2_parameters() if id(p) not in left_out]
+        rates = {"encoder": encoder, "encoder_learning_rate": stage.encoder_learning_rate}
+        return Phase.of(f"joint_{stage.objective}", learning, stage, self.loss, **rates)
 
     def loss(self, step: int) -> dict[str, Tensor]:
         """Named loss terms of a fresh batch; ``total`` is minimized."""
         rng = np.random.default_rng([self.config.seed, 20, step, self.processes.rank])
         embeddings, target, tokens = self._kept_batch(rng) if self.kept else self._new_batch(rng, step)
         prompted, first_half = self.stage.objective == "prompted", 2 * step < self.stage.steps
+        tokens = raw_tokens(tokens) if prompted else tokens
         with self.processes.autocast():
-            if not prompted:
-                embeddings = self._with_context(embeddings)
-                logits, quality = self.model.decode_clicks(embeddings, tokens)
-            else:
-                tokens = raw_tokens(tokens)
-                logits, quality = self.model.decode_clicks(embeddings, tokens)
+            embeddings = embeddings if prompted else self._with_context(embeddings)
+            logits, quality = self.model.decode_clicks(embeddings, tokens)
         counted = tokens.valid.any(1) if prompted else torch.ones(len(target), device=target.device)
         segmentation = _mean(segmentation_loss(logits, target, self.stage.loss), counted)
         saliency_first = self.stage.objective == "saliency_first"
@@ -115,9 +97,8 @@ class JointStageRunner:
         self, terms: dict[str, Tensor], quality: Tensor, logits: Tensor, target: Tensor, counted: Tensor
     ) -> dict[str, Tensor]:
         with torch.no_grad():
-            iou, predicted = soft_iou(logits, target), logits > 0
-            used = counted.bool().view(-1, 1, 1, 1)
-            hard = 2 * (predicted & target & used).sum() / ((predicted & used).sum() + (target & used).sum()).clamp(1)
+            iou, used = soft_iou(logits, target), counted.bool().view(-1, 1, 1, 1)
+            hard = hard_dice((logits > 0) & used, target & used)
         terms = terms | {"quality": self.stage.quality_weight * _mean((quality - iou) ** 2, counted)}
         return {"total": torch.stack(list(terms.values())).sum(), **terms, "dsc": hard}
 
@@ -183,8 +164,7 @@ def keep_runs(
     config: JointConfig,
     folder: Path,
     processes: Processes,
-    on_entry: Callable[[int, int], None] = lambda done, total: None,
-    cancelled: Callable[[], bool] = lambda: False,
+    hooks: RunHooks | None = None,
 ) -> list[KeptRun]:
     """Embeddings of ``stage.entries`` random runs, computed once; a stopped call goes on where it was.
 
@@ -194,10 +174,15 @@ def keep_runs(
     """
     from safetensors.torch import load_file
 
+    hooks, kept, entries = hooks or RunHooks(), list[KeptRun](), config.stage.entries
+    if not entries:
+        return kept
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = encoder_digest(model)
-    kept: list[KeptRun] = []
-    for k in range(config.stage.entries):
+    cells = (config.network.image_size // model.stride) ** 2
+    size = entries * config.stage.run_length * cells * model.prompt_encoder.embed_dim * 2  # type: ignore[operator]
+    hooks.say(f"Embeddings are kept in {folder} until the training ends, about {size / 1e9:.1f} GB.")
+    encoder, on_entry = encoder_digest(model), hooks.counting("computing embeddings")
+    for k in range(entries):
         runs, _ = sampler.draw_runs(np.random.default_rng([config.seed, 21, k]), 1)
         path, key = folder / f"{k:05d}.safetensors", f"{encoder} {sampler.digest(runs)}"
         if not is_made_of(path, key):
@@ -206,11 +191,11 @@ def keep_runs(
                 embeddings = model.encode(images).bfloat16().cpu().contiguous()
             write_tensors(path, {"embeddings": embeddings, "masks": masks.cpu()}, key)
             if k == 0:
-                check_room(folder, path.stat().st_size * (config.stage.entries - 1), "stage")
+                check_room(folder, path.stat().st_size * (entries - 1), "stage")
         tensors = load_file(path)
         kept.append(KeptRun(runs, tensors["embeddings"], tensors["masks"]))
-        on_entry(k + 1, config.stage.entries)
-        if cancelled():
+        on_entry(k + 1, entries)
+        if hooks.cancelled():
             raise Cancelled("Training was cancelled; its state is kept.", "Run the same command to go on.")
     return kept
 
@@ -249,10 +234,7 @@ def train_joint(
     run_folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(run_folder, "training"):
         claim(run_folder, config)
-        loop = Loop(
-            run_folder, config.checkpoint_seconds, forward_progress(hooks), hooks.cancelled, processes, run_key(config)
-        )
-        loop.check()
+        loop = open_loop(config, run_folder, processes, hooks)
         if processes.device.type == "cpu":
             keep_freed_memory()
         torch.manual_seed(config.seed)
@@ -264,73 +246,29 @@ def train_joint(
             root,
             config.stage,
             config.seed,
-            lambda done, total: hooks.on_progress("reading cases", done, total, None, {}),
+            hooks.counting("reading cases"),
         )
         sampler = JointSampler(volumes, targets, config.network, config.stage, config.augmentation, processes.device)
         hooks.say(f"{len(volumes)} volumes, {len(targets)} structures of {len(sampler.groups)} kinds.")
-        kept = _kept(model, sampler, config, run_folder / KEPT, processes, hooks)
+        kept = keep_runs(model, sampler, config, run_folder / KEPT, processes, hooks)
         loop.run(JointStageRunner(model, sampler, config, processes, kept).phase())
         if (run_folder / KEPT).is_dir():
             shutil.rmtree(run_folder / KEPT, ignore_errors=True)
     return model
 
 
-def _kept(
-    model: SPDModel, sampler: JointSampler, config: JointConfig, folder: Path, processes: Processes, hooks: RunHooks
-) -> list[KeptRun]:
-    if config.stage.entries == 0:
-        return []
-    cells = (config.network.image_size // model.stride) ** 2
-    size = config.stage.entries * config.stage.run_length * cells * model.prompt_encoder.embed_dim * 2  # type: ignore[operator]
-    hooks.say(f"Embeddings are kept in {folder} until the training ends, about {size / 1e9:.1f} GB.")
-    return keep_runs(
-        model,
-        sampler,
-        config,
-        folder,
-        processes,
-        lambda done, total: hooks.on_progress("computing embeddings", done, total, None, {}),
-        hooks.cancelled,
-    )
-
-
 def joint_bundle_info(config: JointConfig, config_name: str, root: Path) -> BundleInfo:
-    """Describe the model of a finished joint training."""
-    network = dataclasses.asdict(config.network)
-    backbone, image_size = network.pop("backbone"), network.pop("image_size")
-    red, green, blue = config.bundle.color
+    """Describe the model of a finished joint training, as :func:`SPDSegmentLib.training.result.describe`."""
     cases = [f"{key}/{name}" for key, spec in config.sets.items() for name in case_names(spec, root / spec.folder)]
-    return BundleInfo(
-        name=config.bundle.name,
-        title=config.bundle.title,
-        structure=config.bundle.structure,
-        modality=config.bundle.modality,
-        slicing_axis="auto",
-        normalization=dataclasses.asdict(IntensityConfig("auto")),
-        backbone=backbone,
-        backbone_sha256="" if backbone == "tiny_random" else base_weights_sha256(backbone),
-        image_size=image_size,
-        fov_mm=0.0,
-        network=network,
-        prompts=dataclasses.asdict(config.prompts),
-        library_version=__version__,
-        training={
-            "dataset": config.bundle.dataset,
-            "license": config.bundle.license,
-            "attribution": config.bundle.attribution,
-            "patients": cases,
-            "validation_patients": [],
-            "config": config_name,
-            "seed": config.seed,
-            "strategy": "consensus",
-            "steps": {f"of {config.stage.runs_per_step * config.stage.run_length} slices": config.stage.steps},
-            "structures": sorted({structure for spec in config.sets.values() for structure in spec.structures}),
-            "start": config.initialize_from,
-        },
-        metrics={},
-        terminology=terminology_entry(config.bundle.structure, config.bundle.code),
-        color=(red, green, blue),
-    )
+    training = {
+        "patients": cases,
+        "validation_patients": [],
+        "strategy": "consensus",
+        "steps": {f"of {config.stage.runs_per_step * config.stage.run_length} slices": config.stage.steps},
+        "structures": sorted({structure for spec in config.sets.values() for structure in spec.structures}),
+        "start": config.initialize_from,
+    }
+    return describe(config, config_name, "auto", IntensityConfig("auto"), 0.0, training)
 
 
 def save_joint_bundle(model: SPDModel, config: JointConfig, config_name: str, root: Path, folder: Path) -> Bundle:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,6 +110,18 @@ class Phase:
     def validates_at(self, step: int) -> bool:
         """Whether a score is due after so many steps; after the last one always."""
         return self.validate is not None and (step % self.validate_every == 0 or step == self.steps)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        parameters: list[nn.Parameter],
+        stage: Any,
+        loss: Callable[[int], dict[str, Tensor]],
+        **more: Any,
+    ) -> Phase:
+        """A phase with the steps, the rates and the warm-up that a table of the configuration says."""
+        return cls(name, parameters, stage.steps, stage.learning_rate, stage.weight_decay, stage.warmup, loss, **more)
 
     def groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Parameters and their learning rates, those of the encoder last."""
@@ -301,13 +313,10 @@ class Loop:
             raise _cannot_go_on(path, error) from error
         return state
 
-    def _curve(self, phase: Phase) -> Path:
-        return self.folder / f"{phase.name}.csv"
-
     def _record(self, phase: Phase, step: int, values: dict[str, float]) -> None:
         if not self.processes.is_main:
             return
-        path = self._curve(phase)
+        path = self.folder / f"{phase.name}.csv"
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -317,10 +326,11 @@ class Loop:
 
     def _forget_after(self, phase: Phase, step: int) -> None:
         """Drop curve rows that are newer than the checkpoint, and one that a kill cut short."""
-        path = self._curve(phase)
+        path = self.folder / f"{phase.name}.csv"
         if not path.exists() or not self.processes.is_main:
             return
-        header, *rows = list(_rows(path)) or [[]]
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
         kept = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
         if not kept:
             path.unlink()
@@ -342,8 +352,3 @@ def schedule(step: int, steps: int, warmup: int, power: float = 0.9) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return (1 - (step - warmup) / max(1, steps - warmup)) ** power
-
-
-def _rows(path: Path) -> Iterator[list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        yield from csv.reader(file)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from SPDSegmentLib import __version__
+from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import write_png
+from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.models.base_weights import base_weights_sha256
 from SPDSegmentLib.models.bundle import Bundle, write_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.config import TrainingConfig
+from SPDSegmentLib.training.joint_config import JointConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,48 +27,68 @@ def adapter_tensors(model: SPDModel) -> dict[str, Tensor]:
     return {name: tensor.half() for name, tensor in model.adapter_state().items()}
 
 
-def bundle_info(config: TrainingConfig, config_name: str, metrics: dict[str, Any]) -> BundleInfo:
-    """Describe the model of a finished run."""
-    network = dataclasses.asdict(config.network)
+def describe(
+    config: TrainingConfig | JointConfig,
+    config_name: str,
+    plane: str,
+    intensity: IntensityConfig,
+    fov_mm: float,
+    training: dict[str, Any],
+) -> BundleInfo:
+    """Describe the model of a finished run; nothing was measured yet.
+
+    Args:
+        plane, intensity, fov_mm: what the model takes.
+        training: what it was trained on and how, beside what every configuration says of that.
+
+    Raises:
+        BadInput: a color that is none.
+        ModelCorrupt: a text or a number that no bundle may have.
+    """
+    network, text = dataclasses.asdict(config.network), config.bundle
     backbone, image_size = network.pop("backbone"), network.pop("image_size")
-    red, green, blue = config.bundle.color
+    if len(text.color) != 3:
+        raise BadInput(
+            f"The color in [bundle] of {config_name} has not three parts.", "Give red, green and blue, 0 to 1."
+        )
+    red, green, blue = text.color
+    said = {"dataset": text.dataset, "license": text.license, "attribution": text.attribution}
     return BundleInfo(
-        name=config.bundle.name,
-        title=config.bundle.title,
-        structure=config.bundle.structure,
-        modality=config.bundle.modality,
-        slicing_axis=config.data.plane,
-        normalization=dataclasses.asdict(config.intensity),
+        name=text.name,
+        title=text.title,
+        structure=text.structure,
+        modality=text.modality,
+        slicing_axis=plane,
+        normalization=dataclasses.asdict(intensity),
         backbone=backbone,
         backbone_sha256="" if backbone == "tiny_random" else base_weights_sha256(backbone),
         image_size=image_size,
-        fov_mm=config.fov_mm,
+        fov_mm=fov_mm,
         network=network,
         prompts=dataclasses.asdict(config.prompts),
         library_version=__version__,
-        training={
-            "dataset": config.bundle.dataset,
-            "license": config.bundle.license,
-            "attribution": config.bundle.attribution,
-            "patients": list(config.data.train),
-            "validation_patients": list(config.data.validation),
-            "config": config_name,
-            "seed": config.seed,
-            "strategy": config.stage2.strategy,
-            "steps": {
-                f"stage I ({config.stage1.objective})": 0 if config.initialize_from else config.stage1.steps,
-                "stage II": config.stage2.steps,
-            },
-        },
-        metrics=metrics,
-        terminology=terminology_entry(config.bundle.structure, config.bundle.code),
+        training=said | {"config": config_name, "seed": config.seed} | training,
+        metrics={},
+        terminology=terminology_entry(text.structure, text.code),
         color=(red, green, blue),
     )
 
 
+def bundle_info(config: TrainingConfig, config_name: str) -> BundleInfo:
+    """Describe the model of a finished run, as :func:`describe`."""
+    stage1_steps = 0 if config.initialize_from else config.stage1.steps
+    training = {
+        "patients": list(config.data.train),
+        "validation_patients": list(config.data.validation),
+        "strategy": config.stage2.strategy,
+        "steps": {f"stage I ({config.stage1.objective})": stage1_steps, "stage II": config.stage2.steps},
+    }
+    return describe(config, config_name, config.data.plane, config.intensity, config.fov_mm, training)
+
+
 def save_bundle(model: SPDModel, config: TrainingConfig, config_name: str, folder: Path) -> Bundle:
     """Write the bundle of a finished run; its figures are measured later by ``spdsegment evaluate``."""
-    info = bundle_info(config, config_name, {})
+    info = bundle_info(config, config_name)
     return write_bundle(folder, info, adapter_tensors(model), model_card(info))
 
 

@@ -51,6 +51,10 @@ class RunHooks:
     cancelled: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = lambda sentence: None
 
+    def counting(self, what: str) -> Callable[[int, int], None]:
+        """What to call with how many are done, and of how many."""
+        return lambda done, total: self.on_progress(what, done, total, None, {})
+
 
 def train(
     config: TrainingConfig,
@@ -82,6 +86,7 @@ def train(
         ModelCorrupt: a checkpoint cannot be continued.
         Cancelled: the user stopped; the same call goes on.
     """
+    hooks = hooks or RunHooks()
     with contextlib.ExitStack() as locks:
         if processes.is_main:
             for folder in [run_folder] if embeddings is None else [run_folder, embeddings]:
@@ -89,61 +94,44 @@ def train(
                 locks.enter_context(FolderLock(folder, "training"))
             claim(run_folder, config)
         processes.wait()
-        return _train(
-            config, data_folder, run_folder, weights, processes, hooks or RunHooks(), stage1_state, cases, embeddings
+        loop = open_loop(config, run_folder, processes, hooks)
+        torch.manual_seed(config.seed)
+        model = SPDModel(config.network, weights).to(processes.device)
+        if stage1_state is not None:
+            load_stage1(model, stage1_state)
+        if cases is None:
+            cases = load_cases(
+                data_folder,
+                config.data.train,
+                config.data,
+                config.intensity,
+                hooks.counting("reading cases"),
+            )
+            for case in cases:
+                if case.note:
+                    hooks.say(case.note)
+        if stage1_state is None:
+            stage1 = PromptedStage1 if config.stage1.objective == "prompted" else Stage1
+            loop.run(stage1(model, cases, config, processes).phase())
+        if config.stage2.steps == 0 and config.stage2.head_steps == 0:
+            return model
+        head_steps = config.stage2.head_steps if stage1_state is None else 0
+        own = run_folder / "embeddings"
+        done = loop.is_finished("stage1_head", head_steps) and loop.is_finished("stage2", config.stage2.steps)
+        bank = (
+            EmbeddingBank([]) if done else _bank(model, cases, config, embeddings or own, run_folder, processes, hooks)
         )
-
-
-def _train(
-    config: TrainingConfig,
-    data_folder: Path,
-    run_folder: Path,
-    weights: Path | None,
-    processes: Processes,
-    hooks: RunHooks,
-    stage1_state: dict[str, torch.Tensor] | None,
-    cases: Sequence[Case] | None,
-    embeddings: Path | None,
-) -> SPDModel:
-    loop = Loop(
-        run_folder, config.checkpoint_seconds, forward_progress(hooks), hooks.cancelled, processes, run_key(config)
-    )
-    loop.check()
-    torch.manual_seed(config.seed)
-    model = SPDModel(config.network, weights).to(processes.device)
-    if stage1_state is not None:
-        load_stage1(model, stage1_state)
-    if cases is None:
-        cases = load_cases(
-            data_folder,
-            config.data.train,
-            config.data,
-            config.intensity,
-            lambda done, total: hooks.on_progress("reading cases", done, total, None, {}),
-        )
-        for case in cases:
-            if case.note:
-                hooks.say(case.note)
-    if stage1_state is None:
-        stage1 = PromptedStage1 if config.stage1.objective == "prompted" else Stage1
-        loop.run(stage1(model, cases, config, processes).phase())
-    if config.stage2.steps == 0 and config.stage2.head_steps == 0:
+        stage2 = Stage2(model, bank, config, processes)
+        if stage1_state is None:
+            loop.run(stage2.head_phase())
+        bank.compute_saliency(model, processes.device)
+        if config.stage2.validate_every and config.data.validation and not done:
+            stage2.validate = _validation(model, config, data_folder, run_folder, processes, hooks)
+        loop.run(stage2.decoder_phase())
+        processes.wait()
+        if processes.is_main and own.is_dir():
+            shutil.rmtree(own, ignore_errors=True)
         return model
-    head_steps = config.stage2.head_steps if stage1_state is None else 0
-    own = run_folder / "embeddings"
-    done = loop.is_finished("stage1_head", head_steps) and loop.is_finished("stage2", config.stage2.steps)
-    bank = EmbeddingBank([]) if done else _bank(model, cases, config, embeddings or own, run_folder, processes, hooks)
-    stage2 = Stage2(model, bank, config, processes)
-    if stage1_state is None:
-        loop.run(stage2.head_phase())
-    bank.compute_saliency(model, processes.device)
-    if config.stage2.validate_every and config.data.validation and not done:
-        stage2.validate = _validation(model, config, data_folder, run_folder, processes, hooks)
-    loop.run(stage2.decoder_phase())
-    processes.wait()
-    if processes.is_main and own.is_dir():
-        shutil.rmtree(own, ignore_errors=True)
-    return model
 
 
 def _validation(
@@ -162,7 +150,7 @@ def _validation(
         run_folder / "embeddings" / "validation",
         run_folder,
         processes,
-        lambda done, total: hooks.on_progress("embedding validation", done, total, None, {}),
+        hooks.counting("embedding validation"),
         hooks.cancelled,
         hooks.say,
     )
@@ -205,7 +193,7 @@ def _bank(
             config,
             folder,
             processes.device,
-            lambda done, total: hooks.on_progress("computing embeddings", done, total, None, {}),
+            hooks.counting("computing embeddings"),
             hooks.cancelled,
             announce,
             may_compute=processes.is_main,
@@ -216,13 +204,15 @@ def _bank(
     return bank or build()
 
 
-def forward_progress(hooks: RunHooks) -> Callable[[LoopProgress], None]:
-    """The loop's progress in the words of the hooks."""
+def open_loop(config: Settings, run_folder: Path, processes: Processes, hooks: RunHooks) -> Loop:
+    """The loop of a run, whose progress the hooks hear; its checkpoints are read first, see :meth:`Loop.check`."""
 
     def forward(progress: LoopProgress) -> None:
         hooks.on_progress(progress.phase, progress.step, progress.steps, progress.seconds_left, progress.losses)
 
-    return forward
+    loop = Loop(run_folder, config.checkpoint_seconds, forward, hooks.cancelled, processes, run_key(config))
+    loop.check()
+    return loop
 
 
 def claim(run_folder: Path, config: Settings) -> None:
@@ -235,14 +225,14 @@ def claim(run_folder: Path, config: Settings) -> None:
     if path.exists():
         _check_same(path, config)
         return
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    values = _plain(config)
     values.pop("checkpoint_seconds")
     write_json(path, values, "configuration", indent=1)
 
 
 def run_key(config: Settings) -> str:
     """A digest of all settings that change what is computed and differ from their defaults."""
-    settings = _settings(json.loads(json.dumps(dataclasses.asdict(config))))
+    settings = _settings(_plain(config))
     defaults = _settings(_defaults(type(config)))
     telling = {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
     return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:16]
@@ -262,7 +252,7 @@ def _check_same(path: Path, config: Settings) -> None:
         ) from error
     defaults = _settings(_defaults(type(config)))
     before = defaults | _settings(there)
-    now = defaults | _settings(json.loads(json.dumps(dataclasses.asdict(config))))
+    now = defaults | _settings(_plain(config))
     differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if not differing:
         return
@@ -275,6 +265,12 @@ def _check_same(path: Path, config: Settings) -> None:
         f"{path.parent} holds a run with another configuration ({shown}{more}).",
         "Choose another run folder, or remove this one to start again.",
     )
+
+
+def _plain(config: Settings) -> dict[str, Any]:
+    """A configuration as JSON holds it."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return values
 
 
 def _text(value: Any) -> str:

@@ -21,7 +21,15 @@ from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.networks.saliency import adjoining
-from SPDSegmentLib.networks.spd import SPDModel, consistency_of_run, dice_loss, focal_loss, segmentation_loss, soft_iou
+from SPDSegmentLib.networks.spd import (
+    SPDModel,
+    consistency_of_run,
+    dice_loss,
+    focal_loss,
+    hard_dice,
+    segmentation_loss,
+    soft_iou,
+)
 from SPDSegmentLib.prompts.click_tokens import pad_points
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.fates import SliceStatus
@@ -51,16 +59,7 @@ class Stage1:
 
     def phase(self) -> Phase:
         """The stage as a phase of the training loop."""
-        stage = self.config.stage1
-        return Phase(
-            "stage1",
-            self.model.stage1_parameters(),
-            stage.steps,
-            stage.learning_rate,
-            stage.weight_decay,
-            stage.warmup,
-            self.loss,
-        )
+        return Phase.of("stage1", self.model.stage1_parameters(), self.config.stage1, self.loss)
 
     def loss(self, step: int) -> dict[str, Tensor]:
         """Mean segmentation loss of the saliency over a fresh batch."""
@@ -108,8 +107,7 @@ def saliency_of_runs(model: SPDModel, embeddings: Tensor, lengths: Sequence[int]
 def saliency_losses(logits: Tensor, target: Tensor, stage: Stage1Config) -> dict[str, Tensor]:
     """Named loss terms and the batch's hard Dice, for the curves."""
     with torch.no_grad():
-        predicted = logits > 0
-        hard = 2 * (predicted & target).sum() / (predicted.sum() + target.sum()).clamp(min=1)
+        hard = hard_dice(logits > 0, target)
         dice = dice_loss(logits, target).mean()
         focal = focal_loss(logits, target, stage.loss.focal_gamma, stage.loss.focal_alpha).mean()
     total = segmentation_loss(logits, target, stage.loss).mean()
@@ -146,18 +144,8 @@ class Stage2:
     def decoder_phase(self) -> Phase:
         """The decoder's phase; the bank's saliency must have been computed."""
         stage = self.config.stage2
-        return Phase(
-            "stage2",
-            self.model.stage2_parameters(),
-            stage.steps,
-            stage.learning_rate,
-            stage.weight_decay,
-            stage.warmup,
-            self.loss,
-            validate=self.validate,
-            validate_every=stage.validate_every,
-            patience=stage.patience,
-        )
+        often = {"validate_every": stage.validate_every, "patience": stage.patience}
+        return Phase.of("stage2", self.model.stage2_parameters(), stage, self.loss, validate=self.validate, **often)
 
     def head_loss(self, step: int) -> dict[str, Tensor]:
         """Saliency loss on a run of slices of a random entry."""
@@ -302,9 +290,7 @@ def decoder_losses(logits: Tensor, quality: Tensor, target: Tensor, stage: Stage
     """L_seg and the quality head's squared error of (B, 1, S, S) logits, with the batch's hard Dice for the curves."""
     segmentation = segmentation_loss(logits, target, stage.loss).mean()
     with torch.no_grad():
-        iou = soft_iou(logits, target)
-        predicted = logits > 0
-        hard = 2 * (predicted & target).sum() / (predicted.sum() + target.sum()).clamp(min=1)
+        iou, hard = soft_iou(logits, target), hard_dice(logits > 0, target)
     quality_error = ((quality - iou) ** 2).mean()
     total = segmentation + stage.quality_weight * quality_error
     return {"total": total, "segmentation": segmentation, "quality": quality_error, "dsc": hard}
@@ -315,8 +301,8 @@ class PromptedStage1(Stage1):
 
     def phase(self) -> Phase:
         """The stage as a phase of the training loop."""
-        lora = [p for name, p in self.model.image_encoder.named_parameters() if "lora_" in name]
-        return dataclasses.replace(super().phase(), parameters=lora + self.model.stage2_parameters())
+        learning = self.model.encoder_lora_parameters() + self.model.stage2_parameters()
+        return dataclasses.replace(super().phase(), parameters=learning)
 
     def loss(self, step: int) -> dict[str, Tensor]:
         """L_seg and the quality head's error over a fresh batch of clicked slices."""

@@ -8,12 +8,15 @@ evaluate`` the shares of clicks that were kept in validation are written too.
 from __future__ import annotations
 
 import argparse
+import csv
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.evaluation.report import read_rows
+from SPDSegmentLib.evaluation.cases import EvaluationRow
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.labelmap import read_labels_of
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -27,6 +30,20 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = Path(__file__).parent / "Configs"
 MANY = 20
 SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct")
+
+
+def read_rows(path: Path) -> list[EvaluationRow]:
+    """Read ``rows.csv`` back."""
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(EvaluationRow)}
+
+    def value(name: str, text: str) -> Any:
+        if text == "":
+            return None
+        kind = kinds[name]
+        return int(text) if kind.startswith("int") else float(text) if kind.startswith("float") else text
+
+    with path.open(newline="", encoding="utf-8") as file:
+        return [EvaluationRow(**{k: value(k, v) for k, v in line.items()}) for line in csv.DictReader(file)]
 
 
 def facts_of(info: BundleInfo, data: DataConfig, folder: Path) -> Iterator[dict[str, float]]:

@@ -15,9 +15,10 @@ from models_helpers import tiny_info
 from tiny_training import write_cases, write_config
 from typer.testing import CliRunner, Result
 
+from fit_tables import read_rows
 from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.evaluation.cases import METHODS
-from SPDSegmentLib.evaluation.report import compare, markdown_table, read_rows, summarize
+from SPDSegmentLib.evaluation.report import compare, markdown_table, summarize
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.locks import FolderLock

@@ -14,7 +14,7 @@ PACKAGE = "SPDSegmentLib"
 LAYERS = {
     "errors": 0,
     "settings": 1,
-    "locks": 1,
+    "locks": 2,
     "staging": 1,
     "files": 2,
     "geometry": 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple
 
 import numpy as np
@@ -12,14 +13,12 @@ from scipy import ndimage
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.metrics import (
+    TOLERANCE_MM,
     MaskMetrics,
     dice,
     element_areas,
-    hd95,
-    iou,
     metrics_per_slice,
     neighbor_codes,
-    nsd,
     slice_metrics,
     surface_distances,
     volume_metrics,
@@ -27,6 +26,18 @@ from SPDSegmentLib.evaluation.metrics import (
 )
 
 SPACING_MM = (3.0, 1.0, 0.5)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float | None:
+    return volume_metrics(a, b, (1.0,) * a.ndim).iou
+
+
+def hd95(a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float]) -> float | None:
+    return volume_metrics(a, b, spacing_mm).hd95_mm
+
+
+def nsd(a: np.ndarray, b: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float = TOLERANCE_MM) -> float | None:
+    return volume_metrics(a, b, spacing_mm, tolerance_mm).nsd
 
 
 def box(shape: tuple[int, ...], first: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:

@@ -13,8 +13,8 @@ from SPDSegmentLib.evaluation.report import (
     below,
     bootstrap_ci,
     difference,
+    estimate_of,
     holm,
-    mean_over_patients,
     paired_wilcoxon,
     patient_means,
     worst_tenth,
@@ -24,12 +24,13 @@ from SPDSegmentLib.evaluation.report import (
 def test_a_patient_with_more_volumes_does_not_count_more() -> None:
     patients, values = ["p1", "p1", "p1", "p2"], [0.9, 0.9, 0.9, 0.5]
     assert patient_means(patients, values) == {"p1": pytest.approx(0.9), "p2": pytest.approx(0.5)}
-    assert mean_over_patients(patients, values) == pytest.approx(0.7)
+    found = estimate_of(patient_means(patients, values).values())
+    assert found is not None and found.mean == pytest.approx(0.7)
 
 
 def test_values_left_out_do_not_count_as_zero() -> None:
     assert patient_means(["p1", "p1", "p2"], [0.8, None, None]) == {"p1": pytest.approx(0.8)}
-    assert mean_over_patients(["p1"], [None]) is None
+    assert estimate_of(patient_means(["p1"], [None]).values()) is None
 
 
 def test_values_without_their_patient_are_refused() -> None:
