@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +32,7 @@ from SPDSegmentLib.models.bundle import origin_note
 if TYPE_CHECKING:
     from SPDSegmentLib.cli.preview import PreviewText
     from SPDSegmentLib.errors import SPDError
+    from SPDSegmentLib.geometry.dicom_frames import Frame
     from SPDSegmentLib.inference.results import SegmentationProgress
 
 
@@ -256,10 +258,11 @@ def run_segmentation(
         require_drawing()
     if request.measure is not None and request.drawn is None:
         on_note("The table of measures comes without its picture, because the Python package 'matplotlib' is missing.")
+    source: Sequence[Frame] = ()
     if request.dicom_seg is not None or request.rtstruct is not None:
-        from SPDSegmentLib.geometry.dicom_objects import require_source
+        from SPDSegmentLib.geometry.dicom_objects import source_of
 
-        require_source(request.image, request.series, request.dicom_seg is not None)
+        source = source_of(request.image, request.series, request.dicom_seg is not None)
     outcome = segment_case(
         request.image,
         _clicks_of(request),
@@ -274,7 +277,7 @@ def run_segmentation(
         on_progress=on_progress,
         on_note=on_note,
     )
-    _write_beside(request, outcome)
+    _write_beside(request, outcome, source)
     return outcome
 
 
@@ -286,12 +289,12 @@ def _clicks_of(request: SegmentRequest) -> Path | list[Markup]:
     return [*(read_markups(request.points) if request.points else ()), Markup("--point", LIST, given)]
 
 
-def _write_beside(request: SegmentRequest, outcome: Segmentation) -> None:
+def _write_beside(request: SegmentRequest, outcome: Segmentation, source: Sequence[Frame]) -> None:
     """Write what goes with the mask: where that fails, the mask stays and is named."""
     missing: list[SPDError] = []
+    dicom = functools.partial(_write_dicom, source)
     parts = ((request.report, _write_report), (request.preview, _write_picture), (request.measure, _write_measures),
-             (request.drawn, _write_straightened), (request.dicom_seg, _write_dicom), (request.rtstruct, _write_dicom)
-             )  # fmt: skip
+             (request.drawn, _write_straightened), (request.dicom_seg, dicom), (request.rtstruct, dicom))  # fmt: skip
     for path, write in parts:
         if path is None:
             continue
@@ -315,7 +318,7 @@ def _write_picture(path: Path, request: SegmentRequest, outcome: Segmentation) -
     write_png(path, lambda part: _write_preview(part, outcome), "preview")
 
 
-def _write_dicom(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
+def _write_dicom(source: Sequence[Frame], path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
     from SPDSegmentLib.geometry import dicom_objects
     from SPDSegmentLib.models.bundle_info import OF_EACH_SIDE, codes_of, terminology_entry
 
@@ -330,7 +333,7 @@ def _write_dicom(path: Path, request: SegmentRequest, outcome: Segmentation) -> 
         info.structure, category, kind, side, (red, green, blue), info.name, {"prompts": request.prompts}
     )
     write = dicom_objects.write_dicom_seg if path == request.dicom_seg else dicom_objects.write_rtstruct
-    write(path, outcome.mask, outcome.stack.volume, request.image, request.series, structure)
+    write(path, outcome.mask, outcome.stack.volume, source, structure)
 
 
 def _write_measures(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:

@@ -44,6 +44,7 @@ class Frame:
 
     Attributes:
         file, index: the file and the number of the frame in it.
+        header: of that file, a pydicom dataset without pixels.
         position: (3,) LPS mm of the first pixel.
         directions: (6,) unit vectors of a row and of a column.
         spacing: (2,) mm from row to row and from column to column.
@@ -54,6 +55,7 @@ class Frame:
     """
 
     file: Path
+    header: Any
     index: int
     instance: str
     position: np.ndarray
@@ -155,8 +157,12 @@ def _frame(dataset: Any, own: Any, shared: Any, path: Path, index: int) -> Frame
         value = find(group, keyword) if own is not None or shared is not None else None
         kinds[name] = _text(keyword, value) or kinds.get(name, "")
     telling = {name: _text(keyword, dataset.get(keyword)) for name, keyword in _TELLING}
+    thickness, between = (
+        number("PixelMeasuresSequence", keyword, 0.0) for keyword in ("SliceThickness", "SpacingBetweenSlices")
+    )
     return Frame(
         path,
+        dataset,
         index,
         str(dataset.get("SOPInstanceUID") or ""),
         position,
@@ -166,10 +172,7 @@ def _frame(dataset: Any, own: Any, shared: Any, path: Path, index: int) -> Frame
         (slope, intercept),
         kinds,
         telling,
-        (
-            number("PixelMeasuresSequence", "SliceThickness", 0.0),
-            number("PixelMeasuresSequence", "SpacingBetweenSlices", 0.0),
-        ),
+        (thickness, between),
     )
 
 

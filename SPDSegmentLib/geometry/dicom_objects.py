@@ -83,22 +83,37 @@ def side_of(mask_kji: np.ndarray, volume: Volume) -> Code | None:
     return RIGHT if off.mean() > 0 else LEFT
 
 
-def require_source(image: Path, series: str | None, with_highdicom: bool) -> None:
-    """Find out before the work whether DICOM objects can be made for an image.
+def source_of(image: Path, series: str | None, with_highdicom: bool = False) -> list[Frame]:
+    """The frames that DICOM objects of an image refer to, in the order of its volume; found before the work.
 
     Raises:
-        BadInput: the image is not of a DICOM series.
+        BadInput: the image is not of a DICOM series, or a file of it cannot be referred to.
         DependencyMissing: highdicom is not installed, and is needed.
     """
     if with_highdicom and importlib.util.find_spec("highdicom") is None:
         raise missing_package("highdicom", "No module named 'highdicom'")
-    _sources(image, series)
+    if not image.exists() or not (image.is_dir() or is_dicom(image)):
+        raise BadInput(
+            f"The image {image} is not of a DICOM series, so no DICOM object can refer to it.",
+            "Give the folder of its series, or leave out --dicom-seg and --rtstruct.",
+        )
+    frames = source_frames(image, series)
+    for frame in frames:
+        for name in ("SOPClassUID", "SOPInstanceUID"):
+            said = frame.header.get(name) or frame.header.file_meta.get(f"MediaStorage{name}")
+            if not said:
+                raise BadInput(f"The DICOM file {frame.file} has no {name}, so that nothing can refer to it.", _REMEDY)
+            setattr(frame.header, name, said)
+    return frames
 
 
 def write_dicom_seg(
-    path: Path, mask_kji: np.ndarray, volume: Volume, image: Path, series: str | None, structure: Structure
+    path: Path, mask_kji: np.ndarray, volume: Volume, source: Sequence[Frame], structure: Structure
 ) -> None:
     """Write a mask as a DICOM segmentation (binary, one segment) of the series that the volume was read from.
+
+    Args:
+        source: of :func:`source_of`.
 
     Raises:
         BadInput: the mask is empty or not on the grid of the series, or as :func:`SPDSegmentLib.files.write_whole`.
@@ -108,8 +123,11 @@ def write_dicom_seg(
         import highdicom
     except ImportError as error:
         raise missing_package("highdicom", str(error), repr(error)) from error
-    frames = _checked_frames(path, mask_kji, volume, image, series)
-    datasets, planes = _in_file_order(frames)
+    _check_mask(path, mask_kji, volume, source)
+    headers = {frame.file: frame.header for frame in source}
+    files = list(headers)
+    planes = sorted(range(len(source)), key=lambda k: (files.index(source[k].file), source[k].index))
+    first = source[0].header
     algorithm = highdicom.AlgorithmIdentificationSequence(
         _MAKER,
         highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
@@ -132,12 +150,12 @@ def write_dicom_seg(
         kind = segment.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(structure.laterality)]
     made = highdicom.seg.Segmentation(
-        source_images=datasets,
+        source_images=list(headers.values()),
         pixel_array=mask_kji[planes].astype(np.uint8),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[segment],
         series_instance_uid=highdicom.UID(),
-        series_number=_series_number(datasets[0], 1),
+        series_number=_series_number(first, 1),
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer=_MAKER,
@@ -148,11 +166,11 @@ def write_dicom_seg(
         content_description=structure.name[:64],
         series_description=f"SPD {structure.name}"[:64],
     )
-    write_whole(path, made.save_as, lambda part: _seg_holds(part, mask_kji, frames), "DICOM SEG file")
+    write_whole(path, made.save_as, lambda part: _seg_holds(part, mask_kji, source), "DICOM SEG file")
 
 
 def write_rtstruct(
-    path: Path, mask_kji: np.ndarray, volume: Volume, image: Path, series: str | None, structure: Structure
+    path: Path, mask_kji: np.ndarray, volume: Volume, source: Sequence[Frame], structure: Structure
 ) -> None:
     """Write a mask as a DICOM RT structure set: on each slice the outlines of its pixels.
 
@@ -164,31 +182,31 @@ def write_rtstruct(
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import generate_uid
 
-    frames = _checked_frames(path, mask_kji, volume, image, series)
-    datasets, _ = _in_file_order(frames)
-    now = datetime.now()
+    _check_mask(path, mask_kji, volume, source)
+    headers = {frame.file: frame.header for frame in source}
+    first, now = source[0].header, datetime.now()
     made = Dataset()
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = _EXPLICIT_LITTLE_ENDIAN  # type: ignore[assignment]
     made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = _RTSTRUCT_CLASS  # type: ignore[assignment]
     made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = generate_uid(None)
     for name in _OF_THE_PATIENT:
-        if name in datasets[0]:
-            made[name] = datasets[0][name]
-    made.SeriesInstanceUID, made.SeriesNumber = generate_uid(None), _series_number(datasets[0], 2)
+        if name in first:
+            made[name] = first[name]
+    made.SeriesInstanceUID, made.SeriesNumber = generate_uid(None), _series_number(first, 2)
     made.Modality, made.Manufacturer, made.ManufacturerModelName = "RTSTRUCT", _MAKER, _MAKER
     made.SoftwareVersions, made.SeriesDescription = __version__, f"SPD {structure.name}"[:64]
     made.InstanceNumber, made.StructureSetLabel, made.OperatorsName = 1, "SPD", ""
     made.StructureSetDate = made.SeriesDate = made.InstanceCreationDate = now.strftime("%Y%m%d")
     made.StructureSetTime = made.SeriesTime = made.InstanceCreationTime = now.strftime("%H%M%S")
     made.ApprovalStatus = "UNAPPROVED"
-    frame_of_reference = str(datasets[0].get("FrameOfReferenceUID") or "")
+    frame_of_reference = str(first.get("FrameOfReferenceUID") or "")
     series_item = _item(
-        SeriesInstanceUID=datasets[0].SeriesInstanceUID, ContourImageSequence=[_reference(d) for d in datasets]
+        SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=[_reference(h) for h in headers.values()]
     )
     study_item = _item(
         ReferencedSOPClassUID=_STUDY_CLASS,
-        ReferencedSOPInstanceUID=datasets[0].StudyInstanceUID,
+        ReferencedSOPInstanceUID=first.StudyInstanceUID,
         RTReferencedSeriesSequence=[series_item],
     )
     made.ReferencedFrameOfReferenceSequence = [
@@ -203,14 +221,13 @@ def write_rtstruct(
             ROIGenerationDescription=f"SPD {__version__} {structure.model}"[:64].strip(),
         )
     ]
-    by_file = dict(zip(dict.fromkeys(frame.file for frame in frames), datasets, strict=True))
     contours = []
     for k in np.flatnonzero(mask_kji.any(axis=(1, 2))).tolist():
         for loop in keyholes(outlines(mask_kji[k])):
-            points = volume_points(volume, loop, k)
+            points = volume.to_ras(np.column_stack((loop, np.full(len(loop), k)))) * (-1, -1, 1)
             contours.append(
                 _item(
-                    ContourImageSequence=[_reference(by_file[frames[k].file], frames[k].index)],
+                    ContourImageSequence=[_reference(source[k].header, source[k].index)],
                     ContourGeometricType="CLOSED_PLANAR",
                     NumberOfContourPoints=len(points),
                     ContourData=[f"{value:.10g}" for value in points.ravel()],
@@ -231,9 +248,8 @@ def write_rtstruct(
         RTROIIdentificationCodeSequence=[_code_item(structure.kind)],
     )
     if structure.laterality is not None:
-        observed.RTROIIdentificationCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [
-            _code_item(structure.laterality)
-        ]
+        (kind,) = observed.RTROIIdentificationCodeSequence
+        kind.SegmentedPropertyTypeModifierCodeSequence = [_code_item(structure.laterality)]
     made.RTROIObservationsSequence = [observed]
     write_whole(
         path,
@@ -243,44 +259,11 @@ def write_rtstruct(
     )
 
 
-def volume_points(volume: Volume, loop: np.ndarray, k: float) -> np.ndarray:
-    """Points (N, 3) in LPS mm of (column, row) on slice k."""
-    ijk = np.column_stack((loop, np.full(len(loop), k)))
-    return np.asarray(volume.to_ras(ijk) * (-1, -1, 1))
-
-
-def _checked_frames(path: Path, mask_kji: np.ndarray, volume: Volume, image: Path, series: str | None) -> list[Frame]:
-    frames = _sources(image, series)
-    if mask_kji.shape != volume.array.shape or len(frames) != len(mask_kji):
+def _check_mask(path: Path, mask_kji: np.ndarray, volume: Volume, source: Sequence[Frame]) -> None:
+    if mask_kji.shape != volume.array.shape or len(source) != len(mask_kji):
         raise BadInput(f"The mask for {path} is not on the grid of its series.")
     if not mask_kji.any():
         raise BadInput(f"Nothing was segmented, so {path} is not written.", "Click the structure closer.")
-    return frames
-
-
-def _sources(image: Path, series: str | None) -> list[Frame]:
-    if not image.exists() or not (image.is_dir() or is_dicom(image)):
-        raise BadInput(
-            f"The image {image} is not of a DICOM series, so no DICOM object can refer to it.",
-            "Give the folder of its series, or leave out --dicom-seg and --rtstruct.",
-        )
-    return source_frames(image, series)
-
-
-def _in_file_order(frames: Sequence[Frame]) -> tuple[list[Any], list[int]]:
-    """The headers of the files, and for each of their frames in turn the plane of the volume."""
-    import pydicom
-
-    files = {file: n for n, file in enumerate(dict.fromkeys(frame.file for frame in frames))}
-    order = sorted(range(len(frames)), key=lambda k: (files[frames[k].file], frames[k].index))
-    datasets = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
-    for dataset, file in zip(datasets, files, strict=True):
-        for name in ("SOPClassUID", "SOPInstanceUID"):
-            said = dataset.get(name) or dataset.file_meta.get(f"MediaStorage{name}")
-            if not said:
-                raise BadInput(f"The DICOM file {file} has no {name}, so that nothing can refer to it.", _REMEDY)
-            setattr(dataset, name, said)
-    return datasets, order
 
 
 def _series_number(source: Any, number: int) -> int:

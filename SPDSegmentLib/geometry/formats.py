@@ -29,16 +29,8 @@ _NRRD_BYTES = {
     8: {"longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t",
         "ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t", "double"},
 }  # fmt: skip
-_NRRD_SHRINKING = {
-    "hex": 0.5,
-    "txt": 8,
-    "text": 8,
-    "ascii": 8,
-    "gz": 1100,
-    "gzip": 1100,
-    "bz2": 50_000,
-    "bzip2": 50_000,
-}
+_NRRD_SHRINKING = {"hex": 0.5, **dict.fromkeys(("txt", "text", "ascii"), 8), **dict.fromkeys(("gz", "gzip"), 1100),
+                   **dict.fromkeys(("bz2", "bzip2"), 50_000)}  # fmt: skip
 """Bytes of voxels that a stored byte can stand for at most; raw ones stand for themselves."""
 _NUMBER_FIELDS = {
     NRRD: ("spacings", "space directions", "space origin", "sizes"),

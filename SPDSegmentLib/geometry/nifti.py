@@ -25,6 +25,15 @@ _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 7
 _UNITS = {0: "", 1: "meters", 2: "millimeters", 3: "micrometers"}
 _UNIT_MM = {"meters": 1000.0, "micrometers": 0.001}
 _COMPLEX = (32, 1792)
+_LAYOUTS: dict[int, tuple[int, int, dict[str, tuple[int, str]]]] = {
+    348: (1, 344, {"dim": (40, "8h"), "datatype": (70, "h"), "pixdim": (76, "8f"), "start": (108, "f"),
+                   "scaling": (112, "2f"), "unit": (123, "B"), "codes": (252, "2h"), "quaternion": (256, "6f"),
+                   "rows": (280, "12f")}),
+    540: (2, 4, {"datatype": (12, "h"), "dim": (16, "8q"), "pixdim": (104, "8d"), "start": (168, "q"),
+                 "scaling": (176, "2d"), "codes": (344, "2i"), "quaternion": (352, "6d"), "rows": (400, "12d"),
+                 "unit": (500, "i")}),
+}  # fmt: skip
+"""By the size of a header in bytes: its version, the place of its magic word, and place and kind of its fields."""
 MAX_RATIO = 1100
 """No gzip file holds more bytes than this for each of its own."""
 
@@ -66,45 +75,27 @@ def parse_nifti(content: bytes) -> NiftiHeader | None:
     """The header at the begin of a file, of any byte order; None where there is none."""
     for order in "<>":
         size = struct.unpack_from(f"{order}i", content)[0] if len(content) >= 348 else 0
-        if size == 348 and content[344:348] in (b"n+1\0", b"ni1\0"):
-            magic = content[344:348]
-            n_axes, *dim = struct.unpack_from(f"{order}8h", content, 40)
-            (datatype,) = struct.unpack_from(f"{order}h", content, 70)
-            pixdim = struct.unpack_from(f"{order}8f", content, 76)
-            start, slope, inter = struct.unpack_from(f"{order}3f", content, 108)
-            codes = struct.unpack_from(f"{order}2h", content, 252)
-            quaternion = struct.unpack_from(f"{order}6f", content, 256)
-            rows = struct.unpack_from(f"{order}12f", content, 280)
-            unit = content[123]
-        elif size == 540 and len(content) >= 540 and content[4:8] in (b"n+2\0", b"ni2\0"):
-            magic = content[4:8]
-            n_axes, *dim = struct.unpack_from(f"{order}8q", content, 16)
-            (datatype,) = struct.unpack_from(f"{order}h", content, 12)
-            pixdim = struct.unpack_from(f"{order}8d", content, 104)
-            (start,) = struct.unpack_from(f"{order}q", content, 168)
-            slope, inter = struct.unpack_from(f"{order}2d", content, 176)
-            codes = struct.unpack_from(f"{order}2i", content, 344)
-            quaternion = struct.unpack_from(f"{order}6d", content, 352)
-            rows = struct.unpack_from(f"{order}12d", content, 400)
-            (unit,) = struct.unpack_from(f"{order}i", content, 500)
-        else:
+        version, at, layout = _LAYOUTS.get(size, (0, 0, {}))
+        magic = content[at : at + 4]
+        if not version or len(content) < size or magic not in (b"n+%d\0" % version, b"ni%d\0" % version):
             continue
+        found = {name: struct.unpack_from(order + kind, content, place) for name, (place, kind) in layout.items()}
+        n_axes, *dim = found["dim"]
         pair = magic[1:2] == b"i"
-        extent = tuple(dim[:n_axes]) if 0 < n_axes < 8 else ()
         return NiftiHeader(
-            version=1 if size == 348 else 2,
+            version=version,
             pair=pair,
             order=order,
             minimum_start=0 if pair else size + 4,
-            start=float(start),
-            extent=extent,
-            datatype=datatype,
-            scaling=(slope, inter),
-            pixdim=pixdim,
-            codes=codes,
-            quaternion=quaternion,
-            rows=rows,
-            unit=_UNITS.get(unit & 7),
+            start=float(found["start"][0]),
+            extent=tuple(dim[:n_axes]) if 0 < n_axes < 8 else (),
+            datatype=found["datatype"][0],
+            scaling=(found["scaling"][0], found["scaling"][1]),
+            pixdim=found["pixdim"],
+            codes=(found["codes"][0], found["codes"][1]),
+            quaternion=found["quaternion"],
+            rows=found["rows"],
+            unit=_UNITS.get(found["unit"][0] & 7),
         )
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -179,12 +179,7 @@ def _itk_position(path: Path, header_file: Path) -> np.ndarray:
             reader.ReadImageInformation()
     except RuntimeError as error:
         raise _not_read(path, str(error)) from error
-    directions = np.array(reader.GetDirection())
-    n = math.isqrt(len(directions))
-    matrix = np.eye(4)
-    matrix[:3, :3] = directions.reshape(n, n)[:3, :3] * np.array(reader.GetSpacing())[:3]
-    matrix[:3, 3] = reader.GetOrigin()[:3]
-    return LPS_TO_RAS @ matrix
+    return ijk_to_ras_of(reader)
 
 
 def _read_file(path: Path) -> SimpleITK.Image:
@@ -195,25 +190,13 @@ def _read_file(path: Path) -> SimpleITK.Image:
             reader = sitk.ImageFileReader()
             reader.SetFileName(str(plain))
             reader.ReadImageInformation()
-            voxel_bytes = reader.GetNumberOfComponents() * _voxel_bytes(reader.GetPixelID())
+            bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+            voxel_bytes = reader.GetNumberOfComponents() * (int(bits[1]) // 8 if bits else 1)
             check_memory(f"The image {path}", reader.GetSize(), voxel_bytes)
             image: SimpleITK.Image = reader.Execute()
             return image
     except RuntimeError as error:
         raise _not_read(path, str(error)) from error
-
-
-def _voxel_bytes(pixel_id: int) -> int:
-    """Of one value; 1 for the types that are refused later."""
-    import SimpleITK as sitk
-
-    eight, four = (
-        (sitk.sitkFloat64, sitk.sitkInt64, sitk.sitkUInt64),
-        (sitk.sitkFloat32, sitk.sitkInt32, sitk.sitkUInt32),
-    )
-    if pixel_id in eight:
-        return 8
-    return 4 if pixel_id in four else 2 if pixel_id in (sitk.sitkInt16, sitk.sitkUInt16) else 1
 
 
 def _not_read(path: Path, details: str) -> BadInput | GeometryUnsupported:
@@ -261,11 +244,11 @@ def farthest_corner_mm(shape_ijk: tuple[int, int, int], first: np.ndarray, secon
     return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
 
 
-def ijk_to_ras_of(image: SimpleITK.Image) -> np.ndarray:
-    """(4, 4) matrix of a 3-D SimpleITK image."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    matrix[:3, 3] = image.GetOrigin()
+def ijk_to_ras_of(image: Any) -> np.ndarray:
+    """(4, 4) matrix of the first three axes of a SimpleITK image, or of a reader that knows its header."""
+    n, matrix = image.GetDimension(), np.eye(4)
+    matrix[:3, :3] = np.array(image.GetDirection()).reshape(n, n)[:3, :3] * np.array(image.GetSpacing())[:3]
+    matrix[:3, 3] = image.GetOrigin()[:3]
     return LPS_TO_RAS @ matrix
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
 from SPDSegmentLib.files import user_path, write_json, write_whole
@@ -187,7 +187,11 @@ def add_file(
     with staging_folder(folder) as staging:
         check_free_space(staging, path.stat().st_size)
         copy = staging / weights.filename
-        with _open_input(path) as source, copy.open("wb") as stream:
+        try:
+            source = path.open("rb")
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read: {error.strerror}.", details=repr(error)) from error
+        with source, copy.open("wb") as stream:
             shutil.copyfileobj(source, stream, BLOCK)
         digest = sha256_of(copy)
         if sha256 is not None and digest != sha256.strip().lower():
@@ -264,13 +268,6 @@ def _with_copy(error: ModelMissing, name: str) -> ModelMissing:
     return ModelMissing(error.message, remedy.strip(), error.details)
 
 
-def _open_input(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}.", details=repr(error)) from error
-
-
 def _keep(weights: BaseWeights, staged: Path, digest: str) -> Path:
     """Move a checked file to its place and record what was accepted; raises BadInput where that fails."""
     folder = weights_folder()
@@ -297,35 +294,29 @@ def _move(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _accepted() -> dict[str, str]:
-    """Digests of the user's own files by weights name."""
+def _records() -> dict[str, Any]:
+    """What is written of the user's own files, by weights name; nothing where it cannot be read."""
     try:
         entries = json.loads((weights_folder() / ACCEPTED_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(entries, dict):
-        return {}
-    return {
-        name: entry["sha256"]
-        for name, entry in entries.items()
-        if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
-    }
+    return entries if isinstance(entries, dict) else {}
+
+
+def _accepted() -> dict[str, str]:
+    """Digests of the user's own files by weights name."""
+    digests = {name: entry.get("sha256") for name, entry in _records().items() if isinstance(entry, dict)}
+    return {name: digest for name, digest in digests.items() if isinstance(digest, str)}
 
 
 def _record_accepted(name: str, digest: str | None) -> None:
-    path = weights_folder() / ACCEPTED_NAME
-    try:
-        entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(entries, dict):
-            entries = {}
-    except (OSError, ValueError):
-        entries = {}
-    if digest is None:
-        if entries.pop(name, None) is None:
-            return
-    else:
+    entries = _records()
+    if digest is None and name not in entries:
+        return
+    entries.pop(name, None)
+    if digest is not None:
         entries[name] = {"sha256": digest, "accepted": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_json(path, entries)
+    write_json(weights_folder() / ACCEPTED_NAME, entries)
 
 
 def _wrong_checksum(what: str, actual: str, expected: str, remedy: str) -> ModelCorrupt:

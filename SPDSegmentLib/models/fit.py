@@ -202,7 +202,7 @@ def _size(info: BundleInfo, stack: SliceStack, clicks: Clicks, pixels: np.ndarra
             "to the last."
         ]
     known = _range(info, "volume_ml")
-    volume_ml = float(pixels.sum()) * stack.slice_mm * stack.pixel_mm[0] * stack.pixel_mm[1] / 1000
+    volume_ml = float(pixels.sum()) * stack.volume.voxel_mm3 / 1000
     if known is None or known[0] / VOLUME_FACTOR <= volume_ml <= known[1] * VOLUME_FACTOR:
         return []
     return [f"The mask has {volume_ml:.3g} ml; those that {info.name} was trained on have {_words(known)} ml."]

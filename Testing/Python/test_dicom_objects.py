@@ -19,8 +19,16 @@ from pydicom.sr.codedict import codes
 from segment_case import files_in, run
 
 from SPDSegmentLib.errors import BadInput, DependencyMissing
-from SPDSegmentLib.geometry import dicom_objects
-from SPDSegmentLib.geometry.dicom_objects import BOTH, LEFT, RIGHT, Structure, side_of, write_dicom_seg, write_rtstruct
+from SPDSegmentLib.geometry.dicom_objects import (
+    BOTH,
+    LEFT,
+    RIGHT,
+    Structure,
+    side_of,
+    source_of,
+    write_dicom_seg,
+    write_rtstruct,
+)
 from SPDSegmentLib.geometry.labelmap import inside, keyholes, outlines
 from SPDSegmentLib.geometry.volume import Volume, read_volume
 from SPDSegmentLib.models.bundle_info import OF_EACH_SIDE, STRUCTURES, codes_of, terminology_entry
@@ -75,7 +83,7 @@ def test_a_segmentation_is_read_back_voxel_by_voxel(image: Path, tmp_path: Path)
     mask = some_mask(volume.array.shape)
 
     # when
-    write_dicom_seg(path, mask, volume, image, None, KIDNEY)
+    write_dicom_seg(path, mask, volume, source_of(image, None), KIDNEY)
 
     # then: highdicom, by the instances that it refers to
     seg = highdicom.seg.segread(path)
@@ -113,7 +121,7 @@ def test_a_structure_set_is_read_back_voxel_by_voxel(image: Path, tmp_path: Path
     mask = some_mask(volume.array.shape)
 
     # when
-    write_rtstruct(path, mask, volume, image, None, KIDNEY)
+    write_rtstruct(path, mask, volume, source_of(image, None), KIDNEY)
 
     # then: every voxel whose center lies within the contours of its slice is the mask's, and no other
     read = pydicom.dcmread(path)
@@ -209,7 +217,7 @@ def test_what_cannot_be_is_refused_before_the_work(
     case.image = series(tmp_path / "series", of_the_patient)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DependencyMissing, match="highdicom is needed") as missing:
-        dicom_objects.require_source(case.image, None, True)
+        source_of(case.image, None, True)
     assert "pip install 'highdicom" in missing.value.remedy
     assert files_in(case.out) == []
 
@@ -218,7 +226,7 @@ def test_an_empty_mask_makes_no_object(image: Path, tmp_path: Path) -> None:
     volume = read_volume(image)
     for write in (write_dicom_seg, write_rtstruct):
         with pytest.raises(BadInput, match="Nothing was segmented, so .*a.dcm is not written"):
-            write(tmp_path / "a.dcm", np.zeros(volume.array.shape, bool), volume, image, None, KIDNEY)
+            write(tmp_path / "a.dcm", np.zeros(volume.array.shape, bool), volume, source_of(image, None), KIDNEY)
     assert not (tmp_path / "a.dcm").exists()
 
 
@@ -236,7 +244,7 @@ def test_real_series_take_both(shared_data: Path, tmp_path: Path, name: str) -> 
         k, j, i = np.array(mask.shape) // 2
         mask[k - 2 : k + 3, j - 9 : j + 12, i - 14 : i + 5] = 1
         mask[k, j - 2 : j + 2, i - 6 : i - 3] = 0
-        write_dicom_seg(tmp_path / "seg.dcm", mask, volume, folder, None, KIDNEY)
-        write_rtstruct(tmp_path / "rt.dcm", mask, volume, folder, None, KIDNEY)
+        write_dicom_seg(tmp_path / "seg.dcm", mask, volume, source_of(folder, None), KIDNEY)
+        write_rtstruct(tmp_path / "rt.dcm", mask, volume, source_of(folder, None), KIDNEY)
         assert pydicom.dcmread(tmp_path / "seg.dcm").pixel_array.sum() == mask.sum()
     assert tried
