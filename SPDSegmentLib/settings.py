@@ -9,7 +9,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard, TypeVar
 
 from SPDSegmentLib.errors import BadInput
@@ -63,6 +63,13 @@ def check_kind(cls: type, name: str, value: Any, what: str) -> None:
     hint = typing.get_type_hints(cls)[name]
     if not _fits(value, hint):
         raise BadInput(f"{what} is {shorten(repr(value))}, which is not {_describe(hint)}.", "Correct this value.")
+
+
+def check_choice(value: object, choices: Iterable[str], what: str) -> None:
+    """Raise :class:`BadInput` where ``value`` is none of the known ones."""
+    known = tuple(choices)
+    if value not in known:
+        raise BadInput(f"Unknown {what} '{value}'.", f"Choose one of {', '.join(known)}.")
 
 
 def check_ranges(settings: object, ranges: Mapping[str, tuple[float, float]]) -> None:

@@ -27,7 +27,6 @@ from SPDSegmentLib.models.bundle_info import terminology_entry
 from SPDSegmentLib.models.storage import sha256_of
 
 NEEDED = ("name", "image", "points")
-OPTIONAL = ("series",)
 DELIMITERS = ",;\t|"
 MAX_NAME_BYTES = 100
 """Longest name of a file without its extension: room is left for extensions and for names that are written beside."""
@@ -247,13 +246,9 @@ class BatchModel:
 
 def batch_model(bundle: Bundle) -> BatchModel:
     """A bundle of this machine."""
-    info = bundle.info
-    red, green, blue = info.color
-    color = (float(red), float(green), float(blue))
-    terminology = info.terminology or terminology_entry(info.structure)
-    return BatchModel(
-        str(bundle.folder), info.name, info.structure, color, terminology, info.slicing_axis, _digest_of(bundle)
-    )
+    info, digest = bundle.info, _digest_of(bundle)
+    codes = info.terminology or terminology_entry(info.structure)
+    return BatchModel(str(bundle.folder), info.name, info.structure, info.color, codes, info.slicing_axis, digest)
 
 
 def model_digest(name: str) -> str:

@@ -126,7 +126,6 @@ class Report:
         self._cases = list(cases)
         self._rows: dict[str, dict[str, Any]] = {}
         self._due = 0.0
-        self._error: SPDError | None = None
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take a row, and write the reports unless they were written just now."""
@@ -134,12 +133,11 @@ class Report:
         begun = time.monotonic()
         if begun >= self._due:
             try:
-                self._write()
+                self.finish()
             except (SPDError, OSError):
-                self._due = begun + 1  # finish() says what remains
+                self._due = begun + 1  # the last call says what remains
                 return
-            spent = time.monotonic() - begun
-            self._due = begun + spent / _WRITE_SHARE
+            self._due = begun + (time.monotonic() - begun) / _WRITE_SHARE
 
     def finish(self, *, with_others: bool = False) -> dict[str, Any]:
         """Write the reports and return what ``report.json`` holds.
@@ -150,9 +148,6 @@ class Report:
         Raises:
             BadInput: they cannot be written.
         """
-        return self._write(with_others=with_others)
-
-    def _write(self, *, with_others: bool = False) -> dict[str, Any]:
         with FolderLock(self._folder, "report", _LOCK_NAME, _LOCK_SECONDS):
             rows = []
             for case in self._cases:

@@ -92,12 +92,8 @@ class BatchRun:
             ) from error
         with _locked(self.folder, self.part):
             _sweep(self.folder)
-            head = {
-                "spdsegment": __version__,
-                "model": self.model.name,
-                "settings": self.settings.key(self.model),
-            }
-            report = Report(self.folder, head, every)
+            said = {"model": self.model.name, "settings": self.settings.key(self.model)}
+            report = Report(self.folder, {"spdsegment": __version__, **said}, every)
             try:
                 self._run_all(every[index - 1 :: count], report)
             except (Cancelled, KeyboardInterrupt):

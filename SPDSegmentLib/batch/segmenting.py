@@ -166,16 +166,10 @@ class CaseSegmenter:
             "device": answer.device,
         }
         model = self._model
+        terminology = (model.terminology,) if model.terminology else None
 
         def write(path: Path) -> None:
-            write_labelmap(
-                path,
-                labels,
-                volume,
-                (model.structure,),
-                (model.color,),
-                (model.terminology,) if model.terminology else None,
-            )
+            write_labelmap(path, labels, volume, (model.structure,), (model.color,), terminology)
 
         listed = [
             {
@@ -195,11 +189,8 @@ class CaseSegmenter:
 def _figures(mask: np.ndarray, stack: SliceStack, slices: dict[int, SliceReady]) -> dict[str, Any]:
     box, start = _cropped(mask)
     found = measure(box, start, stack)
-    qualities = [
-        ready.quality
-        for ready in slices.values()
-        if ready.quality is not None and ready.status is not SliceStatus.EMPTY
-    ]
+    looked_at = [ready for ready in slices.values() if ready.status is not SliceStatus.EMPTY]
+    qualities = [ready.quality for ready in looked_at if ready.quality is not None]
     return {
         "volume_ml": round(found.volume_ml, 3),
         "length_mm": round(found.length_mm, 1),

@@ -238,6 +238,10 @@ class SegmentRequest:
         require_device(self.device)
 
 
+_PASSED_ON = ("series", "axis", "prompts", "saliency_only", "insist", "device")
+"""Settings of a request that mean what they mean for :func:`SPDSegmentLib.api.segment`."""
+
+
 def run_segmentation(
     request: SegmentRequest,
     on_progress: Callable[[SegmentationProgress], None] | None = None,
@@ -268,14 +272,9 @@ def run_segmentation(
         _clicks_of(request),
         request.model,
         request.output,
-        series=request.series,
-        axis=request.axis,
-        prompts=request.prompts,
-        saliency_only=request.saliency_only,
-        insist=request.insist,
-        device=request.device,
         on_progress=on_progress,
         on_note=on_note,
+        **{name: getattr(request, name) for name in _PASSED_ON},
     )
     _write_beside(request, outcome, source)
     return outcome
@@ -328,10 +327,8 @@ def _write_dicom(source: Sequence[Frame], path: Path, request: SegmentRequest, o
     side = codes[2] if len(codes) > 2 else None
     if side is None and kind[1] in OF_EACH_SIDE:
         side = dicom_objects.side_of(outcome.mask, outcome.stack.volume)
-    red, green, blue = (float(part) for part in info.color)
-    structure = dicom_objects.Structure(
-        info.structure, category, kind, side, (red, green, blue), info.name, {"prompts": request.prompts}
-    )
+    settings = {"prompts": request.prompts}
+    structure = dicom_objects.Structure(info.structure, category, kind, side, info.color, info.name, settings)
     write = dicom_objects.write_dicom_seg if path == request.dicom_seg else dicom_objects.write_rtstruct
     write(path, outcome.mask, outcome.stack.volume, source, structure)
 

@@ -19,6 +19,7 @@ from SPDSegmentLib.cli.terminal import TrainingBar, require_input, show_training
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.locks import FolderLock
+from SPDSegmentLib.settings import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,8 +212,7 @@ def evaluate(
     """Measure models on labeled volumes: table, CSV, JSON and figure."""
     require_input(config, "configuration")
     check_folder(output, "output folder")
-    if split not in ("validation", "test", "train"):
-        raise BadInput(f"Unknown split '{split}'.", "Choose validation, test or train.")
+    check_choice(split, ("validation", "test", "train"), "split")
     from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationConfig, load_targets
     from SPDSegmentLib.evaluation.report import check_reports, markdown_table, write_reports
     from SPDSegmentLib.evaluation.run import evaluate as run_evaluation

@@ -17,6 +17,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import check_image, read_volume
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY, STRATEGIES
 from SPDSegmentLib.prompts.noise import SEVERITIES, ClickPath, NoiseConfig, click_path, simulate_clicks_from_path
+from SPDSegmentLib.settings import check_choice
 
 SHUFFLED = "shuffled"
 METHODS = (*STRATEGIES, SALIENCY_ONLY, SHUFFLED)
@@ -40,11 +41,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for severity in self.severities:
-            if severity not in SEVERITIES:
-                raise BadInput(f"Unknown severity '{severity}'.", f"Choose from {', '.join(SEVERITIES)}.")
+            check_choice(severity, SEVERITIES, "severity")
         for method in self.methods:
-            if method not in METHODS:
-                raise BadInput(f"Unknown method '{method}'.", f"Choose from {', '.join(METHODS)}.")
+            check_choice(method, METHODS, "method")
         if self.seeds < 1:
             raise BadInput("At least one seed is needed.")
 

@@ -95,13 +95,8 @@ def measure(
         target.name,
         len(clicks),
         round(occasion.outside_share, 4),
-        _rounded(volume.dsc),
-        _rounded(volume.iou),
-        _rounded(volume.hd95_mm, 3),
-        _rounded(volume.nsd),
-        _rounded(slices.dsc),
-        _rounded(slices.iou),
-        _rounded(slices.hd95_mm, 3),
+        *_rounded(volume),
+        *_rounded(slices)[:3],
         round(seconds, 3),
         *verdicts,
         fold=occasion.fold,
@@ -183,5 +178,6 @@ def verdict_shares(
     return share(kept, np.ones(len(kept), dtype=bool)), share(~kept, right), share(kept, ~right)
 
 
-def _rounded(value: float | None, digits: int = 5) -> float | None:
-    return None if value is None else round(float(value), digits)
+def _rounded(of: MaskMetrics) -> tuple[float | None, float | None, float | None, float | None]:
+    dsc, iou, nsd = (None if value is None else round(float(value), 5) for value in (of.dsc, of.iou, of.nsd))
+    return dsc, iou, None if of.hd95_mm is None else round(float(of.hd95_mm), 3), nsd

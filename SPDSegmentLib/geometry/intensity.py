@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.settings import check_ranges, settings_from
+from SPDSegmentLib.settings import check_choice, check_ranges, settings_from
 
 LARGEST_LIMIT = 1e9
 SMALLEST_SHARE = 1e-5
@@ -41,8 +41,7 @@ class IntensityConfig:
     dither: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("percentile", "window", "auto"):
-            raise BadInput(f"Unknown intensity normalization '{self.kind}'.", "Choose percentile, window or auto.")
+        check_choice(self.kind, ("percentile", "window", "auto"), "intensity normalization")
         if not self.low < self.high:
             raise BadInput(f"Intensity limits {self.low} and {self.high} are not in order.")
         check_ranges(self, dict.fromkeys(("low", "high", "foreground"), (-LARGEST_LIMIT, LARGEST_LIMIT)))

@@ -11,8 +11,8 @@ import itertools
 
 import numpy as np
 
-from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.settings import check_choice
 
 AXES = ("auto", "i", "j", "k", "axial", "coronal", "sagittal")
 _LEFT, _ANTERIOR, _SUPERIOR = np.array([-1.0, 0, 0]), np.array([0, 1.0, 0]), np.array([0, 0, 1.0])
@@ -42,8 +42,7 @@ class SliceStack:
     """
 
     def __init__(self, volume: Volume, axis: str = "auto") -> None:
-        if axis not in AXES:
-            raise BadInput(f"Unknown slicing axis '{axis}'.", f"Choose one of {', '.join(AXES)}.")
+        check_choice(axis, AXES, "slicing axis")
         self.volume = volume
         spacing = volume.spacing_mm
         directions = volume.ijk_to_ras[:3, :3] / spacing  # columns: RAS direction of I, J, K

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.settings import check_ranges, settings_from
+from SPDSegmentLib.settings import check_choice, check_ranges, settings_from
 
 BACKBONES = ("lite_medsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b", "tiny_random")
 DECODER_MODES = ("lora", "full", "frozen")
@@ -68,16 +68,13 @@ class NetworkConfig:
         return self.saliency == "conditioned"
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            raise BadInput(f"Unknown backbone '{self.backbone}'.", f"Choose one of {', '.join(BACKBONES)}.")
+        check_choice(self.backbone, BACKBONES, "backbone")
+        check_choice(self.decoder, DECODER_MODES, "decoder mode")
+        check_choice(self.saliency, SALIENCY_KINDS, "saliency")
         check_ranges(self, RANGES)
         multiple = 8 if self.backbone in ("lite_medsam", "tiny_random") else 16
         if self.image_size % multiple:
             raise BadInput(f"image_size {self.image_size} is not a positive multiple of {multiple}.")
-        if self.decoder not in DECODER_MODES:
-            raise BadInput(f"Unknown decoder mode '{self.decoder}'.", f"Choose one of {', '.join(DECODER_MODES)}.")
-        if self.saliency not in SALIENCY_KINDS:
-            raise BadInput(f"Unknown saliency '{self.saliency}'.", f"Choose one of {', '.join(SALIENCY_KINDS)}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:

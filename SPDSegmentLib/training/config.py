@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 import tomllib
 import typing
 from dataclasses import dataclass, field
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.cases import patient_of
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.models.bundle_info import terminology_entry
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SegmentationLossConfig
 from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
-from SPDSegmentLib.settings import check_kind, check_ranges
+from SPDSegmentLib.settings import check_choice, check_kind, check_ranges
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,13 @@ _STAGE_RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
+def check_severities(severities: tuple[float, float]) -> None:
+    """Raise BadInput for what is no range of the noise simulator's severity."""
+    low, high = severities
+    if not 0 <= low <= high <= len(SEVERITIES) - 1:
+        raise BadInput(f"severities {low} to {high} is not a range within 0 and {len(SEVERITIES) - 1}.")
+
+
 @dataclass(frozen=True)
 class Stage1Config:
     """Stage I, the anatomical prior: encoder LoRA and saliency head.
@@ -154,8 +163,7 @@ class Stage1Config:
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
     def __post_init__(self) -> None:
-        if self.objective not in ("saliency", "prompted"):
-            raise BadInput(f"Unknown objective '{self.objective}' of stage1.", "Choose saliency or prompted.")
+        check_choice(self.objective, ("saliency", "prompted"), "objective of stage1")
         check_ranges(self, _STAGE_RANGES | {"background_share": (0.0, 1.0)})
 
 
@@ -204,13 +212,9 @@ class Stage2Config:
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise BadInput(f"Unknown prompt strategy '{self.strategy}'.", f"Choose one of {', '.join(STRATEGIES)}.")
-        if self.psc_direction not in ("none", "previous", "next", "both"):
-            raise BadInput(f"Unknown PSC direction '{self.psc_direction}'.", "Choose none, previous, next or both.")
-        low, high = self.severities
-        if not 0 <= low <= high <= len(SEVERITIES) - 1:
-            raise BadInput(f"severities {low} to {high} is not a range within 0 and {len(SEVERITIES) - 1}.")
+        check_choice(self.strategy, STRATEGIES, "prompt strategy")
+        check_choice(self.psc_direction, ("none", "previous", "next", "both"), "PSC direction")
+        check_severities(self.severities)
         several = {"entries": (1, math.inf), "head_steps": (0, math.inf), "beyond_share": (0, 1)}
         several |= {"validate_every": (0, math.inf), "patience": (0, math.inf)}
         check_ranges(self, _STAGE_RANGES | several | {"psc_weight": (0, math.inf), "quality_weight": (0, math.inf)})
@@ -333,13 +337,11 @@ def _tuples(value: Any) -> Any:
 
 def check_split(data: DataConfig, path: Path) -> None:
     """Raise :class:`BadInput` where a patient is in two parts, or nobody trains; ``path`` is for messages."""
-    import re
-
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
     try:
-        pattern = re.compile(data.patient_pattern)
+        patients = {part: {patient_of(case, data.patient_pattern) for case in cases} for part, cases in parts.items()}
     except re.error as error:
         raise BadInput(f"patient_pattern in {path} is not a regular expression: {error}.") from error
-    patients = {part: {_patient(pattern, case) for case in cases} for part, cases in _parts(data).items()}
     for first, second in itertools.combinations(patients, 2):
         if both := sorted(patients[first] & patients[second]):
             raise BadInput(
@@ -347,12 +349,3 @@ def check_split(data: DataConfig, path: Path) -> None:
             )
     if not data.train:
         raise BadInput(f"{path} names no training case.", "List at least one in [data] train.")
-
-
-def _parts(data: DataConfig) -> dict[str, tuple[str, ...]]:
-    return {"train": data.train, "validation": data.validation, "test": data.test}
-
-
-def _patient(pattern: Any, case: str) -> str:
-    match = pattern.match(case)
-    return match.group(1) if match else case

@@ -10,9 +10,8 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SegmentationLossConfig
 from SPDSegmentLib.prompts.config import PromptConfig
-from SPDSegmentLib.prompts.noise import SEVERITIES
-from SPDSegmentLib.settings import check_ranges
-from SPDSegmentLib.training.config import BundleText, build_settings, read_toml
+from SPDSegmentLib.settings import check_choice, check_ranges
+from SPDSegmentLib.training.config import BundleText, build_settings, check_severities, read_toml
 
 OBJECTIVES = ("joint", "saliency_first", "frozen_encoder", "prompted")
 
@@ -49,8 +48,7 @@ class SetConfig:
     synthetic: int = 0
 
     def __post_init__(self) -> None:
-        if self.modality not in ("CT", "MR"):
-            raise BadInput(f"Unknown modality '{self.modality}' of {self.folder}.", "Choose CT or MR.")
+        check_choice(self.modality, ("CT", "MR"), f"modality of {self.folder}")
         limits = {"fov_mm": (1e-3, 1e6), "weight": (0.0, 1e6), "max_cases": (0, 1e9), "synthetic": (0, 100)}
         check_ranges(self, limits)
 
@@ -123,16 +121,13 @@ class JointStage:
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise BadInput(f"Unknown objective '{self.objective}'.", f"Choose one of {', '.join(OBJECTIVES)}.")
+        check_choice(self.objective, OBJECTIVES, "objective")
         if self.entries and self.objective not in ("frozen_encoder", "prompted"):
             raise BadInput(
                 f"Kept embeddings (entries = {self.entries}) do not go with an encoder that learns.",
                 'Set entries = 0, or objective = "frozen_encoder".',
             )
-        low, high = self.severities
-        if not 0 <= low <= high <= len(SEVERITIES) - 1:
-            raise BadInput(f"severities {low} to {high} is not a range within 0 and {len(SEVERITIES) - 1}.")
+        check_severities(self.severities)
         counts = dict.fromkeys(("steps", "runs_per_step", "run_length", "click_sets"), (1, math.inf))
         rates = dict.fromkeys(("learning_rate", "encoder_learning_rate", "weight_decay"), (0.0, 1.0))
         check_ranges(self, counts | rates | {"entries": (0, math.inf), "margin": (0, math.inf)})
