@@ -75,14 +75,18 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The newest versions that pyproject.toml allows, in an environment of its own, become constraints.txt.
+# The newest versions that pyproject.toml allows, in an environment of its own, become constraints.txt. Systems that are
+# compared with are not installed for that; their pins stay.
 LOCK := build/lock
+COMPARED := monai|nnunetv2|sam2
+FREEZE := pip freeze --all --exclude pip --exclude wheel --exclude-editable
 lock:
 	rm -rf $(LOCK)
 	$(PYTHON) -m venv $(LOCK)
 	$(LOCK)/bin/python -m pip install --quiet $(TORCH)
-	$(LOCK)/bin/python -m pip install --quiet --editable '.[$(EXTRAS),batch,dicom]'
-	{ head -1 constraints.txt; $(LOCK)/bin/python -m pip freeze --exclude-editable | sed 's/+.*//'; } > $(LOCK).txt
+	$(LOCK)/bin/python -m pip install --quiet --editable '.[$(EXTRAS),batch,host]'
+	{ grep -E '^($(COMPARED))==' constraints.txt; $(LOCK)/bin/python -m $(FREEZE) | sed 's/+.*//'; } > $(LOCK).pins
+	{ head -1 constraints.txt; sort --ignore-case $(LOCK).pins; } > $(LOCK).txt
 	mv $(LOCK).txt constraints.txt
 
 setup: $(INSTALLED)
