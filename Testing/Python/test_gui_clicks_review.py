@@ -187,6 +187,16 @@ def test_a_click_into_the_plot_jumps_and_the_tooltip_says_why_a_slice_is_doubtfu
     assert block.longest_cpu_ms < 50
 
 
+def test_the_plot_is_as_wide_as_its_place(host: Any, module: Any) -> None:
+    host.window.show()
+    module.ui.reviewSection.collapsed = False
+    segment(host, module)
+    for width in (400, 300):
+        module.ui.qualityPlot.resize(width, 90)
+        host.process_events(150)
+        assert module.ui.qualityPlot.pixmap.width() == width
+
+
 def test_stray_clicks_are_listed_apart_and_lead_to_no_doubtful_slices(host: Any, module: Any) -> None:
     segment(host, module)
     record = record_of(module)

@@ -42,7 +42,7 @@ class ReviewSection(VTKObservationMixin):
         self._task = task
         self._record = WriteRecord()
         self._review = Review(range(0), {}, [])
-        self._pointer = _Pointer(self._onPress, self._onHover)
+        self._pointer = _Pointer(self._onPress, self._onHover, self._timer.start)
         ui.qualityPlot.installEventFilter(self._pointer)
         ui.nextDoubtfulButton.connect("clicked(bool)", lambda checked: self.step(1))
         ui.previousDoubtfulButton.connect("clicked(bool)", lambda checked: self.step(-1))
@@ -205,12 +205,15 @@ class ReviewSection(VTKObservationMixin):
 
 
 class _Pointer(qt.QWidget):
-    """Tells where the pointer is over a widget that watches it, and where its button is pressed, as x in pixels."""
+    """Tells where the pointer is over a widget and where its button is pressed, as x in pixels, and of a new size."""
 
-    def __init__(self, onPress: Callable[[int], None], onHover: Callable[[int], None]) -> None:
+    def __init__(
+        self, onPress: Callable[[int], None], onHover: Callable[[int], None], onResize: Callable[[], None]
+    ) -> None:
         qt.QWidget.__init__(self)
         self._onPress = onPress
         self._onHover = onHover
+        self._onResize = onResize
 
     def eventFilter(self, watched: Any, event: Any) -> bool:
         """Look at presses and moves; nothing is taken away from the widget."""
@@ -218,6 +221,8 @@ class _Pointer(qt.QWidget):
             self._onPress(event.pos().x())
         elif event.type() == qt.QEvent.MouseMove:
             self._onHover(event.pos().x())
+        elif event.type() == qt.QEvent.Resize:
+            self._onResize()
         return False
 
 
