@@ -119,7 +119,8 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     [
         (["--severity", "wild"], 2, "Unknown severity 'wild'"),
         (["--methods", "magic"], 2, "Unknown method 'magic'"),
-        (["--split", "test"], 2, "Unknown split 'test'"),
+        (["--split", "all"], 2, "Unknown split 'all'"),
+        (["--split", "test"], 2, "names no test case"),
         (["-m", "unheard-of"], 3, "There is no model 'unheard-of'"),
         (["--device", "cuda:99"], 4, "device"),
     ],
