@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from scipy import sparse
 
-BLOCK_INPUTS, BLOCK_OUTPUTS = 32, (4, 1024)
-"""A block of weights sees about so many inputs, and gives at least and at most so many outputs."""
+T = TypeVar("T", bound=Any)
 
 FIELDS_OF_VIEW_MM = (48.0, 64.0, 90.0, 128.0, 180.0, 256.0, 360.0, 512.0)
 FOV_HELD, FOV_MIDDLE, FOV_LEAST_MM = 60.0, 0.7, 180.0
@@ -60,23 +60,15 @@ class InputWindow:
 
     def resample(self, slices: np.ndarray) -> np.ndarray:
         """Slices (T, H, W) to the network's pixels (T, S, S) float32, area-weighted; zero outside the slice."""
-        rows, columns = self.to_input_weights()
         result = np.zeros((len(slices), self.size, self.size), dtype=np.float32)
-        if rows.blocks and columns.blocks:
-            seen = slices[:, rows.inputs, columns.inputs].astype(np.float32, copy=False)
-            result[:, rows.outputs, columns.outputs] = weighted(rows, columns, seen)
-        return result
+        return _weigh_into(result, *self.to_input_weights(), slices)
 
     def restore(self, maps: np.ndarray, outside: float) -> np.ndarray:
         """Network maps (T, S, S) to slice pixels (T, H, W) by linear interpolation; ``outside`` beyond the window."""
-        rows, columns = self.to_slice_weights()
         result = np.full((len(maps), *self.slice_shape), outside, dtype=np.float32)
-        if rows.blocks and columns.blocks:
-            seen = maps[:, rows.inputs, columns.inputs].astype(np.float32, copy=False)
-            result[:, rows.outputs, columns.outputs] = weighted(rows, columns, seen)
-        return result
+        return _weigh_into(result, *self.to_slice_weights(), maps)
 
-    def to_input_weights(self) -> tuple[Bands, Bands]:
+    def to_input_weights(self) -> tuple[Taps, Taps]:
         """Weights of slice rows and columns in the network's: triangles as wide as the coarser of both grids."""
         rows, columns = (
             _triangles(self.size, length, self.scale_xy[axis], self.origin_xy[axis])
@@ -84,7 +76,7 @@ class InputWindow:
         )
         return rows, columns
 
-    def to_slice_weights(self) -> tuple[Bands, Bands]:
+    def to_slice_weights(self) -> tuple[Taps, Taps]:
         """Weights of the network's rows and columns in the slice's: linear interpolation."""
         rows, columns = (
             _interpolation(length, self.size, self.scale_xy[axis], self.origin_xy[axis])
@@ -94,80 +86,83 @@ class InputWindow:
 
 
 @dataclass(frozen=True, eq=False)
-class Bands:
-    """The weights of one axis, of which each output sees a short run of inputs, as dense blocks along the diagonal.
+class Taps:
+    """The weights of one axis: a run of outputs, each a weighted sum of a few inputs.
 
     Attributes:
-        blocks: first and last output, first and last input (each the last plus one), and the weights (outputs, inputs):
-            numpy arrays, or tensors, whatever they are to be applied to. Outputs follow one another without a gap;
-            those before and after see no input.
+        first: the first output that sees an input; those beyond the N that do see none.
+        inputs: (N, K) indexes of inputs; weights: (N, K) float32, 0 where there is no input.
     """
 
-    blocks: tuple[tuple[int, int, int, int, Any], ...]
+    first: int
+    inputs: np.ndarray
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.inputs)
 
     @property
     def outputs(self) -> slice:
         """The outputs that see an input."""
-        return slice(self.blocks[0][0], self.blocks[-1][1])
+        return slice(self.first, self.first + len(self))
 
     @property
-    def inputs(self) -> slice:
+    def seen(self) -> slice:
         """The inputs that are seen."""
-        return slice(min(block[2] for block in self.blocks), max(block[3] for block in self.blocks))
+        return slice(int(self.inputs.min()), int(self.inputs.max()) + 1) if len(self) else slice(0, 0)
 
-    def seeing(self, first: int, stop: int) -> Bands:
-        """The blocks that see one of the inputs from ``first`` to before ``stop``."""
-        return Bands(tuple(block for block in self.blocks if block[2] < stop and block[3] > first))
+    def seeing(self, low: int, stop: int) -> Taps:
+        """The weights of the outputs that see one of the inputs from ``low`` to before ``stop``."""
+        at = np.flatnonzero(((self.inputs >= low) & (self.inputs < stop)).any(axis=1))
+        chosen = slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
+        return Taps(self.first + chosen.start, self.inputs[chosen], self.weights[chosen])
 
-    def merged(self) -> Bands:
-        """All weights as one dense block, for a device to which their number is nothing."""
-        outputs, inputs = self.outputs, self.inputs
-        dense = np.zeros((outputs.stop - outputs.start, inputs.stop - inputs.start), dtype=np.float32)
-        for low, high, first, stop, weights in self.blocks:
-            dense[low - outputs.start : high - outputs.start, first - inputs.start : stop - inputs.start] = weights
-        return Bands(((outputs.start, outputs.stop, inputs.start, inputs.stop, dense),))
-
-    def reversed(self, n_inputs: int) -> Bands:
+    def reversed(self, n_inputs: int) -> Taps:
         """The same for ``n_inputs`` inputs in the opposite order."""
-        return Bands(
-            tuple((a, b, n_inputs - stop, n_inputs - first, w[:, ::-1].copy()) for a, b, first, stop, w in self.blocks)
-        )
+        return Taps(self.first, n_inputs - 1 - self.inputs, self.weights)
 
-    def with_weights(self, convert: Callable[[np.ndarray], Any]) -> Bands:
-        """The same weights as another kind of array."""
-        return Bands(tuple((*block[:4], convert(block[4])) for block in self.blocks))
-
-
-def weighted(rows: Bands, columns: Bands, images: Any) -> Any:
-    """Images (T, h, w), cut to the inputs of both, as (T, outputs, outputs); arrays and tensors alike."""
-    height, width = images.shape[1:]
-    n_rows, n_columns = (bands.outputs.stop - bands.outputs.start for bands in (rows, columns))
-    if n_columns * height <= n_rows * width:  # the smaller one in between
-        return _along_rows(rows, _along_columns(columns, images))
-    return _along_columns(columns, _along_rows(rows, images))
+    def matrix(self) -> sparse.csr_array:
+        """The weights (N, inputs that are seen)."""
+        ends = np.arange(0, self.inputs.size + 1, self.inputs.shape[1])
+        shape = (len(self), self.seen.stop - self.seen.start)
+        return sparse.csr_array((self.weights.ravel(), (self.inputs - self.seen.start).ravel(), ends), shape)
 
 
-def _along_rows(bands: Bands, images: Any) -> Any:
-    origin, base = bands.outputs.start, bands.inputs.start
-    result = _empty_like(images, (len(images), bands.outputs.stop - origin, images.shape[2]))
-    for low, high, first, stop, weights in bands.blocks:
-        result[:, low - origin : high - origin] = weights @ images[:, first - base : stop - base]
+def weighted(rows: Taps, columns: Taps, images: T, apply: Callable[[Taps, T, int], T]) -> T:
+    """Images (B, h, w), cut to the inputs of both, as (B, outputs, outputs).
+
+    Args:
+        apply: gives (B N, w) of weights, B tables below one another (B inputs, w), and B; the table may be a transposed
+            view.
+    """
+
+    def along_rows(images: T) -> T:
+        batch, height, width = images.shape
+        found: T = apply(rows, images.reshape(batch * height, width), batch).reshape(batch, len(rows), width)
+        return found
+
+    def along_columns(images: T) -> T:
+        batch, height, width = images.shape
+        found: T = apply(columns, images.reshape(batch * height, width).T, 1).T.reshape(batch, height, len(columns))
+        return found
+
+    if len(rows) <= images.shape[1]:  # the smaller one in between
+        return along_columns(along_rows(images))
+    return along_rows(along_columns(images))
+
+
+def _weigh_into(result: np.ndarray, rows: Taps, columns: Taps, images: np.ndarray) -> np.ndarray:
+    def apply(taps: Taps, table: np.ndarray, batch: int) -> np.ndarray:
+        matrix = taps.matrix()
+        return np.concatenate([matrix @ np.ascontiguousarray(part) for part in np.split(table, batch)])
+
+    if len(rows) and len(columns) and len(images):
+        seen = images[:, rows.seen, columns.seen].astype(np.float32, copy=False)
+        result[:, rows.outputs, columns.outputs] = weighted(rows, columns, seen, apply)
     return result
 
 
-def _along_columns(bands: Bands, images: Any) -> Any:
-    origin, base = bands.outputs.start, bands.inputs.start
-    result = _empty_like(images, (*images.shape[:2], bands.outputs.stop - origin))
-    for low, high, first, stop, weights in bands.blocks:
-        result[..., low - origin : high - origin] = images[..., first - base : stop - base] @ weights.T
-    return result
-
-
-def _empty_like(images: Any, shape: tuple[int, ...]) -> Any:
-    return np.empty(shape, dtype=np.float32) if isinstance(images, np.ndarray) else images.new_empty(shape)
-
-
-def _triangles(size: int, length: int, scale: float, origin: float) -> Bands:
+def _triangles(size: int, length: int, scale: float, origin: float) -> Taps:
     """Weights of ``length`` pixels in ``size`` network pixels, each normalized to one; none beyond the slice."""
     center = np.arange(size) * scale + origin
     inside = (center >= -0.5) & (center <= length - 0.5)
@@ -175,36 +170,25 @@ def _triangles(size: int, length: int, scale: float, origin: float) -> Bands:
     taps = np.ceil(center - width).astype(np.int64)[:, None] + np.arange(int(np.ceil(2 * width)) + 1)
     weights = np.maximum(0.0, 1 - np.abs(center[:, None] - taps) / width) * ((taps >= 0) & (taps < length))
     total = weights.sum(axis=1, keepdims=True)
-    return _banded(inside, taps, weights / np.where(total > 0, total, 1), length)
+    return _taps(inside, taps, weights / np.where(total > 0, total, 1), length)
 
 
-def _interpolation(length: int, size: int, scale: float, origin: float) -> Bands:
+def _interpolation(length: int, size: int, scale: float, origin: float) -> Taps:
     """Weights of ``size`` network pixels in ``length`` slice pixels: the two nearest; none beyond the window."""
     position = (np.arange(length) - origin) / scale
     inside = (position >= -0.5) & (position <= size - 0.5)
     position = position.clip(0, size - 1)
     low = np.minimum(position.astype(np.int64), max(size - 2, 0))
     share = position - low
-    return _banded(inside, low[:, None] + [0, 1], np.stack([1 - share, share], axis=1), size)
+    return _taps(inside, low[:, None] + [0, 1], np.stack([1 - share, share], axis=1), size)
 
 
-def _banded(inside: np.ndarray, taps: np.ndarray, weights: np.ndarray, n_inputs: int) -> Bands:
-    """Bands of the outputs ``inside`` (N,), a run of them, from the inputs ``taps`` (N, K) with ``weights`` (N, K)."""
-    outputs = np.flatnonzero(inside)
-    if not len(outputs):
-        return Bands(())
-    step = max(1, int(taps[outputs[-1], 0] - taps[outputs[0], 0])) / len(outputs)
-    count = int(np.clip(BLOCK_INPUTS / step, *BLOCK_OUTPUTS))
-    blocks = []
-    for low in range(int(outputs[0]), int(outputs[-1]) + 1, count):
-        high = min(low + count, int(outputs[-1]) + 1)
-        first, stop = max(0, int(taps[low, 0])), min(n_inputs, int(taps[high - 1, -1]) + 1)
-        dense = np.zeros((high - low, stop - first), dtype=np.float32)
-        at, share = taps[low:high], weights[low:high]
-        row, column = np.nonzero((at >= first) & (at < stop))
-        dense[row, at[row, column] - first] = share[row, column]
-        blocks.append((low, high, first, stop, dense))
-    return Bands(tuple(blocks))
+def _taps(inside: np.ndarray, taps: np.ndarray, weights: np.ndarray, n_inputs: int) -> Taps:
+    """Weights of the outputs ``inside`` (N,), a run of them, from the inputs ``taps`` with ``weights``, (N, K) each."""
+    at = np.flatnonzero(inside)
+    chosen = slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
+    share = np.where((taps >= 0) & (taps < n_inputs), weights, 0.0)[chosen].astype(np.float32)
+    return Taps(chosen.start, taps[chosen].clip(0, n_inputs - 1).astype(np.int32), share)
 
 
 def place_window(

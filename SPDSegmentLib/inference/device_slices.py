@@ -6,7 +6,7 @@ One code path for CPUs and GPUs; nothing here waits for the device, but where it
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from SPDSegmentLib.geometry.intensity import (
     dither_pattern,
 )
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.window import Bands, InputWindow, weighted
+from SPDSegmentLib.geometry.window import InputWindow, Taps, weighted
 
 CHUNK_BYTES = 16 << 20
 _KEPT = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.float16, np.float32, np.float64)
@@ -36,9 +36,12 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
     if array.dtype.newbyteorder("=") not in _KEPT:
         array = array.astype(np.uint8 if array.dtype == bool else np.float32)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    if array.flags.writeable:
         here = torch.from_numpy(array)
+    else:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            here = torch.from_numpy(array)
     if device.type == "cpu":
         return here
     if here.nbytes <= CHUNK_BYTES:
@@ -106,6 +109,7 @@ class DeviceSlices:
         self._voxels: Tensor | None = None
         self._window: InputWindow | None = None
         self._pattern: Tensor | None = None
+        self._weights: dict[tuple[int, int], tuple[Tensor, ...]] = {}
         self._counts: dict[int, Tensor] = {}
         self._ahead: dict[int, Tensor] = {}  # images that were needed for the local range of others
 
@@ -128,20 +132,40 @@ class DeviceSlices:
         height, width = window.slice_shape
         rows, columns = window.to_input_weights()
         _, flip_rows, flip_columns = self._stack.flips
-        rows = rows.reversed(height) if flip_rows and rows.blocks else rows
-        columns = columns.reversed(width) if flip_columns and columns.blocks else columns
-        self._to_input = self._on_device(rows), self._on_device(columns)
-        down, right = window.to_slice_weights()
-        self._to_slice = self._on_device(down), self._on_device(right)
+        self._to_input = (
+            rows.reversed(height) if flip_rows else rows,
+            columns.reversed(width) if flip_columns else columns,
+        )
+        self._to_slice = window.to_slice_weights()
+        self._weights.clear()
         if self._pattern is None and self._dither:
             self._pattern = upload(dither_pattern((window.size, window.size), self._dither), self.device)
 
-    def _on_device(self, bands: Bands) -> Bands:
-        if self.device.type != "cpu" and bands.blocks:
-            outputs, inputs = bands.outputs, bands.inputs
-            if (outputs.stop - outputs.start) * (inputs.stop - inputs.start) <= DENSE_WEIGHTS:
-                bands = bands.merged()
-        return bands.with_weights(lambda weights: upload(weights, self.device))
+    def _weigh(self, taps: Taps, table: Tensor, batch: int) -> Tensor:
+        """Weighted sums (B N, w) of rows of the table (B inputs, w)."""
+        count = taps.seen.stop - taps.seen.start
+        if self.device.type != "cpu" and len(taps) * count <= DENSE_WEIGHTS:
+            (dense,) = self._prepared(taps, 0, lambda: (taps.matrix().toarray(),))
+            product: Tensor = (dense @ table.unflatten(0, (batch, count))).flatten(0, 1)
+            return product
+
+        def make() -> tuple[np.ndarray, ...]:
+            first = np.arange(-taps.seen.start, batch * count - taps.seen.start, count, dtype=np.int32)
+            inputs = (first[:, None, None] + taps.inputs).reshape(-1)
+            ends = np.arange(0, inputs.size, taps.inputs.shape[1], dtype=np.int32)
+            return inputs, ends, np.tile(taps.weights.reshape(-1), batch)
+
+        index, ends, shares = self._prepared(taps, batch, make)
+        return torch.embedding_bag(table.contiguous(), index, ends, False, 0, False, shares)[0]
+
+    def _prepared(self, taps: Taps, batch: int, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[Tensor, ...]:
+        """What ``make`` gives, on the device; kept where the weights are those of all batches."""
+        if not any(taps is kept for kept in (*self._to_input, *self._to_slice)):
+            return tuple(upload(part, self.device) for part in make())
+        key = id(taps), batch
+        if key not in self._weights:
+            self._weights[key] = tuple(upload(part, self.device) for part in make())
+        return self._weights[key]
 
     def inputs(self, slices: Sequence[int]) -> Tensor:
         """Network inputs of slices in [0, 1]: (B, 1 or 3, S, S) on the device."""
@@ -173,18 +197,21 @@ class DeviceSlices:
         size, (low, high) = self._window.size, self._limits
         images = torch.zeros(len(slices), size, size, device=self.device)
         rows, columns = self._to_input
-        if rows.blocks and columns.blocks:
-            stored = self._voxels.permute(self._stack.order)[:, rows.inputs, columns.inputs]
-            index = self._stack.n_slices - 1 - np.array(slices) if self._stack.flips[0] else np.array(slices)
-            seen = stored.index_select(0, upload(index, self.device)).to(torch.float32).clamp_(low, high)
+        if len(rows) and len(columns):
+            stored = self._voxels.permute(self._stack.order)[:, rows.seen, columns.seen]
+            seen = torch.empty(len(slices), *stored.shape[1:], device=self.device)
+            last = self._stack.n_slices - 1
+            torch._foreach_copy_(list(seen), [stored[last - t if self._stack.flips[0] else t] for t in slices])
             part = images[:, rows.outputs, columns.outputs]
-            part.copy_(weighted(rows, columns, seen)).sub_(low).div_(high - low).clamp_(0, 1)
+            part.copy_(weighted(rows, columns, seen.clamp_(low, high), self._weigh)).sub_(low).div_(high - low).clamp_(
+                0, 1
+            )
         if self._pattern is not None:
             images.add_(self._pattern * (images > 0)).clamp_(0, 1)
         return images
 
     def masks(self, logits: Tensor, *beside: Tensor) -> MasksOnTheWay:
-        """Logits (B, S, S) restored to the slice's pixels, thresholded at 0 and packed, on their way to the CPU.
+        """Logits (B, S, S) restored to the slice's pixels and thresholded at 0, on their way to the CPU.
 
         Args:
             beside: other tensors to bring along.
@@ -192,18 +219,18 @@ class DeviceSlices:
         rows, columns = self._to_slice
         if self.device.type == "cpu":  # what lies around the positive logits needs no restoring
             rows, columns = _around_positive(rows, columns, logits)
-        if not (rows.blocks and columns.blocks):
+        if not (len(rows) and len(columns)):
             return MasksOnTheWay(self._stack.shape[1:], None, Download(logits[:, :0, :0], *beside))
-        seen = logits[:, rows.inputs, columns.inputs].to(torch.float32)
-        inside = weighted(rows, columns, seen) > 0
-        return MasksOnTheWay(
-            self._stack.shape[1:], (rows.outputs, columns.outputs), Download(pack_bits(inside), *beside)
-        )
+        seen = logits[:, rows.seen, columns.seen].to(torch.float32)
+        inside = weighted(rows, columns, seen, self._weigh) > 0
+        if self.device.type != "cpu":
+            inside = pack_bits(inside)
+        return MasksOnTheWay(self._stack.shape[1:], (rows.outputs, columns.outputs), Download(inside, *beside))
 
 
 @dataclass(frozen=True, eq=False)
 class MasksOnTheWay:
-    """Packed masks of B slices, and what comes with them.
+    """Masks of B slices, from a GPU packed, and what comes with them.
 
     Attributes:
         shape: (H, W); box: rows and columns beyond which all masks are empty, ``None`` where they are all empty.
@@ -215,11 +242,13 @@ class MasksOnTheWay:
 
     def arrays(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Masks (B, H, W) bool, and the arrays that came with them."""
-        packed, *beside = self.download.arrays()
-        masks = np.zeros((len(packed), *self.shape), dtype=bool)
+        found, *beside = self.download.arrays()
+        masks = np.zeros((len(found), *self.shape), dtype=bool)
         if self.box is not None:
-            width = self.box[1].stop - self.box[1].start
-            masks[:, self.box[0], self.box[1]] = np.unpackbits(packed, axis=-1, count=width, bitorder="little")
+            if found.dtype != bool:
+                width = self.box[1].stop - self.box[1].start
+                found = np.unpackbits(found, axis=-1, count=width, bitorder="little")
+            masks[:, self.box[0], self.box[1]] = found
         return masks, beside
 
 
@@ -232,12 +261,12 @@ def pack_bits(masks: Tensor) -> Tensor:
     return packed
 
 
-def _around_positive(rows: Bands, columns: Bands, logits: Tensor) -> tuple[Bands, Bands]:
+def _around_positive(rows: Taps, columns: Taps, logits: Tensor) -> tuple[Taps, Taps]:
     """The weights that see a positive logit of any of (B, S, S); interpolation makes none elsewhere."""
-    positive = (logits > 0).any(0).numpy()
-    at = [np.flatnonzero(positive.any(axis)) for axis in (1, 0)]
+    highest = logits.amax(0)
+    at = [np.flatnonzero(highest.amax(axis).numpy() > 0) for axis in (1, 0)]
     if not len(at[0]):
-        return Bands(()), Bands(())
+        return rows.seeing(0, 0), columns.seeing(0, 0)
     return rows.seeing(int(at[0][0]), int(at[0][-1]) + 1), columns.seeing(int(at[1][0]), int(at[1][-1]) + 1)
 
 

@@ -87,6 +87,7 @@ class Engine:
         batch_size: slices per encoder call; halved when memory runs out.
         max_points: K of the prompts, 0 for no limit.
         cache_bytes: embeddings of a volume that are kept between calls; the rest is encoded again when it is needed.
+            Volumes whose embeddings take more than :data:`CACHE_BYTES` in all have them in half precision.
     """
 
     def __init__(
@@ -112,6 +113,17 @@ class Engine:
         """S, side of the network input."""
         return self.model.config.image_size
 
+    @property
+    def embedding_bytes(self) -> int:
+        """Bytes of a slice's embedding as the encoder gives it."""
+        side = self.image_size // self.model.stride
+        return self.model.channels * side * side * self.precision.itemsize
+
+    @property
+    def decodes_saliency(self) -> bool:
+        """Whether S is a prompt of the decoder."""
+        return self.model.config.dense_saliency_prompt or self.model.config.conditioned
+
     def _autocast(self) -> torch.autocast:
         return autocast(self.device, self.precision)
 
@@ -129,7 +141,7 @@ class Engine:
 
     @torch.inference_mode()
     def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
-        """S_t of (B, C, h, w) embeddings and their neighbors': (B, S, S) float16, NaN where it is not finite."""
+        """S_t of (B, C, h, w) embeddings and their neighbors': (B, S, S) float16, those that :func:`failed` marked."""
         with self._autocast():
             logits = self.model.saliency_logits(embeddings, previous, following)
         return _as_saliency(logits)
@@ -142,21 +154,24 @@ class Engine:
         return _as_saliency(logits)
 
     @torch.inference_mode()
-    def decode(self, embeddings: Tensor, points: Sequence[np.ndarray], saliency: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, embeddings: Tensor, points: Sequence[np.ndarray], saliency: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Masks of B slices.
 
         Args:
             embeddings: (B, C, h, w).
             points: B arrays (M_i, 2), (column, row) in network pixels.
-            saliency: (B, S, S).
+            saliency: (B, S, S), where the model :attr:`decodes_saliency`.
 
         Returns:
             Logits (B, S, S) float32 and predicted IoU (B,), NaN where a logit or the IoU is not finite.
         """
         padded, labels = pad_points(points, self.max_points)
+        prompt = None if saliency is None else _as_logits(saliency)
         with self._autocast():
             logits, quality = self.model.decode(
-                embeddings, upload(padded, self.device), upload(labels, self.device), _as_logits(saliency)
+                embeddings, upload(padded, self.device), upload(labels, self.device), prompt
             )
         return logits[:, 0], _quality(logits, quality)
 
@@ -248,8 +263,16 @@ def require_numbers(slices: Sequence[int], *outputs: np.ndarray) -> None:
 
 
 def _as_saliency(logits: Tensor) -> Tensor:
-    """S (B, S, S) float16 of logits (B, 1, S, S), all NaN where one of a slice is not finite."""
-    return (logits + 0 * logits.sum((2, 3), keepdim=True))[:, 0].sigmoid_().half()
+    """S (B, S, S) float16 of logits (B, 1, S, S), which are overwritten; :func:`failed` where one is not finite."""
+    faults = 0 * logits.sum((1, 2, 3))
+    maps = logits[:, 0].sigmoid_().half()
+    maps[:, 0, 0] += faults
+    return maps
+
+
+def failed(maps: Tensor) -> Tensor:
+    """What is NaN in those of (B, S, S) that the network failed to give."""
+    return maps[:, 0, 0]
 
 
 def _as_logits(saliency: Tensor) -> Tensor:

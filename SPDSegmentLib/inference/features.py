@@ -17,7 +17,7 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.device_slices import DeviceSlices, Download, MasksOnTheWay, upload
-from SPDSegmentLib.inference.engine import Engine, require_numbers
+from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, failed, require_numbers
 from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, click_tokens, tokens_of_prompts
 from SPDSegmentLib.prompts.distillation import SlicePrompts
@@ -37,8 +37,8 @@ class _Batch:
     def on_cpu(self) -> np.ndarray:
         """S (B, S, S) float16, once it has arrived."""
         if self.arrays is None:
-            maps, sums = self.download.arrays()
-            require_numbers(self.slices, sums)
+            maps, faults = self.download.arrays()
+            require_numbers(self.slices, faults)
             self.arrays = maps
         return self.arrays
 
@@ -77,7 +77,8 @@ class SliceFeatures:
         self._window: InputWindow | None = None
         self._chosen_fov_mm = 0.0  # where the model has no field of view of its own
         self._fixed = False  # whether the clicks of a segmentation have placed it
-        self._embeddings = _EmbeddingCache(engine.cache_bytes)
+        # Half precision for all slices or for none, and whatever the cache: a slice is the same whenever it is decoded.
+        self._embeddings = _EmbeddingCache(engine.cache_bytes, stack.n_slices * engine.embedding_bytes > CACHE_BYTES)
         self._memory: dict[int, Tensor] = {}
         self._saliency: dict[int, tuple[_Batch, int]] = {}
         self._clicks: SliceClicks | None = None
@@ -201,10 +202,13 @@ class SliceFeatures:
         return torch.stack([maps[t] for t in slices])
 
     def _stacked(self, slices: Sequence[int], call: Call, place: int = 0) -> Tensor:
-        """Embeddings (B, C, h, w) of slices, in memory that the next call for the same ``place`` takes again.
+        """Embeddings (B, C, h, w) of slices, as they are kept or in memory that the next call takes again.
 
         Those that had to go are computed again.
         """
+        run = self._embeddings.run(slices)
+        if run is not None and run.dtype == self.engine.precision:
+            return run
         gone = [t for t in dict.fromkeys(slices) if t not in self._embeddings]
         self.engine.with_smaller_batches(gone, lambda batch: self._encode(batch, call))
         kept = [self._embeddings[t] for t in slices]
@@ -245,8 +249,9 @@ class SliceFeatures:
     def masks(self, prompts: Sequence[SlicePrompts], call: Call) -> MasksOnTheWay:
         """Masks of slices with their prompts, and beside them the predicted IoU (B,), NaN where the network failed."""
         slices = [p.slice_index for p in prompts]
-        saliency = self._saliency_maps(slices, call)
+        saliency = self._saliency_maps(slices, call) if self.engine.decodes_saliency else None
         if self.conditioned:
+            assert saliency is not None
             embeddings = self.engine.with_context(*self._adjoining(slices, call))
             assert self._clicks is not None
             tokens = tokens_of_prompts(prompts, self._clicks, self.stack.slice_mm, self.engine.max_points)
@@ -301,56 +306,63 @@ class SliceFeatures:
             maps = self.engine.conditioned_saliency(with_context, self._tokens.rows(batch))
         else:
             maps = self.engine.saliency(own, previous, following)
-        found = _Batch(list(batch), maps, Download(maps, maps.sum((1, 2), dtype=torch.float32)))
+        found = _Batch(list(batch), maps, Download(maps, failed(maps)))
         self._saliency.update((t, (found, row)) for row, t in enumerate(batch))
 
 
 class _EmbeddingCache:
-    """Embeddings by slice, in half precision; batches that were used longest ago go first.
+    """Embeddings by slice; batches that were used longest ago go first.
 
     Args:
         limit_bytes: what stays after :meth:`shrink`.
+        half: keep them in half precision.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, half: bool) -> None:
         self._limit = limit_bytes
-        self._slices: dict[int, tuple[int, Tensor]] = {}
-        self._batches: dict[int, tuple[int, tuple[int, ...]]] = {}  # bytes and slices, from the longest unused
+        self._half = half
+        self._slices: dict[int, tuple[int, int]] = {}  # batch and row
+        self._batches: dict[int, tuple[tuple[int, ...], Tensor]] = {}  # from the longest unused
         self._count = 0
+        self.nbytes = 0
 
     def __contains__(self, t: int) -> bool:
         return t in self._slices
 
     def __getitem__(self, t: int) -> Tensor:
-        batch, embedding = self._slices[t]
+        batch, row = self._slices[t]
         self._batches[batch] = self._batches.pop(batch)
-        return embedding
+        return self._batches[batch][1][row]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all embeddings."""
-        return sum(size for size, _ in tuple(self._batches.values()))
+    def run(self, slices: Sequence[int]) -> Tensor | None:
+        """Embeddings (B, C, h, w) of slices without a copy, where they follow one another in a batch."""
+        batch, row = self._slices.get(slices[0], (0, 0))
+        known = self._batches.get(batch)
+        if known is None or known[0][row : row + len(slices)] != tuple(slices):
+            return None
+        self._batches[batch] = self._batches.pop(batch)
+        return known[1][row : row + len(slices)]
 
     def clear(self) -> None:
         """Forget everything."""
         self._slices.clear()
         self._batches.clear()
+        self.nbytes = 0
 
     def add(self, slices: Sequence[int], embeddings: Tensor) -> None:
         """Keep the embeddings (B, C, h, w) of slices."""
-        half = embeddings.half() if embeddings.dtype == torch.float32 else embeddings
+        kept = embeddings.half() if self._half and embeddings.dtype == torch.float32 else embeddings
         self._count += 1
-        self._batches[self._count] = (int(half.nbytes), tuple(slices))
-        self._slices.update((t, (self._count, row)) for t, row in zip(slices, half, strict=True))
+        self._batches[self._count] = (tuple(slices), kept)
+        self.nbytes += kept.nbytes
+        self._slices.update((t, (self._count, row)) for row, t in enumerate(slices))
 
     def shrink(self) -> None:
         """Forget batches until the limit is kept."""
-        left = self.nbytes
-        for batch, (size, slices) in tuple(self._batches.items()):
-            if left <= self._limit:
-                return
-            del self._batches[batch]
-            left -= size
+        while self.nbytes > self._limit:
+            batch = next(iter(self._batches))
+            slices, embeddings = self._batches.pop(batch)
+            self.nbytes -= embeddings.nbytes
             for t in slices:
                 if self._slices.get(t, (0,))[0] == batch:
                     del self._slices[t]

@@ -264,8 +264,10 @@ class Session:
         n += self.predictor.prompts.evidence == "soft"  # which looks into the adjoining slices
         span = {s for t in clicks.slice_index for s in range(max(0, t - n), min(last, t + n) + 1)}
         order = sorted(span, key=lambda t: (abs(t - center), t))
-        call.expect("encoding", len(self._features.missing(order)))
         changed: set[int] = set()
+        if self._features.known_slices().issuperset(order):
+            return changed
+        call.expect("encoding", len(self._features.missing(order)))
         waiting, size = list(order), self.predictor.engine.batch_size
         ahead = self.predictor.engine.device.type == "cuda"  # the next batch is under way before one is waited for
         for start in range(0, len(order), size):
@@ -328,9 +330,8 @@ class Session:
             prompts, masks = self._on_the_way.pop(0)
             found, (quality,) = masks.arrays()
             require_numbers([p.slice_index for p in prompts], quality)
-            for p, mask, q in zip(prompts, found, quality.tolist(), strict=True):
-                filled = bool(mask.any())
-                self._keep(p, SliceResult(p.slice_index, mask, q if filled else 0.0, p.status), call)
+            for p, mask, iou in zip(prompts, found, quality.tolist(), strict=True):
+                self._keep(p, SliceResult(p.slice_index, mask, iou if mask.any() else 0.0, p.status), call)
             call.decoded(len(prompts))
 
     def _keep(self, prompts: SlicePrompts, result: SliceResult, call: Call) -> None:

@@ -59,6 +59,7 @@ class SPDModel(nn.Module):
         self.register_buffer("pixel_mean", sam.pixel_mean, persistent=False)
         self.register_buffer("pixel_std", sam.pixel_std, persistent=False)
         channels: int = self.prompt_encoder.embed_dim  # type: ignore[assignment]
+        self.channels = channels
         self._takes_gray = False
         if config.conditioned:
             self.conditioning = ClickConditioning(channels)

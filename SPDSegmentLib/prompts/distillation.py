@@ -65,11 +65,12 @@ def local_validation(saliency: SaliencyMaps, t: int, clicks: SliceClicks, eviden
     if not len(own):
         return own
     if evidence == "soft":
-        supported = believed(saliency, t, clicks, own)
-    else:
-        supported = saliency.at(t, clicks.xy[own]) > saliency.threshold
-    kept: np.ndarray = own[supported | clicks.insisted[own]]
-    return kept
+        return np.asarray(own[believed(saliency, t, clicks, own) | clicks.insisted[own]])
+
+    def supported() -> np.ndarray:
+        return np.asarray(own[(saliency.at(t, clicks.xy[own]) > saliency.threshold) | clicks.insisted[own]])
+
+    return saliency.decide("local", t, clicks.near(t, 0), range(t, t + 1), supported)
 
 
 def context_enrichment(
@@ -101,7 +102,7 @@ def consensus(
         context, refused = context_enrichment(saliency, t, clicks, config.n_neighbors, config.evidence)
     chosen = np.concatenate((local, context))
     stray = np.empty(0, int)
-    if config.single_component and len(chosen):
+    if config.single_component and len(chosen) > 1:
         labels, word = saliency.component_at(t, clicks.xy[chosen]), clicks.insisted[chosen] & np.isin(chosen, own)
         if config.evidence == "soft":
             word = word | (labels == 0)  # believed against the saliency
@@ -147,8 +148,8 @@ def thin_out(
     Args:
         first: (N,) bool, points that are taken before all others, however close to one another.
     """
-    if len(points) == 0:
-        return np.empty(0, int)
+    if len(points) < 2:
+        return np.arange(len(points))
     before = np.zeros(len(points), dtype=bool) if first is None else first
     order = np.lexsort((points[:, 1], points[:, 0], -saliency, ~before))
     ordered = points[order]
@@ -182,6 +183,8 @@ def empty_prompts(t: int, status: SliceStatus) -> SlicePrompts:
 def _dominant(labels: np.ndarray, saliency: np.ndarray) -> int:
     """The label with most points, ties by summed saliency, then by label."""
     candidates = np.unique(labels)
+    if len(candidates) == 1:
+        return int(candidates[0])
     score = [((labels == c).sum(), float(saliency[labels == c].sum()), -int(c)) for c in candidates]
     return int(candidates[max(range(len(candidates)), key=score.__getitem__)])
 
@@ -200,13 +203,12 @@ def consensus_of_slice(
     """
     n = config.n_neighbors + (config.evidence == "soft")
     key = (config, clicks.near(t, saliency.n_slices if config.evidence == "soft" else n))
-    known = saliency.decided.get(t)
-    if known is None or known[0] != key:
+
+    def agree() -> tuple[SlicePrompts | None, list[PointFate]]:
         chosen, fates = consensus(saliency, t, clicks, config)
-        prompts = supported_prompts(saliency, t, clicks, chosen, config) if len(chosen) else None
-        known = saliency.decided[t] = (key, range(t - n, t + n + 1), (prompts, fates))
-    found: tuple[SlicePrompts | None, list[PointFate]] = known[2]
-    return found
+        return supported_prompts(saliency, t, clicks, chosen, config) if len(chosen) else None, fates
+
+    return saliency.decide("consensus", t, key, range(t - n, t + n + 1), agree)
 
 
 def consensus_of_slices(

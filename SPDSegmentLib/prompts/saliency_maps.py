@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import ndimage
 
+T = TypeVar("T")
+FEW = 8
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 _OVERLAPPING = np.zeros((3, 3, 3), dtype=bool)
 _OVERLAPPING[1] = True
@@ -39,21 +42,19 @@ class SliceClicks:
     def on(self, t: int) -> np.ndarray:
         """Indexes of the clicks on slice t."""
         slices, order, _ = self._by_slice
-        first, stop = slices.searchsorted((t, t + 1)).tolist()
-        return order[first:stop]
+        return order[bisect.bisect_left(slices, t) : bisect.bisect_right(slices, t)]
 
     def near(self, t: int, n: int) -> bytes:
         """Equal for two sets of clicks exactly if slice t sees the same clicks, n slices to either side."""
         slices, _, table = self._by_slice
-        first, stop = slices.searchsorted((t - n, t + n + 1)).tolist()
-        return table[first:stop].tobytes()
+        return table[bisect.bisect_left(slices, t - n) : bisect.bisect_right(slices, t + n)].tobytes()
 
     @functools.cached_property
-    def _by_slice(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _by_slice(self) -> tuple[list[int], np.ndarray, np.ndarray]:
         order = np.argsort(self.slice_index, kind="stable")
         xy = np.asarray(self.xy, dtype=np.float64).reshape(-1, 2)
         table = np.column_stack((np.arange(len(order)), self.slice_index, xy, self.insisted))[order]
-        return np.asarray(self.slice_index)[order], order, table
+        return np.asarray(self.slice_index)[order].tolist(), order, table
 
 
 class SaliencyMaps:
@@ -66,8 +67,6 @@ class SaliencyMaps:
         slice_px: distance of two slices in network pixels; pixel_mm: side of such a pixel.
 
     Attributes:
-        decided: what was made of the maps by slice: by which key, from which slices, and what; gone when one of the
-            slices is forgotten.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class SaliencyMaps:
         self._load = load
         self._maps: dict[int, np.ndarray] = {}
         self._components: dict[int, np.ndarray] = {}
-        self.decided: dict[int, tuple[object, range, Any]] = {}
+        self._decided: dict[tuple[str, int], tuple[object, range, Any]] = {}
 
     @classmethod
     def from_array(cls, saliency: np.ndarray, threshold: float, slice_px: float = 1.0) -> SaliencyMaps:
@@ -105,11 +104,24 @@ class SaliencyMaps:
             self._maps.pop(t, None)
             self._components.pop(t, None)
         if gone:
-            self.decided = {t: kept for t, kept in self.decided.items() if gone.isdisjoint(kept[1])}
+            self._decided = {what: kept for what, kept in self._decided.items() if gone.isdisjoint(kept[1])}
+
+    def decide(self, what: str, t: int, key: object, slices: range, make: Callable[[], T]) -> T:
+        """What ``make`` gives, kept until it is asked for with another key or one of the ``slices`` is forgotten.
+
+        Args:
+            what, t: the kind of decision, and the slice that it is about.
+            key: all that it depends on but the maps of ``slices``.
+        """
+        known = self._decided.get((what, t))
+        if known is None or known[0] != key:
+            known = self._decided[what, t] = (key, slices, make())
+        found: T = known[2]
+        return found
 
     def at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
         """S_t at points (N, 2) in (column, row), nearest pixel; 0 outside the map."""
-        return _pick(self.map(t), points_xy).astype(np.float32)
+        return _pick(self.map(t), np.asarray(points_xy, float).reshape(-1, 2)).astype(np.float32)
 
     def components(self, t: int) -> np.ndarray:
         """Labels (S, S) of the connected regions of S_t > tau, 0 for the rest."""
@@ -119,7 +131,7 @@ class SaliencyMaps:
 
     def component_at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
         """Component label under each of (N, 2) points, 0 where not salient."""
-        return _pick(self.components(t), points_xy)
+        return _pick(self.components(t), np.asarray(points_xy, float).reshape(-1, 2))
 
     def objects(self) -> list[np.ndarray]:
         """The connected regions of S > tau through all slices, each as the (M, 3) slice, row and column of its pixels.
@@ -171,8 +183,12 @@ def deepest_point(region: np.ndarray) -> np.ndarray:
 
 def _pick(image: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
     """Values (N,) of an image (H, W) at the pixels nearest to points (N, 2); 0 outside."""
-    columns, rows = np.rint(np.asarray(points_xy, float).reshape(-1, 2)).astype(int).T
     height, width = image.shape
+    if len(points_xy) <= FEW:  # sparing numpy's overhead
+        at = ((round(x), round(y)) for x, y in points_xy.tolist())
+        found = [image[y, x] if 0 <= x < width and 0 <= y < height else 0 for x, y in at]
+        return np.array(found, dtype=image.dtype)
+    columns, rows = np.rint(points_xy).astype(int).T
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     if inside.all():
         return np.asarray(image[rows, columns])

@@ -22,6 +22,7 @@ reaches no farther than those.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -165,14 +166,39 @@ def fill_unsupported(
     for before, after in zip([None, *anchors], [*anchors, None], strict=True):
         first = 0 if before is None else before + 1
         last = saliency.n_slices if after is None else after
-        chosen = _choose_regions(saliency, supported, clicks, (before, after), range(first, last), config)
-        for t in range(first, last):
-            if t not in chosen:
-                prompts[t] = empty_prompts(t, SliceStatus.ABSTAINED)
-                continue
-            prompts[t] = SlicePrompts(t, deepest_point(chosen[t])[None], np.array([-1]), SliceStatus.SYNTHESIZED)
-            fates.append(_synthesized_fate(prompts[t], MIDDLE_REASON))
+        if first == last:
+            continue
+        gap = range(first, last)
+        sides = None if before is None else supported[before], None if after is None else supported[after]
+        near = _near_clicks(clicks, gap, config.follow_beyond)
+        key = (config, near, *(None if side is None else (side.slice_index, side.points.tobytes()) for side in sides))
+        middles = saliency.decide(
+            "gap",
+            first,
+            key,
+            range(first - 1, last + 1),
+            functools.partial(_middles, saliency, sides, near, gap, config),
+        )
+        for t in gap:
+            prompts[t] = middles.get(t) or empty_prompts(t, SliceStatus.ABSTAINED)
+            if t in middles:
+                fates.append(_synthesized_fate(prompts[t], MIDDLE_REASON))
     return prompts, fates
+
+
+def _middles(
+    saliency: SaliencyMaps,
+    sides: tuple[SlicePrompts | None, SlicePrompts | None],
+    near: range,
+    gap: range,
+    config: PromptConfig,
+) -> dict[int, SlicePrompts]:
+    """The prompts of those slices of a gap that get a synthesized point."""
+    regions = _choose_regions(saliency, sides, near, gap, config)
+    return {
+        t: SlicePrompts(t, deepest_point(region)[None], np.array([-1]), SliceStatus.SYNTHESIZED)
+        for t, region in regions.items()
+    }
 
 
 def _synthesized_fate(prompts: SlicePrompts, reason: str) -> PointFate:
@@ -218,23 +244,21 @@ def centerline_at(before: SlicePrompts | None, after: SlicePrompts | None, t: in
 
 def _choose_regions(
     saliency: SaliencyMaps,
-    supported: dict[int, SlicePrompts],
-    clicks: SliceClicks,
-    sides: tuple[int | None, int | None],
+    sides: tuple[SlicePrompts | None, SlicePrompts | None],
+    near: range,
     gap: range,
     config: PromptConfig,
 ) -> dict[int, np.ndarray]:
     """Salient region (S, S) for each slice of a gap between supported slices that gets a synthesized point."""
-    left, right = (None if side is None else supported[side] for side in sides)
+    left, right = sides
     if config.unsupported == "abstain" or (left is None and right is None):
         return {}
     chosen: dict[int, np.ndarray] = {}
     if config.follow_components:
-        near = _near_clicks(clicks, gap, config.follow_beyond)
         if right is not None:
-            chosen |= _follow(saliency, right, [t for t in reversed(gap) if t in near], config)
+            chosen |= _follow(saliency, right, near[::-1], config)
         if left is not None:
-            chosen = _nearer_side(chosen, _follow(saliency, left, [t for t in gap if t in near], config), left, right)
+            chosen = _nearer_side(chosen, _follow(saliency, left, near, config), left, right)
     for t in gap:
         inside = left is not None and right is not None and config.bridge_gaps
         if t not in chosen and (inside or not config.follow_components) and saliency.is_salient(t):
@@ -250,9 +274,7 @@ def _near_clicks(clicks: SliceClicks, gap: range, beyond: int) -> range:
     return range(max(gap.start, first), max(gap.start, min(gap.stop, last + 1)))
 
 
-def _follow(
-    saliency: SaliencyMaps, anchor: SlicePrompts, slices: list[int], config: PromptConfig
-) -> dict[int, np.ndarray]:
+def _follow(saliency: SaliencyMaps, anchor: SlicePrompts, slices: range, config: PromptConfig) -> dict[int, np.ndarray]:
     """Regions that connect with the anchor's, away from it, until none overlaps."""
     t0 = anchor.slice_index
     labels = saliency.component_at(t0, anchor.points)
