@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HOST := $(VENV)/.host
 BENCH := $(VENV)/.bench
-EXTRAS := torch,train,dicom,dev
+EXTRAS := torch,train,dicom,batch,dev
 
 .PHONY: demo test lint format setup weights clean bench bench-quick publish-tree soak fuzz lock
 
@@ -55,7 +55,7 @@ REPOSITORY ?=
 publish-tree:
 	$(PYTHON) Testing/publish_tree.py --repository '$(REPOSITORY)'
 
-# Long runs: random frames, kills at random moments, memory over updates; about half an hour.
+# Long runs: random frames, kills at random moments (also of Dask workers), memory over updates; about half an hour.
 soak: $(HOST)
 	$(BIN)/python Testing/Soak/worker.py fuzz
 	$(BIN)/python Testing/Soak/worker.py send
@@ -64,6 +64,8 @@ soak: $(HOST)
 	$(BIN)/python Testing/Soak/worker.py volumes
 	$(BIN)/python Testing/Soak/module.py kill
 	$(BIN)/python Testing/Soak/module.py update
+	for n in 1 2 3 4 5; do $(BIN)/python -m pytest -q Testing/Python/test_batch_cluster.py -k "killed or lost" || exit 1; done
+	$(BIN)/python Testing/Benchmarks/batch_efficiency.py --workers 2 4 8
 
 # Mutated frames, bundles, images, DICOM and points within one process, for so many seconds; fails on anything but a
 # result or a clear sentence.
@@ -84,7 +86,7 @@ lock:
 	rm -rf $(LOCK)
 	$(PYTHON) -m venv $(LOCK)
 	$(LOCK)/bin/python -m pip install --quiet $(TORCH)
-	$(LOCK)/bin/python -m pip install --quiet --editable '.[$(EXTRAS),batch,host]'
+	$(LOCK)/bin/python -m pip install --quiet --editable '.[$(EXTRAS),host]'
 	{ grep -E '^($(COMPARED))==' constraints.txt; $(LOCK)/bin/python -m $(FREEZE) | sed 's/+.*//'; } > $(LOCK).pins
 	{ head -1 constraints.txt; sort --ignore-case $(LOCK).pins; } > $(LOCK).txt
 	mv $(LOCK).txt constraints.txt

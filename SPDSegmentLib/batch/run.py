@@ -39,136 +39,27 @@ from SPDSegmentLib.staging import is_alive
 Stopped = Callable[[], bool]
 SegmentCase = Callable[[BatchCase, Path], CaseResult]
 OnCase = Callable[[int, int, dict[str, Any]], None]
+Dispatch = Callable[["CaseProcess", Sequence[BatchCase]], Iterator[dict[str, Any]]]
 _PART_LOCK = ".spdsegment-part-{}-of-{}.lock"
 _PART = re.compile(r"\.spdsegment-part-\d+-of-(\d+)\.lock")
 _POLL_SECONDS = 0.2
 
 
-@dataclass
-class BatchRun:
-    """One batch.
+class SchedulerLost(SPDError):
+    """The scheduler of a cluster has gone in the middle of a batch."""
 
-    Attributes:
-        make_segmenter: returns what segments a case, given the place of its mask too; called once for each worker, with
-            a question whether to stop.
-        folder: for masks and reports; made if need be.
-        resume: skip what is finished, and leave masks alone that the batch did not write as they are.
-        workers: how many cases are segmented at once; one runs on the calling thread.
-        part: (i, n), the i-th of n parts of the cases, for several batches on one folder.
-        on_case: told (done, all, row of the report) after each case.
-    """
 
-    make_segmenter: Callable[[Stopped], SegmentCase]
+@dataclass(frozen=True)
+class CaseProcess:
+    """One case, from what is there to its row, in this process or in another one."""
+
     folder: Path
     model: BatchModel
-    settings: BatchSettings = field(default_factory=BatchSettings)
-    resume: bool = True
-    workers: int = 1
-    part: tuple[int, int] = (1, 1)
-    on_case: OnCase = lambda done, total, row: None
-    _stop: threading.Event = field(default_factory=threading.Event, init=False)
+    settings: BatchSettings
+    resume: bool
 
-    def __call__(self, cases: Cases) -> dict[str, Any]:
-        """Segment cases, see :func:`SPDSegmentLib.batch.cases.checked_cases`; return the report.
-
-        Raises:
-            BadInput: a list that cannot be used, a folder that cannot be used or is in use, or a report that cannot be
-                written; the masks stay.
-            Cancelled: somebody stopped it; the report holds what was finished.
-        """
-        index, count = self.part
-        if not 1 <= index <= count:
-            raise BadInput(f"There is no part {index} of {count}.", "Give --part I/N with I from 1 to N.")
-        check_settings(self.settings)
-        listed = checked_cases(cases)
-        every = self._guarded([replace(case, series=case.series or self.settings.series) for case in listed])
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(
-                f"The folder {self.folder} cannot be used: {error.strerror or error}.",
-                "Choose another one.",
-                repr(error),
-            ) from error
-        with _locked(self.folder, self.part):
-            _sweep(self.folder)
-            said = {"model": self.model.name, "settings": self.settings.key(self.model)}
-            report = Report(self.folder, {"spdsegment": __version__, **said}, every)
-            try:
-                self._run_all(every[index - 1 :: count], report)
-            except (Cancelled, KeyboardInterrupt):
-                with contextlib.suppress(SPDError):
-                    report.finish(with_others=count > 1)
-                raise Cancelled("The batch was stopped; what is finished is kept.", "Run it again to go on.") from None
-            return report.finish(with_others=count > 1)
-
-    def _guarded(self, cases: list[BatchCase]) -> list[BatchCase]:
-        """Cases whose mask would replace a file that another or the same case is read from cannot be segmented."""
-        inputs = {_resolved(Path(path)) for case in cases for path in (case.image, case.points) if path}
-        folder = _resolved(self.folder)
-        return [
-            replace(case, problem=f"Its mask would replace the input {case.file_name}{self.settings.suffix}.")
-            if not case.problem and folder / f"{case.file_name}{self.settings.suffix}" in inputs
-            else case
-            for case in cases
-        ]
-
-    def _run_all(self, cases: Sequence[BatchCase], report: Report) -> None:
-        for done, row in enumerate(self._rows(cases), start=1):
-            report.add(row)
-            logging.info("SPDSegment batch %d/%d, %s: %s %s", done, len(cases), row["case"], row["state"], row["error"])
-            self.on_case(done, len(cases), report_row(row))
-
-    def _rows(self, cases: Sequence[BatchCase]) -> Iterator[dict[str, Any]]:
-        if self.workers == 1:
-            segment = self.make_segmenter(self._stop.is_set)
-            for case in cases:
-                yield self._process(segment, case)
-            return
-        waiting: queue.SimpleQueue[BatchCase] = queue.SimpleQueue()
-        for case in cases:
-            waiting.put(case)
-        finished: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
-        threads = [
-            threading.Thread(target=self._work, args=(waiting, finished), name=f"spdsegment-batch-{n}", daemon=True)
-            for n in range(min(self.workers, len(cases)))
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            for _ in cases:
-                row = self._next(finished)
-                if isinstance(row, BaseException):
-                    raise row
-                yield row
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-
-    def _work(
-        self, waiting: queue.SimpleQueue[BatchCase], finished: queue.SimpleQueue[dict[str, Any] | BaseException]
-    ) -> None:
-        try:
-            segment = self.make_segmenter(self._stop.is_set)
-            while not self._stop.is_set():
-                try:
-                    case = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                finished.put(self._process(segment, case))
-        except BaseException as error:
-            finished.put(error)
-
-    @staticmethod
-    def _next(finished: queue.SimpleQueue[dict[str, Any] | BaseException]) -> dict[str, Any] | BaseException:
-        """Wait in steps, so that Ctrl-C is heard on every system."""
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return finished.get(timeout=_POLL_SECONDS)
-
-    def _process(self, segment: SegmentCase, case: BatchCase) -> dict[str, Any]:
-        """One case, from what is there to its row; only a cancellation gets out."""
+    def __call__(self, segment: SegmentCase, case: BatchCase) -> dict[str, Any]:
+        """The row of a case; only a cancellation gets out."""
         row_file = self.folder / f"{case.file_name}{ROW_SUFFIX}"
         output = self.folder / f"{case.file_name}{self.settings.suffix}"
         started = time.monotonic()
@@ -225,6 +116,145 @@ class BatchRun:
 
         write_whole(output, write, lambda part: sha256_of(part) == told["output_digest"], "mask")
         return told | {"state": done_state(row).value, "known_digests": [told["output_digest"]]}
+
+
+@dataclass
+class BatchRun:
+    """One batch.
+
+    Attributes:
+        make_segmenter: returns what segments a case, given the place of its mask too; called once for each worker, with
+            a question whether to stop.
+        folder: for masks and reports; made if need be.
+        resume: skip what is finished, and leave masks alone that the batch did not write as they are.
+        workers: how many cases are segmented at once; one runs on the calling thread.
+        part: (i, n), the i-th of n parts of the cases, for several batches on one folder.
+        on_case: told (done, all, row of the report) after each case.
+        dispatch: runs the cases elsewhere and yields their rows; by default ``workers`` threads here do.
+    """
+
+    make_segmenter: Callable[[Stopped], SegmentCase]
+    folder: Path
+    model: BatchModel
+    settings: BatchSettings = field(default_factory=BatchSettings)
+    resume: bool = True
+    workers: int = 1
+    part: tuple[int, int] = (1, 1)
+    on_case: OnCase = lambda done, total, row: None
+    dispatch: Dispatch | None = None
+    _stop: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def __call__(self, cases: Cases) -> dict[str, Any]:
+        """Segment cases, see :func:`SPDSegmentLib.batch.cases.checked_cases`; return the report.
+
+        Raises:
+            BadInput: a list that cannot be used, a folder that cannot be used or is in use, or a report that cannot be
+                written; the masks stay.
+            Cancelled: somebody stopped it; the report holds what was finished.
+            SchedulerLost: see :mod:`SPDSegmentLib.batch.cluster`; as above.
+        """
+        index, count = self.part
+        if not 1 <= index <= count:
+            raise BadInput(f"There is no part {index} of {count}.", "Give --part I/N with I from 1 to N.")
+        check_settings(self.settings)
+        listed = checked_cases(cases)
+        every = self._guarded([replace(case, series=case.series or self.settings.series) for case in listed])
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"The folder {self.folder} cannot be used: {error.strerror or error}.",
+                "Choose another one.",
+                repr(error),
+            ) from error
+        with _locked(self.folder, self.part):
+            _sweep(self.folder)
+            said = {"model": self.model.name, "settings": self.settings.key(self.model)}
+            report = Report(self.folder, {"spdsegment": __version__, **said}, every)
+            try:
+                self._run_all(every[index - 1 :: count], report)
+            except SchedulerLost:
+                report.finish(with_others=True)
+                raise
+            except (Cancelled, KeyboardInterrupt):
+                with contextlib.suppress(SPDError):
+                    report.finish(with_others=count > 1 or self.dispatch is not None)
+                raise Cancelled("The batch was stopped; what is finished is kept.", "Run it again to go on.") from None
+            return report.finish(with_others=count > 1)
+
+    def _guarded(self, cases: list[BatchCase]) -> list[BatchCase]:
+        """Cases whose mask would replace a file that another or the same case is read from cannot be segmented."""
+        inputs = {_resolved(Path(path)) for case in cases for path in (case.image, case.points) if path}
+        folder = _resolved(self.folder)
+        return [
+            replace(case, problem=f"Its mask would replace the input {case.file_name}{self.settings.suffix}.")
+            if not case.problem and folder / f"{case.file_name}{self.settings.suffix}" in inputs
+            else case
+            for case in cases
+        ]
+
+    def _run_all(self, cases: Sequence[BatchCase], report: Report) -> None:
+        for done, row in enumerate(self._rows(cases), start=1):
+            report.add(row)
+            logging.info("SPDSegment batch %d/%d, %s: %s %s", done, len(cases), row["case"], row["state"], row["error"])
+            self.on_case(done, len(cases), report_row(row))
+
+    def _rows(self, cases: Sequence[BatchCase]) -> Iterator[dict[str, Any]]:
+        process = CaseProcess(self.folder.absolute(), self.model, self.settings, self.resume)
+        if self.dispatch is not None:
+            yield from self.dispatch(process, cases)
+            return
+        if self.workers == 1:
+            segment = self.make_segmenter(self._stop.is_set)
+            for case in cases:
+                yield process(segment, case)
+            return
+        waiting: queue.SimpleQueue[BatchCase] = queue.SimpleQueue()
+        for case in cases:
+            waiting.put(case)
+        finished: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
+        threads = [
+            threading.Thread(
+                target=self._work, args=(process, waiting, finished), name=f"spdsegment-batch-{n}", daemon=True
+            )
+            for n in range(min(self.workers, len(cases)))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in cases:
+                row = self._next(finished)
+                if isinstance(row, BaseException):
+                    raise row
+                yield row
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _work(
+        self,
+        process: CaseProcess,
+        waiting: queue.SimpleQueue[BatchCase],
+        finished: queue.SimpleQueue[dict[str, Any] | BaseException],
+    ) -> None:
+        try:
+            segment = self.make_segmenter(self._stop.is_set)
+            while not self._stop.is_set():
+                try:
+                    case = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                finished.put(process(segment, case))
+        except BaseException as error:
+            finished.put(error)
+
+    @staticmethod
+    def _next(finished: queue.SimpleQueue[dict[str, Any] | BaseException]) -> dict[str, Any] | BaseException:
+        """Wait in steps, so that Ctrl-C is heard on every system."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return finished.get(timeout=_POLL_SECONDS)
 
 
 @contextlib.contextmanager

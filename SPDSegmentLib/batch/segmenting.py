@@ -133,6 +133,10 @@ class CaseSegmenter:
             raise SPDError(f"The worker returned {len(request.slices)} of {stack.n_slices} slices.", "Run again.")
         return self._result(volume, stack, request.slices, answer)
 
+    def close(self) -> None:
+        """End the worker."""
+        self._client.close()
+
     def _wait(self, request: Request) -> None:
         try:
             while not request.finished:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,7 +56,13 @@ def batch(
     ],
     model: ModelOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.")],
-    workers: Annotated[int, typer.Option(help="Cases that are segmented at once.", min=1, max=256)] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Cases that are segmented at once; with --slurm: jobs.", min=1, max=256)
+    ] = 1,
+    scheduler: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Segment on the workers of this Dask scheduler.")
+    ] = "",
+    slurm: Annotated[bool, typer.Option("--slurm", help="Segment in Slurm jobs that are started for it.")] = False,
     part: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts of the table.")] = "1/1",
     again: Annotated[bool, typer.Option("--again", help="Do finished cases again and replace every mask.")] = False,
     mask_format: Annotated[MaskFormat, typer.Option("--format", help="Format of the masks.")] = MaskFormat.seg_nrrd,
@@ -72,6 +79,8 @@ def batch(
 
     The paths in the table are relative to it; a column series chooses among several series of a DICOM folder, where it
     is empty or missing the option does. A case that fails is a line of report.csv and does not stop the others.
+
+    With --scheduler or --slurm every worker needs this version, the model, and the files under the same names.
     """
     require_input(cases, "table")
     check_folder(output, "output folder")
@@ -79,6 +88,8 @@ def batch(
     numbers = _PART.fullmatch(part)
     if numbers is None:
         raise BadInput(f"'{part}' is no part.", "Give --part I/N, for example 2/8.")
+    if scheduler and (slurm or workers > 1):
+        raise BadInput("--scheduler goes with neither --slurm nor --workers.", "The cluster has its own workers.")
     from SPDSegmentLib.batch.cases import batch_model
     from SPDSegmentLib.batch.run import BatchRun
     from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
@@ -98,7 +109,7 @@ def batch(
         series=series or "",
         full_paths=full_paths,
     )
-    if workers > 1:
+    if workers > 1 and not slurm:
         _share_cores(workers)
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as clients, show_training(True) as bar:
@@ -112,6 +123,14 @@ def batch(
                 bar.say(f"{row['case']}: {row['error']}")
             bar.advance("segmenting cases", done, total, None, {})
 
+        dispatch = None
+        if scheduler or slurm:
+            from SPDSegmentLib.batch.cluster import ClusterDispatch, connect, slurm_jobs
+
+            client = clients.enter_context(slurm_jobs(workers) if slurm else connect(scheduler))
+            dispatch = ClusterDispatch(client, say=bar.say)
+            given = Path(model).is_dir()  # a name is looked up on the worker
+            chosen = replace(chosen, key=str(bundle.folder.resolve()) if given else bundle.info.name)
         run = BatchRun(
             make_segmenter,
             output,
@@ -121,6 +140,7 @@ def batch(
             workers=workers,
             part=(int(numbers[1]), int(numbers[2])),
             on_case=show,
+            dispatch=dispatch,
         )
         run(cases)
     _conclude(rows, output)

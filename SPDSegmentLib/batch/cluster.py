@@ -1,0 +1,224 @@
+"""A batch on a Dask cluster: cases travel as their paths, results as their rows; masks are written where they are made.
+
+Every worker needs this version of SPDSegment, and sees images and output folder under the same names. Whatever breaks,
+a case is lost at most while it runs: a killed worker's case goes to another one, and what a lost scheduler leaves is
+found again by content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from SPDSegmentLib import __version__
+from SPDSegmentLib.batch.cases import BatchCase, BatchModel, batch_model
+from SPDSegmentLib.batch.report import empty_row
+from SPDSegmentLib.batch.run import CaseProcess, SchedulerLost, SegmentCase
+from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
+from SPDSegmentLib.errors import BadInput, SPDError, missing_package
+from SPDSegmentLib.models.bundle import find_bundle
+from SPDSegmentLib.worker.client import WorkerClient
+
+MakeSegmenter = Callable[[BatchModel, BatchSettings], SegmentCase]
+CONNECT_SECONDS = 15
+LOST_SECONDS = 20.0
+_POLL_SECONDS = 0.5
+_idle: dict[Any, list[SegmentCase]] = {}
+"""What segments cases on this worker and has nothing to do, by what it is for."""
+_batches = [0]
+"""How many batches this worker has ended."""
+_guard = threading.Lock()
+
+
+def connect(address: str) -> Any:
+    """A client of a scheduler.
+
+    Raises:
+        BadInput: nothing answers there.
+        DependencyMissing: Dask is not installed.
+    """
+    distributed = _distributed()
+    try:
+        return distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise BadInput(
+            f"No Dask scheduler answers at {address}.",
+            "Give the address that 'dask scheduler' shows, such as tcp://host:8786.",
+            repr(error),
+        ) from error
+
+
+@contextlib.contextmanager
+def slurm_jobs(count: int) -> Iterator[Any]:
+    """A client of ``count`` Slurm jobs, one worker each, that end with the block.
+
+    Raises:
+        BadInput: what a job needs is not configured.
+        DependencyMissing: dask-jobqueue is not installed.
+    """
+    distributed = _distributed()
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        raise missing_package("dask_jobqueue", str(error), repr(error)) from error
+    try:
+        cluster = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"], n_workers=0)
+    except (ValueError, TypeError) as error:
+        raise BadInput(
+            f"The Slurm jobs are not described: {str(error).splitlines()[0]}",
+            "Write cores, memory and queue under jobqueue: slurm: into ~/.config/dask/jobqueue.yaml.",
+            repr(error),
+        ) from error
+    with cluster, distributed.Client(cluster, set_as_default=False) as client:
+        cluster.scale(jobs=count)
+        yield client
+
+
+def _distributed() -> Any:
+    try:
+        import distributed
+    except ImportError as error:
+        raise missing_package("distributed", str(error), repr(error)) from error
+    return distributed
+
+
+@dataclass
+class ClusterDispatch:
+    """Runs cases on the workers of a cluster.
+
+    Attributes:
+        client: of the cluster, see :func:`connect`.
+        make_segmenter: called on a worker when it needs one; what it returns stays there for the next case.
+        say: told what the user should know.
+    """
+
+    client: Any
+    make_segmenter: MakeSegmenter | None = None
+    say: Callable[[str], None] = lambda sentence: None
+    _here: str = field(default_factory=lambda: uuid.uuid4().hex[:12], init=False)
+
+    def __call__(self, process: CaseProcess, cases: Sequence[BatchCase]) -> Iterator[dict[str, Any]]:
+        """Yield the row of each case as it is finished.
+
+        Raises:
+            SchedulerLost: the scheduler does not answer any more; rows of finished cases stay on disk.
+            BadInput: a worker has another version.
+        """
+        self._check_workers()
+        finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        make = self.make_segmenter or worker_segmenter
+        futures = {
+            self.client.submit(
+                process_on_worker, process, make, case, key=f"spdsegment-{self._here}-{n}", pure=False
+            ): case
+            for n, case in enumerate(map(_absolute, cases))
+        }
+        try:
+            for future in futures:
+                future.add_done_callback(finished.put)
+            for _ in cases:
+                future = self._next(finished)
+                yield self._row_of(future, process, futures[future])
+        finally:
+            if self.client.status == "running":  # a lost scheduler would be waited for
+                with contextlib.suppress(Exception):
+                    self.client.cancel(list(futures))
+                    self.client.run(close_segmenters)
+
+    def _check_workers(self) -> None:
+        found = self.client.run(version_of_worker)
+        for worker, version in found.items():
+            if version != __version__:
+                raise BadInput(
+                    f"The worker {worker} has SPDSegment {version}, and this is {__version__}.",
+                    "Install the same version everywhere.",
+                )
+        if not found:
+            self.say("The cluster has no worker yet; the batch waits for the first one.")
+
+    def _next(self, finished: queue.SimpleQueue[Any]) -> Any:
+        """The next finished task; a scheduler that is away for longer is lost."""
+        away = 0.0
+        while True:
+            with contextlib.suppress(queue.Empty):
+                future = finished.get(timeout=_POLL_SECONDS)
+                if future.status in ("finished", "error"):
+                    return future
+                away = LOST_SECONDS  # cancelled or lost: not by us
+            away = 0.0 if self.client.status == "running" and away < LOST_SECONDS else away + _POLL_SECONDS
+            if away >= LOST_SECONDS:
+                raise SchedulerLost(
+                    "The scheduler of the cluster was lost; what is finished is kept.",
+                    "Start it again and run the same command: it does only what is missing.",
+                )
+
+    def _row_of(self, future: Any, process: CaseProcess, case: BatchCase) -> dict[str, Any]:
+        if future.status == "finished":
+            row: dict[str, Any] = future.result()
+            return row
+        error = future.exception()
+        why = error.sentence if isinstance(error, SPDError) else f"{type(error).__name__}: {error}".splitlines()[0]
+        said = {"error": f"No worker could finish this case: {why}"}
+        return empty_row(case, process.model.name, process.settings.full_paths) | said
+
+
+def _absolute(case: BatchCase) -> BatchCase:
+    """A case that means the same in another working folder."""
+    return replace(
+        case, **{name: os.path.abspath(path) for name in ("image", "points") if (path := getattr(case, name))}
+    )
+
+
+def version_of_worker() -> str:
+    """The version of SPDSegment that a worker has."""
+    return __version__
+
+
+def process_on_worker(process: CaseProcess, make: MakeSegmenter, case: BatchCase) -> dict[str, Any]:
+    """One case on a worker, with a segmenter that stays there: models are loaded once."""
+    key = (make, process.model, process.settings)
+    with _guard:
+        waiting, batch = _idle.setdefault(key, []), _batches[0]
+        segment = waiting.pop() if waiting else None
+    if segment is None:
+        segment = make(process.model, process.settings)
+    row = process(segment, case) | {"worker": os.getpid()}
+    with _guard:
+        if batch == _batches[0]:
+            _idle.setdefault(key, []).append(segment)
+            return row
+    _close(segment)
+    return row
+
+
+def worker_segmenter(model: BatchModel, settings: BatchSettings) -> CaseSegmenter:
+    """What segments cases on a worker of a cluster.
+
+    Raises:
+        BadInput: the worker's model of this name is another one.
+        ModelMissing: it has none.
+    """
+    if batch_model(find_bundle(model.key)).digest != model.digest:
+        raise BadInput(f"The model {model.name} of a worker is not the one of this batch.", "Copy it there.")
+    return CaseSegmenter(WorkerClient(), model, settings)
+
+
+def close_segmenters() -> None:
+    """End what a worker has kept between cases; what is still busy ends after its case."""
+    with _guard:
+        _batches[0] += 1
+        kept = [segment for waiting in _idle.values() for segment in waiting]
+        _idle.clear()
+    for segment in kept:
+        _close(segment)
+
+
+def _close(segment: SegmentCase) -> None:
+    if isinstance(segment, CaseSegmenter):
+        segment.close()

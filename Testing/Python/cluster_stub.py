@@ -1,0 +1,54 @@
+"""Segmenters without a model for tests and measurements of a cluster: they wait and write a small mask."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from SPDSegmentLib.batch.cases import BatchCase, BatchModel
+from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult
+
+_STARTS = ".starts"
+
+
+def starts_in(folder: Path) -> list[int]:
+    """Processes that made a segmenter for results in a folder, one entry for each that they made."""
+    return [int(line) for line in (folder / _STARTS).read_text(encoding="utf-8").split()]
+
+
+def sleeping_segmenter(model: BatchModel, settings: BatchSettings) -> Callable[[BatchCase, Path], CaseResult]:
+    """Waits as many seconds as the setting ``axis`` says."""
+    noted: list[bool] = []
+
+    def segment(case: BatchCase, output: Path) -> CaseResult:
+        if not noted:
+            noted.append(True)
+            with (output.parent / _STARTS).open("a", encoding="utf-8") as file:
+                file.write(f"{os.getpid()}\n")
+        time.sleep(float(settings.axis))
+
+        def write(path: Path) -> None:
+            path.write_bytes(case.name.encode())
+
+        return CaseResult({"voxels": 1}, [], {}, write)
+
+    return segment
+
+
+def segmenter_that_needs(model: BatchModel, settings: BatchSettings) -> Callable[[BatchCase, Path], CaseResult]:
+    """As :func:`sleeping_segmenter`, on a disk that is full where the case's name is in the setting ``insist``."""
+    inner = sleeping_segmenter(model, settings)
+
+    def segment(case: BatchCase, output: Path) -> CaseResult:
+        result = inner(case, output)
+
+        def write(path: Path) -> None:
+            if case.name in settings.insist:
+                raise OSError(28, "No space left on device")
+            result.write(path)
+
+        return CaseResult(result.figures, result.fates, result.details, write)
+
+    return segment

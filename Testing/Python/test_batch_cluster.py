@@ -1,0 +1,231 @@
+"""Batches on a real Dask scheduler with real workers, of which some are killed; skipped where Dask is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_helpers import MODEL, Case, cases, states, write_clicks, write_image
+from cluster_stub import segmenter_that_needs, sleeping_segmenter, starts_in
+
+from SPDSegmentLib.batch.cases import BatchModel
+from SPDSegmentLib.batch.report import read_row
+from SPDSegmentLib.batch.run import BatchRun
+from SPDSegmentLib.batch.segmenting import BatchSettings
+from SPDSegmentLib.errors import BadInput, DependencyMissing
+
+pytest.importorskip("distributed", reason="Dask is not installed (pip install 'spdsegment[batch]')")
+
+from SPDSegmentLib.batch import cluster
+
+__all__ = ["cases"]
+
+
+class Dask:
+    """A scheduler and workers as processes of their own, on the loopback interface."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.workers: list[subprocess.Popen[bytes]] = []
+        file = folder / "scheduler.json"
+        self.scheduler = self._start(
+            "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+            "--scheduler-file", str(file),
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (file.exists() and file.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+        self.address = json.loads(file.read_text(encoding="utf-8"))["address"]
+
+    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        code = f"from {module} import main; main()"
+        here = str(Path(__file__).parent)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+        log = (self.folder / "dask.log").open("ab")
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=log, stderr=log, cwd=self.folder, env=environment
+        )
+
+    def add_worker(self) -> subprocess.Popen[bytes]:
+        """A worker without a nanny, so that a kill is one."""
+        self.workers.append(
+            self._start(
+                "distributed.cli.dask_worker", self.address, "--no-nanny", "--nthreads", "1", "--no-dashboard",
+                "--host", "127.0.0.1", "--death-timeout", "60", "--local-directory", str(self.folder),
+            )
+        )  # fmt: skip
+        return self.workers[-1]
+
+    def close(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def dask(tmp_path: Path) -> Iterator[Dask]:
+    (tmp_path / "dask").mkdir()
+    started = Dask(tmp_path / "dask")
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def many(tmp_path: Path, count: int) -> list[Case]:
+    (tmp_path / "many").mkdir(exist_ok=True)
+    image, points = tmp_path / "many" / "image.nii.gz", tmp_path / "many" / "points.mrk.json"
+    write_image(image)
+    write_clicks(points)
+    return [(f"case{n:02d}", str(image), str(points)) for n in range(count)]
+
+
+def run_on(dask: Dask, folder: Path, listed: list[Case], seconds: float = 0.2, **options: Any) -> dict[str, Any]:
+    model, settings = MODEL, options.pop("settings", BatchSettings(suffix=".nii.gz", axis=f"{seconds}"))
+    make = options.pop("make", sleeping_segmenter)
+    client = cluster.connect(dask.address)
+    try:
+        dispatch = cluster.ClusterDispatch(client, make)
+        return BatchRun(make, folder, model, settings, dispatch=dispatch, **options)(listed)
+    finally:
+        client.close()
+
+
+def test_cases_go_to_the_workers_and_models_are_loaded_once_each(dask: Dask, tmp_path: Path) -> None:
+    dask.add_worker(), dask.add_worker()
+    listed = many(tmp_path, 8)
+    report = run_on(dask, tmp_path / "out", listed)
+    assert set(states(report).values()) == {"done"} and len(report["cases"]) == 8
+    used = {row["worker"] for row in report["cases"]}
+    assert used <= {worker.pid for worker in dask.workers} and len(used) == 2
+    assert sorted(starts_in(tmp_path / "out")) == sorted(used)  # one start a worker, not one a case
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 8
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
+    again = run_on(dask, tmp_path / "out", listed)
+    assert set(states(again).values()) == {"done"}
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
+
+
+def test_a_worker_that_is_killed_at_random_loses_no_case(dask: Dask, tmp_path: Path) -> None:
+    for _ in range(3):
+        dask.add_worker()
+    listed, out = many(tmp_path, 12), tmp_path / "out"
+
+    def kill() -> None:
+        while len(list(out.glob("*.nii.gz"))) < random.Random(os.getpid()).randint(2, 5):
+            time.sleep(0.02)
+        dask.workers[random.Random(os.getpid()).randrange(3)].send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    report = run_on(dask, out, listed, seconds=0.4)
+    killer.join(10)
+    assert not killer.is_alive() and sum(worker.poll() is not None for worker in dask.workers) == 1
+    assert set(states(report).values()) == {"done"} and len(report["cases"]) == 12
+    assert not list(out.glob(".*partial*"))
+
+
+def test_a_lost_scheduler_loses_no_finished_case(dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "LOST_SECONDS", 1.0)
+    dask.add_worker()
+    listed, out = many(tmp_path, 10), tmp_path / "out"
+
+    def kill() -> None:
+        while len(list(out.glob("*.nii.gz"))) < 3:
+            time.sleep(0.02)
+        dask.scheduler.send_signal(signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(cluster.SchedulerLost, match="what is finished is kept"):
+        run_on(dask, out, listed, seconds=0.4)
+    done = [case[0] for case in listed if (out / f"{case[0]}.nii.gz").exists()]
+    assert len(done) >= 3
+    for name in done:
+        row = read_row(out / f"{name}.case.json")
+        assert row is not None and row["state"] in ("done", "writing")
+    told = {row["case"]: row["state"] for row in json.loads((out / "report.json").read_text())["cases"]}
+    assert sum(state == "done" for state in told.values()) >= len(done) - 1
+
+
+def test_a_full_disk_on_a_worker_costs_that_case_alone(dask: Dask, tmp_path: Path) -> None:
+    dask.add_worker()
+    listed = many(tmp_path, 4)
+    settings = BatchSettings(suffix=".nii.gz", axis="0.05", insist=("case02",))  # the stub's disk is full at this case
+    report = run_on(dask, tmp_path / "out", listed, settings=settings, make=segmenter_that_needs)
+    assert states(report) == {"case00": "done", "case01": "done", "case02": "failed", "case03": "done"}
+    (failed,) = [row for row in report["cases"] if row["state"] == "failed"]
+    assert "disk is full" in failed["error"] and not (tmp_path / "out" / "case02.nii.gz").exists()
+
+
+def test_what_cannot_be_used_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with pytest.raises(BadInput, match="No Dask scheduler answers at tcp://127.0.0.1:1"):
+        cluster.connect("tcp://127.0.0.1:1")
+    with pytest.raises(BadInput, match="No Dask scheduler answers"):
+        cluster.connect("nonsense://x")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(DependencyMissing):
+        cluster.connect("tcp://127.0.0.1:1")
+
+
+def test_a_worker_of_another_version_is_refused(dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dask.add_worker()
+    monkeypatch.setattr(cluster, "__version__", "9.9.9")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            run_on(dask, tmp_path / "out", many(tmp_path, 1))
+        except BadInput as error:
+            assert "has SPDSegment 0." in error.sentence and "this is 9.9.9" in error.sentence
+            return
+        time.sleep(0.2)
+    raise AssertionError("nobody refused")
+
+
+def test_slurm_jobs_are_workers(tmp_path: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a stand-in of sbatch that runs the job's script here: what dask-jobqueue submits is what starts."""
+    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "sbatch").write_text(
+        '#!/bin/sh\ncp "$1" "$0.script"\nnohup sh "$1" >"$0.log" 2>&1 &\necho "Submitted batch job $!"\n', "utf-8"
+    )
+    (commands / "scancel").write_text('#!/bin/sh\nfor pid in "$@"; do pkill -P "$pid"; kill "$pid"; done\n', "utf-8")
+    for name in ("sbatch", "scancel"):
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    here = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(here))
+    import dask.config
+
+    told = {"jobqueue.slurm.cores": 1, "jobqueue.slurm.memory": "1GB", "jobqueue.slurm.queue": "gpu",
+            "jobqueue.slurm.interface": "lo", "jobqueue.slurm.scheduler-options": {"dashboard": False},
+            "jobqueue.slurm.local-directory": str(tmp_path)}  # fmt: skip
+    settings = BatchSettings(suffix=".nii.gz", axis="0.05")
+    with dask.config.set(told), cluster.slurm_jobs(1) as client:
+        dispatch = cluster.ClusterDispatch(client, sleeping_segmenter)
+        report = BatchRun(sleeping_segmenter, tmp_path / "out", MODEL, settings, dispatch=dispatch)(cases)
+    assert set(states(report).values()) == {"done"}
+    script = (commands / "sbatch.script").read_text(encoding="utf-8")
+    assert "#SBATCH -p gpu" in script and "--nthreads 1" in script
+
+
+def test_the_model_of_the_batch_is_a_parameter_of_every_case() -> None:
+    """What travels to a worker can be read there: no open file, no thread, no client."""
+    import pickle
+
+    from SPDSegmentLib.batch.run import CaseProcess
+
+    process = CaseProcess(Path("out"), BatchModel("k", "n", "S", (1.0, 0.0, 0.0)), BatchSettings(), True)
+    assert pickle.loads(pickle.dumps(process)) == process
