@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "Python"))
 
 from batch_helpers import MODEL, write_clicks, write_image
-from cluster_stub import sleeping_segmenter
+from cluster_stub import not_here, sleeping_segmenter
 from test_batch_cluster import Dask
 
 from SPDSegmentLib.batch import cluster
@@ -42,7 +42,7 @@ def seconds_on(workers: int, cases_each: int, seconds: float, folder: Path) -> f
         spent = 0.0
         for name, count in (("warm", 2 * workers), ("measured", cases_each * workers)):
             run = BatchRun(
-                sleeping_segmenter, folder / name, MODEL, settings,
+                not_here, folder / name, MODEL, settings,
                 dispatch=cluster.ClusterDispatch(client, sleeping_segmenter),
             )  # fmt: skip
             begun = time.monotonic()

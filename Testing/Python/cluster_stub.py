@@ -18,6 +18,11 @@ def starts_in(folder: Path) -> list[int]:
     return [int(line) for line in (folder / _STARTS).read_text(encoding="utf-8").split()]
 
 
+def not_here(stopped: Callable[[], bool]) -> Callable[[BatchCase, Path], CaseResult]:
+    """For batches whose cases are all segmented elsewhere."""
+    raise AssertionError("a case was segmented in this process")
+
+
 def sleeping_segmenter(model: BatchModel, settings: BatchSettings) -> Callable[[BatchCase, Path], CaseResult]:
     """Waits as many seconds as the setting ``axis`` says."""
     noted: list[bool] = []

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from batch_helpers import MODEL, Case, cases, states, write_clicks, write_image
-from cluster_stub import segmenter_that_needs, sleeping_segmenter, starts_in
+from cluster_stub import not_here, segmenter_that_needs, sleeping_segmenter, starts_in
 
 from SPDSegmentLib.batch.cases import BatchModel
 from SPDSegmentLib.batch.report import read_row
@@ -97,7 +97,7 @@ def run_on(dask: Dask, folder: Path, listed: list[Case], seconds: float = 0.2, *
     client = cluster.connect(dask.address)
     try:
         dispatch = cluster.ClusterDispatch(client, make)
-        return BatchRun(make, folder, model, settings, dispatch=dispatch, **options)(listed)
+        return BatchRun(not_here, folder, model, settings, dispatch=dispatch, **options)(listed)
     finally:
         client.close()
 
@@ -215,7 +215,7 @@ def test_slurm_jobs_are_workers(tmp_path: Path, cases: list[Case], monkeypatch: 
     settings = BatchSettings(suffix=".nii.gz", axis="0.05")
     with dask.config.set(told), cluster.slurm_jobs(1) as client:
         dispatch = cluster.ClusterDispatch(client, sleeping_segmenter)
-        report = BatchRun(sleeping_segmenter, tmp_path / "out", MODEL, settings, dispatch=dispatch)(cases)
+        report = BatchRun(not_here, tmp_path / "out", MODEL, settings, dispatch=dispatch)(cases)
     assert set(states(report).values()) == {"done"}
     script = (commands / "sbatch.script").read_text(encoding="utf-8")
     assert "#SBATCH -p gpu" in script and "--nthreads 1" in script
