@@ -19,6 +19,7 @@ from SPDSegmentLib.errors import (
 )
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.limits import keep_freed_memory
+from SPDSegmentLib.inference.compiled import CompiledEncoder, compiling_is_on
 from SPDSegmentLib.inference.device_slices import upload
 from SPDSegmentLib.networks.saliency import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
@@ -102,6 +103,7 @@ class Engine:
         if device.type == "cpu":
             keep_freed_memory()
         self.model = model.to(device).prepare_for_inference(precision)
+        self.encoder = CompiledEncoder(self.model.encode)
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
@@ -131,7 +133,14 @@ class Engine:
     def encode(self, images: Tensor | np.ndarray) -> Tensor:
         """Embed (B, 1 or 3, S, S) slices in [0, 1]; (B, C, h, w) on the device, in the engine's precision."""
         batch = torch.as_tensor(images).to(self.device, self.precision)
-        return self.model.encode(batch)
+        return self.encoder(batch) if self.encoder.is_compiled else self.model.encode(batch)
+
+    def compile_encoder(self) -> None:
+        """Compile the encoder of a GPU in the background, once; see :mod:`SPDSegmentLib.inference.compiled`."""
+        if compiling_is_on(self.device):
+            channels = 3 if self.model.config.conditioned else 1
+            shape = (self.batch_size, channels, self.image_size, self.image_size)
+            self.encoder.begin(torch.rand(shape, device=self.device).to(self.precision))
 
     @torch.inference_mode()
     def with_context(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
 from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.inference.compiled import batch_for
 from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, ModelOnDevice, choose_device, choose_precision
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.session import Session
@@ -18,7 +19,7 @@ from SPDSegmentLib.prompts.config import PromptConfig
 if TYPE_CHECKING:
     from SPDSegmentLib.models.bundle import Bundle
 
-DEFAULT_BATCH = {"cpu": 4, "cuda": 32}
+CPU_BATCH = 4
 
 
 class Predictor(ModelOnDevice):
@@ -38,7 +39,7 @@ class Predictor(ModelOnDevice):
         Args:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
             precision: ``auto``, ``bfloat16`` or ``float32``.
-            batch_size: slices per encoder call, 0 for the device's default.
+            batch_size: slices per encoder call, 0 for what suits the device and its free memory.
             cache_bytes: embeddings of a volume that are kept between calls.
 
         Raises:
@@ -72,7 +73,7 @@ class Predictor(ModelOnDevice):
             model,
             chosen,
             choose_precision(precision, chosen),
-            batch_size or DEFAULT_BATCH[chosen.type],
+            batch_size or (CPU_BATCH if chosen.type == "cpu" else batch_for(chosen, network.image_size)),
             prompts.max_points,
             cache_bytes,
         )

@@ -144,6 +144,7 @@ class Session:
             notes += note_outside(fates) + note_unsupported(distillation, prompts)
             results = {t: result for t, (_, result) in self._slices.items()}
             notes += note_beyond(clicks.slice_index[inside], results.values())
+        self.predictor.engine.compile_encoder()
         slices = [results.get(t) or self._blank(t, SliceStatus.EMPTY) for t in range(self.stack.n_slices)]
         doubts = self._doubts(clicks, fates, slices) if rests_on_distillation(strategy) else []
         return SegmentationResult(

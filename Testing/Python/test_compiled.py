@@ -1,0 +1,136 @@
+"""The encoder is compiled in the background: it never waits, never changes a result, and can be switched off."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_speed import _masks
+from tiny_predictor import tiny_predictor, tube_volume
+from torch import Tensor
+
+from SPDSegmentLib.errors import OutOfMemory
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.inference import compiled
+from SPDSegmentLib.inference.compiled import CompiledEncoder, batch_for, compiling_is_on
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+class Compiler:
+    """Stands in for torch.compile: waits until it is let go, and counts the shapes that its product is given."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor] = lambda maps: maps) -> None:
+        self.may_go_on = threading.Event()
+        self.shapes: list[tuple[int, ...]] = []
+        self._change = change
+
+    def __call__(self, eager: Any, dynamic: bool) -> Any:
+        assert not dynamic and self.may_go_on.wait(30)
+
+        def fast(images: Tensor) -> Tensor:
+            self.shapes.append(tuple(images.shape))
+            return self._change(eager(images))
+
+        return fast
+
+
+def doubled(images: Tensor) -> Tensor:
+    return 2 * images
+
+
+def test_the_eager_encoder_serves_until_the_compiled_one_is_ready() -> None:
+    compiler, images = Compiler(), torch.rand(4, 1, 8, 8)
+    encoder = CompiledEncoder(doubled, compiler)
+    thread = encoder.begin(images)
+    assert thread is not None and encoder.begin(images) is None, "it is compiled once"
+    assert torch.equal(encoder(images), 2 * images) and not encoder.is_compiled and not compiler.shapes
+    compiler.may_go_on.set()
+    thread.join(30)
+    assert encoder.is_compiled
+
+
+def test_smaller_batches_are_filled_to_the_one_shape_and_larger_ones_go_the_eager_way() -> None:
+    compiler, images = Compiler(), torch.rand(9, 1, 8, 8)
+    encoder = CompiledEncoder(doubled, compiler)
+    compiler.may_go_on.set()
+    thread = encoder.begin(images[:4])
+    assert thread is not None
+    thread.join(30)
+    for count in (1, 3, 4, 9):
+        assert torch.equal(encoder(images[:count]), 2 * images[:count])
+    assert compiler.shapes == [(4, 1, 8, 8)] * 4, "the trial and three calls"
+
+
+@pytest.mark.parametrize("fault", ["fails to compile", "gives other numbers", "gives NaN"])
+def test_a_compiled_encoder_that_is_wrong_is_never_used(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    def change(maps: Tensor) -> Tensor:
+        if fault == "fails to compile":
+            raise AssertionError("no compiler")
+        return maps + 1 if fault == "gives other numbers" else maps * torch.nan
+
+    compiler, images = Compiler(change), torch.rand(4, 1, 8, 8)
+    encoder = CompiledEncoder(doubled, compiler)
+    compiler.may_go_on.set()
+    thread = encoder.begin(images)
+    assert thread is not None
+    thread.join(30)
+    assert not encoder.is_compiled and torch.equal(encoder(images), 2 * images)
+    assert "compiling it failed" in caplog.text
+
+
+def test_an_encoder_that_fails_later_gives_way_to_the_eager_one(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+
+    def change(maps: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("lost")
+        return maps
+
+    compiler, images = Compiler(change), torch.rand(4, 1, 8, 8)
+    encoder = CompiledEncoder(doubled, compiler)
+    compiler.may_go_on.set()
+    thread = encoder.begin(images)
+    assert thread is not None
+    thread.join(30)
+    assert encoder.is_compiled and torch.equal(encoder(images), 2 * images)
+    assert not encoder.is_compiled and "lost" in caplog.text
+
+
+def test_masks_are_the_same_whether_the_encoder_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, at = SliceStack(tube_volume(), "axial"), np.arange(4, 20, 3)
+    clicks = Clicks(at, np.column_stack((25.0 + at // 2, np.full(6, 30.0))), np.zeros(6, bool), tuple("abcdef"))
+    plain, compiler = _masks(tiny_predictor(), stack, clicks), Compiler()
+    predictor = tiny_predictor()
+    monkeypatch.setattr("SPDSegmentLib.inference.engine.compiling_is_on", lambda device: True)
+    predictor.engine.encoder = CompiledEncoder(predictor.engine.model.encode, compiler)
+    compiler.may_go_on.set()
+    first = _masks(predictor, stack, clicks)
+    thread = predictor.engine.encoder._thread
+    assert thread is not None, "compiling begins after a result"
+    thread.join(30)
+    later = _masks(predictor, stack, clicks)
+    assert np.array_equal(first, plain) and np.array_equal(later, plain)
+    assert set(compiler.shapes) == {(4, 1, 64, 64)} and len(compiler.shapes) > 1
+
+
+def test_only_a_gpu_s_encoder_is_compiled_and_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(compiled.SWITCH, raising=False)
+    assert compiling_is_on(GPU) and not compiling_is_on(CPU)
+    monkeypatch.setenv(compiled.SWITCH, "0")
+    assert not compiling_is_on(GPU)
+
+
+def test_the_batch_follows_the_free_memory_of_the_gpu() -> None:
+    assert batch_for(GPU, 256, lambda device: 80 << 30) == compiled.LARGEST_BATCH
+    assert batch_for(GPU, 256, lambda device: 4 << 30) == 16
+    assert batch_for(GPU, 512, lambda device: 4 << 30) == 4
+    with pytest.raises(OutOfMemory, match="has 1024 MB of free memory; the model needs 1152 MB") as raised:
+        batch_for(GPU, 256, lambda device: 1 << 30)
+    assert "choose the CPU" in raised.value.remedy
