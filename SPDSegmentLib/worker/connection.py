@@ -1,161 +1,38 @@
-"""The life of one worker process as the client sees it, from start to end, and of each request."""
+"""The life of one worker process as the client sees it, from start to end, and what it was told."""
 
 from __future__ import annotations
 
 import contextlib
-import enum
+import math
 import os
 import signal
-import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Protocol
 
-from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib import __version__
 
 from . import messages as m
 from .codec import decode_message, encode_message
 from .commands import Ending, WorkerCommand, log_tail
 from .health import CHECK_SECONDS, Heartbeat, family
-from .messages import EVENTS, Alive, Answer, Cancel, Event, Hello, HelloReply, Progress, SliceReady
 from .pipes import Buffers
 from .protocol import ContentError, FrameParser, decode_frame
+from .requests import ClientConfig, ModelChoice, Request
 from .transports import Transport
-
-
-@dataclass(frozen=True)
-class ClientConfig:
-    """Settings of a client.
-
-    Attributes:
-        start_seconds: how long a new worker may take to say hello.
-        cancel_seconds: after an urgent cancel, how long the worker may take to stop before it is killed.
-        close_seconds: how long a worker may take to end by itself when the client closes.
-        max_deaths: after how many deaths in a row no other worker is started.
-    """
-
-    start_seconds: float = 120.0
-    cancel_seconds: float = 0.9
-    close_seconds: float = 1.5
-    max_deaths: int = 3
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """The model that requests are answered with: a bundle's folder or name, device and precision."""
-
-    bundle: str
-    device: str = "auto"
-    precision: str = "auto"
-
-
-class RequestState(enum.Enum):
-    """Where a request stands."""
-
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """What the caller wants to hear; called on the thread that polls the client, never after ``on_finished``."""
-
-    on_slice: Callable[[SliceReady], None] | None = None
-    on_progress: Callable[[Progress], None] | None = None
-    on_finished: Callable[[Request], None] | None = None
-
-
-class Request:
-    """A request under way; finished exactly once.
-
-    Attributes:
-        request_id: number, ascending over the life of the client.
-        kind: the request message's kind.
-        volume_id: the volume it needs, or None.
-        state: see ``RequestState``.
-        progress: latest progress, or None.
-        slices: slices that have arrived, by slice index.
-        answer: the answer event once done, else None.
-        error: why it failed or was cancelled, else None.
-        begun: whether a worker has begun to work on it, as far as it could say so.
-        repeated: whether it was sent again because a worker ended before it had begun.
-    """
-
-    def __init__(self, request_id: int, kind: str, volume_id: str | None, callbacks: Callbacks) -> None:
-        self.request_id = request_id
-        self.kind = kind
-        self.volume_id = volume_id
-        self.state = RequestState.RUNNING
-        self.progress: Progress | None = None
-        self.slices: dict[int, SliceReady] = {}
-        self.answer: Answer | None = None
-        self.error: SPDError | None = None
-        self.begun = False
-        self.repeated = False
-        self._callbacks = callbacks
-
-    @property
-    def finished(self) -> bool:
-        """Whether it is done, failed or cancelled."""
-        return self.state is not RequestState.RUNNING
-
-    def result(self) -> Answer:
-        """Return the answer of a finished request.
-
-        Raises:
-            SPDError: the error with which it failed; Cancelled where it was cancelled.
-        """
-        if self.error is not None:
-            raise self.error
-        if self.answer is None:
-            raise SPDError(f"The request {self.kind!r} has not finished.")
-        return self.answer
-
-    def take_progress(self, progress: Progress) -> None:
-        """Note progress and tell the caller."""
-        self.progress = progress
-        if self._callbacks.on_progress is not None:
-            self._callbacks.on_progress(progress)
-
-    def take_slice(self, ready: SliceReady) -> None:
-        """Note a slice and tell the caller."""
-        self.slices[ready.slice_index] = ready
-        if self._callbacks.on_slice is not None:
-            self._callbacks.on_slice(ready)
-
-    def restart(self) -> None:
-        """Forget what arrived from a worker that is gone; the request is sent to the next one."""
-        self.progress = None
-        self.slices.clear()
-        self.begun = False
-
-    def finish(self, answer: Answer | None = None, error: SPDError | None = None) -> None:
-        """Set the outcome and tell the caller."""
-        if self.finished:
-            return
-        self.answer, self.error = answer, error
-        if error is None:
-            self.state = RequestState.DONE
-        else:
-            self.state = RequestState.CANCELLED if isinstance(error, Cancelled) else RequestState.FAILED
-        if self._callbacks.on_finished is not None:
-            self._callbacks.on_finished(self)
-
+from .volumes import VolumeSource
 
 PREAMBLE_BYTES = 1 << 16
 LOG_LINES = 200
 
 
-class ConnectionOwner(Protocol):
+class Listener(Protocol):
     """Who hears from a connection."""
 
-    def on_event(self, connection: Connection, event: Event) -> None:
+    def on_event(self, connection: Connection, event: m.Event) -> None:
         """An event arrived."""
 
-    def on_log_line(self, connection: Connection, line: str) -> None:
+    def on_log_line(self, line: str) -> None:
         """The worker wrote a line to its log."""
 
     def on_ended(self, connection: Connection, ending: Ending) -> None:
@@ -165,52 +42,80 @@ class ConnectionOwner(Protocol):
 class Connection:
     """One worker process from start to end; a broken stream, a missing hello or a missing sign of life ends it.
 
+    Args:
+        transport: the way to its process.
+        listener: told of its events, of the lines of its log and, as the last call, of its end.
+        config: settings.
+        ids: numbers for what it is sent.
+        clock: monotonic seconds.
+        has_requests: whether a request waits for it.
+
     Attributes:
         hello: the worker's answer to the greeting, or None so far.
-        model_sent: the model it was told to load, in the owner's own terms.
+        model_sent: the model it was told to load.
         volumes_sent: identifiers of the volumes it was sent.
         log_lines: last lines of its log.
         was_stopped: whether it was ended because it gave no sign of life.
-        serial: tells it from the owner's other connections.
-        waits: whether something is awaited from the worker, so that its signs of life are looked for.
+        implicit: models and volumes that it was sent for the sake of requests and has not answered, by their numbers.
+        owners: the requests for whose sake a model is loaded, by its number.
+        sessions: what the answers of segmentations rest on beside what was asked, by their numbers.
+        stopping: requests that were withdrawn and that it has not answered, with the time by which it must.
+        killed_for_cancel: whether it was ended because it did not stop in time.
     """
 
     def __init__(
         self,
         transport: Transport,
-        owner: ConnectionOwner,
-        *,
-        start_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
+        listener: Listener,
+        config: ClientConfig,
+        ids: Iterator[int],
+        clock: Callable[[], float],
+        has_requests: Callable[[], bool],
     ) -> None:
         self.transport = transport
-        self.hello: HelloReply | None = None
-        self.model_sent: Hashable = None
+        self.hello: m.HelloReply | None = None
+        self.model_sent: ModelChoice | None = None
         self.volumes_sent: set[str] = set()
         self.log_lines: deque[str] = deque(maxlen=LOG_LINES)
         self.ended = False
-        self.waits: Callable[[], bool] = lambda: False
-        self.serial = 0
         self.was_stopped = False
-        self._owner = owner
+        self.implicit: dict[int, m.LoadModel | m.OpenVolume] = {}
+        self.stopping: dict[int, float | None] = {}
+        self.killed_for_cancel = False
+        self.owners: dict[int, Request] = {}
+        self.sessions: dict[int, Hashable] = {}
+        self._serial = next(ids)
+        self._listener = listener
+        self._config = config
+        self._ids = ids
         self._clock = clock
+        self._has_requests = has_requests
         self._parser = FrameParser(preamble_bytes=PREAMBLE_BYTES)
-        self._events: deque[Event] = deque()
+        self._events: deque[m.Event] = deque()
         self._half_line = ""
         self._reason = ""
-        self._start_seconds = start_seconds
-        self._answer_due = clock() + start_seconds
+        self._answer_due = clock() + config.start_seconds
         self._heartbeat = Heartbeat(clock=clock)
         self._process_ids: list[int] = []
         self._waited = False
         self._check_due = 0.0
 
-    def start(self, command: WorkerCommand, hello_id: int) -> None:
+    @property
+    def waits(self) -> bool:
+        """Whether something is awaited from the worker, so that its signs of life are looked for."""
+        return bool(self._has_requests() or self.stopping or self.implicit)
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether a request was withdrawn urgently and has not stopped yet."""
+        return any(due is not None for due in self.stopping.values())
+
+    def start(self, command: WorkerCommand) -> None:
         """Start the process and greet it."""
-        self.send(Hello(hello_id, os.getpid()))
+        self.send(m.Hello(next(self._ids), os.getpid()))
         self.transport.start(command, self)
         if not self.ended:
-            self.transport.call_later(self._start_seconds, self.check_start)
+            self.transport.call_later(self._config.start_seconds, self.check_start)
             self.transport.call_later(CHECK_SECONDS, self._check_again)
 
     def send(self, message: m.Request, tag: Hashable = None) -> None:
@@ -226,28 +131,112 @@ class Connection:
         self.transport.outbox.put(frames, tag)
         self.transport.wake()
 
-    def send_cancel(self, request_id: int, *, urgent: bool) -> bool:
-        """Withdraw a request; return whether the worker has heard of it and will answer."""
-        if self.transport.outbox.discard(request_id):
+    def send_model(self, model: ModelChoice, owner: Request) -> None:
+        """Let it load a model, unless it was told; ``owner`` is the request that needs it."""
+        if self.model_sent != model:
+            message = m.LoadModel(next(self._ids), model.bundle, model.device, model.precision)
+            self.implicit[message.request_id] = message
+            self.owners[message.request_id] = owner
+            self.model_sent = model
+            self.send(message, tag=message.request_id)
+
+    def send_volume(self, source: VolumeSource) -> None:
+        """Let it hold a volume, unless it was sent."""
+        if source.volume_id not in self.volumes_sent:
+            request_id = next(self._ids)
+            self.implicit[request_id] = source.announcement(request_id)
+            self.volumes_sent.add(source.volume_id)
+            self.send_frames(source.frames(request_id), tag=("volume", source.volume_id))
+
+    def close_volume(self, volume_id: str) -> None:
+        """Let it forget a volume, if it was sent."""
+        if volume_id in self.volumes_sent:
+            self.forget_volume(volume_id)
+            self.send(m.CloseVolume(volume_id))
+
+    def forget_volume(self, volume_id: str) -> None:
+        """The worker does not hold it any more: what of it was not sent yet is not sent."""
+        self.volumes_sent.discard(volume_id)
+        self.transport.outbox.discard(("volume", volume_id))
+
+    def begin_session(self, request_id: int) -> Hashable:
+        """Return what the answer to a segmentation depends on beside its own content: worker and model."""
+        session = self.sessions[request_id] = (self._serial, self.model_sent)
+        return session
+
+    def settle(self, event: m.Answer) -> bool:
+        """Take an answer that no request waits for; return whether it was one."""
+        request_id = event.request_id
+        if request_id in self.stopping:
+            del self.stopping[request_id]
+        elif request_id in self.implicit:
+            message = self.implicit.pop(request_id)
+            self.owners.pop(request_id, None)
+            if isinstance(event, m.Failed) and isinstance(message, m.LoadModel):
+                self.model_sent = None
+            elif isinstance(event, m.Failed) and isinstance(message, m.OpenVolume):
+                self.forget_volume(message.volume_id)
+        else:
             return False
-        self.transport.outbox.put_urgent(encode_message(Cancel(request_id, urgent)))
-        self.transport.wake()
         return True
+
+    def withdraw(self, request_id: int, *, urgent: bool) -> None:
+        """Stop a request; with ``urgent``, end the worker where it does not within ``cancel_seconds``."""
+        if self.transport.outbox.discard(request_id):
+            return
+        self.transport.outbox.put_urgent(encode_message(m.Cancel(request_id, urgent)))
+        self.transport.wake()
+        self.stopping[request_id] = self._clock() + self._config.cancel_seconds if urgent else None
+        if urgent:
+            self.transport.call_later(self._config.cancel_seconds + 0.01, self.check_deadlines)
+
+    def hurry(self) -> None:
+        """Let whatever was withdrawn stop at once, and with nothing else to do the loading of a model too."""
+        for request_id in [request_id for request_id, due in self.stopping.items() if due is None]:
+            self.withdraw(request_id, urgent=True)
+        if self._has_requests():
+            return
+        for request_id in [n for n, message in self.implicit.items() if isinstance(message, m.LoadModel)]:
+            del self.implicit[request_id]
+            self.model_sent = None
+            self.withdraw(request_id, urgent=True)
+
+    def check_deadlines(self) -> None:
+        """End a process that has not stopped in time, or not said hello."""
+        now = self._clock()
+        if not self.killed_for_cancel and any(due is not None and due <= now for due in self.stopping.values()):
+            self.killed_for_cancel = True
+            self.abort("it did not stop in time after a cancel")
+        self.check_start()
+
+    def poll(self, timeout: float) -> None:
+        """Take in what has arrived, wait up to ``timeout`` seconds for something, and look at its health."""
+        self.check_deadlines()
+        if not self.ended:
+            self.transport.poll(min(timeout, self._patience()))
+            self.check_alive()
+            self.check_deadlines()
+
+    def _patience(self) -> float:
+        """Seconds until something must be looked at."""
+        now = self._clock()
+        limits = [due - now for due in self.stopping.values() if due is not None]
+        if self.hello is None:
+            limits.append(self._answer_due - now)
+        if self.waits:
+            limits.append(CHECK_SECONDS)
+        return max(0.0, min(limits, default=math.inf))
 
     def check_start(self) -> None:
         """End a process that has not said hello in time."""
         if not self.ended and self.hello is None and self._clock() >= self._answer_due:
-            self.abort(f"it did not answer within {self._start_seconds:g} s")
-
-    def start_seconds_left(self) -> float | None:
-        """Return how long the hello may still take, or None once it came."""
-        return None if self.hello is not None else max(0.0, self._answer_due - self._clock())
+            self.abort(f"it did not answer within {self._config.start_seconds:g} s")
 
     def check_alive(self) -> None:
         """End a process from which something is awaited and that was stopped or hangs."""
         if self.ended or self._reason:
             return
-        waited, self._waited = self._waited, self.waits()
+        waited, self._waited = self._waited, self.waits
         now = self._clock()
         if not self._waited or (waited and now < self._check_due):
             return
@@ -272,12 +261,13 @@ class Connection:
                 os.kill(self.hello.process_id, getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def close_input(self) -> None:
-        """Let the process end by itself."""
+        """Let the process end by itself; where an event loop runs, it is killed when it has not in time."""
         self.transport.close_input()
+        self.transport.call_later(self._config.close_seconds, lambda: None if self.ended else self.transport.kill())
 
-    def wait_gone(self, seconds: float) -> None:
+    def wait_gone(self) -> None:
         """Wait until the process has ended, and kill it when it has not in time."""
-        for patience in (seconds, 1.0):
+        for patience in (self._config.close_seconds, 1.0):
             until = self._clock() + patience
             while not self.ended and self._clock() < until:
                 self.transport.poll(0.05)
@@ -295,7 +285,7 @@ class Connection:
         self._heartbeat.hear()
         for raw in self._parser.feed(data):
             try:
-                self._events.append(decode_message(decode_frame(raw), EVENTS))
+                self._events.append(decode_message(decode_frame(raw), m.EVENTS))
             except ContentError as error:
                 self.abort(f"it sent something that cannot be read: {error}")
                 return
@@ -319,7 +309,7 @@ class Connection:
         self._half_line = self._half_line[-4096:]
         for line in lines:
             self.log_lines.append(line.rstrip("\r"))
-            self._owner.on_log_line(self, line.rstrip("\r"))
+            self._listener.on_log_line(line.rstrip("\r"))
 
     def on_ended(self, code: int | None, reason: str) -> None:
         """Note that the process is gone."""
@@ -329,7 +319,7 @@ class Connection:
         if self._half_line:
             self.log_lines.append(self._half_line)
         launched = self.hello is not None and self._process_ids[:1] != [self.hello.process_id]
-        self._owner.on_ended(self, Ending(code, self._reason or reason, log_tail(self.log_lines), launched))
+        self._listener.on_ended(self, Ending(code, self._reason or reason, log_tail(self.log_lines), launched))
 
     @property
     def _is_here(self) -> bool:
@@ -342,11 +332,14 @@ class Connection:
             self.check_alive()
             self.transport.call_later(CHECK_SECONDS, self._check_again)
 
-    def _tell(self, event: Event) -> None:
-        if isinstance(event, HelloReply) and self.hello is None:
+    def _tell(self, event: m.Event) -> None:
+        if isinstance(event, m.HelloReply) and self.hello is None:
             self.hello = event
             launcher = self.transport.process_id
             self._process_ids = family(launcher) if launcher is not None else []
-        if isinstance(event, Alive):
+            if event.library_version != __version__:
+                told = f"The worker is of version {event.library_version}, this program of {__version__}."
+                self._listener.on_log_line(f"{told} Install the same version on both sides.")
+        if isinstance(event, m.Alive):
             self._heartbeat.be_patient(event.silent_seconds)
-        self._owner.on_event(self, event)
+        self._listener.on_event(self, event)

@@ -27,8 +27,9 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, DependencyMissing, ModelMissing, OutOfMemory, SPDError
 from SPDSegmentLib.geometry.markups import Markup
 from SPDSegmentLib.worker import messages as m
-from SPDSegmentLib.worker.client import Callbacks, ModelChoice, RequestState
+from SPDSegmentLib.worker.client import Callbacks, ModelChoice
 from SPDSegmentLib.worker.payloads import unpack_mask
+from SPDSegmentLib.worker.requests import RequestState
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -73,7 +74,7 @@ def test_fates_come_with_their_place_in_millimeters(transport: str) -> None:
 def test_model_and_volume_are_sent_once_and_clicks_many_times(transport: str) -> None:
     with driver(transport) as d:
         d.segment()
-        connection = d.client._broker.connection
+        connection = d.client.connection
         assert connection is not None
         sent: list[object] = []
         put = connection.transport.outbox.put
@@ -286,7 +287,7 @@ def test_a_worker_of_another_version_is_said(transport: str, monkeypatch: pytest
         d.segment()
         assert not any("version" in said for said in d.logs)
     d = Driver(transport)
-    monkeypatch.setattr("SPDSegmentLib.worker.broker.__version__", "9.9")
+    monkeypatch.setattr("SPDSegmentLib.worker.connection.__version__", "9.9")
     d.result(d.client.status())
     d.client.close()
     assert any(f"is of version {__version__}, this program of 9.9" in said for said in d.logs)

@@ -9,7 +9,8 @@ import pytest
 from worker_drivers import AFFINE, SHAPE, TRANSPORTS, Driver, children, driver, limit, line, volume_array
 
 from SPDSegmentLib.errors import Cancelled
-from SPDSegmentLib.worker.client import Callbacks, Request, RequestState
+from SPDSegmentLib.worker.client import Callbacks, Request
+from SPDSegmentLib.worker.requests import RequestState
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 

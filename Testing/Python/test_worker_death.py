@@ -12,8 +12,9 @@ import pytest
 from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, children, driver, limit, line, volume_array
 
 from SPDSegmentLib.errors import WorkerDied
-from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request, RequestState
+from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request
 from SPDSegmentLib.worker.commands import WorkerCommand, describe_exit, local_command, parse_command
+from SPDSegmentLib.worker.requests import RequestState
 from SPDSegmentLib.worker.transports import QProcessTransport
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
@@ -174,7 +175,7 @@ def test_requests_that_no_worker_can_serve_all_fail_once(transport: str) -> None
         requests = [d.client.saliency("volume", t, callbacks=callbacks) for t in range(4)]
         d.until(lambda: len(finished) == 4)
         assert all(request.state is RequestState.FAILED for request in requests)
-        assert d.client.deaths <= d.client._broker.config.max_deaths
+        assert d.client.deaths <= d.client.config.max_deaths
 
 
 def test_a_request_made_when_told_of_the_death_is_served(transport: str) -> None:

@@ -16,9 +16,10 @@ from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, child
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.worker import messages as m
-from SPDSegmentLib.worker.client import ModelChoice, RequestState
+from SPDSegmentLib.worker.client import ModelChoice
 from SPDSegmentLib.worker.codec import decode_message, encode_message
 from SPDSegmentLib.worker.protocol import FrameParser, decode_frame
+from SPDSegmentLib.worker.requests import RequestState
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -234,7 +235,7 @@ def test_a_process_object_that_is_deleted_ends_its_worker_without_a_traceback(
         monkeypatch.setattr(sys, "excepthook", lambda *error: raised.append(error))
         request = d.client.segment("volume", [line()])
         d.until(lambda: d.client.hello is not None)
-        connection: Any = d.client._broker.connection
+        connection: Any = d.client.connection
         shiboken6.delete(connection.transport._process)
         QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
         assert children() == []

@@ -112,9 +112,9 @@ def test_saliency_after_a_segmentation(worker: Driver) -> None:
 def test_a_warm_worker_has_loaded_the_model_before_the_first_segmentation(worker: Driver, bundle: Path) -> None:
     assert not worker.client.running
     worker.result(worker.client.warm_up())
-    broker = worker.client._broker
-    assert broker.connection is not None and broker.connection.model_sent == worker.client.model
-    worker.until(lambda: not broker._implicit)
+    connection = worker.client.connection
+    assert connection is not None and connection.model_sent == worker.client.model
+    worker.until(lambda: not connection.implicit)
     process, seen = worker.client.process_id, []
     request = worker.client.segment("volume", [line()], callbacks=Callbacks(on_progress=lambda p: seen.append(p.stage)))
     worker.result(request)

@@ -87,7 +87,7 @@ def shared_driver(transport: str, bundle: str = "fake") -> Iterator[Driver]:
     try:
         yield d
     finally:
-        for volume_id in list(d.client._broker.volumes):
+        for volume_id in list(d.client.volumes):
             d.client.close_volume(volume_id)
         d.until(lambda: not d.client.busy)
 

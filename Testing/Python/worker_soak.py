@@ -123,7 +123,7 @@ def sending(transport: str, shape: tuple[int, int, int] = (300, 512, 512)) -> Se
             thread, started = time.thread_time(), time.monotonic()
             d.client.saliency("large", 0)
             submit, calls[0] = time.monotonic() - started, time.thread_time() - thread
-            arrived = d.until(lambda: not d.client._broker._implicit)
+            arrived = d.until(lambda: d.client.connection is None or not d.client.connection.implicit)
     return Sending(array.nbytes / 2**20, submit, max(calls), sum(calls), arrived)
 
 
