@@ -19,12 +19,13 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, well_formed
 from SPDSegmentLib.files import check_output, write_json
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
+from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
 from SPDSegmentLib.geometry.labelmap import check_mask_output, write_labelmap
 from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, are_numbers, insist_on, list_of, markups_of
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, volume_of
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for, find_bundle
-from SPDSegmentLib.models.fit import doubts_of_image
+from SPDSegmentLib.models.fit import fit_of_image
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -197,7 +198,8 @@ def segment(
         check_mask_output(output, volume)
     stack = SliceStack(volume, axis or bundle.info.slicing_axis)
     clicks = clicks_from_markups(markups, stack)
-    doubts = tuple(doubts_of_image(bundle.info, stack, clicks))
+    check_values(volume.array, IntensityConfig.from_dict(bundle.info.normalization), volume.name)
+    doubts = tuple(fit_of_image(bundle.info, stack, clicks))
     for doubt in doubts:
         on_note(doubt)
     session = _loaded(model, bundle, device).predictor.open(stack)

@@ -13,7 +13,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.files import user_path
 from SPDSegmentLib.models.bundle import Bundle, find_bundle
-from SPDSegmentLib.models.bundle_info import terminology_entry
+from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 from SPDSegmentLib.models.storage import sha256_of
 
 NEEDED = ("name", "image", "points")
@@ -233,6 +233,7 @@ class BatchModel:
         structure: name of the segment; color: red, green, blue in [0, 1]; terminology: Slicer's entry, or empty.
         axis: slicing plane that it was trained on.
         digest: stands for everything in it that changes a mask.
+        info: its description, where this machine has it.
     """
 
     key: str
@@ -242,13 +243,15 @@ class BatchModel:
     terminology: str = ""
     axis: str = "auto"
     digest: str = ""
+    info: BundleInfo | None = field(default=None, compare=False, repr=False)
 
 
 def batch_model(bundle: Bundle) -> BatchModel:
     """A bundle of this machine."""
     info, digest = bundle.info, _digest_of(bundle)
     codes = info.terminology or terminology_entry(info.structure)
-    return BatchModel(str(bundle.folder), info.name, info.structure, info.color, codes, info.slicing_axis, digest)
+    axis = info.slicing_axis
+    return BatchModel(str(bundle.folder), info.name, info.structure, info.color, codes, axis, digest, info)
 
 
 def model_digest(name: str) -> str:

@@ -18,6 +18,7 @@ from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, measure
 from SPDSegmentLib.geometry.markups import Markup, insist_on, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
+from SPDSegmentLib.models.fit import fit_of_image
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY
 from SPDSegmentLib.prompts.fates import Fate, SliceStatus, best_fates, review
 from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
@@ -89,6 +90,7 @@ class CaseSegmenter:
     Args:
         client: of the worker; all calls come from the thread that uses this object.
         stopped: polled; true cancels the case under way.
+        on_note: told, before a case is segmented, why its image may not be of the model's kind.
     """
 
     def __init__(
@@ -97,11 +99,13 @@ class CaseSegmenter:
         model: BatchModel,
         settings: BatchSettings,
         stopped: Callable[[], bool] = lambda: False,
+        on_note: Callable[[str], object] = lambda note: None,
     ) -> None:
         self._client = client
         self._model = model
         self._settings = settings
         self._stopped = stopped
+        self._on_note = on_note
 
     def __call__(self, case: BatchCase, output: Path) -> CaseResult:
         """Segment a case; nothing is written yet, but that ``output`` can be is found out first.
@@ -115,8 +119,11 @@ class CaseSegmenter:
         axis = self._settings.axis or self._model.axis
         stack = SliceStack(volume, axis)
         markups = _named(insist_on(read_markups(case.points), self._settings.insist))
-        clicks_from_markups(markups, stack)
+        clicks = clicks_from_markups(markups, stack)
         check_mask_output(output, volume)
+        doubts = fit_of_image(self._model.info, stack, clicks) if self._model.info is not None else []
+        if doubts:
+            self._on_note(f"{case.name}: {' '.join(doubts)}")
         self._client.reset()  # workers that died on other cases do not count
         self._client.set_model(ModelChoice(self._model.key, self._settings.device))
         name = f"batch {next(_numbers)}"

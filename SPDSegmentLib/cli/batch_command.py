@@ -115,7 +115,7 @@ def batch(
     with contextlib.ExitStack() as clients, show_training(True) as bar:
 
         def make_segmenter(stopped: Callable[[], bool]) -> CaseSegmenter:
-            return CaseSegmenter(clients.enter_context(WorkerClient()), chosen, settings, stopped)
+            return CaseSegmenter(clients.enter_context(WorkerClient()), chosen, settings, stopped, bar.say)
 
         def show(done: int, total: int, row: dict[str, Any]) -> None:
             rows.append(row)

@@ -28,7 +28,6 @@ from SPDSegmentLib.inference.results import (
     note_outside,
     note_unsupported,
 )
-from SPDSegmentLib.models.bundle import list_bundles
 from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY
 from SPDSegmentLib.prompts.distillation import Distillation, SlicePrompts, consensus_of_slice
@@ -208,8 +207,7 @@ class Session:
         of_result = doubts_of_result(info, self.stack, clicks, own, np.array([s.pixels for s in slices]))
         if not (of_image or of_result):
             return []
-        installed = [bundle.info for bundle in list_bundles()]
-        return [*of_image, *of_result, better_model(info, self.stack, clicks, installed, not of_image)]
+        return [*of_image, *of_result, better_model(info, self.stack, clicks, unrecognized=not of_image)]
 
     def _place_window(self, xy: np.ndarray, anchor_xy: tuple[float, float] | None = None) -> list[str]:
         self._features.place_window(xy, anchor_xy)

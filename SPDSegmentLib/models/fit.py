@@ -21,6 +21,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values, intensity_range, looks_like_ct, normalize
+from SPDSegmentLib.models.bundle import list_bundles
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.centerline import Clicks
@@ -65,7 +66,20 @@ def intensity_facts(
     return IntensityFacts(float((values >= 1).mean()), float((values <= 0).mean()), float(np.median(values)))
 
 
-def doubts_of_image(info: BundleInfo, stack: SliceStack, clicks: Clicks) -> list[str]:
+def fit_of_image(info: BundleInfo, stack: SliceStack, clicks: Clicks | None = None) -> list[str]:
+    """Sentences for a person before a run: why an image does not fit, and the better installed model; none if it does.
+
+    Values that the model refuses are among the reasons. Without clicks the brightness around them is not looked at.
+    """
+    try:
+        check_values(stack.array, IntensityConfig.from_dict(info.normalization), stack.volume.name)
+        doubts = doubts_of_image(info, stack, clicks)
+    except SPDError as error:
+        doubts = [error.sentence]
+    return [*doubts, better_model(info, stack, clicks)] if doubts else []
+
+
+def doubts_of_image(info: BundleInfo, stack: SliceStack, clicks: Clicks | None) -> list[str]:
     """Sentences on why an image is not of the kind that the model was trained on; none where it is."""
     doubts = [*_modality(info, stack.array), *_geometry(info, stack)]
     if not doubts:
@@ -99,14 +113,21 @@ def doubts_of_result(
 
 
 def better_model(
-    info: BundleInfo, stack: SliceStack, clicks: Clicks, installed: Sequence[BundleInfo], unrecognized: bool = False
+    info: BundleInfo,
+    stack: SliceStack,
+    clicks: Clicks | None,
+    installed: Sequence[BundleInfo] | None = None,
+    unrecognized: bool = False,
 ) -> str:
     """A sentence that names the installed model that fits an image better, or says that there is none.
 
     Args:
+        installed: to choose from; None for the bundles of this machine.
         unrecognized: the image fits, and the model does not recognize the structure: only a model for any structure is
             better.
     """
+    if installed is None:
+        installed = [bundle.info for bundle in list_bundles()]
     others = [other for other in installed if other.name != info.name and _accepts(other, stack, clicks)]
     general = [other for other in others if is_general(other)]
     same = [other for other in others if other.structure == info.structure]
@@ -124,7 +145,7 @@ def is_general(info: BundleInfo) -> bool:
     return info.structure.lower().split()[0] == GENERAL
 
 
-def _accepts(info: BundleInfo, stack: SliceStack, clicks: Clicks) -> bool:
+def _accepts(info: BundleInfo, stack: SliceStack, clicks: Clicks | None) -> bool:
     """Whether a model has no doubt about an image; its own slicing plane is taken for granted."""
     try:
         check_values(stack.array, IntensityConfig.from_dict(info.normalization))
@@ -166,10 +187,10 @@ def _spacing(info: BundleInfo, stack: SliceStack) -> list[str]:
     return doubts
 
 
-def _intensities(info: BundleInfo, stack: SliceStack, clicks: Clicks) -> list[str]:
+def _intensities(info: BundleInfo, stack: SliceStack, clicks: Clicks | None) -> list[str]:
     names = ("bright_share", "dark_share", "middle")
     known = {name: _range(info, name) for name in names}
-    if clicks.outside.all() or not any(known.values()):
+    if clicks is None or clicks.outside.all() or not any(known.values()):
         return []
     facts = intensity_facts(stack, clicks, info.normalization, info.fov_mm)
     words = {

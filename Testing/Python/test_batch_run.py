@@ -207,6 +207,16 @@ def test_how_a_case_is_segmented_is_said_as_to_the_command_for_one(
     assert (row["image"], row["points"]) == (str(folder), cases[0][2])
 
 
+def test_an_image_that_does_not_fit_is_said_before_the_case_runs(cases: list[Case], tmp_path: Path) -> None:
+    tiny_bundle(SimpleNamespace(model=tmp_path / "model"))
+    table = tmp_path / "cases.csv"
+    table.write_text(f"name,image,points\n{','.join(cases[0])}\n", encoding="utf-8")
+    words = ["batch", table, "-m", tmp_path / "model", "-o", tmp_path / "out", "--axis", "coronal"]
+    result = CliRunner().invoke(build_app(), [str(word) for word in words])
+    said = "a: The image is cut into coronal slices; the model tiny-test was trained on axial ones."
+    assert result.exit_code == MUST_LOOK and 0 <= result.stderr.find(said) < result.stderr.find("must be looked at")
+
+
 def test_an_unknown_click_to_insist_on_or_series_fails_the_case_with_a_sentence(
     run: Run, cases: list[Case], tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.models.bundle_info import BundleInfo, parse_info, read_info
-from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
+from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result, fit_of_image
 from SPDSegmentLib.prompts.fates import Fate, PointFate
 
 SHIPPED = Path(__file__).resolve().parents[2] / "Resources" / "Models"
@@ -132,6 +132,32 @@ def test_the_better_installed_model_is_named() -> None:
     assert "No installed model" in better_model(HIPPOCAMPUS, *ct, [HIPPOCAMPUS, KIDNEY])
     assert "any-structure" in better_model(KIDNEY, *mr, [*installed, GENERAL], unrecognized=True)
     assert "Insist" in better_model(KIDNEY, *mr, installed, unrecognized=True)
+
+
+@pytest.mark.parametrize(
+    ("info", "image", "axis", "reason", "way_out"),
+    [
+        (KIDNEY, like_ct(), "axial", "looks like CT", "esophagus-ct"),
+        (ESOPHAGUS, like_mr(), "axial", "Hounsfield", "kidney-mr"),
+        (ESOPHAGUS, like_ct(shift=1024), "axial", "Hounsfield", ""),
+        (ESOPHAGUS, like_ct(scale=255 / 1100, shift=232), "axial", "Hounsfield", ""),
+        (ESOPHAGUS, like_ct(scale=1 / 1100, shift=0.91), "axial", "Hounsfield", ""),
+        (KIDNEY, like_mr((1.0, 1.0, 1.0)), "axial", "Check the spacing", ""),
+        (KIDNEY, like_mr((0.00125, 0.00125, 0.0077)), "axial", "Check the spacing", ""),
+        (ESOPHAGUS, like_ct((1.0, 1.0, 1.0)), "axial", "Check the spacing", ""),
+        (KIDNEY, like_mr(), "coronal", "axial ones", ""),
+    ],
+)
+def test_without_a_click_or_torch_a_bad_fit_is_said_with_the_way_out(
+    info: BundleInfo, image: Volume, axis: str, reason: str, way_out: str
+) -> None:
+    said = fit_of_image(info, SliceStack(image, axis))
+    assert len(said) >= 2 and reason in " ".join(said[:-1]) and way_out in said[-1]
+    assert "model" in said[-1].lower()
+
+
+def test_nothing_is_said_of_an_image_that_fits() -> None:
+    assert fit_of_image(KIDNEY, *clicked(like_mr())) == fit_of_image(ESOPHAGUS, *clicked(like_ct())) == []
 
 
 def test_a_bundle_without_the_table_is_doubted_by_modality_and_plane_alone() -> None:

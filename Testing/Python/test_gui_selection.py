@@ -175,3 +175,20 @@ def test_without_a_shown_editor_a_run_writes_all_the_same(host: Any) -> None:
     job = press_segment(loaded)
     host.wait_until(lambda: job.finished)
     assert mask_of(loaded).shape == SHAPE and mask_of(loaded).any()
+
+
+def test_a_volume_that_does_not_fit_the_model_is_said_before_the_run(host: Any) -> None:
+    import slicer
+
+    volume = add_volume(host)
+    loaded = load(host)
+    state, status = state_of(loaded), loaded.ui.statusLabel
+    assert "kidney-mr" not in status.text
+    state.model = "kidney-mr"
+    loaded.widget.panel.refresh()
+    assert "the model kidney-mr was trained on" in status.text and "Place clicks" in status.text
+    array = np.full(SHAPE, -1000, dtype=np.int16)
+    array[:, 5:15, 5:15] = 40
+    slicer.util.updateVolumeFromArray(volume, array)
+    loaded.widget.panel.refresh()
+    assert "looks like CT" in status.text

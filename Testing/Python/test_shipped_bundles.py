@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from typer.testing import CliRunner
 
+from SPDSegmentLib.cli.app import build_app
+from SPDSegmentLib.errors import MUST_LOOK
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.geometry.centerline import Clicks, clicks_from_markups
 from SPDSegmentLib.geometry.labelmap import read_labelmap
-from SPDSegmentLib.geometry.markups import read_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup, read_markups, write_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, read_volume
 from SPDSegmentLib.inference.predictor import Predictor
@@ -21,6 +25,7 @@ from SPDSegmentLib.models.bundle import list_bundles, read_bundle
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "Resources" / "SampleData" / "kidney-mr"
 KIDNEY = REPOSITORY / "Resources" / "Models" / "kidney-mr"
+SPLEEN = 4
 EXPECTED_DICE = (0.90, 0.97)
 
 
@@ -66,6 +71,32 @@ def test_moving_one_click_on_the_sample_leaves_all_other_slices_bit_identical(se
     others = [t for t in range(session.stack.n_slices) if t not in reach]
     assert set(after.recomputed) == reach and after.encoded == 0
     assert np.array_equal(before.mask[others], after.mask[others])
+
+
+def test_a_spleen_that_was_clicked_for_the_kidney_model_is_no_plain_success(
+    lite_medsam: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    image, labels = (sitk.ReadImage(str(shared_data / f"chaos_t2spir/chaos_01_{n}.nii.gz")) for n in ("image", "label"))
+    kji = np.argwhere(sitk.GetArrayViewFromImage(labels) == SPLEEN)
+    middle = int(np.median(kji[:, 0]))
+    sitk.WriteImage(image[:, :, middle - 2 : middle + 3], str(tmp_path / "image.nii.gz"))
+    centers = [kji[kji[:, 0] == k].mean(axis=0)[::-1].tolist() for k in range(middle - 2, middle + 3)]
+    places = [np.multiply(labels.TransformContinuousIndexToPhysicalPoint(ijk), (-1, -1, 1)) for ijk in centers]
+    clicks = tuple(ControlPoint(str(n), "", tuple(place.tolist())) for n, place in enumerate(places))
+    write_markups(tmp_path / "clicks.mrk.json", [Markup("spleen", "Fiducial", clicks)])
+    words = [
+        "-i",
+        tmp_path / "image.nii.gz",
+        "-p",
+        tmp_path / "clicks.mrk.json",
+        "-m",
+        KIDNEY,
+        "-o",
+        tmp_path / "m.nrrd",
+    ]
+    result = CliRunner().invoke(build_app(), ["segment", "--device", "cpu", *map(str, words)])
+    assert result.exit_code == MUST_LOOK == 6
+    assert "5 clicks were rejected" in result.stderr and "look at it before you use it" in result.stderr
 
 
 def test_without_the_method_the_same_clicks_give_a_worse_mask(

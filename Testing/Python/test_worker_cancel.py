@@ -61,8 +61,8 @@ def test_cancel_ends_a_worker_that_cannot_stop_and_counts_no_death(transport: st
 def test_cancel_ends_a_worker_that_does_not_even_listen(transport: str) -> None:
     with driver(transport, "fake?hold=20") as d:
         request = d.client.segment("volume", [line()])
-        d.until(lambda: d.result(d.client.status()).running is not None if d.client.hello is None else True)
-        time.sleep(0.3)
+        d.until(lambda: request.begun and d.client.connection is not None and not d.client.connection.implicit)
+        time.sleep(limit(0.3))
         assert _cancel(d, request) < limit(1.1)
         d.until(lambda: children() == [], seconds=limit(1.0))
         assert d.client.deaths == 0

@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.errors import SPDError
+from SPDSegmentLib.models.fit import fit_of_image
 
 from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, listModels
 from ..scene.centerlines import centerlinesOfScene, checkClicks
@@ -33,6 +34,7 @@ class InputsSection(VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.ui = ui
         self.models: list[ModelEntry] = []
+        self._doubts = (("", ""), "")  # of volume and model
         self.extraModels: list[ModelEntry] = []
         self._state = state
         self._changed = changed
@@ -113,6 +115,17 @@ class InputsSection(VTKObservationMixin):
         if self._state().model or self.model is None:
             return ""
         return _("{model} was chosen by the names of volume and clicks.").format(model=self.model.title)
+
+    def doubts(self) -> str:
+        """Return why the volume may not be of the model's kind, and the better model; empty where it fits."""
+        view = self.currentView()
+        if view is None or view.model.info is None:
+            return ""
+        snapshot = view.snapshot()
+        known = (snapshot.volumeId, view.model.key)
+        if self._doubts[0] != known:
+            self._doubts = known, " ".join(fit_of_image(view.model.info, snapshot.stack))
+        return self._doubts[1]
 
     def currentView(self) -> VolumeView | None:
         """Return volume and model as chosen, or None where one is missing or cannot be used."""

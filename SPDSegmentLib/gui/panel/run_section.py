@@ -57,7 +57,8 @@ class RunSection:
         self.ui.liveUpdateCheck.checked = self._state().liveUpdate
         if not self.isRunning:
             self.ui.progressBar.setVisible(False)
-            self.ui.statusLabel.text = self._message or reason or self._inputs.note()
+            said = (self._inputs.doubts(), reason or self._inputs.note())
+            self.ui.statusLabel.text = self._message or "\n".join(filter(None, said))
 
     def start(self, *, everywhere: bool = False) -> SegmentationJob | None:
         """Start a job with the present settings; a problem is shown, not raised.

@@ -38,6 +38,7 @@ class ModelEntry:
         axis: slicing axis that it was trained on.
         card: Markdown of the model card.
         modality: CT, MR or another DICOM modality, or empty.
+        info: what the bundle says of itself, where it is on this machine.
     """
 
     key: str
@@ -49,6 +50,7 @@ class ModelEntry:
     axis: str = "auto"
     card: str = ""
     modality: str = ""
+    info: BundleInfo | None = field(default=None, compare=False, repr=False)
 
 
 def listModels() -> list[ModelEntry]:
@@ -108,6 +110,7 @@ def _entry(bundle: Bundle) -> ModelEntry:
         info.slicing_axis,
         bundle.card,
         info.modality,
+        info,
     )
 
 
