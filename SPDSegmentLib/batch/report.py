@@ -17,8 +17,9 @@ from SPDSegmentLib.models.storage import sha256_of
 
 COLUMNS = (
     "case", "state", "error", "notes", "seconds", "volume_ml", "length_mm", "mean_diameter_mm", "largest_diameter_mm",
-    "voxels", "quality", "doubtful_slices", "clicks_kept", "clicks_insisted", "clicks_borrowed", "clicks_rejected",
-    "clicks_outside", "points_synthesized", "output", "model", "device", "image", "points",
+    "voxels", "quality", "dice", "dice_at_least", "doubtful_slices", "clicks_kept", "clicks_insisted",
+    "clicks_borrowed", "clicks_rejected", "clicks_outside", "points_synthesized", "output", "model", "device", "image",
+    "points",
 )  # fmt: skip
 ROW_SUFFIX = ".case.json"
 REPORT_NAME = "report"

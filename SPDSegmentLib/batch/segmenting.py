@@ -172,6 +172,7 @@ class CaseSegmenter:
                     [(fate.slice_index, fate.fate) for fate in fates if fate.click_id],
                 ).doubtful
             ),
+            **_promised(answer.report.get("quality")),
             **dict.fromkeys(_COUNTED.values(), 0),
             **{_COUNTED[fate]: count for fate, count in Counter(fate.fate for fate in fates).items()},
             "device": answer.device,
@@ -210,6 +211,15 @@ def _figures(mask: np.ndarray, stack: SliceStack, slices: dict[int, SliceReady])
         "voxels": int(box.sum()),
         "quality": round(sum(qualities) / len(qualities), 3) if qualities else "",
     }
+
+
+def _promised(quality: Any) -> dict[str, Any]:
+    """Predicted Dice and its lower bound, or why there is none, of what the worker reports."""
+    if not isinstance(quality, dict):
+        return {"dice": "", "dice_at_least": ""}
+    bound = quality["at_least"]
+    missing = "too few patients" if quality["patients"] else "not calibrated"
+    return {"dice": round(quality["predicted_dice"], 3), "dice_at_least": missing if bound is None else round(bound, 3)}
 
 
 def _cropped(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:

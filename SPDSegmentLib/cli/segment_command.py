@@ -164,6 +164,8 @@ def describe(request: SegmentRequest, outcome: Segmentation) -> None:
     for name, path in made.items():
         if path is not None:
             typer.echo(f"{name + ':':<10}{well_formed(str(path))}")
+    if result.quality is not None:
+        typer.echo(result.quality.sentence())
     if request.measure is not None:
         typer.echo(printable(f"Measured: {outcome.straightened.sentence()}"))
     said = [note for note in result.notes if note not in outcome.said_before]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.models.calibration import QualityEstimate, estimate, slice_estimate
 from SPDSegmentLib.prompts.distillation import Distillation
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.prompts.strategies import NEAREST_REASON, rests_on_distillation
@@ -67,6 +68,7 @@ class SegmentationResult:
         notes: sentences that the user should read (clicks outside, field of view moved, ...).
         doubts: those of the notes for which the result must be looked at before it is used.
         center_xy: middle of the field of view, (column, row) in slice pixels.
+        calibration: of the model, see :mod:`SPDSegmentLib.models.calibration`.
     """
 
     slices: list[SliceResult]
@@ -79,15 +81,28 @@ class SegmentationResult:
     notes: list[str] = field(default_factory=list)
     center_xy: tuple[float, float] | None = None
     doubts: list[str] = field(default_factory=list)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def mask(self) -> np.ndarray:
         """The slices' masks as one, (T, H, W) bool."""
         return np.stack([s.mask for s in self.slices])
 
+    @functools.cached_property
+    def quality(self) -> QualityEstimate | None:
+        """Predicted Dice of what the model segmented, with its lower bound; None where that is nothing."""
+        own = [s for s in self.slices if s.pixels and s.status is not SliceStatus.LOCKED]
+        return estimate(self.calibration, [s.quality for s in own], [s.pixels for s in own])
+
     def click_fates(self) -> dict[int, PointFate]:
         """For every click the decision about its own slice."""
         return {fate.click: fate for fate in self.fates if fate.is_own}
+
+    def _dice_of(self, part: SliceResult) -> dict[str, float | None]:
+        if not part.pixels or part.status is SliceStatus.LOCKED:
+            return {}
+        predicted, at_least = slice_estimate(self.calibration, part.quality)
+        return {"dice": round(predicted, 4), "dice_at_least": None if at_least is None else round(at_least, 4)}
 
     def report(self) -> dict[str, Any]:
         """JSON-ready summary: model, counts, every slice that is not empty, every decision about a point."""
@@ -99,6 +114,7 @@ class SegmentationResult:
             "slices_recomputed": self.recomputed,
             "notes": self.notes,
             "doubts": self.doubts,
+            "quality": None if self.quality is None else self.quality.report(),
             "clicks": dict(Counter(fate.fate for fate in self.click_fates().values())),
             "slice_status": dict(Counter(s.status for s in self.slices)),
             "slices": [
@@ -106,6 +122,7 @@ class SegmentationResult:
                     "slice": s.slice_index,
                     "status": s.status,
                     "quality": round(s.quality, 4),
+                    **self._dice_of(s),
                     "pixels": s.pixels,
                 }
                 for s in self.slices

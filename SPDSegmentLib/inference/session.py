@@ -157,6 +157,7 @@ class Session:
             notes + doubts,
             self._features.window.center_xy,
             doubts,
+            {} if self.predictor.info is None or saliency_only else self.predictor.info.calibration,
         )
 
     def reach(self, before: Clicks, after: Clicks, prompts: str = "consensus") -> set[int]:

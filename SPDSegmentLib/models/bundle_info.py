@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.files import json_ready
+from SPDSegmentLib.models.calibration import is_calibration
 from SPDSegmentLib.models.manifest import BASE_WEIGHTS, WEIGHTLESS_BACKBONES
 from SPDSegmentLib.settings import is_finite_number, parse_json, shorten
 
@@ -27,6 +28,7 @@ _NORMALIZATION_KEYS = {"kind", "low", "high", "foreground", "dither"}
 _DESCRIPTIVE = {
     "format_version", "name", "title", "structure", "modality", "library_version", "training", "metrics", "color",
     "terminology", "adapter_sha256", "settings_sha256", "fit",
+    "calibration",
 }  # fmt: skip
 """Fields that no mask depends on, or that are checksums themselves; every other one is a setting."""
 FIT_RANGES = ("pixel_mm", "slice_mm", "volume_ml", "bright_share", "dark_share", "middle")
@@ -101,6 +103,7 @@ class BundleInfo:
         terminology: codes of the structure as in 3D Slicer's segment tag ``TerminologyEntry``, empty for none.
         adapter_sha256: of ``adapter.safetensors``; set by :func:`SPDSegmentLib.models.bundle.write_bundle`.
         fit: what it was trained on, see :mod:`SPDSegmentLib.models.fit`.
+        calibration: how far its quality can be trusted, see :mod:`SPDSegmentLib.models.calibration`; may be empty.
         settings_sha256: of the settings that a mask depends on; set with ``adapter_sha256``, empty in format 1.
         format_version: of this description.
 
@@ -126,6 +129,7 @@ class BundleInfo:
     color: tuple[float, float, float] = (0.87, 0.56, 0.35)
     terminology: str = ""
     fit: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     adapter_sha256: str = ""
     settings_sha256: str = ""
     format_version: int = field(default=FORMAT_VERSION)
@@ -154,7 +158,7 @@ class BundleInfo:
         )
         in_range = is_finite_number(self.fov_mm) and (self.fov_mm == 0 or FOV_MM[0] <= self.fov_mm <= FOV_MM[1])
         _require(in_range, "fov_mm", f"a number of millimeters from {FOV_MM[0]:g} to {FOV_MM[1]:g}, or 0")
-        for name in ("normalization", "network", "prompts", "training", "metrics", "fit"):
+        for name in ("normalization", "network", "prompts", "training", "metrics", "fit", "calibration"):
             _require(isinstance(getattr(self, name), Mapping), name, "an object")
         known = [*BASE_WEIGHTS, *WEIGHTLESS_BACKBONES]
         _require(
@@ -167,6 +171,7 @@ class BundleInfo:
             _require(digest == "" or bool(_SHA256.fullmatch(digest)), name, "a SHA-256")
         _check_normalization(self.normalization)
         _check_fit(self.fit)
+        _require(is_calibration(self.calibration), "calibration", "a table of a calibration")
         color = self.color
         _require(
             isinstance(color, (tuple, list))
@@ -237,7 +242,7 @@ def parse_info(values: Any) -> BundleInfo:
     unknown = sorted(set(values) - {f.name for f in fields})
     if unknown:
         raise ModelCorrupt(f"unknown field '{shorten(unknown[0])}'.")
-    optional = {"terminology", "color", "fit"} | ({"settings_sha256"} if version == 1 else set())
+    optional = {"terminology", "color", "fit", "calibration"} | ({"settings_sha256"} if version == 1 else set())
     missing = [f.name for f in fields if f.name not in values and f.name not in optional]
     if missing:
         raise ModelCorrupt(f"the field '{missing[0]}' is missing.")

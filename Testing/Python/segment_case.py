@@ -51,6 +51,7 @@ class FakeSession:
             device="cpu",
             notes=["one click was left out"] if clicks.outside.any() else [],
             doubts=[],
+            quality=None,
             report=lambda: report | {"saliency_only": saliency_only},
         )
 

@@ -222,4 +222,7 @@ def doneText(job: SegmentationJob) -> str:
     owned = len(writer.record.owned)
     if owned:
         parts.append(_("{count} slices edited by you were kept.").format(count=owned))
-    return " ".join([*filter(None, parts), *job.answer.report.get("notes", [])])
+    quality = job.answer.report.get("quality") or {}
+    return " ".join(
+        [*filter(None, parts), *filter(None, [quality.get("sentence")]), *job.answer.report.get("notes", [])]
+    )

@@ -1,0 +1,93 @@
+"""Calibrate the quality of the shipped bundles on their validation patients: ``calibration`` of their ``model.json``.
+
+python Testing/Benchmarks/calibrate.py [BUNDLE ...] [--seeds N] [--write]; the data lie where the configurations of the
+bundles say. Rows, one a volume and set of clicks with the predicted and the measured Dice of every slice, are kept
+in ``results/calibration/BUNDLE.json``; what is there is not computed again. With ``--write`` the table goes into the
+bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SPDSegmentLib.api import load_model
+from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
+from SPDSegmentLib.files import write_json
+from SPDSegmentLib.models.bundle import describe_again, read_bundle
+from SPDSegmentLib.models.calibration import as_dice, calibrate, predicted_dice
+from SPDSegmentLib.training.config import read_training_config
+
+HERE = Path(__file__).resolve().parent
+SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct")
+SEVERITY = "clinic"
+FIRST_SEED = 7000
+
+
+def dice(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of two masks that are not both empty."""
+    return float(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
+
+
+def rows_of(name: str, seeds: int) -> list[dict[str, Any]]:
+    """Segment every validation volume with ``seeds`` sets of noisy clicks."""
+    config = HERE / "Configs" / f"{name}.toml"
+    data = read_training_config(config).data
+    files = CaseFiles(
+        (config.parent / data.folder).resolve(), data.image, data.label, data.targets, data.plane, data.patient_pattern
+    )
+    predictor = load_model(HERE.parents[1] / "Resources" / "Models" / name, "cpu").predictor
+    rows = []
+    for target in load_targets(files, data.validation):
+        session = predictor.open(target.stack)
+        for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+            result = session.segment(target.clicks(SEVERITY, seed)[0])
+            parts = [part for part in result.slices if part.pixels]
+            rows.append({
+                "patient": target.patient, "case": target.case, "target": target.name, "seed": seed,
+                "measured": round(dice(result.mask, target.mask), 4),
+                "predicted": predicted_dice([p.quality for p in parts], [p.pixels for p in parts]),
+                "slices": [
+                    [p.slice_index, round(float(as_dice(np.asarray(p.quality))), 4),
+                     round(dice(p.mask, target.mask[p.slice_index]), 4)] for p in parts
+                ],
+            })  # fmt: skip
+            print(name, target.case, target.name, seed, rows[-1]["measured"], rows[-1]["predicted"], flush=True)
+        session.close()
+    return rows
+
+
+def table_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table ``calibration``; an empty mask promises nothing and is left out."""
+    volumes: dict[str, list[float]] = {}
+    slices: dict[str, list[float]] = {}
+    for row in rows:
+        if row["predicted"] is not None:
+            volumes.setdefault(row["patient"], []).append(row["predicted"] - row["measured"])
+            slices.setdefault(row["patient"], []).extend(said - found for _, said, found in row["slices"])
+    return calibrate(volumes, slices, SEVERITY)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundles", nargs="*", default=SHIPPED)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="write the table into the bundle")
+    options = parser.parse_args()
+    for name in options.bundles:
+        kept = HERE / "results" / "calibration" / f"{name}.json"
+        if not kept.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json(kept, rows_of(name, options.seeds), "rows", indent=None)
+        table = table_of(json.loads(kept.read_text(encoding="utf-8")))
+        if options.write:
+            describe_again(read_bundle(HERE.parents[1] / "Resources" / "Models" / name), calibration=table)
+        print(name, table)
+
+
+if __name__ == "__main__":
+    main()
