@@ -24,10 +24,11 @@ STORED = (
     "Resources/Models/",
     "SPDSegmentLib/training/",
     "SPDSegmentLib/cli/models_commands.py",
+    "Testing/Python/test_init.py",
     "Testing/Python/test_shi",
     "Testing/Python/test_training.py",
 )
-"""Where the key `licence` of bundles and configurations up to 0.1.0 is stored or still read."""
+"""Where the key `licence` is stored or read: of bundles and configurations up to 0.1.0, and of a dataset.json."""
 TEXT = {".py", ".md", ".toml", ".txt", ".cff", ".yml", ".yaml", ".json", ".ui", ".svg", ".sh", ".cmake", ""}
 
 
