@@ -32,6 +32,7 @@ from SPDSegmentLib.models.bundle import (
     remove_bundle,
     scan_bundles,
 )
+from SPDSegmentLib.models.packed import add_packed, is_address, pack_bundle
 from SPDSegmentLib.models.storage import user_models_folder, weights_folder
 
 _NAME_HELP = "Name of a model or of base weights."
@@ -135,28 +136,51 @@ def fetch_models(
 
 @models_app.command("add")
 def add_model(
-    source: Annotated[Path, typer.Argument(help="A model's folder, or a file of base weights.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A model's folder, its packed file (path or https address), or a file of base weights."),
+    ],
     name: Annotated[str | None, typer.Option("--as", help="Which base weights the file is.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The checksum that the file must have.")] = None,
     accept_unknown: AcceptUnknown = False,
 ) -> None:
     """Copy a model or base weights of your own into SPDSegment's folder."""
-    if source.is_dir():
-        bundle = add_bundle(source, accept_unknown)
+    file = Path(source)
+    if is_address(source) or file.suffix.lower() == ".zip" or file.is_dir():
+        if file.is_dir():
+            bundle = add_bundle(file, accept_unknown)
+        else:
+            with show_bytes("model") as progress:
+                bundle = add_packed(source, accept_unknown, sha256, progress)
         typer.echo(f"{bundle.info.name}: {bundle.folder}")
         if note := origin_note(bundle):
             typer.echo(note, err=True)
         return
     by_filename = {weights.filename: weights.name for weights in manifest.BASE_WEIGHTS.values()}
-    name = name or by_filename.get(source.name)
+    name = name or by_filename.get(file.name)
     if name is None:
         raise BadInput(
             f"The name of {source} does not tell which base weights it is.",
             f"Say it with --as and one of {', '.join(manifest.BASE_WEIGHTS)}.",
         )
     wanted = {bundle.info.backbone_sha256 for bundle in scan_bundles()[0] if bundle.info.backbone == name}
-    path = add_file(name, source, accept_unknown, sha256, wanted)
+    path = add_file(name, file, accept_unknown, sha256, wanted)
     typer.echo(f"{name}: {path}")
+
+
+@models_app.command("pack")
+def pack_model(
+    name: Annotated[str, typer.Argument(help="A model's name or folder.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="NAME.zip by default; a new folder as a model hub expects it.")
+    ] = None,
+) -> None:
+    """Write a model as one file that 'models add' takes, with checksums."""
+    bundle = find_bundle(name)
+    bundle.check_settings()
+    target = output or Path(f"{bundle.info.name}.zip")
+    pack_bundle(bundle, target)
+    typer.echo(f"{bundle.info.name}: {target}")
 
 
 @models_app.command("remove")
