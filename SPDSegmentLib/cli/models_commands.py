@@ -249,7 +249,7 @@ def _bundle_values(bundle: Bundle) -> dict[str, Any]:
         "base_weights": info.backbone,
         "input": f"{info.image_size} x {info.image_size} pixels"
         + (f" over {info.fov_mm:g} mm" if info.fov_mm else " over the whole slice"),
-        "license_of_training_data": info.training.get("license") or info.training.get("licence", ""),
+        "license_of_training_data": info.license,
         "library_version": info.library_version,
         "folder": str(bundle.folder),
         "origin": "shipped" if bundle.shipped else "yours",

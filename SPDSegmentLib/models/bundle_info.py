@@ -183,6 +183,11 @@ class BundleInfo:
         object.__setattr__(self, "color", tuple(float(c) for c in color))
         object.__setattr__(self, "fov_mm", float(self.fov_mm))
 
+    @property
+    def license(self) -> str:
+        """License of the training data, also of bundles that spell the key as 0.1.0 did."""
+        return str(self.training.get("license") or self.training.get("licence") or "")
+
     def settings_digest(self) -> str:
         """SHA-256 of everything here that a mask depends on, however the file was formatted."""
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _DESCRIPTIVE}

@@ -61,12 +61,11 @@ def pack_bundle(bundle: Bundle, target: str | Path) -> None:
 def hub_card(bundle: Bundle) -> str:
     """The model card with the front matter (YAML) by which a model hub lists it."""
     info: BundleInfo = bundle.info
-    training = info.training
     fields = {
         "library_name": "spdsegment",
         "pipeline_tag": "mask-generation",
         "license": "other",
-        "license_name": str(training.get("license") or training.get("licence") or "unknown"),
+        "license_name": info.license or "unknown",
         "base_model": info.backbone,
     }
     lines = ["---", *(f"{name}: {_yaml(value)}" for name, value in fields.items()), "tags:"]

@@ -107,7 +107,7 @@ def model_card(info: BundleInfo) -> str:
         f"- Prompts in training: `{training.get('strategy', 'consensus')}`",
         *([f"- Steps: {', '.join(f'{count} {name}' for name, count in steps.items())}"] if steps else []),
         f"- Trained on: {training.get('dataset', '')} ({len(training.get('patients', []))} volumes), "
-        f"license {training.get('license', training.get('licence', ''))}",
+        f"license {info.license}",
         f"- Attribution: {training.get('attribution', '')}",
         f"- Configuration: `{training.get('config', '')}`, seed {training.get('seed', 0)}",
         "",

@@ -23,7 +23,7 @@ NAMES_OF_OTHERS = re.compile(r"ctkColorPickerButton|hideLabelLayer")
 STORED = (
     "Resources/Models/",
     "SPDSegmentLib/training/",
-    "SPDSegmentLib/cli/models_commands.py",
+    "SPDSegmentLib/models/bundle_info.py",
     "Testing/Python/test_init.py",
     "Testing/Python/test_shi",
     "Testing/Python/test_training.py",
