@@ -191,6 +191,7 @@ def segment(
     if not are_numbers(points):
         markups = insist_on(markups_of(points), insist)
     bundle = _bundle(model)
+    bundle.intensity()  # refused before the image is read
     volume = volume_of(image, ijk_to_ras, series)
     if are_numbers(points):
         markups = insist_on([list_of(points, frame, volume)], insist)

@@ -12,7 +12,9 @@ import os
 import queue
 import threading
 import uuid
+from asyncio import CancelledError as AsyncCancelledError
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -153,19 +155,26 @@ class ClusterDispatch:
                 away = LOST_SECONDS  # cancelled or lost: not by us
             away = 0.0 if self.client.status == "running" and away < LOST_SECONDS else away + _POLL_SECONDS
             if away >= LOST_SECONDS:
-                raise SchedulerLost(
-                    "The scheduler of the cluster was lost; what is finished is kept.",
-                    "Start it again and run the same command: it does only what is missing.",
-                )
+                raise _lost()
 
     def _row_of(self, future: Any, process: CaseProcess, case: BatchCase) -> dict[str, Any]:
         if future.status == "finished":
-            row: dict[str, Any] = future.result()
+            try:
+                row: dict[str, Any] = future.result()
+            except (OSError, CancelledError, AsyncCancelledError) as error:
+                raise _lost() from error
             return row
         error = future.exception()
         why = error.sentence if isinstance(error, SPDError) else f"{type(error).__name__}: {error}".splitlines()[0]
         said = {"error": f"No worker could finish this case: {why}"}
         return empty_row(case, process.model.name, process.settings.full_paths) | said
+
+
+def _lost() -> SchedulerLost:
+    return SchedulerLost(
+        "The scheduler of the cluster was lost; what is finished is kept.",
+        "Start it again and run the same command: it does only what is missing.",
+    )
 
 
 def _absolute(case: BatchCase) -> BatchCase:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
-from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
+from SPDSegmentLib.geometry.intensity import check_values
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.compiled import batch_for
 from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, ModelOnDevice, choose_device, choose_precision
@@ -53,9 +53,9 @@ class Predictor(ModelOnDevice):
                 {**info.network, "backbone": info.backbone, "image_size": info.image_size}
             )
             prompts = PromptConfig.from_dict(info.prompts)
-            intensity = IntensityConfig.from_dict(info.normalization)
         except BadInput as error:
             raise ModelCorrupt(f"{bundle.folder}: {error.message}", "Get a fresh copy of the bundle.") from error
+        intensity = bundle.intensity()
         weights = base_weights_for(bundle)
         chosen = choose_device(device)
         model = SPDModel(network, weights, adapters=False)

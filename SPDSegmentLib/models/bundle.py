@@ -32,6 +32,8 @@ from SPDSegmentLib.staging import replace_folder, sweep
 if TYPE_CHECKING:
     import torch
 
+    from SPDSegmentLib.geometry.intensity import IntensityConfig
+
 INFO_NAME = "model.json"
 ADAPTER_NAME = "adapter.safetensors"
 CARD_NAME = "README.md"
@@ -52,6 +54,19 @@ class Bundle:
             return (self.folder / CARD_NAME).read_text(encoding="utf-8")
         except OSError:
             return ""
+
+    def intensity(self) -> IntensityConfig:
+        """How intensities of an image become those of the network.
+
+        Raises:
+            ModelCorrupt: ``model.json`` says what cannot be.
+        """
+        from SPDSegmentLib.geometry.intensity import IntensityConfig
+
+        try:
+            return IntensityConfig.from_dict(self.info.normalization)
+        except BadInput as error:
+            raise ModelCorrupt(f"{self.folder}: {error.message}", "Get a fresh copy of the bundle.") from error
 
     def check_settings(self) -> None:
         """Raise :class:`ModelCorrupt` where a setting was changed after the model was made."""

@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 CONFIDENCE = 0.9
 SLICE_SHARE = 0.9
@@ -68,6 +69,8 @@ def as_dice(iou: np.ndarray) -> np.ndarray:
 
 def predicted_dice(quality: Sequence[float], pixels: Sequence[int]) -> float | None:
     """Of a volume from the predicted IoU and the pixels of its slices; None where all are empty."""
+    import numpy as np  # of this function alone: a process that only reads bundles has the standard library
+
     weights = np.asarray(pixels, dtype=float)
     if not weights.sum():
         return None
@@ -88,7 +91,7 @@ def estimate(calibration: Mapping[str, Any], quality: Sequence[float], pixels: S
 
 def slice_estimate(calibration: Mapping[str, Any], quality: float) -> tuple[float, float | None]:
     """Predicted Dice of a slice, and its lower bound or None."""
-    predicted, margin = float(as_dice(np.asarray(quality))), calibration.get("slice_margin")
+    predicted, margin = 2 * quality / (1 + quality), calibration.get("slice_margin")
     at_least = None if margin is None else min(1.0, max(0.0, predicted - margin))
     return min(1.0, max(0.0, predicted - calibration.get("slice_bias", 0.0))), at_least
 
@@ -107,7 +110,7 @@ def coverage(scores: Sequence[float], confidence: float = CONFIDENCE) -> float |
         if margin is None:
             return None
         held.append(score <= margin)
-    return float(np.mean(held)) if held else None
+    return sum(held) / len(held) if held else None
 
 
 def calibrate(
@@ -118,6 +121,8 @@ def calibrate(
     Args:
         volumes, slices: excesses by patient; a patient's slices may be none.
     """
+    import numpy as np
+
     scores = [max(values) for values in volumes.values()]
     parts = [float(np.quantile(values, SLICE_SHARE, method="higher")) for values in slices.values() if len(values)]
 

@@ -193,6 +193,7 @@ def test_a_worker_of_another_version_is_refused(dask: Dask, tmp_path: Path, monk
     raise AssertionError("nobody refused")
 
 
+@pytest.mark.skipif("SPDSEGMENT_SOAK" not in os.environ, reason="Slurm jobs through a stand-in: make soak")
 def test_slurm_jobs_are_workers(tmp_path: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a stand-in of sbatch that runs the job's script here: what dask-jobqueue submits is what starts."""
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")

@@ -110,6 +110,7 @@ def test_batch_takes_every_option_of_segment_that_says_how() -> None:
         "preview",
         "dicom_seg",
         "rtstruct",
+        "measure",
     }  # columns of the table, and files of the folder
     assert {name: many.get(name) for name in one if name not in of_one_case} == {
         name: said for name, said in one.items() if name not in of_one_case

@@ -194,7 +194,7 @@ def test_the_plot_is_as_wide_as_its_place(host: Any, module: Any) -> None:
     for width in (400, 300):
         module.ui.qualityPlot.resize(width, 90)
         host.process_events(150)
-        assert module.ui.qualityPlot.pixmap.width() == width
+        assert module.ui.qualityPlot.pixmap.width() == module.ui.qualityPlot.width
 
 
 def test_stray_clicks_are_listed_apart_and_lead_to_no_doubtful_slices(host: Any, module: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,10 @@ def installed_tree(repository: Path, tmp_path: Path) -> Path:
     for name in [name for names in LISTS for name in listed_files(text, names)]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(repository / name, folder / name)
-    shutil.copyfile(repository / "SPDSegment" / "SPDSegment.py", folder / "SPDSegment.py")
+    module = (repository / "SPDSegment" / "CMakeLists.txt").read_text(encoding="utf-8")
+    for name in re.findall(r"SCRIPTS (.*)", module.replace("${MODULE_NAME}", "SPDSegment"))[0].split():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(repository / "SPDSegment" / name, folder / name)
     (folder / "SPDSegmentLib" / "__init__.py").write_text('__version__ = "9.9.9"\n')
     return folder
 

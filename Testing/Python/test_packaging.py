@@ -13,7 +13,7 @@ from test_layers import PACKAGE, SLICER, benchmark_sources, imported_names, sour
 
 from SPDSegmentLib.errors import REQUIREMENTS
 
-IMPORT_OF = {"SimpleITK": "simpleitk", "skimage": "scikit-image"}
+IMPORT_OF = {"SimpleITK": "simpleitk", "skimage": "scikit-image", "distributed": "dask"}
 
 
 def normalized(name: str) -> str:

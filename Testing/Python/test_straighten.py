@@ -68,7 +68,7 @@ def _middle(values):
 )
 @pytest.mark.parametrize(
     ("inside", "length_mm"),
-    [(_straight((0, 0, 1)), 56.0), (_straight((1, 1, 2)), 56.0), (_arc((90, 0, 0)), RING * np.radians(140)),
+    [(_straight((0, 0, 1), 75.0), 75.0), (_straight((1, 1, 2), 75.0), 75.0), (_arc((90, 0, 0)), RING * np.radians(140)),
      (_arc((60, 20, 0)), RING * np.radians(140))],
     ids=["along", "aslant", "arc", "arc aslant"],
 )  # fmt: skip
