@@ -161,8 +161,8 @@ class ClusterDispatch:
         if future.status == "finished":
             try:
                 row: dict[str, Any] = future.result()
-            except (OSError, CancelledError, AsyncCancelledError) as error:
-                raise _lost() from error
+            except (OSError, CancelledError, AsyncCancelledError) as gone:
+                raise _lost() from gone
             return row
         error = future.exception()
         why = error.sentence if isinstance(error, SPDError) else f"{type(error).__name__}: {error}".splitlines()[0]
