@@ -149,7 +149,7 @@ def _children(process_id: int) -> Iterator[int]:
     if sys.platform.startswith("linux"):
         for thread in _tasks(process_id):
             with contextlib.suppress(OSError, ValueError):
-                yield from map(int, (thread / "children").read_text().split())
+                yield from map(int, (thread / "children").read_text(encoding="utf-8").split())
         return
     psutil = _psutil()
     if psutil is not None:

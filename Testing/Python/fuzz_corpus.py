@@ -34,7 +34,7 @@ def _nifti(*changes: tuple[str, int, Any], compress: bool = False, keep: int | N
 
 def _points(change: Callable[[dict[str, Any]], None], text: Callable[[str], str] = str) -> Prepare:
     def prepare(fuzz: FileFuzz) -> None:
-        values = json.loads(fuzz.points.read_text())
+        values = json.loads(fuzz.points.read_text(encoding="utf-8"))
         change(values["markups"][0])
         path = fuzz.tried / "clicks.mrk.json"
         path.write_text(text(json.dumps(values)))
@@ -48,12 +48,12 @@ def _bundle(change: Callable[[dict[str, Any]], None], text: Callable[[str], str]
 
     def prepare(fuzz: FileFuzz) -> None:
         folder = fuzz.copy_bundle()
-        values = json.loads((folder / "model.json").read_text())
+        values = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         change(values)
         path = folder / "model.json"
         path.write_text(json.dumps(values))
         sign(folder)
-        path.write_text(text(path.read_text()))
+        path.write_text(text(path.read_text(encoding="utf-8")))
         fuzz.use(model=folder)
 
     return prepare

@@ -92,7 +92,7 @@ def test_notes_and_the_fate_of_every_click_are_in_the_report(run: Run, cases: li
     with (tmp_path / "out" / "report.csv").open(newline="", encoding="utf-8") as file:
         (line,) = csv.DictReader(file)
     assert line["notes"] == row["notes"] and line["clicks_outside"] == "1" and float(line["length_mm"]) > 0
-    details = json.loads((tmp_path / "out" / "a.case.json").read_text())
+    details = json.loads((tmp_path / "out" / "a.case.json").read_text(encoding="utf-8"))
     assert details["report"]["notes"] == [row["notes"]] and details["image_digest"]
 
 
@@ -147,7 +147,7 @@ def test_a_batch_killed_between_a_mask_and_its_row_takes_the_mask_over(
 ) -> None:
     run(cases[:1])
     row_file = tmp_path / "out" / "a.case.json"
-    row = json.loads(row_file.read_text())
+    row = json.loads(row_file.read_text(encoding="utf-8"))
     row_file.write_text(json.dumps(row | {"state": "writing"}))
     before = times(tmp_path / "out")
     assert states(run(cases[:1])) == {"a": "done"} and times(tmp_path / "out") == before

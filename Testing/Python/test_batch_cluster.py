@@ -154,7 +154,7 @@ def test_a_lost_scheduler_loses_no_finished_case(dask: Dask, tmp_path: Path, mon
     for name in done:
         row = read_row(out / f"{name}.case.json")
         assert row is not None and row["state"] in ("done", "writing")
-    told = {row["case"]: row["state"] for row in json.loads((out / "report.json").read_text())["cases"]}
+    told = {row["case"]: row["state"] for row in json.loads((out / "report.json").read_text(encoding="utf-8"))["cases"]}
     assert sum(state == "done" for state in told.values()) >= len(done) - 1
 
 

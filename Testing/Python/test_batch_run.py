@@ -92,7 +92,7 @@ def test_a_stopped_batch_keeps_what_is_finished_and_goes_on(run: Run, cases: lis
         run(cases, bundle="fake?delay=0.05", workers=2, on_case=stop)
     finished = times(tmp_path / "out")
     assert finished and len(finished) < 3
-    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["cases"]) >= 1
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["cases"]) >= 1
     assert set(states(run(cases)).values()) == {"done"}
     assert {name: times(tmp_path / "out")[name] for name in finished} == finished
 
@@ -203,7 +203,7 @@ def test_how_a_case_is_segmented_is_said_as_to_the_command_for_one(
     assert one == many == 0
     expected = read_labelmap(tmp_path / "a.nrrd").array
     assert expected.any() and (read_labelmap(tmp_path / "out" / "a.nrrd").array == expected).all()
-    (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["cases"]
+    (row,) = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["cases"]
     assert (row["image"], row["points"]) == (str(folder), cases[0][2])
 
 

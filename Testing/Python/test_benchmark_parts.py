@@ -299,7 +299,9 @@ def test_rows_of_an_earlier_version_are_marked_and_never_pass_for_todays(tmp_pat
     lines = list_cells(plan_of(options(path)))
     assert [line.split()[1:4] for line in lines if line.startswith("blob/spd")] == [["0", "/", "10"]]
     for path_of in (tmp_path / "results" / "cells" / "blob").iterdir():
-        path_of.write_text(path_of.read_text().replace('"noise_version":1', '"noise_version":0'), encoding="utf-8")
+        path_of.write_text(
+            path_of.read_text(encoding="utf-8").replace('"noise_version":1', '"noise_version":0'), encoding="utf-8"
+        )
     again = run_benchmark(options(path, report_only=True))
     assert "earlier version)" not in (again.folder / "tables.md").read_text(encoding="utf-8"), "other clicks"
 

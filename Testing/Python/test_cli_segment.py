@@ -37,14 +37,14 @@ def test_mask_report_and_picture_are_written_and_named(case: SimpleNamespace) ->
     array = sitk.GetArrayFromImage(mask)
     assert array[4, 10, 9] == 1
     assert array.sum() == 75
-    report = json.loads((case.out / "r.json").read_text())
+    report = json.loads((case.out / "r.json").read_text(encoding="utf-8"))
     assert report["volume_ml"] == pytest.approx(75 * np.prod(SPACING) / 1000)
     assert [report["request"][name] for name in ("image", "points", "model")] == [
         case.image.name,
         case.points.name,
         case.model.name,
     ]
-    assert str(case.image.parent) not in (case.out / "r.json").read_text()
+    assert str(case.image.parent) not in (case.out / "r.json").read_text(encoding="utf-8")
     assert sorted(entry["slice_number"] for entry in report["slices"]) == [2, 4, 6]
     assert report["slicing"] == {"axis": "K", "plane": "axial", "slices": 9}
     assert str(case.output) in result.stdout.replace("\n", "")
@@ -53,7 +53,7 @@ def test_mask_report_and_picture_are_written_and_named(case: SimpleNamespace) ->
 def test_the_options_reach_the_predictor(case: SimpleNamespace, predictor: SimpleNamespace) -> None:
     arguments = ["--prompts", "raw", "--saliency-only", "--device", "cuda:1", "--axis", "j"]
     assert run(case, *arguments, "--report", case.out / "r.json", "--full-paths").exit_code == 0
-    report = json.loads((case.out / "r.json").read_text())
+    report = json.loads((case.out / "r.json").read_text(encoding="utf-8"))
     assert report["request"]["image"] == str(case.image)
     assert (report["prompts"], report["saliency_only"]) == ("raw", True)
     assert report["slicing"]["axis"] == "J"
@@ -164,7 +164,9 @@ def test_names_that_are_no_unicode_are_read_written_and_printed(case: SimpleName
     assert result.exit_code == 0, result.output
     assert "dossi\\xe9r" in result.stdout.replace("\n", "")
     assert files_in(folder) == ["m.nrrd", "r.json"]
-    assert json.loads((folder / "r.json").read_text())["request"]["image"].endswith("\\xe9" + case.image.name)
+    assert json.loads((folder / "r.json").read_text(encoding="utf-8"))["request"]["image"].endswith(
+        "\\xe9" + case.image.name
+    )
 
 
 def test_points_outside_are_named_and_the_rest_is_used(case: SimpleNamespace) -> None:
@@ -184,7 +186,7 @@ def test_a_randomly_initialized_model_runs_from_files_to_files(
     result = run(case, "--report", case.out / "r.json", "--device", "cpu")
 
     assert result.exit_code == 6, "a mask without a voxel is never a plain success"
-    report = json.loads((case.out / "r.json").read_text())
+    report = json.loads((case.out / "r.json").read_text(encoding="utf-8"))
     assert report["model"]["name"] == "tiny-test"
     assert "Nothing was segmented." in report["doubts"] and all(doubt in result.stderr for doubt in report["doubts"])
     assert {entry["id"] for entry in report["points"] if entry["id"]} == {"1", "2", "3", "4"}
@@ -234,7 +236,7 @@ def test_an_image_that_does_not_fit_is_said_before_the_run_and_ends_with_6(
     result = run(case, "--report", case.out / "r.json", "--device", "cpu", "--axis", "coronal")
     said = "The image is cut into coronal slices; the model tiny-test was trained on axial ones."
     assert result.exit_code == 6 and result.stderr.count(said) == 1
-    assert any(said in doubt for doubt in json.loads((case.out / "r.json").read_text())["doubts"])
+    assert any(said in doubt for doubt in json.loads((case.out / "r.json").read_text(encoding="utf-8"))["doubts"])
 
 
 def test_a_click_that_is_not_there_cannot_be_insisted_on(case: SimpleNamespace) -> None:

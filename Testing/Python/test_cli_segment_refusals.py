@@ -125,7 +125,7 @@ def test_a_bundle_that_does_not_fit_is_named_and_refused(
     """With the real predictor: of a newer format, for another backbone, or with settings that cannot be."""
     tiny_bundle(case)
     monkeypatch.delitem(sys.modules, "SPDSegmentLib.inference.predictor")
-    description = json.loads((case.model / "model.json").read_text())
+    description = json.loads((case.model / "model.json").read_text(encoding="utf-8"))
     (case.model / "model.json").write_text(json.dumps(description | changes))
     result = run(case, "--device", "cpu")
     refused(result, case, text)
@@ -137,7 +137,7 @@ def test_a_bundle_on_other_base_weights_is_refused(case: SimpleNamespace, lite_m
     home.mkdir(parents=True)
     (home / lite_medsam.name).symlink_to(lite_medsam)
     tiny_bundle(case)
-    description = json.loads((case.model / "model.json").read_text())
+    description = json.loads((case.model / "model.json").read_text(encoding="utf-8"))
     other = {"backbone": "lite_medsam", "backbone_sha256": "0" * 64, "image_size": 256}
     (case.model / "model.json").write_text(json.dumps(description | other))
     refused(run(case), case, "was trained on other weights of lite_medsam")

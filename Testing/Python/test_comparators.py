@@ -78,7 +78,7 @@ def test_a_learned_comparator_trains_resumes_loads_and_segments(name: str, tmp_p
     clicks, _ = target.clicks("mild", 1)
     with pytest.raises(Stop):
         make(name).train(cases, tmp_path / "stopped", Budget(2), stop)
-    assert json.loads((tmp_path / "stopped" / "training.json").read_text())["steps"] == 1
+    assert json.loads((tmp_path / "stopped" / "training.json").read_text(encoding="utf-8"))["steps"] == 1
     steps: list[int] = []
 
     def note(done: int, total: int, losses: dict[str, float]) -> None:
@@ -98,7 +98,7 @@ def test_a_learned_comparator_trains_resumes_loads_and_segments(name: str, tmp_p
         assert np.array_equal(masks[-1], again)
     assert masks[0].shape == target.mask.shape and masks[0].dtype == bool
     assert np.array_equal(masks[0], masks[1])
-    record = json.loads((tmp_path / "whole" / "training.json").read_text())
+    record = json.loads((tmp_path / "whole" / "training.json").read_text(encoding="utf-8"))
     assert record["steps"] == 2 and record["seconds"] > 0 and record["parameters"] > 0
     assert not list(tmp_path.rglob("*.pkl"))
     nothing = Clicks(np.array([0]), np.zeros((1, 2)), np.array([True]), ("1",))
@@ -162,7 +162,7 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
 
 def test_a_budget_of_seconds_ends_a_training_that_is_then_finished(tmp_path: Path) -> None:
     make("transunet").train(training_cases(), tmp_path, Budget(10_000, seconds=0.2), ignore)
-    record = json.loads((tmp_path / "training.json").read_text())
+    record = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))
     assert record["finished"] and 1 <= record["steps"] < 10_000
     make("transunet").load(tmp_path)
 
@@ -254,7 +254,7 @@ def test_nnunet_plans_trains_resumes_and_segments_through_its_own_package(
     with pytest.raises(Stop):
         make_comparator("nnunet-clicks", INPUTS, draws=1, memory_gb=0.5).train(cases, tmp_path / "a", Budget(2), stop)
     make_comparator("nnunet-clicks", INPUTS, draws=1, memory_gb=0.5).train(cases, tmp_path / "a", Budget(2), ignore)
-    record = json.loads((tmp_path / "a" / "training.json").read_text())
+    record = json.loads((tmp_path / "a" / "training.json").read_text(encoding="utf-8"))
     assert record["steps"] == 2 and record["finished"] and record["parameters"] > 0
     comparator = make_comparator("nnunet-clicks", INPUTS, draws=1, memory_gb=0.5)
     comparator.load(tmp_path / "a")

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labeled cases, a configuration that keeps ``a`` for validation, and a randomly initialized bundle."""
     folder = tmp_path_factory.mktemp("evaluation")
     write_cases(folder / "data")
-    text = write_config(folder, 1, 0, 0).read_text()
+    text = write_config(folder, 1, 0, 0).read_text(encoding="utf-8")
     (folder / "c.toml").write_text(text.replace('train = ["a", "b"]', 'train = ["b"]\nvalidation = ["a"]'))
     torch.manual_seed(0)
     network: dict[str, Any] = {"lora_rank": 2, "decoder": "full"}
@@ -69,10 +69,12 @@ def test_every_method_and_control_is_measured_at_every_severity_and_seed(folder:
     with (out / "rows.csv").open(newline="") as file:
         assert set(next(csv.reader(file))) >= {"dsc", "iou", "hd95_mm", "nsd", "slice_dsc", "slice_hd95_mm"}
 
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["noise_version"] and summary["seeds"] == [1000, 1001] and summary["cases"] == ["a"]
     assert len(summary["summary"]) == len(METHODS) * len(severities)
-    assert "Empty masks" in summary["empty_mask_policy"] and "Empty masks" in (out / "table.md").read_text()
+    assert "Empty masks" in summary["empty_mask_policy"] and "Empty masks" in (out / "table.md").read_text(
+        encoding="utf-8"
+    )
     assert (out / "severity.png").read_bytes().startswith(b"\x89PNG")
     assert "| tiny-test | consensus |" in result.stdout
 
@@ -139,14 +141,14 @@ def test_a_case_without_the_structure_is_named_and_left_out(folder: Path, tmp_pa
     path = tmp_path / "data" / "a_label.nii.gz"
     labels = read_labelmap(path)
     write_labelmap(path, labels.array * 7, labels)
-    text = (folder / "c.toml").read_text()
+    text = (folder / "c.toml").read_text(encoding="utf-8")
     (tmp_path / "c.toml").write_text(
         text.replace('train = ["b"]\nvalidation = ["a"]', 'train = ["x"]\nvalidation = ["a", "b"]')
     )
     result = run(tmp_path, tmp_path / "out", model=folder / "bundle")
     assert result.exit_code == 0, result.output
     assert "a_label.nii.gz holds none of the label values" in result.stderr and "case a is left out" in result.stderr
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["cases"] == ["b"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["cases"] == ["b"]
 
 
 def test_a_second_evaluation_in_one_folder_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_an_output_folder_that_is_a_file_is_refused_before_the_work(folder: Path
 )
 def test_labels_that_cannot_be_used_are_named(folder: Path, tmp_path: Path, change: str, text: str) -> None:
     write_cases(tmp_path / "data")
-    (tmp_path / "c.toml").write_text((folder / "c.toml").read_text())
+    (tmp_path / "c.toml").write_text((folder / "c.toml").read_text(encoding="utf-8"))
     path = tmp_path / "data" / "a_label.nii.gz"
     labels = read_labelmap(path)
     if change == "empty":

@@ -55,7 +55,7 @@ def test_a_replaced_file_keeps_its_rights(tmp_path: Path) -> None:
         path.chmod(mode)
         write_json(path, {"mode": mode})
         assert path.stat().st_mode & 0o7777 == mode
-    assert json.loads(path.read_text()) == {"mode": 0o664}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"mode": 0o664}
 
 
 @posix
@@ -87,7 +87,7 @@ def test_a_link_stays_a_link_and_its_file_is_replaced(tmp_path: Path) -> None:
     dangling.symlink_to(tmp_path / "data" / "coming.txt")
     for path in (link, dangling):
         write_text(path, "newer")
-        assert path.is_symlink() and path.read_text() == "newer"
+        assert path.is_symlink() and path.read_text(encoding="utf-8") == "newer"
     assert names_in(tmp_path / "data") == ["coming.txt", "real.txt"]
 
 
@@ -103,7 +103,7 @@ def test_a_read_only_file_is_refused_and_stays(tmp_path: Path, through_link: boo
     for attempt in (check_output, lambda p: write_json(p, 1)):
         with pytest.raises(BadInput, match="read-only"):
             attempt(path)
-    assert kept.read_text() == "older" and kept.stat().st_mode & 0o777 == 0o444
+    assert kept.read_text(encoding="utf-8") == "older" and kept.stat().st_mode & 0o777 == 0o444
 
 
 def test_names_without_a_place_are_refused_with_a_sentence(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_last_block_that_fails_leaves_the_old_file(
     with pytest.raises(BadInput, match=said) as caught:
         write_json(path, list(range(1000)))
     assert str(path) in caught.value.message and caught.value.exit_code == 2
-    assert path.read_text() == "older" and names_in(tmp_path) == ["a.json"]
+    assert path.read_text(encoding="utf-8") == "older" and names_in(tmp_path) == ["a.json"]
 
 
 def test_what_is_read_back_must_be_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,9 +348,9 @@ def test_libraries_get_plain_names_and_messages_keep_the_true_ones(tmp_path: Pat
     for given, contents in ((odd, False), (folder, False), (folder, True)):
         with plain_path(given, contents) as plain:
             str(plain).encode()
-            assert plain.read_text() == "pixels" if given == odd else plain.is_dir()
+            assert plain.read_text(encoding="utf-8") == "pixels" if given == odd else plain.is_dir()
             if contents:
-                assert [p.read_text() for p in plain.iterdir() if p.name.encode()] == ["pixels"]
+                assert [p.read_text(encoding="utf-8") for p in plain.iterdir() if p.name.encode()] == ["pixels"]
     with pytest.raises(BadInput) as caught, plain_path(odd) as plain:
         raise BadInput(f"The file {plain} is damaged.")
     assert caught.value.message.endswith("dossi\\xe9r/im\\xe9g.dcm is damaged.")

@@ -169,7 +169,9 @@ def test_a_bundle_without_the_table_is_doubted_by_modality_and_plane_alone() -> 
 def test_the_table_is_no_setting_and_is_checked() -> None:
     assert dataclasses.replace(KIDNEY, fit={}).settings_digest() == KIDNEY.settings_digest()
     for wrong in ({"pixel_mm": [2, 1]}, {"pixel_mm": "1"}, {"kept_share": {"clinic": 2}}, {"color": [0, 1]}):
-        values: dict[str, Any] = json.loads((SHIPPED / "kidney-mr" / "model.json").read_text()) | {"fit": wrong}
+        values: dict[str, Any] = json.loads((SHIPPED / "kidney-mr" / "model.json").read_text(encoding="utf-8")) | {
+            "fit": wrong
+        }
         with pytest.raises(ModelCorrupt, match="fit"):
             parse_info(values)
 

@@ -103,7 +103,7 @@ def test_the_type_that_a_file_names_is_followed(host: Any, stack: SliceStack, tm
 def test_a_type_of_curve_whose_course_is_not_known_is_refused(tmp_path: Path, curve_type: object) -> None:
     path = tmp_path / "a.mrk.json"
     write_markups(path, [curve()])
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["markups"][0]["curveType"] = curve_type
     path.write_text(json.dumps(content))
     with pytest.raises(BadInput, match="The curve line in .*a.mrk.json is of the type ") as refused:

@@ -105,7 +105,7 @@ def test_a_failure_leaves_the_older_mask_and_nothing_else(tmp_path: Path, monkey
     with pytest.raises(BadInput, match="cannot be written") as caught:
         write_labelmap(path, LABELS, IMAGE)
     assert "no space left" in caught.value.details
-    assert path.read_text() == "older"
+    assert path.read_text(encoding="utf-8") == "older"
     assert os.listdir(tmp_path) == ["mask.nii.gz"]
 
 

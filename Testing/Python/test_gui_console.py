@@ -176,7 +176,7 @@ def test_a_batch_goes_on_after_cases_that_fail(logic: Any, case_files: Any, tmp_
 
 def test_the_report_is_written_as_csv_and_json(logic: Any, case_files: Any, tmp_path: Path) -> None:
     report = logic.segmentBatch([case_files["first"], case_files["lost"]], tmp_path, model="fake")
-    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report
     with (tmp_path / "report.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["case"], line["state"]) for line in lines] == [("first", "done"), ("lost", "failed")]

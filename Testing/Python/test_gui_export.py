@@ -134,7 +134,7 @@ def test_the_button_writes_where_the_person_says(host: Any, scene: Any, tmp_path
     (tmp_path / "kidney.nii.gz").write_text("mine")
     host.dialogs.choose_file(str(tmp_path / "kidney"))
     scene.ui.exportButton.click()  # the confirmation is refused by default
-    assert (tmp_path / "kidney.nii.gz").read_text() == "mine"
+    assert (tmp_path / "kidney.nii.gz").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_transform_that_is_not_linear_is_refused_with_a_reason(scene: Any) -> None:

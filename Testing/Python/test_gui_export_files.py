@@ -27,7 +27,7 @@ def test_a_file_that_exists_is_replaced_only_when_allowed(scene: Any, tmp_path: 
     path.write_text("mine")
     with pytest.raises(Cancelled):
         export(scene, key, path, confirm=lambda asked: False)
-    assert path.read_text() == "mine"
+    assert path.read_text(encoding="utf-8") == "mine"
     export(scene, key, path, confirm=lambda asked: asked == path)
     assert path.read_bytes() != b"mine"
 
@@ -55,7 +55,7 @@ def test_a_read_only_file_is_refused_before_anything_is_asked(scene: Any, tmp_pa
         path.chmod(0o444)
         with pytest.raises(BadInput, match="read-only"):
             export(scene, key, path)
-        assert path.read_text() == "mine" and path.stat().st_mode & 0o777 == 0o444
+        assert path.read_text(encoding="utf-8") == "mine" and path.stat().st_mode & 0o777 == 0o444
     assert len(list(tmp_path.iterdir())) == len(EXPORT_FORMATS)
 
 

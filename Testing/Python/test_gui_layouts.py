@@ -80,7 +80,7 @@ def loaded(repository: Path, module: Path, tmp_path: Path) -> dict[str, Any]:
         timeout=120,
     )
     assert told.is_file(), done.stderr[-3000:]
-    return json.loads(told.read_text())
+    return json.loads(told.read_text(encoding="utf-8"))
 
 
 @pytest.mark.usefixtures("host")

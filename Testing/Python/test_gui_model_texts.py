@@ -28,7 +28,7 @@ def add_own_kidney(title: str, card: str = "") -> None:
     assert shipped is not None
     folder = Path(shutil.copytree(shipped / "kidney-mr", user_models_folder() / "kidney-mr"))
     info = folder / "model.json"
-    info.write_text(json.dumps(json.loads(info.read_text()) | {"title": title}))
+    info.write_text(json.dumps(json.loads(info.read_text(encoding="utf-8")) | {"title": title}))
     (folder / "README.md").write_text(card)
 
 

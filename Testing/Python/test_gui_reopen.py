@@ -156,6 +156,6 @@ def test_helpers_of_the_module_are_not_saved(host: Any, tmp_path: Path) -> None:
     module.ui.saliencyCheck.checked = True
     host.wait_until(lambda: module.widget.panel.saliency.overlay.node is not None)
     host.save_scene(tmp_path / "case.mrml")
-    text = (tmp_path / "case.mrml").read_text()
+    text = (tmp_path / "case.mrml").read_text(encoding="utf-8")
     assert "SPD saliency" not in text and "SPD kept" not in text
     assert "SPDSegment.Record" in text

@@ -233,7 +233,11 @@ def test_weights_and_own_models_can_be_removed_and_shipped_models_cannot(
 ) -> None:
     shutil.copytree(ROOT / "Resources" / "Models" / "kidney-mr", tmp_path / "mine")
     info = tmp_path / "mine" / "model.json"
-    info.write_text(info.read_text().replace('"kidney-mr"', '"mine"', 1).replace('"Kidney, T2 MR"', '"My kidney"', 1))
+    info.write_text(
+        info.read_text(encoding="utf-8")
+        .replace('"kidney-mr"', '"mine"', 1)
+        .replace('"Kidney, T2 MR"', '"My kidney"', 1)
+    )
     host.dialogs.choose_file(str(tmp_path / "mine"))
     open_section(module)
     module.ui.addBundleButton.click()
@@ -387,7 +391,7 @@ def test_remedies_for_a_terminal_become_remedies_for_slicer(host: Any) -> None:
 def test_the_packages_are_those_of_pyproject(repository: Path, host: Any) -> None:
     from SPDSegmentLib.gui.setup.items import PROTECTED, REQUIREMENTS
 
-    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = {*project["optional-dependencies"]["torch"], *project["dependencies"]}
     of_slicer = ("typer", "rich", "pydicom")  # not needed there, or Slicer's own
     wanted = {text for text in wanted if text.split(">=")[0] not in (*PROTECTED, *of_slicer)}

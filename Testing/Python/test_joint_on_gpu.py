@@ -59,8 +59,11 @@ def test_a_short_training_leaves_an_adapter_and_says_how_fast_it_was(
     script.pack(tmp_path / "joint.toml", tmp_path / "packed", 256)
     monkeypatch.setattr(script, "SPDModel", lambda network, weights: SPDModel(network, None))
     script.train(tmp_path / "packed", tmp_path / "trained", 0.0, None, 2, "joint")
-    record = json.loads((tmp_path / "trained" / "training.json").read_text())
+    record = json.loads((tmp_path / "trained" / "training.json").read_text(encoding="utf-8"))
     assert record["steps"] == 14 and record["slices"] == 14 * 2 * config.stage.run_length
     assert record["slices_per_second"] > 0
     script.bundle(tmp_path / "joint.toml", tmp_path / "trained", tmp_path / "bundle")
-    assert json.loads((tmp_path / "bundle" / "model.json").read_text())["network"]["saliency"] == "conditioned"
+    assert (
+        json.loads((tmp_path / "bundle" / "model.json").read_text(encoding="utf-8"))["network"]["saliency"]
+        == "conditioned"
+    )

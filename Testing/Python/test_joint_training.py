@@ -93,7 +93,7 @@ def test_a_tiny_joint_run_overfits_two_cases_and_its_bundle_segments_them(data: 
     assert bundle.info.network["saliency"] == "conditioned" and bundle.info.training["structures"] == ["blob"]
     torch.manual_seed(config.seed)
     assert Predictor.load(bundle, "cpu", "float32").engine.model.config.conditioned
-    rows = (tmp_path / "run" / "joint_joint.csv").read_text().splitlines()
+    rows = (tmp_path / "run" / "joint_joint.csv").read_text(encoding="utf-8").splitlines()
     scores = [float(row.split(",")[-1]) for row in rows[-20:]]
     assert np.mean(scores) > 0.8
 

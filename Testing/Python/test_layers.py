@@ -172,7 +172,7 @@ def test_a_class_name_means_one_thing(repository: Path) -> None:
 
 def test_no_file_is_longer_than_four_hundred_lines(repository: Path) -> None:
     written = [*sources(repository), *benchmark_sources(repository), *(repository / "Testing/Python").glob("*.py")]
-    long = {str(path): n for path in written if (n := len(path.read_text().splitlines())) > 400}
+    long = {str(path): n for path in written if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400}
     assert not long
 
 

@@ -66,7 +66,7 @@ def test_an_owner_that_was_killed_lets_go(tmp_path: Path, repository: Path, how:
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     with FolderLock(tmp_path, "batch", wait_seconds=1.0):
-        assert json.loads((tmp_path / LOCK_NAME).read_text())["process"] == os.getpid()
+        assert json.loads((tmp_path / LOCK_NAME).read_text(encoding="utf-8"))["process"] == os.getpid()
     end(holder) if how == "fork" else None
     assert list(tmp_path.iterdir()) == []
 

@@ -55,7 +55,7 @@ def make_bundle(folder: Path, change: Callable[[dict[str, Any]], None] | None = 
 
 def edit(folder: Path, **changes: Any) -> None:
     path = folder / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes))
 
 
 @pytest.mark.parametrize("decoder", ["lora", "full", "frozen"])
@@ -186,7 +186,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 def test_every_setting_has_a_highest_value(real_predictor: Any, part: str, values: dict[str, Any]) -> None:
     case = real_predictor
     tiny_bundle(case)
-    edit(case.model, **{part: json.loads((case.model / "model.json").read_text())[part] | values})
+    edit(case.model, **{part: json.loads((case.model / "model.json").read_text(encoding="utf-8"))[part] | values})
     result = run(case, "--device", "cpu")
     assert result.exit_code == 2
     assert next(iter(values)) in result.stderr and "which is not from" in result.stderr
@@ -242,7 +242,7 @@ def test_a_setting_that_was_changed_by_hand_is_said_until_it_is_accepted(
 def test_descriptions_may_be_changed_and_reformatted(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "b", lora_alpha=4.0)
     edit(folder, title="Better title", metrics={"dsc": 0.9})
-    text = (folder / "model.json").read_text()
+    text = (folder / "model.json").read_text(encoding="utf-8")
     assert '"lora_alpha": 4.0' in text
     (folder / "model.json").write_text(text.replace('"lora_alpha": 4.0', '"lora_alpha": 4'))
     read_bundle(folder).check_settings()

@@ -46,7 +46,7 @@ def folder(tmp_path: Path, tensors: dict[str, Any]) -> Path:
 def rewrite(folder: Path, **changes: Any) -> None:
     """Change fields of a ``model.json``; a value of None removes the field."""
     path = folder / "model.json"
-    values = json.loads(path.read_text()) | changes
+    values = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
 
@@ -95,7 +95,7 @@ def test_writing_replaces_an_older_bundle_but_never_another_folder(folder: Path,
     (other / "thesis.txt").write_text("mine")
     with pytest.raises(BadInput, match="is no model bundle"):
         write_bundle(other, tiny_info(), tensors, "")
-    assert (other / "thesis.txt").read_text() == "mine"
+    assert (other / "thesis.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_failure_while_writing_keeps_the_older_bundle(

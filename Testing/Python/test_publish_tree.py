@@ -70,7 +70,7 @@ def test_the_tree_is_one_commit_of_what_was_committed_and_passes(
     tracked = git(output, "ls-files").splitlines()
     assert sorted(tracked) == sorted(git(source, "ls-files").splitlines())
     assert not (output / "never-added.txt").exists() and not (output / "old.bin").exists()
-    entry = json.loads((tmp_path / "out" / "SPDSegment.json").read_text())
+    entry = json.loads((tmp_path / "out" / "SPDSegment.json").read_text(encoding="utf-8"))
     assert entry["scm_url"] == f"{ADDRESS}.git" and entry["category"] == "Segmentation"
     assert entry["build_dependencies"] == ["PyTorch"]
 
@@ -119,7 +119,9 @@ def test_everything_that_fails_is_said_at_once(source: Path, tmp_path: Path) -> 
     with (tree / "large.bin").open("r+b") as file:
         file.truncate(120_000_000)
     cmake = tree / "CMakeLists.txt"
-    cmake.write_text(cmake.read_text().replace('EXTENSION_DESCRIPTION "', 'EXTENSION_DESCRIPTION "" # "', 1))
+    cmake.write_text(
+        cmake.read_text(encoding="utf-8").replace('EXTENSION_DESCRIPTION "', 'EXTENSION_DESCRIPTION "" # "', 1)
+    )
     text = "\n".join(problems_of(tree))
     for said in (
         "LICENSE.txt at the top of the tree is not the Apache License",
@@ -150,7 +152,7 @@ def test_a_folder_with_other_files_is_left_alone(
     (tmp_path / "mine" / "work.txt").write_text("work")
     assert publish(source, tmp_path / "mine") == 2
     assert "holds other files" in capsys.readouterr().err
-    assert (tmp_path / "mine" / "work.txt").read_text() == "work"
+    assert (tmp_path / "mine" / "work.txt").read_text(encoding="utf-8") == "work"
 
 
 def test_this_tree_would_pass_with_an_address(repository: Path, tmp_path: Path) -> None:

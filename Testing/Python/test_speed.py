@@ -156,7 +156,7 @@ def test_the_measurement_on_a_gpu_runs_in_small_on_a_cpu(tmp_path: Path) -> None
     output = tmp_path / "results" / "gpu.json"
     asked = ["--device", "cpu", "--small", "--bundle", str(tmp_path / "tiny"), "--output", str(output)]
     report = gpu.main(asked)
-    assert json.loads(output.read_text()) == report
+    assert json.loads(output.read_text(encoding="utf-8")) == report
     worker = report["worker"]
     assert 0 < worker["first_slice_cold_s"] <= worker["all_slices_cold_s"]
     assert 0 < worker["changed_click_median_s"] <= worker["changed_click_p95_s"]

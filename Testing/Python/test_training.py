@@ -82,7 +82,9 @@ def test_a_run_that_was_stopped_and_resumed_gives_the_same_weights(
         run(config_path, tmp_path / "parts", RunHooks(count, lambda: steps >= stop_after))
     resumed = run(config_path, tmp_path / "parts").adapter_state()
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
-    assert (folder / "stage2.csv").read_text() == (tmp_path / "parts" / "stage2.csv").read_text()
+    assert (folder / "stage2.csv").read_text(encoding="utf-8") == (tmp_path / "parts" / "stage2.csv").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_sam_tuning_is_the_same_command_with_raw_clicks_and_no_consistency(data: Path, tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_sam_tuning_learns_encoder_and_decoder_from_clicks_and_leaves_the_salien
     data: Path, tmp_path: Path
 ) -> None:
     config_path = write_config(data, stage1=60, head=0, stage2=60, strategy="raw")
-    text = config_path.read_text().replace("[stage1]", '[stage1]\nobjective = "prompted"')
+    text = config_path.read_text(encoding="utf-8").replace("[stage1]", '[stage1]\nobjective = "prompted"')
     config_path.write_text(text.replace("learning_rate = 1e-2", "learning_rate = 3e-3"))
     config = read_training_config(config_path)
     torch.manual_seed(config.seed)
@@ -105,7 +107,7 @@ def test_sam_tuning_learns_encoder_and_decoder_from_clicks_and_leaves_the_salien
     assert any(name.startswith("image_encoder.") for name in changed)
     assert any(name.startswith("mask_decoder.") for name in changed)
     assert not any(name.startswith("saliency_head.") for name in changed)
-    curve = (tmp_path / "run" / "stage1.csv").read_text().splitlines()
+    curve = (tmp_path / "run" / "stage1.csv").read_text(encoding="utf-8").splitlines()
     column = curve[0].split(",").index("segmentation")
     losses = [float(row.split(",")[column]) for row in curve[1:]]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
@@ -113,7 +115,9 @@ def test_sam_tuning_learns_encoder_and_decoder_from_clicks_and_leaves_the_salien
 
 def test_a_prior_cannot_be_asked_of_sam_tuning(data: Path) -> None:
     config_path = write_config(data, stage1=2, head=2, stage2=2, strategy="raw")
-    config_path.write_text(config_path.read_text().replace("[stage1]", '[stage1]\nobjective = "prompted"'))
+    config_path.write_text(
+        config_path.read_text(encoding="utf-8").replace("[stage1]", '[stage1]\nobjective = "prompted"')
+    )
     with pytest.raises(BadInput, match="trains no saliency"):
         read_training_config(config_path)
 
@@ -159,7 +163,9 @@ def test_a_wrong_configuration_is_refused_with_the_place(tmp_path: Path, text: s
 
 def test_a_patient_in_both_parts_is_refused(data: Path, tmp_path: Path) -> None:
     text = (
-        write_config(data, 1, 0, 0).read_text().replace('train = ["a", "b"]', 'train = ["s1_l"]\nvalidation = ["s1_r"]')
+        write_config(data, 1, 0, 0)
+        .read_text(encoding="utf-8")
+        .replace('train = ["a", "b"]', 'train = ["s1_l"]\nvalidation = ["s1_r"]')
     )
     path = tmp_path / "leak.toml"
     path.write_text(text.replace('plane = "axial"', 'plane = "axial"\npatient_pattern = "(s\\\\d+)_"'))
@@ -169,7 +175,7 @@ def test_a_patient_in_both_parts_is_refused(data: Path, tmp_path: Path) -> None:
 
 def test_a_label_without_the_target_is_refused(data: Path, tmp_path: Path) -> None:
     path = data / "other.toml"
-    path.write_text(write_config(data, 1, 0, 0).read_text().replace("[[1]]", "[[9]]"))
+    path.write_text(write_config(data, 1, 0, 0).read_text(encoding="utf-8").replace("[[1]]", "[[9]]"))
     with pytest.raises(BadInput, match="holds none of the label values"):
         run(path, tmp_path / "run")
 

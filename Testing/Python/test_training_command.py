@@ -124,7 +124,12 @@ def test_a_row_that_a_kill_cut_short_is_dropped_from_the_curve(tmp_path: Path) -
     phase = Phase("p", [parameter], 3, 0.1, 0.0, 1, lambda step: {"total": ((parameter - step) ** 2).sum()})
     (tmp_path / "p.csv").write_text("step,total\n1,0.5\n2,0.4\n3")
     Loop(tmp_path).run(phase)
-    assert [line.split(",")[0] for line in (tmp_path / "p.csv").read_text().splitlines()] == ["step", "1", "2", "3"]
+    assert [line.split(",")[0] for line in (tmp_path / "p.csv").read_text(encoding="utf-8").splitlines()] == [
+        "step",
+        "1",
+        "2",
+        "3",
+    ]
 
 
 @pytest.mark.parametrize("killed_after", [0, 3, 5])
@@ -236,7 +241,7 @@ def test_folders_that_are_files_and_missing_devices_are_refused(config: Path, tm
         assert result.exit_code == 2 and "is a file" in result.stderr
     assert run(config, tmp_path, "--device", "tpu").exit_code == 2
     assert run(config, tmp_path, "--device", "cuda:99").exit_code == 4
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 def test_all_processes_stop_at_the_same_step() -> None:
@@ -274,4 +279,4 @@ def test_two_processes_train_one_model(config: Path, tmp_path: Path, repository:
     assert done.stdout.count("Bundle: ") == 1
     assert read_bundle(tmp_path / "bundle").info.name == "tiny"
     assert [int(row["step"]) for row in curve(tmp_path, "stage2")] == list(range(1, STEPS["stage2"] + 1))
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 3
+    assert json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["seed"] == 3

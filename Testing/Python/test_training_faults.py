@@ -104,7 +104,7 @@ def test_a_phase_that_begins_anew_takes_the_later_ones_with_it(config: Path) -> 
 def test_a_damaged_configuration_of_the_run_is_named_and_the_way_out_works(config: Path) -> None:
     assert run(config).exit_code == 0
     path = config.parent / "run" / "config.json"
-    path.write_text(path.read_text()[:50])
+    path.write_text(path.read_text(encoding="utf-8")[:50])
     refused = run(config)
     assert refused.exit_code == 2 and f"{path}, which says how this run was started, is damaged" in refused.stderr
     path.unlink()
@@ -195,7 +195,7 @@ def test_a_second_training_in_one_folder_is_refused_and_the_first_goes_on(config
     finally:
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
-    steps = [row.split(",")[0] for row in (folder / "stage1.csv").read_text().splitlines()[1:]]
+    steps = [row.split(",")[0] for row in (folder / "stage1.csv").read_text(encoding="utf-8").splitlines()[1:]]
     assert steps == [str(n + 1) for n in range(len(steps))], "the curve is the first one's alone"
 
 
