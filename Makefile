@@ -64,7 +64,7 @@ soak: $(HOST)
 	$(BIN)/python Testing/Soak/worker.py volumes
 	$(BIN)/python Testing/Soak/module.py kill
 	$(BIN)/python Testing/Soak/module.py update
-	for n in 1 2 3 4 5; do SPDSEGMENT_SOAK=1 $(BIN)/python -m pytest -q Testing/Python/test_batch_cluster.py -k "killed or lost or slurm" || exit 1; done
+	for n in 1 2 3 4 5; do SPDSEGMENT_SOAK=1 $(BIN)/python -m pytest -q Testing/Python/test_batch_cluster.py -k "killed or lost or slurm or full_disk" || exit 1; done
 	$(BIN)/python Testing/Benchmarks/batch_efficiency.py --workers 2 4 8
 
 # Mutated frames, bundles, images, DICOM and points within one process, for so many seconds; fails on anything but a

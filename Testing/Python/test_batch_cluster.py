@@ -73,6 +73,9 @@ class Dask:
             process.wait()
 
 
+in_soak = pytest.mark.skipif("SPDSEGMENT_SOAK" not in os.environ, reason="a long one of the cluster: make soak")
+
+
 @pytest.fixture
 def dask(tmp_path: Path) -> Iterator[Dask]:
     (tmp_path / "dask").mkdir()
@@ -136,6 +139,7 @@ def test_a_worker_that_is_killed_at_random_loses_no_case(dask: Dask, tmp_path: P
     assert not list(out.glob(".*partial*"))
 
 
+@in_soak
 def test_a_lost_scheduler_loses_no_finished_case(dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "LOST_SECONDS", 1.0)
     dask.add_worker()
@@ -158,6 +162,7 @@ def test_a_lost_scheduler_loses_no_finished_case(dask: Dask, tmp_path: Path, mon
     assert sum(state == "done" for state in told.values()) >= len(done) - 1
 
 
+@in_soak
 def test_a_full_disk_on_a_worker_costs_that_case_alone(dask: Dask, tmp_path: Path) -> None:
     dask.add_worker()
     listed = many(tmp_path, 4)
@@ -193,7 +198,7 @@ def test_a_worker_of_another_version_is_refused(dask: Dask, tmp_path: Path, monk
     raise AssertionError("nobody refused")
 
 
-@pytest.mark.skipif("SPDSEGMENT_SOAK" not in os.environ, reason="Slurm jobs through a stand-in: make soak")
+@in_soak
 def test_slurm_jobs_are_workers(tmp_path: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a stand-in of sbatch that runs the job's script here: what dask-jobqueue submits is what starts."""
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
