@@ -19,9 +19,9 @@ from slicer.util import VTKObservationMixin
 from SPDSegmentLib.errors import Cancelled, SPDError
 from SPDSegmentLib.gui.panel.about import resourcePath
 from SPDSegmentLib.gui.panel.controls import showPlainly
-from SPDSegmentLib.gui.panel.run_section import doneText, progressText
+from SPDSegmentLib.gui.panel.run_section import endText, progressText
 from SPDSegmentLib.gui.panel.setup_section import forSlicer
-from SPDSegmentLib.gui.run.job import JobState, SegmentationJob
+from SPDSegmentLib.gui.run.job import SegmentationJob
 from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView, likelyModel, listModels
 from SPDSegmentLib.gui.scene.centerlines import clickEvents, clicksOf, makeClicks, removeClicks, snapshotClicks
 from SPDSegmentLib.gui.scene.events import idleTimer
@@ -320,14 +320,10 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
     def _onFinished(self, job: SegmentationJob) -> None:
         if job is not self.job:
             return
-        if job.state is JobState.DONE:
-            self._message = doneText(job)
-        elif job.wasUndone:
-            self._message = _("Undone; the segment and its clicks are as they were before.")
-        elif job.error is None or isinstance(job.error, Cancelled):
-            self._message = _("Cancelled; nothing was changed.")
-        else:
+        if job.error is not None and not isinstance(job.error, Cancelled):
             self._message = forSlicer(job.error).sentence
+        else:
+            self._message = endText(job)
         self._refreshTimer.start()
 
 

@@ -21,6 +21,7 @@ from ..scene.export_files import (
     ExportSource,
     choosePath,
     exportFormats,
+    fileStem,
     makeSource,
     measureSource,
     sentence,
@@ -169,11 +170,10 @@ class ExportSection:
 
 def _askPath(format_: ExportFormat, name: str) -> str:
     folder = slicer.app.settings().value(_FOLDER_SETTING) or str(Path.home())
-    safe = "".join(letter if letter.isalnum() or letter in " -_" else "_" for letter in name).strip() or "segment"
     return qt.QFileDialog.getSaveFileName(
         slicer.util.mainWindow(),
         _("Export segment"),
-        str(Path(folder) / (safe + format_.suffix)),
+        str(Path(folder) / (fileStem(name, " -_") + format_.suffix)),
         f"{format_.title} (*{format_.suffix})",
     )
 

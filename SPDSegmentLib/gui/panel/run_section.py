@@ -167,14 +167,10 @@ class RunSection:
     def _onFinished(self, job: SegmentationJob) -> None:
         if job is not self.job:
             return
-        if job.state is JobState.DONE:
-            self._say(doneText(job))
-        elif job.error is not None and not isinstance(job.error, Cancelled):
+        if job.error is not None and not isinstance(job.error, Cancelled):
             self.show(job.error)
-        elif job.wasUndone:
-            self._say(_("Undone; the segment and its clicks are as they were before."))
         else:
-            self._say(_("Cancelled; nothing was changed."))
+            self._say(endText(job))
         self.onFinished.emit(job)
 
     def _onDied(self, error: SPDError) -> None:
@@ -211,8 +207,16 @@ def progressText(progress: Progress) -> str:
     return text
 
 
-def doneText(job: SegmentationJob) -> str:
-    """Return what came of a run that is done."""
+def endText(job: SegmentationJob) -> str:
+    """Return what came of a run that ended without a problem: done, undone or cancelled."""
+    if job.state is JobState.DONE:
+        return _doneText(job)
+    if job.wasUndone:
+        return str(_("Undone; the segment and its clicks are as they were before."))
+    return str(_("Cancelled; nothing was changed."))
+
+
+def _doneText(job: SegmentationJob) -> str:
     assert job.answer is not None
     writer = job.writer
     parts = [areaSentence(writer.withheld, len(writer.asked), writer.area)]

@@ -22,7 +22,7 @@ from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing
 from SPDSegmentLib.files import check_output, write_whole
 from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY
 
-from .export_files import ExportSource, makeSource
+from .export_files import ExportSource, fileStem, makeSource
 from .volumes import parentMatrix
 
 INSTANCES = "DICOM.instanceUIDs"
@@ -84,8 +84,7 @@ def exportDicom(
         segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), DEFAULT_TERMINOLOGY)
     segment.SetTag("DICOM.SegmentAlgorithmType", "SEMIAUTOMATIC")
     segment.SetTag("DICOM.SegmentAlgorithmName", f"{CREATOR} {model}".strip())
-    safe = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in source.name) or "segment"
-    path = Path(folder) / (safe + kind.suffix)
+    path = Path(folder) / (fileStem(source.name) + kind.suffix)
     if path.suffix:
         check_output(path)
     if path.exists() and (path.is_dir() or not confirm(path)):

@@ -129,6 +129,11 @@ def exportFormats() -> tuple[ExportFormat, ...]:
     )
 
 
+def fileStem(name: str, kept: str = "-_") -> str:
+    """Return a segment's name as a file may have it: letters, digits and what is ``kept``."""
+    return "".join(letter if letter.isalnum() or letter in kept else "_" for letter in name).strip() or "segment"
+
+
 def makeSource(segmentationNode: Any, segmentId: str, volumeNode: Any, *, emptyToo: bool = False) -> ExportSource:
     """Return what to export.
 
