@@ -44,6 +44,16 @@ def doubled(images: Tensor) -> Tensor:
     return 2 * images
 
 
+def _compiled(compiler: Compiler, batch: Tensor) -> CompiledEncoder:
+    """An encoder whose compilation for batches like this one has ended, well or not."""
+    encoder = CompiledEncoder(doubled, compiler)
+    compiler.may_go_on.set()
+    thread = encoder.begin(batch)
+    assert thread is not None
+    thread.join(30)
+    return encoder
+
+
 def test_the_eager_encoder_serves_until_the_compiled_one_is_ready() -> None:
     compiler, images = Compiler(), torch.rand(4, 1, 8, 8)
     encoder = CompiledEncoder(doubled, compiler)
@@ -57,11 +67,7 @@ def test_the_eager_encoder_serves_until_the_compiled_one_is_ready() -> None:
 
 def test_smaller_batches_are_filled_to_the_one_shape_and_larger_ones_go_the_eager_way() -> None:
     compiler, images = Compiler(), torch.rand(9, 1, 8, 8)
-    encoder = CompiledEncoder(doubled, compiler)
-    compiler.may_go_on.set()
-    thread = encoder.begin(images[:4])
-    assert thread is not None
-    thread.join(30)
+    encoder = _compiled(compiler, images[:4])
     for count in (1, 3, 4, 9):
         assert torch.equal(encoder(images[:count]), 2 * images[:count])
     assert compiler.shapes == [(4, 1, 8, 8)] * 4, "the trial and three calls"
@@ -75,11 +81,7 @@ def test_a_compiled_encoder_that_is_wrong_is_never_used(fault: str, caplog: pyte
         return maps + 1 if fault == "gives other numbers" else maps * torch.nan
 
     compiler, images = Compiler(change), torch.rand(4, 1, 8, 8)
-    encoder = CompiledEncoder(doubled, compiler)
-    compiler.may_go_on.set()
-    thread = encoder.begin(images)
-    assert thread is not None
-    thread.join(30)
+    encoder = _compiled(compiler, images)
     assert not encoder.is_compiled and torch.equal(encoder(images), 2 * images)
     assert "compiling it failed" in caplog.text
 
@@ -94,11 +96,7 @@ def test_an_encoder_that_fails_later_gives_way_to_the_eager_one(caplog: pytest.L
         return maps
 
     compiler, images = Compiler(change), torch.rand(4, 1, 8, 8)
-    encoder = CompiledEncoder(doubled, compiler)
-    compiler.may_go_on.set()
-    thread = encoder.begin(images)
-    assert thread is not None
-    thread.join(30)
+    encoder = _compiled(compiler, images)
     assert encoder.is_compiled and torch.equal(encoder(images), 2 * images)
     assert not encoder.is_compiled and "lost" in caplog.text
 
