@@ -19,7 +19,7 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, well_formed
 from SPDSegmentLib.files import check_output, write_json
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
-from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
+from SPDSegmentLib.geometry.intensity import check_values
 from SPDSegmentLib.geometry.labelmap import check_mask_output, write_labelmap
 from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, are_numbers, insist_on, list_of, markups_of
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -191,7 +191,7 @@ def segment(
     if not are_numbers(points):
         markups = insist_on(markups_of(points), insist)
     bundle = _bundle(model)
-    bundle.intensity()  # refused before the image is read
+    intensity = bundle.intensity()  # refused before the image is read
     volume = volume_of(image, ijk_to_ras, series)
     if are_numbers(points):
         markups = insist_on([list_of(points, frame, volume)], insist)
@@ -199,7 +199,7 @@ def segment(
         check_mask_output(output, volume)
     stack = SliceStack(volume, axis or bundle.info.slicing_axis)
     clicks = clicks_from_markups(markups, stack)
-    check_values(volume.array, IntensityConfig.from_dict(bundle.info.normalization), volume.name)
+    check_values(volume.array, intensity, volume.name)
     doubts = tuple(fit_of_image(bundle.info, stack, clicks))
     for doubt in doubts:
         on_note(doubt)

@@ -184,6 +184,11 @@ def sample_curve(
     return samples[order], np.rint(where[order]).astype(int) % len(points_ras)
 
 
+def arc_length(path: np.ndarray) -> np.ndarray:
+    """Way (N,) along a path (N, D) from its first point to each, in its units."""
+    return np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))))
+
+
 def _along_path(path: np.ndarray, points: np.ndarray, closed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vertices of a path with their parameter, as :func:`curve_vertices`, and the vertices that stand for its points.
 
@@ -192,7 +197,7 @@ def _along_path(path: np.ndarray, points: np.ndarray, closed: bool) -> tuple[np.
     at = np.array([int(np.argmin(((path - point) ** 2).sum(axis=1))) for point in points])
     at = np.maximum.accumulate(at)
     vertices = np.arange(len(path)) if closed else np.arange(at[0], max(at[-1], at[0] + 1) + 1).clip(0, len(path) - 1)
-    length = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))))
+    length = arc_length(path)
     return path[vertices], np.interp(length[vertices], length[at], np.arange(len(points), dtype=float)), path[at]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.centerline import arc_length
 from SPDSegmentLib.geometry.mask_field import MaskField, way_through
 from SPDSegmentLib.geometry.slices import SliceStack
 
@@ -103,14 +104,14 @@ def straighten(
     step = float(field.spacing.min())
     for _ in range(ROUNDS):
         path = _ready(path, radius, field.mean_spacing)
-        sections = _sections(field, path, nodes, radius, max(2 * step, _length(path) / 60), 49)
+        sections = _sections(field, path, nodes, radius, max(2 * step, arc_length(path)[-1] / 60), 49)
         if len(sections.area) < 3:
             break
         radius = float(np.sqrt(sections.area.mean() / np.pi))
         inner = sections.at[(sections.at > radius) & (sections.at < sections.at[-1] - radius + sections.at[0])]
         path = sections.centroid[np.isin(sections.at, inner)] if len(inner) > 2 else sections.centroid
     path = _ready(path, radius, field.mean_spacing)
-    sections = _sections(field, path, nodes, radius, max(step / 2, _length(path) / MAX_SECTIONS), MAX_SIDE)
+    sections = _sections(field, path, nodes, radius, max(step / 2, arc_length(path)[-1] / MAX_SECTIONS), MAX_SIDE)
     order = _from_lowest(sections, stack)
     ferets = np.array([_ferets(part, sections.pixel_mm) for part in sections.masks]).reshape(-1, 2)
     return Straightened(
@@ -130,16 +131,12 @@ def straighten(
     )
 
 
-def _length(path: np.ndarray) -> float:
-    return float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
-
-
 def _ready(path: np.ndarray, radius: float, pitch: float) -> np.ndarray:
     """A path (M, 3) smoothed, without what bends to the rim at its ends, and prolonged straight beyond them.
 
     Points are at equal distances; the ends are prolonged by three radii and two voxels.
     """
-    arc = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))))
+    arc = arc_length(path)
     if arc[-1] <= 0:
         along = np.array([0.0, 0.0, 1.0])
         return path[:1] + along * np.linspace(-3 * radius - 2 * pitch, 3 * radius + 2 * pitch, 33)[:, None]
@@ -192,7 +189,7 @@ def _sections(
     """Cut across a path (M, 3) every ``step`` mm; a section is what hangs together with the sections beside it."""
     from scipy.spatial import KDTree
 
-    arc = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))))
+    arc = arc_length(path)
     at = np.arange(step / 2, arc[-1], step)
     center = np.stack([np.interp(at, arc, values) for values in path.T], axis=1)
     tangent = _tangents(center)

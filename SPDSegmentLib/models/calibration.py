@@ -17,10 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
+
+Iou = TypeVar("Iou", float, "np.ndarray")
 
 CONFIDENCE = 0.9
 SLICE_SHARE = 0.9
@@ -61,9 +63,9 @@ class QualityEstimate:
         }  # fmt: skip
 
 
-def as_dice(iou: np.ndarray) -> np.ndarray:
-    """Dice of an IoU."""
-    dice: np.ndarray = 2 * iou / (1 + iou)
+def as_dice(iou: Iou) -> Iou:
+    """Dice of an IoU, of a number or of an array (N,)."""
+    dice: Iou = 2 * iou / (1 + iou)
     return dice
 
 
@@ -82,18 +84,24 @@ def estimate(calibration: Mapping[str, Any], quality: Sequence[float], pixels: S
     predicted = predicted_dice(quality, pixels)
     if predicted is None:
         return None
-    margin = calibration.get("volume_margin")
-    at_least = None if margin is None else min(1.0, max(0.0, predicted - margin))
-    shown = min(1.0, max(0.0, predicted - calibration.get("volume_bias", 0.0)))
+    shown, at_least = _under(calibration, "volume", predicted)
     patients, confidence = int(calibration.get("patients", 0)), float(calibration.get("confidence", CONFIDENCE))
     return QualityEstimate(shown, at_least, confidence, patients)
 
 
 def slice_estimate(calibration: Mapping[str, Any], quality: float) -> tuple[float, float | None]:
     """Predicted Dice of a slice, and its lower bound or None."""
-    predicted, margin = 2 * quality / (1 + quality), calibration.get("slice_margin")
-    at_least = None if margin is None else min(1.0, max(0.0, predicted - margin))
-    return min(1.0, max(0.0, predicted - calibration.get("slice_bias", 0.0))), at_least
+    return _under(calibration, "slice", as_dice(quality))
+
+
+def _under(calibration: Mapping[str, Any], what: str, predicted: float) -> tuple[float, float | None]:
+    """A predicted Dice less the bias of ``what``, ``volume`` or ``slice``, and its lower bound or None."""
+
+    def less(excess: float) -> float:
+        return min(1.0, max(0.0, predicted - excess))
+
+    margin = calibration.get(f"{what}_margin")
+    return less(calibration.get(f"{what}_bias", 0.0)), None if margin is None else less(margin)
 
 
 def conformal_margin(scores: Sequence[float], confidence: float = CONFIDENCE) -> float | None:

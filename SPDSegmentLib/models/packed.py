@@ -15,10 +15,10 @@ from pathlib import Path
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.files import megabytes, write_bytes, write_text, write_whole
-from SPDSegmentLib.models.bundle import ADAPTER_NAME, CARD_NAME, INFO_NAME, Bundle, add_bundle, read_bundle
+from SPDSegmentLib.models.bundle import ADAPTER_NAME, CARD_NAME, INFO_NAME, Bundle, add_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo
 from SPDSegmentLib.models.download import download_url
-from SPDSegmentLib.models.storage import ByteProgress, check_free_space, staging_folder, user_models_folder
+from SPDSegmentLib.models.storage import ByteProgress, check_free_space, sha256_of, staging_folder, user_models_folder
 
 SUMS_NAME = "SHA256SUMS"
 LARGEST_BYTES = {INFO_NAME: 16 << 20, CARD_NAME: 4 << 20, SUMS_NAME: 1 << 16, ADAPTER_NAME: 2 << 30}
@@ -112,7 +112,7 @@ def add_packed(
             download_url(str(source), file, None, progress)
         elif not file.is_file():
             raise BadInput(f"There is no packed model {file}.", "Check its path.")
-        if sha256 is not None and hashlib.sha256(file.read_bytes()).hexdigest() != sha256.lower():
+        if sha256 is not None and sha256_of(file) != sha256.lower():
             raise ModelCorrupt(f"{source} does not have the checksum that was given.", _AGAIN)
         contents = _read(file, str(source))
         check_free_space(staging, sum(map(len, contents.values())))
@@ -123,7 +123,6 @@ def add_packed(
                 write_text(folder / name, without_front(data.decode("utf-8", "replace")), "model")
             elif name != SUMS_NAME:
                 write_bytes(folder / name, data, "model")
-        read_bundle(folder)
         return add_bundle(folder, accept_unknown)
 
 

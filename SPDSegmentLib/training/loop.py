@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from SPDSegmentLib.files import write_csv
 from SPDSegmentLib.geometry.limits import keep_freed_memory
 from SPDSegmentLib.inference.engine import autocast, choose_device, choose_precision
 from SPDSegmentLib.networks.backbones import hide_broken_torchvision, save_checkpoint
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,6 +62,12 @@ class Processes:
         """Wait until every process is here."""
         if self.count > 1:
             self.accelerator.wait_for_everyone()
+
+    def main_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives here, once the main process has made it and left its files to the others."""
+        made = make() if self.is_main else None
+        self.wait()
+        return make() if made is None else made
 
 
 def join_processes(device: str = "auto") -> Processes:

@@ -169,7 +169,7 @@ def plan(
             "patience": 5,
         },
     }
-    config: TrainingConfig = build_settings(TrainingConfig, _lists_as_tuples(values), "the plan")
+    config: TrainingConfig = build_settings(TrainingConfig, values, "the plan")
     check_split(config.data, Path("the plan"))
     notes = list(found.notes)
     if not targets and len(chosen) > 1:
@@ -181,17 +181,11 @@ def plan(
     if free is not None and memory > free:
         notes.append(f"Training needs about {megabytes(memory)}, and {megabytes(free)} are free: crop the images.")
         values["stage1"]["runs_per_step"] = values["stage2"]["runs_per_step"] = 1
-        config = build_settings(TrainingConfig, _lists_as_tuples(values), "the plan")
+        config = build_settings(TrainingConfig, values, "the plan")
         reasons["stage1.runs_per_step"] = reasons["stage2.runs_per_step"] = "little memory is free"
     cells = (size // multiple) ** 2
     disk = entries * (slices + 2 * config.stage2.margin) * (cells * EMBEDDING_BYTES + 2 * size * size)
     return Plan(config, reasons, tuple(notes), disk, memory)
-
-
-def _lists_as_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _lists_as_tuples(item) for key, item in value.items()}
-    return tuple(_lists_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _plane(found: Survey, facts: Sequence[Any]) -> tuple[str, str]:

@@ -199,9 +199,7 @@ def _bank(
             may_compute=processes.is_main,
         )
 
-    bank = build() if processes.is_main else None
-    processes.wait()
-    return bank or build()
+    return processes.main_first(build)
 
 
 def open_loop(config: Settings, run_folder: Path, processes: Processes, hooks: RunHooks) -> Loop:

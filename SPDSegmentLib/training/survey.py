@@ -155,7 +155,7 @@ def _matching(files: Sequence[str], pattern: str) -> dict[str, dict[str, str]]:
     if "{case}" not in pattern:
         raise BadInput(f"The pattern '{pattern}' has no {{case}} in it.", "Write it as in '{case}_image.nii.gz'.")
     first, *rest = (re.escape(part) for part in pattern.split("{case}"))
-    expression = re.compile(first + r"(?P<case>[^/]+)" + r"(?P=case)".join(rest[:1] + rest[1:]))
+    expression = re.compile(first + r"(?P<case>[^/]+)" + r"(?P=case)".join(rest))
     found = {match["case"]: name for name in files if (match := expression.fullmatch(name))}
     if not found:
         raise BadInput(f"No file is named '{pattern}'.", "Check the pattern; folders count from the one given.")

@@ -111,11 +111,10 @@ def make_validation(
         stage2=dataclasses.replace(config.stage2, entries=targets, severities=(SEVERITY, SEVERITY), beyond_share=0.0),
     )
 
-    def build(may_compute: bool) -> EmbeddingBank:
-        return build_bank(model, cases, plain, folder, processes.device, on_entry, cancelled, may_compute=may_compute)
+    def build() -> EmbeddingBank:
+        main = processes.is_main
+        return build_bank(model, cases, plain, folder, processes.device, on_entry, cancelled, may_compute=main)
 
-    bank = build(True) if processes.is_main else None
-    processes.wait()
-    bank = bank or build(False)
+    bank = processes.main_first(build)
     bank.compute_saliency(model, processes.device)
     return Validation(Stage2(model, bank, plain, processes), processes, run_folder, say)
