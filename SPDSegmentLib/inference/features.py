@@ -178,6 +178,11 @@ class SliceFeatures:
         """Slices whose S is known, or under way on the device."""
         return set(self._saliency)
 
+    def cached_slices(self) -> set[int]:
+        """Slices that can be decoded without encoding any."""
+        known = self._embeddings
+        return {t for t in self._saliency if all(s in known for s in (self._inputs_of(t) if self.conditioned else [t]))}
+
     def missing(self, slices: Iterable[int]) -> list[int]:
         """Slices that must be encoded before the saliency of ``slices`` can be known, in that order."""
         needed = (s for t in slices if t not in self._saliency for s in self._inputs_of(t))

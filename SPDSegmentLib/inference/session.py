@@ -76,6 +76,16 @@ class Session:
             r.mask.nbytes for _, r in tuple(self._slices.values()) if r.mask is not self._nothing
         )
 
+    @property
+    def features(self) -> SliceFeatures:
+        """What the frozen part of the model knows of the volume."""
+        return self._features
+
+    @property
+    def decided(self) -> Mapping[int, tuple[SlicePrompts, SliceResult]]:
+        """Prompts, in network pixels, and results of the slices that the last call decided."""
+        return self._slices
+
     def close(self) -> None:
         """Let go of what was computed, on the device too."""
         self._slices.clear()
