@@ -38,6 +38,13 @@ def init(
     name: Annotated[str, typer.Option(help="Name of the model; by default structure and modality.")] = "",
     image: Annotated[str, typer.Option(metavar="PATTERN", help="Names of images, as in '{case}_image.nii.gz'.")] = "",
     label: Annotated[str, typer.Option(metavar="PATTERN", help="Names of labels, as in '{case}_label.nii.gz'.")] = "",
+    series: Annotated[
+        str, typer.Option(help="Which series of DICOM folders: UID or its end, number or description.")
+    ] = "",
+    segment: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Segment or region of DICOM labels, as in 'GTV*'; repeat: values 1, 2, ..."),
+    ] = None,
     validation: Annotated[str, typer.Option(help="Cases to validate with, separated by commas.")] = "",
     patient: Annotated[str, typer.Option(metavar="REGEX", help="Its first group names the patient of a case.")] = "",
     backbone: Annotated[str, typer.Option(help="Base weights, see 'models list'.")] = "lite_medsam",
@@ -48,7 +55,8 @@ def init(
     """Find images and labels that belong together, check every file, and write a training configuration.
 
     Read are cases named as in p1_image.nii.gz and p1_label.nii.gz, the folders imagesTr and labelsTr of nnU-Net, and a
-    folder a case. What is odd is said; what cannot be used is left out of the configuration.
+    folder a case; folders of DICOM series with SEG or RTSTRUCT files as labels too. What is odd is said; what cannot be
+    used is left out of the configuration.
     """
     if not folder.is_dir():
         raise BadInput(f"There is no folder {folder}.", "Give the folder of images and labels.")
@@ -58,7 +66,7 @@ def init(
     from SPDSegmentLib.training.planning import configuration_text, plan
     from SPDSegmentLib.training.survey import find_cases, survey
 
-    found = find_cases(folder, image, label)
+    found = find_cases(folder, image, label, series, segment or ())
     with show_training(True) as bar:
         bar.say(f"{len(found.cases)} cases, named {found.image} and {found.label}.")
         seen = survey(folder, found, lambda done, total: bar.advance("checking files", done, total, None, {}))

@@ -62,7 +62,9 @@ class Axis(StrEnum):
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model (see 'models list') or its folder.")]
 PromptsOption = Annotated[Prompts, typer.Option(help="Which clicks prompt a slice.")]
 SaliencyOption = Annotated[bool, typer.Option("--saliency-only", help="Take the thresholded saliency as the mask.")]
-SeriesOption = Annotated[str | None, typer.Option(help="Which series of a DICOM folder: its UID, or the end of it.")]
+SeriesOption = Annotated[
+    str | None, typer.Option(help="Which series of a DICOM folder: UID or its end, number or description.")
+]
 InsistOption = Annotated[
     str, typer.Option(help="Ids of clicks, separated by commas, that prompt whatever the model believes.")
 ]

@@ -236,7 +236,7 @@ def evaluate(
         name: EvaluationConfig(severities, seeds, tuple(method for job, method in jobs if job == name), first_seed)
         for name in bundles
     }
-    files = CaseFiles(folder, data.image, data.label, data.targets, data.plane, data.patient_pattern)
+    files = CaseFiles.of(folder, data)
     rows: list[EvaluationRow] = []
     with _output_folder(output), show_training(True) as bar:
         check_reports(output)

@@ -7,14 +7,14 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks
-from SPDSegmentLib.geometry.labelmap import read_labels_of
+from SPDSegmentLib.geometry.labels import read_labeled
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.volume import check_image, read_volume
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY, STRATEGIES
 from SPDSegmentLib.prompts.noise import SEVERITIES, ClickPath, NoiseConfig, click_path, simulate_clicks_from_path
 from SPDSegmentLib.settings import check_choice
@@ -134,6 +134,7 @@ class CaseFiles:
         targets: label values of each structure that can be clicked.
         plane: slicing plane.
         patient_pattern: regular expression whose first group is the patient.
+        series, segments: what is chosen of DICOM, see :class:`SPDSegmentLib.training.config.DataConfig`.
     """
 
     folder: Path
@@ -142,6 +143,14 @@ class CaseFiles:
     targets: tuple[tuple[int, ...], ...]
     plane: str = "auto"
     patient_pattern: str = "(.*)"
+    series: str = ""
+    segments: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, folder: Path, data: Any) -> CaseFiles:
+        """Those of a training configuration's table ``data``."""
+        said = {name: getattr(data, name) for name in cls.__dataclass_fields__ if name != "folder"}
+        return cls(folder, **said)
 
 
 def load_targets(
@@ -157,15 +166,12 @@ def load_targets(
     """
     targets = []
     for case in cases:
-        volume = read_volume(files.folder / files.image.format(case=case))
-        check_image(volume)
-        label_path = files.folder / files.label.format(case=case)
-        labels = read_labels_of(label_path, volume)
+        volume, labels = read_labeled(files.folder, files, case)
         stack = SliceStack(volume, files.plane)
         slices = stack.from_volume(labels)
         masks = {values: np.ascontiguousarray(np.isin(slices, values)) for values in files.targets}
         if not any(mask.any() for mask in masks.values()):
-            message = f"{label_path} holds none of the label values {files.targets}"
+            message = f"{files.folder / files.label.format(case=case)} holds none of the label values {files.targets}"
             if on_empty is None:
                 raise BadInput(f"{message}.", "Check targets in [data].")
             on_empty(f"{message}: case {case} is left out.")

@@ -46,18 +46,6 @@ def read_labelmap(path: str | Path) -> Volume:
     return Volume(array, volume.ijk_to_ras, volume.name)
 
 
-def read_labels_of(path: str | Path, volume: Volume) -> np.ndarray:
-    """Integer labels (K, J, I) on the grid of ``volume``.
-
-    Raises:
-        BadInput: as :func:`read_labelmap`, or another size or place than the volume's.
-    """
-    labels = read_labelmap(path)
-    if not same_grid(labels, volume):
-        raise BadInput(f"{path} does not have the same grid as its image {volume.name}.", "Resample it to the image.")
-    return labels.array
-
-
 def same_grid(first: Volume, second: Volume) -> bool:
     """Whether two volumes have the same voxels: no corner is farther off than half of the smallest spacing."""
     if first.array.shape != second.array.shape:

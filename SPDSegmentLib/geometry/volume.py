@@ -44,6 +44,7 @@ class Volume:
         array: (K, J, I), as SimpleITK and ``slicer.util.arrayFromVolume`` give it.
         ijk_to_ras: (4, 4), voxel indexes to patient millimeters, right-anterior-superior.
         name: for messages.
+        series_uid, frame_of_reference: of the DICOM series that it was read from, else empty.
 
     Raises:
         GeometryUnsupported: degenerate or sheared axes.
@@ -52,6 +53,8 @@ class Volume:
     array: np.ndarray
     ijk_to_ras: np.ndarray
     name: str = ""
+    series_uid: str = ""
+    frame_of_reference: str = ""
 
     def __post_init__(self) -> None:
         name = f"volume {self.name}".strip()
@@ -104,7 +107,8 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
     """Read an image file, or a DICOM folder or multi-frame file.
 
     Args:
-        series: for a DICOM folder with several image series, the end of the wanted series' UID.
+        series: for a DICOM folder with several image series, the wanted one's UID or the end of it, its number, or its
+            description.
 
     Raises:
         BadInput: missing, unreadable, cut short, of another format or name, not 3-D, color, not numbers, NIfTI with NaN
@@ -115,29 +119,20 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
     path = Path(path)
     if not path.exists():
         raise BadInput(f"There is no image {path}.", "Check the path.")
-    if path.is_dir():
-        from SPDSegmentLib.geometry.dicom import read_dicom_folder
-
-        with plain_path(path, contents=True) as folder:
-            return _placed(*read_dicom_folder(folder, series), path.name)
-    if series is not None:
+    if series is not None and not path.is_dir():
         raise BadInput(f"The image {path} is a file; a series is chosen in a DICOM folder.", "Leave out --series.")
-    if is_dicom(path):
-        from SPDSegmentLib.geometry.dicom import read_dicom_file
+    if path.is_dir() or is_dicom(path):
+        from SPDSegmentLib.geometry.dicom import read_dicom
 
-        with plain_path(path) as plain:
-            return _placed(*read_dicom_file(plain), path.name)
+        array, ijk_to_lps, header = read_dicom(path, series)
+        uids = [str(header.get(name) or "") for name in ("SeriesInstanceUID", "FrameOfReferenceUID")]
+        volume = Volume(array, LPS_TO_RAS @ ijk_to_lps, path.name, *uids)
+        check_size(volume)
+        return volume
     nifti = check_file(path)
     if nifti is not None:
         return _read_nifti(path, nifti)
     volume = volume_from_image(_read_file(path), path.name)
-    check_size(volume)
-    return volume
-
-
-def _placed(array: np.ndarray, ijk_to_lps: np.ndarray, name: str) -> Volume:
-    """The volume of a DICOM series."""
-    volume = Volume(array, LPS_TO_RAS @ ijk_to_lps, name)
     check_size(volume)
     return volume
 

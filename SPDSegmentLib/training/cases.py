@@ -17,10 +17,10 @@ from torch import Tensor
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported, SPDError
 from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values, intensity_range, normalize
-from SPDSegmentLib.geometry.labelmap import read_labels_of
+from SPDSegmentLib.geometry.labels import read_labeled
 from SPDSegmentLib.geometry.markups import read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
+from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.prompts.noise import ClickPath, click_path, simulate_clicks_from_path
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.training.config import AugmentationConfig, DataConfig, TrainingConfig
@@ -181,9 +181,7 @@ def _each(names: Sequence[str], use: Callable[[str], None], on_case: Callable[[i
 
 def _read(folder: Path, name: str, data: DataConfig) -> tuple[SliceStack, np.ndarray, Volume]:
     """Slices, labels (K, J, I) and volume of a case, checked."""
-    volume = read_volume(folder / data.image.format(case=name))
-    check_image(volume)
-    labels = read_labels_of(folder / data.label.format(case=name), volume)
+    volume, labels = read_labeled(folder, data, name)
     return SliceStack(volume, data.plane), labels, volume
 
 

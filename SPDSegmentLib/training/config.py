@@ -59,8 +59,12 @@ class DataConfig:
     Attributes:
         folder: where the volumes lie; relative to the configuration file.
         image, label: files of the images; files of the labels, both with ``{case}`` in place of the case's name.
+            Both may be DICOM: a folder of a series; a SEG or RTSTRUCT file or its folder.
         targets: label values of each structure that can be clicked; values of one inner list belong together.
         saliency: label values that the saliency head learns, the union of the targets when empty.
+        series: of a DICOM folder with several image series, the wanted one's UID, number or description; segments: of a
+            DICOM SEG or RTSTRUCT file the names that become the label values 1, 2 and so on, or patterns with ``*``; by
+            default each has its own number.
         clicks: file name of given clicks (``.mrk.json``) with ``{case}``; empty for simulated ones.
         plane: slicing plane: ``axial``, ``coronal``, ``sagittal``, an axis ``i``, ``j``, ``k``, or ``auto``.
         train, validation, test: cases to learn from; cases to choose the best checkpoint by; cases for the
@@ -76,6 +80,8 @@ class DataConfig:
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     saliency: tuple[int, ...] = ()
+    series: str = ""
+    segments: tuple[str, ...] = ()
     clicks: str = ""
     plane: str = "auto"
     patient_pattern: str = "(.*)"

@@ -17,9 +17,8 @@ from scipy.spatial import KDTree
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.intensity import CT_WINDOW, MR_PERCENTILES, IntensityConfig, intensity_range, normalize
-from SPDSegmentLib.geometry.labelmap import read_labels_of
+from SPDSegmentLib.geometry.labels import read_labeled
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.volume import check_image, read_volume
 from SPDSegmentLib.prompts.noise import click_path, simulate_clicks_from_path
 from SPDSegmentLib.training.joint_config import JointStage, SetConfig
 
@@ -121,9 +120,7 @@ def case_names(spec: SetConfig, folder: Path) -> list[str]:
 
 
 def _read(folder: Path, name: str, spec: SetConfig) -> JointVolume:
-    volume = read_volume(folder / spec.image.format(case=name))
-    check_image(volume)
-    labels = read_labels_of(folder / spec.label.format(case=name), volume)
+    volume, labels = read_labeled(folder, spec, name)
     stack = SliceStack(volume, spec.plane)
     is_ct = spec.modality == "CT"
     config = IntensityConfig("window", *CT_WINDOW) if is_ct else IntensityConfig("percentile", *MR_PERCENTILES)

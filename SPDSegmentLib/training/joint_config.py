@@ -24,6 +24,7 @@ class SetConfig:
         folder: where the volumes lie; relative to the configuration file.
         structures: names and label values; values of one list belong together.
         image, label: file names with ``{case}`` in place of the case's name.
+        series, segments: as in :class:`SPDSegmentLib.training.config.DataConfig`.
         modality: ``CT`` or ``MR``.
         plane: slicing plane, as in :class:`SPDSegmentLib.geometry.slices.SliceStack`.
         fov_mm: physical side of the network's field of view before augmentation.
@@ -38,6 +39,8 @@ class SetConfig:
     structures: dict[str, tuple[int, ...]]
     image: str = "{case}_image.nii.gz"
     label: str = "{case}_label.nii.gz"
+    series: str = ""
+    segments: tuple[str, ...] = ()
     modality: str = "MR"
     plane: str = "axial"
     fov_mm: float = 168.0

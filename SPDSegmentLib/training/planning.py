@@ -143,6 +143,8 @@ def plan(
             "image": found.found.image,
             "label": found.found.label,
             "targets": [list(values) for values in chosen],
+            **({"series": found.found.series} if found.found.series else {}),
+            **({"segments": list(found.found.segments)} if found.found.segments else {}),
             "plane": plane,
             "patient_pattern": pattern,
             "train": train,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
+from SPDSegmentLib.geometry.dicom_series import DRAWN, NOT_IMAGES, folders_of
 from SPDSegmentLib.geometry.intensity import looks_like_ct
-from SPDSegmentLib.geometry.labelmap import read_labels_of
+from SPDSegmentLib.geometry.labels import read_labeled
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
+from SPDSegmentLib.geometry.volume import Volume
 
 SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
 LABEL_WORDS = {"label", "labels", "labelstr", "lbl", "seg", "segmentation", "segmentations", "mask", "masks", "gt",
@@ -24,7 +26,7 @@ LABEL_WORDS = {"label", "labels", "labelstr", "lbl", "seg", "segmentation", "seg
 IMAGE_WORDS = {"image", "images", "imagestr", "img", "volume", "scan", "0000"}
 ASIDE = {"imagests", "labelsts", "predictions", "results"}
 """Folders that hold nothing to learn from."""
-MAX_FILES = 20_000
+MAX_FILES = 200_000
 MAX_VALUES = 64
 """A label map with more values than this is an image."""
 FEW_SLICES = 3
@@ -41,6 +43,7 @@ class FoundCases:
         image, label: their names below the folder with ``{case}`` in place of the case's name.
         cases: names, sorted.
         unpaired: images without a label; others: further patterns that as many images have.
+        series, segments: what is chosen of DICOM, see :class:`SPDSegmentLib.training.config.DataConfig`.
     """
 
     image: str
@@ -48,6 +51,8 @@ class FoundCases:
     cases: tuple[str, ...]
     unpaired: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    series: str = ""
+    segments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,36 +110,55 @@ class Survey:
     license: str = ""
 
 
-def find_cases(folder: Path, image: str = "", label: str = "") -> FoundCases:
+def find_cases(
+    folder: Path, image: str = "", label: str = "", series: str = "", segments: Sequence[str] = ()
+) -> FoundCases:
     """Find images and labels of one naming: beside each other, in two folders, or in a folder a case.
+
+    A folder with DICOM files, or with such folders, is an image or a label as these files are; both, where it has both.
 
     Args:
         image, label: names with ``{case}``, where they are known.
+        series, segments: what is chosen of DICOM.
 
     Raises:
         BadInput: nothing that belongs together.
     """
     files = [path.relative_to(folder).as_posix() for path in _files(folder)]
     masks = {name for name in files if _words(name) & LABEL_WORDS}
-    labels = _matching(files, label) if label else _patterns(sorted(masks), LABEL_WORDS)
-    images = _matching(files, image) if image else _patterns([f for f in files if f not in masks], set())
+    own = folders_of(folder)
+    all_images, all_labels, above = [f for f in files if f not in masks], sorted(masks), set()
+    for place, modalities in sorted(own.items()):
+        places = [place, *(parent.as_posix() for parent in PurePosixPath(place).parents)]
+        all_images += [p for p in places if modalities - NOT_IMAGES and p not in (".", *all_images)]
+        all_labels += [p for p in places if modalities.intersection(DRAWN) and p not in (".", *all_labels)]
+        above.update(places[1:])
+    labels = _matching([*files, *all_labels], label) if label else _patterns(all_labels, LABEL_WORDS)
+    images = _matching([*files, *all_images], image) if image else _patterns(all_images, set())
     ranked = sorted(
-        ((len(of_label.keys() & images[i].keys()), bool(_words(i) & IMAGE_WORDS), -len(i), i, k)
+        ((len(of_label.keys() & images[i].keys()), not above.intersection([*images[i].values(), *of_label.values()]),
+          bool(_words(i) & IMAGE_WORDS), len(os.path.commonprefix([i, k])), -len(i), i, k)
          for k, of_label in labels.items() for i in images), reverse=True,
     )  # fmt: skip
     if not ranked or ranked[0][0] == 0:
-        listed = ", ".join(files[:4]) or "no NIfTI, NRRD or MetaImage file"
+        listed = ", ".join((*files, *own)[:4]) or "no NIfTI, NRRD, MetaImage or DICOM file"
+        more = ", ..." if len(files) + len(own) > 4 else ""
         raise BadInput(
-            f"No image of {folder} has a label of the same case; found: {listed}{', ...' if len(files) > 4 else ''}.",
+            f"No image of {folder} has a label of the same case; found: {listed}{more}.",
             "Name them as in p1_image.nii.gz and p1_label.nii.gz, or say how they are named: --image "
             "'{case}.nii.gz' --label '{case}_mask.nii.gz'.",
         )
-    count, _, _, image, label = ranked[0]
+    count, *_, image, label = ranked[0]
     cases = sorted(images[image].keys() & labels[label].keys())
-    others = dict.fromkeys(i for n, _, _, i, k in ranked if n == count and k == label and i != image)
-    distinct = [i for i in others if {images[i][c] for c in cases} != {images[image][c] for c in cases}]
+    others = dict.fromkeys(i for n, *_, i, k in ranked if n == count and k == label and i != image)
+    distinct = [
+        i
+        for i in others
+        if {images[i][c] for c in cases} != {images[image][c] for c in cases}
+        and not above.intersection(images[i].values())
+    ]
     missing = sorted(images[image].keys() - labels[label].keys())
-    return FoundCases(image, label, tuple(cases), tuple(missing), tuple(distinct))
+    return FoundCases(image, label, tuple(cases), tuple(missing), tuple(distinct), series, tuple(segments))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -166,7 +190,7 @@ def _patterns(files: Sequence[str], dropped: set[str]) -> dict[str, dict[str, st
     """Every way to read a case's name from files: pattern, then case, to file."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for name in files:
-        suffix = next(s for s in SUFFIXES if name.lower().endswith(s))
+        suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), "")
         stem = name[: len(name) - len(suffix)]
         *folders, last = stem.split("/")
         parts = re.split(r"([-_. ])", last)
@@ -190,7 +214,7 @@ def survey(
     Raises:
         BadInput: no case can be used.
     """
-    result = Survey(found)
+    result = Survey(found, names=dict(enumerate(found.segments, start=1)))
     _read_description(folder, result)
     for done, name in enumerate(found.cases, start=1):
         try:
@@ -222,10 +246,8 @@ def _read_description(folder: Path, result: Survey) -> None:
 
 
 def _facts(folder: Path, name: str, found: FoundCases) -> CaseFacts:
-    volume = read_volume(folder / found.image.format(case=name))
-    check_image(volume)
+    volume, labels = read_labeled(folder, found, name)
     label_file = folder / found.label.format(case=name)
-    labels = read_labels_of(label_file, volume)
     numbers, counts = np.unique(labels, return_counts=True)
     if len(numbers) > MAX_VALUES or numbers[0] < 0:
         raise BadInput(

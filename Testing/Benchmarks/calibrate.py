@@ -37,9 +37,7 @@ def rows_of(name: str, seeds: int) -> list[dict[str, Any]]:
     """Segment every validation volume with ``seeds`` sets of noisy clicks."""
     config = HERE / "Configs" / f"{name}.toml"
     data = read_training_config(config).data
-    files = CaseFiles(
-        (config.parent / data.folder).resolve(), data.image, data.label, data.targets, data.plane, data.patient_pattern
-    )
+    files = CaseFiles.of((config.parent / data.folder).resolve(), data)
     predictor = load_model(HERE.parents[1] / "Resources" / "Models" / name, "cpu").predictor
     rows = []
     for target in load_targets(files, data.validation):

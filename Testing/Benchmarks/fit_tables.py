@@ -18,7 +18,7 @@ import numpy as np
 
 from SPDSegmentLib.evaluation.cases import EvaluationRow
 from SPDSegmentLib.geometry.centerline import Clicks
-from SPDSegmentLib.geometry.labelmap import read_labels_of
+from SPDSegmentLib.geometry.labels import read_labels_of
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import read_volume
 from SPDSegmentLib.models.bundle import describe_again, read_bundle

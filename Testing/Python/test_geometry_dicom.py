@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +135,12 @@ def test_compressed_slices_are_read_and_refused_where_they_are_cut(tmp_path: Pat
     expected = smooth * (1 + np.arange(6) % 3)[:, None, None] + 5 * np.arange(6)[:, None, None]
     tolerance = 12 if compressor == "JPEG" else 0
     np.testing.assert_allclose(read_volume(tmp_path).array, expected, atol=tolerance)
+    if sys.platform.startswith("linux"):  # names that are no UTF-8
+        odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/dossi\xe9r"))
+        odd.mkdir()
+        for t in range(6):
+            shutil.copy(tmp_path / f"IM{t}.dcm", Path(os.fsdecode(os.fsencode(odd) + b"/im\xe9g%d.dcm" % t)))
+        np.testing.assert_allclose(read_volume(odd).array, expected, atol=tolerance)
     # when the stream of one of them is cut
     made = pydicom.dcmread(tmp_path / "IM2.dcm")
     (stream,) = generate_frames(made.PixelData, number_of_frames=1)
@@ -292,8 +301,51 @@ def test_a_folder_with_two_series_tells_how_to_choose_and_that_works(tmp_path: P
     # then the option chooses
     np.testing.assert_array_equal(read_volume(tmp_path / "ct", ".77").array, PIXELS + 1)
     assert SegmentRequest(Path("a"), Path("b"), "m", Path("c"), series=".77").series == ".77"
-    with pytest.raises(BadInput, match=r"ends in 5\. Choose one of these: 1\.2\.3\.4"):
+    with pytest.raises(BadInput, match=r"UID, number or description '5'\. Choose one of these: 1\.2\.3\.4"):
         read_volume(tmp_path / "ct", "5")
+
+
+def test_a_series_is_chosen_by_uid_number_or_description_and_doubt_is_said(tmp_path: Path) -> None:
+    # given three series in one folder; 12 is the number of one and the end of another one's UID
+    uids = {"1.2.3.12": (7, "T1 pre"), "1.2.3.13": (12, "T1 post"), "1.2.3.14": (9, "scout")}
+    for uid, (number, words) in uids.items():
+
+        def change(t: int, made: Dataset, uid: str = uid, number: int = number, words: str = words) -> None:
+            made.SeriesInstanceUID, made.SeriesNumber, made.SeriesDescription = uid, number, words
+            made.RescaleIntercept = number
+
+        series(tmp_path / "all" / uid, change)
+    # when, then
+    for text, number in (("1.2.3.12", 7), ("7", 7), ("t1 POST", 12), ("post", 12), ("3.13", 12), ("scout", 9)):
+        np.testing.assert_array_equal(read_volume(tmp_path / "all", text).array, PIXELS + number)
+    for text in ("12", "T1"):
+        with pytest.raises(BadInput, match=rf"2 DICOM image series that fit {text}: 1\.2\.3\.12 .*1\.2\.3\.13"):
+            read_volume(tmp_path / "all", text)
+    with pytest.raises(
+        BadInput, match=r"number or description '99'\. Choose one of these: .*number 12, 6 files\) CT T1"
+    ):
+        read_volume(tmp_path / "all", "99")
+
+
+def test_below_a_folder_a_series_is_found_wherever_its_files_lie(tmp_path: Path) -> None:
+    # given one series that is spread over folders of a disk, beside notes and a hidden folder
+    series(tmp_path / "study")
+    for t in range(6):
+        place = tmp_path / "study" / f"S{t % 2}" / "IMAGES"
+        place.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "study" / f"IM{t + 1}.dcm").rename(place / f"IM{t + 1}")
+    (tmp_path / "study" / "S0" / "notes.txt").write_text("none", encoding="utf-8")
+    (tmp_path / "study" / "S1" / "other").mkdir()
+    (tmp_path / "study" / "S1" / "other" / "cut.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    series(tmp_path / "study" / ".hidden", lambda t, made: setattr(made, "SeriesInstanceUID", "1.2.3.5"))
+    # when, then
+    np.testing.assert_array_equal(read_volume(tmp_path).array, PIXELS)
+    # a file of the series that cannot be read is no slice less
+    (tmp_path / "study" / "S1" / "IMAGES" / "IM9").write_bytes(b"\0" * 128 + b"DICM")
+    refused(tmp_path, r"IM9 is empty, damaged or no DICOM file", BadInput)
+    # a folder's own series comes before those below it
+    series(tmp_path / "study", lambda t, made: setattr(made, "RescaleIntercept", 5))
+    np.testing.assert_array_equal(read_volume(tmp_path / "study").array, PIXELS + 5)
 
 
 def test_one_file_of_a_series_is_said_to_be_one_slice_and_the_remedy_works(tmp_path: Path) -> None:
@@ -304,11 +356,10 @@ def test_one_file_of_a_series_is_said_to_be_one_slice_and_the_remedy_works(tmp_p
     np.testing.assert_array_equal(read_volume(folder, "1.2.3.4").array, PIXELS)
 
 
-def test_a_folder_of_folders_names_one_that_can_be_read(tmp_path: Path) -> None:
-    folder = series(tmp_path / "study" / "series 2")
-    with pytest.raises(BadInput, match="holds no DICOM image series") as caught:
-        read_volume(tmp_path)
-    assert str(folder) in caught.value.remedy
+def test_a_folder_without_a_series_in_it_or_below_says_so(tmp_path: Path) -> None:
+    (tmp_path / "study" / "empty").mkdir(parents=True)
+    (tmp_path / "study" / "notes.txt").write_text("none", encoding="utf-8")
+    refused(tmp_path, "holds no DICOM image series, nor do its subfolders", BadInput)
 
 
 def test_the_table_of_contents_of_a_disk_is_no_image(tmp_path: Path) -> None:
@@ -317,10 +368,10 @@ def test_the_table_of_contents_of_a_disk_is_no_image(tmp_path: Path) -> None:
     listing.file_meta.MediaStorageSOPClassUID = listing.SOPClassUID = "1.2.840.10008.1.3.10"  # type: ignore[assignment]
     del listing.PixelData, listing.SeriesInstanceUID
     listing.save_as(tmp_path / "disk" / "DICOMDIR", enforce_file_format=True)
-    for path in (tmp_path / "disk", tmp_path / "disk" / "DICOMDIR"):
-        with pytest.raises(BadInput, match="table of contents|holds no DICOM image") as caught:
-            read_volume(path)
-        assert str(folder) in caught.value.remedy
+    with pytest.raises(BadInput, match="table of contents") as caught:
+        read_volume(tmp_path / "disk" / "DICOMDIR")
+    assert str(folder.parent) in caught.value.remedy
+    np.testing.assert_array_equal(read_volume(tmp_path / "disk").array, PIXELS)
 
 
 def test_a_segmentation_is_no_image(tmp_path: Path) -> None:

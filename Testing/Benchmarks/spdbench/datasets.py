@@ -105,7 +105,7 @@ class Dataset:
         data = self.training.data
         self.config_folder = config_path.parent
         self.data_folder = (config_path.parent / data.folder).resolve()
-        self.files = CaseFiles(self.data_folder, data.image, data.label, data.targets, data.plane, data.patient_pattern)
+        self.files = CaseFiles.of(self.data_folder, data)
         self.inputs = InputSettings(
             self.training.network.image_size,
             self.training.fov_mm,
