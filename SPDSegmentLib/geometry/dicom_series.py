@@ -58,7 +58,8 @@ def choose_series(folder: Path, series: str | None = None) -> Headers:
         )
     if not chosen:
         raise BadInput(
-            f"The folder {folder} holds no DICOM image series with the UID, number or description '{series}'.",
+            f"The folder {folder} holds no DICOM image series with that number or description, or a UID that ends in"
+            f" {series}.",
             f"Choose one of these: {_listed(found)}.",
         )
     if len(chosen) > 1:
@@ -216,8 +217,8 @@ def _listed(found: dict[str, Headers]) -> str:
     for uid, files in list(found.items())[:MAX_LISTED]:
         header = next(iter(files.values()))
         told = [str(header.get(name) or "").strip() for name in ("Modality", "SeriesDescription")]
-        number = f"number {header.get('SeriesNumber')}, " if header.get("SeriesNumber") not in (None, "") else ""
-        texts.append(" ".join([f"{uid or 'without a UID'} ({number}{len(files)} files)", *filter(None, told)]))
+        number = [f"(number {header.get('SeriesNumber')})"] if header.get("SeriesNumber") not in (None, "") else []
+        texts.append(" ".join([f"{uid or 'without a UID'} ({len(files)} files)", *filter(None, told), *number]))
     return "; ".join([*texts, *(["..."] if len(found) > MAX_LISTED else [])])
 
 
