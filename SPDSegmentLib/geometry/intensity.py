@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ class IntensityConfig:
         foreground: intensities above it count for the percentiles.
         dither: standard deviation of noise added to the network's input, in training at random and in use by one fixed
             pattern. An enlarged slice is smoother than any real one; a network that learned on noisy slices needs it.
+        usual_low, usual_high: range of :func:`brightness` over the training data, 0 and 0 where it is not known. A
+            darker field of view is scaled to its middle: something bright elsewhere in the volume leaves little of the
+            percentiles' range to the structure. Training itself does not look at it.
     """
 
     kind: str = "percentile"
@@ -39,6 +43,8 @@ class IntensityConfig:
     high: float = 99.5
     foreground: float = 0.0
     dither: float = 0.0
+    usual_low: float = 0.0
+    usual_high: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice(self.kind, ("percentile", "window", "auto"), "intensity normalization")
@@ -51,6 +57,8 @@ class IntensityConfig:
             raise BadInput(f"Percentiles {self.low} and {self.high} are not between 0 and 100.")
         if not 0 <= self.dither < 1:
             raise BadInput(f"dither {self.dither} is not between 0 and 1.")
+        if not 0 <= self.usual_low <= self.usual_high <= 1 or (self.usual_low == 0 < self.usual_high):
+            raise BadInput(f"The usual brightness {self.usual_low} to {self.usual_high} is no range between 0 and 1.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IntensityConfig:
@@ -128,11 +136,30 @@ def normalize(array: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 
 
 LOCAL_BACKGROUND = 0.012
-"""Normalized values up to this count as air when the range inside the field of view is looked for."""
+"""Normalized values up to this count as air when the inside of the field of view is looked at."""
+LARGEST_GAIN = 4.0
 LOCAL_SHARES = (0.01, 0.99)
 LOCAL_BINS = 256
 LOCAL_ENOUGH = 100
 LOCAL_NEIGHBORS = 2
+
+
+def brightness(array: np.ndarray, limits: tuple[float, float]) -> float:
+    """Median of the normalized intensities of a field of view in all slices (T, H, W), air left out; 0 of air alone."""
+    step = max(1, round((array.size / 1_000_000) ** (1 / 3)))
+    values = normalize(array[::step, ::step, ::step], limits)
+    lit = values[values > LOCAL_BACKGROUND]
+    return float(np.median(lit)) if lit.size else 0.0
+
+
+def gain_in_view(array: np.ndarray, limits: tuple[float, float], config: IntensityConfig) -> float:
+    """How many times brighter a field of view (T, H, W) must be for the brightness usual in training; 1 if it is."""
+    if config.kind == "window" or not config.usual_high:
+        return 1.0
+    found = brightness(array, limits)
+    if not 0 < found < config.usual_low:
+        return 1.0
+    return float(min(LARGEST_GAIN, math.sqrt(config.usual_low * config.usual_high) / found))
 
 
 def dither(images: np.ndarray, strength: float) -> np.ndarray:

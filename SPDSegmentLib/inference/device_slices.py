@@ -87,7 +87,7 @@ class DeviceSlices:
 
     Args:
         stack: the slices; their voxels are uploaded once, when they are first needed, in the order they are stored in.
-        limits: intensities that become 0 and 1; dither: see :class:`IntensityConfig`.
+        dither: see :class:`IntensityConfig`.
         channels: 1, or 3 with the slice in all of them; local: the second is scaled to the local range instead.
     """
 
@@ -95,14 +95,13 @@ class DeviceSlices:
         self,
         stack: SliceStack,
         device: torch.device,
-        limits: tuple[float, float],
         dither: float,
         channels: int = 1,
         local: bool = False,
     ) -> None:
         self.device = device
         self._stack = stack
-        self._limits = limits
+        self._limits = (0.0, 1.0)
         self._dither = dither
         self._channels = channels
         self._local = local
@@ -124,8 +123,9 @@ class DeviceSlices:
         self._counts.clear()
         self._ahead.clear()
 
-    def look_through(self, window: InputWindow) -> None:
-        """Take another field of view."""
+    def look_through(self, window: InputWindow, limits: tuple[float, float]) -> None:
+        """Take another field of view, with the intensities that become 0 and 1 in it."""
+        self._limits = limits
         self._counts.clear()
         self._ahead.clear()
         self._window = window

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range
+from SPDSegmentLib.geometry.intensity import IntensityConfig, gain_in_view, intensity_range
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.device_slices import DeviceSlices, Download, MasksOnTheWay, upload
@@ -63,13 +63,14 @@ class SliceFeatures:
         self.stack = stack
         self.fov_mm = fov_mm
         self.encoded = 0
+        self.gain = 1.0  # how many times brighter the field of view is seen than the volume's normalization has it
+        self._intensity = intensity
         self._limits = intensity_range(stack.array, intensity)
         network = engine.model.config
         self.conditioned = network.conditioned
         self._slices = DeviceSlices(
             stack,
             engine.device,
-            self._limits,
             intensity.dither,
             3 if network.conditioned else 1,
             network.conditioned and network.local_normalization,
@@ -137,7 +138,10 @@ class SliceFeatures:
         if window == self._window:
             return False
         self._window = window
-        self._slices.look_through(window)
+        rows, columns = window.to_input_weights()
+        low, high = self._limits
+        self.gain = gain_in_view(self.stack.array[:, rows.seen, columns.seen], self._limits, self._intensity)
+        self._slices.look_through(window, (low, low + (high - low) / self.gain))
         self._embeddings.clear()
         self._saliency.clear()
         self._tokens = None

@@ -166,6 +166,16 @@ def note_beyond(clicked: np.ndarray, results: Iterable[SliceResult]) -> list[str
     return [f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends."]
 
 
+def note_gain(gain: float) -> list[str]:
+    """What the user should know of a field of view that was scaled to the brightness usual in training."""
+    if gain == 1:
+        return []
+    return [
+        "The field of view is darker than those the model was trained on, which something bright elsewhere in the "
+        f"volume may cause; the model is shown it {gain:.1f} times brighter."
+    ]
+
+
 def note_outside(fates: Iterable[PointFate]) -> list[str]:
     """What the user should know of clicks that could not be used."""
     outside = [f.click_id or str(f.click) for f in fates if f.fate is Fate.OUTSIDE]

@@ -25,6 +25,7 @@ from SPDSegmentLib.inference.results import (
     SegmentationResult,
     SliceResult,
     note_beyond,
+    note_gain,
     note_outside,
     note_unsupported,
 )
@@ -130,7 +131,7 @@ class Session:
         inside = np.flatnonzero(~clicks.outside)
         if len(inside) == 0:
             raise BadInput("No click lies inside the volume.", "Place points on the structure in this volume.")
-        notes = self._place_window(clicks.xy[inside], anchor_xy)
+        notes = self._place_window(clicks.xy[inside], anchor_xy) + note_gain(self._features.gain)
         self._set_locked(locked or {})
         network_clicks, seen = self._network_clicks(clicks, inside)
         center = int(np.median(clicks.slice_index[inside])) if first_slice is None else first_slice

@@ -293,7 +293,7 @@ def _with_way_out(error: SPDError, name: str) -> SPDError:
 
 
 def describe_again(bundle: Bundle, **changes: Any) -> Bundle:
-    """Change fields that no mask depends on, such as ``fit``, in a bundle's ``model.json``."""
+    """Change fields of a bundle's ``model.json``; its settings count as unchanged by anybody else."""
     _write_info(bundle.folder, dataclasses.replace(bundle.info, **changes))
     return read_bundle(bundle.folder)
 

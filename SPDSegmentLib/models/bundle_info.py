@@ -24,7 +24,7 @@ FOV_MM = (1.0, 10_000.0)
 PLANES = ("auto", "axial", "coronal", "sagittal")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NORMALIZATION_KEYS = {"kind", "low", "high", "foreground", "dither"}
+_NORMALIZATION_KEYS = {"kind", "low", "high", "foreground", "dither", "usual_low", "usual_high"}
 _DESCRIPTIVE = {
     "format_version", "name", "title", "structure", "modality", "library_version", "training", "metrics", "color",
     "terminology", "adapter_sha256", "settings_sha256", "fit",
@@ -262,7 +262,7 @@ def _check_normalization(values: Mapping[str, Any]) -> None:
     low, high = values.get("low"), values.get("high")
     in_order = is_finite_number(low) and is_finite_number(high) and low < high
     _require(in_order, "normalization.low", "a number below normalization.high")
-    for name in ("foreground", "dither"):
+    for name in sorted(_NORMALIZATION_KEYS - {"kind", "low", "high"}):
         _require(is_finite_number(values.get(name, 0)), f"normalization.{name}", "a number")
 
 

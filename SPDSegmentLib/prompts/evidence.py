@@ -55,11 +55,18 @@ def believed(saliency: SaliencyMaps, t: int, clicks: SliceClicks, own: np.ndarra
     """Which of the clicks ``own`` (M,) of slice t the soft evidence speaks for: (M,) bool."""
     if not len(own):
         return np.zeros(0, dtype=bool)
+    return score(*what_speaks(saliency, t, clicks, own)) > 0
+
+
+def what_speaks(
+    saliency: SaliencyMaps, t: int, clicks: SliceClicks, own: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The arguments of :func:`score` for the clicks ``own`` (M,) of slice t, (M,) each."""
     distance, near = _agreement(clicks, saliency.pixel_mm, saliency.slice_px * saliency.pixel_mm)
     xy = clicks.xy[own]
     beside = [saliency.at(j, xy) for j in (t - 1, t + 1) if 0 <= j < saliency.n_slices]
     adjoining = np.mean(beside, axis=0) if beside else saliency.at(t, xy)
-    return score(saliency.at(t, xy), adjoining, distance[own], near[own]) > 0
+    return saliency.at(t, xy), adjoining, distance[own], near[own]
 
 
 def score(own: np.ndarray, adjoining: np.ndarray, distance: np.ndarray, near: np.ndarray) -> np.ndarray:

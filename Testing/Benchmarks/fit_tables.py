@@ -1,4 +1,5 @@
-"""Write what the shipped bundles were trained on, the table ``fit`` of their ``model.json``, from their training cases.
+"""Write what the shipped bundles were trained on, the table ``fit`` of their ``model.json``, from their training cases,
+and for MR the usual brightness of the field of view (``normalization.usual_low`` and ``usual_high``).
 
 python Testing/Benchmarks/fit_tables.py [BUNDLE ...]; the data lie where the configurations of the bundles say. Ranges
 leave out the extreme twentieth at either end of what many cases show. With ``--rows rows.csv`` of ``spdsegment
@@ -18,9 +19,11 @@ import numpy as np
 
 from SPDSegmentLib.evaluation.cases import EvaluationRow
 from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.intensity import IntensityConfig, brightness, intensity_range
 from SPDSegmentLib.geometry.labels import read_labels_of
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import read_volume
+from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.models.bundle import describe_again, read_bundle
 from SPDSegmentLib.models.bundle_info import FIT_RANGES, BundleInfo
 from SPDSegmentLib.models.fit import intensity_facts
@@ -29,6 +32,7 @@ from SPDSegmentLib.training.config import DataConfig, read_training_config
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = Path(__file__).parent / "Configs"
 MANY = 20
+USUAL = "brightness"
 SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct")
 
 
@@ -61,6 +65,11 @@ def facts_of(info: BundleInfo, data: DataConfig, folder: Path) -> Iterator[dict[
             outside = np.zeros(len(slices), dtype=bool)
             clicks = Clicks(slices, np.array(middles), outside, tuple(map(str, slices)))
             seen = intensity_facts(stack, clicks, info.normalization, info.fov_mm)
+            window = place_window(
+                stack.array.shape[1:], stack.pixel_mm, info.image_size, info.fov_mm, np.median(middles, axis=0)
+            )
+            rows, columns = window.to_input_weights()
+            limits = intensity_range(stack.array, IntensityConfig.from_dict(info.normalization))
             voxel_ml = stack.slice_mm * stack.pixel_mm[0] * stack.pixel_mm[1] / 1000
             yield {
                 "pixel_mm": max(stack.pixel_mm),
@@ -69,6 +78,7 @@ def facts_of(info: BundleInfo, data: DataConfig, folder: Path) -> Iterator[dict[
                 "bright_share": seen.bright_share,
                 "dark_share": seen.dark_share,
                 "middle": seen.middle,
+                USUAL: brightness(stack.array[:, rows.seen, columns.seen], limits),
             }
 
 
@@ -76,7 +86,7 @@ def ranges(facts: list[dict[str, float]]) -> dict[str, list[float]]:
     """Lowest and highest value of each fact; of many, without the extreme twentieth at either end."""
     ends = (5, 95) if len(facts) >= MANY else (0, 100)
     found = {}
-    for name in FIT_RANGES:
+    for name in (*FIT_RANGES, USUAL):
         low, high = np.percentile([fact[name] for fact in facts], ends)
         found[name] = [float(f"{low:.4g}"), float(f"{high:.4g}")]
     return found
@@ -100,7 +110,11 @@ def main() -> None:
         shares = {severity: round(float(np.mean(values)), 3) for severity, values in kept.items()}
         known = shares or dict(bundle.info.fit.get("kept_share", {}))
         fit = ranges(facts) | ({"kept_share": known} if known else {})
-        describe_again(bundle, fit=fit)
+        usual_low, usual_high = fit.pop(USUAL)
+        normalization = dict(bundle.info.normalization)
+        if normalization["kind"] == "percentile":
+            normalization |= {"usual_low": usual_low, "usual_high": usual_high}
+        describe_again(bundle, fit=fit, normalization=normalization)
         print(name, len(facts), fit)
 
 

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from geometry_helpers import AFFINE, VALUES, affine, meta, nifti, nrrd, refused
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
+from SPDSegmentLib.geometry.intensity import LARGEST_GAIN, IntensityConfig, brightness, check_values, gain_in_view
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 
 # --- units and sizes
@@ -105,3 +105,42 @@ def test_a_predictor_refuses_such_a_volume_before_anything_is_computed() -> None
 def test_complex_numbers_are_refused(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(VALUES.astype(np.complex64)), str(tmp_path / "wave.nii"))
     refused(tmp_path / "wave.nii", "complex numbers")
+
+
+# --- brightness of a field of view
+
+USUAL = IntensityConfig(usual_low=0.2, usual_high=0.45)
+WHOLE = (0.0, 1000.0)
+
+
+def tissue(value: float) -> np.ndarray:
+    """A field of view of one tissue with some spread, half of it air."""
+    array = np.full((6, 8, 8), value) + np.linspace(-20, 20, 8)
+    array[:3] = 0
+    return array
+
+
+def test_brightness_is_that_of_what_is_not_air() -> None:
+    assert brightness(tissue(300), WHOLE) == pytest.approx(0.3, abs=0.01)
+    assert brightness(np.zeros((2, 3, 4)), WHOLE) == 0
+
+
+@pytest.mark.parametrize(("value", "gain"), [(100, 3.0), (150, 2.0), (210, 1.0), (440, 1.0), (800, 1.0)])
+def test_a_field_of_view_that_is_darker_than_usual_is_brought_to_the_middle_of_the_range(
+    value: float, gain: float
+) -> None:
+    assert gain_in_view(tissue(value), WHOLE, USUAL) == pytest.approx(gain, rel=0.05)
+
+
+def test_nothing_is_scaled_without_a_known_range_in_a_window_of_hounsfield_units_or_beyond_measure() -> None:
+    dark = tissue(30)
+    assert gain_in_view(dark, WHOLE, IntensityConfig()) == 1
+    assert gain_in_view(dark, WHOLE, IntensityConfig("window", 0, 1000, usual_low=0.2, usual_high=0.45)) == 1
+    assert gain_in_view(dark, WHOLE, USUAL) == LARGEST_GAIN
+    assert gain_in_view(np.zeros((2, 3, 4)), WHOLE, USUAL) == 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.2), (-0.1, 0.2), (0.2, 1.5), (0.0, 0.3)])
+def test_a_usual_brightness_that_is_no_range_is_refused(low: float, high: float) -> None:
+    with pytest.raises(BadInput, match="usual brightness"):
+        IntensityConfig(usual_low=low, usual_high=high)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -122,6 +124,24 @@ def test_an_organ_that_is_darker_than_any_in_training_speaks_up(
     result = dark.segment(clicks)
     assert any("clicks were rejected" in doubt for doubt in result.doubts)
     assert result.report()["doubts"] == result.doubts and set(result.doubts) <= set(result.notes)
+
+
+def test_a_body_darkened_by_something_bright_elsewhere_is_segmented_as_before_and_it_is_said(
+    session: Session, clicks: Clicks, truth: np.ndarray
+) -> None:
+    stack = session.stack
+    array = stack.volume.array.copy()
+    array[:40, :40] = 2.2 * array.max()  # outside the body: the normalization's upper percentile more than doubles
+    bright = SliceStack(Volume(array, stack.volume.ijk_to_ras), stack.plane)
+    assert isinstance(session.predictor, Predictor)
+    result = session.predictor.open(bright).segment(clicks)
+    assert any("times brighter" in note for note in result.notes)
+    assert not result.doubts
+    before = dice(session.segment(clicks).mask, truth) or 0
+    assert (dice(result.mask, truth) or 0) > before - 0.02
+    blind = copy.copy(session.predictor)
+    blind.intensity = dataclasses.replace(blind.intensity, usual_low=0.0, usual_high=0.0)
+    assert (dice(blind.open(bright).segment(clicks).mask, truth) or 0) < before - 0.2
 
 
 def test_every_shipped_bundle_names_its_data_and_its_measured_figures() -> None:

@@ -98,8 +98,8 @@ def test_the_volume_on_the_device_gives_the_slices_of_the_stack(axis: str, dtype
         stack = SliceStack(Volume(array, np.diag([*(np.array(signs) * (1.0, 1.2, 0.9)), 1.0])), axis)
         height, width = stack.shape[1:]
         window = place_window((height, width), stack.pixel_mm, 12, 9.0, np.array([4.0, 9.0]))
-        slices = DeviceSlices(stack, torch.device("cpu"), (0.1, 150.0), 0.0)
-        slices.look_through(window)
+        slices = DeviceSlices(stack, torch.device("cpu"), 0.0)
+        slices.look_through(window, (0.1, 150.0))
         expected = window.resample(normalize(stack.array[[2, 5, 3]], (0.1, 150.0)))
         assert np.allclose(slices.inputs([2, 5, 3])[:, 0].numpy(), expected, atol=1e-6)
         logits = rng.normal(size=(2, 12, 12)).astype(np.float32)
@@ -111,8 +111,8 @@ def test_the_volume_on_the_device_gives_the_slices_of_the_stack(axis: str, dtype
 
 def test_a_field_of_view_beside_the_slice_sees_nothing() -> None:
     stack = SliceStack(tube_volume(), "axial")
-    slices = DeviceSlices(stack, torch.device("cpu"), (0.0, 100.0), 0.0)
-    slices.look_through(place_window((64, 64), (1.0, 1.0), 16, 10.0, np.array([500.0, 500.0])))
+    slices = DeviceSlices(stack, torch.device("cpu"), 0.0)
+    slices.look_through(place_window((64, 64), (1.0, 1.0), 16, 10.0, np.array([500.0, 500.0])), (0.0, 100.0))
     assert not slices.inputs([8]).any()
     assert not slices.masks(torch.ones(1, 16, 16)).arrays()[0].any()
 

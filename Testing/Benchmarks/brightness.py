@@ -1,0 +1,98 @@
+"""What something bright elsewhere in the volume does to a mask, with and without the look at the field of view.
+
+python Testing/Benchmarks/brightness.py [BUNDLE]: in every validation volume a strip outside the field of view is made
+so bright that the volume's normalization leaves the rest the given share of its brightness. Rows go to
+``results/brightness.json``; what is there is not computed again. A table is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SPDSegmentLib.api import load_model
+from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationTarget, load_targets
+from SPDSegmentLib.evaluation.run import Judge, Occasion, measure, window_of
+from SPDSegmentLib.files import write_json
+from SPDSegmentLib.geometry.intensity import intensity_range
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.training.config import read_training_config
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "brightness.json"
+SHARES = (1.0, 0.7, 0.5, 0.35)
+SEVERITY, SEED = "clinic", 9000
+BRIGHT_SHARE = 0.01
+KEPT = ("case", "target", "method", "dsc", "hd95_mm", "right_rejected", "wrong_kept")
+
+
+def darkened(target: EvaluationTarget, predictor: Predictor, share: float) -> SliceStack:
+    """The target's slices with one voxel in a hundred of the foreground, outside the field of view, made bright."""
+    stack = target.stack
+    if share == 1:
+        return stack
+    window = window_of(predictor, stack, target.clicks(SEVERITY, SEED)[0])
+    rows, columns = window.to_input_weights()
+    beyond = np.ones(stack.array.shape, dtype=bool)
+    beyond[:, rows.seen, columns.seen] = False
+    low, high = intensity_range(stack.array, predictor.intensity)
+    array = stack.array.astype(np.float32)
+    places = np.flatnonzero(beyond)[: int(BRIGHT_SHARE * (array > 0).sum())]
+    array.reshape(-1)[places] = low + (high - low) / share
+    return SliceStack(Volume(stack.to_volume(array), stack.volume.ijk_to_ras), stack.plane)
+
+
+def rows_of(target: EvaluationTarget, predictors: dict[str, Predictor], share: float) -> list[dict[str, Any]]:
+    """One row with each predictor."""
+    stack, judge, rows = darkened(target, predictors["with"], share), Judge(), []
+    clicks, outside = target.clicks(SEVERITY, SEED)
+    for method, predictor in predictors.items():
+
+        def segment(_: Any, given: Any, predictor: Predictor = predictor) -> tuple[np.ndarray, Any]:
+            result = predictor.open(stack).segment(given)
+            return result.mask, result.click_fates()
+
+        row = dataclasses.asdict(measure(segment, target, clicks, Occasion("", method, SEVERITY, SEED, outside), judge))
+        rows.append({key: row[key] for key in KEPT} | {"share": share})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", nargs="?", default="kidney-mr")
+    name = parser.parse_args().bundle
+    config = HERE / "Configs" / f"{name}.toml"
+    data = read_training_config(config).data
+    files = CaseFiles(
+        (config.parent / data.folder).resolve(), data.image, data.label, data.targets, data.plane, data.patient_pattern
+    )
+    predictor = load_model(HERE.parents[1] / "Resources" / "Models" / name, "cpu").predictor
+    blind = copy.copy(predictor)
+    blind.intensity = dataclasses.replace(predictor.intensity, usual_low=0.0, usual_high=0.0)
+    rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    done = {(row["case"], row["target"], row["share"]) for row in rows}
+    for target in load_targets(files, data.validation):
+        for share in SHARES:
+            if (target.case, target.name, share) not in done:
+                rows += rows_of(target, {"with": predictor, "without": blind}, share)
+                write_json(RESULTS, rows)
+    print("brightness left | without | with | lowest without | lowest with")
+    for share in SHARES:
+        dsc = {
+            m: [r["dsc"] or 0.0 for r in rows if (r["share"], r["method"]) == (share, m)] for m in ("without", "with")
+        }
+        means, least = ([f"{of(dsc[m]):.3f}" for m in dsc] for of in (np.mean, min))
+        print(" | ".join((f"{share:.2f}", *means, *least)))
+
+
+if __name__ == "__main__":
+    main()
