@@ -295,12 +295,14 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, str):
         return well_formed(value)
     if isinstance(value, Mapping):
-        return {json_ready(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+        return {json_ready(str(key)): json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
         return [json_ready(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if hasattr(value, "tolist"):
+        return json_ready(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, int | float) else str(value)
 
 
 def suffix_of(name: str) -> str:

@@ -11,11 +11,26 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from SPDSegmentLib.worker.commands import EXIT_FAILURE
-from SPDSegmentLib.worker.health import end_with_parent
+from SPDSegmentLib.worker.health import EXIT_FAILURE
 
 if TYPE_CHECKING:
     from SPDSegmentLib.worker.handler import LoadPredictor
+
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def end_with_parent() -> None:
+    """Let the system end this process together with the one that started it; does something on Linux only.
+
+    Needed where another process holds the pipe that would otherwise tell of the end. The system means the parent's
+    thread: who starts a worker does it from a thread that lives as long as the worker.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
 
 
 def take_stdio() -> tuple[int, int]:

@@ -19,12 +19,22 @@ import numpy as np
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, WorkerDied, error_from_wire
 
 from . import messages as m
-from .commands import EXIT_CANCELLED, Ending, WorkerCommand, local_command
 from .connection import Connection
+from .health import EXIT_CANCELLED, Ending
 from .payloads import flatten_markups, pack_masks
-from .requests import Callbacks, ClientConfig, Deliveries, ModelChoice, Request, RequestMessage, finish_all
+from .requests import (
+    Callbacks,
+    ClientConfig,
+    Deliveries,
+    ModelChoice,
+    Request,
+    RequestMessage,
+    VolumeSource,
+    WorkerCommand,
+    finish_all,
+    local_command,
+)
 from .transports import SubprocessTransport, Transport
-from .volumes import VolumeSource
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.markups import Markup
@@ -52,7 +62,6 @@ class WorkerClient:
         model: the model that was chosen, or None.
         volumes: the volumes that requests may need, by name.
         deaths: how many workers have ended unexpectedly since the last success.
-        dropped_events: how many late answers were dropped.
     """
 
     def __init__(
@@ -71,7 +80,6 @@ class WorkerClient:
         self.model: ModelChoice | None = None
         self.volumes: dict[str, VolumeSource] = {}
         self.deaths = 0
-        self.dropped_events = 0
         self._make_transport = make_transport
         self.on_log_line = on_log_line or (lambda line: None)
         self._tell_died = on_died or (lambda error: None)
@@ -207,10 +215,7 @@ class WorkerClient:
         return self._submit(m.Saliency(0, volume_id, slice_index, center_ras), callbacks)
 
     def status(self, *, probe: bool = False, callbacks: Callbacks = NO_CALLBACKS) -> Request:
-        """Ask what the worker holds; with ``probe`` also its devices, which makes it import torch.
-
-        The answer is ``messages.StatusReply``.
-        """
+        """Ask the worker for ``messages.StatusReply``; with ``probe`` it has the devices, and torch is imported."""
         return self._submit(m.Status(0, probe), callbacks)
 
     def warm_up(self, callbacks: Callbacks = NO_CALLBACKS) -> Request:
@@ -289,8 +294,8 @@ class WorkerClient:
     def on_event(self, connection: Connection, event: m.Event) -> None:
         """Hand an event to its request, or drop it."""
         if connection is not self.connection:
-            self.dropped_events += 1
-        elif isinstance(event, m.Alive):
+            return
+        if isinstance(event, m.Alive):
             running = event.running or m.NO_REQUEST
             if (request := self._pending.get(running) or connection.owners.get(running)) is not None:
                 request.begun = True
@@ -364,18 +369,12 @@ class WorkerClient:
         elif event.request_id in connection.implicit and isinstance(event, m.Progress):
             for request in list(self._pending.values()):
                 request.take(replace(event, request_id=request.request_id))
-        else:
-            self.dropped_events += 1
 
     def _on_answer(self, connection: Connection, event: m.Answer) -> None:
-        self.dropped_events += event.request_id in connection.stopping
         session = connection.sessions.pop(event.request_id, None)
-        if connection.settle(event):
+        if connection.settle(event) or (request := self._pending.pop(event.request_id, None)) is None:
             return
-        request = self._pending.pop(event.request_id, None)
-        if request is None:
-            self.dropped_events += not isinstance(event, m.HelloReply)
-        elif isinstance(event, m.VolumeNeeded):
+        if isinstance(event, m.VolumeNeeded):
             self._pending[request.request_id] = request
             connection.volumes_sent.discard(event.volume_id)
             self._deliveries.lose_session(event.volume_id)

@@ -13,14 +13,11 @@ from typing import Protocol
 from SPDSegmentLib import __version__
 
 from . import messages as m
-from .codec import decode_message, encode_message
-from .commands import Ending, WorkerCommand, log_tail
-from .health import CHECK_SECONDS, Heartbeat, family
+from .health import CHECK_SECONDS, Ending, Heartbeat, family, log_tail
 from .pipes import Buffers
-from .protocol import ContentError, FrameParser, decode_frame
-from .requests import ClientConfig, ModelChoice, Request
+from .protocol import ContentError, FrameParser, decode_frame, decode_message, encode_message
+from .requests import ClientConfig, ModelChoice, Request, VolumeSource, WorkerCommand
 from .transports import Transport
-from .volumes import VolumeSource
 
 PREAMBLE_BYTES = 1 << 16
 LOG_LINES = 200

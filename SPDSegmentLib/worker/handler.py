@@ -1,79 +1,44 @@
-"""The worker's answers: one loaded model, the open volumes, what each request gets, and failures as typed errors."""
+"""The worker's answers: one loaded model, the open volumes, what each request gets."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SPDSegmentLib.errors import (
-    BadInput,
-    Cancelled,
-    DependencyMissing,
-    ModelMissing,
-    OutOfMemory,
-    SPDError,
-    is_out_of_memory,
-    missing_package,
-    out_of_memory,
+from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, SPDError
+from SPDSegmentLib.files import json_ready
+from SPDSegmentLib.geometry.limits import (
+    check_room_for_torch,
+    free_memory_bytes,
+    give_back_freed_memory,
+    total_memory_bytes,
 )
-from SPDSegmentLib.geometry.limits import check_room_for_torch, free_memory_bytes
 from SPDSegmentLib.prompts.fates import PointFate
 
 from . import messages as m
-from .codec import json_ready
-from .payloads import PointGroup, pack_fates, pack_mask, restore_markups, unpack_masks
-from .protocol import ContentError
-from .volumes import OpenedVolume, VolumeCache
+from .payloads import pack_fates, pack_mask, restore_markups, unpack_masks
+from .pipes import to_error
 
 if TYPE_CHECKING:
-    from SPDSegmentLib.geometry.centerline import Clicks
     from SPDSegmentLib.geometry.slices import SliceStack
     from SPDSegmentLib.inference.predictor import Predictor
     from SPDSegmentLib.inference.session import Session
 
-
-MAX_DETAILS = 20_000
-
-
-def to_error(raised: BaseException) -> SPDError:
-    """Return the error that says what happened; an unforeseen exception keeps its traceback as details."""
-    if isinstance(raised, OutOfMemory) or (isinstance(raised, SPDError) and not is_out_of_memory(raised)):
-        return raised
-    details = "".join(traceback.format_exception(raised))[-MAX_DETAILS:]
-    if isinstance(raised, ContentError):
-        return BadInput(str(raised), "", details)
-    if is_out_of_memory(raised):
-        return out_of_memory(raised, details)
-    if isinstance(raised, ImportError):
-        missing = (raised.name or "").split(".")[0]
-        if missing:
-            return missing_package(missing, str(raised)[:200], details)
-        return DependencyMissing("A Python package cannot be imported.", "Install it in the set-up.", details)
-    return SPDError(
-        f"Something unforeseen went wrong in the background process ({type(raised).__name__}: {str(raised)[:200]}).",
-        "Copy the details into a report.",
-        details,
-    )
-
-
-def to_event(request_id: int, raised: BaseException) -> m.Failed:
-    """Return the event that tells a request's failure."""
-    error = to_error(raised)
-    return m.Failed(
-        request_id,
-        type(error).__name__,
-        error.message[:MAX_DETAILS],
-        error.remedy[:MAX_DETAILS],
-        error.details[:MAX_DETAILS],
-    )
+Emit = Callable[[m.Event], None]
+Stop = Callable[[], bool]
+Work = m.LoadModel | m.Segment | m.Saliency | m.Status
+LoadPredictor = Callable[[str, str, str], Any]
+"""Bundle, device and precision to an ``inference.predictor.Predictor``, or to what can take its place."""
+PROGRESS_SECONDS = 0.1
+MAX_DEFAULT_BYTES = 2 << 30
+SHARE_OF_MEMORY = 0.25
 
 
 @contextmanager
@@ -99,17 +64,6 @@ def stop_between_layers(stop: Callable[[], bool]) -> Iterator[None]:
         hook.remove()
 
 
-Emit = Callable[[m.Event], None]
-Stop = Callable[[], bool]
-Work = m.LoadModel | m.Segment | m.Saliency | m.Status
-
-PROGRESS_SECONDS = 0.1
-
-
-LoadPredictor = Callable[[str, str, str], Any]
-"""Bundle, device and precision to an ``inference.predictor.Predictor``, or to what can take its place."""
-
-
 def load_predictor(bundle: str, device: str, precision: str) -> Predictor:
     """Load a bundle, by folder or name; imports torch.
 
@@ -123,6 +77,95 @@ def load_predictor(bundle: str, device: str, precision: str) -> Predictor:
     return Predictor.load(find_bundle(bundle), device=device, precision=precision)
 
 
+def default_limit_bytes() -> int:
+    """Return a quarter of the machine's memory, at most 2 GB."""
+    total = total_memory_bytes()
+    return MAX_DEFAULT_BYTES if total is None else min(MAX_DEFAULT_BYTES, int(total * SHARE_OF_MEMORY))
+
+
+@dataclass
+class OpenedVolume:
+    """A volume the worker holds, its slices, and its session with the loaded model once one was needed."""
+
+    stack: SliceStack
+    session: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the voxels and of what was computed from them."""
+        return int(self.stack.array.nbytes) + int(getattr(self.session, "nbytes", 0))
+
+
+class VolumeCache:
+    """Open volumes by name, from the one that was used longest ago to the latest.
+
+    Args:
+        limit_bytes: how much they may take together.
+
+    Attributes:
+        forgotten: names of volumes that were open and had to go.
+        refused: why volumes cannot be used, by their names.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.forgotten: set[str] = set()
+        self.refused: dict[str, SPDError] = {}
+        self._limit = limit_bytes
+        self._volumes: dict[str, OpenedVolume] = {}
+
+    def put(self, name: str, opened: OpenedVolume) -> None:
+        """Add a volume as the latest."""
+        self.forgotten.discard(name)
+        self._volumes[name] = opened
+
+    def use(self, name: str) -> OpenedVolume | None:
+        """Return a volume and make it the latest, or None."""
+        opened = self._volumes.pop(name, None)
+        if opened is not None:
+            self._volumes[name] = opened
+        return opened
+
+    def drop(self, name: str) -> None:
+        """Let go of a volume for good, and of why it could not be used."""
+        self.refused.pop(name, None)
+        self.forgotten.discard(name)
+        self._let_go([name])
+
+    def close_sessions(self) -> None:
+        """Forget what was computed from every volume."""
+        for opened in self._volumes.values():
+            opened.session = None
+        give_back_freed_memory()
+
+    def spare_bytes(self) -> int:
+        """Return what all volumes but the latest take; safe from any thread."""
+        return sum(opened.nbytes for opened in tuple(self._volumes.values())[:-1])
+
+    def shrink(self, keep: Collection[str], more_bytes: int = 0, *, keep_latest: bool = False) -> None:
+        """Forget old volumes until what is left, and ``more_bytes``, are within the bound; who needs one resends it.
+
+        Never ``keep``, nor with ``keep_latest`` the one that was used last.
+        """
+        keep = {*keep, *list(self._volumes)[-1:]} if keep_latest else keep
+        sizes = {name: opened.nbytes for name, opened in self._volumes.items()}
+        left = sum(sizes.values()) + more_bytes
+        gone = []
+        for name, size in sizes.items():
+            if left <= self._limit:
+                break
+            if name not in keep:
+                gone.append(name)
+                left -= size
+        self._let_go(gone)
+        self.forgotten.update(gone)
+
+    def _let_go(self, names: Collection[str]) -> None:
+        gone = [self._volumes.pop(name) for name in names if name in self._volumes]
+        if gone:
+            gone.clear()
+            give_back_freed_memory()
+
+
 class RequestHandler:
     """Answers requests, one after the other, on one thread.
 
@@ -130,6 +173,9 @@ class RequestHandler:
         load: loads a predictor.
         emit: takes the events that precede an answer.
         volume_bytes: how much the open volumes may take.
+
+    Attributes:
+        volumes: the open volumes.
     """
 
     def __init__(self, load: LoadPredictor, emit: Emit, volume_bytes: int) -> None:
@@ -138,8 +184,7 @@ class RequestHandler:
         self._predictor: Any = None
         self._asked: tuple[str, str, str] | None = None
         self._load_error: SPDError | None = None
-        self._volumes = VolumeCache(volume_bytes)
-        self._volume_errors: dict[str, SPDError] = {}
+        self.volumes = VolumeCache(volume_bytes)
 
     def answer(self, request: Work, stop: Stop) -> m.Answer:
         """Return the answer to a request.
@@ -152,14 +197,7 @@ class RequestHandler:
         if isinstance(request, m.Segment | m.Saliency):
             with stop_between_layers(stop):
                 return self._infer(request, stop)
-        devices = list_devices() if request.probe else None
-        return self.status(request.request_id, running=None, devices=devices)
-
-    def status(
-        self, request_id: int, *, running: int | None, devices: tuple[m.Device, ...] | None = None
-    ) -> m.StatusReply:
-        """Return what the engine holds; safe from any thread."""
-        return m.StatusReply(request_id, running, tuple(self._volumes), devices)
+        return m.StatusReply(request.request_id, list_devices() if request.probe else None)
 
     def open_volume(self, announcement: m.OpenVolume, array: np.ndarray) -> m.VolumeOpened:
         """Take a complete volume (K, J, I).
@@ -171,38 +209,16 @@ class RequestHandler:
         from SPDSegmentLib.geometry.volume import Volume, check_image
 
         volume_id = announcement.volume_id
-        self.close_volume(volume_id)
+        self.volumes.drop(volume_id)
         try:
             volume = Volume(array, np.array(announcement.ijk_to_ras, dtype=float))
             check_image(volume)
             stack = SliceStack(volume, announcement.axis)
         except Exception as raised:
-            self.refuse_volume(volume_id, to_error(raised))
+            self.volumes.refused[volume_id] = to_error(raised)
             raise
-        self._volumes.put(volume_id, OpenedVolume(stack))
+        self.volumes.put(volume_id, OpenedVolume(stack))
         return m.VolumeOpened(announcement.request_id)
-
-    def refuse_volume(self, volume_id: str, error: SPDError) -> None:
-        """Remember why a volume cannot be used."""
-        self._volume_errors[volume_id] = error
-
-    def close_volume(self, volume_id: str) -> None:
-        """Forget a volume and what was computed for it."""
-        self._volume_errors.pop(volume_id, None)
-        self._volumes.drop(volume_id)
-
-    @property
-    def spare_bytes(self) -> int:
-        """Bytes that could be had by forgetting volumes; safe from any thread."""
-        return self._volumes.spare_bytes()
-
-    def make_room(self, count: int, needed: Collection[str]) -> None:
-        """Forget old volumes, but none of ``needed``, before one of ``count`` bytes arrives."""
-        self._volumes.shrink(needed, count)
-
-    def forget_old_volumes(self, needed: Collection[str]) -> None:
-        """Forget old volumes, but none of ``needed`` nor the latest, beyond the bound; who needs one sends it again."""
-        self._volumes.shrink({*needed, *tuple(self._volumes)[-1:]})
 
     def _answer_load(self, request: m.LoadModel) -> m.ModelLoaded:
         asked = (request.bundle, request.device, request.precision)
@@ -219,18 +235,20 @@ class RequestHandler:
 
     def _give_up_predictor(self) -> None:
         self._predictor = self._asked = self._load_error = None
-        self._volumes.close_sessions()
+        self.volumes.close_sessions()
 
     def _infer(self, request: m.Segment | m.Saliency, stop: Stop) -> m.Answer:
-        if request.volume_id in self._volumes.forgotten:
+        if request.volume_id in self.volumes.forgotten:
             return m.VolumeNeeded(request.request_id, request.volume_id)
         if isinstance(request, m.Segment):
             return self._answer_segment(request, stop)
         return self._answer_saliency(request)
 
     def _answer_segment(self, request: m.Segment, stop: Stop) -> m.Segmented:
+        from SPDSegmentLib.geometry.centerline import clicks_from_markups
+
         stack, session = self._opened(request.volume_id)
-        clicks = _clicks(request.points_ras, request.point_ids, request.groups, stack)
+        clicks = clicks_from_markups(restore_markups(request.points_ras, request.point_ids, request.groups), stack)
         slices, height, width = stack.shape
         locked = unpack_masks(request.locked_table, request.locked_bits, (height, width))
         if any(not 0 <= t < slices for t in locked):
@@ -278,9 +296,9 @@ class RequestHandler:
         return m.SaliencyReady(request.request_id, request.volume_id, request.slice_index, saliency)
 
     def _opened(self, volume_id: str) -> tuple[SliceStack, Session]:
-        if volume_id in self._volume_errors:
-            raise self._volume_errors[volume_id]
-        opened = self._volumes.use(volume_id)
+        if volume_id in self.volumes.refused:
+            raise self.volumes.refused[volume_id]
+        opened = self.volumes.use(volume_id)
         if opened is None:
             raise BadInput(f"The volume {volume_id!r} is not open in the background process.", "Open it again.")
         if self._predictor is None:
@@ -329,12 +347,6 @@ class _Throttle:
         self._emit(
             m.Progress(self._request_id, str(progress.stage), int(progress.done), int(progress.total), seconds_left)
         )
-
-
-def _clicks(points: np.ndarray, ids: tuple[str, ...], groups: tuple[PointGroup, ...], stack: SliceStack) -> Clicks:
-    from SPDSegmentLib.geometry.centerline import clicks_from_markups
-
-    return clicks_from_markups(restore_markups(points, ids, groups), stack)
 
 
 def _slice_xy(ras: tuple[float, float, float] | None, stack: SliceStack) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""Finds a worker that was stopped or hangs, without taking one for it that computes or loads a library.
+"""Finds a worker that was stopped or hangs, not one that computes or loads a library; and says how one ended.
 
 The worker sends a sign of life every ``BEAT_SECONDS`` while it has work. Python cannot send one while native code holds
 its lock (the import of torch does), so silence is no proof: the system is asked whether the process is stopped, works
@@ -12,21 +12,41 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from SPDSegmentLib.errors import MORE_MEMORY, WorkerDied, tells_of_memory
+
 BEAT_SECONDS = 0.4
 CHECK_SECONDS = 0.3
 PROC = Path("/proc")
-_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _STILL_RUNS = 0x102  # WAIT_TIMEOUT of WaitForSingleObject
 _SYNCHRONIZE = 0x00100000
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_BROKEN_STREAM = 2
+EXIT_CANCELLED = 130
+_WINDOWS_CODES = {
+    0xC0000005: "access violation",
+    0xC0000017: "out of memory",
+    0xC000013A: "interrupted",
+    0xC0000135: "a library was not found",
+    0xC00000FD: "stack overflow",
+    0xC0000409: "aborted",
+}
+KILLED = "killed, probably by the system for lack of memory"
+FAREWELL = re.compile(r"^(Fatal Python error|\w+(\.\w+)*(Error|Exception|Interrupt)\b|Traceback )|terminate called")
+"""How the log of a process ends that failed by itself."""
+MEMORY_LINES = 20
+KILL_CODES = (-9, 137, 247)
+"""Of SIGKILL: itself, as a shell says it, and as a Python program does that returns its child's code."""
+_SHELL_CODES = {126: "the command cannot be run", 127: "the command was not found", 255: "the connection failed"}
 
 
 @dataclass(frozen=True)
@@ -71,78 +91,6 @@ def family(process_id: int) -> list[int]:
     for known in found:
         found += [child for child in _children(known) if child not in found]
     return found
-
-
-def end_with_parent() -> None:
-    """Let the system end this process together with the one that started it; does something on Linux only.
-
-    Needed where another process holds the pipe that would otherwise tell of the end. The system means the parent's
-    thread: who starts a worker does it from a thread that lives as long as the worker.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-
-
-class ProcessWatch:
-    """Tells when a process that runs now is gone, also when its number is used again."""
-
-    def __init__(self, process_id: int) -> None:
-        self._process_id = process_id
-        self._was_parent = os.getppid() == process_id
-        self._begun = self._begin()
-        self._handle = self._open() if sys.platform == "win32" else None
-
-    def gone(self) -> bool:
-        """Whether it has ended."""
-        if sys.platform == "win32":
-            return self._handle is not None and not self._runs_on_windows()
-        if self._was_parent and os.getppid() != self._process_id:
-            return True
-        if self._begun is not None:
-            return self._begin() != self._begun
-        try:
-            os.kill(self._process_id, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
-        return False
-
-    def _begin(self) -> str | None:
-        """When it was started, in the system's own terms; None on other systems than Linux, and of one that ended."""
-        fields = _stat(PROC / str(self._process_id) / "stat")
-        return None if fields is None or fields[0] in "ZX" else fields[19]
-
-    def _open(self) -> int | None:
-        if sys.platform != "win32":
-            return None
-        import ctypes
-
-        return int(ctypes.windll.kernel32.OpenProcess(_SYNCHRONIZE, False, self._process_id)) or None
-
-    def _runs_on_windows(self) -> bool:
-        if sys.platform != "win32":
-            return True
-        import ctypes
-
-        return int(ctypes.windll.kernel32.WaitForSingleObject(self._handle, 0)) == _STILL_RUNS
-
-
-def is_ancestor(process_id: int) -> bool:
-    """Whether a process has started this one, directly or through others; False where the system does not tell."""
-    current = os.getppid()
-    for _ in range(64):
-        if current == process_id:
-            return True
-        fields = _stat(PROC / str(current) / "stat")
-        if fields is None or current <= 1:
-            return False
-        current = int(fields[1])
-    return False
 
 
 def _children(process_id: int) -> Iterator[int]:
@@ -267,69 +215,160 @@ class Heartbeat:
         return self.limits.working if works else self.limits.silent
 
 
-TICK_SECONDS = 0.1
-QUIET_AFTER_SECONDS = 10.0
-"""How long after the last request signs of life go on without work."""
+@dataclass(frozen=True)
+class Ending:
+    """How a worker ended.
 
-
-class Pulse:
-    """One thread, started at once: when memory is short, a timer for each deadline could not be.
-
-    Args:
-        beat: sends a sign of life; called while there is work, and a while after a request arrived.
-        has_work: whether something runs or waits.
-        on_orphaned: told once when the process that started this one, or the client, is gone.
+    Attributes:
+        code: exit code, negative for a signal; None where the process never started.
+        reason: what the system or the protocol said, may be empty.
+        log_lines: last lines of its log.
+        launched: whether the code is that of another program, which started the worker and outlived it.
     """
 
-    def __init__(
-        self, beat: Callable[[], object], has_work: Callable[[], bool], on_orphaned: Callable[[], object]
-    ) -> None:
-        self._beat = beat
-        self._has_work = has_work
-        self._on_orphaned = on_orphaned
-        self._watches = [ProcessWatch(os.getppid())]
-        self._lock = threading.Lock()
-        self._deadlines: list[tuple[float, Callable[[], object]]] = []
-        self._beat_due = 0.0
-        self._quiet_at = 0.0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+    code: int | None
+    reason: str
+    log_lines: tuple[str, ...]
+    launched: bool = False
 
-    def start(self) -> None:
-        """Begin to beat."""
-        self._thread.start()
+    @property
+    def by_signal(self) -> bool:
+        """Whether somebody or the system ended the process, as far as the code tells."""
+        code = self.code
+        return code is not None and (self._killed or code < 0 or (128 < code < 160 and code != EXIT_CANCELLED))
 
-    def stop(self) -> None:
-        """Beat no more."""
-        self._ended.set()
+    @property
+    def for_memory(self) -> bool:
+        """Whether it ended, or probably ended, for lack of memory."""
+        if self.reason or self.code is None:
+            return False
+        said = [line for line in self.log_lines[-MEMORY_LINES:] if not line.startswith(" ")]  # no lines of source code
+        return self._killed or tells_of_memory("\n".join(said))
 
-    def note_request(self) -> None:
-        """Something arrived from the client and was taken; before the first request nothing is sent."""
-        self._quiet_at = time.monotonic() + QUIET_AFTER_SECONDS
+    def describe(self) -> str:
+        """Return one clause for the user, without a full stop."""
+        if self.reason:
+            return self.reason
+        if self.code is None:
+            return "it could not be started"
+        if self.for_memory and not self._killed:
+            return f"there was not enough memory, {describe_exit(self.code)}"
+        if self._killed and self.code not in KILL_CODES:
+            return f"{KILLED}; the program that started it says {describe_exit(self.code)}"
+        return describe_exit(self.code)
 
-    def watch(self, process_id: int) -> None:
-        """End with this process too, if it is one that started this one through others."""
-        if is_ancestor(process_id):
-            self._watches = [*self._watches[:1], ProcessWatch(process_id)]
+    @property
+    def _killed(self) -> bool:
+        """Whether it was killed: a launcher hides that behind a code of its own, and the log has no farewell."""
+        if self.code in KILL_CODES:
+            return True
+        hidden = self.launched and self.code == EXIT_FAILURE
+        return hidden and not any(FAREWELL.search(line) for line in self.log_lines[-MEMORY_LINES:])
 
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
-        """Call back, on this thread."""
-        with self._lock:
-            self._deadlines.append((time.monotonic() + seconds, callback))
+    def to_error(self, *, deaths: int, max_deaths: int) -> WorkerDied:
+        """Return the error for requests that were waiting.
 
-    def _run(self) -> None:
-        while not self._ended.wait(TICK_SECONDS):
-            now = time.monotonic()
-            with self._lock:
-                due = [callback for when, callback in self._deadlines if when <= now]
-                self._deadlines = [entry for entry in self._deadlines if entry[0] > now]
-            for callback in due:
-                callback()
-            if now < self._beat_due:
-                continue
-            self._beat_due = now + BEAT_SECONDS
-            if self._has_work() or now < self._quiet_at:
-                self._beat()
-            if any(watch.gone() for watch in self._watches):
-                self._on_orphaned()
-                return
+        Args:
+            deaths: how many workers in a row have ended like this.
+            max_deaths: after how many no other is started.
+        """
+        details = "\n".join((f"exit code: {self.code}", *self.log_lines))
+        if deaths >= max_deaths:
+            return WorkerDied(
+                f"The background process ended {deaths} times in a row ({self.describe()}) and is not started again.",
+                "Look at the details, change the device or the worker command, then restart it.",
+                details,
+            )
+        way_out = f"{MORE_MEMORY} Run again; it is restarted by itself."
+        return WorkerDied(
+            f"The background process ended unexpectedly ({self.describe()}).",
+            way_out if self.for_memory else "Run again; it is restarted by itself.",
+            details,
+        )
+
+
+def describe_exit(code: int) -> str:
+    """Return what an exit code says, as a clause for the user."""
+    if code == 0:
+        return "it stopped by itself"
+    known = _WINDOWS_CODES.get(code & 0xFFFFFFFF)
+    if known:
+        return f"exit code {code & 0xFFFFFFFF:#x}, {known}"
+    if code in _SHELL_CODES:
+        return f"exit code {code}, {_SHELL_CODES[code]}"
+    if code in KILL_CODES:
+        return f"{KILLED}, exit code {code}"
+    if code < 0 or 128 < code < 160:
+        number = -code if code < 0 else code - 128
+        return f"ended by {_signal_name(number)}"
+    return f"exit code {code}"
+
+
+def log_tail(lines: Sequence[str], count: int = 40) -> tuple[str, ...]:
+    """Return the last lines, each of bounded length."""
+    return tuple(line[:500] for line in list(lines)[-count:])
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class ProcessWatch:
+    """Tells when a process that runs now is gone, also when its number is used again."""
+
+    def __init__(self, process_id: int) -> None:
+        self._process_id = process_id
+        self._was_parent = os.getppid() == process_id
+        self._begun = self._begin()
+        self._handle = self._open() if sys.platform == "win32" else None
+
+    def gone(self) -> bool:
+        """Whether it has ended."""
+        if sys.platform == "win32":
+            return self._handle is not None and not self._runs_on_windows()
+        if self._was_parent and os.getppid() != self._process_id:
+            return True
+        if self._begun is not None:
+            return self._begin() != self._begun
+        try:
+            os.kill(self._process_id, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def _begin(self) -> str | None:
+        """When it was started, in the system's own terms; None on other systems than Linux, and of one that ended."""
+        fields = _stat(PROC / str(self._process_id) / "stat")
+        return None if fields is None or fields[0] in "ZX" else fields[19]
+
+    def _open(self) -> int | None:
+        if sys.platform != "win32":
+            return None
+        import ctypes
+
+        return int(ctypes.windll.kernel32.OpenProcess(_SYNCHRONIZE, False, self._process_id)) or None
+
+    def _runs_on_windows(self) -> bool:
+        if sys.platform != "win32":
+            return True
+        import ctypes
+
+        return int(ctypes.windll.kernel32.WaitForSingleObject(self._handle, 0)) == _STILL_RUNS
+
+
+def is_ancestor(process_id: int) -> bool:
+    """Whether a process has started this one, directly or through others; False where the system does not tell."""
+    current = os.getppid()
+    for _ in range(64):
+        if current == process_id:
+            return True
+        fields = _stat(PROC / str(current) / "stat")
+        if fields is None or current <= 1:
+            return False
+        current = int(fields[1])
+    return False

@@ -14,8 +14,7 @@ import numpy as np
 
 from SPDSegmentLib.prompts.fates import PointFate, SliceStatus
 
-from .codec import ArrayOf
-from .payloads import PackedMask, PointGroup, check_fates, check_packed, unpack_fates
+from .payloads import ArrayOf, PackedMask, PointGroup, check_fates, check_packed, unpack_fates
 
 NO_REQUEST = 0
 
@@ -151,7 +150,7 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Status:
-    """Ask what the worker holds; ``probe`` also lists the devices, which imports torch."""
+    """Ask for an answer, at once; with ``probe`` for the devices too, in turn, which imports torch."""
 
     kind: ClassVar[str] = "status"
     request_id: int
@@ -263,13 +262,11 @@ class SaliencyReady:
 
 @dataclass(frozen=True)
 class StatusReply:
-    """The request that is computed, the volumes that are held; ``devices`` is None unless it was asked to probe."""
+    """The worker is there; ``devices`` is None unless it was asked to probe."""
 
     kind: ClassVar[str] = "status_reply"
     request_id: int
-    running: int | None
-    volumes: tuple[str, ...]
-    devices: tuple[Device, ...] | None
+    devices: tuple[Device, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,31 @@ if TYPE_CHECKING:
     from SPDSegmentLib.geometry.markups import Markup
 
 
+@dataclass(frozen=True)
+class ArrayOf:
+    """What an array field must look like; used as ``Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]``.
+
+    Attributes:
+        dtype: the one dtype, or None for any of the protocol.
+        shape: one entry per dimension, None where any size goes; None for any shape.
+    """
+
+    dtype: str | None
+    shape: tuple[int | None, ...] | None
+
+    def check(self, name: str, value: np.ndarray) -> None:
+        """Raise ContentError unless ``value`` fits."""
+        if self.dtype is not None and value.dtype != np.dtype(self.dtype):
+            raise ContentError(f"The array {name!r} is {value.dtype}, not {np.dtype(self.dtype)}.")
+        if self.shape is not None and (
+            len(self.shape) != value.ndim
+            or any(want is not None and want != have for want, have in zip(self.shape, value.shape, strict=True))
+        ):
+            raise ContentError(f"The array {name!r} has the wrong shape {value.shape}.")
+        if value.dtype.kind == "f" and self.dtype is not None and not np.isfinite(value).all():
+            raise ContentError(f"The array {name!r} holds numbers that are not finite.")
+
+
 @dataclass(frozen=True, eq=False)
 class PackedMask:
     """One slice's mask.

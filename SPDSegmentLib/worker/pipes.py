@@ -1,17 +1,30 @@
-"""What waits in the pipes between client and worker, in both directions, and how much of it may."""
+"""What goes through the pipes between client and worker: what waits in them, failures as events, signs of life."""
 
 from __future__ import annotations
 
 import os
 import queue
 import threading
+import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
-from .codec import encode_message
-from .messages import Event
-from .protocol import Buffer
+from SPDSegmentLib.errors import (
+    BadInput,
+    DependencyMissing,
+    OutOfMemory,
+    SPDError,
+    is_out_of_memory,
+    missing_package,
+    out_of_memory,
+)
 
+from .health import BEAT_SECONDS, ProcessWatch, is_ancestor
+from .messages import Event, Failed
+from .protocol import Buffer, ContentError, encode_message
+
+MAX_DETAILS = 20_000
 Buffers = list[Buffer]
 
 
@@ -158,6 +171,39 @@ class Budget:
             self._condition.notify_all()
 
 
+def to_error(raised: BaseException) -> SPDError:
+    """Return the error that says what happened; an unforeseen exception keeps its traceback as details."""
+    if isinstance(raised, OutOfMemory) or (isinstance(raised, SPDError) and not is_out_of_memory(raised)):
+        return raised
+    details = "".join(traceback.format_exception(raised))[-MAX_DETAILS:]
+    if isinstance(raised, ContentError):
+        return BadInput(str(raised), "", details)
+    if is_out_of_memory(raised):
+        return out_of_memory(raised, details)
+    if isinstance(raised, ImportError):
+        missing = (raised.name or "").split(".")[0]
+        if missing:
+            return missing_package(missing, str(raised)[:200], details)
+        return DependencyMissing("A Python package cannot be imported.", "Install it in the set-up.", details)
+    return SPDError(
+        f"Something unforeseen went wrong in the background process ({type(raised).__name__}: {str(raised)[:200]}).",
+        "Copy the details into a report.",
+        details,
+    )
+
+
+def to_event(request_id: int, raised: BaseException) -> Failed:
+    """Return the event that tells a request's failure."""
+    error = to_error(raised)
+    return Failed(
+        request_id,
+        type(error).__name__,
+        error.message[:MAX_DETAILS],
+        error.remedy[:MAX_DETAILS],
+        error.details[:MAX_DETAILS],
+    )
+
+
 URGENT_SHARE = 2.0
 """Answers of the reading thread may go beyond the bound so far before it reads no more."""
 
@@ -248,3 +294,71 @@ class Outgoing:
 
 def _size(frame: list[Buffer]) -> int:
     return sum(memoryview(part).nbytes for part in frame)
+
+
+TICK_SECONDS = 0.1
+QUIET_AFTER_SECONDS = 10.0
+"""How long after the last request signs of life go on without work."""
+
+
+class Pulse:
+    """One thread, started at once: when memory is short, a timer for each deadline could not be.
+
+    Args:
+        beat: sends a sign of life; called while there is work, and a while after a request arrived.
+        has_work: whether something runs or waits.
+        on_orphaned: told once when the process that started this one, or the client, is gone.
+    """
+
+    def __init__(
+        self, beat: Callable[[], object], has_work: Callable[[], bool], on_orphaned: Callable[[], object]
+    ) -> None:
+        self._beat = beat
+        self._has_work = has_work
+        self._on_orphaned = on_orphaned
+        self._watches = [ProcessWatch(os.getppid())]
+        self._lock = threading.Lock()
+        self._deadlines: list[tuple[float, Callable[[], object]]] = []
+        self._beat_due = 0.0
+        self._quiet_at = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._ended.set()
+
+    def note_request(self) -> None:
+        """Something arrived from the client and was taken; before the first request nothing is sent."""
+        self._quiet_at = time.monotonic() + QUIET_AFTER_SECONDS
+
+    def watch(self, process_id: int) -> None:
+        """End with this process too, if it is one that started this one through others."""
+        if is_ancestor(process_id):
+            self._watches = [*self._watches[:1], ProcessWatch(process_id)]
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call back, on this thread."""
+        with self._lock:
+            self._deadlines.append((time.monotonic() + seconds, callback))
+
+    def _run(self) -> None:
+        while not self._ended.wait(TICK_SECONDS):
+            now = time.monotonic()
+            with self._lock:
+                due = [callback for when, callback in self._deadlines if when <= now]
+                self._deadlines = [entry for entry in self._deadlines if entry[0] > now]
+            for callback in due:
+                callback()
+            if now < self._beat_due:
+                continue
+            self._beat_due = now + BEAT_SECONDS
+            if self._has_work() or now < self._quiet_at:
+                self._beat()
+            if any(watch.gone() for watch in self._watches):
+                self._on_orphaned()
+                return

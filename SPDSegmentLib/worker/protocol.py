@@ -1,20 +1,26 @@
-"""Frames of the worker protocol: a fixed header, a JSON object, the raw bytes of arrays.
+"""The worker protocol: frames of a fixed header, a JSON object and the raw bytes of arrays, and messages in them.
 
 Layout, little-endian: magic ``SPDW``, version (u8), flags (u8), reserved (u16, 0), JSON length (u32), payload length
 (u32), CRC-32 of the body (u32), CRC-32 of the header so far (u32); then the JSON text in UTF-8; then the payload. The
 header's own checksum is why a damaged length is found at once instead of waiting for bytes that never come. The body
-checksum covers the JSON text, and the payload too where ``FLAG_PAYLOAD_CHECKED`` is set.
+checksum covers the JSON text, and the payload too where ``FLAG_PAYLOAD_CHECKED`` is set. A message is a dataclass;
+every field of a received one is checked against its annotation.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 import struct
+import types
+import typing
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from enum import StrEnum
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -27,6 +33,9 @@ MAX_JSON_BYTES = 16 << 20
 MAX_PAYLOAD_BYTES = 64 << 20
 MAX_ARRAYS = 16
 MAX_DIMENSIONS = 4
+MAX_TEXT = 1 << 16
+MAX_ITEMS = 1 << 20
+MAX_INTEGER = 1 << 53
 DTYPES = frozenset(
     {"|b1", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"},
 )
@@ -36,6 +45,7 @@ _CHECK = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CHECK.size
 
 Buffer = bytes | bytearray | memoryview
+Message = TypeVar("Message")
 
 
 class ProtocolError(Exception):
@@ -125,18 +135,9 @@ class FrameParser:
 
     Args:
         preamble_bytes: how much text may precede the first frame and is put aside (a shell's greeting over ssh).
-        max_json_bytes: bound on the JSON text of one frame.
-        max_payload_bytes: bound on the payload of one frame.
     """
 
-    def __init__(
-        self,
-        preamble_bytes: int = 0,
-        max_json_bytes: int = MAX_JSON_BYTES,
-        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
-    ) -> None:
-        self._max_json = max_json_bytes
-        self._max_payload = max_payload_bytes
+    def __init__(self, preamble_bytes: int = 0) -> None:
         self._preamble_left = preamble_bytes
         self._head = bytearray()
         self._body = bytearray()
@@ -196,7 +197,7 @@ class FrameParser:
             self._fail(f"the other side speaks protocol version {version}, this side {PROTOCOL_VERSION}")
         if flags & ~FLAG_PAYLOAD_CHECKED or reserved:
             self._fail("a frame header has unknown flags")
-        if json_bytes > self._max_json or payload_bytes > self._max_payload:
+        if json_bytes > MAX_JSON_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
             self._fail(f"a frame of {json_bytes} + {payload_bytes} bytes is larger than allowed")
         self._preamble_left = 0
         self._head.clear()
@@ -267,3 +268,127 @@ def _little_endian(array: np.ndarray) -> np.ndarray:
     if plain.dtype.str not in DTYPES:
         raise ProtocolError(f"An array of {array.dtype} cannot be sent.")
     return plain
+
+
+def encode_message(message: Any, *, check_payload: bool = True) -> list[Buffer]:
+    """Return the buffers of the frame that carries a message dataclass with a class variable ``kind``.
+
+    Raises:
+        ProtocolError: the message is larger than the protocol allows or holds something that is not JSON.
+    """
+    cls: type = type(message)
+    header: dict[str, Any] = {"kind": message.kind}
+    arrays: dict[str, np.ndarray] = {}
+    for name, hint in _fields(cls).items():
+        value = getattr(message, name)
+        if typing.get_origin(hint) is typing.Annotated:
+            arrays[name] = value
+        else:
+            header[name] = _to_json(value)
+    return encode_frame(header, arrays, check_payload=check_payload)
+
+
+def decode_message(frame: DecodedFrame, kinds: Mapping[str, type[Message]]) -> Message:
+    """Return the message that a frame carries.
+
+    Args:
+        frame: decoded frame.
+        kinds: message classes by their ``kind``.
+
+    Raises:
+        ContentError: unknown kind, a missing or unknown field, or a value of the wrong type.
+    """
+    kind = frame.header.get("kind")
+    cls = kinds.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise ContentError(f"A message of the unknown kind {str(kind)[:40]!r} arrived.")
+    given: dict[str, Any] = {**frame.header, **frame.arrays}
+    del given["kind"]
+    return typing.cast(Message, _build(cls, given, str(kind)))
+
+
+@functools.cache
+def _fields(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _required(cls: type) -> frozenset[str]:
+    return frozenset(
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    )
+
+
+def _to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: _to_json(getattr(value, name)) for name in _fields(type(value))}
+    if isinstance(value, (tuple, list)):
+        return [_to_json(item) for item in value]
+    return value
+
+
+def _build(cls: type, given: Any, where: str) -> Any:
+    hints = _fields(cls)
+    if not isinstance(given, dict):
+        raise ContentError(f"{where!r} is not an object.")
+    if unknown := given.keys() - hints.keys():
+        raise ContentError(f"The message {where!r} has the unknown field {min(unknown)[:40]!r}.")
+    if missing := _required(cls) - given.keys():
+        raise ContentError(f"The message {where!r} lacks the field {min(missing)!r}.")
+    return cls(**{name: _check(value, hints[name], f"{where}.{name}") for name, value in given.items()})
+
+
+def _check(value: Any, hint: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if (origin is typing.Annotated) != isinstance(value, np.ndarray):
+        raise ContentError(f"{where!r} is {'' if origin is typing.Annotated else 'not '}to be an array.")
+    if origin is typing.Annotated:
+        hint.__metadata__[0].check(where, value)
+        return value
+    if hint is Any:
+        return value
+    if origin is types.UnionType or origin is typing.Union:
+        return _check_union(value, typing.get_args(hint), where)
+    if origin is tuple:
+        return _check_tuple(value, typing.get_args(hint), where)
+    if origin is dict and isinstance(value, dict) and len(value) <= MAX_ITEMS:
+        return {key: _check(item, typing.get_args(hint)[1], where) for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    return _check_scalar(value, hint, where)
+
+
+def _check_scalar(value: Any, hint: Any, where: str) -> Any:
+    if hint is float and type(value) in (int, float) and abs(value) < 1e300:
+        return float(value)
+    if hint is int and type(value) is int and abs(value) <= MAX_INTEGER:
+        return value
+    if isinstance(hint, type) and issubclass(hint, StrEnum) and isinstance(value, str) and value in set(hint):
+        return hint(value)
+    if hint is str and isinstance(value, str) and len(value) <= MAX_TEXT:
+        return value
+    if (hint is bool and isinstance(value, bool)) or (hint is type(None) and value is None):
+        return value
+    raise ContentError(f"{where!r} is not a valid {getattr(hint, '__name__', hint)}.")
+
+
+def _check_union(value: Any, hints: tuple[Any, ...], where: str) -> Any:
+    for hint in hints:
+        try:
+            return _check(value, hint, where)
+        except ContentError:
+            continue
+    raise ContentError(f"{where!r} is of the wrong type.")
+
+
+def _check_tuple(value: Any, hints: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list) or len(value) > MAX_ITEMS:
+        raise ContentError(f"{where!r} is not a list.")
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        return tuple(_check(item, hints[0], where) for item in value)
+    if len(value) != len(hints):
+        raise ContentError(f"{where!r} does not have {len(hints)} entries.")
+    return tuple(_check(item, hint, where) for item, hint in zip(value, hints, strict=True))

@@ -1,4 +1,4 @@
-"""What a caller asks of a worker: each request under way, and what the caller has of each volume's slices.
+"""What a caller chooses and asks: command, model, volumes, each request under way, and which slices it has.
 
 A worker sends the slices that changed since its last answer. That is not all that the caller lacks: slices that came
 too late for a cancelled request were dropped here, and a new session (another worker or model, a volume that was sent
@@ -7,14 +7,21 @@ again) does not know what the caller holds.
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Hashable, Iterable
+import os
+import shlex
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from SPDSegmentLib.errors import Cancelled, SPDError
+import numpy as np
 
-from .messages import Answer, Progress, Saliency, Segment, Segmented, SliceReady, Status
+from SPDSegmentLib.errors import BadInput, SPDError
 
+from .messages import Answer, OpenVolume, Progress, Saliency, Segment, Segmented, SliceReady, Status, VolumeChunk
+from .protocol import Buffer, encode_message
+
+CHUNK_BYTES = 1 << 20
 RequestMessage = Segment | Saliency | Status
 
 
@@ -44,15 +51,6 @@ class ModelChoice:
     precision: str = "auto"
 
 
-class RequestState(enum.Enum):
-    """Where a request stands."""
-
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
 @dataclass(frozen=True)
 class Callbacks:
     """What the caller wants to hear; called on the thread that polls the client, never after ``on_finished``."""
@@ -68,7 +66,6 @@ class Request:
     Attributes:
         message: what is sent; its number ascends over the life of the client.
         volume_id: the volume it needs, or None.
-        state: see ``RequestState``.
         progress: latest progress, or None.
         slices: slices that have arrived, by slice index.
         answer: the answer event once done, else None.
@@ -81,7 +78,6 @@ class Request:
         self.message = message
         self.request_id = message.request_id
         self.volume_id = None if isinstance(message, Status) else message.volume_id
-        self.state = RequestState.RUNNING
         self.progress: Progress | None = None
         self.slices: dict[int, SliceReady] = {}
         self.answer: Answer | None = None
@@ -93,7 +89,7 @@ class Request:
     @property
     def finished(self) -> bool:
         """Whether it is done, failed or cancelled."""
-        return self.state is not RequestState.RUNNING
+        return self.answer is not None or self.error is not None
 
     def result(self) -> Answer:
         """Return the answer of a finished request.
@@ -129,10 +125,6 @@ class Request:
         if self.finished:
             return
         self.answer, self.error = answer, error
-        if error is None:
-            self.state = RequestState.DONE
-        else:
-            self.state = RequestState.CANCELLED if isinstance(error, Cancelled) else RequestState.FAILED
         if self._callbacks.on_finished is not None:
             self._callbacks.on_finished(self)
 
@@ -209,3 +201,91 @@ class Deliveries:
             known.behind = known.session is not None
             known.session, known.missed = session, {}
         return known
+
+
+@dataclass(frozen=True)
+class WorkerCommand:
+    """How to start a worker.
+
+    Attributes:
+        arguments: program and arguments; ``ssh host spdsegment worker`` makes it a remote one.
+        folder: working folder of the process, or None for the caller's.
+        environment: variables (name, value) of the process, or None for the caller's.
+    """
+
+    arguments: tuple[str, ...]
+    folder: str | None = None
+    environment: tuple[tuple[str, str], ...] | None = field(default=None, repr=False)
+
+
+def local_command(python: str | None = None) -> WorkerCommand:
+    """Return the command for a worker on this machine.
+
+    Args:
+        python: the interpreter (PythonSlicer within Slicer); None for the running one.
+    """
+    return WorkerCommand((python or sys.executable, "-m", "SPDSegmentLib.worker"), str(library_root()))
+
+
+def library_root() -> Path:
+    """Return the folder that holds ``SPDSegmentLib``, in a source checkout and in an installed tree."""
+    return Path(__file__).resolve().parents[2]
+
+
+def parse_command(text: str) -> WorkerCommand | None:
+    """Return the command that a person typed as a setting, or None for an empty one."""
+    arguments = tuple(part.strip('"') for part in shlex.split(text, posix=os.name != "nt"))
+    return WorkerCommand(arguments) if arguments else None
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeSource:
+    """A volume of the caller's, referenced and not copied: who changes its values must give it another ``volume_id``.
+
+    Attributes:
+        volume_id: the caller's name for this state of the volume.
+        array: (K, J, I) numeric.
+        ijk_to_ras: (4, 4), millimeters.
+        axis: slicing axis, as in ``geometry.slices.SliceStack``.
+    """
+
+    volume_id: str
+    array: np.ndarray
+    ijk_to_ras: np.ndarray
+    axis: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 3:
+            raise BadInput(f"The volume has {self.array.ndim} dimensions instead of three.", "Choose a scalar volume.")
+        if self.array.dtype.kind not in "biuf" or self.array.dtype.itemsize > 8:
+            raise BadInput(f"Volumes of type {self.array.dtype} cannot be used.", "Convert the volume to numbers.")
+        if np.shape(self.ijk_to_ras) != (4, 4) or not np.isfinite(self.ijk_to_ras).all():
+            raise BadInput("The volume's geometry is not a 4x4 matrix of finite numbers.")
+
+    def announcement(self, request_id: int) -> OpenVolume:
+        """Return the message that precedes the chunks."""
+        shape = (int(self.array.shape[0]), int(self.array.shape[1]), int(self.array.shape[2]))
+        affine = np.asarray(self.ijk_to_ras, dtype="<f8")
+        dtype = self.array.dtype.newbyteorder("<").str
+        return OpenVolume(request_id, self.volume_id, dtype, shape, affine, self.axis)
+
+    def frames(self, request_id: int) -> Iterator[list[Buffer]]:
+        """Yield the frames of announcement and chunks, each cut only when it is asked for."""
+        yield encode_message(self.announcement(request_id))
+        offset = 0
+        for piece in _pieces(self.array):
+            chunk = VolumeChunk(self.volume_id, offset, piece)
+            yield encode_message(chunk, check_payload=False)
+            offset += piece.nbytes
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    if not array.size:
+        return
+    per_slice = array[0].nbytes
+    step = max(1, CHUNK_BYTES // per_slice)
+    for start in range(0, array.shape[0], step):
+        slab = array[start : start + step]
+        flat = np.ascontiguousarray(slab, dtype=slab.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+        for offset in range(0, flat.size, CHUNK_BYTES):
+            yield flat[offset : offset + CHUNK_BYTES]

@@ -8,6 +8,7 @@ answers unread; the reading thread does so only where a client sends without end
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import select
@@ -15,21 +16,22 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from SPDSegmentLib import __version__
-from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
+from SPDSegmentLib.errors import BadInput, Cancelled, OutOfMemory, SPDError
 from SPDSegmentLib.geometry.limits import free_memory_bytes
 
 from . import messages as m
-from .codec import decode_message
-from .commands import EXIT_BROKEN_STREAM, EXIT_CANCELLED, EXIT_OK
-from .handler import LoadPredictor, RequestHandler, Work, load_predictor, to_error, to_event
-from .health import Pulse
-from .pipes import Outgoing
-from .protocol import ContentError, FrameParser, RawFrame, decode_frame
-from .volumes import VolumeAssembly, default_limit_bytes
+from .handler import LoadPredictor, RequestHandler, Work, default_limit_bytes, load_predictor
+from .health import EXIT_BROKEN_STREAM, EXIT_CANCELLED, EXIT_OK
+from .pipes import Outgoing, Pulse, to_error, to_event
+from .protocol import ContentError, FrameParser, RawFrame, array_bytes, decode_frame, decode_message
 
 READ_BYTES = 1 << 18
 MAX_WAITING = 4096
+MAX_VOLUME_BYTES = 32 << 30
+MEMORY_MARGIN_BYTES = 256 << 20
 LOADING_SECONDS = 180.0
 """How long the import of torch and the reading of a model may hold up signs of life."""
 FLUSH_SECONDS = 0.2
@@ -63,6 +65,58 @@ class WaitingRequest:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
+class VolumeAssembly:
+    """Collects the chunks of one announced volume.
+
+    Raises:
+        BadInput: a type or size the protocol does not carry.
+        OutOfMemory: it would not fit into the free memory.
+    """
+
+    def __init__(self, announcement: m.OpenVolume, free_bytes: int | None) -> None:
+        size = array_bytes(announcement.dtype, announcement.shape)
+        if not 0 < size <= MAX_VOLUME_BYTES:
+            raise BadInput(f"A volume of shape {announcement.shape} cannot be opened.", "Check the volume.")
+        if free_bytes is not None and size > max(free_bytes - MEMORY_MARGIN_BYTES, 0):
+            raise OutOfMemory(
+                f"There is not enough memory: the volume needs {math.ceil(size / 2**20)} MB and "
+                f"{MEMORY_MARGIN_BYTES >> 20} MB beside it, and {free_bytes >> 20} MB are free.",
+                "Close other programs or crop the volume.",
+            )
+        self.announcement = announcement
+        try:
+            self.array = np.empty(announcement.shape, dtype=announcement.dtype)
+        except MemoryError as error:
+            raise OutOfMemory(
+                f"The volume needs {math.ceil(size / 2**20)} MB, which the system refused.",
+                "Close other programs or crop the volume.",
+            ) from error
+        self._bytes = self.array.reshape(-1).view(np.uint8)
+        self._filled = 0
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes are still to come."""
+        return int(self._bytes.size) - self._filled
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte has arrived."""
+        return self._filled == self._bytes.size
+
+    def add(self, chunk: m.VolumeChunk) -> None:
+        """Put one chunk in its place.
+
+        Raises:
+            BadInput: the chunk does not continue the bytes so far or goes past the end.
+        """
+        end = chunk.offset + chunk.data.size
+        if chunk.offset != self._filled or end > self._bytes.size:
+            raise BadInput("A part of the volume arrived out of order.", "Run again; the volume is sent again.")
+        self._bytes[chunk.offset : end] = chunk.data
+        self._filled = end
+
+
 class Server:
     """Serves one client over two descriptors.
 
@@ -87,6 +141,7 @@ class Server:
         self._end_process = end_process
         limit = self._config.volume_bytes
         self._handler = RequestHandler(load, self._emit_patiently, default_limit_bytes() if limit is None else limit)
+        self._volumes = self._handler.volumes
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outgoing = Outgoing(events, self._config.unread_bytes, self._lose_client)
         self._pulse = Pulse(self._beat, lambda: bool(self._jobs or self._assemblies), self._end_orphaned)
@@ -210,7 +265,7 @@ class Server:
             self._announce_volume(request)
         elif isinstance(request, m.CloseVolume):
             self._assemblies.pop(request.volume_id, None)
-            self._tasks.put(lambda: self._handler.close_volume(request.volume_id))
+            self._tasks.put(lambda: self._volumes.drop(request.volume_id))
         elif isinstance(request, m.Cancel):
             self._cancel(request)
         elif isinstance(request, m.Hello):
@@ -218,9 +273,7 @@ class Server:
             if request.process_id is not None:
                 self._pulse.watch(request.process_id)
         elif isinstance(request, m.Status) and not request.probe:
-            with self._lock:
-                running = self._running.request.request_id if self._running else None
-            self._emit(self._handler.status(request.request_id, running=running))
+            self._emit(m.StatusReply(request.request_id))
         else:
             self._queue(WaitingRequest(request))
 
@@ -262,7 +315,7 @@ class Server:
             if not isinstance(raised, SPDError):
                 log.exception("a request failed")
             self._outgoing.send_patiently(to_event(request_id, raised), lambda: self._ending)
-        self._handler.forget_old_volumes(self._volumes_needed())
+        self._volumes.shrink(self._volumes_needed(), keep_latest=True)
 
     def _volumes_needed(self) -> set[str]:
         with self._lock:
@@ -297,16 +350,16 @@ class Server:
         self._assemblies.pop(volume_id, None)
         reserved = sum(assembly.missing_bytes for assembly in self._assemblies.values() if assembly is not None)
         free = free_memory_bytes()
-        free = None if free is None else free + self._handler.spare_bytes
+        free = None if free is None else free + self._volumes.spare_bytes()
         try:
             assembly = VolumeAssembly(request, None if free is None else max(free - reserved, 0))
         except (ContentError, SPDError) as raised:
             error = to_error(raised)
             self._assemblies[volume_id] = None
-            self._tasks.put(lambda: self._handler.refuse_volume(volume_id, error))
+            self._tasks.put(lambda: self._volumes.refused.update({volume_id: error}))
             raise
         self._assemblies[volume_id] = assembly
-        self._tasks.put(lambda: self._handler.make_room(assembly.missing_bytes, self._volumes_needed()))
+        self._tasks.put(lambda: self._volumes.shrink(self._volumes_needed(), assembly.missing_bytes))
 
     def _take_chunk(self, chunk: m.VolumeChunk) -> None:
         if chunk.volume_id not in self._assemblies:
@@ -319,7 +372,7 @@ class Server:
         except BadInput as raised:
             error = raised
             self._assemblies[chunk.volume_id] = None
-            self._tasks.put(lambda: self._handler.refuse_volume(chunk.volume_id, error))
+            self._tasks.put(lambda: self._volumes.refused.update({chunk.volume_id: error}))
             self._emit(to_event(assembly.announcement.request_id, error))
             return
         if assembly.complete:
@@ -329,7 +382,7 @@ class Server:
     def _open(self, assembly: VolumeAssembly) -> None:
         try:
             self._emit(self._handler.open_volume(assembly.announcement, assembly.array))
-            self._handler.forget_old_volumes({assembly.announcement.volume_id, *self._volumes_needed()})
+            self._volumes.shrink({assembly.announcement.volume_id, *self._volumes_needed()}, keep_latest=True)
         except Exception as raised:
             self._emit(to_event(assembly.announcement.request_id, raised))
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import IO, Any, Protocol
 
-from .commands import WorkerCommand
 from .pipes import Budget, Outbox, write_all
+from .requests import WorkerCommand
 
 READ_BYTES = 1 << 18
 MAX_UNREAD_BYTES = 32 << 20

@@ -17,7 +17,7 @@ from SPDSegmentLib.batch.run import BatchRun
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup, write_markups
 from SPDSegmentLib.worker.client import WorkerClient
-from SPDSegmentLib.worker.commands import WorkerCommand
+from SPDSegmentLib.worker.requests import WorkerCommand
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_predictor.py")))
 MODEL = BatchModel("fake", "fake", "Blob", (1.0, 0.0, 0.0), digest="first")

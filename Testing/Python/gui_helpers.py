@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.worker.commands import WorkerCommand
+from SPDSegmentLib.worker.requests import WorkerCommand
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = ROOT / "SPDSegment" / "SPDSegment.py"

@@ -18,8 +18,7 @@ from SPDSegmentLib.cli.app import build_app
 from SPDSegmentLib.geometry.centerline import clicks_from_points
 from SPDSegmentLib.models.bundle import read_bundle
 from SPDSegmentLib.networks import backbones, config
-from SPDSegmentLib.worker.codec import decode_message, encode_message
-from SPDSegmentLib.worker.protocol import FrameParser, decode_frame
+from SPDSegmentLib.worker.protocol import FrameParser, decode_frame, decode_message, encode_message
 
 MOST_FILES = 35
 

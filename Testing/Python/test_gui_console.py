@@ -18,7 +18,7 @@ import pytest
 
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, SPDError, WorkerDied
 from SPDSegmentLib.geometry.labelmap import read_labelmap
-from SPDSegmentLib.worker.commands import WorkerCommand
+from SPDSegmentLib.worker.requests import WorkerCommand
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 

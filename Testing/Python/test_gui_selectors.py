@@ -232,7 +232,7 @@ def test_the_process_gets_the_environment_of_its_command(host: Any, monkeypatch:
     import slicer
 
     from SPDSegmentLib.gui.run.worker_host import slicerTransport, withEnvironment
-    from SPDSegmentLib.worker.commands import WorkerCommand
+    from SPDSegmentLib.worker.requests import WorkerCommand
     from SPDSegmentLib.worker.transports import SubprocessTransport
 
     class Sink:

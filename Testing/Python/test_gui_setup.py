@@ -13,8 +13,8 @@ import pytest
 from gui_helpers import passes_alone
 from models_helpers import CONTENT, sha256
 
-from SPDSegmentLib.worker.commands import WorkerCommand
 from SPDSegmentLib.worker.messages import Device
+from SPDSegmentLib.worker.requests import WorkerCommand
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 

@@ -51,11 +51,13 @@ TORCH_FREE = (
     "batch",
     "cli",
     "worker.client",
-    "worker.commands",
     "worker.connection",
     "worker.messages",
     "worker.payloads",
+    "worker.pipes",
     "worker.protocol",
+    "worker.requests",
+    "worker.health",
     "worker.transports",
 )
 """Parts whose import alone may not load torch; ``gui`` imports these and Slicer's own packages only."""

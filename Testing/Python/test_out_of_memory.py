@@ -8,7 +8,7 @@ import pytest
 
 from SPDSegmentLib.cli.terminal import as_spd_error
 from SPDSegmentLib.errors import BadInput, DependencyMissing, ModelCorrupt, OutOfMemory, is_out_of_memory
-from SPDSegmentLib.worker.handler import to_error
+from SPDSegmentLib.worker.pipes import to_error
 
 
 def caused(outer: Exception, inner: BaseException) -> Exception:

@@ -13,8 +13,8 @@ from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, child
 
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request
-from SPDSegmentLib.worker.commands import WorkerCommand, describe_exit, local_command, parse_command
-from SPDSegmentLib.worker.requests import RequestState
+from SPDSegmentLib.worker.health import describe_exit
+from SPDSegmentLib.worker.requests import WorkerCommand, local_command, parse_command
 from SPDSegmentLib.worker.transports import QProcessTransport
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
@@ -118,7 +118,7 @@ def test_a_command_that_is_not_there_is_named(transport: str) -> None:
             d.result(d.client.status())
     assert d.client.gave_up
     d.client.set_command(FAKE_WORKER)
-    assert d.result(d.client.status()).volumes == ()
+    assert d.result(d.client.status()).devices is None
     d.client.close()
 
 
@@ -163,7 +163,7 @@ def test_the_request_under_way_fails_once_and_those_behind_it_are_served(transpo
         d.until(lambda: first.begun)
         _kill(d)
         d.until(lambda: len(finished) == 4)
-        assert first.state is RequestState.FAILED and isinstance(first.error, WorkerDied)
+        assert isinstance(first.error, WorkerDied)
         assert [d.result(request).slice_index for request in behind] == [0, 1, 2]
         assert len(d.died) == 1 and sorted(map(id, finished)) == sorted(map(id, [first, *behind]))
 
@@ -174,7 +174,7 @@ def test_requests_that_no_worker_can_serve_all_fail_once(transport: str) -> None
         callbacks = Callbacks(on_finished=finished.append)
         requests = [d.client.saliency("volume", t, callbacks=callbacks) for t in range(4)]
         d.until(lambda: len(finished) == 4)
-        assert all(request.state is RequestState.FAILED for request in requests)
+        assert all(isinstance(request.error, WorkerDied) for request in requests)
         assert d.client.deaths <= d.client.config.max_deaths
 
 

@@ -15,11 +15,10 @@ import pytest
 from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, children, driver, limit, line, volume_array
 
 from SPDSegmentLib import __version__
+from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ModelChoice
-from SPDSegmentLib.worker.codec import decode_message, encode_message
-from SPDSegmentLib.worker.protocol import FrameParser, decode_frame
-from SPDSegmentLib.worker.requests import RequestState
+from SPDSegmentLib.worker.protocol import FrameParser, decode_frame, decode_message, encode_message
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,8 +133,9 @@ def test_the_worker_ends_when_the_process_that_started_it_is_killed(tmp_path: Pa
         f"import sys, time; sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}\n"
         "from worker_drivers import *\n"
         "d = Driver('subprocess'); d.client.set_model(ModelChoice('fake?stuck=60'))\n"
-        "d.client.open_volume('volume', volume_array(), AFFINE); d.client.segment('volume', [line()])\n"
-        "d.until(lambda: d.result(d.client.status()).running is not None)\n"
+        "d.client.open_volume('volume', volume_array(), AFFINE)\n"
+        "request = d.client.segment('volume', [line()])\n"
+        "d.until(lambda: request.begun)\n"
         "print(d.client.process_id, flush=True); time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -156,7 +156,7 @@ def test_the_worker_ends_when_only_its_launcher_is_killed() -> None:
     d.client.set_model(ModelChoice("fake?stuck=60"))
     d.client.open_volume("volume", volume_array(), AFFINE)
     request = d.client.segment("volume", [line()])
-    d.until(lambda: d.result(d.client.status()).running is not None)
+    d.until(lambda: request.begun)
     worker = next(p for p in psutil.Process(d.client.process_id or 0).children())
     psutil.Process(d.client.process_id or 0).kill()
     d.until(lambda: request.finished)
@@ -174,7 +174,7 @@ def test_sigterm_ends_the_worker_and_the_next_request_works(transport: str, bund
         d.until(lambda: not d.client.running, seconds=limit(2.0))
         assert children() == []
         assert len(d.died) == 1 and "ended by SIGTERM" in str(d.died[0])
-        assert request.state is (RequestState.DONE if bundle == "fake" else RequestState.FAILED)
+        assert (request.answer is not None) == (bundle == "fake") and not isinstance(request.error, Cancelled)
         d.client.set_model(ModelChoice("fake"))
         assert len(d.segment()[0].slices) == SHAPE[0]
 

@@ -26,8 +26,8 @@ from worker_drivers import (
 
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.worker.client import ModelChoice
-from SPDSegmentLib.worker.commands import WorkerCommand
 from SPDSegmentLib.worker.health import Heartbeat, HeartbeatLimits, ProcessLook, ProcessWatch, family, look_at
+from SPDSegmentLib.worker.requests import WorkerCommand
 
 FOUND_SECONDS = 2.0
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that stops a process")

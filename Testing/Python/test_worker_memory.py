@@ -18,10 +18,11 @@ from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, drive
 from SPDSegmentLib.errors import Cancelled, WorkerDied
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ModelChoice
-from SPDSegmentLib.worker.codec import encode_message
-from SPDSegmentLib.worker.commands import Ending, WorkerCommand
+from SPDSegmentLib.worker.handler import OpenedVolume, VolumeCache
+from SPDSegmentLib.worker.health import Ending
 from SPDSegmentLib.worker.payloads import unpack_mask
-from SPDSegmentLib.worker.volumes import OpenedVolume, VolumeCache
+from SPDSegmentLib.worker.protocol import encode_message
+from SPDSegmentLib.worker.requests import VolumeSource, WorkerCommand
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_WORKER = WorkerCommand((*FAKE_WORKER.arguments, "--volume-memory", "3"))
@@ -38,12 +39,24 @@ def _small_driver(transport: str, bundle: str = "fake") -> Driver:
 
 
 @everywhere
-def test_old_volumes_are_forgotten_and_sent_again_when_they_are_needed(transport: str) -> None:
+def test_old_volumes_are_forgotten_and_sent_again_when_they_are_needed(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    cut = VolumeSource.frames
+
+    def frames(source: VolumeSource, request_id: int) -> Any:
+        sent.append(source.volume_id)
+        return cut(source, request_id)
+
+    monkeypatch.setattr(VolumeSource, "frames", frames)
     d = _small_driver(transport)
     for n in [*range(10), 0, 9, 5]:
         _, answer = d.segment(f"v{n}", [line()])
         assert answer.report["values"] == volume_array((32, 128, 128), seed=n).sum(dtype=float)
-    assert set(d.result(d.client.status()).volumes) <= {"v0", "v9", "v5"}
+    assert (sent.count("v0"), sent.count("v5"), sent.count("v8")) == (2, 2, 1)
+    d.segment("v8", [line()])
+    assert sent.count("v8") == 2, "of those that are not held it was used last"
     assert d.died == []
     d.client.close()
 
@@ -78,7 +91,7 @@ def test_the_bound_counts_what_was_computed_and_spares_what_is_needed() -> None:
         cache.put(name, OpenedVolume(_Stack(20), type("S", (), {"nbytes": 20})()))  # type: ignore[arg-type]
     cache.use("b")
     cache.shrink({"a"})
-    assert tuple(cache) == ("a", "b") and cache.forgotten == {"c", "d"}
+    assert [name for name in "abcd" if cache.use(name)] == ["a", "b"] and cache.forgotten == {"c", "d"}
 
 
 @pytest.mark.alone

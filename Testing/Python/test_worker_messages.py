@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, OutOfMemory, SPDError
+from SPDSegmentLib.files import json_ready
 from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.worker import messages as m
-from SPDSegmentLib.worker.codec import decode_message, encode_message, json_ready
-from SPDSegmentLib.worker.handler import to_error
 from SPDSegmentLib.worker.payloads import (
     PackedMask,
     PointGroup,
@@ -31,7 +30,15 @@ from SPDSegmentLib.worker.payloads import (
     unpack_mask,
     unpack_masks,
 )
-from SPDSegmentLib.worker.protocol import ContentError, DecodedFrame, FrameParser, decode_frame
+from SPDSegmentLib.worker.pipes import to_error
+from SPDSegmentLib.worker.protocol import (
+    ContentError,
+    DecodedFrame,
+    FrameParser,
+    decode_frame,
+    decode_message,
+    encode_message,
+)
 
 GROUPS = (PointGroup("line", "Curve", 2), PointGroup("points", "Fiducial", 1))
 POINTS = np.arange(9.0).reshape(3, 3)
@@ -61,7 +68,7 @@ SAMPLES: list[Any] = [
     m.SliceReady(4, "v", 2, MASK.shape, MASK.box, MASK.bits, 0.5, SliceStatus.SUPPORTED),
     m.Segmented(4, "v", (2, 3), *pack_fates(FATES), seconds=0.1, device="cpu", report={"a": [1, None, {"b": "c"}]}),
     m.SaliencyReady(6, "v", 0, np.ones((2, 3), np.float32)),
-    m.StatusReply(7, 4, ("v",), (m.Device("cuda:0", "GPU", 1), m.Device("cpu", "CPU", None))),
+    m.StatusReply(7, (m.Device("cuda:0", "GPU", 1), m.Device("cpu", "CPU", None))),
     m.VolumeNeeded(8, "v"),
     m.Alive(4, 60.0),
     m.Failed(8, "BadInput", "What.", "Do.", "more"),

@@ -20,9 +20,9 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice
-from SPDSegmentLib.worker.commands import local_command
 from SPDSegmentLib.worker.handler import RequestHandler, load_predictor, stop_between_layers
 from SPDSegmentLib.worker.payloads import flatten_markups, pack_masks, unpack_mask
+from SPDSegmentLib.worker.requests import local_command
 
 torch = pytest.importorskip("torch")
 
@@ -139,12 +139,12 @@ def test_what_was_computed_of_a_volume_that_is_let_go_leaves_the_memory_at_once(
         request = m.Segment(3, "volume", *flatten_markups([line()]), *pack_masks({}))
         handler.answer(request, lambda: False)
         del array
-        session = weakref.ref(handler._volumes.use("volume").session)  # type: ignore[union-attr]
+        session = weakref.ref(handler.volumes.use("volume").session)  # type: ignore[union-attr]
         assert stack() is not None and session() is not None
         if how == "closed":
-            handler.close_volume("volume")
+            handler.volumes.drop("volume")
         elif how == "forgotten":
-            handler.make_room(1, ())
+            handler.volumes.shrink((), 1)
         else:
             handler.answer(m.LoadModel(4, str(bundle), "cpu", "auto"), lambda: False)
         assert session() is None and (stack() is None) == (how != "other model")

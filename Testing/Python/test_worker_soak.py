@@ -7,7 +7,7 @@ from worker_drivers import FAKE_WORKER, TRANSPORTS, limit
 from worker_soak import kills, sending, updates, volumes
 
 from SPDSegmentLib.worker.client import ModelChoice
-from SPDSegmentLib.worker.commands import WorkerCommand
+from SPDSegmentLib.worker.requests import WorkerCommand
 
 pytestmark = pytest.mark.alone
 

@@ -17,8 +17,8 @@ import pytest
 
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, Request, WorkerClient
-from SPDSegmentLib.worker.commands import WorkerCommand
 from SPDSegmentLib.worker.messages import Answer
+from SPDSegmentLib.worker.requests import WorkerCommand
 from SPDSegmentLib.worker.transports import QProcessTransport, SubprocessTransport, Transport
 
 TRANSPORTS = ("subprocess", "qprocess", "qprocess-event-loop")

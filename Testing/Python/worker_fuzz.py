@@ -22,11 +22,18 @@ from SPDSegmentLib import errors
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, WorkerClient
-from SPDSegmentLib.worker.codec import decode_message, encode_message
-from SPDSegmentLib.worker.commands import WorkerCommand
 from SPDSegmentLib.worker.payloads import PointGroup, pack_fates, pack_mask
 from SPDSegmentLib.worker.pipes import Outbox
-from SPDSegmentLib.worker.protocol import HEADER_BYTES, MAGIC, PROTOCOL_VERSION, FrameParser, decode_frame
+from SPDSegmentLib.worker.protocol import (
+    HEADER_BYTES,
+    MAGIC,
+    PROTOCOL_VERSION,
+    FrameParser,
+    decode_frame,
+    decode_message,
+    encode_message,
+)
+from SPDSegmentLib.worker.requests import WorkerCommand
 from SPDSegmentLib.worker.server import Server, ServerConfig
 from SPDSegmentLib.worker.transports import TransportSink
 
@@ -190,7 +197,7 @@ def fuzz_client(count: int, seed: int) -> FuzzSummary:
         data = mutate_content(rng, message) if whole else mutate_bytes(rng, message)
         try:
             transport.arrive(data)
-            outcome = request.state.value if client.running else type(request.error).__name__
+            outcome = type(request.error or request.answer).__name__ if request.finished else "running"
         except Exception as error:
             outcome = "raised"
             summary.faults.append(f"frame {number} ({data[:200]!r}): {error!r}")

@@ -16,7 +16,7 @@ from worker_drivers import AFFINE, SHAPE, Driver, driver, line, point, volume_ar
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.geometry.markups import Markup
 from SPDSegmentLib.worker.client import ModelChoice, Request
-from SPDSegmentLib.worker.commands import WorkerCommand
+from SPDSegmentLib.worker.requests import WorkerCommand
 from SPDSegmentLib.worker.transports import QProcessTransport
 
 WARM_UP_SHARE = 0.2

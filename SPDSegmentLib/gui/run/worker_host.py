@@ -15,8 +15,8 @@ from slicer.i18n import tr as _
 from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
-from SPDSegmentLib.worker.commands import WorkerCommand, local_command, parse_command
 from SPDSegmentLib.worker.messages import Device
+from SPDSegmentLib.worker.requests import WorkerCommand, local_command, parse_command
 from SPDSegmentLib.worker.transports import QProcessTransport, Transport
 
 from ..scene.events import Signal

@@ -22,7 +22,8 @@ from SPDSegmentLib.files import megabytes, write_text
 from SPDSegmentLib.models import manifest
 from SPDSegmentLib.models.base_weights import quick_state
 from SPDSegmentLib.models.bundle import Bundle, origin_note, scan_bundles
-from SPDSegmentLib.worker.commands import Ending, WorkerCommand
+from SPDSegmentLib.worker.health import Ending
+from SPDSegmentLib.worker.requests import WorkerCommand
 
 from ..run.worker_host import pythonExecutable, withEnvironment
 from ..scene.events import Signal
@@ -315,7 +316,7 @@ class ModelTool:
 
     def start(self, *arguments: str) -> None:
         """Start a command: ``fetch`` and names, or ``check``; raises BadInput while another one runs."""
-        from SPDSegmentLib.worker.commands import library_root
+        from SPDSegmentLib.worker.requests import library_root
 
         if self.isRunning:
             raise BadInput(_("Another download or check is still under way."), _("Wait for it, or cancel it."))
