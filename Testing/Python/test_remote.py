@@ -22,7 +22,7 @@ from worker_drivers import AFFINE, FAKE_WORKER, Driver, line
 
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.worker.client import ModelChoice
-from SPDSegmentLib.worker.commands import WorkerCommand, parse_command
+from SPDSegmentLib.worker.requests import WorkerCommand, parse_command
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 pytest_plugins = ["Testing.Host.pytest_plugin"]
