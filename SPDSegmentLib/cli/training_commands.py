@@ -108,7 +108,7 @@ def _plain_steps(settings: TrainingConfig, config: Path, run_folder: Path, targe
     return (
         lambda hooks: check_cases(folder, data.validation, data, hooks.counting("checking validation")),
         lambda processes, hooks: train(settings, folder, run_folder, weights, processes, hooks, start),
-        lambda model: save_bundle(model, settings, config.name, target),
+        lambda model: save_bundle(model, settings, config.name, target, folder),
     )
 
 

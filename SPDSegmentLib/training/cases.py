@@ -90,7 +90,7 @@ def check_cases(
     notes = []
 
     def check(name: str) -> None:
-        stack, labels, _ = _read(folder, name, data)
+        stack, labels, _ = read_labeled_case(folder, name, data)
         if not np.isin(labels, [value for values in data.targets for value in values]).any():
             notes.append(_without_structure(name, folder, labels, data))
         _given_clicks(folder, name, data, stack)
@@ -119,7 +119,7 @@ def load_case(folder: Path, name: str, data: DataConfig, intensity: IntensityCon
     Raises:
         BadInput: a file that cannot be used, or image and label do not have the same grid.
     """
-    stack, labels, volume = _read(folder, name, data)
+    stack, labels, volume = read_labeled_case(folder, name, data)
     label_slices = stack.from_volume(labels)
     check_values(volume.array, intensity, volume.name)
     images = normalize(stack.array, intensity_range(volume.array, intensity)).astype(np.float16)
@@ -179,7 +179,7 @@ def _each(names: Sequence[str], use: Callable[[str], None], on_case: Callable[[i
         )
 
 
-def _read(folder: Path, name: str, data: DataConfig) -> tuple[SliceStack, np.ndarray, Volume]:
+def read_labeled_case(folder: Path, name: str, data: DataConfig) -> tuple[SliceStack, np.ndarray, Volume]:
     """Slices, labels (K, J, I) and volume of a case, checked."""
     volume, labels = read_labeled(folder, data, name)
     return SliceStack(volume, data.plane), labels, volume

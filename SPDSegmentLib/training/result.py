@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import write_png
-from SPDSegmentLib.geometry.intensity import IntensityConfig
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.intensity import IntensityConfig, brightness, intensity_range
+from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.models.base_weights import base_weights_sha256
 from SPDSegmentLib.models.bundle import Bundle, write_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
+from SPDSegmentLib.models.fit import intensity_facts
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.config import TrainingConfig
+from SPDSegmentLib.training.cases import read_labeled_case
+from SPDSegmentLib.training.config import DataConfig, TrainingConfig
 from SPDSegmentLib.training.joint_config import JointConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MANY = 20
+_BRIGHTNESS = "brightness"
 
 
 def adapter_tensors(model: SPDModel) -> dict[str, Tensor]:
@@ -86,10 +96,72 @@ def bundle_info(config: TrainingConfig, config_name: str) -> BundleInfo:
     return describe(config, config_name, config.data.plane, config.intensity, config.fov_mm, training)
 
 
-def save_bundle(model: SPDModel, config: TrainingConfig, config_name: str, folder: Path) -> Bundle:
-    """Write the bundle of a finished run; its figures are measured later by ``spdsegment evaluate``."""
+def save_bundle(
+    model: SPDModel, config: TrainingConfig, config_name: str, folder: Path, data_folder: Path | None = None
+) -> Bundle:
+    """Write the bundle of a finished run; its figures are measured later by ``spdsegment evaluate``.
+
+    Args:
+        data_folder: of the training cases, for what the model then knows of them: the table ``fit`` and the usual
+            brightness; without it the bundle says nothing of that.
+    """
     info = bundle_info(config, config_name)
+    if data_folder is not None:
+        info = knowing(info, config.data, data_folder)
     return write_bundle(folder, info, adapter_tensors(model), model_card(info))
+
+
+def knowing(info: BundleInfo, data: DataConfig, folder: Path) -> BundleInfo:
+    """The description with what its training cases are like: ranges that leave out the extreme twentieth of many.
+
+    Shares of clicks that were kept in validation stay as they are.
+
+    Raises:
+        BadInput: a case cannot be read.
+    """
+    facts = list(_facts(info, data, folder))
+    if not facts:
+        return info
+    ends = (5, 95) if len(facts) >= MANY else (0, 100)
+    found = {}
+    for name in facts[0]:
+        low, high = np.percentile([fact[name] for fact in facts], ends)
+        found[name] = [float(f"{low:.4g}"), float(f"{high:.4g}")]
+    usual_low, usual_high = found.pop(_BRIGHTNESS)
+    normalization = dict(info.normalization)
+    if normalization["kind"] == "percentile":
+        normalization |= {"usual_low": usual_low, "usual_high": usual_high}
+    kept = {"kept_share": info.fit["kept_share"]} if "kept_share" in info.fit else {}
+    return dataclasses.replace(info, fit=found | kept, normalization=normalization)
+
+
+def _facts(info: BundleInfo, data: DataConfig, folder: Path) -> Iterator[dict[str, float]]:
+    """Of every structure of every training case."""
+    normalization = IntensityConfig.from_dict(info.normalization)
+    for case in data.train:
+        stack, labels, volume = read_labeled_case(folder, case, data)
+        slices = stack.from_volume(labels)
+        limits = intensity_range(volume.array, normalization)
+        for values in data.targets:
+            mask = np.isin(slices, values)
+            held = np.flatnonzero(mask.any(axis=(1, 2)))
+            if not len(held):
+                continue
+            middles = np.array([np.argwhere(mask[t]).mean(axis=0)[::-1] for t in held])
+            clicks = Clicks(held, middles, np.zeros(len(held), dtype=bool), tuple(map(str, held)))
+            seen = intensity_facts(stack, clicks, info.normalization, info.fov_mm)
+            center = np.median(middles, axis=0)
+            window = place_window(stack.array.shape[1:], stack.pixel_mm, info.image_size, info.fov_mm, center)
+            rows, columns = window.to_input_weights()
+            yield {
+                "pixel_mm": max(stack.pixel_mm),
+                "slice_mm": stack.slice_mm,
+                "volume_ml": float(mask.sum()) * volume.voxel_mm3 / 1000,
+                "bright_share": seen.bright_share,
+                "dark_share": seen.dark_share,
+                "middle": seen.middle,
+                _BRIGHTNESS: brightness(stack.array[:, rows.seen, columns.seen], limits),
+            }
 
 
 def model_card(info: BundleInfo) -> str:

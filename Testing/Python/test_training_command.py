@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -24,9 +25,10 @@ from SPDSegmentLib.geometry.markups import ControlPoint, Markup, write_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, read_volume
 from SPDSegmentLib.models.bundle import read_bundle
-from SPDSegmentLib.training.cases import load_case
+from SPDSegmentLib.training.cases import load_case, read_labeled_case
 from SPDSegmentLib.training.config import read_training_config
 from SPDSegmentLib.training.loop import Loop, Phase, Processes
+from SPDSegmentLib.training.result import knowing
 
 STEPS = {"stage1": 6, "stage1_head": 3, "stage2": 8}
 
@@ -78,6 +80,19 @@ def test_a_run_leaves_a_bundle_and_its_curves_as_picture_and_csv(whole: Path) ->
         assert [int(row["step"]) for row in rows] == list(range(1, steps + 1))
         assert all(np.isfinite([float(value) for value in row.values()]).all() for row in rows)
     assert {"total", "segmentation", "psc", "quality", "dsc"} <= set(curve(whole, "stage2")[0])
+
+
+def test_a_bundle_says_what_its_training_cases_are_like(data: Path, config: Path, whole: Path) -> None:
+    info = read_bundle(whole / "bundle").info
+    settings = read_training_config(config)
+    stack, labels, volume = read_labeled_case(data / "data", "a", settings.data)
+    low, high = info.fit["volume_ml"]
+    assert low <= (labels == 1).sum() * volume.voxel_mm3 / 1000 <= high
+    assert info.fit["slice_mm"] == [stack.slice_mm] * 2 and info.fit["pixel_mm"] == [max(stack.pixel_mm)] * 2
+    assert "usual_low" not in info.normalization or info.normalization["usual_low"] == 0, "a window needs none"
+    shown = dataclasses.replace(info, normalization={"kind": "percentile", "low": 0.5, "high": 99.5})
+    usual = knowing(shown, settings.data, data / "data").normalization
+    assert 0 < usual["usual_low"] <= usual["usual_high"] < 1
 
 
 @pytest.mark.parametrize(("phase", "checkpoint_seconds"), [("stage1", 1000.0), ("stage2", 0.0)])
