@@ -6,12 +6,14 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.models.calibration import QualityEstimate, estimate, slice_estimate
 from SPDSegmentLib.prompts.distillation import Distillation
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
@@ -183,6 +185,27 @@ def note_outside(fates: Iterable[PointFate]) -> list[str]:
         return []
     names = ", ".join(outside[:5]) + (", ..." if len(outside) > 5 else "")
     return [f"{len(outside)} of the clicks lie outside the volume or the field of view and were left out: {names}."]
+
+
+def fates_of_points(
+    clicks: Clicks, seen: np.ndarray, distillation: Distillation, window: InputWindow
+) -> list[PointFate]:
+    """The fates of a distillation's points in slice pixels, by the given clicks, and those of clicks it did not see.
+
+    Args:
+        seen: index of each of the distillation's clicks among ``clicks``.
+    """
+    places = window.to_slice(np.array([fate.xy for fate in distillation.fates]).reshape(-1, 2))
+    results = []
+    for fate, (column, row) in zip(distillation.fates, places.tolist(), strict=True):
+        click = int(seen[fate.click]) if fate.click >= 0 else -1
+        name = clicks.ids[click] if click >= 0 else ""
+        results.append(replace(fate, click=click, xy=(column, row), click_id=name))
+    for click in np.setdiff1d(np.arange(len(clicks.slice_index)), seen).tolist():
+        t, (column, row) = int(clicks.slice_index[click]), clicks.xy[click].tolist()
+        reason = "Outside the volume." if clicks.outside[click] else "Outside the model's field of view."
+        results.append(PointFate(click, t, Fate.OUTSIDE, (column, row), t, reason, clicks.ids[click]))
+    return results
 
 
 OnSlice = Callable[[SliceResult], None]

@@ -7,6 +7,7 @@ changed; everything else stays as it is, bit for bit.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ from SPDSegmentLib.inference.results import (
     OnSlice,
     SegmentationResult,
     SliceResult,
+    fates_of_points,
     note_beyond,
     note_gain,
     note_outside,
@@ -31,8 +33,8 @@ from SPDSegmentLib.inference.results import (
 )
 from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
 from SPDSegmentLib.prompts.config import SALIENCY_ONLY
-from SPDSegmentLib.prompts.distillation import Distillation, SlicePrompts, consensus_of_slice
-from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
+from SPDSegmentLib.prompts.distillation import Distillation, SlicePrompts, consensus_of_slices, local_validation
+from SPDSegmentLib.prompts.fates import PointFate, SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts, rests_on_distillation
 
@@ -150,7 +152,7 @@ class Session:
             distillation = self._distill(network_clicks, prompts, call)
             recomputed |= self._decode(_nearest_first(distillation.slices, center), call)
             self._collect(call)
-            fates = self._point_results(clicks, seen, distillation)
+            fates = fates_of_points(clicks, seen, distillation, self._features.window)
             notes += note_outside(fates) + note_unsupported(distillation, prompts)
             results = {t: result for t, (_, result) in self._slices.items()}
             notes += note_beyond(clicks.slice_index[inside], results.values())
@@ -269,41 +271,51 @@ class Session:
         return distill_prompts(maps, clicks, self.predictor.prompts, strategy, frozenset(self._locked))
 
     def _decode_early(self, clicks: SliceClicks, strategy: str, center: int, call: Call) -> set[int]:
-        """Encode around the clicks, nearest to the view first, and decode supported slices as soon as they can be."""
+        """Encode around the clicks, nearest to the view first, and decode supported slices as soon as they can be.
+
+        No slice asks for a click that its own slice does not support: what only such clicks reach is not encoded.
+        A GPU does not wait to know; its next batch is under way before one is waited for.
+        """
         self._listen(clicks)
-        n, last = self.predictor.prompts.n_neighbors, self.stack.n_slices - 1
-        n += self.predictor.prompts.evidence == "soft"  # which looks into the adjoining slices
-        span = {s for t in clicks.slice_index for s in range(max(0, t - n), min(last, t + n) + 1)}
-        order = sorted(span, key=lambda t: (abs(t - center), t))
+        config, last = self.predictor.prompts, self.stack.n_slices - 1
+        ahead, soft = self.predictor.engine.device.type == "cuda", config.evidence == "soft"
+        n = config.n_neighbors + soft  # which looks into the adjoining slices
+        around = {s: range(max(0, s - n), min(last, s + n) + 1) for s in range(last + 1)}
+        clicked = {int(t) for t in clicks.slice_index}
+        waiting = sorted({s for t in clicked for s in around[t]}, key=lambda t: (abs(t - center), t))
+        held: set[int] = set()
+
+        def matters(t: int) -> bool:
+            seen = self._features.known_slices() - held
+            maps = self._saliency_maps(call)
+            return soft or any(
+                s == t or (len(local_validation(maps, s, clicks, config.evidence)) if s in seen else ahead)
+                for s in clicked.intersection(around[t])
+            )
+
         changed: set[int] = set()
-        if self._features.known_slices().issuperset(order):
-            return changed
-        call.expect("encoding", len(self._features.missing(order)))
-        waiting, size = list(order), self.predictor.engine.batch_size
-        ahead = self.predictor.engine.device.type == "cuda"  # the next batch is under way before one is waited for
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
+        size, started = self.predictor.engine.batch_size, False
+        unseen = [t for t in waiting if t not in self._features.known_slices()]
+        while batch := list(itertools.islice(filter(matters, unseen), size)):
+            if not started:
+                call.expect("encoding", len(self._features.missing(unseen)))
             self._features.ensure(batch, call)
             self._collect(call)
+            unseen = [t for t in unseen if t not in batch]
+            held = set(batch) if ahead and started and unseen else set()
+            started = True
             if strategy != "consensus":
                 continue
-            last_one, held = start + size >= len(order), batch if ahead and start else []
-            seen = self._features.known_slices() - (set() if last_one else set(held))
-            ready = [t for t in waiting if seen.issuperset(range(max(0, t - n), min(last, t + n) + 1))]
+            seen = self._features.known_slices() - held
+            known = [t for t in waiting if seen.issuperset(around[t] if soft else clicked.intersection(around[t]))]
+            ready = [t for t in known if t in seen or not matters(t)]
             waiting = [t for t in waiting if t not in ready]
-            changed |= self._decode(self._early_prompts(ready, clicks, call), call)
+            free = [t for t in ready if t not in self._locked]
+            prompts, _ = consensus_of_slices(self._saliency_maps(call), free, clicks, config)  # as the whole will find
+            changed |= self._decode(prompts.values(), call)
+        call.expect("encoding", -len(self._features.missing(unseen)) if started else 0)
         self._collect(call)
         return changed
-
-    def _early_prompts(self, ready: list[int], clicks: SliceClicks, call: Call) -> list[SlicePrompts]:
-        """Prompts of those slices that have a consensus; the same as the whole distillation will find."""
-        maps, config = self._saliency_maps(call), self.predictor.prompts
-        found = []
-        for t in ready:
-            prompts = None if t in self._locked else consensus_of_slice(maps, t, clicks, config)[0]
-            if prompts is not None:
-                found.append(prompts)
-        return found
 
     def _decode(self, prompts: Iterable[SlicePrompts], call: Call) -> set[int]:
         """Bring slices up to date with their prompts; returns those whose mask or state changed."""
@@ -377,19 +389,6 @@ class Session:
                 results[t] = SliceResult(t, mask, quality, SliceStatus.SALIENCY if mask.any() else SliceStatus.EMPTY)
                 self._outdated = self._outdated | {t} if mask.any() else self._outdated - {t}
                 call.on_slice(results[t])
-        return results
-
-    def _point_results(self, clicks: Clicks, seen: np.ndarray, distillation: Distillation) -> list[PointFate]:
-        places = self._features.window.to_slice(np.array([fate.xy for fate in distillation.fates]).reshape(-1, 2))
-        results = []
-        for fate, (column, row) in zip(distillation.fates, places.tolist(), strict=True):
-            click = int(seen[fate.click]) if fate.click >= 0 else -1
-            name = clicks.ids[click] if click >= 0 else ""
-            results.append(dataclasses.replace(fate, click=click, xy=(column, row), click_id=name))
-        for click in np.setdiff1d(np.arange(len(clicks.slice_index)), seen).tolist():
-            t, (column, row) = int(clicks.slice_index[click]), clicks.xy[click].tolist()
-            reason = "Outside the volume." if clicks.outside[click] else "Outside the model's field of view."
-            results.append(PointFate(click, t, Fate.OUTSIDE, (column, row), t, reason, clicks.ids[click]))
         return results
 
 

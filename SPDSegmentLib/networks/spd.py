@@ -24,7 +24,7 @@ from SPDSegmentLib.networks.lora import (
     merge_adapter_tensors,
 )
 from SPDSegmentLib.networks.saliency import ClickConditioning, SaliencyHead, TokenBatch
-from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder, collapse_gray_input
+from SPDSegmentLib.networks.tiny_vit import LayerNorm2d, TinyViTEncoder, collapse_gray_input
 from SPDSegmentLib.settings import shorten
 
 # Parts of the prompt encoder and decoder that learn with the decoder: clicks never occurred in LiteMedSAM's training.
@@ -61,6 +61,7 @@ class SPDModel(nn.Module):
         channels: int = self.prompt_encoder.embed_dim  # type: ignore[assignment]
         self.channels = channels
         self._takes_gray = False
+        self._dense_position: Tensor | None = None
         if config.conditioned:
             self.conditioning = ClickConditioning(channels)
         else:
@@ -121,6 +122,11 @@ class SPDModel(nn.Module):
             collapse_gray_input(self.image_encoder)
             self._takes_gray = True
         self.image_encoder.to(dtype=precision, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for part in (self.mask_decoder.output_upscaling, self.prompt_encoder.mask_downscaling):
+            for name, module in part.named_children():  # type: ignore[union-attr]
+                if type(module).__name__ == "LayerNorm2d" and not isinstance(module, LayerNorm2d):
+                    setattr(part, name, LayerNorm2d.like(module))
+        self._dense_position = self.prompt_encoder.get_dense_pe()  # type: ignore[operator]
         return self.requires_grad_(False)
 
     @property
@@ -208,7 +214,10 @@ class SPDModel(nn.Module):
         batch, channels, height, width = embeddings.shape
         output_tokens = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))  # type: ignore[union-attr, arg-type]
         tokens = torch.cat((output_tokens.expand(batch, -1, -1), sparse), dim=1)
-        position = self.prompt_encoder.get_dense_pe().expand(batch, -1, -1, -1)  # type: ignore[operator]
+        position = self._dense_position
+        if position is None:  # in training
+            position = self.prompt_encoder.get_dense_pe()  # type: ignore[operator]
+        position = position.expand(batch, -1, -1, -1)
         tokens_out, image_out = decoder.transformer(embeddings + dense, position, tokens)  # type: ignore[operator]
         image_out = image_out.transpose(1, 2).reshape(batch, channels, height, width)
         upscaled = decoder.output_upscaling(image_out)  # type: ignore[operator]

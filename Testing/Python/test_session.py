@@ -41,6 +41,24 @@ def test_supported_slices_are_segmented_and_those_without_saliency_abstain(sessi
     assert result.report()["clicks"] == {"kept": 3}
 
 
+def test_what_only_unsupported_clicks_reach_is_not_encoded_and_changes_nothing() -> None:
+    stack, predictor = SliceStack(tube_volume(), "axial"), tiny_predictor(1, slice_context=False)
+    clicks = clicks_at(center(6), center(8), (13, 2.0, 2.0), (21, 2.0, 60.0))
+    session = predictor.open(stack)
+    result = session.segment(clicks)
+    known = session._features.known_slices()
+    assert 13 in known and 21 in known, "a click's own slice decides about it"
+    assert not known & {22, 23} and result.encoded == len(known)
+    whole = predictor.open(stack)
+    for t in range(24):
+        whole.saliency(t)
+    expected = whole.segment(clicks)
+    assert np.array_equal(result.mask, expected.mask) and result.mask.any()
+    assert result.fates == expected.fates and result.recomputed == expected.recomputed
+    again = session.segment(clicks_at(center(6), center(8), (13, 2.0, 2.0), (21, 2.0, 58.0)))
+    assert again.encoded == 0 and again.recomputed == []
+
+
 def test_a_second_call_with_the_same_clicks_computes_nothing(session: Session) -> None:
     clicks = clicks_at(center(6), center(12))
     first = session.segment(clicks)
