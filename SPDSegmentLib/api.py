@@ -146,6 +146,7 @@ def segment(
     ijk_to_ras: ArrayLike | None = None,
     frame: str = "RAS",
     series: str | None = None,
+    frame_number: int | None = None,
     axis: str | None = None,
     prompts: str = "consensus",
     saliency_only: bool = False,
@@ -176,7 +177,8 @@ def segment(
         output: where to write the mask; a path that cannot be written is refused before the work.
         ijk_to_ras: (4, 4), voxel indexes of an array to patient mm.
         frame: of points in an array: ``RAS`` or ``LPS`` in mm, or ``IJK``, voxel indexes.
-        series: of a DICOM folder, the end of the wanted series' UID.
+        series: of a DICOM folder, the wanted series' UID or the end of it, its number or its description.
+        frame_number: of a 4-D image, the wanted frame, from 1.
         axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
         prompts: ``consensus``, ``local``, ``raw``, ``interpolated`` or ``sampled``.
         saliency_only: the thresholded saliency as the mask.
@@ -192,7 +194,7 @@ def segment(
         markups = insist_on(markups_of(points), insist)
     bundle = _bundle(model)
     intensity = bundle.intensity()  # refused before the image is read
-    volume = volume_of(image, ijk_to_ras, series)
+    volume = volume_of(image, ijk_to_ras, series, frame_number)
     if are_numbers(points):
         markups = insist_on([list_of(points, frame, volume)], insist)
     if output is not None:
@@ -209,6 +211,7 @@ def segment(
         "image": _named(image, volume), "points": Path(points) if isinstance(points, str | Path) else len(clicks),
         "model": _model_name(model), "output": None if output is None else Path(output), "prompts": prompts,
         "saliency_only": saliency_only, "insist": list(insist), "axis": axis, "series": series, "device": device,
+        "frame_number": frame_number,
     }  # fmt: skip
     found = _segmentation(result, stack, bundle, settings, doubts)
     if output is not None:
@@ -242,7 +245,7 @@ class InteractiveSegmenter:
     >>> found = case.release()
 
     Args:
-        image, model, ijk_to_ras, series, axis, prompts, device: as for :func:`segment`.
+        image, model, ijk_to_ras, series, frame_number, axis, prompts, device: as for :func:`segment`.
 
     Attributes:
         found: the last segmentation; None before the first click.
@@ -258,12 +261,13 @@ class InteractiveSegmenter:
         *,
         ijk_to_ras: ArrayLike | None = None,
         series: str | None = None,
+        frame_number: int | None = None,
         axis: str | None = None,
         prompts: str = "consensus",
         device: str = "auto",
     ) -> None:
         bundle = _bundle(model)
-        volume = volume_of(image, ijk_to_ras, series)
+        volume = volume_of(image, ijk_to_ras, series, frame_number)
         self.stack = SliceStack(volume, axis or bundle.info.slicing_axis)
         self.model = _loaded(model, bundle, device)
         self.found: Segmentation | None = None

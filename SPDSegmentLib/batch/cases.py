@@ -48,7 +48,8 @@ class BatchCase:
         name: in the report.
         image: file, or folder with a DICOM series.
         points: file of Slicer.
-        series: the end of the wanted series' UID, where the folder holds several; else empty.
+        series: the wanted one where the folder holds several (``geometry.volume.read_volume``); else empty.
+        frame: the wanted frame of a 4-D image, from 1; else 0.
         line: of the table that it was read from, or 0.
         problem: why it cannot be segmented, a sentence, or empty.
     """
@@ -57,6 +58,7 @@ class BatchCase:
     image: str
     points: str
     series: str = ""
+    frame: int = 0
     line: int = 0
     problem: str = ""
 
@@ -99,7 +101,7 @@ def checked_cases(cases: Cases) -> list[BatchCase]:
 
 
 def read_cases(path: Path) -> list[BatchCase]:
-    """The cases of a table with the columns name, image and points, and series if need be.
+    """The cases of a table with the columns name, image and points, and series and frame if need be.
 
     Values are separated by commas, semicolons, tabs or bars; the text is UTF-8, UTF-16 or Windows-1252. Empty lines and
     further columns do not matter, nor does the case of the columns' names. Paths are relative to the table.
@@ -130,7 +132,11 @@ def _case_of(path: Path, line: int, values: list[str], columns: dict[str, int], 
         if not found[column]:
             problem = problem or f"Line {line} of {path.name} has no value in the column {column}."
     image, points = (_beside(path, found[column]) for column in NEEDED[1:])
-    return BatchCase(found["name"], image, points, found.get("series", ""), line, problem)
+    frame = found.get("frame", "")
+    if frame and not (frame.isascii() and frame.isdigit() and int(frame[:9]) > 0):
+        problem = problem or f"Line {line} of {path.name} has '{frame[:20]}' for a frame; give its number, from 1."
+    number = 0 if problem else int(frame[:9] or 0)
+    return BatchCase(found["name"], image, points, found.get("series", ""), number, line, problem)
 
 
 def _beside(table: Path, text: str) -> str:
@@ -279,10 +285,12 @@ def case_key(case: BatchCase, model: BatchModel, settings: dict[str, str]) -> di
             raise BadInput(f"The {what} {path} is not there.", "Check the list of cases.")
         if not path.is_file() and not (what == "image" and path.is_dir()):
             raise BadInput(f"The {what} {path} is not a file.", "Check the list of cases.")
-    text = json.dumps(settings | ({"series": case.series} if case.series else {}), sort_keys=True)
+    chosen = {"series": case.series} if case.series else {}
+    chosen |= {"frame": str(case.frame)} if case.frame else {}
+    text = json.dumps(settings | chosen, sort_keys=True)
     try:
         return {
-            "image_digest": image_digest(Path(case.image), case.series),
+            "image_digest": image_digest(Path(case.image), case.series, case.frame),
             "points_digest": sha256_of(Path(case.points)),
             "model_digest": model.digest,
             "version": __version__,
@@ -294,24 +302,25 @@ def case_key(case: BatchCase, model: BatchModel, settings: dict[str, str]) -> di
         ) from error
 
 
-def image_digest(path: Path, series: str = "") -> str:
-    """Digest of an image: of its files where it is one or a folder, of its voxels where a header leads to others.
+def image_digest(path: Path, series: str = "", frame: int = 0) -> str:
+    """Digest of an image: of its file, of those of its DICOM series, or of its voxels where a header leads to others.
 
     Raises:
         OSError: a file cannot be read.
-        BadInput: an image of several files cannot be read.
+        BadInput: an image of several files cannot be read, or its series is not one.
     """
     if path.is_dir():
+        from SPDSegmentLib.geometry.dicom_series import choose_series
+
         digest = hashlib.sha256()
-        for file in sorted(path.iterdir()):
-            if file.is_file() and not file.name.startswith("."):
-                digest.update(f"{file.name}\0{sha256_of(file)}\0".encode(errors="surrogateescape"))
+        for file in sorted(choose_series(path, series or None)):
+            digest.update(f"{file.name}\0{sha256_of(file)}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
     if path.name.lower().endswith(WHOLE_IN_ONE_FILE) or _is_whole_nrrd(path):
         return sha256_of(path)
     from SPDSegmentLib.geometry.volume import read_volume
 
-    volume = read_volume(path, series or None)
+    volume = read_volume(path, series or None, frame or None)
     digest = hashlib.sha256(f"{volume.array.dtype.str} {volume.array.shape}".encode())
     digest.update(volume.ijk_to_ras.tobytes())
     digest.update(np.ascontiguousarray(volume.array).data)

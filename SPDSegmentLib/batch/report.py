@@ -18,10 +18,11 @@ from SPDSegmentLib.models.storage import sha256_of
 COLUMNS = (
     "case", "state", "error", "notes", "seconds", "volume_ml", "length_mm", "mean_diameter_mm", "largest_diameter_mm",
     "voxels", "quality", "dice", "dice_at_least", "doubtful_slices", "clicks_kept", "clicks_insisted",
-    "clicks_borrowed", "clicks_rejected", "clicks_outside", "points_synthesized", "output", "model", "device", "image",
-    "points",
+    "clicks_borrowed", "clicks_rejected", "clicks_outside", "points_synthesized", "output", "dicom_seg", "rtstruct",
+    "model", "device", "image", "points",
 )  # fmt: skip
 ROW_SUFFIX = ".case.json"
+DICOM_SUFFIX = ".dcm"
 REPORT_NAME = "report"
 _LOCK_NAME = ".spdsegment-report.lock"
 _LOCK_SECONDS = 30.0
@@ -69,14 +70,19 @@ def is_finished(row: Mapping[str, Any] | None, output: Path, key: Mapping[str, s
         return False
     if row["state"] not in (CaseState.DONE, CaseState.LOOK, CaseState.WRITING):
         return False
-    return _digest(output) == row.get("output_digest", "")
+    beside = row.get("beside", {})
+    return _digest(output) == row.get("output_digest", "") and all(
+        _digest(output.with_name(name)) == digest for name, digest in beside.items()
+    )
 
 
 def is_foreign(row: Mapping[str, Any] | None, row_file: Path, output: Path) -> bool:
-    """Whether a mask lies in a result's place that the batch did not write as it is, so that it must not be lost."""
+    """Whether a file lies in a result's place that the batch did not write as it is, so that it must not be lost."""
     digest = _digest(output)
     if digest is None or digest in known_digests(row):
         return False
+    if output.suffix == DICOM_SUFFIX:
+        return True
     if row is not None and "known_digests" not in row and row["state"] == CaseState.DONE:  # of version 0.1.0
         return output.stat().st_mtime > row_file.stat().st_mtime + 1
     from SPDSegmentLib.geometry.labelmap import read_labelmap
@@ -110,7 +116,9 @@ def kept_error(output: Path) -> str:
 
 def report_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a case's row that the report shows."""
-    return {name: value for name, value in row.items() if name not in ("report", "output_digest", "known_digests")}
+    return {
+        name: value for name, value in row.items() if name not in ("report", "output_digest", "known_digests", "beside")
+    }
 
 
 class Report:

@@ -72,8 +72,9 @@ class CaseProcess:
             former = read_row(row_file)
             if self.resume and former is not None and is_finished(former, output, key):
                 return self._adopt(row_file, former | {name: row[name] for name in ("image", "points")})
-            if self.resume and is_foreign(former, row_file, output):
-                return row | {"state": CaseState.KEPT.value, "error": kept_error(output), "output": output.name}
+            for path in (output, *map(output.with_name, self.settings.beside(case).values())):
+                if self.resume and is_foreign(former, row_file, path):
+                    return row | {"state": CaseState.KEPT.value, "error": kept_error(path), "output": output.name}
             row["known_digests"] = known_digests(former)
             result = segment(case, output)
             row |= result.figures | {"clicks": result.fates, "report": result.details}
@@ -106,16 +107,32 @@ class CaseProcess:
     @staticmethod
     def _write(result: CaseResult, output: Path, row_file: Path, row: dict[str, Any]) -> dict[str, Any]:
         """Write a mask; returns what its row says then. The row goes first, so that a kill between loses nothing."""
-        told: dict[str, Any] = {}
+        told: dict[str, Any] = {"beside": {}}
+        known = list(row["known_digests"])
 
-        def write(part: Path) -> None:
-            result.write(part)
-            told.update(output=output.name, output_digest=sha256_of(part))
-            digests = [told["output_digest"], *row["known_digests"]]
-            write_row(row_file, row | told | {"state": CaseState.WRITING.value, "known_digests": digests})
+        def stage(write: Callable[[Path], None], part: Path) -> None:
+            write(part)
+            known.insert(0, sha256_of(part))
 
-        write_whole(output, write, lambda part: sha256_of(part) == told["output_digest"], "mask")
-        return told | {"state": done_state(row).value, "known_digests": [told["output_digest"]]}
+        def note() -> None:
+            write_row(row_file, row | told | {"state": CaseState.WRITING.value, "known_digests": known})
+
+        def write_mask(part: Path) -> None:
+            stage(result.write, part)
+            told.update(output=output.name, output_digest=known[0])
+            note()
+
+        for name, write in result.beside.items():
+
+            def write_beside(part: Path, name: str = name, write: Callable[[Path], None] = write) -> None:
+                stage(write, part)
+                told["beside"][name] = known[0]
+                note()
+
+            write_whole(output.with_name(name), write_beside, what="DICOM file")
+        write_whole(output, write_mask, lambda part: sha256_of(part) == told["output_digest"], "mask")
+        now = [told["output_digest"], *told["beside"].values()]
+        return told | {"state": done_state(row).value, "known_digests": now}
 
 
 @dataclass
@@ -158,7 +175,11 @@ class BatchRun:
             raise BadInput(f"There is no part {index} of {count}.", "Give --part I/N with I from 1 to N.")
         check_settings(self.settings)
         listed = checked_cases(cases)
-        every = self._guarded([replace(case, series=case.series or self.settings.series) for case in listed])
+        chosen = [
+            replace(case, series=case.series or self.settings.series, frame=case.frame or self.settings.frame)
+            for case in listed
+        ]
+        every = self._guarded(chosen)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -186,12 +207,14 @@ class BatchRun:
         """Cases whose mask would replace a file that another or the same case is read from cannot be segmented."""
         inputs = {_resolved(Path(path)) for case in cases for path in (case.image, case.points) if path}
         folder = _resolved(self.folder)
-        return [
-            replace(case, problem=f"Its mask would replace the input {case.file_name}{self.settings.suffix}.")
-            if not case.problem and folder / f"{case.file_name}{self.settings.suffix}" in inputs
-            else case
-            for case in cases
-        ]
+        guarded = []
+        for case in cases:
+            names = [f"{case.file_name}{self.settings.suffix}", *self.settings.beside(case).values()]
+            taken = next((name for name in names if folder / name in inputs), "")
+            if taken and not case.problem:
+                case = replace(case, problem=f"Its mask would replace the input {taken}.")
+            guarded.append(case)
+        return guarded
 
     def _run_all(self, cases: Sequence[BatchCase], report: Report) -> None:
         for done, row in enumerate(self._rows(cases), start=1):

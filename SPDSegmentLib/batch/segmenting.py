@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from SPDSegmentLib.batch.cases import BatchCase, BatchModel
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
+from SPDSegmentLib.files import check_output
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
 from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, measure, write_labelmap
 from SPDSegmentLib.geometry.markups import Markup, insist_on, read_markups
@@ -26,12 +28,14 @@ from SPDSegmentLib.worker.messages import Segmented, SliceReady
 from SPDSegmentLib.worker.payloads import unpack_mask
 
 if TYPE_CHECKING:
+    from SPDSegmentLib.geometry.dicom_frames import Frame
     from SPDSegmentLib.worker.client import Request
 
 _COUNTED = {
     Fate.KEPT: "clicks_kept", Fate.INSISTED: "clicks_insisted", Fate.BORROWED: "clicks_borrowed",
     Fate.REJECTED_OWN_SLICE: "clicks_rejected", Fate.OUTSIDE: "clicks_outside", Fate.SYNTHESIZED: "points_synthesized",
 }  # fmt: skip
+DICOM_SUFFIXES = {"dicom_seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
 _numbers = itertools.count(1)
 
 
@@ -46,7 +50,8 @@ class BatchSettings:
         suffix: of the masks.
         saliency_only: take the thresholded saliency as the mask.
         insist: ids of clicks of every case that prompt whatever the model believes.
-        series: end of the UID of the wanted series, for DICOM folders of cases that name none.
+        series, frame: wanted series of DICOM folders and frame of 4-D images, for cases that name none.
+        dicom: what is written beside the masks, of ``dicom_seg`` and ``rtstruct``.
         full_paths: name files in the report with their folders.
     """
 
@@ -57,14 +62,21 @@ class BatchSettings:
     saliency_only: bool = False
     insist: tuple[str, ...] = ()
     series: str = ""
+    frame: int = 0
+    dicom: tuple[str, ...] = ()
     full_paths: bool = False
 
     def key(self, model: BatchModel) -> dict[str, str]:
-        """The settings that a result depends on; the series is one of the case."""
+        """The settings that a result depends on; series and frame are those of the case."""
         said = {"axis": self.axis or model.axis, "prompts": self.prompts, "suffix": self.suffix}
         if self.saliency_only:
             said["prompts"] = SALIENCY_ONLY
-        return said | ({"insist": ",".join(sorted(self.insist))} if self.insist else {})
+        said |= {"insist": ",".join(sorted(self.insist))} if self.insist else {}
+        return said | ({"dicom": ",".join(sorted(self.dicom))} if self.dicom else {})
+
+    def beside(self, case: BatchCase) -> dict[str, str]:
+        """Names of the DICOM files of a case, by what they are."""
+        return {kind: f"{case.file_name}{DICOM_SUFFIXES[kind]}" for kind in self.dicom}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +88,14 @@ class CaseResult:
         fates: what became of every click, JSON-ready.
         details: the predictor's own report.
         write: writes the mask to a path.
+        beside: by the names of further files, what writes each.
     """
 
     figures: dict[str, Any]
     fates: list[dict[str, Any]]
     details: dict[str, Any]
     write: Callable[[Path], None]
+    beside: dict[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
 class CaseSegmenter:
@@ -114,13 +128,14 @@ class CaseSegmenter:
             SPDError: what cannot be used, or what went wrong.
             Cancelled: somebody stopped it.
         """
-        volume = read_volume(case.image, case.series or None)
+        volume = read_volume(case.image, case.series or None, case.frame or None)
         check_image(volume)
         axis = self._settings.axis or self._model.axis
         stack = SliceStack(volume, axis)
         markups = _named(insist_on(read_markups(case.points), self._settings.insist))
         clicks = clicks_from_markups(markups, stack)
         check_mask_output(output, volume)
+        source = self._source(case, output)
         doubts = fit_of_image(self._model.info, stack, clicks) if self._model.info is not None else []
         if doubts:
             self._on_note(f"{case.name}: {' '.join(doubts)}")
@@ -138,7 +153,17 @@ class CaseSegmenter:
         answer = request.result()
         if not isinstance(answer, Segmented) or len(request.slices) != stack.n_slices:
             raise SPDError(f"The worker returned {len(request.slices)} of {stack.n_slices} slices.", "Run again.")
-        return self._result(volume, stack, request.slices, answer)
+        return self._result(volume, stack, request.slices, answer, case, source)
+
+    def _source(self, case: BatchCase, output: Path) -> list[Frame]:
+        """The frames that DICOM files of a case refer to; none where none are wanted."""
+        for name in self._settings.beside(case).values():
+            check_output(output.with_name(name), "DICOM file")
+        if not self._settings.dicom:
+            return []
+        from SPDSegmentLib.geometry.dicom_objects import source_of
+
+        return source_of(Path(case.image), case.series or None, "dicom_seg" in self._settings.dicom)
 
     def close(self) -> None:
         """End the worker."""
@@ -155,7 +180,13 @@ class CaseSegmenter:
             raise Cancelled() from None
 
     def _result(
-        self, volume: Volume, stack: SliceStack, slices: dict[int, SliceReady], answer: Segmented
+        self,
+        volume: Volume,
+        stack: SliceStack,
+        slices: dict[int, SliceReady],
+        answer: Segmented,
+        case: BatchCase,
+        source: Sequence[Frame],
     ) -> CaseResult:
         mask = np.zeros(stack.shape, dtype=bool)
         for t, ready in slices.items():
@@ -163,8 +194,12 @@ class CaseSegmenter:
         labels = stack.to_volume(mask.astype(np.uint8))
         fates = best_fates(answer.fates)
         notes = [str(note) for note in answer.report.get("notes", ())]
+        beside = self._beside(case, labels, volume, source) if mask.any() else {}
+        if source and not beside:
+            notes.append("Nothing was segmented, so that there is no DICOM object.")
         figures = {
             "notes": " ".join(notes),
+            **{kind: name for kind, name in self._settings.beside(case).items() if name in beside},
             **_figures(mask, stack, slices),
             "doubtful_slices": len(
                 review(
@@ -195,7 +230,26 @@ class CaseSegmenter:
             }
             for fate in fates
         ]
-        return CaseResult(figures, listed, answer.report, write)
+        return CaseResult(figures, listed, answer.report, write, beside)
+
+    def _beside(
+        self, case: BatchCase, labels: np.ndarray, volume: Volume, source: Sequence[Frame]
+    ) -> dict[str, Callable[[Path], None]]:
+        """What writes the DICOM files of a case, by their names."""
+        if not source:
+            return {}
+        from SPDSegmentLib.geometry.dicom_objects import write_dicom_seg, write_rtstruct
+        from SPDSegmentLib.models.bundle_info import drawn_structure
+
+        model, prompts = self._model, self._settings.key(self._model)["prompts"]
+        structure = drawn_structure(
+            model.structure, model.terminology, model.color, model.name, labels, volume, prompts
+        )
+        writers = {"dicom_seg": write_dicom_seg, "rtstruct": write_rtstruct}
+        return {
+            name: functools.partial(writers[kind], mask_kji=labels, volume=volume, source=source, structure=structure)
+            for kind, name in self._settings.beside(case).items()
+        }
 
 
 def _figures(mask: np.ndarray, stack: SliceStack, slices: dict[int, SliceReady]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import typer
 from SPDSegmentLib.cli.segment_command import (
     AxisOption,
     DeviceOption,
+    FrameOption,
     InsistOption,
     ModelOption,
     PathsOption,
@@ -69,6 +70,13 @@ def batch(
     prompts: PromptsOption = Prompts.consensus,
     saliency_only: SaliencyOption = False,
     series: SeriesOption = None,
+    frame: FrameOption = None,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="A DICOM segmentation of its series beside each mask.")
+    ] = False,
+    rtstruct: Annotated[
+        bool, typer.Option("--rtstruct", help="An RT structure set of its series beside each mask.")
+    ] = False,
     insist: InsistOption = "",
     axis: AxisOption = None,
     device: DeviceOption = "auto",
@@ -77,8 +85,9 @@ def batch(
     """Segment many cases. Run the same command again to go on: results made of the same image, clicks, model, version
     and settings are skipped.
 
-    The paths in the table are relative to it; a column series chooses among several series of a DICOM folder, where it
-    is empty or missing the option does. A case that fails is a line of report.csv and does not stop the others.
+    The paths in the table are relative to it; the columns series and frame choose among the series of a DICOM folder
+    and the frames of a 4-D image, where they are empty or missing the options do. A case that fails is a line of
+    report.csv and does not stop the others.
 
     With --scheduler or --slurm every worker needs this version, the model, and the files under the same names.
     """
@@ -90,6 +99,10 @@ def batch(
         raise BadInput(f"'{part}' is no part.", "Give --part I/N, for example 2/8.")
     if scheduler and (slurm or workers > 1):
         raise BadInput("--scheduler goes with neither --slurm nor --workers.", "The cluster has its own workers.")
+    if dicom_seg:
+        from SPDSegmentLib.geometry.dicom_objects import require_highdicom
+
+        require_highdicom()
     from SPDSegmentLib.batch.cases import batch_model
     from SPDSegmentLib.batch.run import BatchRun
     from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
@@ -107,6 +120,8 @@ def batch(
         saliency_only=saliency_only,
         insist=names_of(insist),
         series=series or "",
+        frame=frame or 0,
+        dicom=tuple(name for name, wanted in (("dicom_seg", dicom_seg), ("rtstruct", rtstruct)) if wanted),
         full_paths=full_paths,
     )
     if workers > 1 and not slurm:

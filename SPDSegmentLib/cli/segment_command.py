@@ -65,6 +65,7 @@ SaliencyOption = Annotated[bool, typer.Option("--saliency-only", help="Take the 
 SeriesOption = Annotated[
     str | None, typer.Option(help="Which series of a DICOM folder: UID or its end, number or description.")
 ]
+FrameOption = Annotated[int | None, typer.Option(help="Which frame of a 4-D image or a sequence, from 1.", min=1)]
 InsistOption = Annotated[
     str, typer.Option(help="Ids of clicks, separated by commas, that prompt whatever the model believes.")
 ]
@@ -103,6 +104,7 @@ def segment(
     prompts: PromptsOption = Prompts.consensus,
     saliency_only: SaliencyOption = False,
     series: SeriesOption = None,
+    frame: FrameOption = None,
     insist: InsistOption = "",
     axis: AxisOption = None,
     device: DeviceOption = "auto",
@@ -125,6 +127,7 @@ def segment(
         insist=names_of(insist),
         axis=axis.value if axis else None,
         series=series,
+        frame_number=frame,
         device=device,
         full_paths=full_paths,
     )
@@ -192,7 +195,8 @@ class SegmentRequest:
         prompts: strategy of the predictor.
         insist: ids of clicks that prompt whatever the model believes.
         axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
-        series: end of the UID of the wanted series in a DICOM folder.
+        series: UID or its end, number or description of the wanted series in a DICOM folder.
+        frame_number: wanted frame of a 4-D image, from 1.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
         full_paths: name files in the report with their folders.
     """
@@ -212,6 +216,7 @@ class SegmentRequest:
     insist: tuple[str, ...] = ()
     axis: str | None = None
     series: str | None = None
+    frame_number: int | None = None
     device: str = "auto"
     full_paths: bool = False
 
@@ -242,7 +247,7 @@ class SegmentRequest:
         require_device(self.device)
 
 
-_PASSED_ON = ("series", "axis", "prompts", "saliency_only", "insist", "device")
+_PASSED_ON = ("series", "frame_number", "axis", "prompts", "saliency_only", "insist", "device")
 """Settings of a request that mean what they mean for :func:`SPDSegmentLib.api.segment`."""
 
 
@@ -322,19 +327,15 @@ def _write_picture(path: Path, request: SegmentRequest, outcome: Segmentation) -
 
 
 def _write_dicom(source: Sequence[Frame], path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
-    from SPDSegmentLib.geometry import dicom_objects
-    from SPDSegmentLib.models.bundle_info import OF_EACH_SIDE, codes_of, terminology_entry
+    from SPDSegmentLib.geometry.dicom_objects import write_dicom_seg, write_rtstruct
+    from SPDSegmentLib.models.bundle_info import drawn_structure
 
-    info = outcome.bundle.info
-    codes = codes_of(info.terminology or terminology_entry(info.structure))
-    category, kind = codes[:2] or (dicom_objects.TISSUE, dicom_objects.TISSUE)
-    side = codes[2] if len(codes) > 2 else None
-    if side is None and kind[1] in OF_EACH_SIDE:
-        side = dicom_objects.side_of(outcome.mask, outcome.stack.volume)
-    settings = {"prompts": request.prompts}
-    structure = dicom_objects.Structure(info.structure, category, kind, side, info.color, info.name, settings)
-    write = dicom_objects.write_dicom_seg if path == request.dicom_seg else dicom_objects.write_rtstruct
-    write(path, outcome.mask, outcome.stack.volume, source, structure)
+    info, volume = outcome.bundle.info, outcome.stack.volume
+    structure = drawn_structure(
+        info.structure, info.terminology, info.color, info.name, outcome.mask, volume, request.prompts
+    )
+    write = write_dicom_seg if path == request.dicom_seg else write_rtstruct
+    write(path, outcome.mask, volume, source, structure)
 
 
 def _write_measures(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:

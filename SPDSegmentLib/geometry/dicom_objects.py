@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -90,8 +91,8 @@ def source_of(image: Path, series: str | None, with_highdicom: bool = False) -> 
         BadInput: the image is not of a DICOM series, or a file of it cannot be referred to.
         DependencyMissing: highdicom is not installed, and is needed.
     """
-    if with_highdicom and importlib.util.find_spec("highdicom") is None:
-        raise missing_package("highdicom", "No module named 'highdicom'")
+    if with_highdicom:
+        require_highdicom()
     if not image.exists() or not (image.is_dir() or is_dicom(image)):
         raise BadInput(
             f"The image {image} is not of a DICOM series, so no DICOM object can refer to it.",
@@ -104,7 +105,17 @@ def source_of(image: Path, series: str | None, with_highdicom: bool = False) -> 
             if not said:
                 raise BadInput(f"The DICOM file {frame.file} has no {name}, so that nothing can refer to it.", _REMEDY)
             setattr(frame.header, name, said)
+        if not frame.header.get("FrameOfReferenceUID"):
+            raise BadInput(
+                f"The DICOM file {frame.file} has no FrameOfReferenceUID, so that nothing can refer to it.", _REMEDY
+            )
     return frames
+
+
+def require_highdicom() -> None:
+    """Raise DependencyMissing where highdicom, which writes and reads SEG, is not installed."""
+    if importlib.util.find_spec("highdicom") is None:
+        raise missing_package("highdicom", "No module named 'highdicom'")
 
 
 def write_dicom_seg(
@@ -149,7 +160,8 @@ def write_dicom_seg(
     if structure.laterality is not None:
         kind = segment.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(structure.laterality)]
-    made = highdicom.seg.Segmentation(
+    make = functools.partial(
+        highdicom.seg.Segmentation,
         source_images=list(headers.values()),
         pixel_array=mask_kji[planes].astype(np.uint8),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
@@ -166,6 +178,13 @@ def write_dicom_seg(
         content_description=structure.name[:64],
         series_description=f"SPD {structure.name}"[:64],
     )
+    try:
+        made = make()
+    except (AttributeError, TypeError, ValueError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(
+            f"The series of {source[0].file.parent} lacks what a DICOM SEG needs: {why}", _REMEDY, repr(error)
+        ) from error
     write_whole(path, made.save_as, lambda part: _seg_holds(part, mask_kji, source), "DICOM SEG file")
 
 

@@ -100,16 +100,34 @@ def parse_nifti(content: bytes) -> NiftiHeader | None:
     return None
 
 
-def read_voxels(path: Path, header: NiftiHeader, voxels: Path) -> np.ndarray:
-    """The voxels (K, J, I) of a 3-D image, scaled as the header says.
+def frame_index(name: str | Path, count: int, frame: int | None) -> int:
+    """The index of a frame that was chosen by its number, from 1; of an image of one frame none need be.
+
+    Raises:
+        BadInput: there are several and none was chosen, or not the one that was.
+    """
+    if frame is None and count > 1:
+        raise BadInput(
+            f"The image {name} has 4 dimensions: it holds {count} frames.",
+            f"Choose one, 1 to {count}: --frame N, in a batch also the column frame; or save it as its own image.",
+        )
+    if frame is not None and not 1 <= frame <= count:
+        held = f"{count} frames" if count > 1 else "a single frame"
+        raise BadInput(f"The image {name} has no frame {frame}: it holds {held}.", f"Choose one from 1 to {count}.")
+    return (frame or 1) - 1
+
+
+def read_voxels(path: Path, header: NiftiHeader, voxels: Path, frame: int | None = None) -> np.ndarray:
+    """The voxels (K, J, I) of a 3-D image, or of a frame of a 4-D one, scaled as the header says.
 
     Args:
         path: for messages.
         voxels: the file with the voxels; that very file is read.
+        frame: number of the wanted frame of a 4-D image, from 1.
 
     Raises:
-        BadInput: header fields without a meaning, not 3-D, color, complex numbers, missing data, NaN or infinite
-            voxels.
+        BadInput: header fields without a meaning, not 3-D and no frame chosen, color, complex numbers, missing data,
+            NaN or infinite voxels.
     """
     wrong = _wrong_field(header)
     if wrong:
@@ -125,9 +143,10 @@ def read_voxels(path: Path, header: NiftiHeader, voxels: Path) -> np.ndarray:
     if colors > 1:
         raise BadInput(f"The image {path} has {colors} values per voxel.", "Give a gray-scale volume.")
     axes = max(min(3, len(header.extent)), *(n for n, size in enumerate(sizes, 1) if size > 1 or n == 1))
-    if axes != 3:
+    if axes not in (3, 4):
         raise BadInput(f"The image {path} has {axes} dimensions.", "Give one 3-D volume, such as a single frame.")
-    array = _read_array(voxels, int(header.start), header.extent[2::-1], dtype)
+    index = frame_index(path, sizes[3], frame)
+    array = _read_array(voxels, int(header.start), header.extent[2::-1], dtype, index, sizes[3])
     if dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise invalid_values(f"image {path.name}")
     slope, inter = header.scaling
@@ -139,23 +158,28 @@ def read_voxels(path: Path, header: NiftiHeader, voxels: Path) -> np.ndarray:
     return scaled
 
 
-def _read_array(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _read_array(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype, index: int, count: int) -> np.ndarray:
+    """One of ``count`` arrays that lie one after the other; all of them must be there."""
     cut = BadInput(f"The image {path} is cut short or damaged.", "Copy or download it again.")
     size = math.prod(shape) * dtype.itemsize
     with path.open("rb") as raw:
         compressed = path.suffix.lower() == ".gz" and raw.read(2) == b"\x1f\x8b"
-    if start + size > path.stat().st_size * (MAX_RATIO if compressed else 1):
+    if start + count * size > path.stat().st_size * (MAX_RATIO if compressed else 1):
         raise cut
     array = np.empty(shape, dtype)
     view = array.reshape(-1).view(np.uint8).data
     try:
         with cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb") as stream:
-            stream.seek(start)
+            stream.seek(start + index * size)
             while len(view):
                 filled = stream.readinto(view[:BLOCK_BYTES])  # type: ignore[attr-defined]
                 if not filled:
                     raise cut
                 view = view[filled:]
+            if index < count - 1:
+                stream.seek(start + count * size - 1)
+                if not stream.read(1):
+                    raise cut
             stream.read(1)  # at the end of a gzip file its checksum is compared
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise cut from error

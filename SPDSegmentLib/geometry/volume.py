@@ -14,7 +14,7 @@ from SPDSegmentLib.errors import BadInput, GeometryUnsupported
 from SPDSegmentLib.files import plain_path
 from SPDSegmentLib.geometry.formats import NiftiFiles, check_file, is_dicom
 from SPDSegmentLib.geometry.limits import check_memory
-from SPDSegmentLib.geometry.nifti import invalid_values, nifti_position, read_voxels
+from SPDSegmentLib.geometry.nifti import frame_index, invalid_values, nifti_position, read_voxels
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -30,6 +30,8 @@ SPACING_LIMITS_MM = (0.01, 100.0)
 MAX_EXTENT_MM = 3000.0
 MAX_OFFSET_MM = 1e5
 """Voxels, volumes and places beyond these are no patient's: the file's unit or spacing is wrong."""
+_PIXEL_KIND = "NRRD_kinds[pixel]"
+"""Of the axis of an NRRD file that is none of space: ``list`` for the frames of a sequence of 3D Slicer."""
 _CUT_SHORT = ("got only", "but received", "couldn't parse element", "data read error")
 """Words of ITK's messages about data that end early."""
 _BAD_AXES = ("orthonormal", "Bad direction", "determinant", "Zero-valued spacing")
@@ -103,16 +105,18 @@ class Volume:
         return np.asarray(ras @ ras_to_ijk[:3, :3].T + ras_to_ijk[:3, 3])
 
 
-def read_volume(path: str | Path, series: str | None = None) -> Volume:
+def read_volume(path: str | Path, series: str | None = None, frame: int | None = None) -> Volume:
     """Read an image file, or a DICOM folder or multi-frame file.
 
     Args:
         series: for a DICOM folder with several image series, the wanted one's UID or the end of it, its number, or its
             description.
+        frame: for a 4-D NIfTI, NRRD or MetaImage file and for a sequence of 3D Slicer the wanted frame, from 1.
 
     Raises:
-        BadInput: missing, unreadable, cut short, of another format or name, not 3-D, color, not numbers, NIfTI with NaN
-            or infinite values (ITK would read 0), of a size that no patient has, or several DICOM series.
+        BadInput: missing, unreadable, cut short, of another format or name, not 3-D and no frame chosen, color, not
+            numbers, NIfTI with NaN or infinite values (ITK would read 0), of a size that no patient has, or several
+            DICOM series.
         GeometryUnsupported: degenerate or sheared axes, two positions in one file, DICOM slices that are not equally
             spaced.
     """
@@ -124,6 +128,7 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
     if path.is_dir() or is_dicom(path):
         from SPDSegmentLib.geometry.dicom import read_dicom
 
+        frame_index(path, 1, frame)
         array, ijk_to_lps, header = read_dicom(path, series)
         uids = [str(header.get(name) or "") for name in ("SeriesInstanceUID", "FrameOfReferenceUID")]
         volume = Volume(array, LPS_TO_RAS @ ijk_to_lps, path.name, *uids)
@@ -131,18 +136,18 @@ def read_volume(path: str | Path, series: str | None = None) -> Volume:
         return volume
     nifti = check_file(path)
     if nifti is not None:
-        return _read_nifti(path, nifti)
-    volume = volume_from_image(_read_file(path), path.name)
+        return _read_nifti(path, nifti, frame)
+    volume = volume_from_image(_read_file(path), path.name, frame)
     check_size(volume)
     return volume
 
 
-def _read_nifti(path: Path, files: NiftiFiles) -> Volume:
+def _read_nifti(path: Path, files: NiftiFiles, frame: int | None) -> Volume:
     """The image where ITK, and with it 3D Slicer, places it; a NIfTI-2 image where its standard says."""
-    shape, dtype = files.header.extent, files.header.dtype
+    shape, dtype = files.header.extent[:3], files.header.dtype
     if dtype is not None and all(n > 0 for n in shape):
         check_memory(f"The image {path}", shape, dtype.itemsize)
-    array = read_voxels(path, files.header, files.voxels)
+    array = read_voxels(path, files.header, files.voxels, frame)
     said = nifti_position(files.header)
     if files.header.version == 1:
         placed = _itk_position(path, files.header_file)
@@ -207,16 +212,22 @@ def _not_read(path: Path, details: str) -> BadInput | GeometryUnsupported:
     return BadInput(f"The image {path} cannot be read.", "Give a NIfTI, NRRD or MetaImage file.", details)
 
 
-def volume_from_image(image: SimpleITK.Image, name: str) -> Volume:
-    """Convert a SimpleITK image, LPS to RAS.
+def volume_from_image(image: SimpleITK.Image, name: str, frame: int | None = None) -> Volume:
+    """Convert a SimpleITK image, or a frame of one, LPS to RAS.
 
     Raises:
-        BadInput: not 3-D or more than one value per voxel.
+        BadInput: not 3-D and no frame chosen, or more than one value per voxel.
     """
     import SimpleITK as sitk
 
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[:, :, :, 0]
+    is_list = image.HasMetaDataKey(_PIXEL_KIND) and image.GetMetaData(_PIXEL_KIND) == "list"
+    if image.GetDimension() == 4:
+        image = image[:, :, :, frame_index(name, image.GetSize()[3], frame)]
+    elif image.GetDimension() == 3 and is_list and not name.lower().endswith(".seg.nrrd"):
+        index = frame_index(name, image.GetNumberOfComponentsPerPixel(), frame)
+        image = sitk.VectorIndexSelectionCast(image, index)
+    elif frame is not None:
+        frame_index(name, 1, frame)
     if image.GetDimension() != 3:
         raise BadInput(
             f"The image {name} has {image.GetDimension()} dimensions.", "Give one 3-D volume, such as a single frame."
@@ -257,14 +268,14 @@ def set_geometry(image: SimpleITK.Image, ijk_to_ras: np.ndarray) -> SimpleITK.Im
     return image
 
 
-def volume_of(image: Image, ijk_to_ras: ArrayLike | None, series: str | None) -> Volume:
+def volume_of(image: Image, ijk_to_ras: ArrayLike | None, series: str | None, frame: int | None = None) -> Volume:
     """The volume of whatever a caller calls an image, checked."""
     if isinstance(image, str | Path):
-        volume = read_volume(image, series)
+        volume = read_volume(image, series, frame)
     elif isinstance(image, Volume):
         volume = image
     elif hasattr(image, "GetPixelID"):
-        volume = volume_from_image(cast("SimpleITK.Image", image), "")
+        volume = volume_from_image(cast("SimpleITK.Image", image), "", frame)
     else:
         array = np.asarray(image)
         if ijk_to_ras is None:

@@ -9,13 +9,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.files import json_ready
 from SPDSegmentLib.models.calibration import is_calibration
 from SPDSegmentLib.models.manifest import BASE_WEIGHTS, WEIGHTLESS_BACKBONES
 from SPDSegmentLib.settings import is_finite_number, parse_json, shorten
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from SPDSegmentLib.geometry.dicom_objects import Structure
+    from SPDSegmentLib.geometry.volume import Volume
 
 FORMAT_VERSION = 2
 MAX_INFO_BYTES = 4_000_000
@@ -332,3 +338,23 @@ def codes_of(entry: str) -> list[tuple[str, str, str]]:
         if scheme and value and meaning:
             found.append((scheme, value, meaning))
     return found if len(found) >= 2 else []
+
+
+def drawn_structure(
+    structure: str,
+    terminology: str,
+    color: tuple[float, float, float],
+    model: str,
+    mask_kji: np.ndarray,
+    volume: Volume,
+    prompts: str,
+) -> Structure:
+    """What DICOM objects say of a mask that a model drew: its codes, and the side on which an organ of two lies."""
+    from SPDSegmentLib.geometry.dicom_objects import TISSUE, Structure, side_of
+
+    codes = codes_of(terminology or terminology_entry(structure))
+    category, kind = codes[:2] or (TISSUE, TISSUE)
+    side = codes[2] if len(codes) > 2 else None
+    if side is None and kind[1] in OF_EACH_SIDE:
+        side = side_of(mask_kji, volume)
+    return Structure(structure, category, kind, side, color, model, {"prompts": prompts})

@@ -50,7 +50,8 @@ def write_series(folder: Path, number: int = 2) -> Path:
         part = image[:, :, k]
         position = image.TransformIndexToPhysicalPoint((0, 0, k))
         tags = {
-            "0008|0060": "CT", "0020|000d": "1.2.826.0.1", "0020|000e": f"1.2.826.0.1.{number}",
+            "0008|0060": "CT", "0020|000d": "1.2.826.0.1", "0020|0052": "1.2.826.0.2",
+            "0020|000e": f"1.2.826.0.1.{number}",
             "0008|0018": f"1.2.826.0.1.{number}.{k + 1}", "0020|0013": str(k + 1), "0018|0050": "3",
             "0020|0032": "\\".join(str(value) for value in position), "0020|0037": "1\\0\\0\\0\\1\\0",
         }  # fmt: skip

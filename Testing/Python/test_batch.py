@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batch_helpers import Case, Run, states, times, write_clicks, write_image
+from batch_helpers import Case, Run, states, times, write_clicks, write_image, write_series
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.batch.cases import image_digest
@@ -72,12 +72,16 @@ def test_the_digest_of_an_image_covers_the_file_that_its_header_leads_to(tmp_pat
         assert image_digest(path) == before
         write_image(path, 1)
         assert image_digest(path) != before
-    folder = tmp_path / "dicom"
-    folder.mkdir()
-    (folder / "1.dcm").write_bytes(b"one")
+    # of a DICOM folder it covers the chosen series, and nothing that lies beside it or comes later
+    folder = write_series(tmp_path / "dicom")
     before = image_digest(folder)
-    (folder / "2.dcm").write_bytes(b"two")
-    assert image_digest(folder) != before
+    (folder / "out").mkdir()
+    (folder / "out" / "mask.nrrd").write_bytes(b"a result")
+    assert image_digest(folder) == before
+    write_series(folder, 3)
+    assert image_digest(folder, "1.2") == before != image_digest(folder, "1.3")
+    (folder / "2-8.dcm").unlink()
+    assert image_digest(folder, "1.2") != before
 
 
 def test_notes_and_the_fate_of_every_click_are_in_the_report(run: Run, cases: list[Case], tmp_path: Path) -> None:

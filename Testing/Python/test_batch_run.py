@@ -25,7 +25,9 @@ from SPDSegmentLib.batch.segmenting import BatchSettings
 from SPDSegmentLib.cli.app import build_app
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled
 from SPDSegmentLib.geometry.labelmap import read_labelmap
+from SPDSegmentLib.geometry.labels import read_labels_of
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup, write_markups
+from SPDSegmentLib.geometry.volume import read_volume
 
 pytest_plugins = ["batch_helpers"]
 
@@ -227,3 +229,81 @@ def test_an_unknown_click_to_insist_on_or_series_fails_the_case_with_a_sentence(
     ):
         (row,) = run([("a", str(folder), cases[0][2])], settings=settings)["cases"]
         assert row["state"] == "failed" and words in row["error"]
+
+
+def test_dicom_files_beside_the_masks_hold_their_voxels_and_are_resumed(
+    run: Run, cases: list[Case], tmp_path: Path
+) -> None:
+    pytest.importorskip("highdicom")
+    # given a DICOM case, one that is none, and one in which nothing is found
+    folder = write_series(tmp_path / "dicom")
+    listed = [("a", str(folder), cases[0][2]), ("b", cases[1][1], cases[1][2])]
+    how = BatchSettings(dicom=("dicom_seg", "rtstruct"))
+    # when
+    report = run(listed, settings=how)
+    # then
+    good, other = report["cases"]
+    assert (good["state"], good["dicom_seg"], good["rtstruct"]) == ("done", "a.seg.dcm", "a.rtstruct.dcm"), good[
+        "error"
+    ]
+    assert other["state"] == "failed" and "is not of a DICOM series" in other["error"]
+    out, volume = tmp_path / "out", read_volume(folder)
+    mask = read_labelmap(out / "a.seg.nrrd").array
+    for name in ("a.seg.dcm", "a.rtstruct.dcm"):
+        assert mask.any() and (read_labels_of(out / name, volume) == mask).all()
+    assert sorted(path.name for path in out.iterdir() if path.suffix == ".dcm") == ["a.rtstruct.dcm", "a.seg.dcm"]
+    table = (out / "report.csv").read_text(encoding="utf-8-sig").splitlines()[:2]
+    assert dict(zip(*(line.split(",") for line in table), strict=False))["rtstruct"] == "a.rtstruct.dcm"
+
+    # when it runs again, nothing is written; without one of the files, that case is done again
+    def whens() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in out.glob("a.*") if "case" not in path.name}
+
+    before = whens()
+    run(listed, settings=how)
+    assert whens() == before
+    (out / "a.rtstruct.dcm").unlink()
+    run(listed, settings=how)
+    assert whens().keys() == before.keys() and all(when > before[name] for name, when in whens().items())
+    # a file that somebody changed is left alone and said
+    (out / "a.seg.dcm").write_bytes(b"mine")
+    (row, _) = run(listed, settings=how)["cases"]
+    assert row["state"] == "kept" and row["error"].startswith("a.seg.dcm was changed after the batch wrote it")
+    assert (out / "a.seg.dcm").read_bytes() == b"mine"
+    # and where nothing is found there is a mask and no object, which is said
+    between = [ControlPoint("1", "", (-16.4, -15.4, 9.0))]
+    write_markups(tmp_path / "between.mrk.json", [Markup("clicks", "Fiducial", tuple(between))])
+    listed = [("n", str(folder), str(tmp_path / "between.mrk.json"))]
+    nothing = run(listed, bundle="fake?radius=0", settings=how, folder=tmp_path / "none")
+    assert "there is no DICOM object" in nothing["cases"][0]["notes"], nothing["cases"][0]
+    assert sorted(path.suffix for path in (tmp_path / "none").glob("n.*")) == [".json", ".nrrd"]
+
+
+@pytest.mark.parametrize("stage", ["a.seg.dcm", "a.rtstruct.dcm", "a.seg.nrrd"])
+def test_a_batch_killed_between_two_of_a_cases_files_goes_on(
+    run: Run, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    pytest.importorskip("highdicom")
+    folder = write_series(tmp_path / "dicom")
+    listed, how = [("a", str(folder), cases[0][2])], BatchSettings(dicom=("dicom_seg", "rtstruct"))
+    from SPDSegmentLib.batch import run as module
+
+    write_whole = module.write_whole
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, *arguments: Any, **named: Any) -> None:
+        write_whole(path, *arguments, **named)
+        if path.name == stage:
+            raise Killed
+
+    monkeypatch.setattr(module, "write_whole", killed)
+    with pytest.raises(Killed):
+        run(listed, settings=how)
+    monkeypatch.setattr(module, "write_whole", write_whole)
+    (row,) = run(listed, settings=how)["cases"]
+    assert row["state"] == "done", row["error"]
+    assert {path.name for path in (tmp_path / "out").glob("a.*")} == {
+        "a.seg.dcm", "a.rtstruct.dcm", "a.seg.nrrd", "a.case.json"
+    }  # fmt: skip
