@@ -98,7 +98,7 @@ def test_the_command_takes_a_frame_and_reports_it(case: SimpleNamespace, predict
     sitk.WriteImage(sitk.JoinSeries([single * 0, single, single + 5]), str(case.image))
     refused = segment(case)
     assert refused.exit_code == 2 and "it holds 3 frames" in refused.stderr and "--frame N" in refused.stderr
-    result = segment(case, "--frame", 2, "--report", case.out / "a.json")
+    result = segment(case, "--frame", "2", "--report", case.out / "a.json")
     assert result.exit_code == 0, result.output
     assert json.loads((case.out / "a.json").read_text(encoding="utf-8"))["request"]["frame_number"] == 2
     mask = sitk.ReadImage(str(case.output))
