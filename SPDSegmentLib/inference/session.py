@@ -278,7 +278,7 @@ class Session:
         """
         self._listen(clicks)
         config, last = self.predictor.prompts, self.stack.n_slices - 1
-        ahead, soft = self.predictor.engine.device.type == "cuda", config.evidence == "soft"
+        ahead, soft = self.predictor.engine.device.type == "cuda", config.evidence != "gate"
         n = config.n_neighbors + soft  # which looks into the adjoining slices
         around = {s: range(max(0, s - n), min(last, s + n) + 1) for s in range(last + 1)}
         clicked = {int(t) for t in clicks.slice_index}

@@ -12,7 +12,7 @@ from SPDSegmentLib.settings import check_ranges, settings_from
 STRATEGIES = ("consensus", "local", "raw", "interpolated", "sampled")
 SALIENCY_ONLY = "saliency-only"
 """In place of a strategy: no prompts and no decoding; the thresholded saliency is the mask (a control)."""
-EVIDENCE = ("gate", "soft")
+EVIDENCE = ("gate", "adjoining", "soft")
 UNSUPPORTED_POLICIES = ("synthesize", "abstain")
 RANGES = {
     "n_neighbors": (0, 100),
@@ -31,7 +31,7 @@ class PromptConfig:
         threshold: tau, a click is supported where the saliency exceeds it (paper: 0.5).
         n_neighbors: n, slices on each side whose clicks are borrowed (paper: 2).
         local_validation: keep only the clicks that their own slice supports (paper, CPD step 1).
-        evidence: what supports a click in its own slice: ``gate`` (paper: S_t above tau) or ``soft``
+        evidence: what supports a click in its own slice: ``gate`` (paper: S_t above tau), ``adjoining`` or ``soft``
             (:mod:`SPDSegmentLib.prompts.evidence`, ours).
         context_enrichment: borrow neighbors' clicks after dual validation (paper, CPD step 2).
         min_distance_px: of two points closer than this in a slice, the more salient stays (ours).

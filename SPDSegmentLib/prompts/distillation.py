@@ -59,13 +59,14 @@ class Distillation:
 def local_validation(saliency: SaliencyMaps, t: int, clicks: SliceClicks, evidence: str = "gate") -> np.ndarray:
     """Step 1: indexes of the clicks of slice t that its saliency supports, {p in P_t : S_t(p) > tau}.
 
-    Those that are insisted on are among them; with ``evidence`` ``soft``, the others are those that it speaks for.
+    Those that are insisted on are among them; with other ``evidence`` than ``gate``, the rest are those that it
+    speaks for.
     """
     own = clicks.on(t)
     if not len(own):
         return own
-    if evidence == "soft":
-        return np.asarray(own[believed(saliency, t, clicks, own) | clicks.insisted[own]])
+    if evidence != "gate":
+        return np.asarray(own[believed(saliency, t, clicks, own, evidence) | clicks.insisted[own]])
 
     def supported() -> np.ndarray:
         return np.asarray(own[(saliency.at(t, clicks.xy[own]) > saliency.threshold) | clicks.insisted[own]])
@@ -104,7 +105,7 @@ def consensus(
     stray = np.empty(0, int)
     if config.single_component and len(chosen) > 1:
         labels, word = saliency.component_at(t, clicks.xy[chosen]), clicks.insisted[chosen] & np.isin(chosen, own)
-        if config.evidence == "soft":
+        if config.evidence != "gate":
             word = word | (labels == 0)  # believed against the saliency
         asked = word & (labels > 0) if (word & (labels > 0)).any() else ~word
         main = _dominant(labels[asked], saliency.at(t, clicks.xy[chosen[asked]])) if asked.any() else 0
@@ -201,7 +202,7 @@ def consensus_of_slice(
 
     Both are remembered with the maps until a click near the slice or a map near it changes.
     """
-    n = config.n_neighbors + (config.evidence == "soft")
+    n = config.n_neighbors + (config.evidence != "gate")
     key = (config, clicks.near(t, saliency.n_slices if config.evidence == "soft" else n))
 
     def agree() -> tuple[SlicePrompts | None, list[PointFate]]:

@@ -1,8 +1,9 @@
-"""What speaks for a click besides the paper's gate: soft evidence, and its person's word (ours, docs/method.md).
+"""What speaks for a click besides the paper's gate: other evidence, and its person's word (ours, docs/method.md).
 
-Soft evidence weighs the saliency at the click in its own slice and in the adjoining ones, its distance from the robust
-curve through all clicks, which is fitted before any saliency, and how many clicks agree with it. Its weights are set,
-not calibrated: it is a switch (``evidence = "soft"``), and the paper's gate is the default. All functions are pure.
+``adjoining`` looks into the adjoining slices too, and is content with less saliency: a structure moves little from
+slice to slice, and a click at its edge is right. A click's verdict stays a matter of its neighborhood. ``soft`` weighs
+as well the distance from the robust curve through all clicks, which is fitted before any saliency, and how many clicks
+agree; its weights are set, not calibrated. All functions are pure.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ HUBER_MM = 3.0
 ROUNDS = 15
 NEAR_MM, ENOUGH = 15.0, 3
 """So many other clicks within this distance are full agreement."""
+SEEN = 0.6
+"""With ``adjoining``, a click is supported where the saliency, here or beside, exceeds this share of tau."""
 WORD_SHARE = 0.05
 """Radius around a click that is insisted on, as a share of the map, within which the saliency is taken for high."""
 WORD_HEIGHT = 0.95
@@ -51,10 +54,15 @@ def raise_at(saliency: np.ndarray, points_xy: np.ndarray, threshold: float) -> n
     return raised
 
 
-def believed(saliency: SaliencyMaps, t: int, clicks: SliceClicks, own: np.ndarray) -> np.ndarray:
-    """Which of the clicks ``own`` (M,) of slice t the soft evidence speaks for: (M,) bool."""
+def believed(
+    saliency: SaliencyMaps, t: int, clicks: SliceClicks, own: np.ndarray, evidence: str = "soft"
+) -> np.ndarray:
+    """Which of the clicks ``own`` (M,) of slice t the evidence, ``adjoining`` or ``soft``, speaks for: (M,) bool."""
     if not len(own):
         return np.zeros(0, dtype=bool)
+    if evidence == "adjoining":
+        highest: np.ndarray = np.maximum(*_here_and_beside(saliency, t, clicks.xy[own]))
+        return np.asarray(highest > SEEN * saliency.threshold)
     return score(*what_speaks(saliency, t, clicks, own)) > 0
 
 
@@ -63,10 +71,14 @@ def what_speaks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The arguments of :func:`score` for the clicks ``own`` (M,) of slice t, (M,) each."""
     distance, near = _agreement(clicks, saliency.pixel_mm, saliency.slice_px * saliency.pixel_mm)
-    xy = clicks.xy[own]
+    return *_here_and_beside(saliency, t, clicks.xy[own]), distance[own], near[own]
+
+
+def _here_and_beside(saliency: SaliencyMaps, t: int, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """S_t at points (M, 2), and its mean over the adjoining slices; (M,) each."""
+    here = saliency.at(t, xy)
     beside = [saliency.at(j, xy) for j in (t - 1, t + 1) if 0 <= j < saliency.n_slices]
-    adjoining = np.mean(beside, axis=0) if beside else saliency.at(t, xy)
-    return saliency.at(t, xy), adjoining, distance[own], near[own]
+    return here, np.mean(beside, axis=0) if beside else here
 
 
 def score(own: np.ndarray, adjoining: np.ndarray, distance: np.ndarray, near: np.ndarray) -> np.ndarray:

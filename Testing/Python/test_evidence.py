@@ -47,9 +47,40 @@ def test_repeated_clicks_on_a_curve_are_believed_where_the_saliency_is_silent_an
     assert {f.fate for f in gate} == {"rejected_own_slice"}
 
 
-def test_the_reach_of_a_moved_click_stays_exact_under_soft_evidence() -> None:
+def test_what_the_adjoining_slices_show_supports_a_click_that_its_own_hardly_shows() -> None:
+    array = np.zeros((12, 64, 64), np.float32)
+    array[:, 20:40, 20:40] = 0.9
+    array[5, 20:40, 20:40] = 0.1
+    array[8, 20:40, 40:44] = 0.35
+    maps = SaliencyMaps.from_array(array, 0.5)
+    clicks = SliceClicks(np.array([5, 5, 8, 8]), np.array([[30.0, 30], [55, 55], [42, 30], [50, 30]]))
+    verdicts = {}
+    for evidence in ("gate", "adjoining"):
+        fates = distill_prompts(maps, clicks, PromptConfig(evidence=evidence)).fates
+        verdicts[evidence] = [str(f.fate) for f in sorted(fates, key=lambda f: f.click) if f.is_own]
+    assert set(verdicts["gate"]) == {"rejected_own_slice"}
+    assert verdicts["adjoining"] == ["kept", "rejected_own_slice", "kept", "rejected_own_slice"]
+
+
+def test_a_far_click_changes_nothing_of_the_verdicts_by_adjoining_slices() -> None:
+    rng = np.random.default_rng(5)
+    maps = SaliencyMaps.from_array(rng.random((40, 32, 32), dtype=np.float32), 0.5)
+    t, xy = np.arange(0, 40, 2), rng.uniform(0, 31, (20, 2))
+    moved = xy.copy()
+    moved[-1] = 31 - moved[-1]
+    config = PromptConfig(evidence="adjoining", unsupported="abstain")
+    before, after = (distill_prompts(maps, SliceClicks(t, places), config) for places in (xy, moved))
+    near = config.n_neighbors + 1
+    for a, b in zip(before.slices[: 38 - near], after.slices[: 38 - near], strict=True):
+        assert a.same_as(b)
+    own = [{f.click: f.fate for f in of.fates if f.is_own and f.click < 19} for of in (before, after)]
+    assert own[0] == own[1]
+
+
+@pytest.mark.parametrize("evidence", ["adjoining", "soft"])
+def test_the_reach_of_a_moved_click_stays_exact_under_other_evidence(evidence: str) -> None:
     predictor = tiny_predictor()
-    soft = predictor.with_prompts(dataclasses.replace(predictor.prompts, evidence="soft"))
+    soft = predictor.with_prompts(dataclasses.replace(predictor.prompts, evidence=evidence))
     session = soft.open(SliceStack(tube_volume(), "axial"))
     t = np.array([4, 8, 12, 16, 20])
     xy = np.stack((25 + t // 2, np.full(5, 30)), axis=1).astype(float)
@@ -64,5 +95,5 @@ def test_the_reach_of_a_moved_click_stays_exact_under_soft_evidence() -> None:
 
 
 def test_an_unknown_kind_of_evidence_is_refused() -> None:
-    with pytest.raises(BadInput, match="gate, soft"):
+    with pytest.raises(BadInput, match="gate, adjoining, soft"):
         PromptConfig(evidence="hope")
