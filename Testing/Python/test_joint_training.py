@@ -87,7 +87,7 @@ def sampler_of(config: JointConfig, data: Path) -> JointSampler:
 
 
 def test_a_tiny_joint_run_overfits_two_cases_and_its_bundle_segments_them(data: Path, tmp_path: Path) -> None:
-    config = configured(data, 100)
+    config = dataclasses.replace(configured(data, 100), checkpoint_seconds=1000.0)
     model = run(config, data, tmp_path / "run")
     bundle = save_joint_bundle(model, config, "joint.toml", data, tmp_path / "bundle")
     assert bundle.info.network["saliency"] == "conditioned" and bundle.info.training["structures"] == ["blob"]

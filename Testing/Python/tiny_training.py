@@ -9,10 +9,12 @@ import numpy as np
 from SPDSegmentLib.geometry.labelmap import write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
 
+LONG = 100
+
 CONFIG = """
 fov_mm = 64.0
 seed = 3
-checkpoint_seconds = 0.0
+checkpoint_seconds = {checkpoint_seconds}
 {extra}
 [bundle]
 name = "tiny"
@@ -85,9 +87,15 @@ def write_cases(folder: Path) -> None:
 def write_config(
     folder: Path, stage1: int, head: int, stage2: int, strategy: str = "consensus", extra: str = ""
 ) -> Path:
-    """Write the configuration beside ``folder / "data"``; returns its path."""
+    """Write the configuration beside ``folder / "data"``; returns its path.
+
+    A short run keeps a checkpoint of every step, a long one only of its ends.
+    """
+    seconds = 0.0 if stage1 + head + stage2 < LONG else 1000.0
     path = folder / f"tiny-{strategy}.toml"
-    text = CONFIG.format(stage1=stage1, head=head, stage2=stage2, strategy=strategy, extra=extra)
+    text = CONFIG.format(
+        stage1=stage1, head=head, stage2=stage2, strategy=strategy, extra=extra, checkpoint_seconds=seconds
+    )
     path.write_text(text, encoding="utf-8")
     return path
 
