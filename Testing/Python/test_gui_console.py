@@ -243,7 +243,7 @@ sys.path.insert(0, {root!r})
 from Testing.Host.host import start_host
 host = start_host()
 module = host.load_module({module!r}, show=False)
-from SPDSegmentLib.worker.commands import WorkerCommand
+from SPDSegmentLib.worker.requests import WorkerCommand
 logic = module.python.SPDSegmentLogic()
 logic.workerHost.setCommand(WorkerCommand({command!r}))
 print("ready", flush=True)

@@ -69,6 +69,43 @@ def test_a_reopened_scene_goes_on_where_it_was(host: Any, tmp_path: Path) -> Non
     assert record_of(module).owned == {4}
 
 
+def test_settings_that_the_first_version_saved_are_taken_over(host: Any, tmp_path: Path) -> None:
+    import slicer
+
+    # given: a scene as 0.1.0 has saved it
+    volume = add_volume(host)
+    nodes = [add_clicks((2, 8)), add_clicks((5,), "Branch", at=(12.0, 12.0))]
+    segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Result")
+    segmentation.CreateDefaultDisplayNodes()
+    segment_id = segmentation.GetSegmentation().AddEmptySegment("", "vessel")
+    module = load(host)
+    old = module.logic.getParameterNode()
+    for name in old.GetParameterNamesAsCommaSeparatedList().split(","):
+        old.UnsetParameter(name)
+    for role in [old.GetNthNodeReferenceRole(n) for n in range(old.GetNumberOfNodeReferenceRoles())]:
+        old.RemoveNodeReferenceIDs(role)
+    texts = {"SegmentID": segment_id, "Model": "fake", "Axis": "axial", "Device": "cpu", "LiveUpdate": "false"}
+    for name, text in texts.items():
+        old.SetParameter(name, text)
+    old.SetNodeReferenceID("Volume", volume.GetID())
+    old.SetNodeReferenceID("Segmentation", segmentation.GetID())
+    for node in nodes:
+        old.AddNodeReferenceID("Centerline", node.GetID())
+
+    # when
+    host.save_scene(tmp_path / "old.mrb")
+    host.open_scene(tmp_path / "old.mrb")
+
+    # then
+    state = state_of(module)
+    assert (state.segmentId, state.model, state.axis, state.device) == (segment_id, "fake", "axial", "cpu")
+    assert not state.liveUpdate
+    assert [node.GetName() for node in state.centerlineNodes] == ["Centerline", "Branch"]
+    assert state.volumeNode.GetName() == "Volume" and state.segmentationNode.GetName() == "Result"
+    names = module.logic.getParameterNode().GetParameterNamesAsCommaSeparatedList().split(",")
+    assert not set(names) & set(texts), "they are stored once"
+
+
 def test_another_worker_looks_where_the_first_one_looked(host: Any, tmp_path: Path) -> None:
     # given: one of three clicks moved far, so that the middle of the clicks is elsewhere now
     limited = "fake?fov=5"

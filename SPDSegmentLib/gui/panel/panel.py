@@ -10,7 +10,7 @@ from slicer.util import VTKObservationMixin
 from ..run.console import Console
 from ..scene.centerlines import Clicks
 from ..scene.events import idleTimer
-from ..scene.state import ModuleState
+from ..scene.state import moduleState
 from ..scene.write_record import WriteRecord
 from .clicks_section import ClicksSection
 from .controls import ResultDisplay, Shortcuts
@@ -31,7 +31,7 @@ class ModulePanel(VTKObservationMixin):
         self.widget = widget
         self.ui = ui
         self.logic = logic
-        self.state = ModuleState(logic.getParameterNode())  # type: ignore[attr-defined]
+        self.state = moduleState(logic.getParameterNode())  # type: ignore[attr-defined]
         self.isClosing = False
         self.inputs = InputsSection(ui, lambda: self.state, self._inputsChanged)
         self.run = RunSection(ui, logic, self.inputs, lambda: self.state)
@@ -170,7 +170,7 @@ class ModulePanel(VTKObservationMixin):
 
     def _onSceneEnd(self, caller: Any, event: str) -> None:
         self.isClosing = False
-        self.state = ModuleState(self.logic.getParameterNode())  # type: ignore[attr-defined]
+        self.state = moduleState(self.logic.getParameterNode())  # type: ignore[attr-defined]
         self.refresh()
 
     def _onNodesChanged(self, caller: Any, event: str) -> None:

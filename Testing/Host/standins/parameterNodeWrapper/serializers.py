@@ -163,29 +163,36 @@ class NodeSerializer(Serializer):
 
 
 class NodeListSerializer(NodeSerializer):
-    """Stores several nodes under one role."""
-
-    caches = False
+    """Stores several nodes as Slicer stores a list: its length, and each node under a name with its place."""
 
     def default(self) -> Any:
         """Return no nodes."""
         return []
 
+    def contains(self, node: Any, name: str) -> bool:
+        """Tell whether the node has a list."""
+        return bool(node.HasParameter(f"{name}.len"))
+
     def write(self, node: Any, name: str, value: Any) -> None:
-        """Refer to the nodes in their order."""
+        """Refer to the nodes in their order; one that does not fit leaves the list as it was."""
         for item in value:
-            if not isinstance(item, self.kind):
+            if item is not None and not isinstance(item, self.kind):
                 raise TypeError(f"{item!r} is not a node of the type {self.kind}.")
+        before = self._length(node, name)
         with slicer.util.NodeModify(node):
-            node.SetParameter(name, "")
-            node.RemoveNodeReferenceIDs(name)
-            for item in value:
-                node.AddNodeReferenceID(name, item.GetID())
+            for index, item in enumerate(value):
+                super().write(node, f"{name}.{index}", item)
+            node.SetParameter(f"{name}.len", str(len(value)))
+            for index in range(len(value), before):
+                node.UnsetParameter(f"{name}.{index}")
+                node.RemoveNodeReferenceIDs(f"{name}.{index}")
 
     def read(self, node: Any, name: str) -> Any:
-        """Return the nodes that still exist."""
-        nodes = [node.GetNthNodeReference(name, index) for index in range(node.GetNumberOfNodeReferences(name))]
-        return [item for item in nodes if item is not None]
+        """Return the nodes, None for one that is gone."""
+        return [super(NodeListSerializer, self).read(node, f"{name}.{n}") for n in range(self._length(node, name))]
+
+    def _length(self, node: Any, name: str) -> int:
+        return int(node.GetParameter(f"{name}.len") or 0)
 
 
 class JsonSerializer(Serializer):
