@@ -24,7 +24,7 @@ from SPDSegmentLib.gui.panel.setup_section import forSlicer
 from SPDSegmentLib.gui.run.job import SegmentationJob
 from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView, likelyModel, listModels
 from SPDSegmentLib.gui.scene.centerlines import clickEvents, clicksOf, makeClicks, removeClicks, snapshotClicks
-from SPDSegmentLib.gui.scene.events import idleTimer
+from SPDSegmentLib.gui.scene.state import idleTimer
 from SPDSegmentLib.gui.scene.target import SegmentTarget
 from SPDSegmentLib.gui.scene.views import viewCenter, viewNode
 

@@ -12,8 +12,8 @@ from typing import Any
 from SPDSegmentLib.batch.cases import KEY_FIELDS, BatchCase
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.files import write_csv, write_json
-from SPDSegmentLib.locks import FolderLock
 from SPDSegmentLib.models.storage import sha256_of
+from SPDSegmentLib.staging import FolderLock
 
 COLUMNS = (
     "case", "state", "error", "notes", "seconds", "volume_ml", "length_mm", "mean_diameter_mm", "largest_diameter_mm",

@@ -32,9 +32,8 @@ from SPDSegmentLib.batch.report import (
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, check_settings
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.files import write_whole
-from SPDSegmentLib.locks import LOCK_NAME, FolderLock
 from SPDSegmentLib.models.storage import sha256_of
-from SPDSegmentLib.staging import is_alive
+from SPDSegmentLib.staging import LOCK_NAME, FolderLock, is_alive
 
 Stopped = Callable[[], bool]
 SegmentCase = Callable[[BatchCase, Path], CaseResult]

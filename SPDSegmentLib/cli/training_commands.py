@@ -18,8 +18,8 @@ import typer
 from SPDSegmentLib.cli.terminal import TrainingBar, require_input, show_training
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.files import check_folder
-from SPDSegmentLib.locks import FolderLock
 from SPDSegmentLib.settings import check_choice
+from SPDSegmentLib.staging import FolderLock
 
 if TYPE_CHECKING:
     from torch import Tensor

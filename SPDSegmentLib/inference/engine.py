@@ -21,7 +21,7 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.limits import keep_freed_memory
 from SPDSegmentLib.inference.compiled import CompiledEncoder, compiling_is_on
 from SPDSegmentLib.inference.device_slices import upload
-from SPDSegmentLib.networks.saliency import TokenBatch
+from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, pad_points
 from SPDSegmentLib.prompts.config import PromptConfig

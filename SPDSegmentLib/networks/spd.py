@@ -14,16 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from SPDSegmentLib.errors import ModelCorrupt
-from SPDSegmentLib.networks.backbones import build_sam
-from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.lora import (
+from SPDSegmentLib.networks.adapters import (
+    ClickConditioning,
+    SaliencyHead,
+    TokenBatch,
     add_decoder_lora,
     add_encoder_lora,
     decoder_lora_layers,
     encoder_lora_layers,
     merge_adapter_tensors,
 )
-from SPDSegmentLib.networks.saliency import ClickConditioning, SaliencyHead, TokenBatch
+from SPDSegmentLib.networks.backbones import build_sam
+from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.tiny_vit import LayerNorm2d, TinyViTEncoder, collapse_gray_input
 from SPDSegmentLib.settings import shorten
 

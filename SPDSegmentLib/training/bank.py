@@ -20,7 +20,7 @@ from torch import Tensor
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.files import write_bytes
 from SPDSegmentLib.inference.engine import autocast, choose_precision
-from SPDSegmentLib.networks.saliency import adjoining
+from SPDSegmentLib.networks.adapters import adjoining
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.cases import AugmentedView, Case, TargetMask, apply_view, draw_view
 from SPDSegmentLib.training.config import TrainingConfig

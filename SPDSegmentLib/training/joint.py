@@ -18,12 +18,12 @@ from torch import Tensor
 from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.limits import keep_freed_memory
-from SPDSegmentLib.locks import FolderLock
 from SPDSegmentLib.models.bundle import Bundle, write_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo
-from SPDSegmentLib.networks.saliency import TokenBatch
+from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel, hard_dice, pairwise_slice_consistency, segmentation_loss, soft_iou
 from SPDSegmentLib.prompts.click_tokens import TokenKind
+from SPDSegmentLib.staging import FolderLock
 from SPDSegmentLib.training.bank import check_room, encoder_digest, is_made_of, write_tensors
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs
 from SPDSegmentLib.training.joint_cases import case_names, load_joint_cases

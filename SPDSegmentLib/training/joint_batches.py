@@ -16,8 +16,8 @@ from torch import Tensor
 
 from SPDSegmentLib.geometry.intensity import LOCAL_BACKGROUND
 from SPDSegmentLib.inference.device_slices import histograms, local_range
+from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.saliency import TokenBatch
 from SPDSegmentLib.prompts.click_tokens import click_tokens
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.training.joint_cases import NOWHERE, JointTarget, JointVolume

@@ -20,15 +20,15 @@ import torch
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import write_json
-from SPDSegmentLib.locks import FolderLock
 from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.staging import FolderLock
 from SPDSegmentLib.training.bank import EmbeddingBank, build_bank
 from SPDSegmentLib.training.cases import Case, load_case, load_cases
 from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.joint_config import JointConfig
 from SPDSegmentLib.training.loop import Loop, LoopProgress, Processes
+from SPDSegmentLib.training.result import Validation, make_validation
 from SPDSegmentLib.training.stages import PromptedStage1, Stage1, Stage2
-from SPDSegmentLib.training.validation import Validation, make_validation
 
 Settings = TrainingConfig | JointConfig
 CONFIG_NAME = "config.json"

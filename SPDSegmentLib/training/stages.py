@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.networks.saliency import adjoining
+from SPDSegmentLib.networks.adapters import adjoining
 from SPDSegmentLib.networks.spd import (
     SPDModel,
     consistency_of_run,

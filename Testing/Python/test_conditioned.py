@@ -14,8 +14,8 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import FIELDS_OF_VIEW_MM, fov_of_clicks
 from SPDSegmentLib.inference.device_slices import histograms, local_range
 from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.saliency import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import click_tokens
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks

@@ -21,10 +21,10 @@ from SPDSegmentLib.evaluation.cases import METHODS
 from SPDSegmentLib.evaluation.report import compare, markdown_table, summarize
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
-from SPDSegmentLib.locks import FolderLock
 from SPDSegmentLib.models.bundle import read_bundle, write_bundle
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.staging import FolderLock
 
 pytest.importorskip("matplotlib")
 

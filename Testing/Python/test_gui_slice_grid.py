@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from SPDSegmentLib.gui.scene.slice_grid import SegmentContent, maskDigest, sliceDigests
+from SPDSegmentLib.gui.scene.volumes import SegmentContent, maskDigest, sliceDigests
 
 SHAPE = (9, 20, 30)
 

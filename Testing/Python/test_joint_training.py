@@ -12,7 +12,7 @@ from tiny_training import write_cases
 
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.inference.predictor import Predictor
-from SPDSegmentLib.networks.saliency import TokenBatch
+from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.joint import keep_runs, raw_tokens, save_joint_bundle, supported_tokens, train_joint
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs

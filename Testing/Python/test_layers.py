@@ -14,7 +14,6 @@ PACKAGE = "SPDSegmentLib"
 LAYERS = {
     "errors": 0,
     "settings": 1,
-    "locks": 2,
     "staging": 1,
     "files": 2,
     "geometry": 3,
@@ -42,7 +41,6 @@ TORCH_FREE = (
     "api",
     "errors",
     "settings",
-    "locks",
     "staging",
     "files",
     "geometry",

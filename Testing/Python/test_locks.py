@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.locks import LOCK_NAME, FolderLock
+from SPDSegmentLib.staging import LOCK_NAME, FolderLock
 
 HOLDER = """
 import os, sys, time
-from SPDSegmentLib.locks import FolderLock
+from SPDSegmentLib.staging import FolderLock
 lock = FolderLock(sys.argv[1], "training")
 lock.acquire()
 if sys.argv[2] == "fork" and os.fork() == 0:

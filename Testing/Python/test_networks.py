@@ -10,9 +10,9 @@ from tiny_predictor import adapters_off
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.networks import tiny_vit
+from SPDSegmentLib.networks.adapters import SaliencyHead, adjoining
 from SPDSegmentLib.networks.backbones import interpolate_positions, load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.saliency import SaliencyHead, adjoining
 from SPDSegmentLib.networks.spd import (
     SegmentationLossConfig,
     SPDModel,

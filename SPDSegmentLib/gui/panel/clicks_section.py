@@ -24,8 +24,7 @@ from ..scene.centerlines import (
     snapshotClicks,
     usedClicks,
 )
-from ..scene.events import idleTimer
-from ..scene.state import ModuleState
+from ..scene.state import ModuleState, idleTimer
 from ..scene.views import jumpTo
 from ..scene.volumes import nodeById
 from ..scene.write_record import Position, WriteRecord

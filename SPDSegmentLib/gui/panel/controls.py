@@ -10,8 +10,7 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from ..scene.events import idleTimer
-from ..scene.state import ModuleState
+from ..scene.state import ModuleState, idleTimer
 from ..scene.surfaces import ShownSurfaces
 from ..scene.volumes import nodeById
 

@@ -12,7 +12,7 @@ from slicer.util import VTKObservationMixin
 from ..run.segmenter import Segmenter
 from ..run.task import Task
 from ..scene.editor_nodes import editorNode
-from ..scene.events import idleTimer
+from ..scene.state import idleTimer
 from ..scene.target import SegmentTarget
 from ..scene.views import sliceRanges
 from ..scene.volumes import nodeById

@@ -15,7 +15,6 @@ from slicer.i18n import tr as _
 from SPDSegmentLib.errors import Cancelled, SPDError
 
 from ..scene.dicom_export import dicomKinds, exportDicom
-from ..scene.events import BackgroundCall
 from ..scene.export_files import (
     ExportFormat,
     ExportSource,
@@ -28,7 +27,7 @@ from ..scene.export_files import (
     writeFile,
     writeTable,
 )
-from ..scene.state import ModuleState
+from ..scene.state import BackgroundCall, ModuleState
 
 _FOLDER_SETTING = "SPDSegment/ExportFolder"
 

@@ -16,8 +16,7 @@ from SPDSegmentLib.models.fit import fit_of_image
 
 from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, listModels
 from ..scene.centerlines import centerlinesOfScene, checkClicks
-from ..scene.events import idleTimer
-from ..scene.state import ModuleState
+from ..scene.state import ModuleState, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
 from ..scene.views import viewCenter, viewNode
 from ..scene.volumes import nodeById, shownImage, takeSnapshot

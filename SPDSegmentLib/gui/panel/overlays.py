@@ -23,7 +23,7 @@ from SPDSegmentLib.worker.messages import SaliencyReady
 from ..run.segmenter import Segmenter
 from ..run.task import Task
 from ..scene.centerlines import middleOfClicks
-from ..scene.events import idleTimer
+from ..scene.state import idleTimer
 from ..scene.views import SaliencyOverlay, viewCenter, viewNode
 from .inputs_section import InputsSection
 

@@ -9,8 +9,7 @@ from slicer.util import VTKObservationMixin
 
 from ..run.console import Console
 from ..scene.centerlines import Clicks
-from ..scene.events import idleTimer
-from ..scene.state import moduleState
+from ..scene.state import idleTimer, moduleState
 from ..scene.write_record import WriteRecord
 from .clicks_section import ClicksSection
 from .controls import ResultDisplay, Shortcuts

@@ -16,7 +16,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.prompts.fates import DOUBTFUL_BELOW, END, GAP, LOW_QUALITY, Review
 
 from ..run.task import Task
-from ..scene.events import idleTimer
+from ..scene.state import idleTimer
 from ..scene.views import jumpTo, sliceRanges, viewCenter, viewNode
 from ..scene.volumes import nodeById
 from ..scene.write_record import WriteRecord

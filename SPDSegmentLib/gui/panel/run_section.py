@@ -16,8 +16,7 @@ from ..run.console import Console
 from ..run.job import JobState, SegmentationJob
 from ..run.task import Task
 from ..scene.editor_nodes import areaSentence, convertToLabelmap, otherRepresentation
-from ..scene.events import Signal
-from ..scene.state import ModuleState
+from ..scene.state import ModuleState, Signal
 from ..scene.views import jumpTo
 from .inputs_section import InputsSection
 

@@ -20,8 +20,7 @@ from SPDSegmentLib.worker.messages import StatusReply
 from ..run.console import Console
 from ..run.job import JobState, SegmentationJob
 from ..run.worker_host import deviceChoices, slicerTransport, unusedCardWarning
-from ..scene.events import idleTimer
-from ..scene.state import ModuleState
+from ..scene.state import ModuleState, idleTimer
 from ..setup.items import (
     Kind,
     ModelTool,

@@ -12,7 +12,7 @@ from SPDSegmentLib.prompts.fates import best_fates
 from SPDSegmentLib.worker.client import Callbacks, Request, WorkerClient
 from SPDSegmentLib.worker.messages import Progress, Segmented, SliceReady
 
-from ..scene.events import Signal
+from ..scene.state import Signal
 from .result_writer import ResultWriter
 
 MAX_SLICES_PER_WRITE = 16

@@ -10,7 +10,7 @@ import numpy as np
 from SPDSegmentLib.prompts.fates import PointFate, SliceStatus
 from SPDSegmentLib.worker.payloads import PackedMask, pack_mask, unpack_mask
 
-from ..scene.slice_grid import SegmentContent, maskDigest
+from ..scene.volumes import SegmentContent, maskDigest
 from ..scene.write_record import Position, SliceInfo, WriteRecord
 
 

@@ -19,7 +19,7 @@ from SPDSegmentLib.worker.messages import Device
 from SPDSegmentLib.worker.requests import WorkerCommand, local_command, parse_command
 from SPDSegmentLib.worker.transports import QProcessTransport, Transport
 
-from ..scene.events import Signal
+from ..scene.state import Signal
 from ..scene.volumes import VolumeSnapshot
 
 MAX_VOLUMES = 3

@@ -11,8 +11,7 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import BadInput
 
-from .slice_grid import SegmentContent
-from .volumes import VolumeSnapshot
+from .volumes import SegmentContent, VolumeSnapshot
 
 EDITOR_ATTRIBUTE = "SPDSegment.Editor"
 WRITER_ATTRIBUTE = "SPDSegment.Writer"

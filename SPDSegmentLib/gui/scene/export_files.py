@@ -18,10 +18,9 @@ from SPDSegmentLib.files import check_output, user_path, write_csv
 from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY, check_mask_output, measure, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
 
-from .slice_grid import SegmentContent, filledPart
 from .surfaces import SurfaceSettings, closedSurface, surfaceSettings, writeSurface
 from .target import SegmentTarget
-from .volumes import VolumeSnapshot, parentMatrix, takeSnapshot
+from .volumes import SegmentContent, VolumeSnapshot, filledPart, parentMatrix, takeSnapshot
 
 
 @dataclass(frozen=True, eq=False)

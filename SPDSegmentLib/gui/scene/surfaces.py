@@ -20,7 +20,7 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from SPDSegmentLib.files import write_whole
 
 from .editor_nodes import otherRepresentation
-from .events import BackgroundCall, idleTimer
+from .state import BackgroundCall, idleTimer
 
 LPS_HEADER = "3D Slicer output. SPACE=LPS"
 """By this line 3D Slicer and others know how the coordinates of a file are meant."""

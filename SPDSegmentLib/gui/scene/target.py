@@ -14,12 +14,16 @@ from vtk.util.numpy_support import vtk_to_numpy
 from SPDSegmentLib.errors import BadInput
 
 from .editor_nodes import areaMasks, describeArea, editorLogic, existingEditorNode, otherRepresentation
-from .slice_grid import SegmentContent, Triple, boxAround, filledPart, sliceDigests
 from .surfaces import surfacesAside
 from .volumes import (
+    SegmentContent,
+    Triple,
     VolumeSnapshot,
+    boxAround,
+    filledPart,
     gridSnapshot,
     parentMatrix,
+    sliceDigests,
     takeSnapshot,
     worldMatrix,
 )

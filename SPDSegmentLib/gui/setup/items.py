@@ -26,7 +26,7 @@ from SPDSegmentLib.worker.health import Ending
 from SPDSegmentLib.worker.requests import WorkerCommand
 
 from ..run.worker_host import pythonExecutable, withEnvironment
-from ..scene.events import Signal
+from ..scene.state import Signal
 
 REQUIREMENTS = {"torch": "2.6", "segment-anything": "1.0", "peft": "0.11", "safetensors": "0.4.3"}
 """What the worker needs besides what Slicer ships, and the lowest versions; a test compares it with pyproject.toml."""
