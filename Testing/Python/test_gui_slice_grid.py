@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from SPDSegmentLib.gui.scene.volumes import SegmentContent, maskDigest, sliceDigests
+pytest_plugins = ["Testing.Host.pytest_plugin"]
 
 SHAPE = (9, 20, 30)
+
+
+@pytest.fixture
+def grid(host: Any) -> Any:
+    """The file with the boxes of voxels."""
+    from SPDSegmentLib.gui.scene import volumes
+
+    return volumes
 
 
 def labels() -> np.ndarray:
@@ -26,35 +36,35 @@ def whole(array: np.ndarray, value: int) -> np.ndarray:
     return mask
 
 
-def test_checksums_of_saved_scenes_stay_valid() -> None:
-    assert sliceDigests(labels(), 1, (2, 3, 4), SHAPE[0]) == {3: "eedb19cf84460c8f", 4: "adfee6387d7a62c0"}
+def test_checksums_of_saved_scenes_stay_valid(grid: Any) -> None:
+    assert grid.sliceDigests(labels(), 1, (2, 3, 4), SHAPE[0]) == {3: "eedb19cf84460c8f", 4: "adfee6387d7a62c0"}
 
 
 @pytest.mark.parametrize("value", [1, 2])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 @pytest.mark.parametrize("flips", [(1, 1, 1), (1, -1, 1), (-1, 1, -1)])
 def test_they_depend_neither_on_the_labelmap_s_extent_nor_on_its_memory(
-    value: int, order: tuple[int, int, int], flips: tuple[int, int, int]
+    grid: Any, value: int, order: tuple[int, int, int], flips: tuple[int, int, int]
 ) -> None:
     inMemory = np.ascontiguousarray(labels()[:: flips[0], :: flips[1], :: flips[2]].transpose(order))
     view = inMemory.transpose(np.argsort(order))[:: flips[0], :: flips[1], :: flips[2]]
-    digests = sliceDigests(view, value, (2, 3, 4), SHAPE[0])
+    digests = grid.sliceDigests(view, value, (2, 3, 4), SHAPE[0])
     mask = whole(labels(), value)
-    assert digests == sliceDigests(mask, 1, (0, 0, 0), SHAPE[0])
-    content = SegmentContent(SHAPE, view == value, (2, 3, 4))
+    assert digests == grid.sliceDigests(mask, 1, (0, 0, 0), SHAPE[0])
+    content = grid.SegmentContent(SHAPE, view == value, (2, 3, 4))
     for t in range(SHAPE[0]):
-        assert digests.get(t, "") == content.digest(t) == maskDigest(mask[t])
+        assert digests.get(t, "") == content.digest(t) == grid.maskDigest(mask[t])
         assert (t in digests) == mask[t].any()
 
 
-def test_what_sticks_out_of_the_volume_has_none() -> None:
+def test_what_sticks_out_of_the_volume_has_none(grid: Any) -> None:
     array = np.ones((5, 4, 4), dtype=np.uint8)
-    assert list(sliceDigests(array, 1, (-2, 0, 0), 2)) == [0, 1]
-    assert sliceDigests(array, 1, (9, 0, 0), 9) == sliceDigests(array, 1, (-5, 0, 0), 9) == {}
+    assert list(grid.sliceDigests(array, 1, (-2, 0, 0), 2)) == [0, 1]
+    assert grid.sliceDigests(array, 1, (9, 0, 0), 9) == grid.sliceDigests(array, 1, (-5, 0, 0), 9) == {}
 
 
-def test_one_voxel_more_or_elsewhere_changes_it() -> None:
+def test_one_voxel_more_or_elsewhere_changes_it(grid: Any) -> None:
     mask = whole(labels(), 1)[3]
     more, moved = mask.copy(), np.roll(mask, 1, axis=1)
     more[4, 8] ^= True
-    assert len({maskDigest(mask), maskDigest(more), maskDigest(moved)}) == 3
+    assert len({grid.maskDigest(mask), grid.maskDigest(more), grid.maskDigest(moved)}) == 3
