@@ -12,7 +12,7 @@ HOST := $(VENV)/.host
 BENCH := $(VENV)/.bench
 EXTRAS := torch,train,dicom,batch,dev
 
-.PHONY: demo test lint format setup weights clean bench bench-quick publish-tree soak fuzz lock
+.PHONY: demo test install-check lint format setup weights clean bench bench-quick publish-tree soak fuzz lock
 
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
@@ -24,10 +24,19 @@ test: lint weights
 	$(BIN)/python -m pytest -m alone || status=$$?; \
 	exit $$status
 
+# `pip install .` without torch into a fresh environment of every Python from 3.11 on that is on the path or under pyenv.
+install-check:
+	@set -e; for p in python3.11 python3.12 python3.13 python3.14 $$HOME/.pyenv/versions/3.1[1-9]*/bin/python; do \
+	  command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  echo "$$p: $$($$p --version)"; rm -rf build/install; $$p -m venv build/install; \
+	  build/install/bin/pip install --quiet .; build/install/bin/spdsegment --version; \
+	  (cd build && install/bin/spdsegment models list >/dev/null); done
+
 lint: $(HOST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff check --preview --select PLW1514 .
 	$(BIN)/ruff format --check .
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile
 	$(BIN)/mypy
 
 # What this machine's GPU does, in at most four minutes: Testing/Benchmarks/results/gpu-<card>.json and a table.

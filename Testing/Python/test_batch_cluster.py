@@ -24,7 +24,7 @@ from SPDSegmentLib.batch.run import BatchRun
 from SPDSegmentLib.batch.segmenting import BatchSettings
 from SPDSegmentLib.errors import BadInput, DependencyMissing
 
-pytest.importorskip("distributed", reason="Dask is not installed (pip install 'spdsegment[batch]')")
+pytest.importorskip("distributed", reason="Dask is not installed (pip install '.[batch]')")
 
 from SPDSegmentLib.batch import cluster
 
