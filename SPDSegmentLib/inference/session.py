@@ -278,9 +278,10 @@ class Session:
         """
         self._listen(clicks)
         config, last = self.predictor.prompts, self.stack.n_slices - 1
-        ahead, soft = self.predictor.engine.device.type == "cuda", config.evidence != "gate"
-        n = config.n_neighbors + soft  # which looks into the adjoining slices
-        around = {s: range(max(0, s - n), min(last, s + n) + 1) for s in range(last + 1)}
+        ahead = self.predictor.engine.device.type == "cuda"
+        wide = int(config.evidence != "gate")  # other evidence looks into the adjoining slices
+        n = max(config.n_neighbors, wide)
+        around, beside = ([range(max(0, s - k), min(last, s + k) + 1) for s in range(last + 1)] for k in (n, wide))
         clicked = {int(t) for t in clicks.slice_index}
         waiting = sorted({s for t in clicked for s in around[t]}, key=lambda t: (abs(t - center), t))
         held: set[int] = set()
@@ -288,8 +289,9 @@ class Session:
         def matters(t: int) -> bool:
             seen = self._features.known_slices() - held
             maps = self._saliency_maps(call)
-            return soft or any(
-                s == t or (len(local_validation(maps, s, clicks, config.evidence)) if s in seen else ahead)
+            return any(
+                abs(s - t) <= wide
+                or (len(local_validation(maps, s, clicks, config.evidence)) if seen.issuperset(beside[s]) else ahead)
                 for s in clicked.intersection(around[t])
             )
 
@@ -307,7 +309,7 @@ class Session:
             if strategy != "consensus":
                 continue
             seen = self._features.known_slices() - held
-            known = [t for t in waiting if seen.issuperset(around[t] if soft else clicked.intersection(around[t]))]
+            known = [t for t in waiting if all(seen.issuperset(beside[s]) for s in clicked.intersection(around[t]))]
             ready = [t for t in known if t in seen or not matters(t)]
             waiting = [t for t in waiting if t not in ready]
             free = [t for t in ready if t not in self._locked]
