@@ -41,11 +41,16 @@ def worker(
         int | None,
         typer.Option(min=0, metavar="MB", help="Bound on the memory of volumes. Default: a quarter, at most 2048."),
     ] = None,
+    cache_memory: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="MB", help="Bound on the embeddings kept of one volume. Default: 1024."),
+    ] = None,
 ) -> None:
     """Serve segmentation requests on stdin and stdout until stdin ends; Slicer and scripts start this by themselves."""
     from SPDSegmentLib.worker.__main__ import serve_stdio
 
-    serve_stdio(volume_bytes=None if volume_memory is None else volume_memory << 20)
+    bounds = (None if n is None else n << 20 for n in (volume_memory, cache_memory))
+    serve_stdio(None, *bounds)
 
 
 def build_app() -> typer.Typer:

@@ -1,4 +1,4 @@
-"""The encoder on a GPU: compiled in the background for one batch size, and how much memory it has to have.
+"""The encoder on a GPU: compiled in the background for one batch size; and how much memory any encoder has to have.
 
 Compiling takes a minute or more, so it begins after the first result, on a thread of its own; the eager encoder serves
 until the compiled one is there and gives the same embeddings. Where it fails, the log says why and the eager one stays.
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.errors import OutOfMemory
+from SPDSegmentLib.errors import MORE_MEMORY, OutOfMemory
+from SPDSegmentLib.geometry.limits import free_memory_bytes
 from SPDSegmentLib.models.storage import home_folder
 
 SWITCH = "SPDSEGMENT_COMPILE"
@@ -98,24 +99,43 @@ def compiling_is_on(device: torch.device) -> bool:
     return device.type == "cuda" and os.environ.get(SWITCH, "1") != "0"
 
 
-def batch_for(device: torch.device, image_size: int, free_bytes: Callable[[torch.device], int] | None = None) -> int:
-    """Slices per encoder call that a GPU's free memory allows, a power of two up to :data:`LARGEST_BATCH`.
+def batch_for(
+    device: torch.device,
+    image_size: int,
+    free_bytes: Callable[[torch.device], int | None] | None = None,
+    most: int = LARGEST_BATCH,
+    beside: int = RESERVE_BYTES,
+) -> int:
+    """Slices per encoder call that a device's free memory allows: ``most``, or a power of two below it.
+
+    Args:
+        beside: bytes that are needed beside the batch.
 
     Raises:
         OutOfMemory: there is no room for one.
     """
-    free = (free_bytes or _free_gpu_bytes)(device)
-    each = image_size * image_size * BYTES_PER_PIXEL * CHANNEL_BYTES
-    batch = (free - RESERVE_BYTES) // each
+    free = (free_bytes or free_bytes_of)(device)
+    if free is None:
+        return most
+    each = slice_bytes(image_size)
+    batch = (free - beside) // each
     if batch < 1:
         raise OutOfMemory(
             f"The device {device} has {free >> 20} MB of free memory; "
-            f"the model needs {(RESERVE_BYTES + each) >> 20} MB.",
-            "Close other programs that use it, or choose the CPU.",
+            f"the model needs {(beside + each) >> 20} MB for this volume.",
+            MORE_MEMORY if device.type == "cpu" else "Close other programs that use it, or choose the CPU.",
         )
-    return int(min(LARGEST_BATCH, 1 << (int(batch).bit_length() - 1)))
+    return int(min(most, 1 << (int(batch).bit_length() - 1)))
 
 
-def _free_gpu_bytes(device: torch.device) -> int:
+def slice_bytes(image_size: int) -> int:
+    """About what a slice of S x S pixels takes while it is encoded."""
+    return image_size * image_size * BYTES_PER_PIXEL * CHANNEL_BYTES
+
+
+def free_bytes_of(device: torch.device) -> int | None:
+    """Free memory of a device; ``None`` where the system does not say."""
+    if device.type == "cpu":
+        return free_memory_bytes()
     torch.cuda.empty_cache()
     return int(torch.cuda.mem_get_info(device)[0])

@@ -19,6 +19,7 @@ from SPDSegmentLib.errors import (
 )
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.limits import keep_freed_memory
+from SPDSegmentLib.inference import compiled
 from SPDSegmentLib.inference.compiled import CompiledEncoder, compiling_is_on
 from SPDSegmentLib.inference.device_slices import upload
 from SPDSegmentLib.networks.adapters import TokenBatch
@@ -192,6 +193,20 @@ class Engine:
                 embeddings, TokenBatch.of(tokens, self.device), _as_logits(saliency)
             )
         return logits[:, 0], _quality(logits, quality)
+
+    def fit_memory(self, voxel_bytes: int) -> int:
+        """Before a volume is begun: halve the batch until it fits into the device's free memory.
+
+        Returns:
+            Bytes of embeddings that there is room for, at most :attr:`cache_bytes`.
+
+        Raises:
+            OutOfMemory: one slice alone does not fit.
+        """
+        free, beside = compiled.free_bytes_of(self.device), 0 if self.device.type == "cpu" else voxel_bytes
+        self.batch_size = compiled.batch_for(self.device, self.image_size, lambda _: free, self.batch_size, beside)
+        left = free and free - beside - self.batch_size * compiled.slice_bytes(self.image_size)
+        return self.cache_bytes if left is None else min(self.cache_bytes, left)
 
     def with_smaller_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], object], factor: int = 1) -> None:
         """Call ``run`` on batches of ``items``; when memory runs out the batch is halved, down to one.

@@ -112,6 +112,15 @@ class SliceFeatures:
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def make_room(self) -> None:
+        """Before anything is computed, compare what it takes with the memory that is free.
+
+        Raises:
+            OutOfMemory: one slice alone does not fit.
+        """
+        if not (self._embeddings.nbytes or self._saliency):
+            self._embeddings.limit = self.engine.fit_memory(self.stack.volume.array.nbytes)
+
     def look_at(self, center_xy: tuple[float, float] | None) -> None:
         """Move the field of view (``None``: to the middle), as long as no segmentation has fixed it; nor does this."""
         if not self._fixed:
@@ -328,7 +337,7 @@ class _EmbeddingCache:
     """
 
     def __init__(self, limit_bytes: int, half: bool) -> None:
-        self._limit = limit_bytes
+        self.limit = limit_bytes
         self._half = half
         self._slices: dict[int, tuple[int, int]] = {}  # batch and row
         self._batches: dict[int, tuple[tuple[int, ...], Tensor]] = {}  # from the longest unused
@@ -368,7 +377,7 @@ class _EmbeddingCache:
 
     def shrink(self) -> None:
         """Forget batches until the limit is kept."""
-        while self.nbytes > self._limit:
+        while self.nbytes > self.limit:
             batch = next(iter(self._batches))
             slices, embeddings = self._batches.pop(batch)
             self.nbytes -= embeddings.nbytes

@@ -133,6 +133,7 @@ class Session:
         inside = np.flatnonzero(~clicks.outside)
         if len(inside) == 0:
             raise BadInput("No click lies inside the volume.", "Place points on the structure in this volume.")
+        self._features.make_room()
         notes = self._place_window(clicks.xy[inside], anchor_xy) + note_gain(self._features.gain)
         self._set_locked(locked or {})
         network_clicks, seen = self._network_clicks(clicks, inside)

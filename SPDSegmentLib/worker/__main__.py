@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import functools
 import logging
 import os
 import signal
@@ -58,12 +59,15 @@ def take_stdio() -> tuple[int, int]:
     return requests, events
 
 
-def serve_stdio(load: LoadPredictor | None = None, volume_bytes: int | None = None) -> NoReturn:
+def serve_stdio(
+    load: LoadPredictor | None = None, volume_bytes: int | None = None, cache_bytes: int | None = None
+) -> NoReturn:
     """Serve until stdin ends, then end the process without waiting for other threads or libraries.
 
     Args:
         load: loads a predictor; None for the real one.
         volume_bytes: bound on the memory of open volumes, see ``ServerConfig``.
+        cache_bytes: bound on the embeddings that are kept of one volume.
     """
     end_with_parent()
     requests, events = take_stdio()
@@ -75,7 +79,8 @@ def serve_stdio(load: LoadPredictor | None = None, volume_bytes: int | None = No
     from SPDSegmentLib.worker.server import Server, ServerConfig
 
     try:
-        code = Server(requests, events, load or load_predictor, ServerConfig(volume_bytes=volume_bytes)).run()
+        load = load or functools.partial(load_predictor, cache_bytes=cache_bytes)
+        code = Server(requests, events, load, ServerConfig(volume_bytes=volume_bytes)).run()
     except BaseException:
         logging.getLogger("spdsegment.worker").exception("the worker cannot go on")
         code = EXIT_FAILURE
@@ -88,8 +93,10 @@ def main(load: LoadPredictor | None = None) -> NoReturn:
     """Serve with the settings of the command line; ``load`` as in :func:`serve_stdio`."""
     parser = argparse.ArgumentParser(prog="python -m SPDSegmentLib.worker", description=__doc__)
     parser.add_argument("--volume-memory", type=int, metavar="MB", help="bound on the memory of open volumes")
-    megabytes = parser.parse_known_args()[0].volume_memory if load else parser.parse_args().volume_memory
-    serve_stdio(load, volume_bytes=None if megabytes is None else megabytes << 20)
+    parser.add_argument("--cache-memory", type=int, metavar="MB", help="bound on the embeddings kept of one volume")
+    options = parser.parse_known_args()[0] if load else parser.parse_args()
+    bounds = (None if n is None else n << 20 for n in (options.volume_memory, options.cache_memory))
+    serve_stdio(load, *bounds)
 
 
 if __name__ == "__main__":

@@ -64,17 +64,22 @@ def stop_between_layers(stop: Callable[[], bool]) -> Iterator[None]:
         hook.remove()
 
 
-def load_predictor(bundle: str, device: str, precision: str) -> Predictor:
+def load_predictor(bundle: str, device: str, precision: str, cache_bytes: int | None = None) -> Predictor:
     """Load a bundle, by folder or name; imports torch.
+
+    Args:
+        cache_bytes: embeddings of a volume that are kept between calls, ``None`` for the usual bound.
 
     Raises:
         SPDError: the bundle, its base weights, the device or torch is not there.
     """
     check_room_for_torch()
+    from SPDSegmentLib.inference.engine import CACHE_BYTES
     from SPDSegmentLib.inference.predictor import Predictor
     from SPDSegmentLib.models.bundle import find_bundle
 
-    return Predictor.load(find_bundle(bundle), device=device, precision=precision)
+    kept = CACHE_BYTES if cache_bytes is None else cache_bytes
+    return Predictor.load(find_bundle(bundle), device=device, precision=precision, cache_bytes=kept)
 
 
 def default_limit_bytes() -> int:

@@ -13,6 +13,7 @@ from test_speed import _masks
 from tiny_predictor import tiny_predictor, tube_volume
 from torch import Tensor
 
+import without_network
 from SPDSegmentLib.errors import OutOfMemory
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -129,6 +130,30 @@ def test_the_batch_follows_the_free_memory_of_the_gpu() -> None:
     assert batch_for(GPU, 256, lambda device: 80 << 30) == compiled.LARGEST_BATCH
     assert batch_for(GPU, 256, lambda device: 4 << 30) == 16
     assert batch_for(GPU, 512, lambda device: 4 << 30) == 4
-    with pytest.raises(OutOfMemory, match="has 1024 MB of free memory; the model needs 1152 MB") as raised:
+    with pytest.raises(OutOfMemory, match="has 1024 MB of free memory; the model needs 1152 MB for") as raised:
         batch_for(GPU, 256, lambda device: 1 << 30)
     assert "choose the CPU" in raised.value.remedy
+
+
+def test_before_a_volume_is_begun_its_need_is_compared_with_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, free = tiny_predictor(), [0]
+    engine, each = predictor.engine, compiled.slice_bytes(64)
+    monkeypatch.setattr(compiled, "free_memory_bytes", lambda: free[0])
+    stack = SliceStack(tube_volume(), "axial")
+    clicks = Clicks(np.array([8, 9]), np.full((2, 2), 29.0), np.zeros(2, bool), ("a", "b"))
+    free[0] = each - 1
+    with pytest.raises(OutOfMemory, match="cpu has 7 MB of free memory; the model needs 8 MB for this volume"):
+        predictor.open(stack).segment(clicks)
+    free[0] = 2 * each + 1000
+    session = predictor.open(stack)
+    assert session.segment(clicks).mask.any() and engine.batch_size == 2
+    assert session._features._embeddings.limit == 1000, "no more embeddings are kept than there is room for"
+    free[0] = 0
+    session.segment(without_network.moved(clicks, 0))  # what was begun goes on
+
+
+def test_a_gpu_s_volume_counts_and_an_unknown_amount_of_memory_limits_nothing() -> None:
+    each = compiled.slice_bytes(256)
+    assert batch_for(GPU, 256, lambda device: 5 * each, 64, each) == 4
+    assert batch_for(GPU, 256, lambda device: 5 * each, 64, 3 * each) == 2
+    assert batch_for(CPU, 256, lambda device: None, 3) == 3

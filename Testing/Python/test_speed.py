@@ -16,6 +16,7 @@ from tiny_predictor import tiny_predictor, tube_volume
 
 import gpu
 import without_network
+from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import normalize
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -140,6 +141,22 @@ def test_a_session_whose_embeddings_had_to_go_gives_the_same_masks() -> None:
     roomy, small = _masks(predictor, stack, clicks), tiny_predictor()
     small.engine.cache_bytes = 1
     assert (_masks(small, stack, clicks) != roomy).sum() <= 2, "batches of another make-up may round another way"
+
+
+def test_embeddings_in_half_precision_give_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, predictor = SliceStack(tube_volume(), "axial"), tiny_predictor()
+    at = np.arange(4, 20, 3)
+    clicks = Clicks(at, np.column_stack((25.0 + at // 2, np.full(6, 30.0))), np.zeros(6, bool), tuple("abcdef"))
+    sessions = []
+    for large in (False, True):  # whether a whole volume's embeddings are too large to be kept as they are
+        monkeypatch.setattr("SPDSegmentLib.inference.features.CACHE_BYTES", 1 if large else 1 << 30)
+        sessions.append(predictor.open(stack))
+    whole, half = ([session.segment(clicks), session.segment(without_network.moved(clicks, 2))] for session in sessions)
+    kept = [session._features._embeddings for session in sessions]
+    assert [cache[6].dtype for cache in kept] == [torch.float32, torch.float16]
+    assert kept[0].nbytes == 2 * kept[1].nbytes
+    for exact, rounded in zip(whole, half, strict=True):
+        assert exact.mask.any() and (dice(rounded.mask, exact.mask) or 0) > 0.995
 
 
 def _masks(predictor: Predictor, stack: SliceStack, clicks: Clicks) -> np.ndarray:

@@ -22,7 +22,7 @@ from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice
 from SPDSegmentLib.worker.handler import RequestHandler, load_predictor, stop_between_layers
 from SPDSegmentLib.worker.payloads import flatten_markups, pack_masks, unpack_mask
-from SPDSegmentLib.worker.requests import local_command
+from SPDSegmentLib.worker.requests import WorkerCommand, local_command
 
 torch = pytest.importorskip("torch")
 
@@ -74,6 +74,18 @@ def test_masks_are_those_of_the_predictor_without_a_worker(worker: Driver, bundl
         (f.click_id, f.slice_index, f.fate) for f in expected.fates
     ]
     assert answer.device == "cpu" and answer.report["model"]["name"] == "tiny-test"
+
+
+def test_the_memory_for_embeddings_is_bounded_on_the_worker_s_command_line(worker: Driver, bundle: Path) -> None:
+    usual = local_command()
+    small = Driver("subprocess", WorkerCommand((*usual.arguments, "--cache-memory", "0"), usual.folder))
+    small.client.set_model(ModelChoice(str(bundle), "cpu", "float32"))
+    small.client.open_volume("volume", volume_array(), AFFINE)
+    for driver, encodes_again in ((worker, False), (small, True)):
+        driver.segment(markups=[line()], prompts="interpolated")
+        _, answer = driver.segment(markups=[line()], prompts="raw")  # which decodes again
+        assert answer.recomputed and (answer.report["slices_encoded"] > 0) == encodes_again
+    small.client.close()
 
 
 def test_a_moved_click_sends_exactly_its_reach(worker: Driver, bundle: Path) -> None:
