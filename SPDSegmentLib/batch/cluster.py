@@ -130,7 +130,8 @@ class ClusterDispatch:
         finally:
             if self.client.status == "running":  # a lost scheduler would be waited for
                 with contextlib.suppress(Exception):
-                    self.client.cancel(list(futures))
+                    if left := [future for future in futures if not future.done()]:
+                        self.client.cancel(left)
                     self.client.run(close_segmenters)
 
     def _check_workers(self) -> None:

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.cli import demo_command, segment_command
 from SPDSegmentLib.errors import OutOfMemory
+from SPDSegmentLib.geometry.labelmap import read_labelmap
+from SPDSegmentLib.geometry.markups import read_markups
 
 sitk = pytest.importorskip("SimpleITK")
 torch = pytest.importorskip("torch")
@@ -58,6 +60,30 @@ def test_the_options_reach_the_predictor(case: SimpleNamespace, predictor: Simpl
     assert (report["prompts"], report["saliency_only"]) == ("raw", True)
     assert report["slicing"]["axis"] == "J"
     assert predictor.device == "cuda:1"
+
+
+def test_clicks_from_a_markups_file_an_older_one_a_table_and_the_command_line_are_the_same(
+    case: SimpleNamespace,
+) -> None:
+    # given the clicks of the case in every form
+    (markup,) = read_markups(case.points)
+    places = [point.position_ras for point in markup.points]
+    folder = case.points.parent
+    head = "# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n"
+    rows = [f"{n},{-r},{-a},{s},0,0,0,1,1,1,0,F-{n},,," for n, (r, a, s) in enumerate(places, 1)]
+    (folder / "older.fcsv").write_text(head + "\n".join(rows), encoding="utf-8")
+    table = "r;a;s\n" + "\n".join(f"{r};{a};{s}" for r, a, s in places)
+    (folder / "table.csv").write_text(table, encoding="utf-8")
+    written = [word for r, a, s in places for word in ("--point", f"{r},{a},{s}")]
+    # when
+    masks = []
+    for points in (["-p", case.points], ["-p", folder / "older.fcsv"], ["-p", folder / "table.csv"], written):
+        words = ["segment", "-i", case.image, "-m", case.model, "-o", case.output, *points]
+        result = CliRunner().invoke(app_module.build_app(), list(map(str, words)))
+        assert result.exit_code == 0, result.output
+        masks.append(read_labelmap(case.output).array)
+    # then
+    assert masks[0].any() and all((mask == masks[0]).all() for mask in masks[1:])
 
 
 def test_an_existing_mask_is_replaced_only_by_a_whole_one(case: SimpleNamespace, predictor: SimpleNamespace) -> None:
