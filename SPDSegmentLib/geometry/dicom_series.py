@@ -5,6 +5,7 @@ Where a folder's own files hold no such series, its subfolders are searched as w
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from SPDSegmentLib.errors import BadInput, missing_package
+from SPDSegmentLib.errors import BadInput, SPDError, missing_package
 
 DRAWN = ("SEG", "RTSTRUCT")
 """Modalities of what is drawn on images."""
@@ -115,6 +116,17 @@ def modality_of(path: Path) -> str:
         return str(header.get("Modality") or "").strip()
     except Exception:  # what reads the file says what is wrong with it
         return ""
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what pydicom raises of damaged elements, which it looks at only when they are asked for, into a sentence."""
+    try:
+        yield
+    except (SPDError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise BadInput(f"The DICOM data of {path} is damaged.", "Copy or export it again.", repr(error)) from error
 
 
 def require_pydicom() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported, missing_package
-from SPDSegmentLib.geometry.dicom_series import drawn_objects, require_pydicom
+from SPDSegmentLib.geometry.dicom_series import drawn_objects, readable, require_pydicom
 from SPDSegmentLib.geometry.formats import is_dicom
 from SPDSegmentLib.geometry.labelmap import inside, read_labelmap, same_grid
 from SPDSegmentLib.geometry.volume import LPS_TO_RAS, Volume, check_image, read_volume
@@ -66,7 +66,8 @@ def read_labels_of(path: str | Path, volume: Volume, segments: Sequence[str] = (
     """
     path = Path(path)
     if path.is_dir() or (path.is_file() and is_dicom(path)):
-        drawn = read_dicom_labels(path, volume, segments)
+        with readable(path):
+            drawn = read_dicom_labels(path, volume, segments)
         if drawn is not None:
             return drawn
     labels = read_labelmap(path)

@@ -127,10 +127,12 @@ def read_volume(path: str | Path, series: str | None = None, frame: int | None =
         raise BadInput(f"The image {path} is a file; a series is chosen in a DICOM folder.", "Leave out --series.")
     if path.is_dir() or is_dicom(path):
         from SPDSegmentLib.geometry.dicom import read_dicom
+        from SPDSegmentLib.geometry.dicom_series import readable
 
         frame_index(path, 1, frame)
-        array, ijk_to_lps, header = read_dicom(path, series)
-        uids = [str(header.get(name) or "") for name in ("SeriesInstanceUID", "FrameOfReferenceUID")]
+        with readable(path):
+            array, ijk_to_lps, header = read_dicom(path, series)
+            uids = [str(header.get(name) or "") for name in ("SeriesInstanceUID", "FrameOfReferenceUID")]
         volume = Volume(array, LPS_TO_RAS @ ijk_to_lps, path.name, *uids)
         check_size(volume)
         return volume

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_helpers import Change, multi_frame, series
+from fuzz_mutations import mutate_bytes, mutate_dicom
 from pydicom.dataset import Dataset
 from test_dicom_objects import KIDNEY, of_the_patient, some_mask
 from typer.testing import CliRunner
@@ -18,10 +20,12 @@ from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.errors import BadInput, DependencyMissing, GeometryUnsupported
 from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
 from SPDSegmentLib.geometry.dicom_objects import source_of, write_dicom_seg, write_rtstruct
-from SPDSegmentLib.geometry.labels import read_labels_of
+from SPDSegmentLib.geometry.labelmap import write_labelmap
+from SPDSegmentLib.geometry.labels import read_labeled, read_labels_of
 from SPDSegmentLib.geometry.volume import Volume, read_volume
 from SPDSegmentLib.training.cases import load_case
 from SPDSegmentLib.training.config import read_training_config
+from SPDSegmentLib.training.survey import find_cases
 
 highdicom = pytest.importorskip("highdicom")
 
@@ -235,6 +239,29 @@ def test_contours_of_one_series_are_no_labels_of_another_one(shared_data: Path) 
         read_labels_of(folder / "CT" / "mask", read_volume(folder / "PET" / "image"))
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_whatever_a_changed_file_holds_the_answer_is_labels_or_a_sentence(
+    tmp_path: Path, image: Path, name: str
+) -> None:
+    volume = read_volume(image)
+    good = drawn(tmp_path, name, image, some_mask(volume.array.shape)).read_bytes()
+    refused = 0
+    for seed in range(70):
+        rng = random.Random(seed)
+        path = tmp_path / f"tried-{name}"
+        path.write_bytes(rng.choice((mutate_bytes, mutate_dicom))(rng, good))
+        try:
+            assert read_labels_of(path, volume).shape == volume.array.shape
+        except (BadInput, GeometryUnsupported) as error:
+            refused += bool(error.message)
+    assert refused > 5
+    # a name of a segment or a modality of a kind that there is not
+    start = good.index(b"RTSTRUCT" if name == "rt.dcm" else b"SEG") - 8
+    (tmp_path / "odd.dcm").write_bytes(good[: start + 4] + b"Cw" + good[start + 6 :])
+    with pytest.raises(BadInput):
+        read_labels_of(tmp_path / "odd.dcm", volume)
+
+
 def data_set(folder: Path, labels: str = "rt.dcm") -> Path:
     """Four patients, each a folder with a study of two series and an object drawn on one of them."""
     for number in range(1, 5):
@@ -294,3 +321,17 @@ def test_init_finds_folders_of_series_and_labels_beside_each_other(shared_data: 
     data = read_training_config(tmp_path / "a.toml").data
     assert (data.image, data.label) == ("{case}/image", "{case}/mask")
     assert sorted((*data.train, *data.validation)) == ["CT", "MR_T1", "PET"]
+
+
+def test_init_pairs_folders_of_series_with_label_maps(tmp_path: Path) -> None:
+    # given
+    for number in (1, 2, 3):
+        image = series(tmp_path / f"p{number}" / "CT", of_the_patient_with(SeriesInstanceUID=f"1.2.{number}"))
+        volume = read_volume(image)
+        write_labelmap(tmp_path / f"p{number}" / "label.nii.gz", some_mask(volume.array.shape), volume)
+    # when
+    found = find_cases(tmp_path)
+    # then
+    assert (found.image, found.label, found.cases) == ("{case}/CT", "{case}/label.nii.gz", ("p1", "p2", "p3"))
+    seen, labels = read_labeled(tmp_path, found, "p2")
+    assert seen.series_uid == "1.2.2" and (labels == some_mask(labels.shape)).all()
