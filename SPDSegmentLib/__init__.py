@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from SPDSegmentLib.api import InteractiveSegmenter, LoadedModel, Segmentation, load_model, segment
+    from SPDSegmentLib.api import LoadedModel, Segmentation, load_model, segment
+    from SPDSegmentLib.interactive import InteractiveSegmenter
 
 __version__ = "0.1.0"
 __all__ = ["InteractiveSegmenter", "LoadedModel", "Segmentation", "load_model", "segment"]
@@ -17,7 +18,7 @@ __all__ = ["InteractiveSegmenter", "LoadedModel", "Segmentation", "load_model", 
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        from SPDSegmentLib import api
+        from SPDSegmentLib import api, interactive
 
-        return getattr(api, name)
+        return getattr(interactive if name == "InteractiveSegmenter" else api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

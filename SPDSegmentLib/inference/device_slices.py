@@ -252,6 +252,62 @@ class MasksOnTheWay:
         return masks, beside
 
 
+class EmbeddingCache:
+    """Embeddings by slice; batches that were used longest ago go first.
+
+    Args:
+        limit_bytes: what stays after :meth:`shrink`.
+        half: keep them in half precision.
+    """
+
+    def __init__(self, limit_bytes: int, half: bool) -> None:
+        self.limit = limit_bytes
+        self._half = half
+        self._slices: dict[int, tuple[int, int]] = {}  # batch and row
+        self._batches: dict[int, tuple[tuple[int, ...], Tensor]] = {}  # from the longest unused
+        self._count = 0
+        self.nbytes = 0
+
+    def __contains__(self, t: int) -> bool:
+        return t in self._slices
+
+    def __getitem__(self, t: int) -> Tensor:
+        batch, row = self._slices[t]
+        self._batches[batch] = self._batches.pop(batch)
+        return self._batches[batch][1][row]
+
+    def run(self, slices: Sequence[int]) -> Tensor | None:
+        """Embeddings (B, C, h, w) of slices without a copy, where they follow one another in a batch."""
+        batch, row = self._slices.get(slices[0], (0, 0))
+        known = self._batches.get(batch)
+        if known is None or known[0][row : row + len(slices)] != tuple(slices):
+            return None
+        self._batches[batch] = self._batches.pop(batch)
+        return known[1][row : row + len(slices)]
+
+    def emptied(self) -> EmbeddingCache:
+        """Another one of the same bounds that holds nothing; who shares this one keeps what it holds."""
+        return EmbeddingCache(self.limit, self._half)
+
+    def add(self, slices: Sequence[int], embeddings: Tensor) -> None:
+        """Keep the embeddings (B, C, h, w) of slices."""
+        kept = embeddings.half() if self._half and embeddings.dtype == torch.float32 else embeddings
+        self._count += 1
+        self._batches[self._count] = (tuple(slices), kept)
+        self.nbytes += kept.nbytes
+        self._slices.update((t, (self._count, row)) for row, t in enumerate(slices))
+
+    def shrink(self) -> None:
+        """Forget batches until the limit is kept."""
+        while self.nbytes > self.limit:
+            batch = next(iter(self._batches))
+            slices, embeddings = self._batches.pop(batch)
+            self.nbytes -= embeddings.nbytes
+            for t in slices:
+                if self._slices.get(t, (0,))[0] == batch:
+                    del self._slices[t]
+
+
 def pack_bits(masks: Tensor) -> Tensor:
     """Bools (B, H, W) as bytes (B, H, ceil(W / 8)), the first pixel in the lowest bit."""
     whole = torch.nn.functional.pad(masks.to(torch.uint8), (0, -masks.shape[-1] % 8)).unflatten(-1, (-1, 8))

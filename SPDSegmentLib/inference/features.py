@@ -6,6 +6,7 @@ conditioned saliency depends on the clicks near its slice as well: it is compute
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig, gain_in_view, intensity_range
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
-from SPDSegmentLib.inference.device_slices import DeviceSlices, Download, MasksOnTheWay, upload
+from SPDSegmentLib.inference.device_slices import DeviceSlices, Download, EmbeddingCache, MasksOnTheWay, upload
 from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, failed, require_numbers
 from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, click_tokens, tokens_of_prompts
@@ -66,26 +68,37 @@ class SliceFeatures:
         self.gain = 1.0  # how many times brighter the field of view is seen than the volume's normalization has it
         self._intensity = intensity
         self._limits = intensity_range(stack.array, intensity)
-        network = engine.model.config
-        self.conditioned = network.conditioned
-        self._slices = DeviceSlices(
-            stack,
-            engine.device,
-            intensity.dither,
-            3 if network.conditioned else 1,
-            network.conditioned and network.local_normalization,
-        )
+        self.conditioned = engine.model.config.conditioned
+        self._slices = self._device_slices()
         self._window: InputWindow | None = None
         self._chosen_fov_mm = 0.0  # where the model has no field of view of its own
         self._fixed = False  # whether the clicks of a segmentation have placed it
         # Half precision for all slices or for none, and whatever the cache: a slice is the same whenever it is decoded.
-        self._embeddings = _EmbeddingCache(engine.cache_bytes, stack.n_slices * engine.embedding_bytes > CACHE_BYTES)
+        self._embeddings = EmbeddingCache(engine.cache_bytes, stack.n_slices * engine.embedding_bytes > CACHE_BYTES)
         self._memory: dict[int, Tensor] = {}
         self._saliency: dict[int, tuple[_Batch, int]] = {}
         self._clicks: SliceClicks | None = None
         self._tokens: ClickTokens | None = None
         self._insisted: dict[int, np.ndarray] = {}
         self._uses_neighbors = engine.model.sees_neighbors
+
+    def _device_slices(self) -> DeviceSlices:
+        kind = (3, self.engine.model.config.local_normalization) if self.conditioned else (1, False)
+        return DeviceSlices(self.stack, self.engine.device, self._intensity.dither, *kind)
+
+    @property
+    def _seen_limits(self) -> tuple[float, float]:
+        low, high = self._limits
+        return low, low + (high - low) / self.gain
+
+    def adapted(self, engine: Engine) -> SliceFeatures:
+        """The same slices under another saliency head of the same encoder: embeddings are shared until one moves on."""
+        other = copy.copy(self)
+        other.engine, other._saliency, other._memory = engine, {}, {}
+        other._slices = other._device_slices()
+        if self._window is not None:
+            other._slices.look_through(self._window, self._seen_limits)
+        return other
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +119,7 @@ class SliceFeatures:
         self._window = None
         self._fixed = False
         self._slices.close()
-        self._embeddings.clear()
+        self._embeddings = self._embeddings.emptied()
         self._saliency.clear()
         self._memory.clear()
         if self.engine.device.type == "cuda":
@@ -148,13 +161,24 @@ class SliceFeatures:
             return False
         self._window = window
         rows, columns = window.to_input_weights()
-        low, high = self._limits
         self.gain = gain_in_view(self.stack.array[:, rows.seen, columns.seen], self._limits, self._intensity)
-        self._slices.look_through(window, (low, low + (high - low) / self.gain))
-        self._embeddings.clear()
+        self._slices.look_through(window, self._seen_limits)
+        self._embeddings = self._embeddings.emptied()
         self._saliency.clear()
         self._tokens = None
         return True
+
+    def network_clicks(self, clicks: Clicks, inside: np.ndarray) -> tuple[SliceClicks, np.ndarray]:
+        """Those of the clicks ``inside`` that lie in the field of view, in network pixels, and their indexes."""
+        seen = inside[self.window.contains(clicks.xy[inside])] if len(inside) else inside
+        xy = self.window.to_input(clicks.xy[seen])
+        return SliceClicks(clicks.slice_index[seen].astype(int), xy, clicks.insisted[seen]), seen
+
+    def learning_inputs(self, slices: Sequence[int], call: Call) -> list[Tensor]:
+        """Embeddings (B, C, h, w) float32 of slices, and of those before and after each, that gradients may go to."""
+        last = self.stack.n_slices - 1
+        sides = [list(slices), [max(0, t - 1) for t in slices], [min(last, t + 1) for t in slices]]
+        return [self._stacked(side, call).to(torch.float32, copy=True) for side in sides]
 
     def tell(self, clicks: SliceClicks) -> set[int]:
         """The clicks in network pixels that the saliency listens to from now on; an image's to those insisted on.
@@ -326,64 +350,6 @@ class SliceFeatures:
             maps = self.engine.saliency(own, previous, following)
         found = _Batch(list(batch), maps, Download(maps, failed(maps)))
         self._saliency.update((t, (found, row)) for row, t in enumerate(batch))
-
-
-class _EmbeddingCache:
-    """Embeddings by slice; batches that were used longest ago go first.
-
-    Args:
-        limit_bytes: what stays after :meth:`shrink`.
-        half: keep them in half precision.
-    """
-
-    def __init__(self, limit_bytes: int, half: bool) -> None:
-        self.limit = limit_bytes
-        self._half = half
-        self._slices: dict[int, tuple[int, int]] = {}  # batch and row
-        self._batches: dict[int, tuple[tuple[int, ...], Tensor]] = {}  # from the longest unused
-        self._count = 0
-        self.nbytes = 0
-
-    def __contains__(self, t: int) -> bool:
-        return t in self._slices
-
-    def __getitem__(self, t: int) -> Tensor:
-        batch, row = self._slices[t]
-        self._batches[batch] = self._batches.pop(batch)
-        return self._batches[batch][1][row]
-
-    def run(self, slices: Sequence[int]) -> Tensor | None:
-        """Embeddings (B, C, h, w) of slices without a copy, where they follow one another in a batch."""
-        batch, row = self._slices.get(slices[0], (0, 0))
-        known = self._batches.get(batch)
-        if known is None or known[0][row : row + len(slices)] != tuple(slices):
-            return None
-        self._batches[batch] = self._batches.pop(batch)
-        return known[1][row : row + len(slices)]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._slices.clear()
-        self._batches.clear()
-        self.nbytes = 0
-
-    def add(self, slices: Sequence[int], embeddings: Tensor) -> None:
-        """Keep the embeddings (B, C, h, w) of slices."""
-        kept = embeddings.half() if self._half and embeddings.dtype == torch.float32 else embeddings
-        self._count += 1
-        self._batches[self._count] = (tuple(slices), kept)
-        self.nbytes += kept.nbytes
-        self._slices.update((t, (self._count, row)) for row, t in enumerate(slices))
-
-    def shrink(self) -> None:
-        """Forget batches until the limit is kept."""
-        while self.nbytes > self.limit:
-            batch = next(iter(self._batches))
-            slices, embeddings = self._batches.pop(batch)
-            self.nbytes -= embeddings.nbytes
-            for t in slices:
-                if self._slices.get(t, (0,))[0] == batch:
-                    del self._slices[t]
 
 
 def _insisted_on(clicks: SliceClicks) -> np.ndarray:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -18,12 +17,10 @@ from scipy.spatial import KDTree
 
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.inference.results import Call
+from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.fates import SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import deepest_point
-
-if TYPE_CHECKING:
-    from SPDSegmentLib.inference.session import Session
 
 JITTER = 0.03
 """How far prompts are moved, as a share of the field of view."""

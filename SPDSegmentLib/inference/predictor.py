@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
+from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import check_values
 from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.inference.adaptation import Lesson, learn
 from SPDSegmentLib.inference.compiled import batch_for
 from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, ModelOnDevice, choose_device, choose_precision
 from SPDSegmentLib.inference.features import SliceFeatures
+from SPDSegmentLib.inference.next_click import Suggestion, suggest
+from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.backbones import load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
@@ -89,6 +96,21 @@ class Predictor(ModelOnDevice):
     def with_prompts(self, prompts: PromptConfig) -> Predictor:
         """The same network with other prompt settings; what it sees of a volume can be shared."""
         return Predictor(self.engine, prompts, self.intensity, self.fov_mm, self.plane, self.identity, self.info)
+
+    def suggest(self, session: Session, clicks: Clicks, count: int = 1, call: Call | None = None) -> list[Suggestion]:
+        """Where ``count`` more clicks would help most; see :func:`SPDSegmentLib.inference.next_click.suggest`."""
+        return suggest(session, clicks, count, call)
+
+    def learn(
+        self,
+        session: Session,
+        clicks: Clicks,
+        corrected: Mapping[int, np.ndarray],
+        prompts: str = "consensus",
+        **options: Any,
+    ) -> Lesson:
+        """Learn from corrected slices, for a volume; see :func:`SPDSegmentLib.inference.adaptation.learn`."""
+        return learn(session, clicks, corrected, prompts, **options)
 
     def open(self, stack: SliceStack, features: SliceFeatures | None = None) -> Session:
         """Start working on a volume; nothing is computed yet unless ``features`` of another session are shared.

@@ -208,6 +208,16 @@ def fates_of_points(
     return results
 
 
+def note_learned(learned: Mapping[str, Any] | None) -> list[str]:
+    """What the user should know of a result under what a person's corrections taught; ``learned`` of the identity."""
+    if not learned:
+        return []
+    return [
+        f"The model was adapted to {learned['slices']} slices of this volume that were corrected by hand; "
+        "how good its estimates of quality are then has not been measured."
+    ]
+
+
 OnSlice = Callable[[SliceResult], None]
 OnProgress = Callable[[SegmentationProgress], None]
 

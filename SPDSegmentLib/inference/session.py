@@ -28,6 +28,7 @@ from SPDSegmentLib.inference.results import (
     fates_of_points,
     note_beyond,
     note_gain,
+    note_learned,
     note_outside,
     note_unsupported,
 )
@@ -136,7 +137,7 @@ class Session:
         self._features.make_room()
         notes = self._place_window(clicks.xy[inside], anchor_xy) + note_gain(self._features.gain)
         self._set_locked(locked or {})
-        network_clicks, seen = self._network_clicks(clicks, inside)
+        network_clicks, seen = self._features.network_clicks(clicks, inside)
         center = int(np.median(clicks.slice_index[inside])) if first_slice is None else first_slice
         fates: list[PointFate] = []
         saliency_only = saliency_only or prompts == SALIENCY_ONLY
@@ -160,6 +161,8 @@ class Session:
         self.predictor.engine.compile_encoder()
         slices = [results.get(t) or self._blank(t, SliceStatus.EMPTY) for t in range(self.stack.n_slices)]
         doubts = self._doubts(clicks, fates, slices) if rests_on_distillation(strategy) else []
+        learned = self.predictor.identity.get("learned")
+        notes += note_learned(learned)
         return SegmentationResult(
             slices,
             fates,
@@ -171,7 +174,7 @@ class Session:
             notes + doubts,
             self._features.window.center_xy,
             doubts,
-            {} if self.predictor.info is None or saliency_only else self.predictor.info.calibration,
+            {} if self.predictor.info is None or saliency_only or learned else self.predictor.info.calibration,
         )
 
     def reach(self, before: Clicks, after: Clicks, prompts: str = "consensus") -> set[int]:
@@ -181,7 +184,7 @@ class Session:
             inside = np.flatnonzero(~clicks.outside)
             if len(inside):
                 self._place_window(clicks.xy[inside])
-            slices = self._distill(self._network_clicks(clicks, inside)[0], prompts, Call()).slices
+            slices = self._distill(self._features.network_clicks(clicks, inside)[0], prompts, Call()).slices
             found.append([(p, self._features.told(p.slice_index)) for p in slices])
         return {
             a.slice_index
@@ -194,7 +197,7 @@ class Session:
         inside = np.flatnonzero(~clicks.outside)
         if len(inside):
             self._place_window(clicks.xy[inside])
-        slices = self._distill(self._network_clicks(clicks, inside)[0], prompts, Call()).slices
+        slices = self._distill(self._features.network_clicks(clicks, inside)[0], prompts, Call()).slices
         return [dataclasses.replace(p, points=self._features.window.to_slice(p.points)) for p in slices]
 
     def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:
@@ -238,13 +241,6 @@ class Session:
         """Let every slice be decided again, and remember which of them the caller has a mask of."""
         self._outdated |= {t for t, (_, result) in self._slices.items() if result.pixels}
         self._slices.clear()
-
-    def _network_clicks(self, clicks: Clicks, inside: np.ndarray) -> tuple[SliceClicks, np.ndarray]:
-        """Clicks in network pixels, and their indexes among the given ones."""
-        window = self._features.window
-        seen = inside[window.contains(clicks.xy[inside])] if len(inside) else inside
-        xy = window.to_input(clicks.xy[seen])
-        return SliceClicks(clicks.slice_index[seen].astype(int), xy, clicks.insisted[seen]), seen
 
     def _set_locked(self, locked: Mapping[int, np.ndarray]) -> None:
         """Take over the person's slices; where they changed, saliency components are computed again."""

@@ -179,6 +179,7 @@ class WorkerClient:
         send_all: bool = False,
         locked: Mapping[int, np.ndarray] | None = None,
         anchor_ras: tuple[float, float, float] | None = None,
+        learned: str = "",
         callbacks: Callbacks = NO_CALLBACKS,
     ) -> Request:
         """Segment an open volume from clicks; the answer is ``messages.Segmented``.
@@ -190,6 +191,7 @@ class WorkerClient:
             send_all: send every slice, not only the recomputed ones.
             locked: masks (H, W) of slices that a person edited, by slice index.
             anchor_ras: that of the answer from which this result goes on, so that a new worker does as the last one.
+            learned: ``messages.Learned.name``, to segment under what corrections taught.
             callbacks: whom to tell; they may be called before this returns.
 
         Raises:
@@ -197,7 +199,7 @@ class WorkerClient:
             ModelMissing: no model was chosen.
         """
         points, edited = flatten_markups(markups), pack_masks(locked or {})
-        message = m.Segment(0, volume_id, *points, *edited, prompts, first_slice, send_all, anchor_ras)
+        message = m.Segment(0, volume_id, *points, *edited, prompts, first_slice, send_all, anchor_ras, learned)
         return self._submit(message, callbacks)
 
     def saliency(
@@ -207,12 +209,12 @@ class WorkerClient:
         center_ras: tuple[float, float, float] | None = None,
         callbacks: Callbacks = NO_CALLBACKS,
     ) -> Request:
-        """Ask for the saliency of one slice of an open volume; the answer is ``messages.SaliencyReady``.
-
-        Args:
-            center_ras: where to look while no segmentation has fixed the field of view, in world mm.
-        """
+        """Ask for the saliency of one slice of an open volume: ``messages.Saliency``, ``messages.SaliencyReady``."""
         return self._submit(m.Saliency(0, volume_id, slice_index, center_ras), callbacks)
+
+    def ask(self, message: m.Learn | m.Suggest, callbacks: Callbacks = NO_CALLBACKS) -> Request:
+        """Send a request of ``requests.learn_message`` or ``requests.suggest_message``, which is numbered here."""
+        return self._submit(message, callbacks)
 
     def status(self, *, probe: bool = False, callbacks: Callbacks = NO_CALLBACKS) -> Request:
         """Ask the worker for ``messages.StatusReply``; with ``probe`` it has the devices, and torch is imported."""

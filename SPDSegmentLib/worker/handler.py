@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,28 +17,26 @@ from SPDSegmentLib.files import json_ready
 from SPDSegmentLib.geometry.limits import (
     check_room_for_torch,
     free_memory_bytes,
-    give_back_freed_memory,
-    total_memory_bytes,
 )
 from SPDSegmentLib.prompts.fates import PointFate
 
 from . import messages as m
-from .payloads import pack_fates, pack_mask, restore_markups, unpack_masks
+from .payloads import pack_fates, pack_mask, pack_masks, restore_markups, unpack_masks
 from .pipes import to_error
+from .volumes import OpenedVolume, VolumeCache
 
 if TYPE_CHECKING:
+    from SPDSegmentLib.geometry.centerline import Clicks
     from SPDSegmentLib.geometry.slices import SliceStack
     from SPDSegmentLib.inference.predictor import Predictor
-    from SPDSegmentLib.inference.session import Session
 
 Emit = Callable[[m.Event], None]
 Stop = Callable[[], bool]
-Work = m.LoadModel | m.Segment | m.Saliency | m.Status
+Work = m.LoadModel | m.VolumeRequest | m.Status
 LoadPredictor = Callable[[str, str, str], Any]
 """Bundle, device and precision to an ``inference.predictor.Predictor``, or to what can take its place."""
 PROGRESS_SECONDS = 0.1
-MAX_DEFAULT_BYTES = 2 << 30
-SHARE_OF_MEMORY = 0.25
+LOST_LESSON = "What was learned from your corrections went with the background process; learn again to have it back."
 
 
 @contextmanager
@@ -82,95 +80,6 @@ def load_predictor(bundle: str, device: str, precision: str, cache_bytes: int | 
     return Predictor.load(find_bundle(bundle), device=device, precision=precision, cache_bytes=kept)
 
 
-def default_limit_bytes() -> int:
-    """Return a quarter of the machine's memory, at most 2 GB."""
-    total = total_memory_bytes()
-    return MAX_DEFAULT_BYTES if total is None else min(MAX_DEFAULT_BYTES, int(total * SHARE_OF_MEMORY))
-
-
-@dataclass
-class OpenedVolume:
-    """A volume the worker holds, its slices, and its session with the loaded model once one was needed."""
-
-    stack: SliceStack
-    session: Any = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the voxels and of what was computed from them."""
-        return int(self.stack.array.nbytes) + int(getattr(self.session, "nbytes", 0))
-
-
-class VolumeCache:
-    """Open volumes by name, from the one that was used longest ago to the latest.
-
-    Args:
-        limit_bytes: how much they may take together.
-
-    Attributes:
-        forgotten: names of volumes that were open and had to go.
-        refused: why volumes cannot be used, by their names.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.forgotten: set[str] = set()
-        self.refused: dict[str, SPDError] = {}
-        self._limit = limit_bytes
-        self._volumes: dict[str, OpenedVolume] = {}
-
-    def put(self, name: str, opened: OpenedVolume) -> None:
-        """Add a volume as the latest."""
-        self.forgotten.discard(name)
-        self._volumes[name] = opened
-
-    def use(self, name: str) -> OpenedVolume | None:
-        """Return a volume and make it the latest, or None."""
-        opened = self._volumes.pop(name, None)
-        if opened is not None:
-            self._volumes[name] = opened
-        return opened
-
-    def drop(self, name: str) -> None:
-        """Let go of a volume for good, and of why it could not be used."""
-        self.refused.pop(name, None)
-        self.forgotten.discard(name)
-        self._let_go([name])
-
-    def close_sessions(self) -> None:
-        """Forget what was computed from every volume."""
-        for opened in self._volumes.values():
-            opened.session = None
-        give_back_freed_memory()
-
-    def spare_bytes(self) -> int:
-        """Return what all volumes but the latest take; safe from any thread."""
-        return sum(opened.nbytes for opened in tuple(self._volumes.values())[:-1])
-
-    def shrink(self, keep: Collection[str], more_bytes: int = 0, *, keep_latest: bool = False) -> None:
-        """Forget old volumes until what is left, and ``more_bytes``, are within the bound; who needs one resends it.
-
-        Never ``keep``, nor with ``keep_latest`` the one that was used last.
-        """
-        keep = {*keep, *list(self._volumes)[-1:]} if keep_latest else keep
-        sizes = {name: opened.nbytes for name, opened in self._volumes.items()}
-        left = sum(sizes.values()) + more_bytes
-        gone = []
-        for name, size in sizes.items():
-            if left <= self._limit:
-                break
-            if name not in keep:
-                gone.append(name)
-                left -= size
-        self._let_go(gone)
-        self.forgotten.update(gone)
-
-    def _let_go(self, names: Collection[str]) -> None:
-        gone = [self._volumes.pop(name) for name in names if name in self._volumes]
-        if gone:
-            gone.clear()
-            give_back_freed_memory()
-
-
 class RequestHandler:
     """Answers requests, one after the other, on one thread.
 
@@ -199,7 +108,7 @@ class RequestHandler:
         """
         if isinstance(request, m.LoadModel):
             return self._answer_load(request)
-        if isinstance(request, m.Segment | m.Saliency):
+        if isinstance(request, m.VolumeRequest):
             with stop_between_layers(stop):
                 return self._infer(request, stop)
         return m.StatusReply(request.request_id, list_devices() if request.probe else None)
@@ -242,30 +151,34 @@ class RequestHandler:
         self._predictor = self._asked = self._load_error = None
         self.volumes.close_sessions()
 
-    def _infer(self, request: m.Segment | m.Saliency, stop: Stop) -> m.Answer:
+    def _infer(self, request: m.VolumeRequest, stop: Stop) -> m.Answer:
         if request.volume_id in self.volumes.forgotten:
             return m.VolumeNeeded(request.request_id, request.volume_id)
         if isinstance(request, m.Segment):
             return self._answer_segment(request, stop)
+        if isinstance(request, m.Learn):
+            return self._answer_learn(request, stop)
+        if isinstance(request, m.Suggest):
+            return self._answer_suggest(request, stop)
         return self._answer_saliency(request)
 
     def _answer_segment(self, request: m.Segment, stop: Stop) -> m.Segmented:
-        from SPDSegmentLib.geometry.centerline import clicks_from_markups
-
-        stack, session = self._opened(request.volume_id)
-        clicks = clicks_from_markups(restore_markups(request.points_ras, request.point_ids, request.groups), stack)
-        slices, height, width = stack.shape
-        locked = unpack_masks(request.locked_table, request.locked_bits, (height, width))
-        if any(not 0 <= t < slices for t in locked):
-            raise BadInput("A slice edited by hand lies outside the volume.")
+        opened = self._opened(request.volume_id)
+        stack, session = opened.stack, opened.learned.get(request.learned, opened.session)
+        clicks, locked = _clicks_and_locked(request, stack)
+        slices = stack.shape[0]
         if request.first_slice is not None and not 0 <= request.first_slice < slices:
             raise BadInput(f"The slice {request.first_slice} to begin with lies outside the volume.")
+        name = request.learned if request.learned in opened.learned else ""
         sent: set[int] = set()
 
         def send(result: Any) -> None:
             sent.add(int(result.slice_index))
             self._emit(_slice_ready(request, result, stack))
 
+        switched = opened.served != name
+        if switched:
+            opened.served = None
         result = session.segment(
             clicks,
             prompts=request.prompts,
@@ -277,30 +190,78 @@ class RequestHandler:
             anchor_xy=_slice_xy(request.anchor_ras, stack),
         )
         recomputed = tuple(sorted(int(t) for t in result.recomputed))
-        wanted = set(range(slices)) if request.send_all else set(recomputed)
+        wanted = set(range(slices)) if request.send_all or switched else set(recomputed)
         for slice_result in result.slices:
             if int(slice_result.slice_index) in wanted - sent:
                 send(slice_result)
+        opened.served = name
+        report = json_ready(result.report())
+        if request.learned != name:
+            report["notes"] = [*report.get("notes", []), LOST_LESSON]
         return m.Segmented(
             request.request_id,
             request.volume_id,
-            recomputed,
+            tuple(range(slices)) if switched else recomputed,
             *pack_fates(_placed(result.fates, stack)),
             seconds=float(result.seconds),
             device=str(result.device),
-            report=json_ready(result.report()),
+            report=report,
             anchor_ras=_anchor_ras(result, stack),
         )
 
+    def _answer_learn(self, request: m.Learn, stop: Stop) -> m.Learned:
+        from SPDSegmentLib.inference.results import Call
+
+        opened = self._opened(request.volume_id)
+        clicks, corrected = _clicks_and_locked(request, opened.stack)
+        call = Call(on_progress=_Throttle(request.request_id, self._emit), cancelled=stop)
+        opened.served = None  # the session may decide slices that the caller is not told of
+        options = {"call": call, "anchor_xy": _slice_xy(request.anchor_ras, opened.stack)}
+        lesson = self._predictor.learn(opened.session, clicks, corrected, request.prompts, **options)
+        if lesson.session is not None:
+            opened.keep_learned(lesson.name, lesson.session)
+        return m.Learned(
+            request.request_id,
+            request.volume_id,
+            lesson.name,
+            tuple(int(t) for t in lesson.slices),
+            float(lesson.before),
+            float(lesson.after),
+            int(lesson.voxels),
+            *pack_masks(lesson.changed),
+            lesson.sentence,
+        )
+
+    def _answer_suggest(self, request: m.Suggest, stop: Stop) -> m.Suggested:
+        from SPDSegmentLib.geometry.centerline import clicks_from_points
+        from SPDSegmentLib.inference.results import Call
+
+        opened = self._opened(request.volume_id)
+        session = opened.learned.get(request.learned, opened.session)
+        call = Call(on_progress=_Throttle(request.request_id, self._emit), cancelled=stop)
+        clicks = clicks_from_points(request.points_ras, opened.stack)
+        found = self._predictor.suggest(session, clicks, request.count, call)
+        index = np.array([s.slice_index for s in found], dtype=float)
+        places = opened.stack.to_ras(index, np.array([s.xy for s in found], dtype=float))
+        measures = [(s.disagreement, min(s.distance_mm, 1e6), s.score) for s in found]
+        return m.Suggested(
+            request.request_id,
+            request.volume_id,
+            tuple(int(s.slice_index) for s in found),
+            np.asarray(places, dtype="<f8").reshape(-1, 3),
+            np.array(measures, dtype="<f8").reshape(-1, 3),
+        )
+
     def _answer_saliency(self, request: m.Saliency) -> m.SaliencyReady:
-        stack, session = self._opened(request.volume_id)
+        opened = self._opened(request.volume_id)
+        stack, session = opened.stack, opened.session
         if not 0 <= request.slice_index < stack.shape[0]:
             raise BadInput(f"The volume has no slice {request.slice_index}.")
         center = _slice_xy(request.center_ras, stack)
         saliency = np.asarray(session.saliency(request.slice_index, center), dtype="<f4")
         return m.SaliencyReady(request.request_id, request.volume_id, request.slice_index, saliency)
 
-    def _opened(self, volume_id: str) -> tuple[SliceStack, Session]:
+    def _opened(self, volume_id: str) -> OpenedVolume:
         if volume_id in self.volumes.refused:
             raise self.volumes.refused[volume_id]
         opened = self.volumes.use(volume_id)
@@ -310,7 +271,8 @@ class RequestHandler:
             raise self._load_error or ModelMissing("No model is loaded.", "Choose a model.")
         if opened.session is None:
             opened.session = self._predictor.open(opened.stack)
-        return opened.stack, opened.session
+            opened.served = ""
+        return opened
 
 
 def list_devices() -> tuple[m.Device, ...]:
@@ -331,6 +293,18 @@ def list_devices() -> tuple[m.Device, ...]:
             free = None
         devices.append(m.Device(f"cuda:{index}", str(torch.cuda.get_device_name(index)), free))
     return (*devices, m.Device("cpu", f"CPU, {os.cpu_count() or 1} cores", free_memory_bytes()))
+
+
+def _clicks_and_locked(request: m.Segment | m.Learn, stack: SliceStack) -> tuple[Clicks, dict[int, np.ndarray]]:
+    """The clicks of a request, and the masks (H, W) of the slices that were edited by hand."""
+    from SPDSegmentLib.geometry.centerline import clicks_from_markups
+
+    clicks = clicks_from_markups(restore_markups(request.points_ras, request.point_ids, request.groups), stack)
+    slices, height, width = stack.shape
+    locked = unpack_masks(request.locked_table, request.locked_bits, (height, width))
+    if any(not 0 <= t < slices for t in locked):
+        raise BadInput("A slice edited by hand lies outside the volume.")
+    return clicks, locked
 
 
 class _Throttle:

@@ -97,6 +97,7 @@ class Segment:
         send_all: send every slice of the result, not only the recomputed ones.
         locked_table: (L, 7) and ``locked_bits``: slices edited by hand, see ``payloads.pack_masks``.
         anchor_ras: ``Segmented.anchor_ras`` of the result that this one goes on from, in millimeters.
+        learned: ``Learned.name`` of what was learned from corrections, empty for the model itself.
     """
 
     kind: ClassVar[str] = "segment"
@@ -111,6 +112,40 @@ class Segment:
     first_slice: int | None = None
     send_all: bool = False
     anchor_ras: tuple[float, float, float] | None = None
+    learned: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Learn:
+    """Learn from the slices that were edited by hand, and say what would change; nothing does. Fields as of Segment."""
+
+    kind: ClassVar[str] = "learn"
+    request_id: int
+    volume_id: str
+    points_ras: Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
+    point_ids: tuple[str, ...]
+    groups: tuple[PointGroup, ...]
+    locked_table: Annotated[np.ndarray, ArrayOf("<i8", (None, 7))]
+    locked_bits: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
+    prompts: str = "consensus"
+    anchor_ras: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Suggest:
+    """Ask where ``count`` more clicks would help the last result most.
+
+    Attributes:
+        points_ras: (N, 3) the clicks, and places where a person wants none, in millimeters.
+        learned: as of that result.
+    """
+
+    kind: ClassVar[str] = "suggest"
+    request_id: int
+    volume_id: str
+    points_ras: Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
+    count: int = 1
+    learned: str = ""
 
 
 @dataclass(frozen=True)
@@ -260,6 +295,49 @@ class SaliencyReady:
     saliency: Annotated[np.ndarray, ArrayOf("<f4", (None, None))]
 
 
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What the slices edited by hand taught.
+
+    Attributes:
+        name: with which ``Segment`` asks for it; empty where nothing was gained.
+        slices: the slices learned from.
+        before, after: mean Dice of those slices, each segmented without its own correction.
+        voxels: how many would change.
+        changed_table, changed_bits: the slices that would change as they would be, see ``payloads.pack_masks``.
+        sentence: what was gained, in words.
+    """
+
+    kind: ClassVar[str] = "learned"
+    request_id: int
+    volume_id: str
+    name: str
+    slices: tuple[int, ...]
+    before: float
+    after: float
+    voxels: int
+    changed_table: Annotated[np.ndarray, ArrayOf("<i8", (None, 7))]
+    changed_bits: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
+    sentence: str
+
+
+@dataclass(frozen=True, eq=False)
+class Suggested:
+    """Where clicks would help most, the best first.
+
+    Attributes:
+        slices: M slices; places_ras: (M, 3) millimeters.
+        measures: (M, 3) share in dispute, 0 to 1; distance to the nearest click in mm; score.
+    """
+
+    kind: ClassVar[str] = "suggested"
+    request_id: int
+    volume_id: str
+    slices: tuple[int, ...]
+    places_ras: FatePlaces
+    measures: FatePlaces
+
+
 @dataclass(frozen=True)
 class StatusReply:
     """The worker is there; ``devices`` is None unless it was asked to probe."""
@@ -299,8 +377,10 @@ class Failed:
     details: str = ""
 
 
-Request = Hello | LoadModel | OpenVolume | VolumeChunk | Segment | Saliency | CloseVolume | Cancel | Status
-Answer = HelloReply | ModelLoaded | VolumeOpened | Segmented | SaliencyReady | StatusReply | VolumeNeeded | Failed
+VolumeRequest = Segment | Learn | Suggest | Saliency
+Request = Hello | LoadModel | OpenVolume | VolumeChunk | VolumeRequest | CloseVolume | Cancel | Status
+VolumeAnswer = Segmented | Learned | Suggested | SaliencyReady
+Answer = HelloReply | ModelLoaded | VolumeOpened | VolumeAnswer | StatusReply | VolumeNeeded | Failed
 Event = Answer | Progress | SliceReady | Alive
 
 REQUESTS: dict[str, type[Request]] = {cls.kind: cls for cls in typing.get_args(Request)}

@@ -10,19 +10,36 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, SPDError
 
-from .messages import Answer, OpenVolume, Progress, Saliency, Segment, Segmented, SliceReady, Status, VolumeChunk
+from .messages import (
+    Answer,
+    Learn,
+    OpenVolume,
+    Progress,
+    Segment,
+    Segmented,
+    SliceReady,
+    Status,
+    Suggest,
+    VolumeChunk,
+    VolumeRequest,
+)
+from .payloads import flatten_markups, pack_masks
 from .protocol import Buffer, encode_message
 
+if TYPE_CHECKING:
+    from SPDSegmentLib.geometry.markups import Markup
+
 CHUNK_BYTES = 1 << 20
-RequestMessage = Segment | Saliency | Status
+RequestMessage = VolumeRequest | Status
 
 
 @dataclass(frozen=True)
@@ -201,6 +218,30 @@ class Deliveries:
             known.behind = known.session is not None
             known.session, known.missed = session, {}
         return known
+
+
+def learn_message(
+    volume_id: str,
+    markups: Iterable[Markup],
+    locked: Mapping[int, np.ndarray],
+    prompts: str = "consensus",
+    anchor_ras: tuple[float, float, float] | None = None,
+) -> Learn:
+    """The request to learn from slices that a person edited; arguments as of ``WorkerClient.segment``."""
+    return Learn(0, volume_id, *flatten_markups(markups), *pack_masks(locked), prompts, anchor_ras)
+
+
+def suggest_message(
+    volume_id: str, markups: Iterable[Markup], dismissed_ras: Iterable[Sequence[float]] = (), learned: str = ""
+) -> Suggest:
+    """The request for the place where one more click would help the last result most.
+
+    Args:
+        markups: the clicks; dismissed_ras: places where a person wanted none; learned: as of the last result.
+    """
+    points, _, _ = flatten_markups(markups)
+    away = np.array([tuple(place) for place in dismissed_ras], dtype="<f8").reshape(-1, 3)
+    return Suggest(0, volume_id, np.concatenate((points, away)), 1, learned)
 
 
 @dataclass(frozen=True)

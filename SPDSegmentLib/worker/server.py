@@ -23,10 +23,11 @@ from SPDSegmentLib.errors import BadInput, Cancelled, OutOfMemory, SPDError
 from SPDSegmentLib.geometry.limits import free_memory_bytes
 
 from . import messages as m
-from .handler import LoadPredictor, RequestHandler, Work, default_limit_bytes, load_predictor
+from .handler import LoadPredictor, RequestHandler, Work, load_predictor
 from .health import EXIT_BROKEN_STREAM, EXIT_CANCELLED, EXIT_OK
 from .pipes import Outgoing, Pulse, to_error, to_event
 from .protocol import ContentError, FrameParser, RawFrame, array_bytes, decode_frame, decode_message
+from .volumes import default_limit_bytes
 
 READ_BYTES = 1 << 18
 MAX_WAITING = 4096

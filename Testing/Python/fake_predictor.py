@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from SPDSegmentLib.errors import Cancelled, ModelCorrupt, ModelMissing, OutOfMemory  # noqa: E402
+from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt, ModelMissing, OutOfMemory  # noqa: E402
+from SPDSegmentLib.inference.next_click import Suggestion  # noqa: E402
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus  # noqa: E402
 
 REACH = 2
@@ -50,6 +51,7 @@ class Behavior:
     radius: float = RADIUS_PX
     fov: float = 0.0
     flood: int = 0
+    learns: float = 2.0
     name: str = ""
 
     @classmethod
@@ -89,6 +91,18 @@ class FakeResult:
         return {"not_a_number": float("nan"), "numpy": np.int64(3), "recomputed": self.recomputed, **self.extra}
 
 
+@dataclass
+class FakeLesson:
+    slices: tuple[int, ...]
+    before: float = 0.8
+    after: float = 0.8
+    name: str = ""
+    session: Any = None
+    changed: dict[int, np.ndarray] = field(default_factory=dict)
+    voxels: int = 0
+    sentence: str = ""
+
+
 class FakePredictor:
     """A model that needs no weights."""
 
@@ -98,6 +112,12 @@ class FakePredictor:
     def __init__(self, behavior: Behavior) -> None:
         self.behavior = behavior
 
+    def suggest(self, session: FakeSession, *given: Any) -> list[Suggestion]:
+        return session.suggest(*given)
+
+    def learn(self, session: FakeSession, *given: Any, **options: Any) -> FakeLesson:
+        return session.learn(*given, **options)
+
     def open(self, stack: Any) -> FakeSession:
         return FakeSession(self.behavior, stack)
 
@@ -105,9 +125,10 @@ class FakePredictor:
 class FakeSession:
     """One volume: slices are kept until the clicks near them change."""
 
-    def __init__(self, behavior: Behavior, stack: Any) -> None:
+    def __init__(self, behavior: Behavior, stack: Any, learned: dict[str, Any] | None = None) -> None:
         self.behavior = behavior
         self.stack = stack
+        self.learned = learned
         self.known: dict[int, tuple[tuple[Any, ...], FakeSlice]] = {}
         self.center_xy: tuple[float, float] | None = None
 
@@ -149,12 +170,40 @@ class FakeSession:
             "first": first_slice,
             "prompts": prompts,
         }
+        extra["model"] = {} if self.learned is None else {"learned": self.learned}
         extra["notes"] = ["Some clicks lie outside."] if any(clicks.outside) else []
         return FakeResult(slices, self._fates(clicks), sorted(changed), extra=extra, center_xy=self.center_xy)
 
     def reach(self, before: Any, after: Any) -> set[int]:
         first, second = self._near(before), self._near(after)
         return {t for t in range(self.stack.shape[0]) if first[t] != second[t]}
+
+    def suggest(self, clicks: Any, count: int = 1, call: Any = None) -> list[Suggestion]:
+        """Three slices beyond the last click, beside its place; nothing where there is no such slice."""
+        t, (x, y) = int(clicks.slice_index.max()) + 3, clicks.xy.mean(axis=0).tolist()
+        return [Suggestion(t, (x + 2.0, y), 0.5, 9.0, 40.0)] if t < self.stack.shape[0] else []
+
+    def learn(
+        self, clicks: Any, corrected: Mapping[int, np.ndarray], prompts: str, call: Any, anchor_xy: Any = None
+    ) -> FakeLesson:
+        """Discs are as much wider as ``learns`` says; with 0 nothing is gained."""
+        slices = tuple(sorted(corrected))
+        if len(slices) < 2:
+            raise BadInput(f"{len(slices)} corrected slices are too few to learn from.", "Correct at least 2 slices.")
+        for done in range(4):
+            if call.cancelled():
+                raise Cancelled()
+            time.sleep(self.behavior.delay)
+            call.on_progress(FakeProgress("learning", done + 1, 4, None))
+        if not self.behavior.learns:
+            return FakeLesson(slices, sentence="Nothing was gained from corrected slices. Nothing was changed.")
+        wider = replace(self.behavior, radius=self.behavior.radius + self.behavior.learns)
+        session = FakeSession(wider, self.stack, {"name": f"{len(slices):012d}", "slices": len(slices)})
+        before, after = (s.segment(clicks, locked=corrected).slices for s in (self, session))
+        changed = {b.slice_index: b.mask for a, b in zip(before, after, strict=True) if (a.mask != b.mask).any()}
+        voxels = sum(int((a.mask ^ b.mask).sum()) for a, b in zip(before, after, strict=True))
+        text = f"Learned from {len(slices)} corrected slices; {len(changed)} slices and {voxels} voxels would change."
+        return FakeLesson(slices, 0.8, 0.9, f"{len(slices):012d}", session, changed, voxels, text)
 
     def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:
         self.looked_at = center_xy

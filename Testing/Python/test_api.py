@@ -18,7 +18,7 @@ from models_helpers import tiny_info
 from segment_case import tiny_bundle
 from tiny_predictor import listening_predictor, tube_volume
 
-from SPDSegmentLib import InteractiveSegmenter, api, load_model, segment
+from SPDSegmentLib import InteractiveSegmenter, api, interactive, load_model, segment
 from SPDSegmentLib.errors import BadInput, ModelMissing
 from SPDSegmentLib.geometry.markups import FRAMES, LIST, ControlPoint, Markup, write_markups
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -59,8 +59,8 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spd_home: Path) -> Sim
 
 def test_the_examples_in_the_docstrings_run(case: SimpleNamespace) -> None:
     names = {"array": case.volume.array, "affine": case.volume.ijk_to_ras}
-    results = doctest.testmod(api, extraglobs=names)
-    assert results.failed == 0 and results.attempted >= 10
+    results = [doctest.testmod(module, extraglobs=names) for module in (api, interactive)]
+    assert [r.failed for r in results] == [0, 0] and sum(r.attempted for r in results) >= 10
     assert Path("kidney.seg.nrrd").is_file()
 
 

@@ -22,6 +22,7 @@ LAYERS = {
     "networks": 6,
     "inference": 7,
     "api": 8,
+    "interactive": 9,
     "training": 8,
     "evaluation": 8,
     "worker": 9,
@@ -39,6 +40,7 @@ HEAVY = ("torch", "torchvision", "peft", "segment_anything", "transformers")
 SLICER = {"slicer", "qt", "ctk", "vtk"}
 TORCH_FREE = (
     "api",
+    "interactive",
     "errors",
     "settings",
     "staging",

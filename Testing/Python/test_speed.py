@@ -22,8 +22,7 @@ from SPDSegmentLib.geometry.intensity import normalize
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.geometry.window import place_window
-from SPDSegmentLib.inference.device_slices import DeviceSlices, pack_bits
-from SPDSegmentLib.inference.features import _EmbeddingCache
+from SPDSegmentLib.inference.device_slices import DeviceSlices, EmbeddingCache, pack_bits
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.models.bundle import write_bundle
@@ -126,7 +125,7 @@ def test_bits_come_back_as_they_were() -> None:
 
 
 def test_embeddings_are_bounded_and_those_unused_for_longest_go_first() -> None:
-    cache = _EmbeddingCache(3 * 2 * 8 * 4, half=True)
+    cache = EmbeddingCache(3 * 2 * 8 * 4, half=True)
     for first in (0, 2, 4):
         cache.add([first, first + 1], torch.full((2, 8, 2, 2), float(first)))
     assert cache[0][0, 0, 0] == 0 and cache.nbytes == 3 * 2 * 64

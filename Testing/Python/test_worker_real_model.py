@@ -20,9 +20,9 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice
-from SPDSegmentLib.worker.handler import RequestHandler, load_predictor, stop_between_layers
-from SPDSegmentLib.worker.payloads import flatten_markups, pack_masks, unpack_mask
-from SPDSegmentLib.worker.requests import WorkerCommand, local_command
+from SPDSegmentLib.worker.handler import LOST_LESSON, RequestHandler, load_predictor, stop_between_layers
+from SPDSegmentLib.worker.payloads import flatten_markups, pack_masks, unpack_mask, unpack_masks
+from SPDSegmentLib.worker.requests import WorkerCommand, learn_message, local_command, suggest_message
 
 torch = pytest.importorskip("torch")
 
@@ -186,3 +186,51 @@ def test_without_torch_nothing_is_hooked(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delitem(sys.modules, "torch")
     with stop_between_layers(lambda: True):
         assert layer(torch.zeros(1, 4)).shape == (1, 4)
+
+
+def test_a_suggested_click_comes_from_the_last_result_and_away_from_what_was_dismissed(worker: Driver) -> None:
+    clicks = [line()]
+    segmented = worker.client.wait(worker.client.segment("volume", clicks))
+    assert isinstance(segmented, m.Segmented)
+    first = worker.client.wait(worker.client.ask(suggest_message("volume", clicks)))
+    assert isinstance(first, m.Suggested)
+    assert len(first.slices) == len(first.places_ras) == len(first.measures) <= 1
+    if first.slices:
+        again = worker.client.wait(worker.client.ask(suggest_message("volume", clicks, first.places_ras)))
+        assert isinstance(again, m.Suggested) and again.slices != first.slices
+
+
+def test_what_corrections_taught_is_asked_for_by_name_and_taken_back_bit_for_bit(worker: Driver) -> None:
+    clicks = [line()]
+    own: dict[int, np.ndarray] = {}
+    take = Callbacks(lambda s: own.update({s.slice_index: unpack_mask(s.packed)}))
+    worker.client.wait(worker.client.segment("volume", clicks, send_all=True, callbacks=take))
+    shape = next(iter(own.values())).shape
+    corrected = {t: np.zeros(shape, dtype=bool) for t in (3, 5, 7)}
+    for mask in corrected.values():
+        mask[20:30, 20:30] = True
+    learned = worker.client.wait(worker.client.ask(learn_message("volume", clicks, corrected)))
+    assert isinstance(learned, m.Learned)
+    assert learned.slices == (3, 5, 7) and learned.sentence
+    changed = unpack_masks(learned.changed_table, learned.changed_bits, shape)
+    assert bool(learned.name) == (learned.after >= learned.before + 0.01) == bool(changed)
+    if learned.name:
+        found: dict[int, np.ndarray] = {}
+        take = Callbacks(lambda s: found.update({s.slice_index: unpack_mask(s.packed)}))
+        segmented = worker.client.wait(
+            worker.client.segment("volume", clicks, locked=corrected, learned=learned.name, callbacks=take)
+        )
+        assert isinstance(segmented, m.Segmented)
+        assert segmented.report["model"]["learned"] == {"name": learned.name, "slices": 3}
+        assert all(np.array_equal(found[t], mask) for t, mask in changed.items())
+    back: dict[int, np.ndarray] = {}
+    take = Callbacks(lambda s: back.update({s.slice_index: unpack_mask(s.packed)}))
+    segmented = worker.client.wait(worker.client.segment("volume", clicks, callbacks=take))
+    assert isinstance(segmented, m.Segmented) and "learned" not in segmented.report["model"]
+    assert all(np.array_equal(back[t], mask) for t, mask in own.items())
+
+
+def test_a_lesson_that_went_with_its_worker_is_said_to_be_lost(worker: Driver) -> None:
+    segmented = worker.client.wait(worker.client.segment("volume", [line()], learned="0123456789ab"))
+    assert isinstance(segmented, m.Segmented)
+    assert LOST_LESSON in segmented.report["notes"]

@@ -51,6 +51,8 @@ REQUESTS: list[Any] = [
     m.OpenVolume(3, "other", "<i2", SHAPE, np.diag([-1.0, -1.0, 1.0, 1.0])),
     m.VolumeChunk("other", 0, BYTES),
     m.Segment(4, "volume", POINTS, ("1", "2"), GROUPS, *NO_LOCKS),
+    m.Learn(5, "volume", POINTS, ("1", "2"), GROUPS, *NO_LOCKS),
+    m.Suggest(5, "volume", POINTS),
     m.Saliency(6, "volume", 1),
     m.CloseVolume("other"),
     m.Cancel(4),
@@ -65,6 +67,8 @@ EVENTS: list[Any] = [
     m.Progress(1, "decoding", 1, 3, 0.5),
     m.SliceReady(1, "volume", 1, MASK.shape, MASK.box, MASK.bits, 0.5, SliceStatus.SUPPORTED),
     m.Segmented(1, "volume", (1,), *FATES, seconds=0.1, device="cpu", report={}),
+    m.Learned(1, "volume", "", (1, 2), 0.5, 0.5, 0, *NO_LOCKS, "Nothing was gained."),
+    m.Suggested(1, "volume", (1,), POINTS[:1], np.zeros((1, 3))),
     m.Failed(1, "BadInput", "What."),
 ]
 ODD_VALUES: list[Any] = [

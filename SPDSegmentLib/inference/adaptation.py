@@ -1,0 +1,264 @@
+"""Learning from the slices that a person corrected, for one volume (ours): the saliency head follows them.
+
+Everything in front of the head is frozen, so it learns from the embeddings that are kept, in seconds, while on other
+slices it is held to what it said before (after Li and Hoiem, Learning without Forgetting, 2016). Nothing is learned
+silently: each corrected slice is first segmented by heads that never saw it, and only if those do better than the
+model's own is anything learned at all. What is learned lives in a session beside the model's own and goes with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.inference.device_slices import upload
+from SPDSegmentLib.inference.features import SliceFeatures
+from SPDSegmentLib.inference.results import Call, SegmentationProgress, SegmentationResult
+from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.networks.saliency import SaliencyHead
+from SPDSegmentLib.networks.spd import SegmentationLossConfig, SPDModel, segmentation_loss
+from SPDSegmentLib.prompts.distillation import SlicePrompts
+from SPDSegmentLib.prompts.strategies import distill_prompts
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.inference.engine import Engine
+
+LEARNING_RATE = 5e-4
+CHECKPOINTS = (20, 40)
+"""Steps after which a head is judged; the better number is taken."""
+BATCH, HELD_BATCH = 4, 2
+HELD_WEIGHT, MOST_HELD = 10.0, 24
+"""Weight of what the head said before on slices that nobody corrected, and how many of them are held to it."""
+FOLDS = 3
+FEWEST = 2
+"""Corrected slices from which anything is learned."""
+LEAST_GAIN = 0.01
+"""By so much the mean Dice of slices that a head never saw must rise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What corrected slices taught.
+
+    Attributes:
+        slices: the corrected slices, ascending.
+        before, after: mean Dice of the corrected slices as segmented without their correction, by the model and by
+            heads that learned from others of them only.
+        name: of what was learned, the same for the same corrections; empty where nothing was gained.
+        session: the volume under what was learned; None where nothing was gained.
+        changed: masks (H, W) of the slices that would change, by slice.
+        voxels: how many voxels would.
+    """
+
+    slices: tuple[int, ...]
+    before: float
+    after: float
+    name: str = ""
+    session: Session | None = None
+    changed: Mapping[int, np.ndarray] = field(default_factory=dict)
+    voxels: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """What was gained, in words."""
+        if self.session is None:
+            return (
+                f"Nothing was gained from {len(self.slices)} corrected slices: those left out would not get better "
+                f"(mean Dice {self.before:.3f} before, {self.after:.3f} after). Nothing was changed."
+            )
+        return (
+            f"Learned from {len(self.slices)} corrected slices: the mean Dice of those left out rises from "
+            f"{self.before:.3f} to {self.after:.3f}; {len(self.changed)} slices and {self.voxels} voxels would change."
+        )
+
+
+def learn(
+    session: Session,
+    clicks: Clicks,
+    corrected: Mapping[int, np.ndarray],
+    prompts: str = "consensus",
+    call: Call | None = None,
+    anchor_xy: tuple[float, float] | None = None,
+) -> Lesson:
+    """Learn from slices that a person corrected, and say what would change; the session stays as it is.
+
+    Args:
+        session: of the model itself.
+        clicks, prompts, anchor_xy: as for :meth:`Session.segment`.
+        corrected: masks (H, W) of the corrected slices, which also are the ``locked`` ones.
+
+    Raises:
+        BadInput: too few slices, or a model that cannot learn so.
+        Cancelled: between two steps; nothing is learned.
+    """
+    call = call or Call()
+    if session.predictor.engine.model.config.conditioned:
+        raise BadInput("This model cannot learn from corrections: its saliency listens to clicks.", "Place clicks.")
+    if len(corrected) < FEWEST:
+        raise BadInput(
+            f"{len(corrected)} corrected slices are too few to learn from.",
+            f"Correct at least {FEWEST} slices of this volume.",
+        )
+    options = {"prompts": prompts, "locked": corrected, "anchor_xy": anchor_xy, "cancelled": call.cancelled}
+    before = session.segment(clicks, on_progress=call.on_progress, **options)  # type: ignore[arg-type]
+    slices = tuple(sorted(corrected))
+    lesson = _Lessons(session, clicks, corrected, prompts, call)
+    gains = lesson.left_out()
+    best = int(np.argmax([after for _, after in gains]))
+    own, (steps, after) = lesson.own_dice, gains[best]
+    if after < own + LEAST_GAIN:
+        return Lesson(slices, own, after)
+    head = lesson.train(slices, (steps,))[steps]
+    name = _name(head)
+    adapted = adapted_session(session, head, {"name": name, "slices": len(slices)})
+    result = adapted.segment(clicks, **options)  # type: ignore[arg-type]
+    changed = _differing(before, result)
+    voxels = sum(int((mask ^ before.slices[t].mask).sum()) for t, mask in changed.items())
+    return Lesson(slices, own, after, name, adapted, changed, voxels)
+
+
+def adapted_session(session: Session, head: SaliencyHead, learned: Mapping[str, object]) -> Session:
+    """The same volume under another saliency head; embeddings are shared, results name what was ``learned``."""
+    predictor = copy.copy(session.predictor)
+    predictor.engine = _with_head(predictor.engine, head)
+    predictor.identity = {**predictor.identity, "learned": dict(learned)}
+    return type(session)(predictor, session.stack, session.features.adapted(predictor.engine))
+
+
+class _Lessons:
+    """Heads that learn from some of the corrected slices and are tried on the others."""
+
+    def __init__(
+        self, session: Session, clicks: Clicks, corrected: Mapping[int, np.ndarray], prompts: str, call: Call
+    ) -> None:
+        self._session = session
+        self._call = call
+        self._corrected = {t: np.asarray(mask, dtype=bool) for t, mask in corrected.items()}
+        self._features = session.features
+        self._engine = session.predictor.engine
+        self._order = sorted(corrected)
+        self._folds = [self._order[k :: min(FOLDS, len(self._order))] for k in range(min(FOLDS, len(self._order)))]
+        self._done = 0
+        given = self._features.learning_inputs(self._order, call)
+        free = [t for t in sorted(self._features.cached_slices()) if t not in corrected]
+        held = free[:: max(1, -(-len(free) // MOST_HELD))]
+        self._held = self._features.learning_inputs(held, call) if held else []
+        if held:
+            said = np.stack([self._features.saliency(t, call) for t in held]).astype(np.float32)
+            self._held.append(upload(said[:, None], self._engine.device))
+        network = self._features.window.resample(np.stack([self._corrected[t] for t in self._order]).astype(np.float32))
+        self._inputs = [*given, upload((network > 0.5)[:, None].astype(np.float32), self._engine.device)]
+        self._prompts = {t: p for fold in self._folds for t, p in self._prompts_without(fold, clicks, prompts).items()}
+        self.own_dice = float(np.mean(self._dice(self._features, self._order)))
+
+    def left_out(self) -> list[tuple[int, float]]:
+        """Number of steps, and mean Dice of the corrected slices by heads that did not see them."""
+        found: dict[int, list[float]] = {steps: [] for steps in CHECKPOINTS}
+        for fold in self._folds:
+            rest = [t for t in self._order if t not in fold]
+            for steps, head in self.train(rest, CHECKPOINTS).items():
+                found[steps] += self._dice(self._features.adapted(_with_head(self._engine, head)), fold)
+        return [(steps, float(np.mean(dice))) for steps, dice in found.items()]
+
+    def train(self, slices: Sequence[int], checkpoints: Sequence[int]) -> dict[int, SaliencyHead]:
+        """Heads after so many steps on the corrections of ``slices``; the same whenever it is called."""
+        rows = np.array([self._order.index(t) for t in slices])
+        head = copy.deepcopy(self._engine.model.saliency_head).float().requires_grad_(True)
+        model = _with_model_head(self._engine.model, head)
+        optimizer = torch.optim.Adam(head.parameters(), LEARNING_RATE)
+        rng, loss = np.random.default_rng(len(rows)), SegmentationLossConfig()
+        heads = {}
+        all_steps = (len(self._folds) + 1) * max(CHECKPOINTS)
+        with torch.enable_grad():
+            for step in range(1, max(checkpoints) + 1):
+                self._call.check()
+                chosen = torch.from_numpy(rows[rng.permutation(len(rows))[:BATCH]]).to(self._engine.device)
+                own, previous, following, target = (part[chosen] for part in self._inputs)
+                total = segmentation_loss(model.saliency_logits(own, previous, following), target, loss).mean()
+                if self._held:
+                    chosen = torch.from_numpy(rng.permutation(len(self._held[0]))[:HELD_BATCH]).to(self._engine.device)
+                    own, previous, following, said = (part[chosen] for part in self._held)
+                    logits = model.saliency_logits(own, previous, following)
+                    total = total + HELD_WEIGHT * F.binary_cross_entropy_with_logits(logits, said)
+                optimizer.zero_grad()
+                total.backward()
+                optimizer.step()
+                self._done += 1
+                self._call.on_progress(SegmentationProgress("learning", min(self._done, all_steps), all_steps))
+                if step in checkpoints:
+                    heads[step] = copy.deepcopy(head).requires_grad_(False)
+        return heads
+
+    def _prompts_without(self, fold: Sequence[int], clicks: Clicks, strategy: str) -> dict[int, SlicePrompts]:
+        """The prompts that slices of a fold have where only the others were corrected."""
+        others = {t: mask for t, mask in self._corrected.items() if t not in fold}
+        inside = np.flatnonzero(~clicks.outside)
+        maps = self._features.maps(self._session.predictor.prompts.threshold, others, lambda: self._call)
+        network_clicks, _ = self._features.network_clicks(clicks, inside)
+        found = distill_prompts(maps, network_clicks, self._session.predictor.prompts, strategy, frozenset(others))
+        return {t: found.slices[t] for t in fold}
+
+    def _dice(self, features: SliceFeatures, slices: Sequence[int]) -> list[float]:
+        """Dice of slices with the corrections: decoded, or by the saliency where nothing prompts them."""
+        self._call.check()
+        features.ensure(slices, self._call)
+        prompted = [self._prompts[t] for t in slices if len(self._prompts[t].points)]
+        masks: dict[int, np.ndarray] = {}
+
+        def decode(batch: Sequence[SlicePrompts]) -> None:
+            found, _ = features.masks(batch, self._call).arrays()
+            masks.update((p.slice_index, mask) for p, mask in zip(batch, found, strict=True))
+
+        self._engine.with_smaller_batches(prompted, decode, 2)
+        for t in slices:
+            if t not in masks:
+                salient = features.saliency(t, self._call).astype(np.float32)[None]
+                masks[t] = features.window.restore(salient, 0.0)[0] > self._session.predictor.prompts.threshold
+        return [_dice_of(masks[t], self._corrected[t]) for t in slices]
+
+
+def _dice_of(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of two masks, 1 where both are empty."""
+    size = int(mask.sum()) + int(truth.sum())
+    return 2 * int((mask & truth).sum()) / size if size else 1.0
+
+
+def _differing(before: SegmentationResult, after: SegmentationResult) -> dict[int, np.ndarray]:
+    pairs = zip(before.slices, after.slices, strict=True)
+    return {b.slice_index: b.mask for a, b in pairs if not np.array_equal(a.mask, b.mask)}
+
+
+def _with_model_head(model: SPDModel, head: SaliencyHead) -> SPDModel:
+    """The model with another saliency head; all other parts are shared."""
+    other = copy.copy(model)
+    other._modules = dict(model._modules)
+    other.saliency_head = head
+    return other
+
+
+def _with_head(engine: Engine, head: SaliencyHead) -> Engine:
+    other = copy.copy(engine)
+    other.model = _with_model_head(engine.model, head)
+    return other
+
+
+def _name(head: SaliencyHead) -> str:
+    """A name of the head's weights."""
+    digest = hashlib.sha256()
+    for tensor in head.state_dict().values():
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()[:12]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().tobytes()

@@ -1,0 +1,198 @@
+"""Learning from corrected slices: what is learned, when nothing is, and that the model itself stays as it was."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from models_helpers import tiny_info
+from tiny_predictor import SIZE, BrightnessEngine, listening_predictor, tube_volume
+from torch import Tensor
+
+from SPDSegmentLib import InteractiveSegmenter, LoadedModel
+from SPDSegmentLib.errors import BadInput, Cancelled
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.intensity import IntensityConfig
+from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.inference.adaptation import Lesson, learn
+from SPDSegmentLib.inference.engine import Engine
+from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.inference.results import Call
+from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.models.bundle import read_bundle, write_bundle
+from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.spd import SegmentationLossConfig, SPDModel, segmentation_loss
+from SPDSegmentLib.prompts.config import PromptConfig
+
+MIDDLES = {t: (20 + t // 2 + 5, 30) for t in range(4, 20)}
+
+
+class HeadEngine(BrightnessEngine):
+    """Masks are where the saliency head says so; what it sees carries the slice's brightness."""
+
+    saliency = Engine.saliency
+
+    @torch.inference_mode()
+    def decode(
+        self, embeddings: Tensor, points: Sequence[np.ndarray], saliency: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        assert saliency is not None
+        return saliency.float() - 0.5, torch.full((len(saliency),), 0.8)
+
+
+def truth(t: int) -> np.ndarray:
+    mask = np.zeros((SIZE, SIZE), dtype=bool)
+    if 3 <= t < 21:
+        mask[24:36, 20 + t // 2 : 30 + t // 2] = True
+    return mask
+
+
+@functools.cache
+def predictor() -> Predictor:
+    """Whose head was taught that the structure is much wider than it is."""
+    torch.manual_seed(0)
+    network = NetworkConfig("tiny_random", SIZE, dense_saliency_prompt=True)
+    engine = HeadEngine(SPDModel(network, adapters=False), torch.device("cpu"), torch.float32, 4, 10)
+    made = Predictor(engine, PromptConfig(), IntensityConfig("window", 0.0, 100.0), 0.0, "axial", {"name": "tiny"})
+    session = made.open(SliceStack(tube_volume(), "axial"))
+    session.saliency(10)
+    slices = range(4, 20, 2)
+    own, previous, following = session.features.learning_inputs(slices, Call())
+    wide = F.max_pool2d(torch.from_numpy(np.stack([truth(t) for t in slices])[:, None].astype(np.float32)), 7, 1, 3)
+    head = engine.model.saliency_head.requires_grad_(True)
+    optimizer = torch.optim.Adam(head.parameters(), 5e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        logits = engine.model.saliency_logits(own, previous, following)
+        segmentation_loss(logits, wide, SegmentationLossConfig()).mean().backward()
+        optimizer.step()
+    head.requires_grad_(False)
+    return made
+
+
+def clicks() -> Clicks:
+    slices = sorted(MIDDLES)[::3]
+    xy = np.array([MIDDLES[t] for t in slices], dtype=float)
+    return Clicks(np.array(slices), xy, np.zeros(len(slices), bool), tuple(map(str, slices)))
+
+
+def corrected(*slices: int) -> dict[int, np.ndarray]:
+    return {t: truth(t) for t in slices}
+
+
+@pytest.fixture
+def session() -> Session:
+    return predictor().open(SliceStack(tube_volume(), "axial"))
+
+
+def dice(mask: np.ndarray, slices: Sequence[int]) -> float:
+    own, reference = mask[list(slices)], np.stack([truth(t) for t in slices])
+    return float(2 * (own & reference).sum() / (own.sum() + reference.sum()))
+
+
+def test_other_slices_get_better_by_what_corrected_ones_taught_and_nothing_is_encoded(session: Session) -> None:
+    fixed = corrected(6, 9, 12, 15)
+    before = session.segment(clicks(), locked=fixed)
+    encoded = session.features.encoded
+    weights = {name: tensor.clone() for name, tensor in session.predictor.engine.model.state_dict().items()}
+    lesson = learn(session, clicks(), fixed)
+    assert lesson.session is not None and lesson.after > lesson.before
+    after = lesson.session.segment(clicks(), locked=fixed)
+    rest = [t for t in range(5, 19) if t not in fixed]
+    assert dice(after.mask, rest) > dice(before.mask, rest) + 0.02
+    assert all(np.array_equal(after.mask[t], truth(t)) for t in fixed)
+    assert session.features.encoded == lesson.session.features.encoded == encoded
+    # what would change was said exactly, and the model itself is as it was
+    differ = {t: after.mask[t] for t in range(24) if (after.mask[t] != before.mask[t]).any()}
+    assert lesson.changed.keys() == differ.keys()
+    assert all(np.array_equal(lesson.changed[t], mask) for t, mask in differ.items())
+    assert lesson.voxels == int((after.mask ^ before.mask).sum())
+    assert f"{len(differ)} slices and {lesson.voxels} voxels" in lesson.sentence
+    again = session.segment(clicks(), locked=fixed)
+    assert np.array_equal(again.mask, before.mask) and again.recomputed == []
+    assert all(torch.equal(weights[n], t) for n, t in session.predictor.engine.model.state_dict().items())
+
+
+def test_the_result_says_from_how_many_slices_it_has_learned(session: Session) -> None:
+    lesson = learn(session, clicks(), corrected(6, 9, 12, 15))
+    assert lesson.session is not None
+    report = lesson.session.segment(clicks()).report()
+    assert report["model"]["learned"] == {"name": lesson.name, "slices": 4}
+    assert any("adapted to 4 slices" in note for note in report["notes"])
+    assert "learned" not in session.segment(clicks()).report()["model"]
+
+
+def test_the_same_corrections_teach_the_same(session: Session) -> None:
+    first = learn(session, clicks(), corrected(6, 9, 12))
+    assert first.name == learn(session, clicks(), corrected(6, 9, 12)).name != ""
+    assert first.name != learn(session, clicks(), corrected(6, 9, 15)).name
+
+
+def test_corrections_that_contradict_one_another_teach_nothing_and_say_so(session: Session) -> None:
+    rng = np.random.default_rng(0)
+    noise = {t: rng.random((SIZE, SIZE)) > 0.97 for t in (6, 9, 12, 15)}
+    before = session.segment(clicks(), locked=noise)
+    lesson = learn(session, clicks(), noise)
+    assert lesson.session is None and lesson.changed == {} and lesson.name == ""
+    assert lesson.sentence.startswith("Nothing was gained from 4 corrected slices")
+    assert np.array_equal(session.segment(clicks(), locked=noise).mask, before.mask)
+
+
+def test_one_corrected_slice_and_a_listening_saliency_are_refused(session: Session) -> None:
+    with pytest.raises(BadInput, match="too few"):
+        learn(session, clicks(), corrected(6))
+    listening = listening_predictor().open(SliceStack(tube_volume(), "axial"))
+    with pytest.raises(BadInput, match="listens to clicks"):
+        learn(listening, clicks(), corrected(6, 9))
+
+
+def test_learning_tells_its_progress_and_can_be_cancelled_and_then_nothing_has_changed(session: Session) -> None:
+    fixed = corrected(6, 9, 12)
+    before = session.segment(clicks(), locked=fixed)
+    seen: list[tuple[str, int, int]] = []
+    call = Call(
+        on_progress=lambda p: seen.append((p.stage, p.done, p.total)),
+        cancelled=lambda: sum(stage == "learning" for stage, _, _ in seen) >= 5,
+    )
+    with pytest.raises(Cancelled):
+        learn(session, clicks(), fixed, call=call)
+    assert [done for stage, done, _ in seen if stage == "learning"] == [1, 2, 3, 4, 5]
+    assert np.array_equal(session.segment(clicks(), locked=fixed).mask, before.mask)
+
+
+def test_a_field_of_view_that_moves_in_one_session_leaves_the_other_as_it_was(session: Session) -> None:
+    lesson = learn(session, clicks(), corrected(6, 9, 12, 15))
+    assert lesson.session is not None
+    kept = lesson.session.features.cached_slices()
+    session.close()
+    assert session.features.cached_slices() == set() and lesson.session.features.cached_slices() == kept
+
+
+def test_from_python_what_was_learned_is_applied_and_forgotten_by_the_person(spd_home: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "tiny"
+    write_bundle(bundle, tiny_info(), {"w": torch.zeros(2)}, "")
+    case = InteractiveSegmenter(tube_volume(), LoadedModel(read_bundle(bundle), predictor()), axis="axial")
+    with pytest.raises(BadInput, match="no mask"):
+        case.suggest()
+    places = clicks()
+    first = case.add(case.stack.to_ras(places.slice_index, places.xy))
+    suggested = case.suggest()
+    if suggested is not None:
+        assert case.suggest([suggested]) != suggested
+    mask = case.stack.from_volume(first.mask.copy())
+    for t, reference in corrected(6, 9, 12, 15).items():
+        mask[t] = reference
+    own = case.correct(case.stack.to_volume(mask))
+    lesson = case.learn()
+    assert np.array_equal(case.release(0).mask, own.mask), "nothing changes by learning alone"
+    under = case.apply(lesson)
+    assert under.report()["model"]["learned"]["slices"] == 4
+    assert int((under.mask ^ own.mask).sum()) == lesson.voxels > 0
+    assert np.array_equal(case.forget().mask, own.mask)
+    with pytest.raises(BadInput, match="Nothing was gained"):
+        case.apply(Lesson((6, 9), 0.5, 0.5))
