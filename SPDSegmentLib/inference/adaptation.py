@@ -25,7 +25,7 @@ from SPDSegmentLib.inference.device_slices import upload
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import Call, SegmentationProgress, SegmentationResult
 from SPDSegmentLib.inference.session import Session
-from SPDSegmentLib.networks.saliency import SaliencyHead
+from SPDSegmentLib.networks.adapters import SaliencyHead
 from SPDSegmentLib.networks.spd import SegmentationLossConfig, SPDModel, segmentation_loss
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.strategies import distill_prompts
