@@ -11,6 +11,7 @@ from ..run.console import Console
 from ..scene.centerlines import Clicks
 from ..scene.state import idleTimer, moduleState
 from ..scene.write_record import WriteRecord
+from .assist_section import AssistSection
 from .clicks_section import ClicksSection
 from .controls import ResultDisplay, Shortcuts
 from .correct_section import CorrectSection
@@ -39,6 +40,7 @@ class ModulePanel(VTKObservationMixin):
         self.correct = CorrectSection(
             ui, logic.segmenter, self.inputs.currentTask, self._segmentChanged, self.review.currentSlice
         )
+        self.assist = AssistSection(ui, logic.segmenter, self.inputs.currentTask, self.run)
         self.display = ResultDisplay(ui, logic.segmenter.surfaces, lambda: self.state)
         self.saliency = SaliencySection(ui, logic.segmenter, self.inputs, self.run.show)
         self.export = ExportSection(ui, lambda: self.state)
@@ -92,6 +94,7 @@ class ModulePanel(VTKObservationMixin):
         self.inputs.close()
         self.clicks.close()
         self.review.close()
+        self.assist.withdraw()
         self.correct.close()
         self.display.close()
         self.export.close()
@@ -118,6 +121,7 @@ class ModulePanel(VTKObservationMixin):
         self.review.show(record)
         self.correct.edit(task.target if task is not None else None, self.state.volumeNode)
         self.correct.show(record)
+        self.assist.show(record)
         self.ui.undoButton.enabled = self.ui.undoButton.enabled or self.clicks.removed() is not None
         self.display.follow()
         self.export.refresh()
@@ -164,6 +168,7 @@ class ModulePanel(VTKObservationMixin):
         self.inputs.close()
         self.clicks.close()
         self.review.close()
+        self.assist.withdraw()
         self.correct.forgetScene()
         self.display.close()
 

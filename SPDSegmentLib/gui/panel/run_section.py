@@ -59,17 +59,18 @@ class RunSection:
             said = (self._inputs.doubts(), reason or self._inputs.note())
             self.ui.statusLabel.text = self._message or "\n".join(filter(None, said))
 
-    def start(self, *, everywhere: bool = False) -> SegmentationJob | None:
+    def start(self, *, everywhere: bool = False, learned: str | None = None) -> SegmentationJob | None:
         """Start a job with the present settings; a problem is shown, not raised.
 
         Args:
             everywhere: write outside the editor's editable area too.
+            learned: name of what corrections taught, see ``Segmenter.start``.
         """
         self.job = None
         self._say("")
         try:
             self.task = self._inputs.makeTask()
-            job = self.logic.segmenter.start(self.task, everywhere=everywhere)
+            job = self.logic.segmenter.start(self.task, everywhere=everywhere, learned=learned)
         except SPDError as error:
             self.show(error)
             return None
@@ -197,7 +198,7 @@ def progressText(progress: Progress) -> str:
     """Return stage, slices done and time left as one line."""
     if progress.stage == "load_model":
         return _("Loading the model...")
-    stages = {"encoding": _("Looking at slices"), "decoding": _("Segmenting slices")}
+    stages = {"encoding": _("Looking at slices"), "decoding": _("Segmenting slices"), "learning": _("Learning")}
     text = _("{stage}: {done} of {total}").format(
         stage=stages.get(progress.stage, progress.stage), done=progress.done, total=progress.total
     )

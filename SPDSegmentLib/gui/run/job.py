@@ -203,7 +203,10 @@ class SegmentationJob:
         elif self._isKept:
             self._end(JobState.DONE, None)
         elif self.answer is not None:
-            self.digests = self.writer.finish(best_fates(self.answer.fates), self._model, self.answer.anchor_ras)
+            learned = (self.answer.report.get("model") or {}).get("learned") or {}
+            self.digests = self.writer.finish(
+                best_fates(self.answer.fates), self._model, self.answer.anchor_ras, str(learned.get("name") or "")
+            )
             self._isKept = True
 
     def _bound(self, seconds: float, count: int) -> None:

@@ -182,8 +182,11 @@ class ResultWriter:
         for kept in (self.asked, self.changed, self.withheld, self._before):
             kept.clear()
 
-    def finish(self, fates: list[PointFate], model: str, anchor: Position | None = None) -> dict[int, str]:
+    def finish(
+        self, fates: list[PointFate], model: str, anchor: Position | None = None, learned: str = ""
+    ) -> dict[int, str]:
         """Keep the record of a complete run and return the checksums of the segment."""
+        self.record.learned = learned
         self.record.fates = fates
         self.record.model = model
         self.record.anchorRas = anchor

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.worker.client import Callbacks, Request
-from SPDSegmentLib.worker.messages import SaliencyReady
+from SPDSegmentLib.worker.messages import Answer, Progress, SaliencyReady
+from SPDSegmentLib.worker.requests import learn_message, suggest_message
 
 from ..scene.centerlines import Clicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks
 from ..scene.surfaces import ShownSurfaces
 from ..scene.volumes import VolumeSnapshot, slicesBeside
-from ..scene.write_record import WriteRecord
+from ..scene.write_record import Position, WriteRecord
 from .job import CallLater, JobState, SegmentationJob
 from .result_writer import ResultWriter
 from .task import History, SegmentMemory, Task, VolumeView
 from .worker_host import WorkerHost, volumeName
+
+OnAnswer = Callable[[Answer | SPDError], None]
+
+
+def _answerTo(callback: OnAnswer, onProgress: Callable[[Progress], None] | None = None) -> Callbacks:
+    """Callbacks that give the answer of a request, or its error, to one call."""
+
+    def finish(request: Request) -> None:
+        callback(request.error if request.error is not None else request.result())
+
+    return Callbacks(on_progress=onProgress, on_finished=finish)
 
 
 class Segmenter:
@@ -40,13 +52,16 @@ class Segmenter:
         self._callLater = callLater
         self._memories: dict[tuple[str, str], SegmentMemory] = {}
 
-    def start(self, task: Task, *, blocking: bool = False, everywhere: bool = False) -> SegmentationJob:
+    def start(
+        self, task: Task, *, blocking: bool = False, everywhere: bool = False, learned: str | None = None
+    ) -> SegmentationJob:
         """Send a segmentation to the worker and return its job; a running one of the same segment is replaced.
 
         Args:
             task: what to segment.
             blocking: the caller will call ``job.wait()``: nothing is written before.
             everywhere: write outside the editable area too.
+            learned: name of what corrections taught, empty for the model itself; None for that of the last result.
 
         Raises:
             SPDError: what was given cannot be segmented.
@@ -88,6 +103,7 @@ class Segmenter:
             memory.history.remember(task.target.mark, writer.digestsBefore, clicksBefore, writer.record)
             self.workerHost.useModel(task.view.model.key, task.view.device)
             self.workerHost.openVolume(snapshot, owner)
+            isSameModel = writer.record.model == task.view.model.name
             return self.workerHost.client.segment(
                 name,
                 clicks,
@@ -95,7 +111,8 @@ class Segmenter:
                 first_slice=None if task.firstSliceRas is None else snapshot.sliceAt(task.firstSliceRas),
                 send_all=memory.isIncomplete or memory.served != name or not self.workerHost.hasServed(name),
                 locked=locked,
-                anchor_ras=writer.record.anchorRas if writer.record.model == task.view.model.name else None,
+                anchor_ras=writer.record.anchorRas if isSameModel else None,
+                learned=(writer.record.learned if learned is None else learned) if isSameModel else "",
                 callbacks=callbacks,
             )
 
@@ -136,10 +153,40 @@ class Segmenter:
         self.workerHost.useModel(view.model.key, view.device)
         name = self.workerHost.openVolume(snapshot, "|".join(task.key) if task is not None else "")
 
-        def answer(request: Request) -> None:
-            callback(request.error if request.error is not None else request.answer)  # type: ignore[arg-type]
+        return self.workerHost.client.saliency(name, t, centerRas, _answerTo(callback))  # type: ignore[arg-type]
 
-        return self.workerHost.client.saliency(name, t, centerRas, Callbacks(on_finished=answer))
+    def suggest(self, task: Task, dismissedRas: Sequence[Position], callback: OnAnswer) -> Request | None:
+        """Ask where one more click would help the last result most; None where the worker does not know that result.
+
+        Args:
+            dismissedRas: places in world mm where a person wanted none.
+            callback: gets ``Suggested``, or the error.
+        """
+        snapshot = task.view.snapshot()
+        name = volumeName(snapshot, "|".join(task.key))
+        if not self.workerHost.hasServed(name):
+            return None
+        clicks = namedClicks(readClicks(task.centerlineNodes), snapshot.stack)
+        message = suggest_message(name, clicks, dismissedRas, task.target.record.learned)
+        return self.workerHost.client.ask(message, _answerTo(callback))
+
+    def learn(self, task: Task, callback: OnAnswer, onProgress: Callable[[Progress], None] | None = None) -> Request:
+        """Let the model learn from the slices that a person edited; nothing changes. ``callback`` gets ``Learned``.
+
+        Raises:
+            SPDError: what was given cannot be segmented.
+        """
+        self.noteChange(task)
+        snapshot, owner = task.view.snapshot(), "|".join(task.key)
+        clicks, record = namedClicks(readClicks(task.centerlineNodes), snapshot.stack), task.target.record
+        content = task.target.read(snapshot, record.owned)
+        locked = {t: content.mask(t) for t in sorted(record.owned)}
+        self.workerHost.useModel(task.view.model.key, task.view.device)
+        name = self.workerHost.openVolume(snapshot, owner)
+        anchor = record.anchorRas if record.model == task.view.model.name else None
+        self._memoryOf(task).isIncomplete = True
+        message = learn_message(name, clicks, locked, task.prompts, anchor)
+        return self.workerHost.client.ask(message, _answerTo(callback, onProgress))
 
     def checkJobs(self) -> None:
         """End the jobs whose volume, clicks or segment are gone."""

@@ -147,6 +147,7 @@ def removeClicks(node: Any, *, lastOnly: bool = False) -> None:
     node.EndModify(wasModifying)
 
 
+GHOST_SCALE, GHOST_COLOR = 3.0, (0.35, 0.85, 0.95)
 CLICKS_ROLE = "SPDSegment.Clicks."
 
 
@@ -208,6 +209,72 @@ def setIncluded(node: Any, clickId: str, included: bool, insisted: bool = False)
     node.EndModify(wasModifying)
 
 
+def addClick(node: Any, positionRas: Point) -> None:
+    """Add a click that a person has confirmed, so that it prompts whatever the model believes; into a curve on its way.
+
+    Where it lengthens an open curve least is its place there.
+    """
+    wasModifying = node.StartModify()
+    index = node.GetNumberOfControlPoints()
+    real = _realPoints(node)
+    if node.IsA("vtkMRMLMarkupsCurveNode") and len(real) > 1:
+        places = np.array([_positionOf(node, n) for n in real])
+        away = np.linalg.norm(places - positionRas, axis=1)
+        detour = [away[0], *(away[:-1] + away[1:] - np.linalg.norm(np.diff(places, axis=0), axis=1)), away[-1]]
+        index = [*real, real[-1] + 1][int(np.argmin(detour))]
+    node.InsertControlPointWorld(index, positionRas)
+    node.SetNthControlPointDescription(index, INSISTED)
+    node.EndModify(wasModifying)
+
+
+class GhostClick:
+    """A suggested click: a point that can be dragged; no click yet, and saved with no scene. It ends with `remove`."""
+
+    def __init__(self) -> None:
+        self._nodeId = ""
+
+    @property
+    def node(self) -> Any:
+        """The hidden point list that shows it, or None."""
+        return slicer.mrmlScene.GetNodeByID(self._nodeId) if self._nodeId else None
+
+    @property
+    def positionRas(self) -> Point | None:
+        """Where it is now, in world mm; None where there is none."""
+        node = self.node
+        if node is None or not node.GetNumberOfControlPoints():
+            return None
+        return _positionOf(node, 0)
+
+    def show(self, positionRas: Point, name: str) -> None:
+        """Show it at a place; where clicks are placed stays as it is."""
+        self.remove()
+        selection = slicer.app.applicationLogic().GetSelectionNode()
+        placed = selection.GetActivePlaceNodeID()
+        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLMarkupsFiducialNode")
+        node.UnRegister(None)
+        node.SetName(name)
+        node.HideFromEditorsOn()
+        node.SaveWithSceneOff()
+        node = slicer.mrmlScene.AddNode(node)
+        self._nodeId = node.GetID()
+        node.CreateDefaultDisplayNodes()
+        display = node.GetDisplayNode()
+        display.SaveWithSceneOff()
+        display.SetGlyphType(display.Diamond2D)
+        display.SetGlyphScale(GHOST_SCALE)
+        for setColor in (display.SetColor, display.SetSelectedColor):
+            setColor(*GHOST_COLOR)
+        node.AddControlPointWorld(positionRas, "?")
+        selection.SetActivePlaceNodeID(placed)
+
+    def remove(self) -> None:
+        """Take it away."""
+        node, self._nodeId = self.node, ""
+        if node is not None:
+            slicer.mrmlScene.RemoveNode(node)
+
+
 def indexOf(node: Any, clickId: str) -> int:
     """Return the index of a click in its node, -1 if it is gone."""
     for index in range(node.GetNumberOfControlPoints()):
@@ -257,6 +324,12 @@ def _path(node: Any) -> tuple[Point, ...]:
     if shown is None or shown.GetNumberOfPoints() < 2:
         return ()
     return tuple((r, a, s) for r, a, s in vtk_to_numpy(shown.GetData()).astype(float).tolist())
+
+
+def _positionOf(node: Any, index: int) -> Point:
+    position = [0.0, 0.0, 0.0]
+    node.GetNthControlPointPositionWorld(index, position)
+    return position[0], position[1], position[2]
 
 
 def _realPoints(node: Any) -> list[int]:

@@ -75,6 +75,7 @@ class WriteRecord:
         grid: voxels of that volume, None where they are not known.
         identity: of the segment, see ``record_store``.
         anchorRas: where the model's field of view was, in world mm; a new worker puts it there again.
+        learned: name of what the model had learned from corrections, empty for the model itself.
     """
 
     written: dict[int, str] = field(default_factory=dict)
@@ -87,6 +88,7 @@ class WriteRecord:
     volumeId: str = ""
     grid: RecordGrid | None = None
     identity: str = ""
+    learned: str = ""
 
     @property
     def nodeIds(self) -> set[str]:
@@ -157,6 +159,7 @@ class WriteRecord:
             self.volumeId,
             self.grid,
             self.identity,
+            self.learned,
         )
 
     def withNames(self, renamed: Mapping[str, str]) -> WriteRecord:
@@ -193,6 +196,7 @@ class WriteRecord:
                 "volume": names.get(self.volumeId, self.volumeId),
                 "grid": None if self.grid is None else [self.grid.shape, self.grid.matrix],
                 "segment": self.identity,
+                "learned": self.learned,
             },
             separators=(",", ":"),
         )
@@ -227,6 +231,7 @@ def _parsed(text: str, names: tuple[tuple[str, str], ...]) -> WriteRecord:
             nodeIds.get(content.get("volume") or "", content.get("volume") or ""),
             _grid(content.get("grid")),
             str(content.get("segment") or ""),
+            str(content.get("learned") or ""),
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return WriteRecord()

@@ -1,0 +1,121 @@
+"""The suggested click as a ghost point, and learning from corrections: shown first, taken over only when told to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gui_helpers import add_clicks, add_volume, load, mask_of, record_of, segment, settle, state_of
+from test_gui_correct import paint
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+
+
+@pytest.fixture
+def module(host: Any) -> Any:
+    """The module with a structure segmented from clicks on slices 2 and 5."""
+    add_volume(host)
+    loaded = load(host)
+    add_clicks((2, 5))
+    segment(host, loaded)
+    return loaded
+
+
+def press(host: Any, module: Any, name: str) -> None:
+    """Press a button and wait until what it asked for is there."""
+    getattr(module.ui, name).click()
+    assist = module.widget.panel.assist
+    host.wait_until(lambda: assist._request is None and not module.widget.panel.run.isRunning, 60_000)
+    settle(host, module)
+
+
+def test_a_suggested_click_is_shown_as_a_ghost_and_is_no_click_until_it_is_accepted(host: Any, module: Any) -> None:
+    import slicer
+
+    clicks, before = state_of(module).centerlineNodes[0], mask_of(module)
+    active = slicer.app.applicationLogic().GetSelectionNode().GetActivePlaceNodeID()
+    press(host, module, "suggestButton")
+    ghost = module.widget.panel.assist.ghost
+    np.testing.assert_allclose(ghost.positionRas, (22.0, 20.0, 24.0))
+    assert "Slice 8" in module.ui.suggestLabel.text and "50 %" in module.ui.suggestLabel.text
+    assert clicks.GetNumberOfControlPoints() == 2 and np.array_equal(mask_of(module), before)
+    assert ghost.node.GetHideFromEditors() and not ghost.node.GetSaveWithScene()
+    assert slicer.app.applicationLogic().GetSelectionNode().GetActivePlaceNodeID() == active
+    assert state_of(module).centerlineNodes == [clicks]
+
+    ghost.node.SetNthControlPointPositionWorld(0, 25.0, 21.0, 24.0)  # dragged
+    press(host, module, "acceptButton")
+    place = [0.0, 0.0, 0.0]
+    clicks.GetNthControlPointPositionWorld(2, place)
+    assert place == [25.0, 21.0, 24.0] and ghost.node is None
+    host.wait_until(lambda: mask_of(module)[8].any(), 20_000)  # the live update took it over
+    from SPDSegmentLib.gui.scene.centerlines import snapshotClicks
+
+    assert snapshotClicks([clicks])[0][1].points[2].insisted
+
+
+def test_a_dismissed_suggestion_leaves_everything_and_is_told_to_the_next(host: Any, module: Any) -> None:
+    clicks, before = state_of(module).centerlineNodes[0], mask_of(module)
+    press(host, module, "suggestButton")
+    press(host, module, "dismissButton")
+    assert module.widget.panel.assist.ghost.node is None and not module.ui.acceptButton.enabled
+    assert clicks.GetNumberOfControlPoints() == 2 and np.array_equal(mask_of(module), before)
+    press(host, module, "suggestButton")
+    place = module.widget.panel.assist.ghost.positionRas
+    assert place is None or place[2] != 24.0
+
+
+def test_an_accepted_click_takes_its_place_in_a_curve(host: Any) -> None:
+    from SPDSegmentLib.gui.scene.centerlines import addClick, snapshotClicks
+
+    curve = add_clicks((2, 4, 8), kind="Curve")
+    addClick(curve, (24.0, 20.0, 18.0))
+    addClick(curve, (24.0, 20.0, 30.0))
+    points = snapshotClicks([curve])[0][1].points
+    assert [p.position_ras[2] for p in points] == [6.0, 12.0, 18.0, 24.0, 30.0]
+    assert [p.insisted for p in points] == [False, False, True, False, True]
+
+
+def test_corrections_teach_what_is_shown_first_then_applied_undone_and_forgotten(host: Any, module: Any) -> None:
+    module.ui.correctSection.collapsed = False
+    paint(host, module, 3)
+    assert not module.ui.learnButton.enabled, "one corrected slice is too few"
+    paint(host, module, 4)
+    own = mask_of(module)
+    press(host, module, "learnButton")
+    text = module.ui.learnLabel.text
+    assert text.startswith("Learned from 2 corrected slices") and "nothing has changed yet" in text
+    assert "Slices: 0-2, 5-7." in text
+    assert np.array_equal(mask_of(module), own) and not record_of(module).learned
+
+    press(host, module, "applyLearnedButton")
+    wider = mask_of(module)
+    assert record_of(module).learned and wider.sum() > own.sum()
+    assert np.array_equal(wider[3:5], own[3:5]), "a person's slices stay"
+    assert module.ui.forgetLearnedButton.enabled
+
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert np.array_equal(mask_of(module), own) and not record_of(module).learned
+
+    press(host, module, "learnButton")
+    press(host, module, "applyLearnedButton")
+    assert np.array_equal(mask_of(module), wider)
+    segment(host, module)
+    assert np.array_equal(mask_of(module), wider) and record_of(module).learned, "later runs stay adapted"
+    press(host, module, "forgetLearnedButton")
+    assert np.array_equal(mask_of(module), own) and not record_of(module).learned
+
+
+def test_where_nothing_is_gained_nothing_can_be_applied(host: Any) -> None:
+    add_volume(host)
+    module = load(host, "fake?learns=0")
+    add_clicks((2, 5))
+    segment(host, module)
+    module.ui.correctSection.collapsed = False
+    paint(host, module, 3)
+    paint(host, module, 4)
+    press(host, module, "learnButton")
+    assert module.ui.learnLabel.text.startswith("Nothing was gained")
+    assert not module.ui.applyLearnedButton.enabled
