@@ -1,6 +1,6 @@
 # The worker, the batch and the rest of the command line, without 3D Slicer. Nothing listens on a port.
-#   docker build -t spdsegment .                                                                     for the CPU
-#   docker build -t spdsegment --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126 .      for NVIDIA cards
+#   docker build -t spdsegment .                                    for the CPU
+#   docker build -t spdsegment --build-arg TORCH_INDEX= .           for NVIDIA cards: torch from pip's own index
 #   docker run --rm -i spdsegment                                   the worker; this is a Worker command for Slicer
 #   docker run --rm -v "$PWD:/data" spdsegment batch cases.csv --model kidney-mr --output results
 # With --gpus all in front of the image's name it uses the cards. Results belong to the user who is named with --user.
@@ -9,7 +9,7 @@ ARG TORCH="torch==2.13.0"
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 SPDSEGMENT_HOME=/opt/spdsegment/home
-RUN python -m venv /opt/spdsegment && /opt/spdsegment/bin/pip install "$TORCH" --index-url "$TORCH_INDEX"
+RUN python -m venv /opt/spdsegment && /opt/spdsegment/bin/pip install "$TORCH" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE.txt ./
 COPY SPDSegmentLib SPDSegmentLib
