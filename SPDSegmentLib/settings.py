@@ -37,32 +37,46 @@ def parse_json(content: str | bytes) -> Any:
         raise ValueError("is nested too deeply") from error
 
 
-def settings_from(cls: type[T], values: Mapping[str, Any], what: str) -> T:
-    """Build the dataclass ``cls`` from a mapping.
+def build_settings(cls: type[T], values: Any, where: str = "", kind: str = "") -> T:
+    """Build the dataclass ``cls`` from a table; a field that is a dataclass, or a mapping to some, takes tables too.
+
+    What is built already is taken as it is; lists become tuples.
 
     Args:
-        what: word for messages, as in ``prompt`` setting.
+        where: file and table, for messages.
+        kind: word for messages, as in ``prompt`` setting.
 
     Raises:
         BadInput: an unknown name, a value of another kind than its field, a missing one, or refused by ``cls``.
     """
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(str(name) for name in set(values) - known)
+    word, place = f"{kind} setting".strip(), f" in {where}" if where else ""
+    if not isinstance(values, Mapping):
+        raise BadInput(f"{where or f'The {word}s'} must be a table.")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(str(name) for name in set(values) - set(hints))
     if unknown:
-        raise BadInput(f"Unknown {what} setting '{shorten(unknown[0])}'.", f"Known: {', '.join(sorted(known))}.")
-    for name, value in values.items():
-        check_kind(cls, name, value, f"The {what} setting {name}")
+        raise BadInput(f"Unknown {word} '{shorten(unknown[0])}'{place}.", f"Known: {', '.join(sorted(hints))}.")
+    arguments = {name: _built(hints[name], value, f"{where} [{name}]".strip()) for name, value in values.items()}
+    for name, value in arguments.items():
+        if not _fits(value, hints[name]):
+            told = f"{shorten(repr(values[name]))}, which is not {_describe(hints[name])}"
+            raise BadInput(f"The {word} {name}{place} is {told}.", "Correct this value.")
     try:
-        return cls(**values)
+        return cls(**arguments)
     except TypeError as error:
-        raise BadInput(f"The {what} settings are incomplete: {error}.") from error
+        raise BadInput(f"{where or f'The table of {word}s'} is incomplete: {error}.") from error
 
 
-def check_kind(cls: type, name: str, value: Any, what: str) -> None:
-    """Raise :class:`BadInput` where ``value`` is not of the kind that the field ``name`` of ``cls`` has."""
-    hint = typing.get_type_hints(cls)[name]
-    if not _fits(value, hint):
-        raise BadInput(f"{what} is {shorten(repr(value))}, which is not {_describe(hint)}.", "Correct this value.")
+def _built(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return build_settings(hint, value, where)  # type: ignore[arg-type]
+    if typing.get_origin(hint) is dict and isinstance(value, Mapping):
+        return {name: _built(typing.get_args(hint)[1], item, f"{where} [{name}]") for name, item in value.items()}
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def check_choice(value: object, choices: Iterable[str], what: str) -> None:

@@ -131,7 +131,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         """Let go of everything before the effect is deleted."""
         self._stopFollowing()
 
-    def interactionNodeModified(self, interactionNode: Any) -> None:
+    def interactionNodeModified(self, _interactionNode: Any) -> None:
         """Stay active while clicks are placed; by default place mode ends an effect."""
 
     def updateGUIFromMRML(self) -> None:

@@ -155,8 +155,8 @@ def write_straightened(
     figure.subplots_adjust(left=0.07, right=0.93, top=0.88, bottom=0.09, hspace=0.10)
     middle, at = found.masks.shape[1] // 2, found.position_mm
     across = (np.arange(found.masks.shape[1]) - middle) * found.pixel_mm
-    step = found.length_mm / len(at)
-    extent = (0.0, found.length_mm, across[-1] + found.pixel_mm / 2, across[0] - found.pixel_mm / 2)
+    step = found.centerline_mm / len(at)
+    extent = (0.0, found.centerline_mm, across[-1] + found.pixel_mm / 2, across[0] - found.pixel_mm / 2)
     for axes, n in zip(rows[:2], (0, 1), strict=True):
         mask = found.masks.take(middle, axis=2 - n).T
         axes.set_facecolor("black")
@@ -184,7 +184,7 @@ def write_straightened(
     handles = [*plot.get_legend_handles_labels()[0], *areas.get_legend_handles_labels()[0]]
     areas.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=8, labelcolor=TEXT)
     for axes in (*rows, areas):
-        axes.set_xlim(0, found.length_mm)
+        axes.set_xlim(0, found.centerline_mm)
         axes.tick_params(colors=QUIET, labelsize=7)
         for spine in axes.spines.values():
             spine.set_visible(False)

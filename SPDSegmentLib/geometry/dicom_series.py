@@ -112,7 +112,7 @@ def modality_of(path: Path) -> str:
             file.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                header = read_partial(file, lambda tag, vr, length: tag > _MODALITY_TAG)
+                header = read_partial(file, lambda tag, *_: tag > _MODALITY_TAG)
         return str(header.get("Modality") or "").strip()
     except Exception:  # what reads the file says what is wrong with it
         return ""

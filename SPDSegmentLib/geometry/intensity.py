@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.settings import check_choice, check_ranges, settings_from
+from SPDSegmentLib.settings import build_settings, check_choice, check_ranges
 
 LARGEST_LIMIT = 1e9
 SMALLEST_SHARE = 1e-5
@@ -63,7 +63,7 @@ class IntensityConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IntensityConfig:
         """Build from a mapping; an unknown key or a value of another kind raises :class:`BadInput`."""
-        return settings_from(cls, values, "normalization")
+        return build_settings(cls, values, kind="normalization")
 
 
 def intensity_range(array: np.ndarray, config: IntensityConfig) -> tuple[float, float]:

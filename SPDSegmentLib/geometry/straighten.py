@@ -43,7 +43,8 @@ class Straightened:
         pixel_mm: of the planes.
         area_mm2, diameter_mm: (S,) of the cross-section, and of the circle of its area.
         feret_min_mm, feret_max_mm: (S,) least and greatest distance of two parallel lines that enclose it.
-        length_mm: of the centerline from end to end.
+        centerline_mm: length of the centerline from end to end; :func:`labelmap.measure` follows another path, through
+            the centroids of slices.
         left_out: share of the mask that no plane met, as parts and side branches apart from the centerline.
     """
 
@@ -58,7 +59,7 @@ class Straightened:
     diameter_mm: np.ndarray
     feret_min_mm: np.ndarray
     feret_max_mm: np.ndarray
-    length_mm: float
+    centerline_mm: float
     left_out: float
 
     def sentence(self) -> str:
@@ -66,7 +67,7 @@ class Straightened:
         k = int(np.argmax(self.diameter_mm))
         apart = f" {self.left_out:.0%} of the mask lies apart from it." if self.left_out > APART else ""
         return (
-            f"{self.length_mm:.0f} mm along the centerline, diameter {self.diameter_mm.mean():.1f} mm on average, "
+            f"{self.centerline_mm:.0f} mm along the centerline, diameter {self.diameter_mm.mean():.1f} mm on average, "
             f"{self.diameter_mm[k]:.1f} mm at its widest (slice {self.slice_number[k]}).{apart}"
         )
 
@@ -126,7 +127,7 @@ def straighten(
         diameter_mm=2 * np.sqrt(sections.area[order] / np.pi),
         feret_min_mm=ferets[order, 0],
         feret_max_mm=ferets[order, 1],
-        length_mm=len(sections.at) * sections.step_mm,
+        centerline_mm=len(sections.at) * sections.step_mm,
         left_out=_share_left_out(nodes, sections),
     )
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 Iou = TypeVar("Iou", float, "np.ndarray")
 
 CONFIDENCE = 0.9
-SLICE_SHARE = 0.9
-"""Share of a patient's slices that the bound of slices is for."""
 NUMBERS = ("volume_bias", "slice_bias")
 MARGINS = ("volume_margin", "slice_margin", "coverage")
 
@@ -104,53 +102,8 @@ def _under(calibration: Mapping[str, Any], what: str, predicted: float) -> tuple
     return less(calibration.get(f"{what}_bias", 0.0)), None if margin is None else less(margin)
 
 
-def conformal_margin(scores: Sequence[float], confidence: float = CONFIDENCE) -> float | None:
-    """What a new score stays below with ``confidence``; None where there are too few, so that it is infinite."""
-    rank = math.ceil((len(scores) + 1) * confidence - 1e-9)
-    return None if rank > len(scores) else float(sorted(scores)[rank - 1])
-
-
-def coverage(scores: Sequence[float], confidence: float = CONFIDENCE) -> float | None:
-    """Share of the scores that the margin of all others holds for; None where there are too few for a margin."""
-    held = []
-    for n, score in enumerate(scores):
-        margin = conformal_margin([*scores[:n], *scores[n + 1 :]], confidence)
-        if margin is None:
-            return None
-        held.append(score <= margin)
-    return sum(held) / len(held) if held else None
-
-
-def calibrate(
-    volumes: Mapping[str, Sequence[float]], slices: Mapping[str, Sequence[float]], severity: str
-) -> dict[str, Any]:
-    """The table ``calibration`` from the excesses, predicted less measured Dice, of every patient's volumes and slices.
-
-    Args:
-        volumes, slices: excesses by patient; a patient's slices may be none.
-    """
-    import numpy as np
-
-    scores = [max(values) for values in volumes.values()]
-    parts = [float(np.quantile(values, SLICE_SHARE, method="higher")) for values in slices.values() if len(values)]
-
-    def rounded(value: float | None) -> float | None:
-        return None if value is None else round(value, 4)
-
-    return {
-        "confidence": CONFIDENCE,
-        "patients": len(scores),
-        "severity": severity,
-        "volume_bias": rounded(float(np.median([np.median(values) for values in volumes.values()]))),
-        "slice_bias": rounded(float(np.median([np.median(values) for values in slices.values() if len(values)]))),
-        "volume_margin": rounded(conformal_margin(scores)),
-        "slice_margin": rounded(conformal_margin(parts)),
-        "coverage": rounded(coverage(scores)),
-    }
-
-
 def is_calibration(values: Mapping[str, Any]) -> bool:
-    """Whether a table of a ``model.json`` is empty or one of :func:`calibrate`."""
+    """Whether a table of a ``model.json`` is empty or one of ``Testing/Benchmarks/calibrate.py``."""
     if not values:
         return True
 

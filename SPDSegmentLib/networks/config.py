@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.settings import check_choice, check_ranges, settings_from
+from SPDSegmentLib.settings import build_settings, check_choice, check_ranges
 
 BACKBONES = ("lite_medsam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b", "tiny_random")
 DECODER_MODES = ("lora", "full", "frozen")
@@ -79,4 +79,4 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
         """Build from a mapping; an unknown key or a value of another kind raises :class:`BadInput`."""
-        return settings_from(cls, values, "network")
+        return build_settings(cls, values, kind="network")

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from SPDSegmentLib.errors import BadInput, missing_package
+from SPDSegmentLib.geometry.centerline import arc_length
 
 MIN_STEP_MM = 5.0
 END_DIRECTION_MM = 15.0  # length of path that gives the direction at an end
@@ -151,13 +152,9 @@ def _main_centers(sections: _CrossSections) -> np.ndarray:
     return np.column_stack([sections.slice_index[main], sections.center[main]])
 
 
-def _arc(points: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-
-
 def _resample(points: np.ndarray, step: float) -> np.ndarray:
     """Points at equal distances of about ``step`` from end to end; the middle of a polyline shorter than half of it."""
-    arc = _arc(points)
+    arc = arc_length(points)
     pieces = int(arc[-1] / step + 0.5)
     at = np.linspace(0, arc[-1], pieces + 1) if pieces else arc[-1:] / 2
     return np.column_stack([np.interp(at, arc, points[:, d]) for d in range(3)])
@@ -191,7 +188,7 @@ def _free_ends(branch: Branch, slice_mm: float) -> list[tuple[np.ndarray, np.nda
     ends = []
     for free, line in ((branch.start_free, points), (branch.stop_free, points[::-1])):
         if free:
-            inner = line[min(int(np.searchsorted(_arc(line), span)), len(line) - 1)]
+            inner = line[min(int(np.searchsorted(arc_length(line), span)), len(line) - 1)]
             away = line[0] - inner
             ends.append((line[0], away / max(float(np.linalg.norm(away)), 1e-9)))
     return ends

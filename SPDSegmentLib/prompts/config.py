@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.settings import check_ranges, settings_from
+from SPDSegmentLib.settings import build_settings, check_ranges
 
 STRATEGIES = ("consensus", "local", "raw", "interpolated", "sampled")
 SALIENCY_ONLY = "saliency-only"
@@ -79,4 +79,4 @@ class PromptConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptConfig:
         """Build from a mapping; an unknown key or a value of another kind raises :class:`BadInput`."""
-        return settings_from(cls, values, "prompt")
+        return build_settings(cls, values, kind="prompt")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import re
 import tomllib
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SegmentationLossConfig
 from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
-from SPDSegmentLib.settings import check_choice, check_kind, check_ranges
+from SPDSegmentLib.settings import build_settings, check_choice, check_ranges
 
 
 @dataclass(frozen=True)
@@ -303,42 +301,6 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def build_settings(cls: type, values: Any, where: str) -> Any:
-    """A dataclass from nested tables; a field that is a dataclass, or a mapping to some, takes tables of its own.
-
-    What is built already is taken as it is.
-
-    Raises:
-        BadInput: naming ``where`` and the setting that is missing, unknown, or of the wrong kind.
-    """
-    if not isinstance(values, dict):
-        raise BadInput(f"{where} must be a table.")
-    known = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise BadInput(f"Unknown setting '{unknown[0]}' in {where}.", f"Known: {', '.join(sorted(known))}.")
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        arguments[name] = _nested(known[name], value, f"{where} [{name}]")
-        check_kind(cls, name, arguments[name], f"{name} in {where}")
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        raise BadInput(f"{where} is incomplete: {error}.") from error
-
-
-def _nested(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return value if isinstance(value, kind) else build_settings(kind, value, where)  # type: ignore[arg-type]
-    if typing.get_origin(kind) is dict and isinstance(value, dict):
-        return {name: _nested(typing.get_args(kind)[1], item, f"{where} [{name}]") for name, item in value.items()}
-    return _tuples(value)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def check_split(data: DataConfig, path: Path) -> None:

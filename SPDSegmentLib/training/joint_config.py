@@ -10,8 +10,8 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SegmentationLossConfig
 from SPDSegmentLib.prompts.config import PromptConfig
-from SPDSegmentLib.settings import check_choice, check_ranges
-from SPDSegmentLib.training.config import BundleText, build_settings, check_severities, read_toml
+from SPDSegmentLib.settings import build_settings, check_choice, check_ranges
+from SPDSegmentLib.training.config import BundleText, check_severities, read_toml
 
 OBJECTIVES = ("joint", "saliency_first", "frozen_encoder", "prompted")
 
@@ -170,8 +170,7 @@ def read_joint_config(path: str | Path) -> JointConfig:
         BadInput: naming the file and the setting that is missing, unknown, or of the wrong kind.
     """
     path = Path(path)
-    config: JointConfig = build_settings(JointConfig, read_toml(path), str(path))
-    return config
+    return build_settings(JointConfig, read_toml(path), str(path))
 
 
 def is_joint(path: str | Path) -> bool:

@@ -26,8 +26,8 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.geometry.intensity import CT_WINDOW
 from SPDSegmentLib.geometry.limits import free_memory_bytes
-from SPDSegmentLib.settings import documented
-from SPDSegmentLib.training.config import TrainingConfig, build_settings, check_split
+from SPDSegmentLib.settings import build_settings, documented
+from SPDSegmentLib.training.config import TrainingConfig, check_split
 from SPDSegmentLib.training.survey import Survey, patient_pattern, split_patients, structure_facts
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def plan(
             "patience": 5,
         },
     }
-    config: TrainingConfig = build_settings(TrainingConfig, values, "the plan")
+    config = build_settings(TrainingConfig, values, "the plan")
     check_split(config.data, Path("the plan"))
     notes = list(found.notes)
     if not targets and len(chosen) > 1:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from SPDSegmentLib.api import load_model
 from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.models.bundle import describe_again, read_bundle
-from SPDSegmentLib.models.calibration import as_dice, calibrate, predicted_dice
+from SPDSegmentLib.models.calibration import CONFIDENCE, as_dice, predicted_dice
 from SPDSegmentLib.training.config import read_training_config
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct")
 SEVERITY = "clinic"
 FIRST_SEED = 7000
+SLICE_SHARE = 0.9
+"""Share of a patient's slices that the bound of slices is for."""
 
 
 def dice(mask: np.ndarray, truth: np.ndarray) -> float:
@@ -57,6 +61,49 @@ def rows_of(name: str, seeds: int) -> list[dict[str, Any]]:
             print(name, target.case, target.name, seed, rows[-1]["measured"], rows[-1]["predicted"], flush=True)
         session.close()
     return rows
+
+
+def conformal_margin(scores: Sequence[float], confidence: float = CONFIDENCE) -> float | None:
+    """What a new score stays below with ``confidence``; None where there are too few, so that it is infinite."""
+    rank = math.ceil((len(scores) + 1) * confidence - 1e-9)
+    return None if rank > len(scores) else float(sorted(scores)[rank - 1])
+
+
+def coverage(scores: Sequence[float], confidence: float = CONFIDENCE) -> float | None:
+    """Share of the scores that the margin of all others holds for; None where there are too few for a margin."""
+    held = []
+    for n, score in enumerate(scores):
+        margin = conformal_margin([*scores[:n], *scores[n + 1 :]], confidence)
+        if margin is None:
+            return None
+        held.append(score <= margin)
+    return sum(held) / len(held) if held else None
+
+
+def calibrate(
+    volumes: Mapping[str, Sequence[float]], slices: Mapping[str, Sequence[float]], severity: str
+) -> dict[str, Any]:
+    """The table ``calibration`` from the excesses, predicted less measured Dice, of every patient's volumes and slices.
+
+    Args:
+        volumes, slices: excesses by patient; a patient's slices may be none.
+    """
+    scores = [max(values) for values in volumes.values()]
+    parts = [float(np.quantile(values, SLICE_SHARE, method="higher")) for values in slices.values() if len(values)]
+
+    def rounded(value: float | None) -> float | None:
+        return None if value is None else round(value, 4)
+
+    return {
+        "confidence": CONFIDENCE,
+        "patients": len(scores),
+        "severity": severity,
+        "volume_bias": rounded(float(np.median([np.median(values) for values in volumes.values()]))),
+        "slice_bias": rounded(float(np.median([np.median(values) for values in slices.values() if len(values)]))),
+        "volume_margin": rounded(conformal_margin(scores)),
+        "slice_margin": rounded(conformal_margin(parts)),
+        "coverage": rounded(coverage(scores)),
+    }
 
 
 def table_of(rows: list[dict[str, Any]]) -> dict[str, Any]:

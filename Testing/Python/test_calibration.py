@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 from models_helpers import tiny_info
 
+from calibrate import calibrate, conformal_margin, coverage
 from SPDSegmentLib.batch.segmenting import _promised
 from SPDSegmentLib.errors import ModelCorrupt
 from SPDSegmentLib.inference.results import SegmentationResult, SliceResult
 from SPDSegmentLib.models.bundle import find_bundle
 from SPDSegmentLib.models.bundle_info import parse_info
-from SPDSegmentLib.models.calibration import (
-    calibrate,
-    conformal_margin,
-    coverage,
-    estimate,
-    predicted_dice,
-    slice_estimate,
-)
+from SPDSegmentLib.models.calibration import estimate, predicted_dice, slice_estimate
 from SPDSegmentLib.prompts.fates import SliceStatus
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.settings import settings_from
+from SPDSegmentLib.settings import build_settings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Example:
 
 def test_values_of_the_declared_kinds_are_taken() -> None:
     values: dict[str, Any] = {"count": 3, "share": 1, "range": [0, 2.5], "groups": [[1], [2, 3]], "limit": None}
-    assert settings_from(Example, values, "example").share == 1
+    assert build_settings(Example, values, kind="example").share == 1
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_values_of_the_declared_kinds_are_taken() -> None:
 )
 def test_a_value_of_another_kind_is_named_with_what_it_should_be(name: str, value: Any, kind: str) -> None:
     with pytest.raises(BadInput) as refused:
-        settings_from(Example, {"count": 1} | {name: value}, "example")
+        build_settings(Example, {"count": 1} | {name: value}, kind="example")
     assert refused.value.message == f"The example setting {name} is {value!r}, which is not {kind}."
 
 
 def test_unknown_and_missing_names_are_told() -> None:
     with pytest.raises(BadInput, match=r"Unknown example setting 'cuont'\. Known: count"):
-        settings_from(Example, {"cuont": 3}, "example")
+        build_settings(Example, {"cuont": 3}, kind="example")
     with pytest.raises(BadInput, match="incomplete: .*count"):
-        settings_from(Example, {}, "example")
+        build_settings(Example, {}, kind="example")

@@ -76,7 +76,7 @@ def test_a_tube_has_its_length_its_areas_and_its_diameters(inside, length_mm, sp
     mask, stack = _phantom(inside, spacing, directions)
     found = straighten(mask, stack, image=False)
     area = np.pi * RADIUS**2
-    assert found.length_mm == pytest.approx(length_mm, rel=0.02)
+    assert found.centerline_mm == pytest.approx(length_mm, rel=0.02)
     assert _middle(found.area_mm2).mean() == pytest.approx(area, rel=0.03)
     assert _middle(found.diameter_mm).mean() == pytest.approx(2 * RADIUS, rel=0.02)
     assert _middle(found.feret_min_mm).mean() == pytest.approx(2 * RADIUS, rel=0.06)
@@ -90,7 +90,7 @@ def test_the_planes_stand_across_the_centerline_and_do_not_turn_round_it():
     mask, stack = _phantom(_arc((60, 20, 0)), (0.8, 0.8, 2.5))
     found = straighten(mask, stack, image=False)
     steps = np.diff(found.center_ras, axis=0)
-    assert np.linalg.norm(steps, axis=1) == pytest.approx(found.length_mm / len(found.center_ras), rel=0.02)
+    assert np.linalg.norm(steps, axis=1) == pytest.approx(found.centerline_mm / len(found.center_ras), rel=0.02)
     along = steps / np.linalg.norm(steps, axis=1, keepdims=True)
     assert np.abs(np.einsum("sj,skj->sk", along, found.across_ras[:-1])).max() < 0.1
     turned = np.einsum("sj,sj->s", found.across_ras[1:, 0], found.across_ras[:-1, 0])
@@ -123,11 +123,11 @@ def test_a_gap_is_bridged_and_a_stray_part_is_left_out_and_said():
     mask, stack = _phantom(_straight((0, 0, 1)), (1.0, 1.0, 2.0), np.eye(3))
     broken = mask.copy()
     broken[17:19] = False
-    assert straighten(broken, stack, image=False).length_mm == pytest.approx(56, rel=0.03)
+    assert straighten(broken, stack, image=False).centerline_mm == pytest.approx(56, rel=0.03)
     stray = mask.copy()
     stray[8:13, 3:9, 3:9] = True
     found = straighten(stray, stack, image=False)
-    assert found.length_mm == pytest.approx(56, rel=0.03)
+    assert found.centerline_mm == pytest.approx(56, rel=0.03)
     assert found.left_out > 0.02
     assert "lies apart" in found.sentence()
 
@@ -139,7 +139,7 @@ def test_a_few_voxels_are_measured_as_well(voxels):
     mask[tuple(np.array(voxels).T)] = True
     found = straighten(mask, stack)
     assert len(found.table()) == len(found.area_mm2) > 0
-    assert 0 < found.length_mm < 12
+    assert 0 < found.centerline_mm < 12
     assert np.isfinite(np.array(found.table())).all()
 
 
@@ -148,7 +148,7 @@ def test_a_way_may_be_given():
     whole = straighten(mask, stack, image=False)
     rough = whole.center_ras[::12] + np.random.default_rng(3).normal(0, 1.5, whole.center_ras[::12].shape)
     found = straighten(mask, stack, rough, image=False)
-    assert found.length_mm == pytest.approx(whole.length_mm, rel=0.03)
+    assert found.centerline_mm == pytest.approx(whole.centerline_mm, rel=0.03)
 
 
 def test_nothing_to_measure_is_said():

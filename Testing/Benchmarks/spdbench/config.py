@@ -18,7 +18,8 @@ from typing import Any
 from spdbench.comparators.protocol import Budget
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.prompts.noise import NoiseConfig, noise_config, single_noise
-from SPDSegmentLib.training.config import build_settings, read_toml
+from SPDSegmentLib.settings import build_settings
+from SPDSegmentLib.training.config import read_toml
 
 CLEAN = "clean"
 PARTS = tuple(field.name for field in fields(NoiseConfig))

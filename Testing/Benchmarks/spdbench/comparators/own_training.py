@@ -22,7 +22,8 @@ from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.models.base_weights import find_base_weights
 from SPDSegmentLib.models.bundle import Bundle, read_bundle
 from SPDSegmentLib.networks.backbones import load_state_dict
-from SPDSegmentLib.training.config import TrainingConfig, build_settings
+from SPDSegmentLib.settings import build_settings
+from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.loop import join_processes
 from SPDSegmentLib.training.result import save_bundle
 from SPDSegmentLib.training.run import RunHooks, train
