@@ -13,6 +13,8 @@ from scipy import ndimage
 
 T = TypeVar("T")
 FEW = 8
+EDGE = 0.02
+"""A point that misses a component by no more than this share of the map's side counts as in it."""
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 _OVERLAPPING = np.zeros((3, 3, 3), dtype=bool)
 _OVERLAPPING[1] = True
@@ -130,8 +132,18 @@ class SaliencyMaps:
         return self._components[t]
 
     def component_at(self, t: int, points_xy: np.ndarray) -> np.ndarray:
-        """Component label under each of (N, 2) points, 0 where not salient."""
-        return _pick(self.components(t), np.asarray(points_xy, float).reshape(-1, 2))
+        """Component label under each of (N, 2) points, or of one that it hardly misses; 0 where not salient."""
+        points = np.asarray(points_xy, float).reshape(-1, 2)
+        labels = _pick(self.components(t), points)
+        if not labels.all() and self.is_salient(t):
+            rows, columns = np.nonzero(self.components(t))
+            reach = (EDGE * self.map(t).shape[0]) ** 2
+            for missed in np.flatnonzero(labels == 0):
+                squared = (columns - points[missed, 0]) ** 2 + (rows - points[missed, 1]) ** 2
+                nearest = int(np.argmin(squared))
+                if squared[nearest] <= reach:
+                    labels[missed] = self.components(t)[rows[nearest], columns[nearest]]
+        return labels
 
     def objects(self) -> list[np.ndarray]:
         """The connected regions of S > tau through all slices, each as the (M, 3) slice, row and column of its pixels.

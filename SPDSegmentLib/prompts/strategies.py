@@ -160,7 +160,8 @@ def fill_unsupported(
         if start is not None:
             others, reasons = fill_unsupported(saliency, {start.slice_index: start}, clicks, config)
             return {**others, start.slice_index: start}, [_synthesized_fate(start, NEAREST_REASON), *reasons]
-    anchors = sorted(supported)
+    salient = [t for t, of in supported.items() if saliency.component_at(t, of.points).any()]
+    anchors = sorted(salient or supported)  # a slice whose clicks are believed against its saliency leads nowhere
     prompts: dict[int, SlicePrompts] = {}
     fates: list[PointFate] = []
     for before, after in zip([None, *anchors], [*anchors, None], strict=True):
@@ -180,6 +181,8 @@ def fill_unsupported(
             functools.partial(_middles, saliency, sides, near, gap, config),
         )
         for t in gap:
+            if t in supported:
+                continue
             prompts[t] = middles.get(t) or empty_prompts(t, SliceStatus.ABSTAINED)
             if t in middles:
                 fates.append(_synthesized_fate(prompts[t], MIDDLE_REASON))

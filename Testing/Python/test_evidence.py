@@ -77,6 +77,32 @@ def test_a_far_click_changes_nothing_of_the_verdicts_by_adjoining_slices() -> No
     assert own[0] == own[1]
 
 
+def tube(n: int = 12) -> np.ndarray:
+    """S of a tube of side 20 through all slices."""
+    array = np.zeros((n, 64, 64), np.float32)
+    array[:, 20:40, 20:40] = 0.9
+    return array
+
+
+def test_a_click_that_hardly_misses_the_salient_part_leads_along_it() -> None:
+    array = tube()
+    array[6, 20:40, 40] = 0.4  # beside it, above what adjoining evidence asks for
+    clicks = SliceClicks(np.array([6]), np.array([[40.0, 30.0]]))
+    found = distill_prompts(SaliencyMaps.from_array(array, 0.5), clicks, PromptConfig(evidence="adjoining"))
+    assert [str(s.status) for s in found.slices] == ["synthesized"] * 6 + ["supported"] + ["synthesized"] * 5
+
+
+def test_a_slice_whose_clicks_are_believed_against_its_saliency_does_not_end_the_way() -> None:
+    array = tube()
+    array[[7, 9], 20:40, 20:60] = 0.9  # both slices beside slice 8 show something at its click, it itself does not
+    clicks = SliceClicks(np.array([2, 8]), np.array([[30.0, 30.0], [50.0, 30.0]]))
+    config = PromptConfig(evidence="adjoining", n_neighbors=0)
+    found = distill_prompts(SaliencyMaps.from_array(array, 0.5), clicks, config)
+    states = [str(s.status) for s in found.slices]
+    assert states[2] == states[8] == "supported" and set(states) == {"supported", "synthesized"}
+    assert {str(f.fate) for f in found.fates if f.is_own} >= {"kept"}
+
+
 @pytest.mark.parametrize("evidence", ["adjoining", "soft"])
 def test_the_reach_of_a_moved_click_stays_exact_under_other_evidence(evidence: str) -> None:
     predictor = tiny_predictor()
