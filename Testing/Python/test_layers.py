@@ -151,7 +151,8 @@ def test_what_runs_sets_up_and_shows_leaves_the_nodes_of_the_scene_to_the_lowest
     assert touching == ["panel/about.py", "panel/panel.py"], "the panel hears when the scene is closed or imported"
 
 
-def test_no_two_modules_import_each_other_even_through_others(repository: Path) -> None:
+def rests_on_itself(repository: Path) -> dict[str, set[str]]:
+    """Modules that import each other, even through others, and those that rest on them, with what they import."""
     modules = {module_name(repository, path): path for path in sources(repository)}
     asked: dict[str, set[str]] = {}
     for module, path in modules.items():
@@ -160,16 +161,36 @@ def test_no_two_modules_import_each_other_even_through_others(repository: Path) 
         asked[module] = (known & set(modules)) - {module, PACKAGE}
     while free := {module for module, needed in asked.items() if not needed}:
         asked = {module: needed - free for module, needed in asked.items() if module not in free}
-    assert asked == {}, "these import each other, or rest on modules that do"
+    return asked
 
 
-def test_a_class_name_means_one_thing(repository: Path) -> None:
+def names_of_two_classes(repository: Path) -> dict[str, list[str]]:
+    """Names that more than one class has, with the files."""
     places: dict[str, list[str]] = {}
     for path in sources(repository):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(path.relative_to(repository)))
-    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_no_two_modules_import_each_other_even_through_others(repository: Path) -> None:
+    assert rests_on_itself(repository) == {}, "these import each other, or rest on modules that do"
+
+
+def test_a_class_name_means_one_thing(repository: Path) -> None:
+    assert names_of_two_classes(repository) == {}
+
+
+def test_a_circle_and_a_name_of_two_classes_are_found(repository: Path, tmp_path: Path) -> None:
+    assert len(sources(repository)) > 100
+    texts = {"a": "from .worker import b", "worker/b": "import SPDSegmentLib.c", "c": "def late():\n  from . import a"}
+    for name, text in texts.items():
+        path = tmp_path / PACKAGE / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\nclass Job: pass\n", encoding="utf-8")
+    assert set(rests_on_itself(tmp_path)) == {f"{PACKAGE}.{name.replace('/', '.')}" for name in texts}
+    assert len(names_of_two_classes(tmp_path)["Job"]) == 3
 
 
 def test_no_file_is_longer_than_four_hundred_lines(repository: Path) -> None:
