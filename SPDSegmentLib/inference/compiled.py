@@ -1,7 +1,8 @@
-"""The encoder on a GPU: compiled in the background for one batch size; and how much memory any encoder has to have.
+"""The network on a GPU: encoder compiled in the background for one batch size, decoder captured; and memory for either.
 
 Compiling takes a minute or more, so it begins after the first result, on a thread of its own; the eager encoder serves
-until the compiled one is there and gives the same embeddings. Where it fails, the log says why and the eager one stays.
+until the compiled one is there and gives the same embeddings. The decoder's passes are CUDA graphs from then on. Where
+either fails, the log says why and the eager one stays.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ BYTES_PER_PIXEL, CHANNEL_BYTES = 2, 1024
 RESERVE_BYTES = 1 << 30
 """GPU memory for weights, the volume and what is kept of it, beside the batch that is encoded."""
 LARGEST_BATCH = 64
+CAPTURED_SIZES = (1, 2, 4, 8, 16, 32)
+"""Numbers of slices that a decoder is captured for."""
+MOST_GRAPHS = 8
 
 Encode = Callable[[Tensor], Tensor]
 log = logging.getLogger("spdsegment.inference")
@@ -79,10 +83,7 @@ class CompiledEncoder:
         try:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home_folder() / "compiled"))
             fast = self._compile(self._eager, dynamic=False)
-            found, truth = fast(batch).float(), self._eager(batch).float()
-            difference = float((found - truth).abs().mean() / truth.std().clamp(min=1e-12))
-            if not difference <= AGREEMENT:
-                raise RuntimeError(f"its embeddings differ by {difference:.3g} standard deviations")
+            check_agreement(fast(batch), self._eager(batch))
         except Exception as error:
             self._give_up(error)
             return
@@ -92,6 +93,85 @@ class CompiledEncoder:
     def _give_up(self, error: BaseException) -> None:
         self._fast = None
         log.warning("The encoder stays as it is; compiling it failed: %s", str(error).partition("\n")[0] or error)
+
+
+Run = Callable[..., tuple[Tensor, ...]]
+
+
+class CapturedDecoder:
+    """A decoder whose passes over the usual numbers of slices are replayed, each as one CUDA graph.
+
+    A number of slices is captured when it first occurs, tried once against the eager decoder, and replayed from then
+    on; smaller numbers are filled up. Where that fails, the log says why and the eager one stays.
+
+    Args:
+        eager: tensors (B, ...) to tensors (B, ...), on the device and without waiting for it.
+        capture: makes what replays a run on inputs like those that it is given; outputs may be overwritten by the next.
+    """
+
+    def __init__(self, eager: Run, capture: Callable[[Run, Sequence[Tensor]], Run] | None = None) -> None:
+        self._eager = eager
+        self._capture = capture or capture_graph
+        self._replays: dict[tuple[torch.Size, ...], Run] = {}
+        self._on = True
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        count = len(inputs[0])
+        size = next((size for size in CAPTURED_SIZES if size >= count), 0)
+        if not self._on or not size:
+            return self._eager(*inputs)
+        whole = [torch.cat((t, t[:1].expand(size - count, *t.shape[1:]))) if count < size else t for t in inputs]
+        key = tuple(t.shape for t in whole)
+        try:
+            if key in self._replays:
+                return tuple(output[:count].clone() for output in self._replays[key](*whole))
+            eager = self._eager(*whole)
+            replay = self._capture(self._eager, whole)
+            for found, truth in zip(replay(*whole), eager, strict=True):
+                check_agreement(found, truth)
+            if len(self._replays) < MOST_GRAPHS:
+                self._replays[key] = replay
+            return tuple(output[:count] for output in eager)
+        except (RuntimeError, AssertionError) as error:
+            self._on = False
+            self._replays.clear()
+            log.warning("The decoder stays as it is; capturing it failed: %s", str(error).partition("\n")[0] or error)
+            return self._eager(*inputs)
+
+
+def capture_graph(run: Run, inputs: Sequence[Tensor]) -> Run:
+    """A run on a GPU as a CUDA graph; each replay takes its inputs from, and leaves its outputs in, the same memory."""
+    static = [t.clone() for t in inputs]
+    kept, aside = torch.is_autocast_cache_enabled(), torch.cuda.Stream()
+    torch.set_autocast_cache_enabled(False)  # weights that were cast before would be gone when the graph is replayed
+    torch.clear_autocast_cache()
+    try:
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                run(*static)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = run(*static)
+    finally:
+        torch.set_autocast_cache_enabled(kept)
+
+    def replay(*given: Tensor) -> tuple[Tensor, ...]:
+        torch._foreach_copy_(static, list(given))
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def check_agreement(found: Tensor, truth: Tensor) -> None:
+    """Raise RuntimeError where an output differs from the eager one by more than :data:`AGREEMENT`."""
+    found, truth = found.float(), truth.float()
+    spread = truth.std(correction=0).clamp(min=1e-2 * float(truth.abs().mean()) + 1e-12)
+    difference = float((found - truth).abs().mean() / spread)
+    if not difference <= AGREEMENT:
+        raise RuntimeError(f"what it gives differs by {difference:.3g} standard deviations")
 
 
 def compiling_is_on(device: torch.device) -> bool:

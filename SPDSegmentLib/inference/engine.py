@@ -20,7 +20,7 @@ from SPDSegmentLib.errors import (
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.limits import keep_freed_memory
 from SPDSegmentLib.inference import compiled
-from SPDSegmentLib.inference.compiled import CompiledEncoder, compiling_is_on
+from SPDSegmentLib.inference.compiled import CapturedDecoder, CompiledEncoder, compiling_is_on
 from SPDSegmentLib.inference.device_slices import upload
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
@@ -137,10 +137,11 @@ class Engine:
         return self.encoder(batch) if self.encoder.is_compiled else self.model.encode(batch)
 
     def compile_encoder(self) -> None:
-        """Compile the encoder of a GPU in the background, once; see :mod:`SPDSegmentLib.inference.compiled`."""
+        """Compile a GPU's encoder in the background, once, and capture its decoder from now on."""
         if compiling_is_on(self.device):
             channels = 3 if self.model.config.conditioned else 1
             shape = (self.batch_size, channels, self.image_size, self.image_size)
+            self.model.decoder_pass = self.model.decoder_pass or CapturedDecoder(self.model.decode_batch)
             self.encoder.begin(torch.rand(shape, device=self.device).to(self.precision))
 
     @torch.inference_mode()

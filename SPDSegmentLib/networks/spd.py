@@ -5,6 +5,7 @@ Segmentation loss (Dice and focal) and Pairwise Slice Consistency are those of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class SPDModel(nn.Module):
         self.channels = channels
         self._takes_gray = False
         self._dense_position: Tensor | None = None
+        self.decoder_pass: Callable[..., tuple[Tensor, ...]] | None = None  # what runs in place of decode_batch
         if config.conditioned:
             self.conditioning = ClickConditioning(channels)
         else:
@@ -166,7 +168,7 @@ class SPDModel(nn.Module):
         else:
             sparse = torch.cat((sparse, self.conditioning.second_pass_token(batch)), dim=1)
             dense = prompt.mask_downscaling(self._mask_prompt(saliency_logits, embeddings, LOGIT_BOUND))
-        logits, quality = self._decode_batch(embeddings, sparse, dense)
+        logits, quality = (self.decoder_pass or self.decode_batch)(embeddings, sparse, dense)
         return self._at_image_size(logits), quality.float()
 
     def _at_image_size(self, logits: Tensor) -> Tensor:
@@ -207,10 +209,10 @@ class SPDModel(nn.Module):
         if self.config.dense_saliency_prompt and saliency_logits is not None:
             dense = self._mask_prompt(saliency_logits, embeddings, 12.0)
         sparse, dense = self.prompt_encoder(None if points is None else (points, labels), boxes, dense)
-        logits, quality = self._decode_batch(embeddings, sparse, dense)
+        logits, quality = (self.decoder_pass or self.decode_batch)(embeddings, sparse, dense)
         return self._at_image_size(logits), quality.float()
 
-    def _decode_batch(self, embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_batch(self, embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """SAM's mask decoder for one prompt per image; upstream's own forward takes one image at a time."""
         decoder = self.mask_decoder
         batch, channels, height, width = embeddings.shape

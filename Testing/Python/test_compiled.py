@@ -18,7 +18,7 @@ from SPDSegmentLib.errors import OutOfMemory
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference import compiled
-from SPDSegmentLib.inference.compiled import CompiledEncoder, batch_for, compiling_is_on
+from SPDSegmentLib.inference.compiled import CapturedDecoder, CompiledEncoder, batch_for, compiling_is_on
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -157,3 +157,62 @@ def test_a_gpu_s_volume_counts_and_an_unknown_amount_of_memory_limits_nothing() 
     assert batch_for(GPU, 256, lambda device: 5 * each, 64, each) == 4
     assert batch_for(GPU, 256, lambda device: 5 * each, 64, 3 * each) == 2
     assert batch_for(CPU, 256, lambda device: None, 3) == 3
+
+
+class Capturer:
+    """Stands in for CUDA graphs: a replay leaves its outputs in the same memory each time, as a graph does."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor] = lambda maps: maps) -> None:
+        self.captured: list[int] = []
+        self.replayed: list[int] = []
+        self._change = change
+
+    def __call__(self, run: Any, inputs: Any) -> Any:
+        self.captured.append(len(inputs[0]))
+        outputs = [torch.empty_like(output) for output in run(*inputs)]
+
+        def replay(*given: Tensor) -> tuple[Tensor, ...]:
+            self.replayed.append(len(given[0]))
+            for output, value in zip(outputs, run(*given), strict=True):
+                output.copy_(self._change(value))
+            return tuple(outputs)
+
+        return replay
+
+
+def sums(maps: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    return maps + points.sum((1, 2))[:, None, None], points.sum((1, 2))
+
+
+def test_a_decoder_is_captured_for_the_usual_numbers_of_slices_and_replayed() -> None:
+    capturer = Capturer()
+    decoder = CapturedDecoder(sums, capturer)
+    maps, points = torch.rand(40, 5, 5), torch.rand(40, 3, 2)
+    kept = []
+    for first, count in ((0, 3), (4, 3), (8, 4), (12, 1), (0, 40)):
+        chosen = slice(first, first + count)
+        kept.append((decoder(maps[chosen], points[chosen]), sums(maps[chosen], points[chosen])))
+    assert capturer.captured == [4, 1] and capturer.replayed == [4, 4, 4, 1], "a trial each, two calls; 40 are too many"
+    for found, expected in kept:  # also after later replays
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("change", [lambda maps: maps + 1, lambda maps: maps * torch.nan])
+def test_a_captured_decoder_that_is_wrong_is_never_used(
+    change: Callable[[Tensor], Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    capturer = Capturer(change)
+    decoder = CapturedDecoder(sums, capturer)
+    maps, points = torch.rand(3, 5, 5), torch.rand(3, 3, 2)
+    for _ in range(2):
+        assert torch.equal(decoder(maps, points)[0], sums(maps, points)[0])
+    assert capturer.captured == [4] and "capturing it failed" in caplog.text
+
+
+def test_masks_are_the_same_whether_the_decoder_is_captured() -> None:
+    stack, at = SliceStack(tube_volume(), "axial"), np.arange(4, 20, 3)
+    clicks = Clicks(at, np.column_stack((25.0 + at // 2, np.full(6, 30.0))), np.zeros(6, bool), tuple("abcdef"))
+    plain, predictor, capturer = _masks(tiny_predictor(), stack, clicks), tiny_predictor(), Capturer()
+    predictor.engine.model.decoder_pass = CapturedDecoder(predictor.engine.model.decode_batch, capturer)
+    _masks(predictor, stack, clicks)
+    assert (_masks(predictor, stack, clicks) != plain).sum() <= 2 and capturer.replayed
