@@ -1,4 +1,5 @@
-"""How fast is it on this machine's GPU? ``make gpu``, at most four minutes; writes ``results/gpu-<card>.json``.
+"""How fast is it on this machine's GPU? ``make gpu``, at most four minutes; writes ``results/gpu-<card>.json``
+and its table into ``docs/results.md``.
 
     .venv/bin/python Testing/Benchmarks/gpu.py [--bundle kidney-mr] [--device cuda] [--small] [--output FILE]
 
@@ -33,6 +34,8 @@ from with_network import through_worker
 from without_network import tube
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "results.md"
+MARKS = "<!-- what make gpu measured -->\n", "<!-- end of what make gpu measured -->\n"
 MATRIX, COPY_BYTES = 8192, 1 << 30
 
 
@@ -140,6 +143,15 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def put_into(page: Path, text: str) -> None:
+    """Put a table between the marks of a page, in place of what stands there."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        raise SystemExit(f"{page} has no place for the table: the lines {MARKS[0].strip()} and {MARKS[1].strip()}.")
+    page.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, write the report and print it as a table; returns it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,6 +159,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -180,6 +193,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table(report))
+    put_into(options.page, table(report))
     return report
 
 

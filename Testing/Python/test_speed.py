@@ -15,6 +15,7 @@ from models_helpers import tiny_info
 from tiny_predictor import tiny_predictor, tube_volume
 
 import gpu
+import with_network
 import without_network
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.geometry.centerline import Clicks
@@ -164,14 +165,35 @@ def _masks(predictor: Predictor, stack: SliceStack, clicks: Clicks) -> np.ndarra
     return session.segment(clicks).mask
 
 
+def test_a_run_with_its_network_is_measured_and_what_is_beside_it_is_little(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    lora = {"lora_rank": 2, "decoder_lora_rank": 2}
+    model = SPDModel(NetworkConfig("tiny_random", 64, lora_rank=2, decoder_lora_rank=2))
+    write_bundle(tmp_path / "tiny", tiny_info(network=lora), model.adapter_state(), "")
+    report = with_network.measure(str(tmp_path / "tiny"), 13, 2, tmp_path / "masks.npz")
+    assert report["slices"] == 13 and report["encoded"] == 11, "from the first click to the last"
+    for clock in with_network.CLOCKS:
+        assert 0 < report["outside_network"][clock] < 1
+        assert report["changed_click"][clock] > 0 and report["first_result"][clock] > 0
+    with np.load(tmp_path / "masks.npz") as masks:
+        assert masks["mask"].sum() == report["mask_voxels"]
+
+
 def test_the_measurement_on_a_gpu_runs_in_small_on_a_cpu(tmp_path: Path) -> None:
     torch.manual_seed(3)
     lora = {"lora_rank": 2, "decoder_lora_rank": 2}
     model = SPDModel(NetworkConfig("tiny_random", 64, lora_rank=2, decoder_lora_rank=2))
     write_bundle(tmp_path / "tiny", tiny_info(network=lora), model.adapter_state(), "")
     output = tmp_path / "results" / "gpu.json"
+    page = tmp_path / "page.md"
+    page.write_text(f"Before\n{gpu.MARKS[0]}Nothing yet.\n{gpu.MARKS[1]}After\n", encoding="utf-8")
     asked = ["--device", "cpu", "--small", "--bundle", str(tmp_path / "tiny"), "--output", str(output)]
-    report = gpu.main(asked)
+    report = gpu.main([*asked, "--page", str(page)])
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("Before\n") and text.endswith("After\n") and "Nothing yet" not in text
+    rows = ("first slice", "8 slices", "one changed click", "matrix peak", "of the bandwidth", "training, stage I")
+    assert all(row in text for row in rows)
+    assert all(mark in gpu.PAGE.read_text(encoding="utf-8") for mark in gpu.MARKS)
     assert json.loads(output.read_text(encoding="utf-8")) == report
     worker = report["worker"]
     assert 0 < worker["first_slice_cold_s"] <= worker["all_slices_cold_s"]
