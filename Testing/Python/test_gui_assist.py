@@ -119,3 +119,28 @@ def test_where_nothing_is_gained_nothing_can_be_applied(host: Any) -> None:
     press(host, module, "learnButton")
     assert module.ui.learnLabel.text.startswith("Nothing was gained")
     assert not module.ui.applyLearnedButton.enabled
+
+
+def test_the_segment_is_straightened_measured_and_saved_when_asked(host: Any, module: Any, tmp_path: Any) -> None:
+    import csv
+
+    ui, straight = module.ui, module.widget.panel.straight
+    ui.straightSection.collapsed = False
+    assert ui.straightButton.enabled and not ui.saveTableButton.enabled
+    ui.straightButton.click()
+    host.wait_until(lambda: straight.found is not None, 60_000)
+    found, mask = straight.found, mask_of(module)
+    volume_mm3 = float(mask.sum()) * 3.0
+    assert float(found.area_mm2.mean()) * found.length_mm == pytest.approx(volume_mm3, rel=0.15)
+    assert ui.straightTable.rowCount == len(found.position_mm) and f"{found.length_mm:.0f} mm" in ui.straightLabel.text
+    assert ui.straightPicture.pixmap.width() > 200
+
+    straight.askPath = lambda name, suffix: str(tmp_path / f"{name}{suffix}")
+    ui.saveTableButton.click()
+    ui.savePictureButton.click()
+    rows = list(csv.reader((tmp_path / "Kidney.csv").open(encoding="utf-8", newline="")))
+    assert rows[0][0] == "position_mm" and len(rows) == 1 + len(found.position_mm)
+    assert (tmp_path / "Kidney.png").read_bytes().startswith(b"\x89PNG")
+
+    paint(host, module, 3)  # another state: what was measured holds no longer
+    assert straight.found is None and ui.straightTable.rowCount == 0 and not ui.saveTableButton.enabled

@@ -60,7 +60,7 @@ def kidney_mask(module: Any) -> Any:
 
 def fold(module: Any, *unfolded: str) -> None:
     """Unfold these sections and fold all others."""
-    for name in ("clicks", "review", "correct", "export", "options", "setup"):
+    for name in ("clicks", "review", "straight", "correct", "export", "options", "setup"):
         getattr(module.ui, f"{name}Section").collapsed = name not in unfolded
 
 

@@ -21,6 +21,7 @@ from .overlays import SaliencySection
 from .review_section import ReviewSection
 from .run_section import RunSection
 from .setup_section import SetupSection
+from .straight_section import StraightSection
 
 
 class ModulePanel(VTKObservationMixin):
@@ -41,6 +42,7 @@ class ModulePanel(VTKObservationMixin):
             ui, logic.segmenter, self.inputs.currentTask, self._segmentChanged, self.review.currentSlice
         )
         self.assist = AssistSection(ui, logic.segmenter, self.inputs.currentTask, self.run)
+        self.straight = StraightSection(ui, self.inputs.currentTask)
         self.display = ResultDisplay(ui, logic.segmenter.surfaces, lambda: self.state)
         self.saliency = SaliencySection(ui, logic.segmenter, self.inputs, self.run.show)
         self.export = ExportSection(ui, lambda: self.state)
@@ -98,6 +100,7 @@ class ModulePanel(VTKObservationMixin):
         self.correct.close()
         self.display.close()
         self.export.close()
+        self.straight.close()
         self.removeObservers()
 
     def refresh(self) -> None:
@@ -122,6 +125,7 @@ class ModulePanel(VTKObservationMixin):
         self.correct.edit(task.target if task is not None else None, self.state.volumeNode)
         self.correct.show(record)
         self.assist.show(record)
+        self.straight.show(record)
         self.ui.undoButton.enabled = self.ui.undoButton.enabled or self.clicks.removed() is not None
         self.display.follow()
         self.export.refresh()
