@@ -44,7 +44,7 @@ def run(target: EvaluationTarget, predictor: Predictor) -> list[dict[str, Any]]:
             if learning and n in LEARN_AFTER:
                 began = time.perf_counter()
                 lesson = learn(session, clicks, corrected)
-                current = lesson.session or session
+                current = lesson.session or current  # who refuses changes nothing
                 lessons.append([n, round(lesson.before, 4), round(lesson.after, 4), lesson.session is not None,
                                 round(time.perf_counter() - began, 1)])  # fmt: skip
             mask = current.segment(clicks, locked=corrected).mask

@@ -131,8 +131,10 @@ def test_the_segment_is_straightened_measured_and_saved_when_asked(host: Any, mo
     host.wait_until(lambda: straight.found is not None, 60_000)
     found, mask = straight.found, mask_of(module)
     volume_mm3 = float(mask.sum()) * 3.0
-    assert float(found.area_mm2.mean()) * found.length_mm == pytest.approx(volume_mm3, rel=0.15)
-    assert ui.straightTable.rowCount == len(found.position_mm) and f"{found.length_mm:.0f} mm" in ui.straightLabel.text
+    assert float(found.area_mm2.mean()) * found.centerline_mm == pytest.approx(volume_mm3, rel=0.15)
+    assert (
+        ui.straightTable.rowCount == len(found.position_mm) and f"{found.centerline_mm:.0f} mm" in ui.straightLabel.text
+    )
     assert ui.straightPicture.pixmap.width() > 200
 
     straight.askPath = lambda name, suffix: str(tmp_path / f"{name}{suffix}")

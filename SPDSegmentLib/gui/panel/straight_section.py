@@ -160,7 +160,7 @@ def drawStraightened(found: Straightened, width: int) -> Any:
     painter.setPen(qt.QPen(qt.QColor("#1f2933"), 1))
     painter.drawLine(LEFT, bottom, right, bottom)
     painter.drawText(qt.QRect(LEFT - 20, bottom + 2, 40, 14), qt.Qt.AlignHCenter, "0")
-    end = _("{length} mm along").format(length=f"{found.length_mm:.0f}")
+    end = _("{length} mm along").format(length=f"{found.centerline_mm:.0f}")
     painter.drawText(qt.QRect(right - 120, bottom + 2, 120, 14), qt.Qt.AlignRight, end)
     painter.end()
     return pixmap
