@@ -6,8 +6,8 @@ LiteMedSAM (Ma et al., MedSAM project): the patch embedding keeps full resolutio
 :func:`fold_batch_norms` removes them for training and inference, where they are frozen anyway.
 
 Every tensor between modules is (B, C, H, W) in channels-last memory, so that a convolution and a linear layer over
-channels read the same memory without a copy. In inference on a CPU what is wide within a block is worked through in
-tiles that stay in the cache (float32), or a layer and the GELU behind it are one pass over memory where torch has
+channels read the same memory without a copy. In inference on one core what is wide within a block is worked through in
+tiles that stay in the cache (float32); on several a layer and the GELU behind it are one pass over memory where torch has
 oneDNN; the function is the same up to rounding.
 """
 
@@ -346,9 +346,10 @@ def convert_checkpoint(encoder: TinyViTEncoder, state: dict[str, Tensor]) -> dic
 
 
 def works_in_tiles(x: Tensor) -> bool:
-    """Whether inference takes a tile after the other: in float32 on a CPU."""
+    """Whether inference takes a tile after the other: in float32 on one core; several would wait for one another."""
     return (
         x.device.type == "cpu"
+        and torch.get_num_threads() == 1
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
