@@ -7,8 +7,8 @@ LiteMedSAM (Ma et al., MedSAM project): the patch embedding keeps full resolutio
 
 Every tensor between modules is (B, C, H, W) in channels-last memory, so that a convolution and a linear layer over
 channels read the same memory without a copy. In inference on one core what is wide within a block is worked through in
-tiles that stay in the cache (float32); on several a layer and the GELU behind it are one pass over memory where torch has
-oneDNN; the function is the same up to rounding.
+tiles that stay in the cache (float32); on several a layer and the GELU behind it are one pass over memory, where torch
+has oneDNN. The function is the same up to rounding.
 """
 
 from __future__ import annotations
