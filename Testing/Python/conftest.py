@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Tiny networks gain nothing from threads, and several threads on a busy core cost them their time. Read by torch once.
@@ -21,6 +23,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     settings.load_profile("beside others")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_lives_is_not_searched() -> Iterator[None]:
+    """What earlier files left in the process is no garbage of this one: collections of a large heap take their time."""
+    gc.collect()
+    gc.freeze()
+    yield
 
 
 @pytest.fixture(scope="session")
