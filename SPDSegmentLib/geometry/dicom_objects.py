@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 from collections.abc import Sequence
@@ -160,9 +161,13 @@ def write_dicom_seg(
     if structure.laterality is not None:
         kind = segment.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(structure.laterality)]
+    images = [copy.copy(header) for header in headers.values()]
+    for image in images:
+        if "SpacingBetweenSlices" in image:  # which is often wrong; the slices' places are not
+            image.SpacingBetweenSlices = f"{np.linalg.norm(volume.ijk_to_ras[:3, 2]):.8g}"
     make = functools.partial(
         highdicom.seg.Segmentation,
-        source_images=list(headers.values()),
+        source_images=images,
         pixel_array=mask_kji[planes].astype(np.uint8),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[segment],

@@ -77,6 +77,16 @@ def test_what_was_written_is_read_back_voxel_by_voxel(
     np.testing.assert_array_equal(read_labels_of(path.parent, volume, ["KIDNEY"]), mask)
 
 
+def test_a_series_that_says_a_wrong_distance_of_its_slices_does_not_spoil_what_is_written(tmp_path: Path) -> None:
+    image = series(tmp_path / "s", of_the_patient_with(SpacingBetweenSlices="0.5"))
+    volume = read_volume(image)
+    mask = some_mask(volume.array.shape)
+    path = drawn(tmp_path / "labels", "seg.dcm", image, mask)
+    np.testing.assert_array_equal(read_labels_of(path, volume), mask)
+    part = highdicom.seg.segread(path).get_volume(segment_numbers=[1])
+    assert part.spacing[0] == pytest.approx(np.linalg.norm(volume.ijk_to_ras[:3, 2]))
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_labels_follow_an_image_that_was_turned_when_it_was_converted(tmp_path: Path, image: Path, name: str) -> None:
     # given the same image as a file with its axes in another order and direction, as converters leave it
