@@ -23,7 +23,6 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt, ModelMissing, OutOfMemory  # noqa: E402
-from SPDSegmentLib.inference.next_click import Suggestion  # noqa: E402
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus  # noqa: E402
 
 REACH = 2
@@ -92,6 +91,15 @@ class FakeResult:
 
 
 @dataclass
+class FakeSuggestion:
+    slice_index: int
+    xy: tuple[float, float]
+    disagreement: float = 0.5
+    distance_mm: float = 9.0
+    score: float = 40.0
+
+
+@dataclass
 class FakeLesson:
     slices: tuple[int, ...]
     before: float = 0.8
@@ -112,7 +120,7 @@ class FakePredictor:
     def __init__(self, behavior: Behavior) -> None:
         self.behavior = behavior
 
-    def suggest(self, session: FakeSession, *given: Any) -> list[Suggestion]:
+    def suggest(self, session: FakeSession, *given: Any) -> list[FakeSuggestion]:
         return session.suggest(*given)
 
     def learn(self, session: FakeSession, *given: Any, **options: Any) -> FakeLesson:
@@ -178,10 +186,10 @@ class FakeSession:
         first, second = self._near(before), self._near(after)
         return {t for t in range(self.stack.shape[0]) if first[t] != second[t]}
 
-    def suggest(self, clicks: Any, count: int = 1, call: Any = None) -> list[Suggestion]:
+    def suggest(self, clicks: Any, count: int = 1, call: Any = None) -> list[FakeSuggestion]:
         """Three slices beyond the last click, beside its place; nothing where there is no such slice."""
         t, (x, y) = int(clicks.slice_index.max()) + 3, clicks.xy.mean(axis=0).tolist()
-        return [Suggestion(t, (x + 2.0, y), 0.5, 9.0, 40.0)] if t < self.stack.shape[0] else []
+        return [FakeSuggestion(t, (x + 2.0, y))] if t < self.stack.shape[0] else []
 
     def learn(
         self, clicks: Any, corrected: Mapping[int, np.ndarray], prompts: str, call: Any, anchor_xy: Any = None

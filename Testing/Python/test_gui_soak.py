@@ -15,7 +15,7 @@ KILLS = int(os.environ.get("SPDSEGMENT_SOAK_KILLS", "6"))
 UPDATES = int(os.environ.get("SPDSEGMENT_SOAK_UPDATES", "10"))
 LONG_RUN = 100
 MAX_GROWTH = 0.05
-MAX_SECONDS = 4.0
+MAX_SECONDS = 2.0
 
 
 def test_kills_at_random_moments_lose_nothing(host: Any) -> None:
