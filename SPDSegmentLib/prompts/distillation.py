@@ -65,13 +65,17 @@ def local_validation(saliency: SaliencyMaps, t: int, clicks: SliceClicks, eviden
     own = clicks.on(t)
     if not len(own):
         return own
-    if evidence != "gate":
-        return np.asarray(own[believed(saliency, t, clicks, own, evidence) | clicks.insisted[own]])
 
     def supported() -> np.ndarray:
-        return np.asarray(own[(saliency.at(t, clicks.xy[own]) > saliency.threshold) | clicks.insisted[own]])
+        if evidence == "gate":
+            speaks = saliency.at(t, clicks.xy[own]) > saliency.threshold
+        else:
+            speaks = believed(saliency, t, clicks, own, evidence)
+        return np.asarray(own[speaks | clicks.insisted[own]])
 
-    return saliency.decide("local", t, clicks.near(t, 0), range(t, t + 1), supported)
+    wide = int(evidence != "gate")  # other evidence looks into the adjoining slices, and soft one at all clicks
+    key = evidence, clicks.near(t, saliency.n_slices if evidence == "soft" else 0)
+    return saliency.decide("local", t, key, range(t - wide, t + wide + 1), supported)
 
 
 def context_enrichment(

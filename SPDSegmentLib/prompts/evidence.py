@@ -54,31 +54,16 @@ def raise_at(saliency: np.ndarray, points_xy: np.ndarray, threshold: float) -> n
     return raised
 
 
-def believed(
-    saliency: SaliencyMaps, t: int, clicks: SliceClicks, own: np.ndarray, evidence: str = "soft"
-) -> np.ndarray:
+def believed(saliency: SaliencyMaps, t: int, clicks: SliceClicks, own: np.ndarray, evidence: str) -> np.ndarray:
     """Which of the clicks ``own`` (M,) of slice t the evidence, ``adjoining`` or ``soft``, speaks for: (M,) bool."""
-    if not len(own):
-        return np.zeros(0, dtype=bool)
-    if evidence == "adjoining":
-        highest: np.ndarray = np.maximum(*_here_and_beside(saliency, t, clicks.xy[own]))
-        return np.asarray(highest > SEEN * saliency.threshold)
-    return score(*what_speaks(saliency, t, clicks, own)) > 0
-
-
-def what_speaks(
-    saliency: SaliencyMaps, t: int, clicks: SliceClicks, own: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The arguments of :func:`score` for the clicks ``own`` (M,) of slice t, (M,) each."""
-    distance, near = _agreement(clicks, saliency.pixel_mm, saliency.slice_px * saliency.pixel_mm)
-    return *_here_and_beside(saliency, t, clicks.xy[own]), distance[own], near[own]
-
-
-def _here_and_beside(saliency: SaliencyMaps, t: int, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """S_t at points (M, 2), and its mean over the adjoining slices; (M,) each."""
+    xy = clicks.xy[own]
     here = saliency.at(t, xy)
     beside = [saliency.at(j, xy) for j in (t - 1, t + 1) if 0 <= j < saliency.n_slices]
-    return here, np.mean(beside, axis=0) if beside else here
+    adjoining = np.mean(beside, axis=0) if beside else here
+    if evidence == "adjoining":
+        return np.asarray(np.maximum(here, adjoining) > SEEN * saliency.threshold)
+    distance, near = _agreement(clicks, saliency.pixel_mm, saliency.slice_px * saliency.pixel_mm)
+    return score(here, adjoining, distance[own], near[own]) > 0
 
 
 def score(own: np.ndarray, adjoining: np.ndarray, distance: np.ndarray, near: np.ndarray) -> np.ndarray:

@@ -136,13 +136,10 @@ class SaliencyMaps:
         points = np.asarray(points_xy, float).reshape(-1, 2)
         labels = _pick(self.components(t), points)
         if not labels.all() and self.is_salient(t):
-            rows, columns = np.nonzero(self.components(t))
-            reach = (EDGE * self.map(t).shape[0]) ** 2
             for missed in np.flatnonzero(labels == 0):
-                squared = (columns - points[missed, 0]) ** 2 + (rows - points[missed, 1]) ** 2
-                nearest = int(np.argmin(squared))
-                if squared[nearest] <= reach:
-                    labels[missed] = self.components(t)[rows[nearest], columns[nearest]]
+                label, distance = self._nearest(t, points[missed])
+                if distance <= EDGE * self.map(t).shape[0]:
+                    labels[missed] = label
         return labels
 
     def objects(self) -> list[np.ndarray]:
@@ -163,10 +160,15 @@ class SaliencyMaps:
 
     def nearest_component(self, t: int, point_xy: np.ndarray) -> int:
         """Label of the component nearest to a point; the slice must be salient."""
+        return self._nearest(t, point_xy)[0]
+
+    def _nearest(self, t: int, point_xy: np.ndarray) -> tuple[int, float]:
+        """Label of the component nearest to a point, and its distance in pixels."""
         labels = self.components(t)
         rows, columns = np.nonzero(labels)
         squared = (columns - point_xy[0]) ** 2 + (rows - point_xy[1]) ** 2
-        return int(labels[rows[np.argmin(squared)], columns[np.argmin(squared)]])
+        nearest = int(np.argmin(squared))
+        return int(labels[rows[nearest], columns[nearest]]), float(np.sqrt(squared[nearest]))
 
     def deepest_point(self, t: int, label: int) -> np.ndarray:
         """(column, row) of the place of a component farthest from its border."""
