@@ -17,6 +17,7 @@ from SPDSegmentLib.geometry.centerline import resolve_curve
 from SPDSegmentLib.geometry.markups import INSISTED, ControlPoint, Markup, Point, is_insisted
 from SPDSegmentLib.geometry.slices import SliceStack
 
+from .volumes import hiddenNode
 from .write_record import loadRecord, nodeOf, safeName
 
 Clicks = tuple[tuple[str, Markup], ...]
@@ -251,16 +252,9 @@ class GhostClick:
         self.remove()
         selection = slicer.app.applicationLogic().GetSelectionNode()
         placed = selection.GetActivePlaceNodeID()
-        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLMarkupsFiducialNode")
-        node.UnRegister(None)
-        node.SetName(name)
-        node.HideFromEditorsOn()
-        node.SaveWithSceneOff()
-        node = slicer.mrmlScene.AddNode(node)
+        node = hiddenNode("vtkMRMLMarkupsFiducialNode", name)
         self._nodeId = node.GetID()
-        node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
-        display.SaveWithSceneOff()
         display.SetGlyphType(display.Diamond2D)
         display.SetGlyphScale(GHOST_SCALE)
         for setColor in (display.SetColor, display.SetSelectedColor):

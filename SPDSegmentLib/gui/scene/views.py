@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import slicer
 
-from .volumes import VolumeSnapshot
+from .volumes import VolumeSnapshot, hiddenNode
 
 
 def viewNode(plane: str) -> Any:
@@ -86,16 +86,9 @@ class SaliencyOverlay:
             slicer.mrmlScene.RemoveNode(node)
 
     def _makeNode(self) -> Any:
-        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLScalarVolumeNode")
-        node.UnRegister(None)
-        node.SetName("SPD saliency")
-        node.HideFromEditorsOn()
-        node.SaveWithSceneOff()
-        node = slicer.mrmlScene.AddNode(node)
+        node = hiddenNode("vtkMRMLScalarVolumeNode", "SPD saliency")
         self._nodeId = node.GetID()
-        node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
-        display.SaveWithSceneOff()
         known = slicer.mrmlScene.GetNodeByID(COLOR_NODE)
         display.SetAndObserveColorNodeID(COLOR_NODE if known is not None else _COLOR_FALLBACK)
         display.AutoWindowLevelOff()

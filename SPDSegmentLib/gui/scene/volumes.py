@@ -25,6 +25,19 @@ def nodeById(nodeId: str | None) -> Any:
     return slicer.mrmlScene.GetNodeByID(nodeId or "")
 
 
+def hiddenNode(className: str, name: str) -> Any:
+    """Add a node with its display node that no selector lists and no saved scene has."""
+    node = slicer.mrmlScene.CreateNodeByClass(className)
+    node.UnRegister(None)
+    node.SetName(name)
+    node.HideFromEditorsOn()
+    node.SaveWithSceneOff()
+    node = slicer.mrmlScene.AddNode(node)
+    node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().SaveWithSceneOff()
+    return node
+
+
 def shownImage() -> Any:
     """Return the image that the views show, otherwise the first one of the scene; None where there is none.
 
