@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.api import load_model
-from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationTarget, load_targets
+from shipped import predictor_of, validation_of
+from SPDSegmentLib.evaluation.cases import EvaluationTarget, load_targets
 from SPDSegmentLib.evaluation.run import Judge, Occasion, measure, window_of
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.intensity import intensity_range
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.inference.predictor import Predictor
-from SPDSegmentLib.training.config import read_training_config
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "brightness.json"
@@ -70,17 +69,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", nargs="?", default="kidney-mr")
     name = parser.parse_args().bundle
-    config = HERE / "Configs" / f"{name}.toml"
-    data = read_training_config(config).data
-    files = CaseFiles(
-        (config.parent / data.folder).resolve(), data.image, data.label, data.targets, data.plane, data.patient_pattern
-    )
-    predictor = load_model(HERE.parents[1] / "Resources" / "Models" / name, "cpu").predictor
+    files, cases = validation_of(name)
+    predictor = predictor_of(name)
     blind = copy.copy(predictor)
     blind.intensity = dataclasses.replace(predictor.intensity, usual_low=0.0, usual_high=0.0)
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     done = {(row["case"], row["target"], row["share"]) for row in rows}
-    for target in load_targets(files, data.validation):
+    for target in load_targets(files, cases):
         for share in SHARES:
             if (target.case, target.name, share) not in done:
                 rows += rows_of(target, {"with": predictor, "without": blind}, share)

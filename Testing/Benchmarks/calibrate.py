@@ -17,45 +17,37 @@ from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.api import load_model
-from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
+from shipped import SHIPPED, predictor_of, validation_of
+from SPDSegmentLib.evaluation.cases import load_targets
+from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.models.bundle import describe_again, read_bundle
 from SPDSegmentLib.models.calibration import CONFIDENCE, as_dice, predicted_dice
-from SPDSegmentLib.training.config import read_training_config
 
 HERE = Path(__file__).resolve().parent
-SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct")
 SEVERITY = "clinic"
 FIRST_SEED = 7000
 SLICE_SHARE = 0.9
 """Share of a patient's slices that the bound of slices is for."""
 
 
-def dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of two masks that are not both empty."""
-    return float(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
-
-
 def rows_of(name: str, seeds: int) -> list[dict[str, Any]]:
     """Segment every validation volume with ``seeds`` sets of noisy clicks."""
-    config = HERE / "Configs" / f"{name}.toml"
-    data = read_training_config(config).data
-    files = CaseFiles.of((config.parent / data.folder).resolve(), data)
-    predictor = load_model(HERE.parents[1] / "Resources" / "Models" / name, "cpu").predictor
+    files, cases = validation_of(name)
+    predictor = predictor_of(name)
     rows = []
-    for target in load_targets(files, data.validation):
+    for target in load_targets(files, cases):
         session = predictor.open(target.stack)
         for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             result = session.segment(target.clicks(SEVERITY, seed)[0])
             parts = [part for part in result.slices if part.pixels]
             rows.append({
                 "patient": target.patient, "case": target.case, "target": target.name, "seed": seed,
-                "measured": round(dice(result.mask, target.mask), 4),
+                "measured": round(dice(result.mask, target.mask) or 0.0, 4),
                 "predicted": predicted_dice([p.quality for p in parts], [p.pixels for p in parts]),
                 "slices": [
                     [p.slice_index, round(float(as_dice(np.asarray(p.quality))), 4),
-                     round(dice(p.mask, target.mask[p.slice_index]), 4)] for p in parts
+                     round(dice(p.mask, target.mask[p.slice_index]) or 0.0, 4)] for p in parts
                 ],
             })  # fmt: skip
             print(name, target.case, target.name, seed, rows[-1]["measured"], rows[-1]["predicted"], flush=True)

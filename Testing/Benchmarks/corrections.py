@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from next_click import dice, held_out
-from SPDSegmentLib.api import load_model
+from next_click import held_out
+from shipped import SHIPPED, predictor_of
 from SPDSegmentLib.evaluation.cases import EvaluationTarget
+from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.inference.adaptation import learn
 from SPDSegmentLib.inference.predictor import Predictor
 
 HERE = Path(__file__).resolve().parent
-SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct")
 SEVERITY, SEED = "clinic", 9000
 MOST, LEARN_AFTER, WANTED = 12, (2, 4, 8), 0.95
 SHOWN = (0, 2, 4, 8, 12)
@@ -48,7 +48,7 @@ def run(target: EvaluationTarget, predictor: Predictor) -> list[dict[str, Any]]:
                 lessons.append([n, round(lesson.before, 4), round(lesson.after, 4), lesson.session is not None,
                                 round(time.perf_counter() - began, 1)])  # fmt: skip
             mask = current.segment(clicks, locked=corrected).mask
-            reached.append(round(dice(mask, target.mask), 4))
+            reached.append(round(dice(mask, target.mask) or 0.0, 4))
             wrong = (mask ^ target.mask).sum((1, 2))
             if n == MOST or not wrong.any():
                 break
@@ -92,7 +92,7 @@ def main() -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         rows = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
         done = {(row["case"], row["target"]) for row in rows}
-        predictor = load_model(HERE.parents[1] / "Resources" / "Models" / name, "cpu").predictor
+        predictor = predictor_of(name)
         for target in held_out(name, options.volumes):
             if (target.case, target.name) not in done:
                 rows += run(target, predictor)

@@ -15,18 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.api import load_model
-from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationTarget, load_targets, patient_of
+from shipped import SHIPPED, first_of_each_patient, predictor_of, validation_of
+from SPDSegmentLib.evaluation.cases import EvaluationTarget, load_targets
 from SPDSegmentLib.evaluation.run import Judge, Occasion, measure
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.config import EVIDENCE
-from SPDSegmentLib.training.config import read_training_config
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "evidence"
-SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct")
 SEVERITIES = ("clean", "clinic", "severe")
 FIRST_SEED = 9000
 
@@ -58,20 +56,13 @@ KEPT = ("method", "severity", "seed", "dsc", "hd95_mm", "right_rejected", "wrong
 
 def run(name: str, seeds: int) -> None:
     """Measure the volumes of a bundle that are not measured yet."""
-    config = HERE / "Configs" / f"{name}.toml"
-    data = read_training_config(config).data
-    files = CaseFiles(
-        (config.parent / data.folder).resolve(), data.image, data.label, data.targets, data.plane, data.patient_pattern
-    )
+    files, _ = validation_of(name)
     path = RESULTS / f"{name}.json"
     volumes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     done = {(v["case"], v["target"]) for v in volumes}
-    gate = load_model(HERE.parents[1] / "Resources" / "Models" / name, "cpu").predictor
+    gate = predictor_of(name)
     predictors = {kind: gate.with_prompts(dataclasses.replace(gate.prompts, evidence=kind)) for kind in EVIDENCE}
-    first_of: dict[str, str] = {}
-    for case in data.validation:
-        first_of.setdefault(patient_of(case, data.patient_pattern), case)
-    for case in first_of.values():
+    for case in first_of_each_patient(name):
         for target in load_targets(files, [case]):
             if (target.case, target.name) not in done:
                 volumes.append(of_target(predictors, target, name, range(FIRST_SEED, FIRST_SEED + seeds)))

@@ -24,38 +24,24 @@ from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.api import load_model
-from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationTarget, load_targets
+from shipped import SHIPPED, first_of_each_patient, predictor_of, validation_of
+from SPDSegmentLib.evaluation.cases import EvaluationTarget, load_targets
+from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.inference.next_click import suggest
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.prompts.saliency_maps import deepest_point
-from SPDSegmentLib.training.config import read_training_config
 
 HERE = Path(__file__).resolve().parent
-SHIPPED = ("kidney-mr", "esophagus-ct", "hippocampus-mr")
 WAYS = ("suggested", "uniform", "random", "oracle")
 SHOWN = (0, 1, 3, 5)
 START, SEVERITY, FIRST_SEED = 3, "severe", 8000
 
 
 def held_out(name: str, volumes: int) -> list[EvaluationTarget]:
-    """Targets of at most ``volumes`` of the validation volumes of a bundle, each of another patient where they last."""
-    config = HERE / "Configs" / f"{name}.toml"
-    data = read_training_config(config).data
-    files = CaseFiles(
-        (config.parent / data.folder).resolve(), data.image, data.label, data.targets, data.plane, data.patient_pattern
-    )
-    first_of: dict[str, str] = {}
-    for target in load_targets(files, data.validation):
-        first_of.setdefault(target.patient, target.case)
-    return load_targets(files, sorted(first_of.values())[:volumes])
-
-
-def dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of two masks that are not both empty."""
-    return float(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
+    """Targets of at most ``volumes`` of the validation volumes of a bundle, each of another patient."""
+    return load_targets(validation_of(name)[0], sorted(first_of_each_patient(name))[:volumes])
 
 
 def few_clicks(target: EvaluationTarget, seed: int) -> Clicks:
@@ -87,7 +73,7 @@ def run(target: EvaluationTarget, predictor: Predictor, seed: int) -> list[dict[
         reached, on_structure = [], 0
         for n in range(max(SHOWN) + 1):
             mask = session.segment(clicks).mask
-            reached.append(round(dice(mask, target.mask), 4))
+            reached.append(round(dice(mask, target.mask) or 0.0, 4))
             if n == max(SHOWN):
                 break
             place: np.ndarray | None = None
@@ -151,7 +137,7 @@ def main() -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         rows = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
         done = {(row["case"], row["target"], row["seed"]) for row in rows}
-        predictor = load_model(HERE.parents[1] / "Resources" / "Models" / name, "cpu").predictor
+        predictor = predictor_of(name)
         for target in held_out(name, options.volumes):
             for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
                 if (target.case, target.name, seed) not in done:
