@@ -18,6 +18,7 @@ from SPDSegmentLib.errors import BadInput, missing_package
 from SPDSegmentLib.files import write_whole
 from SPDSegmentLib.geometry.dicom import source_frames
 from SPDSegmentLib.geometry.dicom_frames import Frame
+from SPDSegmentLib.geometry.dicom_series import import_highdicom
 from SPDSegmentLib.geometry.formats import is_dicom
 from SPDSegmentLib.geometry.labelmap import inside, keyholes, outlines
 from SPDSegmentLib.geometry.volume import Volume
@@ -131,10 +132,7 @@ def write_dicom_seg(
         BadInput: the mask is empty or not on the grid of the series, or as :func:`SPDSegmentLib.files.write_whole`.
         DependencyMissing: highdicom is not installed.
     """
-    try:
-        import highdicom
-    except ImportError as error:
-        raise missing_package("highdicom", str(error), repr(error)) from error
+    highdicom = import_highdicom()
     _check_mask(path, mask_kji, volume, source)
     headers = {frame.file: frame.header for frame in source}
     files = list(headers)

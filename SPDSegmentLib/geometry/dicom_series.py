@@ -135,6 +135,15 @@ def require_pydicom() -> None:
         raise missing_package("pydicom", "No module named 'pydicom'")
 
 
+def import_highdicom() -> Any:
+    """The package that writes and reads SEG; raises DependencyMissing where it cannot be imported."""
+    try:
+        import highdicom
+    except ImportError as error:
+        raise missing_package("highdicom", str(error), repr(error)) from error
+    return highdicom
+
+
 def is_image(header: Any) -> bool:
     """Whether a header is that of an image, which no other object is."""
     size = min(int(header.get("Rows") or 0), int(header.get("Columns") or 0))

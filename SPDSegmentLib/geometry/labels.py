@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from SPDSegmentLib.errors import BadInput, GeometryUnsupported, missing_package
-from SPDSegmentLib.geometry.dicom_series import drawn_objects, readable, require_pydicom
+from SPDSegmentLib.errors import BadInput, GeometryUnsupported
+from SPDSegmentLib.geometry.dicom_series import drawn_objects, import_highdicom, readable, require_pydicom
 from SPDSegmentLib.geometry.formats import is_dicom
 from SPDSegmentLib.geometry.labelmap import inside, read_labelmap, same_grid
 from SPDSegmentLib.geometry.volume import LPS_TO_RAS, Volume, check_image, read_volume
@@ -202,10 +202,7 @@ def _off(drawn: Drawn, volume: Volume, why: str) -> GeometryUnsupported:
 
 
 def _seg_mask(drawn: Drawn, volume: Volume) -> np.ndarray:
-    try:
-        import highdicom
-    except ImportError as error:
-        raise missing_package("highdicom", str(error), repr(error)) from error
+    highdicom = import_highdicom()
     try:
         read = highdicom.seg.segread(drawn.path)
         if drawn.number not in {int(n) for n in read.segment_numbers}:

@@ -19,6 +19,7 @@ from ..scene.centerlines import (
     clickName,
     dragEvents,
     indexOf,
+    positionOf,
     removeClicks,
     setIncluded,
     snapshotClicks,
@@ -230,9 +231,7 @@ class ClicksSection(VTKObservationMixin):
         node = nodeById(nodeId)
         index = indexOf(node, clickId) if node is not None else -1
         if index >= 0:
-            position = [0.0, 0.0, 0.0]
-            node.GetNthControlPointPositionWorld(index, position)
-            jumpTo(position)
+            jumpTo(positionOf(node, index))
 
     def _onPoints(self, caller: Any, event: str) -> None:
         if not self._dragging:

@@ -219,7 +219,7 @@ def addClick(node: Any, positionRas: Point) -> None:
     index = node.GetNumberOfControlPoints()
     real = _realPoints(node)
     if node.IsA("vtkMRMLMarkupsCurveNode") and len(real) > 1:
-        places = np.array([_positionOf(node, n) for n in real])
+        places = np.array([positionOf(node, n) for n in real])
         away = np.linalg.norm(places - positionRas, axis=1)
         detour = [away[0], *(away[:-1] + away[1:] - np.linalg.norm(np.diff(places, axis=0), axis=1)), away[-1]]
         index = [*real, real[-1] + 1][int(np.argmin(detour))]
@@ -245,7 +245,7 @@ class GhostClick:
         node = self.node
         if node is None or not node.GetNumberOfControlPoints():
             return None
-        return _positionOf(node, 0)
+        return positionOf(node, 0)
 
     def show(self, positionRas: Point, name: str) -> None:
         """Show it at a place; where clicks are placed stays as it is."""
@@ -320,7 +320,8 @@ def _path(node: Any) -> tuple[Point, ...]:
     return tuple((r, a, s) for r, a, s in vtk_to_numpy(shown.GetData()).astype(float).tolist())
 
 
-def _positionOf(node: Any, index: int) -> Point:
+def positionOf(node: Any, index: int) -> Point:
+    """Return where a control point is, in world mm."""
     position = [0.0, 0.0, 0.0]
     node.GetNthControlPointPositionWorld(index, position)
     return position[0], position[1], position[2]
