@@ -21,6 +21,7 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.limits import keep_freed_memory
 from SPDSegmentLib.inference import compiled
 from SPDSegmentLib.inference.compiled import CapturedDecoder, CompiledEncoder, compiling_is_on
+from SPDSegmentLib.inference.cores import on_cores
 from SPDSegmentLib.inference.device_slices import upload
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
@@ -105,6 +106,7 @@ class Engine:
             keep_freed_memory()
         self.model = model.to(device).prepare_for_inference(precision)
         self.encoder = CompiledEncoder(self.model.encode)
+        self._shares_cores = device.type == "cpu" and precision == torch.float32
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
@@ -134,7 +136,9 @@ class Engine:
     def encode(self, images: Tensor | np.ndarray) -> Tensor:
         """Embed (B, 1 or 3, S, S) slices in [0, 1]; (B, C, h, w) on the device, in the engine's precision."""
         batch = torch.as_tensor(images).to(self.device, self.precision)
-        return self.encoder(batch) if self.encoder.is_compiled else self.model.encode(batch)
+        if self.encoder.is_compiled:
+            return self.encoder(batch)
+        return on_cores(self.model.encode, batch) if self._shares_cores else self.model.encode(batch)
 
     def compile_encoder(self) -> None:
         """Compile a GPU's encoder in the background, once, and capture its decoder from now on."""

@@ -13,6 +13,7 @@ from SPDSegmentLib.geometry.intensity import check_values
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.adaptation import Lesson, learn
 from SPDSegmentLib.inference.compiled import batch_for
+from SPDSegmentLib.inference.cores import batch_for_cores
 from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, ModelOnDevice, choose_device, choose_precision
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.next_click import Suggestion, suggest
@@ -25,8 +26,6 @@ from SPDSegmentLib.prompts.config import PromptConfig
 
 if TYPE_CHECKING:
     from SPDSegmentLib.models.bundle import Bundle
-
-CPU_BATCH = 4
 
 
 class Predictor(ModelOnDevice):
@@ -80,7 +79,7 @@ class Predictor(ModelOnDevice):
             model,
             chosen,
             choose_precision(precision, chosen),
-            batch_size or (CPU_BATCH if chosen.type == "cpu" else batch_for(chosen, network.image_size)),
+            batch_size or (batch_for_cores() if chosen.type == "cpu" else batch_for(chosen, network.image_size)),
             prompts.max_points,
             cache_bytes,
         )

@@ -6,9 +6,9 @@ LiteMedSAM (Ma et al., MedSAM project): the patch embedding keeps full resolutio
 :func:`fold_batch_norms` removes them for training and inference, where they are frozen anyway.
 
 Every tensor between modules is (B, C, H, W) in channels-last memory, so that a convolution and a linear layer over
-channels read the same memory without a copy. In inference on one core what is wide within a block is worked through in
-tiles that stay in the cache (float32); on several a layer and the GELU behind it are one pass over memory, where torch
-has oneDNN. The function is the same up to rounding.
+channels read the same memory without a copy. A layer and the GELU behind it are one pass over memory, where torch has
+oneDNN, and a thread that has one core works through what is wide within a block in tiles that stay in the cache (float32
+inference; ``inference/cores.py`` gives each core slices of its own). The function is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ class MBConv(nn.Module):
         for maps, out in zip(x.split(1), result.split(1), strict=True):
             for first in range(0, height, rows):
                 stop, above = min(first + rows, height), max(first - 1, 0)
-                hidden = gelu_(self.conv1(maps[:, :, above : stop + 1]))
-                inner = slice(first - above, stop - above)
-                y = self.conv3(gelu_(self.conv2(hidden)[:, :, inner]))
+                hidden = self.conv2.gelu(self.conv1.gelu(maps[:, :, above : stop + 1]))
+                y = self.conv3(hidden[:, :, first - above : stop - above])
                 out[:, :, first:stop] = gelu_(y.add_(maps[:, :, first:stop]))
         return result
 

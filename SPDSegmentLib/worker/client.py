@@ -299,8 +299,10 @@ class WorkerClient:
             return
         if isinstance(event, m.Alive):
             running = event.running or m.NO_REQUEST
-            if (request := self._pending.get(running) or connection.owners.get(running)) is not None:
+            if (request := self._pending.get(running)) is not None:
                 request.begun = True
+            elif (request := connection.owners.get(running)) is not None:
+                request.model_begun = True
         elif isinstance(event, (m.Progress, m.SliceReady)):
             self._on_partial(connection, event)
         elif event.request_id == m.NO_REQUEST and isinstance(event, m.Failed):
@@ -325,8 +327,8 @@ class WorkerClient:
         error = ending.to_error(deaths=self.deaths, max_deaths=self.config.max_deaths)
         self._last_death = error
         ran = connection.hello is not None or connection.was_stopped or ending.by_signal
-        worked = ran and ending.code is not None  # not where the application has ended the process
-        again = [r for r in self._pending.values() if worked and not self.gave_up and not r.begun and not r.repeated]
+        worked = ran and ending.code is not None and not self.gave_up  # without a code the application has ended it
+        again = [r for r in self._pending.values() if worked and r.may_repeat(connection.was_stopped)]
         failed = [request for request in self._pending.values() if request not in again]
         self._pending = {request.request_id: request for request in again}
         for request in again:

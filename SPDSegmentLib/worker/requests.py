@@ -88,6 +88,7 @@ class Request:
         answer: the answer event once done, else None.
         error: why it failed or was cancelled, else None.
         begun: whether a worker has begun to work on it, as far as it could say so.
+        model_begun: whether it has begun to load the model for it.
         repeated: whether it was sent again because a worker ended before it had begun.
     """
 
@@ -100,6 +101,7 @@ class Request:
         self.answer: Answer | None = None
         self.error: SPDError | None = None
         self.begun = False
+        self.model_begun = False
         self.repeated = False
         self._callbacks = callbacks
 
@@ -120,6 +122,10 @@ class Request:
             raise SPDError(f"The request {self.message.kind!r} has not finished.")
         return self.answer
 
+    def may_repeat(self, was_stopped: bool) -> bool:
+        """Whether another worker may try it; not where one that nobody stopped has ended while it loaded its model."""
+        return not (self.begun or self.repeated or (self.model_begun and not was_stopped))
+
     def take(self, event: Progress | SliceReady) -> None:
         """Note progress or a slice and tell the caller."""
         if isinstance(event, Progress):
@@ -135,7 +141,7 @@ class Request:
         """Forget what arrived from a worker that is gone; the request is sent to the next one."""
         self.progress = None
         self.slices.clear()
-        self.begun = False
+        self.begun = self.model_begun = False
 
     def finish(self, answer: Answer | None = None, error: SPDError | None = None) -> None:
         """Set the outcome and tell the caller."""

@@ -31,7 +31,7 @@ from SPDSegmentLib.worker.client import Callbacks, ModelChoice, WorkerClient
 from without_network import in_turns, moved, tube
 
 SAMPLE = Path(__file__).resolve().parents[2] / "Resources" / "SampleData" / "kidney-mr"
-NETWORK = ("encode", "saliency_logits", "decode", "decode_clicks")
+NETWORK = ("encode", "with_context", "saliency", "conditioned_saliency", "decode", "decode_conditioned")
 CLOCKS: dict[str, Callable[[], float]] = {"clock_s": time.perf_counter, "processor_s": time.process_time}
 
 
@@ -53,11 +53,9 @@ class NetworkTime:
 
     def __init__(self, predictor: Predictor) -> None:
         self.seconds = dict.fromkeys(CLOCKS, 0.0)
-        model: Any = predictor.engine.model
+        engine: Any = predictor.engine
         for name in NETWORK:
-            setattr(model, name, self._timing(getattr(model, name)))
-        if model.config.conditioned:
-            model.conditioning.with_context = self._timing(model.conditioning.with_context)
+            setattr(engine, name, self._timing(getattr(engine, name)))
 
     def _timing(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **rest: Any) -> Any:

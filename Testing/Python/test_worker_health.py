@@ -89,6 +89,17 @@ def test_stopped_while_a_volume_is_on_its_way_it_is_sent_again_whole(transport: 
 
 @posix
 @everywhere
+def test_stopped_while_it_loads_the_model_the_request_is_served_by_another(transport: str) -> None:
+    with driver(transport, "fake?load=1.5") as d:
+        request = d.client.segment("volume", [line()])
+        d.until(lambda: request.model_begun)
+        old = _stop(d)
+        assert len(d.result(request).recomputed) == SHAPE[0]
+        assert d.client.process_id != old and not psutil.pid_exists(old)
+
+
+@posix
+@everywhere
 @pytest.mark.parametrize("urgent", [True, False])
 def test_a_stopped_worker_that_is_cancelled_is_ended(transport: str, urgent: bool) -> None:
     with driver(transport, "fake?stuck=30") as d:
