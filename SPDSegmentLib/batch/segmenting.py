@@ -21,7 +21,7 @@ from SPDSegmentLib.geometry.markups import Markup, insist_on, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 from SPDSegmentLib.models.fit import fit_of_image
-from SPDSegmentLib.prompts.config import SALIENCY_ONLY
+from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY
 from SPDSegmentLib.prompts.fates import Fate, SliceStatus, best_fates, review
 from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
 from SPDSegmentLib.worker.messages import Segmented, SliceReady

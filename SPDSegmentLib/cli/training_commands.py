@@ -24,7 +24,7 @@ from SPDSegmentLib.staging import FolderLock
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from SPDSegmentLib.evaluation.cases import EvaluationRow
+    from SPDSegmentLib.evaluation.evaluator import EvaluationRow
     from SPDSegmentLib.models.bundle import Bundle
     from SPDSegmentLib.networks.spd import SPDModel
     from SPDSegmentLib.training.config import TrainingConfig
@@ -213,9 +213,9 @@ def evaluate(
     require_input(config, "configuration")
     check_folder(output, "output folder")
     check_choice(split, ("validation", "test", "train"), "split")
-    from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationConfig, load_targets
+    from SPDSegmentLib.evaluation.evaluator import CaseFiles, EvaluationConfig, load_targets
+    from SPDSegmentLib.evaluation.evaluator import evaluate as run_evaluation
     from SPDSegmentLib.evaluation.report import check_reports, markdown_table, write_reports
-    from SPDSegmentLib.evaluation.run import evaluate as run_evaluation
     from SPDSegmentLib.inference.predictor import Predictor
     from SPDSegmentLib.models.bundle import check_replaceable, find_bundle
     from SPDSegmentLib.training.config import read_training_config
@@ -274,7 +274,7 @@ def _output_folder(folder: Path) -> Iterator[None]:
 
 def _jobs(models: list[str], methods: str) -> list[tuple[str, str]]:
     """(model, method) pairs; ``NAME:METHOD`` names one, ``NAME`` takes all of ``--methods``."""
-    from SPDSegmentLib.evaluation.cases import METHODS
+    from SPDSegmentLib.evaluation.evaluator import METHODS
 
     jobs = []
     for text in models:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import METRICS, EvaluationRow
+from SPDSegmentLib.evaluation.evaluator import METRICS, EvaluationRow
 from SPDSegmentLib.files import check_output, write_csv, write_json, write_png, write_text
 
 EMPTY_MASK_POLICY = (

@@ -1,4 +1,4 @@
-"""Clicks in patient space to clicks on slices (docs/method.md, section 6).
+"""Centerlines: clicks in patient space to clicks on slices (docs/method.md, section 6), and paths through a mask.
 
 A point list is used as it is, each point on its nearest slice. A curve is sampled where Slicer shows it, so that every
 slice that it crosses gets at least one point. A structure that runs in the slice plane puts many points on
@@ -19,6 +19,12 @@ from SPDSegmentLib.geometry.slices import SliceStack
 VERTICES_PER_SEGMENT = 10
 """Of a curve between two control points; Slicer's ``vtkMRMLMarkupsCurveNode`` joins as many by straight lines."""
 POLYNOMIAL_ORDER = 3
+SMOOTHING_SHARE = 0.5
+"""Of a structure's mean radius: the width of the Gaussian by which its centerline is smoothed."""
+SMALL_PART = 0.05
+"""A part of a mask with less than this share of it is none that the centerline must reach."""
+BRIDGE = 5.0
+"""How much longer than it is a way through a gap between two parts counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,3 +241,111 @@ def curve_vertices(points: np.ndarray, curve_type: str = SPLINE, closed: bool = 
     if curve_type != POLYNOMIAL:
         vertices[::VERTICES_PER_SEGMENT] = points
     return vertices, parameter
+
+
+def way_through(nodes: np.ndarray, pitch: float, depth: np.ndarray) -> np.ndarray:
+    """(M, 3) from one end of the points (N, 3) to the other, as deep as it can be."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import dijkstra
+    from scipy.spatial import KDTree
+
+    if len(nodes) < 2:
+        return nodes
+    pairs = KDTree(nodes).query_pairs(1.8 * pitch, output_type="ndarray")
+    apart = np.linalg.norm(nodes[pairs[:, 0]] - nodes[pairs[:, 1]], axis=1)
+    pairs, apart = _bridged(nodes, depth, pairs, apart)
+    n = len(nodes)
+
+    def graph(weights: np.ndarray) -> coo_matrix:
+        return coo_matrix((weights, (pairs[:, 0], pairs[:, 1])), shape=(n, n)).tocsr()
+
+    plain = graph(apart)
+    start = int(np.argmax(depth))
+    for _ in range(2):
+        far = dijkstra(plain, directed=False, indices=start)
+        start, before = int(np.argmax(np.where(np.isfinite(far), far, -1))), start
+    shallow = (2 * depth.max() / (depth[pairs[:, 0]] + depth[pairs[:, 1]])) ** 2
+    _, came_from = dijkstra(graph(apart * shallow), directed=False, indices=before, return_predecessors=True)
+    way = [start]
+    while way[-1] != before and came_from[way[-1]] >= 0:
+        way.append(int(came_from[way[-1]]))
+    return nodes[way]
+
+
+def _bridged(
+    nodes: np.ndarray, depth: np.ndarray, pairs: np.ndarray, apart: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (E, 2) and their distances (E,), with the shortest ways between parts that are not connected."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import KDTree
+
+    n = len(nodes)
+    _, label = connected_components(coo_matrix((apart, (pairs[:, 0], pairs[:, 1])), shape=(n, n)), directed=False)
+    sizes = np.bincount(label)
+    joined, left = label == int(np.argmax(sizes)), set(np.flatnonzero(sizes >= SMALL_PART * n).tolist())
+    left.discard(int(np.argmax(sizes)))
+    while left:
+        tree, ways = KDTree(nodes[joined]), []
+        for part in left:
+            own = np.flatnonzero(label == part)
+            distance, nearest = tree.query(nodes[own])
+            k = int(np.argmin(distance - depth[own]))
+            ways.append((float(distance[k]), int(own[k]), int(np.flatnonzero(joined)[nearest[k]]), part))
+        distance_mm, here, there, part = min(ways)
+        pairs, apart = np.concatenate((pairs, [[here, there]])), np.append(apart, BRIDGE * distance_mm)
+        joined |= label == part
+        left.discard(part)
+    return pairs, apart
+
+
+def smooth_path(path: np.ndarray, radius: float, pitch: float) -> np.ndarray:
+    """A path (M, 3) smoothed, without what bends to the rim at its ends, and prolonged straight beyond them.
+
+    Points are at equal distances; the ends are prolonged by three radii and two voxels.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    arc = arc_length(path)
+    if arc[-1] <= 0:
+        along = np.array([0.0, 0.0, 1.0])
+        return path[:1] + along * np.linspace(-3 * radius - 2 * pitch, 3 * radius + 2 * pitch, 33)[:, None]
+    cut = min(radius, 0.3 * arc[-1])
+    step = max(min(radius / 4, (arc[-1] - 2 * cut) / 8), 1e-6)
+    at = np.linspace(cut, arc[-1] - cut, max(9, round((arc[-1] - 2 * cut) / step) + 1))
+    points = np.stack([np.interp(at, arc, values) for values in path.T], axis=1)
+    step = float(at[1] - at[0])
+    sigma = max(SMOOTHING_SHARE * radius, pitch) / step
+    reach = min(int(np.ceil(3 * sigma)), len(points) - 1)
+    ends = (2 * points[0] - points[reach:0:-1], 2 * points[-1] - points[-2 : -reach - 2 : -1])
+    points = gaussian_filter1d(np.concatenate((ends[0], points, ends[1])), sigma, axis=0, mode="nearest")
+    points = points[reach : len(points) - reach]
+    back = min(len(points) - 1, max(1, round(radius / step)))
+    more = np.arange(1, int(np.ceil((3 * radius + 2 * pitch + cut) / step)) + 1)[:, None] * step
+    first, last = points[0] - points[back], points[-1] - points[-1 - back]
+    before = points[0] + more[::-1] * first / max(float(np.linalg.norm(first)), 1e-9)
+    after = points[-1] + more * last / max(float(np.linalg.norm(last)), 1e-9)
+    return np.concatenate((before, points, after))
+
+
+def tangents(points: np.ndarray) -> np.ndarray:
+    """Unit vectors (N, 3) along a path (N, 3)."""
+    tangent = np.gradient(points, axis=0) if len(points) > 1 else np.array([[0.0, 0.0, 1.0]])
+    unit: np.ndarray = tangent / np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def frames(points: np.ndarray, tangent: np.ndarray) -> np.ndarray:
+    """(S, 2, 3) directions across a path (S, 3) that turn round it as little as they can."""
+    first = np.eye(3)[int(np.argmin(np.abs(tangent[0])))]
+    first = first - (first @ tangent[0]) * tangent[0]
+    normal = [first / np.linalg.norm(first)]
+    for s in range(len(points) - 1):
+        r, t = normal[-1], tangent[s]
+        v = points[s + 1] - points[s]
+        r, t = r - 2 * (v @ r) / (v @ v) * v, t - 2 * (v @ t) / (v @ v) * v
+        v = tangent[s + 1] - t
+        length = float(v @ v)
+        normal.append(r - 2 * (v @ r) / length * v if length > 1e-20 else r)
+    rows = np.array(normal)
+    return np.stack((rows, np.cross(tangent, rows)), axis=1)

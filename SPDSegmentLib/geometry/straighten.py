@@ -13,8 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.centerline import arc_length
-from SPDSegmentLib.geometry.mask_field import MaskField, way_through
+from SPDSegmentLib.geometry.centerline import arc_length, frames, smooth_path, tangents, way_through
 from SPDSegmentLib.geometry.slices import SliceStack
 
 COLUMNS = (
@@ -24,10 +23,80 @@ MAX_SECTIONS = 150
 MAX_SIDE = 129
 """Pixels of the side of a plane across."""
 ROUNDS = 2
-SMOOTHING_SHARE = 0.5
-"""Of the mean radius: the width of the Gaussian by which the centerline is smoothed."""
+MAX_NODES = 40_000
+"""Points of the mask among which the centerline is looked for."""
 APART = 0.02
 """More than this share of the mask apart from the centerline is worth a sentence."""
+
+
+class MaskField:
+    """A mask as a function of place, above 0 inside: signed distance in the slice, linear between slices.
+
+    Between slices it is interpolated along the structure, not across the slices, so that a structure that runs
+    obliquely through thick slices does not shrink between them. Where the mask ends, it ends half-way between slices.
+    """
+
+    def __init__(self, mask: np.ndarray, stack: SliceStack) -> None:
+        places = np.argwhere(mask)
+        low, high = places.min(axis=0), places.max(axis=0) + 1
+        part = np.pad(mask[low[0] : high[0], low[1] : high[1], low[2] : high[2]], 1)
+        self._corner = low - 1
+        self._stack = stack
+        self.spacing = np.array([stack.slice_mm, *stack.pixel_mm])
+        self.mean_spacing = float(self.spacing.mean())
+        filled = np.asarray(part.any(axis=(1, 2)))
+        signed = np.zeros(part.shape, dtype=np.float32)
+        for t in np.flatnonzero(filled):
+            within = ndimage.distance_transform_edt(part[t], sampling=stack.pixel_mm)
+            signed[t] = within - ndimage.distance_transform_edt(~part[t], sampling=stack.pixel_mm)
+        for t in np.flatnonzero(~filled):
+            beside = [np.abs(signed[j]) for j in (t - 1, t + 1) if 0 <= j < len(part) and filled[j]]
+            signed[t] = -np.maximum.reduce(beside) if beside else -float(self.spacing.max())
+        limit = max(0.5 * stack.slice_mm, float(min(stack.pixel_mm)))  # so that neither slice outweighs the other
+        self._signed = signed.clip(-limit, limit)
+
+    def at(self, points_ras: np.ndarray, along_ras: np.ndarray, radius: float) -> np.ndarray:
+        """Values (S, ...) at points (S, ..., 3), where the structure runs along unit vectors (S, 3).
+
+        Args:
+            radius: mm; where the structure moves by more from slice to slice, it runs within them.
+        """
+        position, xy = self._stack.to_slices(points_ras.reshape(-1, 3))
+        thw = np.stack((position, xy[:, 1], xy[:, 0])) - self._corner[:, None]
+        slope = self._slopes(along_ras, radius)
+        slope = np.repeat(slope, len(position) // len(slope), axis=0).T
+        lower = np.floor(thw[0])
+        share, found = thw[0] - lower, np.zeros(len(position))
+        for t, weight in ((lower, 1 - share), (lower + 1, share)):
+            there = np.concatenate((t[None], thw[1:] + slope * (t - thw[0])))
+            found += weight * ndimage.map_coordinates(self._signed, there, order=1, mode="constant", cval=-1.0)
+        return found.reshape(points_ras.shape[:-1])
+
+    def _slopes(self, along_ras: np.ndarray, radius: float) -> np.ndarray:
+        """(S, 2) rows and columns by which the structure moves from slice to slice."""
+        step = self._stack.to_slices(along_ras)
+        start = self._stack.to_slices(np.zeros((1, 3)))
+        t, xy = step[0] - start[0], step[1] - start[1]
+        moved = xy[:, ::-1] * self.spacing[1:] / np.copysign(np.maximum(np.abs(t), 1e-6), t)[:, None]
+        length = np.linalg.norm(moved, axis=1, keepdims=True)
+        slopes: np.ndarray = moved * (2 - length / max(radius, 1e-9)).clip(0, 1) / self.spacing[1:]
+        return slopes
+
+    def nodes(self) -> tuple[np.ndarray, float, np.ndarray]:
+        """Points (N, 3) of a grid of cubes within the mask, the grid's pitch in mm, and their depth (N,) in mm."""
+        inside_mm3 = float((self._signed > 0).sum()) * float(self.spacing.prod())
+        pitch = max(float(self.spacing.min()), (inside_mm3 / MAX_NODES) ** (1 / 3))
+        axes = [np.arange(0, n - 1 + 1e-9, pitch / s) for n, s in zip(self._signed.shape, self.spacing, strict=True)]
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"))
+        inside = ndimage.map_coordinates(self._signed, grid, order=1) > 0
+        if not inside.any():
+            grid = np.argwhere(self._signed > 0).T.astype(float)
+            depth = np.full(grid.shape[1], pitch)
+        else:
+            depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1, 1:-1][inside] * pitch
+            grid = grid[:, inside]
+        thw = grid + self._corner[:, None]
+        return self._stack.to_ras(thw[0], thw[[2, 1]].T), pitch, depth
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +173,14 @@ def straighten(
     path = way_through(nodes, pitch, depth) if path_ras is None else np.asarray(path_ras, dtype=float).reshape(-1, 3)
     step = float(field.spacing.min())
     for _ in range(ROUNDS):
-        path = _ready(path, radius, field.mean_spacing)
+        path = smooth_path(path, radius, field.mean_spacing)
         sections = _sections(field, path, nodes, radius, max(2 * step, arc_length(path)[-1] / 60), 49)
         if len(sections.area) < 3:
             break
         radius = float(np.sqrt(sections.area.mean() / np.pi))
         inner = sections.at[(sections.at > radius) & (sections.at < sections.at[-1] - radius + sections.at[0])]
         path = sections.centroid[np.isin(sections.at, inner)] if len(inner) > 2 else sections.centroid
-    path = _ready(path, radius, field.mean_spacing)
+    path = smooth_path(path, radius, field.mean_spacing)
     sections = _sections(field, path, nodes, radius, max(step / 2, arc_length(path)[-1] / MAX_SECTIONS), MAX_SIDE)
     order = _from_lowest(sections, stack)
     ferets = np.array([_ferets(part, sections.pixel_mm) for part in sections.masks]).reshape(-1, 2)
@@ -130,33 +199,6 @@ def straighten(
         centerline_mm=len(sections.at) * sections.step_mm,
         left_out=_share_left_out(nodes, sections),
     )
-
-
-def _ready(path: np.ndarray, radius: float, pitch: float) -> np.ndarray:
-    """A path (M, 3) smoothed, without what bends to the rim at its ends, and prolonged straight beyond them.
-
-    Points are at equal distances; the ends are prolonged by three radii and two voxels.
-    """
-    arc = arc_length(path)
-    if arc[-1] <= 0:
-        along = np.array([0.0, 0.0, 1.0])
-        return path[:1] + along * np.linspace(-3 * radius - 2 * pitch, 3 * radius + 2 * pitch, 33)[:, None]
-    cut = min(radius, 0.3 * arc[-1])
-    step = max(min(radius / 4, (arc[-1] - 2 * cut) / 8), 1e-6)
-    at = np.linspace(cut, arc[-1] - cut, max(9, round((arc[-1] - 2 * cut) / step) + 1))
-    points = np.stack([np.interp(at, arc, values) for values in path.T], axis=1)
-    step = float(at[1] - at[0])
-    sigma = max(SMOOTHING_SHARE * radius, pitch) / step
-    reach = min(int(np.ceil(3 * sigma)), len(points) - 1)
-    ends = (2 * points[0] - points[reach:0:-1], 2 * points[-1] - points[-2 : -reach - 2 : -1])
-    points = ndimage.gaussian_filter1d(np.concatenate((ends[0], points, ends[1])), sigma, axis=0, mode="nearest")
-    points = points[reach : len(points) - reach]
-    back = min(len(points) - 1, max(1, round(radius / step)))
-    more = np.arange(1, int(np.ceil((3 * radius + 2 * pitch + cut) / step)) + 1)[:, None] * step
-    first, last = points[0] - points[back], points[-1] - points[-1 - back]
-    before = points[0] + more[::-1] * first / max(float(np.linalg.norm(first)), 1e-9)
-    after = points[-1] + more * last / max(float(np.linalg.norm(last)), 1e-9)
-    return np.concatenate((before, points, after))
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +235,8 @@ def _sections(
     arc = arc_length(path)
     at = np.arange(step / 2, arc[-1], step)
     center = np.stack([np.interp(at, arc, values) for values in path.T], axis=1)
-    tangent = _tangents(center)
-    across = _frames(center, tangent)
+    tangent = tangents(center)
+    across = frames(center, tangent)
     reach = float(KDTree(center).query(nodes)[0].max()) + 2 * field.mean_spacing
     pixel = max(float(field.spacing.min()) / 3, 2 * reach / (side - 1))
     side = 2 * int(np.ceil(reach / pixel)) + 1
@@ -258,28 +300,6 @@ def _component(inside: np.ndarray, wanted: np.ndarray | None) -> np.ndarray | No
     k = int(np.argmin((rows - half) ** 2 + (columns - half) ** 2))
     nearest: np.ndarray = label == label[rows[k], columns[k]]
     return nearest
-
-
-def _tangents(points: np.ndarray) -> np.ndarray:
-    tangent = np.gradient(points, axis=0) if len(points) > 1 else np.array([[0.0, 0.0, 1.0]])
-    unit: np.ndarray = tangent / np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-12)
-    return unit
-
-
-def _frames(points: np.ndarray, tangent: np.ndarray) -> np.ndarray:
-    """(S, 2, 3) directions across a path (S, 3) that turn round it as little as they can."""
-    first = np.eye(3)[int(np.argmin(np.abs(tangent[0])))]
-    first = first - (first @ tangent[0]) * tangent[0]
-    normal = [first / np.linalg.norm(first)]
-    for s in range(len(points) - 1):
-        r, t = normal[-1], tangent[s]
-        v = points[s + 1] - points[s]
-        r, t = r - 2 * (v @ r) / (v @ v) * v, t - 2 * (v @ t) / (v @ v) * v
-        v = tangent[s + 1] - t
-        length = float(v @ v)
-        normal.append(r - 2 * (v @ r) / length * v if length > 1e-20 else r)
-    rows = np.array(normal)
-    return np.stack((rows, np.cross(tangent, rows)), axis=1)
 
 
 def _ferets(section: np.ndarray, pixel_mm: float) -> tuple[float, float]:

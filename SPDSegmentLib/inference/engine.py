@@ -26,7 +26,7 @@ from SPDSegmentLib.inference.device_slices import upload
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, pad_points
-from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import PromptConfig
 
 if TYPE_CHECKING:
     from SPDSegmentLib.models.bundle_info import BundleInfo

@@ -22,7 +22,7 @@ from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.backbones import load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import PromptConfig
 
 if TYPE_CHECKING:
     from SPDSegmentLib.models.bundle import Bundle

@@ -33,8 +33,13 @@ from SPDSegmentLib.inference.results import (
     note_unsupported,
 )
 from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
-from SPDSegmentLib.prompts.config import SALIENCY_ONLY
-from SPDSegmentLib.prompts.distillation import Distillation, SlicePrompts, consensus_of_slices, local_validation
+from SPDSegmentLib.prompts.distillation import (
+    SALIENCY_ONLY,
+    Distillation,
+    SlicePrompts,
+    consensus_of_slices,
+    local_validation,
+)
 from SPDSegmentLib.prompts.fates import PointFate, SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts, rests_on_distillation

@@ -28,9 +28,10 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.distillation import (
+    STRATEGIES,
     Distillation,
+    PromptConfig,
     SlicePrompts,
     consensus_of_slices,
     empty_prompts,

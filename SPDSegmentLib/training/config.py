@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import patient_of
+from SPDSegmentLib.evaluation.evaluator import patient_of
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.models.bundle_info import terminology_entry
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SegmentationLossConfig
-from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
+from SPDSegmentLib.prompts.distillation import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
 from SPDSegmentLib.settings import build_settings, check_choice, check_ranges
 

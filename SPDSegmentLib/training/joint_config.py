@@ -9,7 +9,7 @@ from pathlib import Path
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SegmentationLossConfig
-from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import PromptConfig
 from SPDSegmentLib.settings import build_settings, check_choice, check_ranges
 from SPDSegmentLib.training.config import BundleText, check_severities, read_toml
 

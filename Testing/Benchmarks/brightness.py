@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from shipped import predictor_of, validation_of
-from SPDSegmentLib.evaluation.cases import EvaluationTarget, load_targets
-from SPDSegmentLib.evaluation.run import Judge, Occasion, measure, window_of
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Judge, Occasion, load_targets, measure, window_of
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.intensity import intensity_range
 from SPDSegmentLib.geometry.slices import SliceStack

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from shipped import SHIPPED, predictor_of, validation_of
-from SPDSegmentLib.evaluation.cases import load_targets
+from SPDSegmentLib.evaluation.evaluator import load_targets
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.models.bundle import describe_again, read_bundle

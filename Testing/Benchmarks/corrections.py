@@ -20,7 +20,7 @@ import numpy as np
 
 from next_click import held_out
 from shipped import SHIPPED, predictor_of
-from SPDSegmentLib.evaluation.cases import EvaluationTarget
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.inference.adaptation import learn

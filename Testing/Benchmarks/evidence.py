@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from shipped import SHIPPED, first_of_each_patient, predictor_of, validation_of
-from SPDSegmentLib.evaluation.cases import EvaluationTarget, load_targets
-from SPDSegmentLib.evaluation.run import Judge, Occasion, measure
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Judge, Occasion, load_targets, measure
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
-from SPDSegmentLib.prompts.config import EVIDENCE
+from SPDSegmentLib.prompts.distillation import EVIDENCE
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "evidence"

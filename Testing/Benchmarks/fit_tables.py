@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.evaluation.cases import EvaluationRow
+from SPDSegmentLib.evaluation.evaluator import EvaluationRow
 from SPDSegmentLib.models.bundle import describe_again, read_bundle
 from SPDSegmentLib.training.config import read_training_config
 from SPDSegmentLib.training.result import knowing

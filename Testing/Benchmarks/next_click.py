@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from shipped import SHIPPED, first_of_each_patient, predictor_of, validation_of
-from SPDSegmentLib.evaluation.cases import EvaluationTarget, load_targets
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, load_targets
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.centerline import Clicks

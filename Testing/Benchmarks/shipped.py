@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from SPDSegmentLib.api import load_model
-from SPDSegmentLib.evaluation.cases import CaseFiles, patient_of
+from SPDSegmentLib.evaluation.evaluator import CaseFiles, patient_of
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.training.config import read_training_config
 

@@ -33,7 +33,7 @@ from SPDSegmentLib.inference.engine import Engine
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import PromptConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, CHANNELS, STRIDE = 256, 256, 4

@@ -27,7 +27,7 @@ from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.models.bundle import read_bundle, write_bundle
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SegmentationLossConfig, SPDModel, segmentation_loss
-from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import PromptConfig
 
 MIDDLES = {t: (20 + t // 2 + 5, 30) for t in range(4, 20)}
 

@@ -11,7 +11,7 @@ from tiny_benchmark import options, write_benchmark
 from spdbench.command import plan_of
 from spdbench.comparators.frozen_sam import box_around, random_points
 from spdbench.datasets import clicks_for, oracle_clicks
-from SPDSegmentLib.evaluation.cases import shuffled_clicks
+from SPDSegmentLib.evaluation.evaluator import shuffled_clicks
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.window import place_window
 

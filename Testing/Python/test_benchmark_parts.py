@@ -34,7 +34,7 @@ from spdbench.summary import (
     differences,
 )
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import EvaluationRow
+from SPDSegmentLib.evaluation.evaluator import EvaluationRow
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.prompts.noise import SEVERITIES, NoiseConfig
 

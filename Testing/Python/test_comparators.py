@@ -18,7 +18,7 @@ from spdbench.comparators.inputs import ClickedSlice, NetworkClicks
 from spdbench.comparators.protocol import Budget, Comparator, InputSettings, NotRun, TrainingCase, make_comparator
 from spdbench.comparators.sam_refiner import excavate, split_objects
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import EvaluationTarget
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.slices import SliceStack

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.errors import BadInput, DependencyMissing, GeometryUnsupported
-from SPDSegmentLib.evaluation.cases import CaseFiles, load_targets
+from SPDSegmentLib.evaluation.evaluator import CaseFiles, load_targets
 from SPDSegmentLib.geometry.dicom_objects import source_of, write_dicom_seg, write_rtstruct
 from SPDSegmentLib.geometry.labelmap import write_labelmap
 from SPDSegmentLib.geometry.labels import read_labeled, read_labels_of

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.prompts.config import PromptConfig
 from SPDSegmentLib.prompts.distillation import (
+    PromptConfig,
     context_enrichment,
     local_validation,
     thin_out,

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from fit_tables import read_rows
 from SPDSegmentLib.cli import app as app_module
-from SPDSegmentLib.evaluation.cases import METHODS
+from SPDSegmentLib.evaluation.evaluator import METHODS
 from SPDSegmentLib.evaluation.report import compare, markdown_table, summarize
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
@@ -203,7 +203,7 @@ def test_means_are_taken_per_patient_first_and_tests_are_corrected(folder: Path,
 
 
 def test_clicks_of_another_extent_get_the_field_of_view_that_a_new_session_would_choose(tmp_path: Path) -> None:
-    from SPDSegmentLib.evaluation.run import window_of
+    from SPDSegmentLib.evaluation.evaluator import window_of
     from SPDSegmentLib.geometry.centerline import Clicks
     from SPDSegmentLib.geometry.slices import SliceStack
     from SPDSegmentLib.inference.predictor import Predictor

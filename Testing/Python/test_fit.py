@@ -12,7 +12,7 @@ import pytest
 from models_helpers import tiny_info
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
-from SPDSegmentLib.evaluation.run import verdict_shares
+from SPDSegmentLib.evaluation.evaluator import verdict_shares
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig, check_values
 from SPDSegmentLib.geometry.slices import SliceStack

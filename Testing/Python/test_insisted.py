@@ -14,7 +14,7 @@ from SPDSegmentLib.geometry.centerline import Clicks, clicks_from_markups
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup, insist_on, read_markups, write_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.session import Session
-from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import PromptConfig
 from SPDSegmentLib.prompts.evidence import raise_at
 from SPDSegmentLib.prompts.fates import Fate
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks

@@ -27,7 +27,7 @@ from SPDSegmentLib.models.storage import check_finite, read_tensor_shapes, shipp
 from SPDSegmentLib.networks.backbones import build_sam, load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import PromptConfig
 from SPDSegmentLib.settings import parse_json
 
 torch = pytest.importorskip("torch")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import EvaluationRow
+from SPDSegmentLib.evaluation.evaluator import EvaluationRow
 from SPDSegmentLib.evaluation.report import (
     below,
     bootstrap_ci,

@@ -10,8 +10,7 @@ import torch
 from tiny_training import write_cases, write_config
 
 from SPDSegmentLib.errors import BadInput, Cancelled
-from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationConfig, load_targets
-from SPDSegmentLib.evaluation.run import evaluate
+from SPDSegmentLib.evaluation.evaluator import CaseFiles, EvaluationConfig, evaluate, load_targets
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.distillation import SlicePrompts

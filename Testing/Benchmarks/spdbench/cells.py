@@ -15,7 +15,7 @@ from typing import Any
 
 from SPDSegmentLib import files
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import EvaluationRow
+from SPDSegmentLib.evaluation.evaluator import EvaluationRow
 from SPDSegmentLib.prompts.noise import NOISE_VERSION
 
 

@@ -17,7 +17,7 @@ from scipy import ndimage
 from spdbench.comparators.protocol import InputSettings, TrainingCase
 from spdbench.config import CLEAN, DatasetSpec, parse_noise
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import CaseFiles, EvaluationTarget, load_targets, patient_of, shuffled_clicks
+from SPDSegmentLib.evaluation.evaluator import CaseFiles, EvaluationTarget, load_targets, patient_of, shuffled_clicks
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.training.config import TrainingConfig, read_training_config
 

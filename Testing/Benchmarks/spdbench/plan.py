@@ -12,7 +12,7 @@ from spdbench.config import BenchmarkConfig, MethodSpec, is_clean
 from spdbench.datasets import Dataset
 from spdbench.entries import Entry, EntryMaker
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import EvaluationRow
+from SPDSegmentLib.evaluation.evaluator import EvaluationRow
 from SPDSegmentLib.prompts.noise import NOISE_VERSION
 
 Place = tuple[str, str, str, int]

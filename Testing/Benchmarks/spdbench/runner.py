@@ -24,8 +24,7 @@ from spdbench.entries import Entry
 from spdbench.plan import Place, Plan, PlannedCell, TimeLeft
 from spdbench.progress import StepClock, time_text
 from SPDSegmentLib.errors import Cancelled, SPDError
-from SPDSegmentLib.evaluation.cases import EvaluationTarget
-from SPDSegmentLib.evaluation.run import Fates, Judge, Occasion, measure
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Fates, Judge, Occasion, measure
 from SPDSegmentLib.geometry.centerline import Clicks
 
 SAVE_SECONDS = 30.0

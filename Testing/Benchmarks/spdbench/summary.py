@@ -9,7 +9,7 @@ from typing import Any
 
 from spdbench.config import ClaimSpec, DatasetSpec, MethodSpec
 from spdbench.plan import Plan
-from SPDSegmentLib.evaluation.cases import EvaluationRow
+from SPDSegmentLib.evaluation.evaluator import EvaluationRow
 from SPDSegmentLib.evaluation.report import Difference, Estimate, corrected, difference, estimate
 
 SIGNIFICANT = 0.05

@@ -20,8 +20,7 @@ from scipy import ndimage
 
 from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.errors import BadInput, SPDError
-from SPDSegmentLib.evaluation.cases import SALIENCY_ONLY, EvaluationTarget
-from SPDSegmentLib.evaluation.run import Fates, window_of
+from SPDSegmentLib.evaluation.evaluator import SALIENCY_ONLY, EvaluationTarget, Fates, window_of
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
@@ -30,7 +29,7 @@ from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.models.bundle import Bundle, read_bundle
-from SPDSegmentLib.prompts.config import STRATEGIES, PromptConfig
+from SPDSegmentLib.prompts.distillation import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.strategies import DISTILLATION_VERSION, rests_on_distillation
 
 

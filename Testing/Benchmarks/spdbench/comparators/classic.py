@@ -11,7 +11,7 @@ import numpy as np
 from spdbench.comparators.inputs import NetworkClicks, pixels_in, window_of
 from spdbench.comparators.protocol import InputSettings, Untrained
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import EvaluationTarget
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import intensity_range, normalize
 from SPDSegmentLib.geometry.slices import SliceStack

@@ -20,7 +20,7 @@ from torch import Tensor
 from spdbench.comparators.bundle_row import LoadedBundle, load_bundle, prompts_of
 from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.errors import BadInput, SPDError
-from SPDSegmentLib.evaluation.cases import EvaluationTarget
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import intensity_range, normalize
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -31,7 +31,7 @@ from SPDSegmentLib.models.bundle import Bundle
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import pad_points
-from SPDSegmentLib.prompts.config import PromptConfig
+from SPDSegmentLib.prompts.distillation import PromptConfig
 
 PROMPTS = ("raw", "random", "consensus")
 SHAPES = ("points", "box")

@@ -29,7 +29,7 @@ from spdbench.comparators.inputs import (
 )
 from spdbench.comparators.protocol import Budget, ClickedSegmenter, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt
-from SPDSegmentLib.evaluation.cases import EvaluationTarget
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.files import write_bytes, write_json
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack

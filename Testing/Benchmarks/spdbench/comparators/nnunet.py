@@ -25,7 +25,7 @@ import torch
 from spdbench.comparators.inputs import NetworkClicks, pixels_in, random_severity, window_of
 from spdbench.comparators.learned import WEIGHTS_NAME, TrainingRecord, keep_weights, open_record, take_weights
 from spdbench.comparators.protocol import Budget, ClickedSegmenter, InputSettings, NotRun, OnProgress, TrainingCase
-from SPDSegmentLib.evaluation.cases import EvaluationTarget
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.files import write_json, write_text
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack

@@ -15,8 +15,7 @@ import numpy as np
 from spdbench.comparators.bundle_row import BundleRow, distillation_identity
 from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
 from SPDSegmentLib.errors import SPDError
-from SPDSegmentLib.evaluation.cases import EvaluationTarget
-from SPDSegmentLib.evaluation.run import Fates
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Fates
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.models.base_weights import find_base_weights

@@ -20,7 +20,7 @@ from torch import Tensor
 from spdbench.comparators.inputs import FeatureCache, NetworkClicks, window_of
 from spdbench.comparators.protocol import InputSettings, NotRun, Untrained
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import EvaluationTarget
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.inference.engine import choose_device
 from SPDSegmentLib.inference.session import OUTSIDE_LOGIT

@@ -29,7 +29,7 @@ from spdbench.comparators.learned import BATCH, SliceNetwork
 from spdbench.comparators.protocol import Budget, Comparator, InputSettings, OnProgress, TrainingCase, make_comparator
 from spdbench.comparators.sam_rows import SamComparator, SamNetwork
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.cases import SALIENCY_ONLY, EvaluationTarget
+from SPDSegmentLib.evaluation.evaluator import SALIENCY_ONLY, EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.inference.session import OUTSIDE_LOGIT
 from SPDSegmentLib.models.bundle import Bundle
