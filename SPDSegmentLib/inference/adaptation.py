@@ -1,7 +1,8 @@
 """Learning from the slices that a person corrected, for one volume (ours): the saliency head follows them.
 
-Everything in front of the head is frozen, so it learns from the embeddings that are kept, in seconds, while on other
-slices it is held to what it said before (after Li and Hoiem, Learning without Forgetting, 2016). Nothing is learned
+Everything in front of the head is frozen, and so is how it mixes adjoining slices: it learns from embeddings that are
+kept, in seconds, and only at their pixels around the structure, with a few of the rest. On other slices it is held to
+what it said before (after Li and Hoiem, Learning without Forgetting, 2016). Nothing is learned
 silently: each corrected slice is first segmented by heads that never saw it, and only if those do better than the
 model's own is anything learned at all. What is learned lives in a session beside the model's own and goes with it.
 """
@@ -9,6 +10,7 @@ model's own is anything learned at all. What is learned lives in a session besid
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adam import adam  # torch.optim.Adam imports the compiler first, which takes seconds
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks
@@ -39,6 +42,8 @@ CHECKPOINTS = (20, 40)
 BATCH, HELD_BATCH = 4, 2
 HELD_WEIGHT, MOST_HELD = 10.0, 24
 """Weight of what the head said before on slices that nobody corrected, and how many of them are held to it."""
+SALIENT, REST = 0.1, 3
+"""What any slice shows above this is learned at, and of the rest each pixel in so many rows and columns."""
 FOLDS = 3
 FEWEST = 2
 """Corrected slices from which anything is learned."""
@@ -149,15 +154,26 @@ class _Lessons:
         self._order = sorted(corrected)
         self._folds = [self._order[k :: min(FOLDS, len(self._order))] for k in range(min(FOLDS, len(self._order)))]
         self._done = 0
-        given = self._features.learning_inputs(self._order, call)
         free = [t for t in sorted(self._features.cached_slices()) if t not in corrected]
         held = free[:: max(1, -(-len(free) // MOST_HELD))]
-        self._held = self._features.learning_inputs(held, call) if held else []
-        if held:
-            said = np.stack([self._features.saliency(t, call) for t in held]).astype(np.float32)
-            self._held.append(upload(said[:, None], self._engine.device))
+        said = [self._features.saliency(t, call) for t in held]
         network = self._features.window.resample(np.stack([self._corrected[t] for t in self._order]).astype(np.float32))
-        self._inputs = [*given, upload((network > 0.5)[:, None].astype(np.float32), self._engine.device)]
+        targets = np.concatenate((network > 0.5, *(map_[None] for map_ in said))).astype(np.float32)
+        shown = [self._features.saliency(t, call)[None].astype(np.float32) for t in self._order]
+        seen = np.concatenate((targets, *shown))
+        device = self._engine.device
+        self._head = copy.deepcopy(self._engine.model.saliency_head).float().requires_grad_(False)
+        mixed = self._head.with_neighbors(*self._features.learning_inputs([*self._order, *held], call))
+        size = mixed.shape[-2:]
+        near = F.max_pool2d(F.adaptive_max_pool2d(upload(seen[:, None], device), size), 3, 1, 1).amax((0, 1)) > SALIENT
+        near[::REST, ::REST] = True
+        self._share = float(near.float().mean())
+        inputs = mixed[:, :, near][:, :, None]
+        fine = F.interpolate(upload(targets[:, None], device), (4 * size[0], 4 * size[1]), mode="area")
+        blocks = fine.view(len(fine), size[0], 4, size[1], 4).permute(0, 2, 1, 3, 4)[:, :, near]
+        aims = blocks.reshape(len(fine), 1, 4, -1)
+        self._given = inputs[: len(self._order)], (aims[: len(self._order)] > 0.5).float()
+        self._held = inputs[len(self._order) :], aims[len(self._order) :]
         self._prompts = {t: p for fold in self._folds for t, p in self._prompts_without(fold, clicks, prompts).items()}
         self.own_dice = float(np.mean(self._dice(self._features, self._order)))
 
@@ -173,26 +189,34 @@ class _Lessons:
     def train(self, slices: Sequence[int], checkpoints: Sequence[int]) -> dict[int, SaliencyHead]:
         """Heads after so many steps on the corrections of ``slices``; the same whenever it is called."""
         rows = np.array([self._order.index(t) for t in slices])
-        head = copy.deepcopy(self._engine.model.saliency_head).float().requires_grad_(True)
-        model = _with_model_head(self._engine.model, head)
-        optimizer = torch.optim.Adam(head.parameters(), LEARNING_RATE)
-        rng, loss = np.random.default_rng(len(rows)), SegmentationLossConfig()
+        head = copy.deepcopy(self._head)
+        weights = [
+            w.requires_grad_(True) for part in (head.up1, head.norm, head.up2, head.logit) for w in part.parameters()
+        ]
+        first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+        steps_done = [torch.zeros(()) for _ in weights]
+        rng = np.random.default_rng(len(rows))
+        loss = SegmentationLossConfig()
+        loss = dataclasses.replace(loss, focal_weight=loss.focal_weight * self._share)  # as if it were all pixels' mean
         heads = {}
         all_steps = (len(self._folds) + 1) * max(CHECKPOINTS)
         with torch.enable_grad():
             for step in range(1, max(checkpoints) + 1):
                 self._call.check()
                 chosen = torch.from_numpy(rows[rng.permutation(len(rows))[:BATCH]]).to(self._engine.device)
-                own, previous, following, target = (part[chosen] for part in self._inputs)
-                total = segmentation_loss(model.saliency_logits(own, previous, following), target, loss).mean()
-                if self._held:
+                inputs, targets = (part[chosen] for part in self._given)
+                total = segmentation_loss(head.upscaled(inputs), targets, loss).mean()
+                if len(self._held[0]):
                     chosen = torch.from_numpy(rng.permutation(len(self._held[0]))[:HELD_BATCH]).to(self._engine.device)
-                    own, previous, following, said = (part[chosen] for part in self._held)
-                    logits = model.saliency_logits(own, previous, following)
-                    total = total + HELD_WEIGHT * F.binary_cross_entropy_with_logits(logits, said)
-                optimizer.zero_grad()
-                total.backward()
-                optimizer.step()
+                    inputs, said = (part[chosen] for part in self._held)
+                    forgotten = F.binary_cross_entropy_with_logits(head.upscaled(inputs), said)
+                    total = total + HELD_WEIGHT * self._share * forgotten
+                grads = list(torch.autograd.grad(total, weights))
+                with torch.no_grad():
+                    adam(
+                        weights, grads, first, second, [], steps_done, amsgrad=False, beta1=0.9, beta2=0.999,
+                        lr=LEARNING_RATE, weight_decay=0.0, eps=1e-8, maximize=False,
+                    )  # fmt: skip
                 self._done += 1
                 self._call.on_progress(SegmentationProgress("learning", min(self._done, all_steps), all_steps))
                 if step in checkpoints:

@@ -1,13 +1,19 @@
-"""Where one more click would help most: where the decoder does not agree with itself, far from all clicks (ours).
+"""Where one more click would help most: in slices that stayed empty, then where the decoder disagrees (ours).
 
-Each slice is decoded with several prompts that the same clicks could as well have given: its own, moved a little, half
-of them, and those of the prompted slices before and after it. Where these masks differ, a click decides. Only slices
-whose embeddings are kept are looked at; nothing is encoded, and nothing is drawn at random.
+**Empty slices.** Between filled slices a slice without a mask is a gap. Beyond them the structure may go on: surely as
+far as saliency that is known connects with it, and farther the less likely; of K clicks spread at random over a
+structure, as much is expected beyond the last as lies between two. The click belongs in the middle of the longest run.
+
+**Filled slices** are decoded with several prompts that the same clicks could as well have given: their own, moved a
+little, half of them, and those of the prompted slices before and after. Where these masks differ, a click decides.
+
+Only embeddings and saliency that are kept are looked at; nothing is encoded, and nothing is drawn at random.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +27,7 @@ from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.fates import SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import deepest_point
+from SPDSegmentLib.prompts.strategies import follow
 
 JITTER = 0.03
 """How far prompts are moved, as a share of the field of view."""
@@ -28,6 +35,12 @@ MOST_SLICES = 48
 """So many slices are decoded with other prompts at most: those that are farthest from clicks and of least quality."""
 AGREED = 0.02
 """Slices whose masks differ in no larger share of what any of them covers need no click."""
+CONNECTED, SILENT = 0.5, 0.25
+"""A slice beyond the end counts for so many where its saliency connects; so much is expected where it does not."""
+LEAST_GAIN = 1.0
+"""Empty slices from which fewer slices are expected to be gained are not asked about."""
+NEAR = 0.1
+"""Salient regions within this share of the field of view draw the suggested place to their middle."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +49,10 @@ class Suggestion:
 
     Attributes:
         slice_index: position in the stack; xy: (column, row) in slice pixels.
-        disagreement: share of what any of the masks covers that not all of them cover, 0 to 1.
+        disagreement: share of what any of the masks covers that not all of them cover, 0 to 1; -1 in an empty slice.
         distance_mm: to the nearest click.
-        score: area in dispute in mm2, weighed by the distance; suggestions come with the highest first.
+        score: slices that may be gained in an empty slice, otherwise the area in dispute in mm2, weighed by quality and
+            distance. Empty slices come first; within either kind the highest score.
     """
 
     slice_index: int
@@ -50,11 +64,15 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Dispute:
-    """What the masks of one slice show: pixels that not all cover, that any covers, and where a click would decide."""
+    """What the masks of one slice show: pixels that not all cover, that any covers, and where a click would decide.
+
+    ``doubt`` is 1 less the predicted quality.
+    """
 
     pixels: float
     covered: int
     xy: tuple[float, float]
+    doubt: float = 1.0
 
 
 def dispute_of(masks: np.ndarray) -> Dispute | None:
@@ -99,7 +117,7 @@ def rank(
         for t, dispute in sorted(open_.items()):
             place = np.array([t, *dispute.xy]) * scale
             distance = float(tree.query(place)[0]) if tree is not None else np.inf
-            score = dispute.pixels * pixel_mm2 * (1 - float(np.exp(-distance / near_mm)))
+            score = dispute.doubt * dispute.pixels * pixel_mm2 * (1 - float(np.exp(-distance / near_mm)))
             if best is None or score > best.score:
                 best = Suggestion(t, dispute.xy, min(1.0, dispute.pixels / dispute.covered), distance, score)
         assert best is not None
@@ -132,7 +150,7 @@ def perturbed(
 
 
 def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None = None) -> list[Suggestion]:
-    """Where ``count`` more clicks would help most, the best first; none where all masks agree.
+    """Where ``count`` more clicks would help most, the best first; none where nothing is empty and all masks agree.
 
     Args:
         session: what has been segmented with these clicks; slices that a person owns need none.
@@ -143,10 +161,13 @@ def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None 
     """
     call = call or Call()
     decided = session.decided
+    if not decided:
+        return []
+    found = in_empty_slices(session, clicks.inside(), count, call)
     prompts = {t: p for t, (p, _) in decided.items() if len(p.points)}
     anchors, stack = sorted(prompts), session.stack
-    if not anchors:
-        return []
+    if len(found) == count or not anchors:
+        return found
     kept = session.features.cached_slices()
     candidates = [t for t in sorted(kept) if t not in decided or decided[t][1].status is not SliceStatus.LOCKED]
     inside = clicks.inside()
@@ -171,9 +192,65 @@ def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None 
     for t, others in masks.items():
         own = decided[t][1].mask if t in decided else nothing
         dispute = dispute_of(np.stack([own, *others]))
-        if dispute is not None:
-            disputes[t] = dispute
-    return rank(disputes, inside, stack.pixel_mm, stack.slice_mm, count)
+        if dispute is not None and t not in {s.slice_index for s in found}:
+            disputes[t] = dataclasses.replace(dispute, doubt=1 - decided[t][1].quality if t in decided else 1.0)
+    return found + rank(disputes, inside, stack.pixel_mm, stack.slice_mm, count - len(found))
+
+
+def in_empty_slices(session: Session, clicks: Clicks, count: int, call: Call) -> list[Suggestion]:
+    """Places for ``count`` clicks at most in slices without a mask, those from which most slices may be gained first.
+
+    Args:
+        clicks: those inside the volume; see :func:`suggest`.
+    """
+    decided, stack, features = session.decided, session.stack, session.features
+    asked, known = set(clicks.slice_index.tolist()), features.known_slices()
+    owned = {t: result.mask for t, (_, result) in decided.items() if result.status is SliceStatus.LOCKED}
+    filled = {t for t, (_, result) in decided.items() if result.pixels}
+    line = {t: deepest_point(_largest(decided[t][1].mask)) for t in filled}
+    if not filled:  # the clicks are all that there is to go by
+        line = {t: clicks.xy[clicks.slice_index == t].mean(axis=0) for t in asked}
+    slices = sorted(line)
+    usual = max(1.0, float(np.ptp(clicks.slice_index)) / max(1, len(asked) - 1))
+    maps = features.maps(session.predictor.prompts.threshold, owned, lambda: call)
+    likely = dict.fromkeys(range(slices[0], slices[-1] + 1), 1.0)
+    regions: dict[int, np.ndarray] = {}
+    for end, beyond in ((slices[0], range(slices[0])[::-1]), (slices[-1], range(slices[-1] + 1, stack.n_slices))):
+        seen = list(itertools.takewhile(known.__contains__, beyond))
+        chain = follow(maps, decided[end][0], seen, session.predictor.prompts) if filled else {}
+        regions |= chain
+        pace = SILENT if filled and len(chain) < len(seen) else 1.0
+        far = [CONNECTED * min(k, len(chain)) + max(0, k - len(chain)) / pace for k in range(1, len(beyond) + 1)]
+        going_on = np.exp(-np.array(far) / usual)
+        empty = next((k for k, t in enumerate(beyond) if t in asked), None)
+        if empty is not None:  # where a click did not fill its slice the structure may have ended before
+            share = going_on[empty]
+            going_on[: empty + 1] = (going_on[: empty + 1] - share) / (1 - share)
+        likely |= zip(beyond, going_on.tolist(), strict=True)
+    found: list[Suggestion] = []
+    while len(found) < count:
+        borders = np.array(sorted(filled | asked))
+        free = [t for t in sorted(likely) if t not in filled and t not in asked and t not in owned]
+        gains = [likely[t] * np.abs(borders - t).min() for t in free]
+        if not gains or max(gains) < LEAST_GAIN:
+            break
+        t = free[int(np.argmax(gains))]
+        xy = np.array([np.interp(t, slices, [line[s][axis] for s in slices]) for axis in (0, 1)])
+        if t in regions:
+            xy = features.window.to_slice(deepest_point(regions[t]))
+        elif t in known and maps.is_salient(t):
+            place = features.window.to_input(xy)
+            middle = maps.deepest_point(t, maps.nearest_component(t, place))
+            if np.linalg.norm(middle - place) <= NEAR * features.window.size:
+                xy = features.window.to_slice(middle)
+        scale = np.array([stack.slice_mm, stack.pixel_mm[1], stack.pixel_mm[0]])
+        away = np.column_stack((clicks.slice_index, clicks.xy)) * scale - np.array([t, *xy]) * scale
+        column, row = xy.tolist()
+        found.append(
+            Suggestion(t, (column, row), -1.0, float(np.linalg.norm(away, axis=1).min(initial=np.inf)), max(gains))
+        )
+        asked.add(t)
+    return found
 
 
 def _largest(region: np.ndarray) -> np.ndarray:

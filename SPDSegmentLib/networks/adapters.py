@@ -187,10 +187,18 @@ class SaliencyHead(nn.Module):
 
         At a volume's edge the caller repeats the slice itself as its neighbor.
         """
+        return self.upscaled(self.with_neighbors(embeddings, previous, following))
+
+    def with_neighbors(self, embeddings: Tensor, previous: Tensor | None, following: Tensor | None) -> Tensor:
+        """What :meth:`upscaled` takes, (B, C, h, w)."""
         x = embeddings
         if self.previous is not None and self.following is not None:
             x = x + self.previous(embeddings if previous is None else previous)
             x = x + self.following(embeddings if following is None else following)
+        return x
+
+    def upscaled(self, x: Tensor) -> Tensor:
+        """Logits (B, 1, 4h, 4w) of (B, C, h, w); a block of 4 x 4 of them depends on nothing but its own pixel of x."""
         x = F.gelu(self.norm(self.up1(x)))
         logits: Tensor = self.logit(F.gelu(self.up2(x)))
         return logits

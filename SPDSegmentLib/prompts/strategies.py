@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -260,9 +261,9 @@ def _choose_regions(
     chosen: dict[int, np.ndarray] = {}
     if config.follow_components:
         if right is not None:
-            chosen |= _follow(saliency, right, near[::-1], config)
+            chosen |= follow(saliency, right, near[::-1], config)
         if left is not None:
-            chosen = _nearer_side(chosen, _follow(saliency, left, near, config), left, right)
+            chosen = _nearer_side(chosen, follow(saliency, left, near, config), left, right)
     for t in gap:
         inside = left is not None and right is not None and config.bridge_gaps
         if t not in chosen and (inside or not config.follow_components) and saliency.is_salient(t):
@@ -278,7 +279,9 @@ def _near_clicks(clicks: SliceClicks, gap: range, beyond: int) -> range:
     return range(max(gap.start, first), max(gap.start, min(gap.stop, last + 1)))
 
 
-def _follow(saliency: SaliencyMaps, anchor: SlicePrompts, slices: range, config: PromptConfig) -> dict[int, np.ndarray]:
+def follow(
+    saliency: SaliencyMaps, anchor: SlicePrompts, slices: Iterable[int], config: PromptConfig
+) -> dict[int, np.ndarray]:
     """Regions that connect with the anchor's, away from it, until none overlaps."""
     t0 = anchor.slice_index
     labels = saliency.component_at(t0, anchor.points)

@@ -327,7 +327,7 @@ class Suggested:
 
     Attributes:
         slices: M slices; places_ras: (M, 3) millimeters.
-        measures: (M, 3) share in dispute, 0 to 1; distance to the nearest click in mm; score.
+        measures: (M, 3) share in dispute, 0 to 1, or -1 in an empty slice; distance to the nearest click in mm; score.
     """
 
     kind: ClassVar[str] = "suggested"

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,17 @@ def more(clicks: Clicks, t: int, xy: np.ndarray) -> Clicks:
     )
 
 
-def run(target: EvaluationTarget, predictor: Predictor, seed: int) -> list[dict[str, Any]]:
-    """DSC after 0 to 5 clicks, for each way of choosing the slice."""
+def run(target: EvaluationTarget, predictor: Predictor, seed: int, ways: Sequence[str]) -> list[dict[str, Any]]:
+    """DSC after 0 to 5 clicks, for each of ``ways`` of choosing the slice; suggestions come first and share nothing."""
     rows = []
     features = None
-    for way in WAYS:
+    for way in ways:
         session = predictor.open(target.stack, features)
         clicks, asked, rng = few_clicks(target, seed), few_clicks(target, seed), np.random.default_rng(seed)
         reached, on_structure = [], 0
         for n in range(max(SHOWN) + 1):
             mask = session.segment(clicks).mask
-            reached.append(round(dice(mask, target.mask) or 0.0, 4))
+            reached.append(round(float(dice(mask, target.mask) or 0.0), 4))
             if n == max(SHOWN):
                 break
             place: np.ndarray | None = None
@@ -136,12 +137,12 @@ def main() -> None:
         kept = HERE / "results" / "next-click" / f"{name}.json"
         kept.parent.mkdir(parents=True, exist_ok=True)
         rows = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
-        done = {(row["case"], row["target"], row["seed"]) for row in rows}
+        done = {(row["case"], row["target"], row["seed"], row["way"]) for row in rows}
         predictor = predictor_of(name)
         for target in held_out(name, options.volumes):
             for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
-                if (target.case, target.name, seed) not in done:
-                    rows += run(target, predictor, seed)
+                if ways := [way for way in WAYS if (target.case, target.name, seed, way) not in done]:
+                    rows += run(target, predictor, seed, ways)
                     write_json(kept, rows, "rows", indent=None)
         print(name, "DSC after", SHOWN, "clicks, and the share of questions that led to one", *table(rows), sep="\n")
 

@@ -187,9 +187,10 @@ class FakeSession:
         return {t for t in range(self.stack.shape[0]) if first[t] != second[t]}
 
     def suggest(self, clicks: Any, count: int = 1, call: Any = None) -> list[FakeSuggestion]:
-        """Three slices beyond the last click, beside its place; nothing where there is no such slice."""
+        """Three slices beyond the last click, beside its place; empty once there are three clicks."""
         t, (x, y) = int(clicks.slice_index.max()) + 3, clicks.xy.mean(axis=0).tolist()
-        return [FakeSuggestion(t, (x + 2.0, y))] if t < self.stack.shape[0] else []
+        share = 0.5 if len(clicks) < 3 else -1.0
+        return [FakeSuggestion(t, (x + 2.0, y), share)] if t < self.stack.shape[0] else []
 
     def learn(
         self, clicks: Any, corrected: Mapping[int, np.ndarray], prompts: str, call: Any, anchor_xy: Any = None

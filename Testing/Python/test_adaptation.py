@@ -143,6 +143,16 @@ def test_corrections_that_contradict_one_another_teach_nothing_and_say_so(sessio
     assert np.array_equal(session.segment(clicks(), locked=noise).mask, before.mask)
 
 
+def test_a_block_of_saliency_rests_on_its_own_pixel_so_that_few_pixels_teach_the_head() -> None:
+    head = predictor().engine.model.saliency_head
+    mixed = torch.randn(2, head.up1.in_channels, 5, 6)
+    whole = head.upscaled(mixed)
+    gathered = head.upscaled(mixed[:, :, [0, 3, 4], [5, 1, 2]][:, :, None])
+    for k, (row, column) in enumerate(((0, 5), (3, 1), (4, 2))):
+        block = whole[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        assert torch.allclose(gathered[..., 4 * k : 4 * k + 4], block, atol=1e-6)
+
+
 def test_one_corrected_slice_and_a_listening_saliency_are_refused(session: Session) -> None:
     with pytest.raises(BadInput, match="too few"):
         learn(session, clicks(), corrected(6))

@@ -64,6 +64,8 @@ def test_a_dismissed_suggestion_leaves_everything_and_is_told_to_the_next(host: 
     press(host, module, "suggestButton")
     place = module.widget.panel.assist.ghost.positionRas
     assert place is None or place[2] != 24.0
+    text = module.ui.suggestLabel.text
+    assert place is None or ("is empty" in text and "Does the structure pass there? Drag" in text and "%" not in text)
 
 
 def test_an_accepted_click_takes_its_place_in_a_curve(host: Any) -> None:

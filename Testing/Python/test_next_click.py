@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tiny_predictor import SIZE, tiny_predictor, tube_volume
@@ -90,6 +92,34 @@ def test_a_slice_that_a_person_owns_needs_no_click(session: Session) -> None:
     (first,) = suggest(session, clicks)
     session.segment(clicks, locked={first.slice_index: square(24, 24, 9)})
     assert first.slice_index not in [s.slice_index for s in suggest(session, clicks, count=30)]
+
+
+def test_the_middle_of_the_longest_empty_run_inside_comes_before_slices_whose_masks_differ(session: Session) -> None:
+    clicks = clicks_at((6, 28, 30), (8, 29, 30))
+    session.segment(clicks)
+    empty = np.zeros((SIZE, SIZE), dtype=bool)
+    for t in (7, 9, 10, 11, 12, 13):
+        prompts, result = session._slices[t]
+        session._slices[t] = prompts, dataclasses.replace(result, mask=empty, quality=0.0)
+    found = suggest(session, clicks, count=30)
+    assert [s.slice_index for s in found[:2]] == [11, 7] and found[0].score == 3 and found[1].score == 1
+    kinds = [s.disagreement == -1 for s in found]
+    assert kinds == sorted(kinds, reverse=True) and not all(kinds) and len({s.slice_index for s in found}) == len(found)
+    x, y = found[0].xy
+    left, right = (session.decided[t][1].mask for t in (8, 14))
+    assert (left | right)[round(y), round(x)], "on the salient structure, between the slices around"
+
+
+def test_beyond_an_end_nobody_looked_at_the_structure_is_asked_for_and_less_far_after_each_no(session: Session) -> None:
+    clicks = clicks_at((4, 27, 30), (8, 29, 30))
+    session.segment(clicks)
+    end = max(t for t, (_, r) in session.decided.items() if r.pixels)
+    for t in range(10, end + 1):  # as with `follow_beyond`
+        session._slices[t] = session.decided[t][0], session._blank(t, SliceStatus.ABSTAINED)
+    (first,) = suggest(session, clicks)
+    assert first.disagreement == -1 and 10 < first.slice_index <= end
+    (second,) = suggest(session, clicks_at((4, 27, 30), (8, 29, 30), (first.slice_index, *first.xy)))
+    assert 9 < second.slice_index < first.slice_index
 
 
 def test_a_place_that_was_dismissed_counts_as_a_click(session: Session) -> None:

@@ -98,16 +98,21 @@ class AssistSection:
             r, a, s = answer.places_ras[0].tolist()
             self.ghost.show((r, a, s), _("Suggested click"))
             jumpTo((r, a, s))
-            text = _(
-                "Slice {number}: the model's masks differ in {share} % there, {distance} mm from the nearest click. "
-                "Drag the point on to the structure if it lies beside it; accept it, or dismiss it."
-            ).format(
+            why = (
+                _("Slice {number} is empty, {distance} mm from the nearest click. Does the structure pass there?")
+                if answer.measures[0, 0] < 0
+                else _("Slice {number}: the model's masks differ in {share} %, {distance} mm from the nearest click.")
+            )
+            how = _("Drag the point on to the structure if it lies beside it; accept it, or dismiss it.")
+            text = f"{why} {how}".format(
                 number=task.view.snapshot().stack.slice_number(answer.slices[0]),
                 share=round(100 * float(answer.measures[0, 0])),
                 distance=round(float(answer.measures[0, 1])),
             )
         elif isinstance(answer, Suggested):
-            text = _("No click is suggested: the model agrees with itself in every slice that it has seen.")
+            text = _(
+                "No click is suggested: no slice is missing, and the model agrees with itself wherever it has looked."
+            )
         elif isinstance(answer, SPDError) and not isinstance(answer, Cancelled):
             text = answer.sentence
         self.ui.suggestLabel.text = text
