@@ -12,15 +12,16 @@ HOST := $(VENV)/.host
 BENCH := $(VENV)/.bench
 EXTRAS := torch,train,dicom,batch,dev
 
-.PHONY: demo test install-check lint format setup weights clean bench bench-quick publish-tree soak fuzz lock
+.PHONY: demo test install-check lint style format setup weights clean bench bench-quick publish-tree soak fuzz lock
 
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
 
-# Two processes, then what measures time or memory alone; both count.
-test: lint weights
-	@status=0; \
+# Types beside two processes of tests, then what measures time or memory alone; all count.
+test: style weights
+	@$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & types=$$!; status=0; \
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not alone" || status=$$?; \
+	wait $$types || status=$$?; cat $(VENV)/mypy.log; \
 	$(BIN)/python -m pytest -m alone || status=$$?; \
 	exit $$status
 
@@ -32,12 +33,14 @@ install-check:
 	  build/install/bin/pip install --quiet .; build/install/bin/spdsegment --version; \
 	  (cd build && install/bin/spdsegment models list >/dev/null); done
 
-lint: $(HOST)
+lint: style
+	$(BIN)/mypy
+
+style: $(HOST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff check --preview --select PLW1514 .
 	$(BIN)/ruff format --check .
 	test ! -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile
-	$(BIN)/mypy
 
 # What this machine's GPU does, in at most four minutes: Testing/Benchmarks/results/gpu-<card>.json and a table.
 gpu: weights

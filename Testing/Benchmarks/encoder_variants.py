@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from SPDSegmentLib.evaluation.metrics import dice
+from SPDSegmentLib.inference.cores import on_cores
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.models.bundle import find_bundle
 from SPDSegmentLib.networks import tiny_vit
@@ -54,7 +55,12 @@ def need(*modules: str) -> None:
 
 
 def as_they_are(encoder: nn.Module, example: Tensor, folder: Path) -> Encode:
-    """The product's own: eager float32 in channels-last memory, wide layers in tiles."""
+    """The product's own: eager float32, channels-last, wide layers in tiles, slices of its own for each core."""
+    return lambda images: on_cores(encoder, images)
+
+
+def all_on_each_layer(encoder: nn.Module, example: Tensor, folder: Path) -> Encode:
+    """All cores on each layer of all slices; one core works as in the product."""
     return encoder
 
 
@@ -184,6 +190,7 @@ def openvino_bfloat16(encoder: nn.Module, example: Tensor, folder: Path) -> Enco
 
 WAYS: dict[str, Callable[[nn.Module, Tensor, Path], Encode]] = {
     "eager (the product)": as_they_are,
+    "eager, all cores on each layer": all_on_each_layer,
     "eager, without tiles": without_tiles,
     "bfloat16": bfloat16,
     "torch.compile": compiled,

@@ -19,6 +19,7 @@ from tiny_training import write_cases, write_config
 from typer.testing import CliRunner, Result
 
 from SPDSegmentLib.cli import app as app_module
+from SPDSegmentLib.cli import training_commands
 from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup, write_markups
@@ -57,6 +58,12 @@ def run(config: Path, folder: Path, *extra: str) -> Result:
 def curve(folder: Path, phase: str) -> list[dict[str, str]]:
     with (folder / "run" / f"{phase}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves are drawn by the run of ``whole`` alone: each picture takes seconds."""
+    monkeypatch.setattr(training_commands, "_draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
