@@ -26,7 +26,7 @@ from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView, likelyModel
 from SPDSegmentLib.gui.scene.centerlines import clickEvents, clicksOf, makeClicks, removeClicks, snapshotClicks
 from SPDSegmentLib.gui.scene.state import idleTimer
 from SPDSegmentLib.gui.scene.target import SegmentTarget
-from SPDSegmentLib.gui.scene.views import viewCenter, viewNode
+from SPDSegmentLib.gui.scene.volumes import viewCenter, viewNode
 
 CLICK_MS = 150
 """After a change of the clicks, before a run starts."""

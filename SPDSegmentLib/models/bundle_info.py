@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.files import json_ready
+from SPDSegmentLib.models.base_weights import BASE_WEIGHTS, WEIGHTLESS_BACKBONES
 from SPDSegmentLib.models.calibration import is_calibration
-from SPDSegmentLib.models.manifest import BASE_WEIGHTS, WEIGHTLESS_BACKBONES
 from SPDSegmentLib.settings import is_finite_number, parse_json, shorten
 
 if TYPE_CHECKING:

@@ -269,11 +269,7 @@ def _network_error(url: str, error: Exception) -> SPDError:
     else:
         reason = getattr(error, "reason", None) or error
         cause = f"could not be reached ({getattr(reason, 'strerror', None) or reason})"
-    return ModelMissing(
-        f"{where} {cause}.",
-        "Check the network and the proxy.",
-        details=f"{url}\n{error!r}",
-    )
+    return ModelMissing(f"{where} {cause}.", "Check the network and the proxy.", details=f"{url}\n{error!r}")
 
 
 def _incomplete(what: str, done: int, expected: int) -> ModelCorrupt:

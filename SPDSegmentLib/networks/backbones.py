@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from SPDSegmentLib.errors import DependencyMissing, ModelCorrupt, missing_package
 from SPDSegmentLib.files import write_whole
-from SPDSegmentLib.models.manifest import refetch_command
+from SPDSegmentLib.models.base_weights import refetch_command
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder, convert_checkpoint, fold_batch_norms
 from SPDSegmentLib.settings import shorten

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from SPDSegmentLib.worker.health import EXIT_FAILURE
 
 if TYPE_CHECKING:
+    from SPDSegmentLib.inference.predictor import Predictor
     from SPDSegmentLib.worker.handler import LoadPredictor
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -59,15 +60,35 @@ def take_stdio() -> tuple[int, int]:
     return requests, events
 
 
+def load_predictor(bundle: str, device: str, precision: str, cache_bytes: int | None = None) -> Predictor:
+    """Load a bundle, by folder or name; imports torch.
+
+    Args:
+        cache_bytes: embeddings of a volume that are kept between calls, ``None`` for the usual bound.
+
+    Raises:
+        SPDError: the bundle, its base weights, the device or torch is not there.
+    """
+    from SPDSegmentLib.geometry.limits import check_room_for_torch
+
+    check_room_for_torch()
+    from SPDSegmentLib.inference.engine import CACHE_BYTES
+    from SPDSegmentLib.inference.predictor import Predictor
+    from SPDSegmentLib.models.bundle import find_bundle
+
+    kept = CACHE_BYTES if cache_bytes is None else cache_bytes
+    return Predictor.load(find_bundle(bundle), device=device, precision=precision, cache_bytes=kept)
+
+
 def serve_stdio(
-    load: LoadPredictor | None = None, volume_bytes: int | None = None, cache_bytes: int | None = None
+    load: LoadPredictor | None = None, volume_memory: int | None = None, cache_memory: int | None = None
 ) -> NoReturn:
     """Serve until stdin ends, then end the process without waiting for other threads or libraries.
 
     Args:
         load: loads a predictor; None for the real one.
-        volume_bytes: bound on the memory of open volumes, see ``ServerConfig``.
-        cache_bytes: bound on the embeddings that are kept of one volume.
+        volume_memory: bound on the memory of open volumes in MB, see ``ServerConfig``.
+        cache_memory: bound on the embeddings that are kept of one volume, in MB.
     """
     end_with_parent()
     requests, events = take_stdio()
@@ -75,9 +96,9 @@ def serve_stdio(
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    from SPDSegmentLib.worker.handler import load_predictor
     from SPDSegmentLib.worker.server import Server, ServerConfig
 
+    volume_bytes, cache_bytes = (None if n is None else n << 20 for n in (volume_memory, cache_memory))
     try:
         load = load or functools.partial(load_predictor, cache_bytes=cache_bytes)
         code = Server(requests, events, load, ServerConfig(volume_bytes=volume_bytes)).run()
@@ -95,8 +116,7 @@ def main(load: LoadPredictor | None = None) -> NoReturn:
     parser.add_argument("--volume-memory", type=int, metavar="MB", help="bound on the memory of open volumes")
     parser.add_argument("--cache-memory", type=int, metavar="MB", help="bound on the embeddings kept of one volume")
     options = parser.parse_known_args()[0] if load else parser.parse_args()
-    bounds = (None if n is None else n << 20 for n in (options.volume_memory, options.cache_memory))
-    serve_stdio(load, *bounds)
+    serve_stdio(load, options.volume_memory, options.cache_memory)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,36 @@
-"""The worker's answers: one loaded model, the open volumes, what each request gets."""
+"""The worker's answers: one loaded model, the open volumes within a bound, what each request gets."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, SPDError
 from SPDSegmentLib.files import json_ready
-from SPDSegmentLib.geometry.limits import (
-    check_room_for_torch,
-    free_memory_bytes,
-)
-from SPDSegmentLib.prompts.fates import PointFate
+from SPDSegmentLib.geometry import limits
 
 from . import messages as m
-from .payloads import pack_fates, pack_mask, pack_masks, restore_markups, unpack_masks
+from .payloads import center_ras, pack_fates, pack_mask, pack_masks, restore_markups, slice_xy, unpack_masks
 from .pipes import to_error
-from .volumes import OpenedVolume, VolumeCache
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.centerline import Clicks
     from SPDSegmentLib.geometry.slices import SliceStack
-    from SPDSegmentLib.inference.predictor import Predictor
 
 Emit = Callable[[m.Event], None]
 Stop = Callable[[], bool]
 Work = m.LoadModel | m.VolumeRequest | m.Status
 LoadPredictor = Callable[[str, str, str], Any]
 """Bundle, device and precision to an ``inference.predictor.Predictor``, or to what can take its place."""
+MAX_DEFAULT_BYTES = 2 << 30
+SHARE_OF_MEMORY = 0.25
 PROGRESS_SECONDS = 0.1
 LOST_LESSON = "What was learned from your corrections went with the background process; learn again to have it back."
 
@@ -62,22 +58,111 @@ def stop_between_layers(stop: Callable[[], bool]) -> Iterator[None]:
         hook.remove()
 
 
-def load_predictor(bundle: str, device: str, precision: str, cache_bytes: int | None = None) -> Predictor:
-    """Load a bundle, by folder or name; imports torch.
+def default_limit_bytes() -> int:
+    """Return a quarter of the machine's memory, at most 2 GB."""
+    total = limits.total_memory_bytes()
+    return MAX_DEFAULT_BYTES if total is None else min(MAX_DEFAULT_BYTES, int(total * SHARE_OF_MEMORY))
+
+
+@dataclass
+class OpenedVolume:
+    """A volume the worker holds.
+
+    Attributes:
+        stack: its slices; session: with the loaded model, once one was needed.
+        learned: sessions under what corrections taught, by name; the latest and, for an undo, the one before it.
+        served: name of the session of which the caller has every slice, None for none.
+    """
+
+    stack: SliceStack
+    session: Any = None
+    learned: dict[str, Any] = field(default_factory=dict)
+    served: str | None = ""
+
+    def keep_learned(self, name: str, session: Any) -> None:
+        """Keep a session under what was learned; of those before it the latest stays."""
+        self.learned.pop(name, None)
+        self.learned = {**dict(list(self.learned.items())[-1:]), name: session}
+
+    def forget_sessions(self) -> None:
+        """Forget what was computed, and what was learned."""
+        self.session = None
+        self.learned.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the voxels and of what was computed from them."""
+        return int(self.stack.array.nbytes) + int(getattr(self.session, "nbytes", 0))
+
+
+class VolumeCache:
+    """Open volumes by name, from the one that was used longest ago to the latest.
 
     Args:
-        cache_bytes: embeddings of a volume that are kept between calls, ``None`` for the usual bound.
+        limit_bytes: how much they may take together.
 
-    Raises:
-        SPDError: the bundle, its base weights, the device or torch is not there.
+    Attributes:
+        forgotten: names of volumes that were open and had to go.
+        refused: why volumes cannot be used, by their names.
     """
-    check_room_for_torch()
-    from SPDSegmentLib.inference.engine import CACHE_BYTES
-    from SPDSegmentLib.inference.predictor import Predictor
-    from SPDSegmentLib.models.bundle import find_bundle
 
-    kept = CACHE_BYTES if cache_bytes is None else cache_bytes
-    return Predictor.load(find_bundle(bundle), device=device, precision=precision, cache_bytes=kept)
+    def __init__(self, limit_bytes: int) -> None:
+        self.forgotten: set[str] = set()
+        self.refused: dict[str, SPDError] = {}
+        self._limit = limit_bytes
+        self._volumes: dict[str, OpenedVolume] = {}
+
+    def put(self, name: str, opened: OpenedVolume) -> None:
+        """Add a volume as the latest."""
+        self.forgotten.discard(name)
+        self._volumes[name] = opened
+
+    def use(self, name: str) -> OpenedVolume | None:
+        """Return a volume and make it the latest, or None."""
+        opened = self._volumes.pop(name, None)
+        if opened is not None:
+            self._volumes[name] = opened
+        return opened
+
+    def drop(self, name: str) -> None:
+        """Let go of a volume for good, and of why it could not be used."""
+        self.refused.pop(name, None)
+        self.forgotten.discard(name)
+        self._let_go([name])
+
+    def close_sessions(self) -> None:
+        """Forget what was computed from every volume."""
+        for opened in self._volumes.values():
+            opened.forget_sessions()
+        limits.give_back_freed_memory()
+
+    def spare_bytes(self) -> int:
+        """Return what all volumes but the latest take; safe from any thread."""
+        return sum(opened.nbytes for opened in tuple(self._volumes.values())[:-1])
+
+    def shrink(self, keep: Collection[str], more_bytes: int = 0, *, keep_latest: bool = False) -> None:
+        """Forget old volumes until what is left, and ``more_bytes``, are within the bound; who needs one resends it.
+
+        Never ``keep``, nor with ``keep_latest`` the one that was used last.
+        """
+        keep = {*keep, *list(self._volumes)[-1:]} if keep_latest else keep
+        sizes = {name: opened.nbytes for name, opened in self._volumes.items()}
+        left = sum(sizes.values()) + more_bytes
+        gone = []
+        for name, size in sizes.items():
+            if left <= self._limit:
+                break
+            if name not in keep:
+                gone.append(name)
+                left -= size
+        self._let_go(gone)
+        self.forgotten.update(gone)
+
+    def _let_go(self, names: Collection[str]) -> None:
+        gone = [self._volumes.pop(name) for name in names if name in self._volumes]
+        if gone:
+            gone.clear()
+            limits.give_back_freed_memory()
 
 
 class RequestHandler:
@@ -138,7 +223,8 @@ class RequestHandler:
         asked = (request.bundle, request.device, request.precision)
         if self._predictor is None or asked != self._asked:
             self._emit(m.Progress(request.request_id, "load_model", 0, 1, None))
-            self._give_up_predictor()
+            self._predictor = self._asked = self._load_error = None
+            self.volumes.close_sessions()
             try:
                 self._predictor = self._load(*asked)
             except Exception as raised:
@@ -146,10 +232,6 @@ class RequestHandler:
                 raise
             self._asked = asked
         return m.ModelLoaded(request.request_id)
-
-    def _give_up_predictor(self) -> None:
-        self._predictor = self._asked = self._load_error = None
-        self.volumes.close_sessions()
 
     def _infer(self, request: m.VolumeRequest, stop: Stop) -> m.Answer:
         if request.volume_id in self.volumes.forgotten:
@@ -174,7 +256,7 @@ class RequestHandler:
 
         def send(result: Any) -> None:
             sent.add(int(result.slice_index))
-            self._emit(_slice_ready(request, result, stack))
+            self._emit(_slice_ready(request, result))
 
         switched = opened.served != name
         if switched:
@@ -187,7 +269,7 @@ class RequestHandler:
             on_progress=_Throttle(request.request_id, self._emit),
             cancelled=stop,
             locked=locked or None,
-            anchor_xy=_slice_xy(request.anchor_ras, stack),
+            anchor_xy=slice_xy(request.anchor_ras, stack),
         )
         recomputed = tuple(sorted(int(t) for t in result.recomputed))
         wanted = set(range(slices)) if request.send_all or switched else set(recomputed)
@@ -198,16 +280,11 @@ class RequestHandler:
         report = json_ready(result.report())
         if request.learned != name:
             report["notes"] = [*report.get("notes", []), LOST_LESSON]
-        return m.Segmented(
-            request.request_id,
-            request.volume_id,
-            tuple(range(slices)) if switched else recomputed,
-            *pack_fates(_placed(result.fates, stack)),
-            seconds=float(result.seconds),
-            device=str(result.device),
-            report=report,
-            anchor_ras=_anchor_ras(result, stack),
-        )
+        told = tuple(range(slices)) if switched else recomputed
+        numbers, places, texts = pack_fates(result.fates, stack)
+        seconds, anchor = float(result.seconds), center_ras(getattr(result, "center_xy", None), stack)
+        asked = (request.request_id, request.volume_id)
+        return m.Segmented(*asked, told, numbers, places, texts, seconds, str(result.device), report, anchor)
 
     def _answer_learn(self, request: m.Learn, stop: Stop) -> m.Learned:
         from SPDSegmentLib.inference.results import Call
@@ -216,21 +293,14 @@ class RequestHandler:
         clicks, corrected = _clicks_and_locked(request, opened.stack)
         call = Call(on_progress=_Throttle(request.request_id, self._emit), cancelled=stop)
         opened.served = None  # the session may decide slices that the caller is not told of
-        options = {"call": call, "anchor_xy": _slice_xy(request.anchor_ras, opened.stack)}
+        options = {"call": call, "anchor_xy": slice_xy(request.anchor_ras, opened.stack)}
         lesson = self._predictor.learn(opened.session, clicks, corrected, request.prompts, **options)
         if lesson.session is not None:
             opened.keep_learned(lesson.name, lesson.session)
-        return m.Learned(
-            request.request_id,
-            request.volume_id,
-            lesson.name,
-            tuple(int(t) for t in lesson.slices),
-            float(lesson.before),
-            float(lesson.after),
-            int(lesson.voxels),
-            *pack_masks(lesson.changed),
-            lesson.sentence,
-        )
+        asked, slices = (request.request_id, request.volume_id), tuple(int(t) for t in lesson.slices)
+        before, after, voxels = float(lesson.before), float(lesson.after), int(lesson.voxels)
+        table, bits = pack_masks(lesson.changed)
+        return m.Learned(*asked, lesson.name, slices, before, after, voxels, table, bits, lesson.sentence)
 
     def _answer_suggest(self, request: m.Suggest, stop: Stop) -> m.Suggested:
         from SPDSegmentLib.geometry.centerline import clicks_from_points
@@ -244,20 +314,15 @@ class RequestHandler:
         index = np.array([s.slice_index for s in found], dtype=float)
         places = opened.stack.to_ras(index, np.array([s.xy for s in found], dtype=float))
         measures = [(s.disagreement, min(s.distance_mm, 1e6), s.score) for s in found]
-        return m.Suggested(
-            request.request_id,
-            request.volume_id,
-            tuple(int(s.slice_index) for s in found),
-            np.asarray(places, dtype="<f8").reshape(-1, 3),
-            np.array(measures, dtype="<f8").reshape(-1, 3),
-        )
+        asked, slices = (request.request_id, request.volume_id), tuple(int(s.slice_index) for s in found)
+        return m.Suggested(*asked, slices, *(np.array(of, dtype="<f8").reshape(-1, 3) for of in (places, measures)))
 
     def _answer_saliency(self, request: m.Saliency) -> m.SaliencyReady:
         opened = self._opened(request.volume_id)
         stack, session = opened.stack, opened.session
         if not 0 <= request.slice_index < stack.shape[0]:
             raise BadInput(f"The volume has no slice {request.slice_index}.")
-        center = _slice_xy(request.center_ras, stack)
+        center = slice_xy(request.center_ras, stack)
         saliency = np.asarray(session.saliency(request.slice_index, center), dtype="<f4")
         return m.SaliencyReady(request.request_id, request.volume_id, request.slice_index, saliency)
 
@@ -282,7 +347,7 @@ def list_devices() -> tuple[m.Device, ...]:
         ImportError: torch is not installed or does not load.
         OutOfMemory: it has no room.
     """
-    check_room_for_torch()
+    limits.check_room_for_torch()
     import torch
 
     devices: list[m.Device] = []
@@ -292,10 +357,10 @@ def list_devices() -> tuple[m.Device, ...]:
         except RuntimeError:
             free = None
         devices.append(m.Device(f"cuda:{index}", str(torch.cuda.get_device_name(index)), free))
-    return (*devices, m.Device("cpu", f"CPU, {os.cpu_count() or 1} cores", free_memory_bytes()))
+    return (*devices, m.Device("cpu", f"CPU, {os.cpu_count() or 1} cores", limits.free_memory_bytes()))
 
 
-def _clicks_and_locked(request: m.Segment | m.Learn, stack: SliceStack) -> tuple[Clicks, dict[int, np.ndarray]]:
+def _clicks_and_locked(request: m.Prompted, stack: SliceStack) -> tuple[Clicks, dict[int, np.ndarray]]:
     """The clicks of a request, and the masks (H, W) of the slices that were edited by hand."""
     from SPDSegmentLib.geometry.centerline import clicks_from_markups
 
@@ -321,45 +386,12 @@ class _Throttle:
         if progress.stage == self._stage and progress.done < progress.total and now < self._due:
             return
         self._stage, self._due = progress.stage, now + PROGRESS_SECONDS
-        left = json_ready(progress.seconds_left)
-        seconds_left = None if left is None else float(left)
-        self._emit(
-            m.Progress(self._request_id, str(progress.stage), int(progress.done), int(progress.total), seconds_left)
-        )
+        left, counts = json_ready(progress.seconds_left), (int(progress.done), int(progress.total))
+        self._emit(m.Progress(self._request_id, str(progress.stage), *counts, None if left is None else float(left)))
 
 
-def _slice_xy(ras: tuple[float, float, float] | None, stack: SliceStack) -> tuple[float, float] | None:
-    if ras is None:
-        return None
-    column, row = np.asarray(stack.to_slices(np.array(ras))[1]).ravel()
-    return float(column), float(row)
-
-
-def _anchor_ras(result: Any, stack: SliceStack) -> tuple[float, float, float] | None:
-    center = getattr(result, "center_xy", None)
-    if center is None:
-        return None
-    r, a, s = np.asarray(stack.to_ras(np.array([stack.shape[0] // 2]), np.array([center]))).ravel()
-    return float(r), float(a), float(s)
-
-
-def _slice_ready(request: m.Segment, result: Any, stack: SliceStack) -> m.SliceReady:
+def _slice_ready(request: m.Segment, result: Any) -> m.SliceReady:
     packed = pack_mask(np.asarray(result.mask, dtype=bool))
     quality = json_ready(None if result.quality is None else float(result.quality))
-    return m.SliceReady(
-        request.request_id,
-        request.volume_id,
-        int(result.slice_index),
-        packed.shape,
-        packed.box,
-        packed.bits,
-        quality,
-        result.status,
-    )
-
-
-def _placed(fates: Sequence[PointFate], stack: SliceStack) -> list[PointFate]:
-    """The fates with their places in millimeters."""
-    xy = np.array([fate.xy for fate in fates], dtype=float).reshape(-1, 2)
-    ras = np.asarray(stack.to_ras(np.array([fate.slice_index for fate in fates], dtype=float), xy))
-    return [replace(fate, position_ras=(r, a, s)) for fate, (r, a, s) in zip(fates, ras.tolist(), strict=True)]
+    place = (request.request_id, request.volume_id, int(result.slice_index))
+    return m.SliceReady(*place, packed.shape, packed.box, packed.bits, quality, result.status)

@@ -19,7 +19,9 @@ from .payloads import ArrayOf, PackedMask, PointGroup, check_fates, check_packed
 NO_REQUEST = 0
 
 FateNumbers = Annotated[np.ndarray, ArrayOf("<i4", (None, 5))]
-FatePlaces = Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
+Bits = Annotated[np.ndarray, ArrayOf("|u1", (None,))]
+MaskTable = Annotated[np.ndarray, ArrayOf("<i8", (None, 7))]
+Places = Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,46 @@ class Device:
     free_bytes: int | None
 
 
+@dataclass(frozen=True, eq=False)
+class Numbered:
+    """A request that wants an answer, or what comes back for it."""
+
+    kind: ClassVar[str]
+    request_id: int
+
+
+@dataclass(frozen=True, eq=False)
+class OnVolume(Numbered):
+    """Of one volume."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prompted(OnVolume):
+    """Clicks on a volume, and what a person drew in it.
+
+    Attributes:
+        points_ras: (N, 3) millimeters.
+        point_ids: N control point ids.
+        groups: the markups nodes of the points, in order; their counts add up to N.
+        locked_table: (L, 7) and ``locked_bits``: slices edited by hand, see ``payloads.pack_masks``.
+        prompts: prompting strategy of the predictor.
+    """
+
+    points_ras: Places
+    point_ids: tuple[str, ...]
+    groups: tuple[PointGroup, ...]
+    locked_table: MaskTable
+    locked_bits: Bits
+    prompts: str = "consensus"
+
+
 # ---- requests
 
 
 @dataclass(frozen=True)
-class Hello:
+class Hello(Numbered):
     """First request of a connection; answered at once, even while the worker is busy.
 
     Attributes:
@@ -43,31 +80,27 @@ class Hello:
     """
 
     kind: ClassVar[str] = "hello"
-    request_id: int
     process_id: int | None = None
 
 
 @dataclass(frozen=True)
-class LoadModel:
+class LoadModel(Numbered):
     """Load a model bundle (a folder or a name) on a device; the one loaded before is given up."""
 
     kind: ClassVar[str] = "load_model"
-    request_id: int
     bundle: str
     device: str = "auto"
     precision: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)
-class OpenVolume:
+class OpenVolume(OnVolume):
     """Announce a volume whose bytes follow in ``VolumeChunk``; answered when the last byte is there.
 
     ``shape`` is (K, J, I); ``ijk_to_ras`` is 4x4 in millimeters; ``axis`` as in ``geometry.slices.SliceStack``.
     """
 
     kind: ClassVar[str] = "open_volume"
-    request_id: int
-    volume_id: str
     dtype: str
     shape: tuple[int, int, int]
     ijk_to_ras: Annotated[np.ndarray, ArrayOf("<f8", (4, 4))]
@@ -81,34 +114,21 @@ class VolumeChunk:
     kind: ClassVar[str] = "volume_chunk"
     volume_id: str
     offset: int
-    data: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
+    data: Bits
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
+class Segment(Prompted):
     """Segment an open volume from clicks.
 
     Attributes:
-        points_ras: (N, 3) millimeters.
-        point_ids: N control point ids.
-        groups: the markups nodes of the points, in order; their counts add up to N.
-        prompts: prompting strategy of the predictor.
         first_slice: slice index to begin with, nearest first.
         send_all: send every slice of the result, not only the recomputed ones.
-        locked_table: (L, 7) and ``locked_bits``: slices edited by hand, see ``payloads.pack_masks``.
         anchor_ras: ``Segmented.anchor_ras`` of the result that this one goes on from, in millimeters.
         learned: ``Learned.name`` of what was learned from corrections, empty for the model itself.
     """
 
     kind: ClassVar[str] = "segment"
-    request_id: int
-    volume_id: str
-    points_ras: Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
-    point_ids: tuple[str, ...]
-    groups: tuple[PointGroup, ...]
-    locked_table: Annotated[np.ndarray, ArrayOf("<i8", (None, 7))]
-    locked_bits: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
-    prompts: str = "consensus"
     first_slice: int | None = None
     send_all: bool = False
     anchor_ras: tuple[float, float, float] | None = None
@@ -116,23 +136,15 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
-class Learn:
-    """Learn from the slices that were edited by hand, and say what would change; nothing does. Fields as of Segment."""
+class Learn(Prompted):
+    """Learn from the slices that were edited by hand, and say what would change; nothing does."""
 
     kind: ClassVar[str] = "learn"
-    request_id: int
-    volume_id: str
-    points_ras: Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
-    point_ids: tuple[str, ...]
-    groups: tuple[PointGroup, ...]
-    locked_table: Annotated[np.ndarray, ArrayOf("<i8", (None, 7))]
-    locked_bits: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
-    prompts: str = "consensus"
     anchor_ras: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Suggest:
+class Suggest(OnVolume):
     """Ask where ``count`` more clicks would help the last result most.
 
     Attributes:
@@ -141,15 +153,13 @@ class Suggest:
     """
 
     kind: ClassVar[str] = "suggest"
-    request_id: int
-    volume_id: str
-    points_ras: Annotated[np.ndarray, ArrayOf("<f8", (None, 3))]
+    points_ras: Places
     count: int = 1
     learned: str = ""
 
 
 @dataclass(frozen=True)
-class Saliency:
+class Saliency(OnVolume):
     """Ask for the saliency map of one slice.
 
     Attributes:
@@ -157,8 +167,6 @@ class Saliency:
     """
 
     kind: ClassVar[str] = "saliency"
-    request_id: int
-    volume_id: str
     slice_index: int
     center_ras: tuple[float, float, float] | None = None
 
@@ -172,23 +180,21 @@ class CloseVolume:
 
 
 @dataclass(frozen=True)
-class Cancel:
+class Cancel(Numbered):
     """Stop a request; it is answered with ``Failed`` by Cancelled unless its answer was already under way.
 
     With ``urgent`` the worker ends itself if it cannot stop within its grace time; otherwise it takes its time.
     """
 
     kind: ClassVar[str] = "cancel"
-    request_id: int
     urgent: bool = True
 
 
 @dataclass(frozen=True)
-class Status:
+class Status(Numbered):
     """Ask for an answer, at once; with ``probe`` for the devices too, in turn, which imports torch."""
 
     kind: ClassVar[str] = "status"
-    request_id: int
     probe: bool = False
 
 
@@ -196,37 +202,33 @@ class Status:
 
 
 @dataclass(frozen=True)
-class HelloReply:
+class HelloReply(Numbered):
     """The worker runs: which version of this library, as which process of its machine."""
 
     kind: ClassVar[str] = "hello_reply"
-    request_id: int
     library_version: str
     process_id: int
 
 
 @dataclass(frozen=True)
-class ModelLoaded:
+class ModelLoaded(Numbered):
     """The model is on its device."""
 
     kind: ClassVar[str] = "model_loaded"
-    request_id: int
 
 
 @dataclass(frozen=True)
-class VolumeOpened:
+class VolumeOpened(Numbered):
     """The volume is complete and can be used."""
 
     kind: ClassVar[str] = "volume_opened"
-    request_id: int
 
 
 @dataclass(frozen=True)
-class Progress:
+class Progress(Numbered):
     """How far a request is; ``seconds_left`` is None while unknown."""
 
     kind: ClassVar[str] = "progress"
-    request_id: int
     stage: str
     done: int
     total: int
@@ -234,16 +236,14 @@ class Progress:
 
 
 @dataclass(frozen=True, eq=False)
-class SliceReady:
+class SliceReady(OnVolume):
     """The result of one slice, as soon as it is known; ``quality`` is the predicted IoU or None."""
 
     kind: ClassVar[str] = "slice"
-    request_id: int
-    volume_id: str
     slice_index: int
     shape: tuple[int, int]
     box: tuple[int, int, int, int]
-    bits: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
+    bits: Bits
     quality: float | None
     status: SliceStatus
 
@@ -257,18 +257,16 @@ class SliceReady:
 
 
 @dataclass(frozen=True, eq=False)
-class Segmented:
+class Segmented(OnVolume):
     """The end of a segmentation; every slice of ``recomputed`` was sent before it.
 
     ``anchor_ras`` is the middle of the field of view; given back with ``Segment`` it puts the next one there.
     """
 
     kind: ClassVar[str] = "segmented"
-    request_id: int
-    volume_id: str
     recomputed: tuple[int, ...]
     fate_numbers: FateNumbers
-    fate_places: FatePlaces
+    fate_places: Places
     fate_texts: tuple[str, ...]
     seconds: float
     device: str
@@ -285,18 +283,16 @@ class Segmented:
 
 
 @dataclass(frozen=True, eq=False)
-class SaliencyReady:
+class SaliencyReady(OnVolume):
     """Saliency of one slice, (H, W) float32 in [0, 1]."""
 
     kind: ClassVar[str] = "saliency_ready"
-    request_id: int
-    volume_id: str
     slice_index: int
     saliency: Annotated[np.ndarray, ArrayOf("<f4", (None, None))]
 
 
 @dataclass(frozen=True, eq=False)
-class Learned:
+class Learned(OnVolume):
     """What the slices edited by hand taught.
 
     Attributes:
@@ -309,20 +305,18 @@ class Learned:
     """
 
     kind: ClassVar[str] = "learned"
-    request_id: int
-    volume_id: str
     name: str
     slices: tuple[int, ...]
     before: float
     after: float
     voxels: int
-    changed_table: Annotated[np.ndarray, ArrayOf("<i8", (None, 7))]
-    changed_bits: Annotated[np.ndarray, ArrayOf("|u1", (None,))]
+    changed_table: MaskTable
+    changed_bits: Bits
     sentence: str
 
 
 @dataclass(frozen=True, eq=False)
-class Suggested:
+class Suggested(OnVolume):
     """Where clicks would help most, the best first.
 
     Attributes:
@@ -331,29 +325,24 @@ class Suggested:
     """
 
     kind: ClassVar[str] = "suggested"
-    request_id: int
-    volume_id: str
     slices: tuple[int, ...]
-    places_ras: FatePlaces
-    measures: FatePlaces
+    places_ras: Places
+    measures: Places
 
 
 @dataclass(frozen=True)
-class StatusReply:
+class StatusReply(Numbered):
     """The worker is there; ``devices`` is None unless it was asked to probe."""
 
     kind: ClassVar[str] = "status_reply"
-    request_id: int
     devices: tuple[Device, ...] | None = None
 
 
 @dataclass(frozen=True)
-class VolumeNeeded:
+class VolumeNeeded(OnVolume):
     """The volume of a request was forgotten for the sake of others: send it again, and the request after it."""
 
     kind: ClassVar[str] = "volume_needed"
-    request_id: int
-    volume_id: str
 
 
 @dataclass(frozen=True)
@@ -366,11 +355,10 @@ class Alive:
 
 
 @dataclass(frozen=True)
-class Failed:
+class Failed(Numbered):
     """A request failed (or, with ``NO_REQUEST``, something outside one); ``error`` names a class of ``errors``."""
 
     kind: ClassVar[str] = "failed"
-    request_id: int
     error: str
     message: str
     remedy: str = ""

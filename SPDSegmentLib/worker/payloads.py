@@ -15,6 +15,7 @@ from .protocol import ContentError
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.markups import Markup
+    from SPDSegmentLib.geometry.slices import SliceStack
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,10 @@ def unpack_masks(table: np.ndarray, bits: np.ndarray, shape: tuple[int, int]) ->
     return masks
 
 
-def pack_fates(fates: Sequence[PointFate]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return the columns of fates, without what only the predictor's side needs.
+def pack_fates(
+    fates: Sequence[PointFate], stack: SliceStack | None = None
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return the columns of fates, without what only the predictor's side needs; placed by ``stack`` where it is given.
 
     Returns:
         numbers: (N, 5) int32: click, id, slice index, fate, reason; texts as indexes.
@@ -156,7 +159,11 @@ def pack_fates(fates: Sequence[PointFate]) -> tuple[np.ndarray, np.ndarray, tupl
     for row, fate in enumerate(fates):
         name, what, why = (texts.setdefault(str(t), len(texts)) for t in (fate.click_id, fate.fate, fate.reason))
         numbers[row] = (fate.click, name, fate.slice_index, what, why)
-    return numbers, np.array([fate.position_ras for fate in fates], dtype="<f8").reshape(-1, 3), tuple(texts)
+    places = np.array([fate.position_ras for fate in fates], dtype="<f8").reshape(-1, 3)
+    if stack is not None:
+        xy = np.array([fate.xy for fate in fates], dtype=float).reshape(-1, 2)
+        places = np.asarray(stack.to_ras(numbers[:, 2].astype(float), xy), dtype="<f8")
+    return numbers, places, tuple(texts)
 
 
 def unpack_fates(numbers: np.ndarray, places: np.ndarray, texts: Sequence[str]) -> tuple[PointFate, ...]:
@@ -240,16 +247,25 @@ def restore_markups(points_ras: np.ndarray, ids: Sequence[str], groups: Sequence
     for group in groups:
         members, insisted = range(start, start + group.count), set(group.insisted)
         points = tuple(
-            ControlPoint(
-                id=ids[n],
-                label=ids[n],
-                position_ras=(float(points_ras[n, 0]), float(points_ras[n, 1]), float(points_ras[n, 2])),
-                placed=True,
-                selected=True,
-                insisted=n - start in insisted,
-            )
-            for n in members
+            ControlPoint(ids[n], ids[n], (r, a, s), placed=True, selected=True, insisted=n - start in insisted)
+            for n, (r, a, s) in zip(members, points_ras[start : start + group.count].tolist(), strict=True)
         )
         markups.append(Markup(group.name, group.kind, points))
         start += group.count
     return markups
+
+
+def slice_xy(ras: tuple[float, float, float] | None, stack: SliceStack) -> tuple[float, float] | None:
+    """Column and row of a place in the slices, in pixels."""
+    if ras is None:
+        return None
+    column, row = np.asarray(stack.to_slices(np.array(ras))[1]).ravel()
+    return float(column), float(row)
+
+
+def center_ras(xy: tuple[float, float] | None, stack: SliceStack) -> tuple[float, float, float] | None:
+    """The place of a column and row in the middle slice, in millimeters."""
+    if xy is None:
+        return None
+    r, a, s = np.asarray(stack.to_ras(np.array([stack.shape[0] // 2]), np.array([xy]))).ravel()
+    return float(r), float(a), float(s)

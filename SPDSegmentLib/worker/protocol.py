@@ -36,9 +36,7 @@ MAX_DIMENSIONS = 4
 MAX_TEXT = 1 << 16
 MAX_ITEMS = 1 << 20
 MAX_INTEGER = 1 << 53
-DTYPES = frozenset(
-    {"|b1", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"},
-)
+DTYPES = frozenset({"|b1", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"})
 
 _HEADER = struct.Struct("<4sBBHIII")
 _CHECK = struct.Struct("<I")
@@ -73,10 +71,7 @@ class DecodedFrame:
 
 
 def encode_frame(
-    header: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray] | None = None,
-    *,
-    check_payload: bool = True,
+    header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None, *, check_payload: bool = True
 ) -> list[Buffer]:
     """Return the buffers of one frame, in order; array bytes are referenced and not copied where they are contiguous.
 
@@ -97,9 +92,7 @@ def encode_frame(
             parts.append(plain.reshape(-1).view(np.uint8).data)
     try:
         text = json.dumps(
-            {**header, "arrays": described} if described else dict(header),
-            allow_nan=False,
-            separators=(",", ":"),
+            {**header, "arrays": described} if described else dict(header), allow_nan=False, separators=(",", ":")
         ).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ProtocolError(f"The header of a frame is not JSON: {error}") from error

@@ -23,11 +23,10 @@ from SPDSegmentLib.errors import BadInput, Cancelled, OutOfMemory, SPDError
 from SPDSegmentLib.geometry.limits import free_memory_bytes
 
 from . import messages as m
-from .handler import LoadPredictor, RequestHandler, Work, load_predictor
+from .handler import LoadPredictor, RequestHandler, Work, default_limit_bytes
 from .health import EXIT_BROKEN_STREAM, EXIT_CANCELLED, EXIT_OK
 from .pipes import Outgoing, Pulse, to_error, to_event
 from .protocol import ContentError, FrameParser, RawFrame, array_bytes, decode_frame, decode_message
-from .volumes import default_limit_bytes
 
 READ_BYTES = 1 << 18
 MAX_WAITING = 4096
@@ -133,7 +132,7 @@ class Server:
         self,
         requests: int,
         events: int,
-        load: LoadPredictor = load_predictor,
+        load: LoadPredictor,
         config: ServerConfig | None = None,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from SPDSegmentLib.models import base_weights, bundle_info, manifest
+from SPDSegmentLib.models import base_weights, bundle_info
+from SPDSegmentLib.models.base_weights import BaseWeights
 from SPDSegmentLib.models.bundle_info import BundleInfo
-from SPDSegmentLib.models.manifest import BaseWeights
 
 CONTENT = b"weights" * 50_000
 
@@ -41,7 +41,7 @@ def url_weights(file: Path, content: bytes = CONTENT, **changes: Any) -> BaseWei
 def use_manifest(monkeypatch: pytest.MonkeyPatch, *entries: BaseWeights) -> None:
     """Let the manifest hold these entries only."""
     table = {weights.name: weights for weights in entries}
-    monkeypatch.setattr(manifest, "BASE_WEIGHTS", table)
+    monkeypatch.setattr(base_weights, "BASE_WEIGHTS", table)
     monkeypatch.setattr(bundle_info, "BASE_WEIGHTS", table)
 
 

@@ -25,8 +25,8 @@ FAKE_WORKER = WorkerCommand((sys.executable, str(Path(__file__).with_name("fake_
 TOOL_WITH_STUB = """
 import dataclasses, pathlib, sys
 sys.path.insert(0, {root!r})
-from SPDSegmentLib.models import __main__ as tool, manifest
-manifest.BASE_WEIGHTS = {{"lite_medsam": dataclasses.replace(manifest.BASE_WEIGHTS["lite_medsam"], kind="url",
+from SPDSegmentLib.models import __main__ as tool, base_weights
+base_weights.BASE_WEIGHTS = {{"lite_medsam": dataclasses.replace(base_weights.BASE_WEIGHTS["lite_medsam"], kind="url",
     source=pathlib.Path({source!r}).as_uri(), size={size}, sha256={digest!r})}}
 sys.exit(tool.main(sys.argv[1:]))
 """
@@ -66,7 +66,7 @@ def use_stub_weights(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Let LiteMedSAM be a small file on this disk, for this process and for the tool's."""
     import dataclasses
 
-    from SPDSegmentLib.models import manifest
+    from SPDSegmentLib.models import base_weights
 
     source = tmp_path / "publisher.pth"
     source.write_bytes(CONTENT[:-1] if damaged else CONTENT)
@@ -74,8 +74,8 @@ def use_stub_weights(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     script = tmp_path / "tool.py"
     script.write_text(TOOL_WITH_STUB.format(**values))
     module.widget.panel.setup.tool.command = (sys.executable, str(script))
-    entry = dataclasses.replace(manifest.BASE_WEIGHTS["lite_medsam"], size=len(CONTENT), sha256=sha256(CONTENT))
-    monkeypatch.setitem(manifest.BASE_WEIGHTS, "lite_medsam", entry)
+    entry = dataclasses.replace(base_weights.BASE_WEIGHTS["lite_medsam"], size=len(CONTENT), sha256=sha256(CONTENT))
+    monkeypatch.setitem(base_weights.BASE_WEIGHTS, "lite_medsam", entry)
 
 
 def run_with(host: Any, module: Any, bundle: str) -> None:

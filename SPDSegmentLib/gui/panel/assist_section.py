@@ -8,13 +8,14 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib.geometry.slices import slice_ranges
 from SPDSegmentLib.worker.client import Request
 from SPDSegmentLib.worker.messages import Answer, Learned, Progress, Suggested
 
 from ..run.segmenter import Segmenter
 from ..run.task import Task
 from ..scene.centerlines import GhostClick, addClick
-from ..scene.views import jumpTo, sliceRanges
+from ..scene.volumes import jumpTo
 from ..scene.write_record import Position, WriteRecord
 from .run_section import RunSection, progressText
 
@@ -157,7 +158,7 @@ class AssistSection:
         if isinstance(answer, Learned):
             self._lesson = answer
             number = task.view.snapshot().stack.slice_number
-            changed = sliceRanges(number(int(t)) for t in answer.changed_table[:, 0])
+            changed = slice_ranges(number(int(t)) for t in answer.changed_table[:, 0])
             parts = [answer.sentence]
             if answer.name:
                 parts += [_("Slices: {ranges}.").format(ranges=changed)] if changed else []

@@ -26,8 +26,7 @@ from ..scene.centerlines import (
     usedClicks,
 )
 from ..scene.state import ModuleState, idleTimer
-from ..scene.views import jumpTo
-from ..scene.volumes import nodeById
+from ..scene.volumes import jumpTo, nodeById
 from ..scene.write_record import Position, WriteRecord
 from .overlays import COLORS, FateMarks
 

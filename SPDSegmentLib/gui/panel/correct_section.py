@@ -9,12 +9,13 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
+from SPDSegmentLib.geometry.slices import slice_ranges
+
 from ..run.segmenter import Segmenter
 from ..run.task import Task
 from ..scene.editor_nodes import editorNode
 from ..scene.state import idleTimer
 from ..scene.target import SegmentTarget
-from ..scene.views import sliceRanges
 from ..scene.volumes import nodeById
 from ..scene.write_record import WriteRecord
 
@@ -80,7 +81,7 @@ class CorrectSection(VTKObservationMixin):
         self.ui.releaseButton.enabled = bool(owned)
         self.ui.releaseSliceButton.enabled = bool(owned)
         self.ui.lockedLabel.text = (
-            _("Slices edited by you and kept: {ranges}.").format(ranges=sliceRanges(owned))
+            _("Slices edited by you and kept: {ranges}.").format(ranges=slice_ranges(owned))
             if owned
             else _("Slices that you edit are kept when clicks change.")
         )

@@ -18,8 +18,7 @@ from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, lis
 from ..scene.centerlines import centerlinesOfScene, checkClicks
 from ..scene.state import ModuleState, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
-from ..scene.views import viewCenter, viewNode
-from ..scene.volumes import nodeById, shownImage, takeSnapshot
+from ..scene.volumes import nodeById, shownImage, takeSnapshot, viewCenter, viewNode
 from .controls import Placing
 
 CARD_SIZE = (600, 520)

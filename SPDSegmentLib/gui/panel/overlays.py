@@ -24,7 +24,7 @@ from ..run.segmenter import Segmenter
 from ..run.task import Task
 from ..scene.centerlines import middleOfClicks
 from ..scene.state import idleTimer
-from ..scene.views import SaliencyOverlay, viewCenter, viewNode
+from ..scene.volumes import SaliencyOverlay, viewCenter, viewNode
 from .inputs_section import InputsSection
 
 COLORS = {

@@ -12,13 +12,12 @@ import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.slices import SliceStack, slice_ranges
 from SPDSegmentLib.prompts.fates import DOUBTFUL_BELOW, END, GAP, LOW_QUALITY, Review
 
 from ..run.task import Task
 from ..scene.state import idleTimer
-from ..scene.views import jumpTo, sliceRanges, viewCenter, viewNode
-from ..scene.volumes import nodeById
+from ..scene.volumes import jumpTo, nodeById, viewCenter, viewNode
 from ..scene.write_record import WriteRecord
 
 HEIGHT, AXIS_HEIGHT = 72, 18
@@ -248,6 +247,6 @@ def _sentence(found: Review, stack: SliceStack) -> str:
     parts += [texts[kind].format(count=count) for kind, count in counts.items() if count]
     text = ", ".join(parts)
     if found.stray:
-        numbers = sliceRanges(stack.slice_number(t) for t in found.stray)
+        numbers = slice_ranges(stack.slice_number(t) for t in found.stray)
         text += _(". Clicks beyond the structure that were not used: slices {numbers}").format(numbers=numbers)
     return text

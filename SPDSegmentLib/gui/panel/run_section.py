@@ -17,7 +17,7 @@ from ..run.job import JobState, SegmentationJob
 from ..run.task import Task
 from ..scene.editor_nodes import areaSentence, convertToLabelmap, otherRepresentation
 from ..scene.state import ModuleState, Signal
-from ..scene.views import jumpTo
+from ..scene.volumes import jumpTo
 from .inputs_section import InputsSection
 
 

@@ -19,7 +19,6 @@ from .volumes import (
     SegmentContent,
     Triple,
     VolumeSnapshot,
-    boxAround,
     filledPart,
     gridSnapshot,
     parentMatrix,
@@ -220,15 +219,15 @@ class SegmentTarget:
 
     def _modifier(self, snapshot: VolumeSnapshot, masks: Mapping[int, np.ndarray]) -> Any:
         masks = {t: mask for t, mask in masks.items() if mask.any()}
-        around = boxAround(list(masks.values())) if masks else None
-        if around is None:
+        inside = filledPart(np.stack(list(masks.values()))) if masks else None
+        if inside is None:
             return None
-        r0, r1, c0, c1 = around
+        _, rows, columns = inside
         first, last = min(masks), max(masks)
-        box = np.zeros((last - first + 1, r1 - r0, c1 - c0), dtype=np.uint8)
+        box = np.zeros((last - first + 1, rows.stop - rows.start, columns.stop - columns.start), dtype=np.uint8)
         for t, mask in masks.items():
-            box[t - first] = mask[r0:r1, c0:c1]
-        array, (i, j, k) = snapshot.grid.toVolume(box, (first, r0, c0))
+            box[t - first] = mask[rows, columns]
+        array, (i, j, k) = snapshot.grid.toVolume(box, (first, rows.start, columns.start))
         nk, nj, ni = array.shape
         image = slicer.vtkOrientedImageData()
         image.SetExtent(i, i + ni - 1, j, j + nj - 1, k, k + nk - 1)

