@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from SPDSegmentLib.cli.app import printable, require_device, require_input, show_training
 from SPDSegmentLib.cli.segment_command import (
     AxisOption,
     DeviceOption,
@@ -26,7 +27,6 @@ from SPDSegmentLib.cli.segment_command import (
     SeriesOption,
     names_of,
 )
-from SPDSegmentLib.cli.terminal import printable, require_device, require_input, show_training
 from SPDSegmentLib.errors import MUST_LOOK, BadInput
 from SPDSegmentLib.files import check_folder
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from SPDSegmentLib.cli.app import show_bytes, show_slices
 from SPDSegmentLib.cli.segment_command import SegmentRequest, describe, run_segmentation
-from SPDSegmentLib.cli.terminal import show_bytes, show_slices
 from SPDSegmentLib.errors import BadInput, ModelMissing
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.models.base_weights import WEIGHTLESS_BACKBONES, fetch_base_weights

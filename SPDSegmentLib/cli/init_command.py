@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from SPDSegmentLib.cli.app import printable, show_training
 from SPDSegmentLib.cli.segment_command import names_of
-from SPDSegmentLib.cli.terminal import printable, show_training
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.files import check_output, megabytes, write_text
 

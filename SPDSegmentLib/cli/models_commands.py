@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from SPDSegmentLib.cli.terminal import printable, show_bytes
+from SPDSegmentLib.cli.app import printable, show_bytes
 from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models import base_weights

@@ -15,7 +15,7 @@ import typer
 
 from SPDSegmentLib.api import Segmentation
 from SPDSegmentLib.api import segment as segment_case
-from SPDSegmentLib.cli.terminal import (
+from SPDSegmentLib.cli.app import (
     LABELMAP_SUFFIXES,
     as_spd_error,
     printable,

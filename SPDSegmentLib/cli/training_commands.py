@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from SPDSegmentLib.cli.terminal import TrainingBar, require_input, show_training
+from SPDSegmentLib.cli.app import TrainingBar, require_input, show_training
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.settings import check_choice

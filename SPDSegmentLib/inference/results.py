@@ -14,7 +14,7 @@ import numpy as np
 from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.window import InputWindow
-from SPDSegmentLib.models.calibration import QualityEstimate, estimate, slice_estimate
+from SPDSegmentLib.models.fit import QualityEstimate, estimate, slice_estimate
 from SPDSegmentLib.prompts.distillation import Distillation
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.prompts.strategies import NEAREST_REASON, rests_on_distillation
@@ -70,7 +70,7 @@ class SegmentationResult:
         notes: sentences that the user should read (clicks outside, field of view moved, ...).
         doubts: those of the notes for which the result must be looked at before it is used.
         center_xy: middle of the field of view, (column, row) in slice pixels.
-        calibration: of the model, see :mod:`SPDSegmentLib.models.calibration`.
+        calibration: of the model, see :mod:`SPDSegmentLib.models.fit`.
     """
 
     slices: list[SliceResult]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.files import json_ready
 from SPDSegmentLib.models.base_weights import BASE_WEIGHTS, WEIGHTLESS_BACKBONES
-from SPDSegmentLib.models.calibration import is_calibration
 from SPDSegmentLib.settings import is_finite_number, parse_json, shorten
 
 if TYPE_CHECKING:
@@ -39,6 +38,9 @@ _DESCRIPTIVE = {
 """Fields that no mask depends on, or that are checksums themselves; every other one is a setting."""
 FIT_RANGES = ("pixel_mm", "slice_mm", "volume_ml", "bright_share", "dark_share", "middle")
 """Entries of ``fit`` that are ranges."""
+BIASES = ("volume_bias", "slice_bias")
+MARGINS = ("volume_margin", "slice_margin", "coverage")
+"""Entries of ``calibration``; the margins may be null."""
 _TEXT_LIMITS = {
     "title": 200, "structure": 200, "modality": 16, "library_version": 40, "backbone_sha256": 64, "adapter_sha256": 64,
     "settings_sha256": 64, "terminology": 1000,
@@ -109,7 +111,7 @@ class BundleInfo:
         terminology: codes of the structure as in 3D Slicer's segment tag ``TerminologyEntry``, empty for none.
         adapter_sha256: of ``adapter.safetensors``; set by :func:`SPDSegmentLib.models.bundle.write_bundle`.
         fit: what it was trained on, see :mod:`SPDSegmentLib.models.fit`.
-        calibration: how far its quality can be trusted, see :mod:`SPDSegmentLib.models.calibration`; may be empty.
+        calibration: how far its quality can be trusted, see :mod:`SPDSegmentLib.models.fit`; may be empty.
         settings_sha256: of the settings that a mask depends on; set with ``adapter_sha256``, empty in format 1.
         format_version: of this description.
 
@@ -177,7 +179,7 @@ class BundleInfo:
             _require(digest == "" or bool(_SHA256.fullmatch(digest)), name, "a SHA-256")
         _check_normalization(self.normalization)
         _check_fit(self.fit)
-        _require(is_calibration(self.calibration), "calibration", "a table of a calibration")
+        _require(_is_calibration(self.calibration), "calibration", "a table of a calibration")
         color = self.color
         _require(
             isinstance(color, (tuple, list))
@@ -358,3 +360,23 @@ def drawn_structure(
     if side is None and kind[1] in OF_EACH_SIDE:
         side = side_of(mask_kji, volume)
     return Structure(structure, category, kind, side, color, model, {"prompts": prompts})
+
+
+def _is_calibration(values: Mapping[str, Any]) -> bool:
+    """Whether a table of a ``model.json`` is empty or one of ``Testing/Benchmarks/calibrate.py``."""
+    if not values:
+        return True
+
+    def small(value: Any) -> bool:
+        return is_finite_number(value) and -1 <= value <= 1
+
+    return (
+        set(values) == {"confidence", "patients", "severity", *BIASES, *MARGINS}
+        and is_finite_number(values["confidence"])
+        and 0 < values["confidence"] < 1
+        and isinstance(values["patients"], int)
+        and values["patients"] > 0
+        and isinstance(values["severity"], str)
+        and all(small(values[name]) for name in BIASES)
+        and all(values[name] is None or small(values[name]) for name in MARGINS)
+    )

@@ -1,4 +1,4 @@
-"""Whether an image, its clicks and a result are of the kind that a model knows; in sentences, free of torch.
+"""Whether image, clicks and result are of a model's kind, and how far its quality can be trusted; free of torch.
 
 What a model knows is in the table ``fit`` of its ``model.json``, each entry optional and a range ``[lowest, highest]``
 over the training data unless said otherwise:
@@ -9,13 +9,25 @@ over the training data unless said otherwise:
   clips at its upper and its lower end;
 - ``middle``: median of the normalized intensities there;
 - ``kept_share``: by severity of the noise, the mean share of clicks that were kept in validation.
+
+How far a predicted quality can be trusted: the mask decoder predicts the IoU of each slice; as Dice it is 2q / (1 + q),
+and that of a volume is the mean over its slices, weighted by their pixels. The lower bound is split conformal. What is
+exchangeable is the *patient*: two sides, or two sets of clicks, of one patient err alike and count once. A patient's
+score is the largest excess of the predicted over the measured Dice among all of that patient's volumes and clicks (for
+slices: the excess that nine in ten of the patient's slices stay below), so that the bound holds for all that is
+segmented of a new patient. With n patients the margin is the ceil((n + 1) 0.9)-th smallest score; below nine patients
+there is no finite one, and that is said.
+
+The table ``calibration`` of a ``model.json``: ``confidence``, ``patients``, ``severity`` of the simulated clicks,
+``volume_bias`` and ``slice_bias`` (median excess), ``volume_margin`` and ``slice_margin`` (null: not enough patients),
+and ``coverage``, the share of patients that the bound from all others holds for (null where there is none).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +49,8 @@ LEAST_COVERED = 0.25
 GENERAL = "any"
 """First word of the structure of a model for any structure."""
 _CT, _MR = "CT", "MR"
+CONFIDENCE = 0.9
+Iou = TypeVar("Iou", float, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -243,3 +257,74 @@ def _range(info: BundleInfo, name: str) -> tuple[float, float] | None:
 def _words(limits: tuple[float, float]) -> str:
     low, high = (f"{value:.3g}" for value in limits)
     return low if low == high else f"{low} to {high}"
+
+
+@dataclass(frozen=True)
+class QualityEstimate:
+    """Predicted Dice of a volume; ``at_least`` is None where there is no bound.
+
+    Attributes:
+        confidence: of the bound.
+        patients: that the bound rests on, 0 for a model without calibration.
+    """
+
+    predicted: float
+    at_least: float | None
+    confidence: float = CONFIDENCE
+    patients: int = 0
+
+    def sentence(self) -> str:
+        """The estimate for people."""
+        said = f"Predicted Dice {self.predicted:.2f}"
+        if self.at_least is not None:
+            return f"{said}, at least {self.at_least:.2f} with {self.confidence:.0%} (from {self.patients} patients)."
+        if self.patients:
+            return f"{said}; no bound: {self.patients} validation patients are not enough for one."
+        return f"{said}; the model has no calibration, so that there is no bound."
+
+    def report(self) -> dict[str, Any]:
+        """JSON-ready."""
+        bound = None if self.at_least is None else round(self.at_least, 4)
+        return {
+            "predicted_dice": round(self.predicted, 4), "at_least": bound, "confidence": self.confidence,
+            "patients": self.patients, "sentence": self.sentence(),
+        }  # fmt: skip
+
+
+def as_dice(iou: Iou) -> Iou:
+    """Dice of an IoU, of a number or of an array (N,)."""
+    dice: Iou = 2 * iou / (1 + iou)
+    return dice
+
+
+def predicted_dice(quality: Sequence[float], pixels: Sequence[int]) -> float | None:
+    """Of a volume from the predicted IoU and the pixels of its slices; None where all are empty."""
+    weights = np.asarray(pixels, dtype=float)
+    if not weights.sum():
+        return None
+    return float(np.average(as_dice(np.asarray(quality, dtype=float)), weights=weights))
+
+
+def estimate(calibration: Mapping[str, Any], quality: Sequence[float], pixels: Sequence[int]) -> QualityEstimate | None:
+    """The predicted Dice of a volume under a model's ``calibration``, which may be empty; None for an empty mask."""
+    predicted = predicted_dice(quality, pixels)
+    if predicted is None:
+        return None
+    shown, at_least = _under(calibration, "volume", predicted)
+    patients, confidence = int(calibration.get("patients", 0)), float(calibration.get("confidence", CONFIDENCE))
+    return QualityEstimate(shown, at_least, confidence, patients)
+
+
+def slice_estimate(calibration: Mapping[str, Any], quality: float) -> tuple[float, float | None]:
+    """Predicted Dice of a slice, and its lower bound or None."""
+    return _under(calibration, "slice", as_dice(quality))
+
+
+def _under(calibration: Mapping[str, Any], what: str, predicted: float) -> tuple[float, float | None]:
+    """A predicted Dice less the bias of ``what``, ``volume`` or ``slice``, and its lower bound or None."""
+
+    def less(excess: float) -> float:
+        return min(1.0, max(0.0, predicted - excess))
+
+    margin = calibration.get(f"{what}_margin")
+    return less(calibration.get(f"{what}_bias", 0.0)), None if margin is None else less(margin)

@@ -22,7 +22,7 @@ from SPDSegmentLib.evaluation.evaluator import load_targets
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.models.bundle import describe_again, read_bundle
-from SPDSegmentLib.models.calibration import CONFIDENCE, as_dice, predicted_dice
+from SPDSegmentLib.models.fit import CONFIDENCE, as_dice, predicted_dice
 
 HERE = Path(__file__).resolve().parent
 SEVERITY = "clinic"

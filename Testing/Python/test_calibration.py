@@ -14,7 +14,7 @@ from SPDSegmentLib.errors import ModelCorrupt
 from SPDSegmentLib.inference.results import SegmentationResult, SliceResult
 from SPDSegmentLib.models.bundle import find_bundle
 from SPDSegmentLib.models.bundle_info import parse_info
-from SPDSegmentLib.models.calibration import estimate, predicted_dice, slice_estimate
+from SPDSegmentLib.models.fit import estimate, predicted_dice, slice_estimate
 from SPDSegmentLib.prompts.fates import SliceStatus
 
 

@@ -13,8 +13,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from SPDSegmentLib.cli import app as app_module
-from SPDSegmentLib.cli import terminal
+from SPDSegmentLib.cli import app
 from SPDSegmentLib.cli.batch_command import batch
 from SPDSegmentLib.cli.segment_command import segment
 from SPDSegmentLib.inference.results import SegmentationProgress
@@ -27,7 +26,7 @@ def commands(command: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iter
         yield from commands(inner, (*path, name))
 
 
-COMMANDS = dict(commands(typer.main.get_command(app_module.build_app())))  # type: ignore[arg-type]
+COMMANDS = dict(commands(typer.main.get_command(app.build_app())))  # type: ignore[arg-type]
 
 
 def words(text: str) -> str:
@@ -37,7 +36,7 @@ def words(text: str) -> str:
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_the_help_of_every_command_shows_every_word_that_was_written(path: tuple[str, ...]) -> None:
-    shown = CliRunner().invoke(app_module.build_app(), [*path, "--help"], env={"COLUMNS": "80"})
+    shown = CliRunner().invoke(app.build_app(), [*path, "--help"], env={"COLUMNS": "80"})
     assert shown.exit_code == 0
     for parameter in COMMANDS[path].params:  # type: ignore[attr-defined]
         assert words(getattr(parameter, "help", None) or "") in words(shown.output), parameter.name
@@ -46,7 +45,7 @@ def test_the_help_of_every_command_shows_every_word_that_was_written(path: tuple
 
 
 def test_words_in_brackets_are_in_the_help_of_evaluate() -> None:
-    assert "whose [data] names the cases" in CliRunner().invoke(app_module.build_app(), ["evaluate", "--help"]).output
+    assert "whose [data] names the cases" in CliRunner().invoke(app.build_app(), ["evaluate", "--help"]).output
 
 
 @pytest.fixture(params=[True, False], ids=["terminal", "pipe"])
@@ -54,7 +53,7 @@ def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     """What is shown on 80 columns, in a terminal or in a pipe."""
     shown = io.StringIO()
     settings = {"force_terminal": True, "color_system": None, "width": 80} if request.param else {"width": 80}
-    monkeypatch.setattr(terminal, "stderr_console", lambda: Console(file=shown, highlight=False, **settings))
+    monkeypatch.setattr(app, "stderr_console", lambda: Console(file=shown, highlight=False, **settings))
     return shown
 
 
@@ -66,7 +65,7 @@ def lines(shown: io.StringIO) -> list[str]:
 
 def test_the_progress_of_a_training_fits_80_columns(screen: io.StringIO) -> None:
     names = ("total", "segmentation", "psc", "quality", "dsc", "dice_loss", "focal_loss")
-    with terminal.show_training(True) as bar:
+    with app.show_training(True) as bar:
         for what in ("stage1", "computing embeddings", "evaluating a-model-with-quite-a-[long]-name"):
             bar.advance(what, 12345, 12345, 123456.0, dict.fromkeys(names, 12.3456))
     assert all(len(line) <= 80 for line in lines(screen)), lines(screen)
@@ -75,23 +74,23 @@ def test_the_progress_of_a_training_fits_80_columns(screen: io.StringIO) -> None
 
 
 def test_the_progress_of_slices_and_bytes_fits_80_columns(screen: io.StringIO) -> None:
-    with terminal.show_slices() as advance:
+    with app.show_slices() as advance:
         advance(SegmentationProgress("decoding", 1234, 12345))
-    with terminal.show_bytes("a-backbone-with-a-long-name-of-many-words") as show:
+    with app.show_bytes("a-backbone-with-a-long-name-of-many-words") as show:
         show(123_456_789, 2_345_678_901)
     assert all(len(line) <= 80 for line in lines(screen)), lines(screen)
     assert not lines(screen) or "2.3 GB" in screen.getvalue()
 
 
 def test_what_is_said_is_never_read_as_markup(screen: io.StringIO) -> None:
-    with terminal.show_training(True) as bar:
+    with app.show_training(True) as bar:
         bar.say("in /data/[red]/[bold]x")
     assert any("in /data/[red]/[bold]x" in line for line in lines(screen))
 
 
 @pytest.mark.parametrize("path", [(), ("models",)], ids=["spdsegment", "models"])
 def test_the_list_of_commands_cuts_no_sentence(path: tuple[str, ...]) -> None:
-    shown = CliRunner().invoke(app_module.build_app(), [*path, "--help"], env={"COLUMNS": "80"}).output
+    shown = CliRunner().invoke(app.build_app(), [*path, "--help"], env={"COLUMNS": "80"}).output
     assert "..." not in shown.replace("[ARGS]...", "")
 
 

@@ -38,7 +38,7 @@ def module(host: Any, spd_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module without base weights, with the packages that the host does not declare missing."""
     loaded = host.load_module(MODULE)
     loaded.logic.workerHost.setCommand(FAKE_WORKER)
-    from SPDSegmentLib.gui.setup import items as packages
+    from SPDSegmentLib.gui import setup as packages
 
     real = packages.installedVersion
     monkeypatch.setattr(packages, "installedVersion", lambda name: "" if name in host.installs.missing else real(name))
@@ -172,7 +172,7 @@ def test_a_failed_installation_is_one_sentence(host: Any, module: Any) -> None:
 
 
 def test_an_installation_that_moves_numpy_is_reported(host: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from SPDSegmentLib.gui.setup import items as packages
+    from SPDSegmentLib.gui import setup as packages
 
     real = packages.installedVersion
     monkeypatch.setattr(
@@ -185,7 +185,7 @@ def test_an_installation_that_moves_numpy_is_reported(host: Any, module: Any, mo
 
 
 def test_an_old_package_counts_as_missing(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    from SPDSegmentLib.gui.setup import items as packages
+    from SPDSegmentLib.gui import setup as packages
 
     monkeypatch.setattr(packages, "installedVersion", lambda name: {"torch": "2.3.1+cu121"}.get(name, "99.0"))
     open_section(module)
@@ -389,7 +389,7 @@ def test_remedies_for_a_terminal_become_remedies_for_slicer(host: Any) -> None:
 
 
 def test_the_packages_are_those_of_pyproject(repository: Path, host: Any) -> None:
-    from SPDSegmentLib.gui.setup.items import PROTECTED, REQUIREMENTS
+    from SPDSegmentLib.gui.setup import PROTECTED, REQUIREMENTS
 
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = {*project["optional-dependencies"]["torch"], *project["dependencies"]}

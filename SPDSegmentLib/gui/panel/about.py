@@ -19,7 +19,7 @@ from ..run.console import Console
 from ..run.task import listModels
 from ..scene.export_files import exportFormats, exportSegment, makeSource
 from ..scene.target import makeTarget
-from ..setup.items import missingPackages
+from ..setup import missingPackages
 
 CATEGORY = "SPDSegment"
 SAMPLE_NAME = "Kidney MR with clicks"

@@ -11,10 +11,9 @@ from ..run.console import Console
 from ..scene.centerlines import Clicks
 from ..scene.state import idleTimer, moduleState
 from ..scene.write_record import WriteRecord
-from .assist_section import AssistSection
 from .clicks_section import ClicksSection
 from .controls import ResultDisplay, Shortcuts
-from .correct_section import CorrectSection
+from .correct_section import AssistSection, CorrectSection
 from .export_section import ExportSection
 from .inputs_section import InputsSection
 from .overlays import SaliencySection

@@ -21,7 +21,7 @@ from ..run.console import Console
 from ..run.job import JobState, SegmentationJob
 from ..run.worker_host import deviceChoices, slicerTransport, unusedCardWarning
 from ..scene.state import ModuleState, idleTimer
-from ..setup.items import (
+from ..setup import (
     Kind,
     ModelTool,
     SetupItem,
