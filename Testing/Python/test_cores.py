@@ -17,7 +17,7 @@ from SPDSegmentLib.inference.cores import batch_for_cores, on_cores
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    """Two threads of torch's for this test, as many as before afterwards."""
+    """Two threads of torch's for this test, as many as before afterward."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
