@@ -163,7 +163,8 @@ class CaseSegmenter:
             return []
         from SPDSegmentLib.geometry.dicom_objects import source_of
 
-        return source_of(Path(case.image), case.series or None, "dicom_seg" in self._settings.dicom)
+        with_highdicom = "dicom_seg" in self._settings.dicom
+        return source_of(Path(case.image), case.series or None, with_highdicom, case.frame or None)
 
     def close(self) -> None:
         """End the worker."""

@@ -65,7 +65,9 @@ SaliencyOption = Annotated[bool, typer.Option("--saliency-only", help="Take the 
 SeriesOption = Annotated[
     str | None, typer.Option(help="Which series of a DICOM folder: UID or its end, number or description.")
 ]
-FrameOption = Annotated[int | None, typer.Option(help="Which frame of a 4-D image or a sequence, from 1.", min=1)]
+FrameOption = Annotated[
+    int | None, typer.Option(help="Which frame of a 4-D image, a sequence or a DICOM series, from 1.", min=1)
+]
 InsistOption = Annotated[
     str, typer.Option(help="Ids of clicks, separated by commas, that prompt whatever the model believes.")
 ]
@@ -275,7 +277,7 @@ def run_segmentation(
     if request.dicom_seg is not None or request.rtstruct is not None:
         from SPDSegmentLib.geometry.dicom_objects import source_of
 
-        source = source_of(request.image, request.series, request.dicom_seg is not None)
+        source = source_of(request.image, request.series, request.dicom_seg is not None, request.frame_number)
     outcome = segment_case(
         request.image,
         _clicks_of(request),

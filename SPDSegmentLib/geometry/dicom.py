@@ -14,7 +14,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import plain_path
-from SPDSegmentLib.geometry.dicom_frames import Frame, frames_of, sorted_frames
+from SPDSegmentLib.geometry.dicom_frames import Frame, at_one_time, frames_of, sorted_frames
 from SPDSegmentLib.geometry.dicom_series import (
     choose_series,
     damaged_file,
@@ -33,21 +33,23 @@ _NATIVE = {
 _RLE = "1.2.840.10008.1.2.5"
 
 
-def read_dicom(path: Path, series: str | None = None) -> tuple[np.ndarray, np.ndarray, Any]:
+def read_dicom(path: Path, series: str | None = None, number: int | None = None) -> tuple[np.ndarray, np.ndarray, Any]:
     """Read the image series of a folder, or a file that holds a whole volume (enhanced multi-frame).
 
     Args:
         series: which one, see :func:`SPDSegmentLib.geometry.dicom_series.choose_series`.
+        number: of a series of several volumes in time the wanted one, from 1.
 
     Returns:
         Values (K, J, I), the matrix (4, 4) of (I, J, K) to LPS mm, and the header of the first slice.
 
     Raises:
-        BadInput: no image series, several without a choice, files that cannot be read, one slice of a series.
+        BadInput: no image series, several (or several volumes in one) without a choice, files that cannot be read, one
+            slice of a series.
         GeometryUnsupported: slices are missing, doubled, or shifted against each other (gantry tilt).
         OutOfMemory: it does not fit into free memory.
     """
-    frames, where = _frames(path, series)
+    frames, where = _frames(path, series, number)
     frames, matrix = sorted_frames(frames, where)
     rows, columns = frames[0].size
     slices_and_volume = 2 * max(_voxel_bytes(frame.header) for frame in frames)  # both are there meanwhile
@@ -55,23 +57,21 @@ def read_dicom(path: Path, series: str | None = None) -> tuple[np.ndarray, np.nd
     return read_pixels(frames), matrix, frames[0].header
 
 
-def source_frames(path: Path, series: str | None = None) -> list[Frame]:
+def source_frames(path: Path, series: str | None = None, number: int | None = None) -> list[Frame]:
     """The frames of an image in the order in which its volume has them along K.
 
     Raises:
         BadInput, GeometryUnsupported: as :func:`read_dicom`.
     """
-    return sorted_frames(*_frames(path, series))[0]
+    return sorted_frames(*_frames(path, series, number))[0]
 
 
-def _frames(path: Path, series: str | None) -> tuple[list[Frame], str]:
+def _frames(path: Path, series: str | None, number: int | None) -> tuple[Sequence[Frame], str]:
     """The frames of an image, in no order, and its name for messages."""
-    if path.is_dir():
-        files = choose_series(path, series)
-        return [frame for file, header in files.items() for frame in frames_of(header, file)], (
-            f"the DICOM series in {path}"
-        )
-    return frames_of(_whole_volume(path), path), f"the DICOM file {path}"
+    folder = path.is_dir()
+    files = choose_series(path, series) if folder else {path: _whole_volume(path)}
+    frames = [frame for file, header in files.items() for frame in frames_of(header, file)]
+    return at_one_time(frames, path, number), f"the DICOM {'series in' if folder else 'file'} {path}"
 
 
 def _whole_volume(path: Path) -> Any:

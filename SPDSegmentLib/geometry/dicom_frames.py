@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
+from SPDSegmentLib.geometry.nifti import frame_index
 
 POSITION_TOLERANCE = 0.05
 """Deviation of a slice from its place on a regular grid that is accepted, in slice distances."""
@@ -36,6 +38,8 @@ _FRAME_KINDS = (
 _TELLING = (("acquisition", "AcquisitionNumber"), ("trigger time", "TriggerTime"), ("time", "ContentTime"),
             ("instance", "InstanceNumber"))  # fmt: skip
 """What may differ within a volume, and tells images at one position apart."""
+_TEMPORAL = ("phase", "heart phase", "trigger time", "acquisition")
+"""What may tell the volumes of a series apart that were taken one after the other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +225,37 @@ def sorted_frames(frames: Sequence[Frame], where: str) -> tuple[list[Frame], np.
             )
     matrix[:3, 2] = normal * step
     return frames, matrix
+
+
+def at_one_time(frames: Sequence[Frame], path: Path, number: int | None) -> Sequence[Frame]:
+    """The frames of one of the volumes that a series holds, one after the other in time; all, where it is one volume.
+
+    Args:
+        path: for messages; number: of the wanted volume in the order of time, from 1.
+
+    Raises:
+        BadInput: there are several and none was chosen, or not the one that was.
+    """
+    volumes = _volumes_in_time(frames)
+    at = frame_index(path, max(1, len(volumes)), number)
+    return volumes[at] if volumes else frames
+
+
+def _volumes_in_time(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """The volumes of a series, each with one frame at each position; none where it is not made of several so."""
+
+    def places(some: Sequence[Frame]) -> list[tuple[float, ...]]:
+        return sorted(tuple((frame.position.round(2) + 0.0).tolist()) for frame in some)
+
+    every = sorted(set(places(frames)))
+    for what in _TEMPORAL if len(every) < len(frames) else ():
+        by_time: dict[str, list[Frame]] = defaultdict(list)
+        for frame in frames:
+            by_time[frame.kinds.get(what) or frame.telling.get(what) or "0"].append(frame)
+        if len(by_time) > 1 and all(places(volume) == every for volume in by_time.values()):
+            with contextlib.suppress(ValueError):  # a time that is no number gives no order
+                return [by_time[time] for time in sorted(by_time, key=float)]
+    return []
 
 
 def _check_alike(frames: Sequence[Frame], where: str) -> None:

@@ -86,7 +86,7 @@ def side_of(mask_kji: np.ndarray, volume: Volume) -> Code | None:
     return RIGHT if off.mean() > 0 else LEFT
 
 
-def source_of(image: Path, series: str | None, with_highdicom: bool = False) -> list[Frame]:
+def source_of(image: Path, series: str | None, with_highdicom: bool = False, number: int | None = None) -> list[Frame]:
     """The frames that DICOM objects of an image refer to, in the order of its volume; found before the work.
 
     Raises:
@@ -100,7 +100,7 @@ def source_of(image: Path, series: str | None, with_highdicom: bool = False) -> 
             f"The image {image} is not of a DICOM series, so no DICOM object can refer to it.",
             "Give the folder of its series, or leave out --dicom-seg and --rtstruct.",
         )
-    frames = source_frames(image, series)
+    frames = source_frames(image, series, number)
     for frame in frames:
         for name in ("SOPClassUID", "SOPInstanceUID"):
             said = frame.header.get(name) or frame.header.file_meta.get(f"MediaStorage{name}")

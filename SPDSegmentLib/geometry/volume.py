@@ -111,7 +111,8 @@ def read_volume(path: str | Path, series: str | None = None, frame: int | None =
     Args:
         series: for a DICOM folder with several image series, the wanted one's UID or the end of it, its number, or its
             description.
-        frame: for a 4-D NIfTI, NRRD or MetaImage file and for a sequence of 3D Slicer the wanted frame, from 1.
+        frame: for a 4-D NIfTI, NRRD or MetaImage file, a sequence of 3D Slicer, and a DICOM series of several volumes
+            in time the wanted frame, from 1.
 
     Raises:
         BadInput: missing, unreadable, cut short, of another format or name, not 3-D and no frame chosen, color, not
@@ -129,9 +130,8 @@ def read_volume(path: str | Path, series: str | None = None, frame: int | None =
         from SPDSegmentLib.geometry.dicom import read_dicom
         from SPDSegmentLib.geometry.dicom_series import readable
 
-        frame_index(path, 1, frame)
         with readable(path):
-            array, ijk_to_lps, header = read_dicom(path, series)
+            array, ijk_to_lps, header = read_dicom(path, series, frame)
             uids = [str(header.get(name) or "") for name in ("SeriesInstanceUID", "FrameOfReferenceUID")]
         volume = Volume(array, LPS_TO_RAS @ ijk_to_lps, path.name, *uids)
         check_size(volume)

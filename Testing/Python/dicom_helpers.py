@@ -47,7 +47,8 @@ def series(folder: Path, change: Change = lambda t, made: None, pixels: np.ndarr
     folder.mkdir(parents=True, exist_ok=True)
     for t, values in enumerate(pixels):
         made = dataset(
-            values, f"1.2.3.4.{t + 1}", InstanceNumber=t + 1, ImagePositionPatient=POSITIONS[t].tolist(),
+            values, f"1.2.3.4.{t + 1}", InstanceNumber=t + 1,
+            ImagePositionPatient=POSITIONS[t % len(POSITIONS)].tolist(),
             ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[2, 1.5], RescaleSlope=1, RescaleIntercept=0,
         )  # fmt: skip
         change(t, made)
@@ -81,6 +82,16 @@ def multi_frame(path: Path, change: Change = lambda t, made: None, order: tuple[
     made.PerFrameFunctionalGroupsSequence = Sequence(frames)
     made.save_as(path, enforce_file_format=True)
     return path
+
+
+def film(folder: Path, change: Change, volumes: int = 3) -> Path:
+    """A series of several volumes, one after the other, the first with PIXELS and each next 100 brighter."""
+
+    def place(k: int, made: Dataset) -> None:
+        made.ImagePositionPatient = POSITIONS[k % len(PIXELS)].tolist()
+        change(k, made)
+
+    return series(folder, place, np.concatenate([PIXELS + 100 * n for n in range(volumes)]))
 
 
 def refused(path: Path, words: str, kind: type[Exception] | tuple[type[Exception], ...] = ()) -> None:

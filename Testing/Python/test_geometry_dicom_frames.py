@@ -12,6 +12,7 @@ from dicom_helpers import (
     LPS,
     PIXELS,
     Change,
+    film,
     item,
     multi_frame,
     refused,
@@ -19,6 +20,8 @@ from dicom_helpers import (
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from SPDSegmentLib.errors import BadInput, GeometryUnsupported
+from SPDSegmentLib.geometry.dicom import source_frames
 from SPDSegmentLib.geometry.volume import read_volume
 
 
@@ -78,6 +81,62 @@ def test_frames_that_are_no_volume_are_refused(
     tmp_path: Path, change: Change | None, order: tuple[int, ...], words: str
 ) -> None:
     refused(multi_frame(tmp_path / "mr.dcm", change or (lambda t, frame: None), tuple(order)), words)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [
+        ("TemporalPositionIdentifier", (2, 10, 9)),
+        ("TriggerTime", (0, 1033.5, 99.5)),
+        ("AcquisitionNumber", (4, 6, 5)),
+    ],
+)
+def test_a_series_of_volumes_in_time_is_read_at_the_time_that_was_chosen(
+    tmp_path: Path, keyword: str, values: tuple[float, float, float]
+) -> None:
+    folder = film(tmp_path / "film", lambda k, made: setattr(made, keyword, values[k // 6]))
+    for number, brighter in enumerate((0, 200, 100), start=1):  # in the order of time, not of instance numbers
+        volume = read_volume(folder, frame=number)
+        np.testing.assert_array_equal(volume.array, PIXELS + brighter)
+        np.testing.assert_allclose(volume.ijk_to_ras, LPS, atol=1e-6)
+        assert [f.instance for f in source_frames(folder, None, number)][0] == f"1.2.3.4.{brighter // 100 * 6 + 1}"
+    refused(folder, r"holds 3 frames\. Choose one, 1 to 3: --frame N, in a batch also the column frame", BadInput)
+    with pytest.raises(BadInput, match="no frame 4: it holds 3 frames"):
+        read_volume(folder, frame=4)
+
+
+def test_one_file_of_two_volumes_in_time_is_read_at_the_chosen_one(tmp_path: Path) -> None:
+    order = (0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5)
+    times = iter([2] * 6 + [1] * 6)
+
+    def change(t: int, frame: Dataset) -> None:
+        time = next(times)
+        frame.FrameContentSequence = item(TemporalPositionIndex=time)
+        frame.PixelValueTransformationSequence = item(RescaleSlope=1, RescaleIntercept=time)
+
+    path = multi_frame(tmp_path / "film.dcm", change, order)
+    for number in (1, 2):
+        np.testing.assert_array_equal(read_volume(path, frame=number).array, PIXELS + number)
+
+
+@pytest.mark.parametrize("fault", ["a slice is missing", "no time", "no number"])
+def test_volumes_in_time_that_are_not_whole_or_have_no_order_are_refused(tmp_path: Path, fault: str) -> None:
+    keyword = "ContentTime" if fault == "no time" else "TemporalPositionIdentifier"
+    folder = film(tmp_path / "film", lambda k, made: setattr(made, keyword, f"{1 + k // 6:06d}"), 2)
+    if fault == "a slice is missing":
+        (folder / "IM12.dcm").unlink()
+        refused(folder, "2 kinds by phase: 1, 2", BadInput)
+    elif fault == "no time":
+        refused(folder, "several slices at one position", GeometryUnsupported)
+    else:
+        for file in folder.glob("IM*.dcm"):
+            made = pydicom.dcmread(file)
+            del made.TemporalPositionIdentifier
+            made.EchoTime = 10 + (made.InstanceNumber > 6)
+            made.save_as(file)
+        refused(folder, "2 kinds by echo time: 10, 11", BadInput)
+    with pytest.raises((BadInput, GeometryUnsupported)):
+        read_volume(folder, frame=2)
 
 
 @pytest.mark.parametrize("lost", ["pixels", "places", "all places"])
