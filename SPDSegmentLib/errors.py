@@ -200,9 +200,7 @@ def out_of_memory(raised: BaseException, details: str = "") -> OutOfMemory:
     details = details or str(raised)
     if any(word in str(raised) for word in ("CUDA", "CUBLAS", "CUDNN", "MPS")):
         return OutOfMemory(
-            "The graphics card has not enough memory.",
-            "Close other programs that use it, or choose the CPU.",
-            details,
+            "The graphics card has not enough memory.", "Close other programs that use it, or choose the CPU.", details
         )
     return OutOfMemory("There is not enough memory.", MORE_MEMORY, details)
 

@@ -44,10 +44,7 @@ _SUFFIX = re.compile(r"(\.nii\.gz|\.seg\.nrrd|\.mrk\.json|\.[a-z0-9]{1,12})$")
 
 
 def write_whole(
-    path: str | Path,
-    write: Callable[[Path], object],
-    check: Callable[[Path], object] | None = None,
-    what: str = "file",
+    path: str | Path, write: Callable[[Path], object], check: Callable[[Path], object] | None = None, what: str = "file"
 ) -> None:
     """Write a file in one piece, or leave what is there as it is.
 

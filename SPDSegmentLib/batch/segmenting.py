@@ -16,7 +16,7 @@ from SPDSegmentLib.batch.cases import BatchCase, BatchModel
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.files import check_output
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
-from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, measure, write_labelmap
+from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, filled_part, measure, write_labelmap
 from SPDSegmentLib.geometry.markups import Markup, insist_on, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
@@ -279,11 +279,8 @@ def _promised(quality: Any) -> dict[str, Any]:
 
 def _cropped(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The part of a mask that is not empty, and where it begins."""
-    filled = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not filled[0].size:
-        return mask[:0, :0, :0], (0, 0, 0)
-    t, row, column = (slice(int(part[0]), int(part[-1]) + 1) for part in filled)
-    return mask[t, row, column], (t.start, row.start, column.start)
+    inside = filled_part(mask) or (slice(0, 0),) * 3
+    return mask[inside], (inside[0].start, inside[1].start, inside[2].start)
 
 
 def _named(markups: Sequence[Markup]) -> list[Markup]:

@@ -262,8 +262,7 @@ def worker(
         typer.Option(min=0, metavar="MB", help="Bound on the memory of volumes. Default: a quarter, at most 2048."),
     ] = None,
     cache_memory: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="MB", help="Bound on the embeddings kept of one volume. Default: 1024."),
+        int | None, typer.Option(min=0, metavar="MB", help="Bound on the embeddings kept of one volume. Default: 1024.")
     ] = None,
 ) -> None:
     """Serve segmentation requests on stdin and stdout until stdin ends; Slicer and scripts start this by themselves."""

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from SPDSegmentLib.cli.app import show_bytes, show_slices
-from SPDSegmentLib.cli.segment_command import SegmentRequest, describe, run_segmentation
+from SPDSegmentLib.cli.segment_command import DeviceOption, SegmentRequest, describe, run_segmentation
 from SPDSegmentLib.errors import BadInput, ModelMissing
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.models.base_weights import WEIGHTLESS_BACKBONES, fetch_base_weights
@@ -31,7 +31,7 @@ def demo(
     ),
     sample: Annotated[str | None, typer.Option(help="Name of a sample; by default the first one.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model; by default that of the sample.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Segment the sample that comes with SPDSegment and compare the mask with its reference."""
     case = find_sample(sample)

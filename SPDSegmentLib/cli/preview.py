@@ -131,11 +131,7 @@ def write_preview(
 
 
 def write_straightened(
-    path: Path,
-    found: Straightened,
-    limits: tuple[float, float],
-    text: PreviewText,
-    color: tuple[float, float, float],
+    path: Path, found: Straightened, limits: tuple[float, float], text: PreviewText, color: tuple[float, float, float]
 ) -> None:
     """Draw the two planes of the straightened centerline with the mask's contour, and diameters along it, as PNG.
 

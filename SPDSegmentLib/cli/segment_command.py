@@ -113,16 +113,13 @@ def segment(
     full_paths: PathsOption = False,
 ) -> None:
     """Segment a structure from rough clicks along its centerline."""
+    files = {"report": report, "preview": preview, "measure": measure, "dicom_seg": dicom_seg, "rtstruct": rtstruct}
     request = SegmentRequest(
-        image=image,
-        points=points,
-        model=model,
-        output=output,
-        report=report,
-        preview=preview,
-        measure=measure,
-        dicom_seg=dicom_seg,
-        rtstruct=rtstruct,
+        image,
+        points,
+        model,
+        output,
+        **files,
         point=tuple(map(position_of, point or ())),
         prompts=prompts.value,
         saliency_only=saliency_only,

@@ -161,27 +161,24 @@ def _draw_curves(run_folder: Path) -> None:
         typer.echo(f"Curves: {curves}")
 
 
-class _interrupt_sets:  # noqa: N801
+@contextlib.contextmanager
+def _interrupt_sets(event: threading.Event, bar: TrainingBar) -> Iterator[None]:
     """Within the block the first Ctrl+C asks to stop after the current step; the second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
 
-    def __init__(self, event: threading.Event, bar: TrainingBar) -> None:
-        self.event = event
-        self.bar = bar
+    def handle(number: int, frame: object) -> None:
+        event.set()
+        bar.say("Stopping after this step; press Ctrl+C again to stop at once.")
+        signal.signal(signal.SIGINT, previous)
 
-    def __enter__(self) -> None:
-        self.previous = signal.getsignal(signal.SIGINT)
-
-        def handle(number: int, frame: object) -> None:
-            self.event.set()
-            self.bar.say("Stopping after this step; press Ctrl+C again to stop at once.")
-            signal.signal(signal.SIGINT, self.previous)
-
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handle)
-
-    def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self.previous)
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def evaluate(

@@ -275,22 +275,11 @@ def measure(
     seconds = time.perf_counter() - begun
     volume, slices = judge.metrics(target, mask, occasion.dataset)
     verdicts = (None, None, None) if fates is None else verdict_shares(target.mask, clicks, fates)
+    o, t, outside = occasion, target, round(occasion.outside_share, 4)
     return EvaluationRow(
-        occasion.bundle,
-        occasion.method,
-        occasion.severity,
-        occasion.seed,
-        target.patient,
-        target.case,
-        target.name,
-        len(clicks),
-        round(occasion.outside_share, 4),
-        *_rounded(volume),
-        *_rounded(slices)[:3],
-        round(seconds, 3),
-        *verdicts,
-        fold=occasion.fold,
-    )
+        o.bundle, o.method, o.severity, o.seed, t.patient, t.case, t.name, len(clicks), outside,
+        *_rounded(volume), *_rounded(slices)[:3], round(seconds, 3), *verdicts, fold=o.fold,
+    )  # fmt: skip
 
 
 class BundleMethods:

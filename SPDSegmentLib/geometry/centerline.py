@@ -59,10 +59,7 @@ class Clicks:
 
 
 def clicks_from_points(
-    points_ras: np.ndarray,
-    stack: SliceStack,
-    ids: Sequence[str] | None = None,
-    insisted: Sequence[bool] | None = None,
+    points_ras: np.ndarray, stack: SliceStack, ids: Sequence[str] | None = None, insisted: Sequence[bool] | None = None
 ) -> Clicks:
     """Points (N, 3) in patient millimeters on their nearest slices.
 

@@ -199,6 +199,20 @@ class Measurements:
     largest_diameter_mm: float
 
 
+def filled_part(voxels: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """Return the box around everything that is not 0 in an array of three axes; None where there is nothing.
+
+    Makes no copy, and reads all of a large array once only.
+    """
+    flat = voxels.max(axis=0, initial=0)
+    middle, last = (np.flatnonzero(flat.any(axis=axis)) for axis in (1, 0))
+    if not middle.size:
+        return None
+    rows, columns = (slice(int(filled[0]), int(filled[-1]) + 1) for filled in (middle, last))
+    first = np.flatnonzero(voxels[:, rows, columns].any(axis=(1, 2)))
+    return slice(int(first[0]), int(first[-1]) + 1), rows, columns
+
+
 def measure(box: np.ndarray, start: tuple[int, int, int], stack: SliceStack) -> Measurements:
     """Measure a mask.
 

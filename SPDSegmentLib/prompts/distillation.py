@@ -214,11 +214,7 @@ def consensus(
 
 
 def thin_out(
-    points: np.ndarray,
-    saliency: np.ndarray,
-    min_distance_px: float,
-    max_points: int,
-    first: np.ndarray | None = None,
+    points: np.ndarray, saliency: np.ndarray, min_distance_px: float, max_points: int, first: np.ndarray | None = None
 ) -> np.ndarray:
     """Indexes of at most ``max_points`` of (N, 2) points, none closer than ``min_distance_px`` to another.
 

@@ -23,14 +23,13 @@ from SPDSegmentLib.models.bundle_info import BundleInfo
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel, hard_dice, pairwise_slice_consistency, segmentation_loss, soft_iou
 from SPDSegmentLib.prompts.click_tokens import TokenKind
-from SPDSegmentLib.staging import FolderLock
 from SPDSegmentLib.training.bank import check_room, encoder_digest, is_made_of, write_tensors
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs
 from SPDSegmentLib.training.joint_cases import case_names, load_joint_cases
 from SPDSegmentLib.training.joint_config import JointConfig
 from SPDSegmentLib.training.loop import Phase, Processes
 from SPDSegmentLib.training.result import adapter_tensors, describe, model_card
-from SPDSegmentLib.training.run import RunHooks, claim, open_loop
+from SPDSegmentLib.training.run import RunHooks, opened_run
 
 KEPT = "embeddings"
 
@@ -231,29 +230,21 @@ def train_joint(
         Cancelled: the user stopped; the same call goes on.
     """
     hooks = hooks or RunHooks()
-    run_folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(run_folder, "training"):
-        claim(run_folder, config)
-        loop = open_loop(config, run_folder, processes, hooks)
+    with opened_run(config, weights, [run_folder], processes, hooks) as (loop, model):
         if processes.device.type == "cpu":
             keep_freed_memory()
-        torch.manual_seed(config.seed)
-        model = SPDModel(config.network, weights).to(processes.device)
         if start is not None:
             model.load_adapter_state(start)
-        volumes, targets = load_joint_cases(
-            config.sets,
-            root,
-            config.stage,
-            config.seed,
-            hooks.counting("reading cases"),
-        )
+        counting = hooks.counting("reading cases")
+        volumes, targets = load_joint_cases(config.sets, root, config.stage, config.seed, counting)
         sampler = JointSampler(volumes, targets, config.network, config.stage, config.augmentation, processes.device)
         hooks.say(f"{len(volumes)} volumes, {len(targets)} structures of {len(sampler.groups)} kinds.")
-        kept = keep_runs(model, sampler, config, run_folder / KEPT, processes, hooks)
+        folder = run_folder / KEPT
+        kept = processes.main_first(lambda: keep_runs(model, sampler, config, folder, processes, hooks))
         loop.run(JointStageRunner(model, sampler, config, processes, kept).phase())
-        if (run_folder / KEPT).is_dir():
-            shutil.rmtree(run_folder / KEPT, ignore_errors=True)
+        processes.wait()
+        if processes.is_main and folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
     return model
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,25 +87,13 @@ def train(
         Cancelled: the user stopped; the same call goes on.
     """
     hooks = hooks or RunHooks()
-    with contextlib.ExitStack() as locks:
-        if processes.is_main:
-            for folder in [run_folder] if embeddings is None else [run_folder, embeddings]:
-                folder.mkdir(parents=True, exist_ok=True)
-                locks.enter_context(FolderLock(folder, "training"))
-            claim(run_folder, config)
-        processes.wait()
-        loop = open_loop(config, run_folder, processes, hooks)
-        torch.manual_seed(config.seed)
-        model = SPDModel(config.network, weights).to(processes.device)
+    folders = [run_folder] if embeddings is None else [run_folder, embeddings]
+    with opened_run(config, weights, folders, processes, hooks) as (loop, model):
         if stage1_state is not None:
             load_stage1(model, stage1_state)
         if cases is None:
             cases = load_cases(
-                data_folder,
-                config.data.train,
-                config.data,
-                config.intensity,
-                hooks.counting("reading cases"),
+                data_folder, config.data.train, config.data, config.intensity, hooks.counting("reading cases")
             )
             for case in cases:
                 if case.note:
@@ -135,25 +123,11 @@ def train(
 
 
 def _validation(
-    model: SPDModel,
-    config: TrainingConfig,
-    data_folder: Path,
-    run_folder: Path,
-    processes: Processes,
-    hooks: RunHooks,
+    model: SPDModel, config: TrainingConfig, data_folder: Path, run_folder: Path, processes: Processes, hooks: RunHooks
 ) -> Validation | None:
     cases = [load_case(data_folder, name, config.data, config.intensity) for name in config.data.validation]
-    return make_validation(
-        model,
-        cases,
-        config,
-        run_folder / "embeddings" / "validation",
-        run_folder,
-        processes,
-        hooks.counting("embedding validation"),
-        hooks.cancelled,
-        hooks.say,
-    )
+    folder, counting = run_folder / "embeddings" / "validation", hooks.counting("embedding validation")
+    return make_validation(model, cases, config, folder, run_folder, processes, counting, hooks.cancelled, hooks.say)
 
 
 def load_stage1(model: SPDModel, state: dict[str, torch.Tensor]) -> None:
@@ -200,6 +174,23 @@ def _bank(
         )
 
     return processes.main_first(build)
+
+
+@contextlib.contextmanager
+def opened_run(
+    config: Settings, weights: Path | None, folders: Sequence[Path], processes: Processes, hooks: RunHooks
+) -> Iterator[tuple[Loop, SPDModel]]:
+    """The loop of a run and its model as it begins; its folders, its own the first, are made and locked meanwhile."""
+    with contextlib.ExitStack() as locks:
+        if processes.is_main:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(FolderLock(folder, "training"))
+            claim(folders[0], config)
+        processes.wait()
+        loop = open_loop(config, folders[0], processes, hooks)
+        torch.manual_seed(config.seed)
+        yield loop, SPDModel(config.network, weights).to(processes.device)
 
 
 def open_loop(config: Settings, run_folder: Path, processes: Processes, hooks: RunHooks) -> Loop:

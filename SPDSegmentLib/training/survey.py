@@ -204,11 +204,7 @@ def _patterns(files: Sequence[str], dropped: set[str]) -> dict[str, dict[str, st
     return found
 
 
-def survey(
-    folder: Path,
-    found: FoundCases,
-    on_case: Callable[[int, int], None] = lambda done, total: None,
-) -> Survey:
+def survey(folder: Path, found: FoundCases, on_case: Callable[[int, int], None] = lambda done, total: None) -> Survey:
     """Read every file once; what cannot be used is a sentence and stops nothing.
 
     Raises:

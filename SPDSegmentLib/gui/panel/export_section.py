@@ -46,11 +46,7 @@ class ExportSection:
     """
 
     def __init__(
-        self,
-        ui: Any,
-        state: Callable[[], ModuleState],
-        askPath: AskPath | None = None,
-        confirm: Confirm | None = None,
+        self, ui: Any, state: Callable[[], ModuleState], askPath: AskPath | None = None, confirm: Confirm | None = None
     ) -> None:
         self.ui = ui
         self.formats = exportFormats()

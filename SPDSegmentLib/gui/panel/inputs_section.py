@@ -164,12 +164,7 @@ class InputsSection(VTKObservationMixin):
         takeSnapshot(state.volumeNode, state.axis)
         checkClicks(state.centerlineNodes)
         target = makeTarget(
-            state.segmentationNode,
-            state.segmentId,
-            state.volumeNode,
-            model.structure,
-            model.color,
-            model.terminology,
+            state.segmentationNode, state.segmentId, state.volumeNode, model.structure, model.color, model.terminology
         )
         state.model = model.name
         state.segmentationNode = target.node

@@ -47,11 +47,7 @@ class ModulePanel(VTKObservationMixin):
         self.export = ExportSection(ui, lambda: self.state)
         self.setup = SetupSection(ui, logic, self.run, lambda: self.state, self.refresh)
         self.shortcuts = Shortcuts(
-            {
-                "Shift+C": ui.placeButton.click,
-                "Shift+S": ui.segmentButton.click,
-                "Shift+N": ui.nextDoubtfulButton.click,
-            }
+            {"Shift+C": ui.placeButton.click, "Shift+S": ui.segmentButton.click, "Shift+N": ui.nextDoubtfulButton.click}
         )
         ui.undoButton.connect("clicked(bool)", self._onUndo)
         self._later = idleTimer(self._refreshScene)

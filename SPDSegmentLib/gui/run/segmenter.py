@@ -41,10 +41,7 @@ class Segmenter:
     """
 
     def __init__(
-        self,
-        workerHost: WorkerHost,
-        callLater: CallLater,
-        saveStateForUndo: Callable[[Task], None] | None = None,
+        self, workerHost: WorkerHost, callLater: CallLater, saveStateForUndo: Callable[[Task], None] | None = None
     ) -> None:
         self.workerHost = workerHost
         self.saveStateForUndo = saveStateForUndo

@@ -61,11 +61,7 @@ class WorkerHost:
     def __init__(self, makeTransport: Callable[[], Transport]) -> None:
         self.onDied = Signal()
         self.isRemote = False
-        self.client = WorkerClient(
-            makeTransport,
-            defaultCommand(),
-            on_died=lambda error: self.onDied.emit(error),
-        )
+        self.client = WorkerClient(makeTransport, defaultCommand(), on_died=lambda error: self.onDied.emit(error))
         self._volumes: dict[str, tuple[str, str, str]] = {}
 
     def setCommand(self, command: str | WorkerCommand) -> None:

@@ -15,12 +15,12 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.files import check_output, user_path, write_csv
-from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY, check_mask_output, measure, write_labelmap
+from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY, check_mask_output, filled_part, measure, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
 
 from .surfaces import SurfaceSettings, closedSurface, surfaceSettings, writeSurface
 from .target import SegmentTarget
-from .volumes import SegmentContent, VolumeSnapshot, filledPart, parentMatrix, takeSnapshot
+from .volumes import SegmentContent, VolumeSnapshot, parentMatrix, takeSnapshot
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class ExportSource:
     @cached_property
     def reachesBeyond(self) -> bool:
         """Whether some of its voxels lie outside the volume."""
-        sizes = zip(self.content.start, filledPart(self.content.box) or (), self.content.shape, strict=False)
+        sizes = zip(self.content.start, filled_part(self.content.box) or (), self.content.shape, strict=False)
         return any(start + part.start < 0 or start + part.stop > limit for start, part, limit in sizes)
 
     @property
@@ -213,12 +213,7 @@ def _writeLabelmap(source: ExportSource, path: Path) -> None:
     mask, volume = maskOnVolume(source)
     check_mask_output(path, volume)
     write_labelmap(
-        path,
-        mask.view(np.uint8),
-        volume,
-        [source.name],
-        [source.color],
-        [source.terminology or DEFAULT_TERMINOLOGY],
+        path, mask.view(np.uint8), volume, [source.name], [source.color], [source.terminology or DEFAULT_TERMINOLOGY]
     )
 
 
@@ -233,7 +228,7 @@ def maskOnVolume(source: ExportSource) -> tuple[np.ndarray, Volume]:
     if source.isCut:
         box = box[tuple(slice(max(-f, 0), max(n - f, 0)) for f, n in zip(firsts, limits, strict=True))]
         firsts = np.maximum(firsts, 0)
-    inside = filledPart(box) or (slice(0, 0),) * 3
+    inside = filled_part(box) or (slice(0, 0),) * 3
     part = box[inside]
     low = firsts + [axis.start for axis in inside] if part.size else np.zeros(3, dtype=int)
     before = np.maximum(-low, 0)

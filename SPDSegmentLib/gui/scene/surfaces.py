@@ -338,8 +338,7 @@ class ShownSurfaces:
         mask, start, matrix = _voxels(labelmap, segment.GetLabelValue())
         settings = surfaceSettings(segmentation)
         self._background.start(
-            lambda: _surfaceOf(mask, start, matrix, settings),
-            lambda surface, error: self._put(key, state, surface),
+            lambda: _surfaceOf(mask, start, matrix, settings), lambda surface, error: self._put(key, state, surface)
         )
 
     def _put(self, key: Key, state: int, surface: Any) -> None:

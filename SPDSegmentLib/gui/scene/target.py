@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.labelmap import filled_part
 
 from .editor_nodes import areaMasks, describeArea, editorLogic, existingEditorNode, otherRepresentation
 from .surfaces import surfacesAside
@@ -19,7 +20,6 @@ from .volumes import (
     SegmentContent,
     Triple,
     VolumeSnapshot,
-    filledPart,
     gridSnapshot,
     parentMatrix,
     sliceDigests,
@@ -219,7 +219,7 @@ class SegmentTarget:
 
     def _modifier(self, snapshot: VolumeSnapshot, masks: Mapping[int, np.ndarray]) -> Any:
         masks = {t: mask for t, mask in masks.items() if mask.any()}
-        inside = filledPart(np.stack(list(masks.values()))) if masks else None
+        inside = filled_part(np.stack(list(masks.values()))) if masks else None
         if inside is None:
             return None
         _, rows, columns = inside
@@ -257,7 +257,7 @@ class SegmentTarget:
         labels = scalars.reshape(k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
         first = [0, 0, 0]
         if cut and labels.size > LARGE_LABELMAP:
-            inside = filledPart(labels)
+            inside = filled_part(labels)
             if inside is None:
                 return None
             labels = labels[inside]
@@ -278,7 +278,7 @@ class SegmentTarget:
         """Labels on voxels like the volume's, as many as the labelmap needs; see :meth:`_labels`."""
         i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
         shape = (k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
-        inside = filledPart(vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(shape))
+        inside = filled_part(vtk_to_numpy(labelmap.GetPointData().GetScalars()).reshape(shape))
         if inside is None:
             return None
         ends = [

@@ -286,20 +286,6 @@ def maskDigest(mask: np.ndarray, row: int = 0, column: int = 0) -> str:
     return hashlib.blake2b(box.tobytes() + bits.tobytes(), digest_size=8).hexdigest()
 
 
-def filledPart(voxels: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Return the box around everything that is not 0 in an array of three axes; None where there is nothing.
-
-    Makes no copy, and reads all of a large array once only.
-    """
-    flat = voxels.max(axis=0, initial=0)
-    middle, last = (np.flatnonzero(flat.any(axis=axis)) for axis in (1, 0))
-    if not middle.size:
-        return None
-    rows, columns = (slice(int(filled[0]), int(filled[-1]) + 1) for filled in (middle, last))
-    first = np.flatnonzero(voxels[:, rows, columns].any(axis=(1, 2)))
-    return slice(int(first[0]), int(first[-1]) + 1), rows, columns
-
-
 def _overlap(start: int, size: int, limit: int) -> tuple[slice, slice]:
     first, last = max(start, 0), min(start + size, limit)
     last = max(first, last)
