@@ -124,7 +124,7 @@ def check_output(path: str | Path, what: str = "file", needed_bytes: int = 0) ->
         raise write_error(path, error, what) from error
 
 
-def check_folder(folder: str | Path, what: str = "folder", needed_bytes: int = 0) -> None:
+def check_folder(folder: str | Path, what: str = "folder") -> None:
     """Find out before the work whether a folder that may not exist yet can be made and written into.
 
     Raises:
@@ -146,7 +146,7 @@ def check_folder(folder: str | Path, what: str = "folder", needed_bytes: int = 0
         with hidden_name(there) as probe:
             probe.mkdir()
             probe.rmdir()
-        check_space(there, needed_bytes, f"The {what} {folder}")
+        check_space(there, 0, f"The {what} {folder}")
     except OSError as error:
         raise write_error(folder, error, what) from error
 

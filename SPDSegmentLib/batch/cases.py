@@ -22,6 +22,7 @@ import numpy as np
 from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.files import user_path
+from SPDSegmentLib.geometry.labelmap import DEFAULT_COLOR
 from SPDSegmentLib.models.bundle import Bundle, find_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 from SPDSegmentLib.models.storage import sha256_of
@@ -245,7 +246,7 @@ class BatchModel:
     key: str
     name: str
     structure: str
-    color: tuple[float, float, float]
+    color: tuple[float, float, float] = DEFAULT_COLOR
     terminology: str = ""
     axis: str = "auto"
     digest: str = ""

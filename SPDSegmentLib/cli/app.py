@@ -65,14 +65,12 @@ def require_input(path: Path, what: str) -> None:
         raise BadInput(f"There is no {what} {path}.", "Check the path.")
 
 
-def require_output(
-    path: Path, what: str, suffixes: Iterable[str], inputs: Iterable[Path], needed_bytes: int = 0
-) -> None:
+def require_output(path: Path, what: str, suffixes: Iterable[str], inputs: Iterable[Path]) -> None:
     """Raise :class:`BadInput` where ``path`` cannot be written, has another suffix, or is one of the inputs."""
     suffixes = tuple(suffixes)
     if not path.name.lower().endswith(suffixes):
         raise BadInput(f"The {what} {path} has no known file name extension.", f"Use one of {', '.join(suffixes)}.")
-    check_output(path, what, needed_bytes)
+    check_output(path, what)
     if any(path.resolve() == other.resolve() for other in inputs):
         raise BadInput(f"The {what} {path} is also an input or another output.", "Give it another name.")
 

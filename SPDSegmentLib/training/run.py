@@ -64,7 +64,6 @@ def train(
     processes: Processes,
     hooks: RunHooks | None = None,
     stage1_state: dict[str, torch.Tensor] | None = None,
-    cases: Sequence[Case] | None = None,
     embeddings: Path | None = None,
 ) -> SPDModel:
     """Train stage I, then stage II; the run's folder is locked meanwhile.
@@ -74,7 +73,6 @@ def train(
         run_folder: checkpoints, curves and kept embeddings; made if missing.
         weights: base weights of the backbone, ``None`` for random ones.
         stage1_state: adapter tensors of a bundle whose stage I is taken over.
-        cases: already loaded training cases.
         embeddings: folder of the kept embeddings, by default one in the run's folder; runs that differ in the decoder
             alone may share it. Those in the run's folder are deleted at the end.
 
@@ -91,13 +89,12 @@ def train(
     with opened_run(config, weights, folders, processes, hooks) as (loop, model):
         if stage1_state is not None:
             load_stage1(model, stage1_state)
-        if cases is None:
-            cases = load_cases(
-                data_folder, config.data.train, config.data, config.intensity, hooks.counting("reading cases")
-            )
-            for case in cases:
-                if case.note:
-                    hooks.say(case.note)
+        cases = load_cases(
+            data_folder, config.data.train, config.data, config.intensity, hooks.counting("reading cases")
+        )
+        for case in cases:
+            if case.note:
+                hooks.say(case.note)
         if stage1_state is None:
             stage1 = PromptedStage1 if config.stage1.objective == "prompted" else Stage1
             loop.run(stage1(model, cases, config, processes).phase())

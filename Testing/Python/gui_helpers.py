@@ -48,7 +48,7 @@ def use_fake(module: Any, bundle: str = MODEL) -> None:
 
     module.logic.workerHost.setCommand(FAKE_WORKER)
     panel = module.widget.panel
-    panel.inputs.extraModels = [ModelEntry(bundle, MODEL, "Fake", "Kidney", axis="axial")]
+    panel.inputs.extraModels = [ModelEntry(bundle, MODEL, "Kidney", title="Fake", axis="axial")]
     panel.state.model = MODEL
     panel.refresh()
 

@@ -96,7 +96,7 @@ def test_a_card_is_shown_as_text_that_loads_nothing(host: Any) -> None:
     module = host.load_module(MODULE)
     card = "# Title\n\n**bold** <script>x</script> ![picture](//host/share/x.png)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
     panel = module.widget.panel
-    panel.inputs.extraModels = [ModelEntry("fake", "fake", "Fake <b>", "Kidney", card=card)]
+    panel.inputs.extraModels = [ModelEntry("fake", "fake", "Kidney", title="Fake <b>", card=card)]
     panel.state.model = "fake"
     panel.refresh()
     module.ui.modelCardButton.click()

@@ -87,7 +87,7 @@ def run_with(host: Any, module: Any, bundle: str) -> None:
     host.add_volume(np.random.default_rng(0).integers(0, 99, (6, 20, 20)).astype(np.int16))
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "C")
     node.AddControlPointWorld(10, 10, 3)
-    module.widget.panel.inputs.extraModels = [ModelEntry(bundle, "fake", "Fake", "Kidney")]
+    module.widget.panel.inputs.extraModels = [ModelEntry(bundle, "fake", "Kidney", title="Fake")]
     module.widget.panel.state.model = "fake"
     module.widget.panel.enter()
     module.ui.segmentButton.click()
@@ -359,8 +359,8 @@ def test_a_scene_that_names_one_structure_suggests_its_model(host: Any) -> None:
     from SPDSegmentLib.gui.run.task import ModelEntry, likelyModel
 
     kinds = (("e", "Esophagus", "CT"), ("h", "Hippocampus", "MR"), ("k", "Kidney", "MR"), ("c", "Spinal cord", "MR"))
-    models = [ModelEntry("", name, name, structure, modality=modality) for name, structure, modality in kinds]
-    ct_too = [*models, ModelEntry("", "kct", "kct", "Kidney", modality="CT")]
+    models = [ModelEntry("", name, structure, title=name, modality=modality) for name, structure, modality in kinds]
+    ct_too = [*models, ModelEntry("", "kct", "Kidney", title="kct", modality="CT")]
     for given, names, lowest, expected in (
         (models, ["Kidney MR", "F"], 0.0, "k"),
         (models, ["vol", "left_kidneys clicks"], -1000.0, "k"),

@@ -47,12 +47,12 @@ class InputsSection(VTKObservationMixin):
         ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onVolume)
         ui.centerlineSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onCenterline)
         ui.segmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onSegmentation)
-        ui.segmentBox.connect("activated(int)", self._onSegment)
-        ui.modelBox.connect("activated(int)", self._onModel)
+        for box, name in (
+            (ui.segmentBox, "segmentId"), (ui.modelBox, "model"), (ui.axisBox, "axis"), (ui.deviceBox, "device"),
+        ):  # fmt: skip
+            box.connect("activated(int)", lambda index, box=box, name=name: self._onChosen(name, box.itemData(index)))
         ui.modelCardButton.connect("clicked(bool)", self._onCard)
         ui.branchesList.connect("itemChanged(QListWidgetItem*)", self._onBranches)
-        ui.axisBox.connect("activated(int)", self._onAxis)
-        ui.deviceBox.connect("activated(int)", self._onDevice)
 
     @property
     def model(self) -> ModelEntry | None:
@@ -295,12 +295,8 @@ class InputsSection(VTKObservationMixin):
             self._fillSegments(state)
             self._tell()
 
-    def _onSegment(self, index: int) -> None:
-        self._state().segmentId = self.ui.segmentBox.itemData(index) or ""
-        self._tell()
-
-    def _onModel(self, index: int) -> None:
-        self._state().model = self.ui.modelBox.itemData(index) or ""
+    def _onChosen(self, name: str, value: str | None) -> None:
+        setattr(self._state(), name, value or "")
         self._tell()
 
     def _onBranches(self, item: Any) -> None:
@@ -313,14 +309,6 @@ class InputsSection(VTKObservationMixin):
         branches = [nodeById(nodeId) for nodeId in checked]
         first = self.ui.centerlineSelector.currentNode()
         state.centerlineNodes = [n for n in (first, *branches) if n is not None]
-        self._tell()
-
-    def _onAxis(self, index: int) -> None:
-        self._state().axis = self.ui.axisBox.itemData(index)
-        self._tell()
-
-    def _onDevice(self, index: int) -> None:
-        self._state().device = self.ui.deviceBox.itemData(index)
         self._tell()
 
     def _onCard(self, checked: bool) -> None:

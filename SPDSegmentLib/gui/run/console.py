@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import qt
 from slicer.i18n import tr as _
 
-from SPDSegmentLib.batch.cases import BatchModel, Cases, model_digest
+from SPDSegmentLib.batch.cases import Cases
 from SPDSegmentLib.batch.run import BatchRun
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
 from SPDSegmentLib.errors import BadInput
@@ -81,15 +82,12 @@ class Console:
                 _("A batch has no option {name}.").format(name=unknown[0]),
                 _("Its options are axis, device and prompts."),
             )
-        entry = findModel(model, remote=self.workerHost.isRemote)
-        batchModel = BatchModel(
-            entry.key, entry.name, entry.structure, entry.color, entry.terminology, entry.axis, model_digest(entry.key)
-        )
+        entry = replace(findModel(model, remote=self.workerHost.isRemote), info=None)
         settings = BatchSettings(**options)
         run = BatchRun(
-            lambda stopped: CaseSegmenter(self.workerHost.client, batchModel, settings, stopped),
+            lambda stopped: CaseSegmenter(self.workerHost.client, entry, settings, stopped),
             Path(outputFolder),
-            batchModel,
+            entry,
             settings,
             resume=resume,
         )

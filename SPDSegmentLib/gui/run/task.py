@@ -9,9 +9,9 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from SPDSegmentLib.batch.cases import BatchModel, batch_model, model_digest
 from SPDSegmentLib.errors import ModelMissing, SPDError
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, origin_note
-from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 
 from ..scene.centerlines import Clicks, renameClicks
 from ..scene.editor_nodes import otherRepresentation
@@ -20,37 +20,22 @@ from ..scene.volumes import VolumeSnapshot, nodeById, takeSnapshot
 from ..scene.write_record import WriteRecord
 from .job import SegmentationJob
 
-DEFAULT_COLOR = (0.87, 0.56, 0.35)
 CT_BELOW = -200
 
 
 @dataclass(frozen=True)
-class ModelEntry:
-    """A model that can be chosen.
+class ModelEntry(BatchModel):
+    """A model that can be chosen; its short name is kept in scenes.
 
     Attributes:
-        key: what the worker is told: a folder, or a name that a remote worker knows.
-        name: short name, kept in scenes.
         title: for people.
-        structure: name of the segment.
-        color: of the segment, 0 to 1.
-        terminology: of the segment, or empty.
-        axis: slicing axis that it was trained on.
         card: Markdown of the model card.
         modality: CT, MR or another DICOM modality, or empty.
-        info: what the bundle says of itself, where it is on this machine.
     """
 
-    key: str
-    name: str
-    title: str
-    structure: str
-    color: tuple[float, float, float] = DEFAULT_COLOR
-    terminology: str = ""
-    axis: str = "auto"
+    title: str = ""
     card: str = ""
     modality: str = ""
-    info: BundleInfo | None = field(default=None, compare=False, repr=False)
 
 
 def listModels() -> list[ModelEntry]:
@@ -72,7 +57,7 @@ def findModel(name: str, *, remote: bool = False) -> ModelEntry:
     except SPDError:
         if not remote:
             raise
-        return ModelEntry(name, name, name, name.partition("?")[0])
+        return ModelEntry(name, name, name.partition("?")[0], digest=model_digest(name), title=name)
 
 
 def likelyModel(models: Sequence[ModelEntry], names: Iterable[str], lowestValue: float | None) -> int | None:
@@ -98,20 +83,9 @@ def _words(text: str) -> list[str]:
 
 
 def _entry(bundle: Bundle) -> ModelEntry:
-    info: BundleInfo = bundle.info
-    red, green, blue = info.color
-    return ModelEntry(
-        str(bundle.folder),
-        info.name,
-        _("{title} (yours)").format(title=info.title) if origin_note(bundle) else info.title,
-        info.structure,
-        (float(red), float(green), float(blue)),
-        info.terminology or terminology_entry(info.structure),
-        info.slicing_axis,
-        bundle.card,
-        info.modality,
-        info,
-    )
+    info = bundle.info
+    title = _("{title} (yours)").format(title=info.title) if origin_note(bundle) else info.title
+    return ModelEntry(**vars(batch_model(bundle)), title=title, card=bundle.card, modality=info.modality)
 
 
 @dataclass(frozen=True, eq=False)

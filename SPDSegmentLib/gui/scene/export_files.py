@@ -133,11 +133,11 @@ def fileStem(name: str, kept: str = "-_") -> str:
     return "".join(letter if letter.isalnum() or letter in kept else "_" for letter in name).strip() or "segment"
 
 
-def makeSource(segmentationNode: Any, segmentId: str, volumeNode: Any, *, emptyToo: bool = False) -> ExportSource:
+def makeSource(segmentationNode: Any, segmentId: str, volumeNode: Any) -> ExportSource:
     """Return what to export.
 
     Raises:
-        BadInput: there is no such segment, it is empty (unless ``emptyToo``), or the volume is gone.
+        BadInput: there is no such segment, it is empty, or the volume is gone.
         GeometryUnsupported: one of the nodes is under a non-linear transform.
     """
     target = SegmentTarget(segmentationNode, segmentId) if segmentationNode is not None else None
@@ -160,7 +160,7 @@ def makeSource(segmentationNode: Any, segmentId: str, volumeNode: Any, *, emptyT
         _stateOf(segmentationNode, segmentId),
         not target.hasVoxelsOf(snapshot),
     )
-    if not emptyToo and not source.content.box.any():
+    if not source.content.box.any():
         raise BadInput(_("The segment {name} is empty.").format(name=source.name), _("Press Segment first."))
     return source
 
