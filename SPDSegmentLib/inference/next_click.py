@@ -210,6 +210,7 @@ def in_empty_slices(session: Session, clicks: Clicks, count: int, call: Call) ->
     line = {t: deepest_point(_largest(decided[t][1].mask)) for t in filled}
     if not filled:  # the clicks are all that there is to go by
         line = {t: clicks.xy[clicks.slice_index == t].mean(axis=0) for t in asked}
+    recognized = any(result.status is SliceStatus.SUPPORTED for _, result in decided.values())
     slices = sorted(line)
     usual = max(1.0, float(np.ptp(clicks.slice_index)) / max(1, len(asked) - 1))
     maps = features.maps(session.predictor.prompts.threshold, owned, lambda: call)
@@ -219,7 +220,7 @@ def in_empty_slices(session: Session, clicks: Clicks, count: int, call: Call) ->
         seen = list(itertools.takewhile(known.__contains__, beyond))
         chain = follow(maps, decided[end][0], seen, session.predictor.prompts) if filled else {}
         regions |= chain
-        pace = SILENT if filled and len(chain) < len(seen) else 1.0
+        pace = SILENT if recognized and len(chain) < len(seen) else 1.0
         far = [CONNECTED * min(k, len(chain)) + max(0, k - len(chain)) / pace for k in range(1, len(beyond) + 1)]
         going_on = np.exp(-np.array(far) / usual)
         empty = next((k for k, t in enumerate(beyond) if t in asked), None)

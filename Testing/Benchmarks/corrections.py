@@ -4,8 +4,8 @@ python Testing/Benchmarks/corrections.py [BUNDLE ...] [--volumes N]; the data li
 bundles say, and the patients are those that the bundles never saw. A simulated person starts from noisy clicks
 (*clinic*), and replaces the slice with most wrong pixels by the reference, again and again. With learning, the model
 learns after 2, 4 and 8 corrections (``SPDSegmentLib.inference.adaptation``), which refuses where nothing is gained.
-Corrected slices count as right in both ways. Rows are kept in ``results/corrections/BUNDLE.json``; what is there is not
-computed again.
+Corrected slices count as right in both ways; what a lesson takes is in seconds of processor time. Rows are kept in
+``results/corrections/BUNDLE.json``; what is there is not computed again.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def run(target: EvaluationTarget, predictor: Predictor) -> list[dict[str, Any]]:
         corrected: dict[int, np.ndarray] = {}
         for n in range(MOST + 1):
             if learning and n in LEARN_AFTER:
-                began = time.perf_counter()
+                began = time.process_time()
                 lesson = learn(session, clicks, corrected)
                 current = lesson.session or current  # who refuses changes nothing
                 lessons.append([n, round(lesson.before, 4), round(lesson.after, 4), lesson.session is not None,
-                                round(time.perf_counter() - began, 1)])  # fmt: skip
+                                round(time.process_time() - began, 1)])  # fmt: skip
             mask = current.segment(clicks, locked=corrected).mask
             reached.append(round(dice(mask, target.mask) or 0.0, 4))
             wrong = (mask ^ target.mask).sum((1, 2))

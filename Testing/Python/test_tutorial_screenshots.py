@@ -131,9 +131,15 @@ def test_the_tutorial_leads_to_a_good_kidney(host: Any, folder: Path, tmp_path: 
     assert changed.sum() <= 2 * 2 + 1 + 2, "the slice of the click and two on each side, and those without support"
     assert (dice(kidney_mask(module), truth) or 0.0) > EXPECTED_DICE
 
-    # 5. Correct, 6. export and set-up.
+    # 5. Correct, look along the centerline, 6. export and set-up.
+    show(host, clicks, stray)
     fold(module, "correct")
     save(host, folder, "4-correct")
+    fold(module, "straight")
+    module.ui.straightButton.click()
+    host.wait_until(lambda: module.widget.panel.straight.found is not None, 60_000)
+    assert "mm" in module.ui.straightLabel.text
+    save(host, folder, "6-along")
     fold(module, "export", "setup")
     module.ui.statisticsButton.click()
     settle_export(host, module)

@@ -51,8 +51,11 @@ class qMRMLSegmentEditorWidget(Behavior):
         self._options = layout
         self._undo = self._history_button("Undo", self.undo)
         self._redo = self._history_button("Redo", self.redo)
+        history = qt.QHBoxLayout()  # a row of its own: beside the effects it would be wider than the panel
+        layout.addLayout(history)
         for button in (self._undo, self._redo):
-            effects.addWidget(button)
+            history.addWidget(button)
+        history.addStretch(1)
         self._segments.connect("selectionChanged(QItemSelection,QItemSelection)", self._row_selected)
         self._strokes = BrushStrokes(self)
         self._observations = SceneObservations(self)
