@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+R = TypeVar("R")
 FEWEST, MOST = 4, 16
 """Slices per call on few and on many cores."""
 START_SECONDS = 10.0
@@ -27,22 +30,30 @@ def batch_for_cores() -> int:
 
 
 def on_cores(run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """``run`` on (B, ...), split among torch's threads; on all at once where half of them would get no slice.
+    """``run`` on (B, ...), split among torch's threads; on all at once where half of them would get no slice."""
+    threads = torch.get_num_threads()
+    if len(batch) == 1 or not 1 < threads <= 2 * len(batch) or _pool(threads) is None:
+        return run(batch)
+    return torch.cat(each_on_a_core(run, batch.tensor_split(min(len(batch), threads))))
 
-    Whatever ``run`` raises is raised when no part is under way any more.
+
+def each_on_a_core(run: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """``run`` of each item on one core, also where there is only one, so that no item depends on the others.
+
+    Whatever ``run`` raises is raised when none is under way any more.
     """
     threads = torch.get_num_threads()
-    pool = _pool(threads) if 1 < threads <= 2 * len(batch) and len(batch) > 1 else None
+    pool = _pool(threads) if threads > 1 else None
     if pool is None:
-        return run(batch)
+        return [run(item) for item in items]
 
-    def work(part: Tensor) -> Tensor:
+    def work(item: T) -> R:
         with torch.inference_mode():
-            return run(part)
+            return run(item)
 
-    futures = [pool.submit(work, part) for part in batch.tensor_split(min(len(batch), threads))]
+    futures = [pool.submit(work, item) for item in items]
     wait(futures)
-    return torch.cat([future.result() for future in futures])
+    return [future.result() for future in futures]
 
 
 def _pool(threads: int) -> ThreadPoolExecutor | None:

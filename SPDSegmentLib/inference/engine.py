@@ -21,7 +21,7 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.limits import keep_freed_memory
 from SPDSegmentLib.inference import compiled
 from SPDSegmentLib.inference.compiled import CapturedDecoder, CompiledEncoder, compiling_is_on
-from SPDSegmentLib.inference.cores import on_cores
+from SPDSegmentLib.inference.cores import each_on_a_core, on_cores
 from SPDSegmentLib.inference.device_slices import upload
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from SPDSegmentLib.models.bundle_info import BundleInfo
 
 T = TypeVar("T")
+Rows = Tensor | Sequence[Tensor]
+"""Tensors of B slices: (B, ...), or B of them."""
 SALIENCY_CLIP = 1e-4
 CACHE_BYTES = 1 << 30
 
@@ -106,7 +108,7 @@ class Engine:
             keep_freed_memory()
         self.model = model.to(device).prepare_for_inference(precision)
         self.encoder = CompiledEncoder(self.model.encode)
-        self._shares_cores = device.type == "cpu" and precision == torch.float32
+        self.shares_cores = device.type == "cpu" and precision == torch.float32
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
@@ -138,7 +140,7 @@ class Engine:
         batch = torch.as_tensor(images).to(self.device, self.precision)
         if self.encoder.is_compiled:
             return self.encoder(batch)
-        return on_cores(self.model.encode, batch) if self._shares_cores else self.model.encode(batch)
+        return on_cores(self.model.encode, batch) if self.shares_cores else self.model.encode(batch)
 
     def compile_encoder(self) -> None:
         """Compile a GPU's encoder in the background, once, and capture its decoder from now on."""
@@ -148,11 +150,19 @@ class Engine:
             self.model.decoder_pass = self.model.decoder_pass or CapturedDecoder(self.model.decode_batch)
             self.encoder.begin(torch.rand(shape, device=self.device).to(self.precision))
 
-    @torch.inference_mode()
-    def with_context(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
-        """Embeddings (B, C, h, w) of a conditioned model that know the adjoining slices'."""
+    def _decoded(self, run: Callable[..., tuple[Tensor, ...]], *parts: Rows) -> list[tuple[Tensor, ...]]:
+        """What ``run`` gives of parts (B, ...), in batches; a core of a CPU takes one slice at a time."""
+        if self.shares_cores:
+            rows = list(zip(*parts, strict=True))
+            return each_on_a_core(lambda row: run(*(part[None] for part in row)), rows)
         with self._autocast():
-            return self.model.conditioning.with_context(embeddings, previous, following)
+            return [run(*(part if isinstance(part, Tensor) else torch.stack(list(part)) for part in parts))]
+
+    @torch.inference_mode()
+    def with_context(self, embeddings: Rows, previous: Rows, following: Rows) -> list[Tensor]:
+        """What the decoder of a conditioned model takes of B slices, by their embeddings and the adjoining slices'."""
+        made = self._decoded(lambda *sides: (self.model.with_context(*sides),), embeddings, previous, following)
+        return [row for (batch,) in made for row in batch]
 
     @torch.inference_mode()
     def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
@@ -162,42 +172,46 @@ class Engine:
         return _as_saliency(logits)
 
     @torch.inference_mode()
-    def conditioned_saliency(self, embeddings: Tensor, tokens: ClickTokens) -> Tensor:
-        """Pass one of a conditioned model: S_t (B, S, S) float16 of (B, C, h, w) embeddings with context."""
-        with self._autocast():
-            logits, _ = self.model.decode_clicks(embeddings, TokenBatch.of(tokens, self.device))
-        return _as_saliency(logits)
+    def conditioned_saliency(self, embeddings: Rows, tokens: ClickTokens) -> Tensor:
+        """Pass one of a conditioned model: S_t (B, S, S) float16 of what :meth:`with_context` gave of B slices."""
+
+        def run(images: Tensor, *told: Tensor) -> tuple[Tensor]:
+            return (_as_saliency(self.model.decode_clicks(images, TokenBatch(*told))[0]),)
+
+        return _joined(self._decoded(run, embeddings, *TokenBatch.of(tokens, self.device).parts))[0]
 
     @torch.inference_mode()
-    def decode(
-        self, embeddings: Tensor, points: Sequence[np.ndarray], saliency: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def decode(self, embeddings: Rows, points: Sequence[np.ndarray], saliency: Tensor | None) -> tuple[Tensor, Tensor]:
         """Masks of B slices.
 
         Args:
-            embeddings: (B, C, h, w).
+            embeddings: B, (C, h, w).
             points: B arrays (M_i, 2), (column, row) in network pixels.
             saliency: (B, S, S), where the model :attr:`decodes_saliency`.
 
         Returns:
             Logits (B, S, S) float32 and predicted IoU (B,), NaN where a logit or the IoU is not finite.
         """
-        padded, labels = pad_points(points, self.max_points)
-        prompt = None if saliency is None else _as_logits(saliency)
-        with self._autocast():
-            logits, quality = self.model.decode(
-                embeddings, upload(padded, self.device), upload(labels, self.device), prompt
-            )
-        return logits[:, 0], _quality(logits, quality)
+        padded, labels = (upload(part, self.device) for part in pad_points(points, self.max_points))
+
+        def run(images: Tensor, xy: Tensor, kinds: Tensor, *prompt: Tensor) -> tuple[Tensor, ...]:
+            return _judged(*self.model.decode(images, xy, kinds, *map(_as_logits, prompt)))
+
+        logits, quality = _joined(
+            self._decoded(run, embeddings, padded, labels, *(() if saliency is None else (saliency,)))
+        )
+        return logits, quality
 
     @torch.inference_mode()
-    def decode_conditioned(self, embeddings: Tensor, tokens: ClickTokens, saliency: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_conditioned(self, embeddings: Rows, tokens: ClickTokens, saliency: Tensor) -> tuple[Tensor, Tensor]:
         """Pass two of a conditioned model: mask logits (B, S, S) of the consensus and S_t (B, S, S), and IoU (B,)."""
-        with self._autocast():
-            logits, quality = self.model.decode_clicks(
-                embeddings, TokenBatch.of(tokens, self.device), _as_logits(saliency)
-            )
-        return logits[:, 0], _quality(logits, quality)
+
+        def run(images: Tensor, told: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+            return _judged(*self.model.decode_clicks(images, TokenBatch(*parts), _as_logits(told)))
+
+        parts = TokenBatch.of(tokens, self.device).parts
+        logits, quality = _joined(self._decoded(run, embeddings, saliency, *parts))
+        return logits, quality
 
     def fit_memory(self, voxel_bytes: int) -> int:
         """Before a volume is begun: halve the batch until it fits into the device's free memory.
@@ -309,7 +323,12 @@ def _as_logits(saliency: Tensor) -> Tensor:
     return torch.logit(saliency[:, None].float(), SALIENCY_CLIP)
 
 
-def _quality(logits: Tensor, quality: Tensor) -> Tensor:
-    """Predicted IoU (B,) in [0, 1], NaN where it or a logit of (B, 1, S, S) is not finite."""
+def _judged(logits: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, S, S) of (B, 1, S, S), and the predicted IoU (B,) in [0, 1], NaN where either is not finite."""
     finite = torch.isfinite(logits.sum((1, 2, 3))) & torch.isfinite(quality)
-    return quality.clamp(0, 1).where(finite, torch.nan)
+    return logits[:, 0], quality.clamp(0, 1).where(finite, torch.nan)
+
+
+def _joined(batches: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Parts of one batch from those of several."""
+    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True)) if len(batches) > 1 else batches[0]

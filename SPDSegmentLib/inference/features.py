@@ -19,12 +19,17 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig, gain_in_view, inte
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.device_slices import DeviceSlices, Download, EmbeddingCache, MasksOnTheWay, upload
-from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, failed, require_numbers
+from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, Rows, failed, require_numbers
 from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, click_tokens, tokens_of_prompts
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.evidence import raise_at
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
+
+DECODED = 2
+"""So many batches of the encoder are one of the decoder."""
+CONTEXT_SHARE = 0.25
+"""Of the memory for embeddings, for what the decoder of a conditioned model takes of slices."""
 
 
 @dataclass(eq=False)
@@ -75,6 +80,8 @@ class SliceFeatures:
         self._fixed = False  # whether the clicks of a segmentation have placed it
         # Half precision for all slices or for none, and whatever the cache: a slice is the same whenever it is decoded.
         self._embeddings = EmbeddingCache(engine.cache_bytes, stack.n_slices * engine.embedding_bytes > CACHE_BYTES)
+        self._contexts = EmbeddingCache(0, False)  # what the decoder of a conditioned model takes of slices
+        self._stale: set[int] = set()  # slices whose S was known before the clicks near them changed
         self._memory: dict[int, Tensor] = {}
         self._saliency: dict[int, tuple[_Batch, int]] = {}
         self._clicks: SliceClicks | None = None
@@ -104,7 +111,7 @@ class SliceFeatures:
     def nbytes(self) -> int:
         """Bytes of voxels on a device, embeddings and saliency, here and on the device."""
         batches = {id(batch): batch.maps.nbytes for batch, _ in tuple(self._saliency.values())}
-        return self._slices.nbytes + self._embeddings.nbytes + sum(batches.values())
+        return self._slices.nbytes + self._embeddings.nbytes + self._contexts.nbytes + sum(batches.values())
 
     @property
     def window(self) -> InputWindow:
@@ -119,8 +126,7 @@ class SliceFeatures:
         self._window = None
         self._fixed = False
         self._slices.close()
-        self._embeddings = self._embeddings.emptied()
-        self._saliency.clear()
+        self._forget()
         self._memory.clear()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -132,7 +138,9 @@ class SliceFeatures:
             OutOfMemory: one slice alone does not fit.
         """
         if not (self._embeddings.nbytes or self._saliency):
-            self._embeddings.limit = self.engine.fit_memory(self.stack.volume.array.nbytes)
+            room = self.engine.fit_memory(self.stack.volume.array.nbytes)
+            self._contexts.limit = int(CONTEXT_SHARE * room) if self.conditioned else 0
+            self._embeddings.limit = room - self._contexts.limit
 
     def look_at(self, center_xy: tuple[float, float] | None) -> None:
         """Move the field of view (``None``: to the middle), as long as no segmentation has fixed it; nor does this."""
@@ -163,10 +171,14 @@ class SliceFeatures:
         rows, columns = window.to_input_weights()
         self.gain = gain_in_view(self.stack.array[:, rows.seen, columns.seen], self._limits, self._intensity)
         self._slices.look_through(window, self._seen_limits)
-        self._embeddings = self._embeddings.emptied()
-        self._saliency.clear()
+        self._forget()
         self._tokens = None
         return True
+
+    def _forget(self) -> None:
+        self._embeddings, self._contexts = self._embeddings.emptied(), self._contexts.emptied()
+        self._saliency.clear()
+        self._stale.clear()
 
     def network_clicks(self, clicks: Clicks, inside: np.ndarray) -> tuple[SliceClicks, np.ndarray]:
         """Those of the clicks ``inside`` that lie in the field of view, in network pixels, and their indexes."""
@@ -202,6 +214,7 @@ class SliceFeatures:
         )
         every = range(self.stack.n_slices)
         retold = {t for t in every if before is None or before.key(t) != self._tokens.key(t)}
+        self._stale |= retold & self._saliency.keys()
         for t in retold:
             self._saliency.pop(t, None)
         return changed | retold
@@ -251,9 +264,7 @@ class SliceFeatures:
         run = self._embeddings.run(slices)
         if run is not None and run.dtype == self.engine.precision:
             return run
-        gone = [t for t in dict.fromkeys(slices) if t not in self._embeddings]
-        self.engine.with_smaller_batches(gone, lambda batch: self._encode(batch, call))
-        kept = [self._embeddings[t] for t in slices]
+        kept = self._kept(slices, call)
         memory = self._memory.get(place)
         if memory is None or len(memory) < len(kept):
             shape = (max(len(kept), self.engine.batch_size), *kept[0].shape)
@@ -269,24 +280,48 @@ class SliceFeatures:
         torch._foreach_copy_(list(stacked), kept)
         return stacked
 
-    def _adjoining(self, slices: Sequence[int], call: Call) -> list[Tensor]:
-        """Embeddings of slices, and where the saliency sees them of those before and after, each (B, C, h, w)."""
+    def _kept(self, slices: Sequence[int], call: Call) -> list[Tensor]:
+        """Embeddings of slices, (C, h, w) each, as they are kept."""
+        gone = [t for t in dict.fromkeys(slices) if t not in self._embeddings]
+        self.engine.with_smaller_batches(gone, lambda batch: self._encode(batch, call))
+        return [self._embeddings[t] for t in slices]
+
+    def _given(self, slices: Sequence[int], call: Call) -> Sequence[Rows]:
+        """Embeddings of slices, and where the saliency sees them of those before and after, for the decoder."""
         sides = zip(*(self._inputs_of(t) for t in slices), strict=True)
+        if self.engine.shares_cores:
+            return [self._kept(side, call) for side in sides]
         return [self._stacked(side, call, place) for place, side in enumerate(sides)]
 
+    def _with_context(self, slices: Sequence[int], call: Call) -> list[Tensor]:
+        """What the decoder of a conditioned model takes of slices, made where it is not kept."""
+        gone = [t for t in dict.fromkeys(slices) if t not in self._contexts]
+        if gone:
+            for t, made in zip(gone, self.engine.with_context(*self._given(gone, call)), strict=True):
+                self._contexts.add([t], made[None])
+        return [self._contexts[t] for t in slices]
+
     def ensure(self, slices: Iterable[int], call: Call) -> None:
-        """Compute the saliency of ``slices``, and the embeddings that it needs; on a GPU without waiting for them."""
+        """Compute the saliency of ``slices`` and what clicks made stale, and the embeddings; without waiting for a GPU."""
         wanted = [t for t in slices if t not in self._saliency]
         missing = self.missing(wanted)
-        if self._uses_neighbors:
-            self.engine.with_smaller_batches(missing, lambda batch: self._encode(batch, call))
-        else:  # what was encoded is there for the saliency as it is
+        if not self.conditioned and not self._uses_neighbors:  # what was encoded is there for the saliency as it is
             self.engine.with_smaller_batches(
                 missing, lambda batch: self._find_saliency(batch, *(self._encode(batch, call),) * 3)
             )
             wanted = [t for t in wanted if t not in self._saliency]
-        self.engine.with_smaller_batches(wanted, lambda batch: self._infer_saliency(batch, call))
+        else:
+            self.engine.with_smaller_batches(missing, lambda batch: self._encode(batch, call))
+        if wanted and self._stale:
+            wanted += [t for t in sorted(self._stale - {*wanted}) if not self.missing([t])]
+            self._stale.clear()
+        run, factor = (self._listen, DECODED) if self.conditioned else (self._infer_saliency, 1)
+        self.engine.with_smaller_batches(wanted, lambda batch: run(batch, call), factor)
+        self._shrink()
+
+    def _shrink(self) -> None:
         self._embeddings.shrink()
+        self._contexts.shrink()
 
     def masks(self, prompts: Sequence[SlicePrompts], call: Call) -> MasksOnTheWay:
         """Masks of slices with their prompts, and beside them the predicted IoU (B,), NaN where the network failed."""
@@ -294,14 +329,13 @@ class SliceFeatures:
         saliency = self._saliency_maps(slices, call) if self.engine.decodes_saliency else None
         if self.conditioned:
             assert saliency is not None
-            embeddings = self.engine.with_context(*self._adjoining(slices, call))
             assert self._clicks is not None
             tokens = tokens_of_prompts(prompts, self._clicks, self.stack.slice_mm, self.engine.max_points)
-            logits, quality = self.engine.decode_conditioned(embeddings, tokens, saliency)
+            logits, quality = self.engine.decode_conditioned(self._with_context(slices, call), tokens, saliency)
         else:
-            embeddings = self._stacked(slices, call)
+            embeddings = self._given(slices, call)[0]
             logits, quality = self.engine.decode(embeddings, [p.points for p in prompts], saliency)
-        self._embeddings.shrink()
+        self._shrink()
         return self._slices.masks(logits, quality)
 
     def maps(self, threshold: float, locked: Mapping[int, np.ndarray], call: Callable[[], Call]) -> SaliencyMaps:
@@ -338,16 +372,19 @@ class SliceFeatures:
         return embeddings
 
     def _infer_saliency(self, batch: Sequence[int], call: Call) -> None:
-        sides = self._adjoining(batch, call)
-        self._find_saliency(batch, *(sides if self._uses_neighbors else sides * 3))
+        sides = zip(*(self._inputs_of(t) for t in batch), strict=True)
+        given = [self._stacked(side, call, place) for place, side in enumerate(sides)]
+        self._find_saliency(batch, *(given if self._uses_neighbors else given * 3))
 
     def _find_saliency(self, batch: Sequence[int], own: Tensor, previous: Tensor, following: Tensor) -> None:
-        if self.conditioned:
-            assert self._tokens is not None, "a conditioned saliency needs clicks"
-            with_context = self.engine.with_context(own, previous, following)
-            maps = self.engine.conditioned_saliency(with_context, self._tokens.rows(batch))
-        else:
-            maps = self.engine.saliency(own, previous, following)
+        self._found(batch, self.engine.saliency(own, previous, following))
+
+    def _listen(self, batch: Sequence[int], call: Call) -> None:
+        """The saliency of slices, given the clicks near them."""
+        assert self._tokens is not None, "a conditioned saliency needs clicks"
+        self._found(batch, self.engine.conditioned_saliency(self._with_context(batch, call), self._tokens.rows(batch)))
+
+    def _found(self, batch: Sequence[int], maps: Tensor) -> None:
         found = _Batch(list(batch), maps, Download(maps, failed(maps)))
         self._saliency.update((t, (found, row)) for row, t in enumerate(batch))
 

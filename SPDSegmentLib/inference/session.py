@@ -18,7 +18,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.inference.device_slices import MasksOnTheWay
 from SPDSegmentLib.inference.engine import ModelOnDevice, require_numbers
-from SPDSegmentLib.inference.features import SliceFeatures
+from SPDSegmentLib.inference.features import DECODED, SliceFeatures
 from SPDSegmentLib.inference.results import (
     Call,
     OnProgress,
@@ -46,8 +46,6 @@ from SPDSegmentLib.prompts.strategies import distill_prompts, rests_on_distillat
 
 OUTSIDE_LOGIT = -1.0
 """What is put beyond the window where logits are restored in whole."""
-DECODED = 2
-"""So many batches of the encoder are one of the decoder."""
 
 
 class Session:
@@ -300,12 +298,17 @@ class Session:
         changed: set[int] = set()
         size, started = self.predictor.engine.batch_size, False
         unseen = [t for t in waiting if t not in self._features.known_slices()]
+        needed = list(filter(matters, unseen))
+        if not self._features.missing(needed):  # what is encoded already is decoded in one go, and soon
+            self._features.ensure(needed, call)
+            return changed
         while batch := list(itertools.islice(filter(matters, unseen), size)):
             if not started:
                 call.expect("encoding", len(self._features.missing(unseen)))
             self._features.ensure(batch, call)
             self._collect(call)
-            unseen = [t for t in unseen if t not in batch]
+            found = self._features.known_slices()
+            unseen = [t for t in unseen if t not in found]
             held = set(batch) if ahead and started and unseen else set()
             started = True
             if strategy != "consensus":

@@ -224,6 +224,11 @@ class TokenBatch:
         parts = (tokens.xy, tokens.kind, tokens.distance, tokens.valid)
         return cls(*(torch.from_numpy(part).to(device, non_blocking=True) for part in parts))
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """What it is made of, in that order."""
+        return self.xy, self.kind, self.distance, self.valid
+
     def restricted(self, valid: Tensor) -> TokenBatch:
         """The same places with fewer of them valid, ``valid`` (B, K)."""
         return TokenBatch(self.xy, self.kind, self.distance, self.valid & valid)

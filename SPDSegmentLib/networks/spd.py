@@ -27,6 +27,7 @@ from SPDSegmentLib.networks.adapters import (
 )
 from SPDSegmentLib.networks.backbones import build_sam
 from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.slice_decoder import SliceDecoder
 from SPDSegmentLib.networks.tiny_vit import LayerNorm2d, TinyViTEncoder, collapse_gray_input
 from SPDSegmentLib.settings import shorten
 
@@ -66,6 +67,7 @@ class SPDModel(nn.Module):
         self._takes_gray = False
         self._dense_position: Tensor | None = None
         self.decoder_pass: Callable[..., tuple[Tensor, ...]] | None = None  # what runs in place of decode_batch
+        self.slice_decoder: SliceDecoder | None = None
         if config.conditioned:
             self.conditioning = ClickConditioning(channels)
         else:
@@ -130,8 +132,11 @@ class SPDModel(nn.Module):
             for name, module in part.named_children():  # type: ignore[union-attr]
                 if type(module).__name__ == "LayerNorm2d" and not isinstance(module, LayerNorm2d):
                     setattr(part, name, LayerNorm2d.like(module))
-        self._dense_position = self.prompt_encoder.get_dense_pe()  # type: ignore[operator]
-        return self.requires_grad_(False)
+        self._dense_position = position = self.prompt_encoder.get_dense_pe()  # type: ignore[operator]
+        self.requires_grad_(False)
+        if position.device.type == "cpu" and precision == torch.float32:
+            self.slice_decoder = SliceDecoder(self.mask_decoder, self.prompt_encoder, position)
+        return self
 
     @property
     def sees_neighbors(self) -> bool:
@@ -158,17 +163,32 @@ class SPDModel(nn.Module):
             Logits (B, 1, S, S), the saliency's in pass one and the mask's in pass two, and the predicted IoU (B,).
         """
         prompt: Any = self.prompt_encoder
-        size, batch = self.config.image_size, len(embeddings)
+        size = self.config.image_size
         positions = prompt.pe_layer.forward_with_coords(tokens.xy.float() + 0.5, (size, size))
         points = positions + prompt.point_embeddings[1].weight + self.conditioning.token_offsets(tokens)
         padding = prompt.not_a_point_embed.weight[None]
         sparse = torch.where(tokens.valid[..., None], points, padding)
         if saliency_logits is None:
-            dense = prompt.no_mask_embed.weight.view(1, -1, 1, 1).expand(batch, -1, *embeddings.shape[-2:])
+            return self._pass(embeddings, sparse)
+        sparse = torch.cat((sparse, self.conditioning.second_pass_token(len(sparse))), dim=1)
+        return self._pass(embeddings, sparse, self._mask_prompt(saliency_logits, LOGIT_BOUND))
+
+    def with_context(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
+        """What :meth:`decode_clicks` takes of embeddings (B, C, h, w) and those of the two adjoining slices."""
+        if self.slice_decoder is None:
+            return self.conditioning.with_context(embeddings, previous, following)
+        sides = ((previous, self.conditioning.previous), (following, self.conditioning.following))
+        return self.slice_decoder.prepare(embeddings, *((maps, layer.weight.flatten(1)) for maps, layer in sides))
+
+    def _pass(self, embeddings: Tensor, sparse: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The decoder's, with tokens (B, T, C) and SAM's mask prompt (B, 1, 4h, 4w): logits (B, 1, S, S), IoU (B,)."""
+        if self.slice_decoder is not None:
+            logits, quality = self.slice_decoder(embeddings, sparse, mask)
         else:
-            sparse = torch.cat((sparse, self.conditioning.second_pass_token(batch)), dim=1)
-            dense = prompt.mask_downscaling(self._mask_prompt(saliency_logits, embeddings, LOGIT_BOUND))
-        logits, quality = (self.decoder_pass or self.decode_batch)(embeddings, sparse, dense)
+            prompt: Any = self.prompt_encoder
+            none = prompt.no_mask_embed.weight.view(1, -1, 1, 1)
+            dense = none.expand_as(embeddings) if mask is None else prompt.mask_downscaling(mask)
+            logits, quality = (self.decoder_pass or self.decode_batch)(embeddings, sparse, dense)
         return self._at_image_size(logits), quality.float()
 
     def _at_image_size(self, logits: Tensor) -> Tensor:
@@ -178,10 +198,9 @@ class SPDModel(nn.Module):
             logits = nn.functional.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
         return logits
 
-    @staticmethod
-    def _mask_prompt(logits: Tensor, embeddings: Tensor, bound: float) -> Tensor:
+    def _mask_prompt(self, logits: Tensor, bound: float) -> Tensor:
         """Saliency logits (B, 1, S, S) at the size of SAM's mask prompt."""
-        side = 4 * embeddings.shape[-1]
+        side = 4 * (self.config.image_size // self.stride)
         bounded = logits.float().clamp(-bound, bound)
         return nn.functional.interpolate(bounded, (side, side), mode="bilinear", align_corners=False)
 
@@ -205,12 +224,10 @@ class SPDModel(nn.Module):
         Returns:
             Mask logits at image size (B, 1, S, S) and the predicted IoU (B,).
         """
-        dense = None
-        if self.config.dense_saliency_prompt and saliency_logits is not None:
-            dense = self._mask_prompt(saliency_logits, embeddings, 12.0)
-        sparse, dense = self.prompt_encoder(None if points is None else (points, labels), boxes, dense)
-        logits, quality = (self.decoder_pass or self.decode_batch)(embeddings, sparse, dense)
-        return self._at_image_size(logits), quality.float()
+        said = saliency_logits if self.config.dense_saliency_prompt else None
+        mask = None if said is None else self._mask_prompt(said, 12.0)
+        sparse, _ = self.prompt_encoder(None if points is None else (points, labels), boxes, None)
+        return self._pass(embeddings, sparse, mask)
 
     def decode_batch(self, embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """SAM's mask decoder for one prompt per image; upstream's own forward takes one image at a time."""

@@ -74,6 +74,10 @@ class InstantModel(SPDModel):
         """Masks of what is bright, and a quality of one."""
         return self._bright(embeddings), torch.ones(len(embeddings), device=embeddings.device)
 
+    def with_context(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
+        """Embeddings as they are."""
+        return embeddings
+
     def decode_clicks(self, embeddings: Tensor, tokens: Any, saliency_logits: Any = None) -> tuple[Tensor, Tensor]:
         """The same of a conditioned model."""
         return self._bright(embeddings), torch.ones(len(embeddings), device=embeddings.device)
@@ -84,7 +88,7 @@ class InstantModel(SPDModel):
 
 
 class _Same(torch.nn.Module):
-    """Stands in for the projections of the adjoining slices."""
+    """Stands in for the projections of the adjoining slices, where an earlier engine asks for them."""
 
     def with_context(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
         """Embeddings as they are."""

@@ -20,7 +20,7 @@ from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.adaptation import Lesson, learn
-from SPDSegmentLib.inference.engine import Engine
+from SPDSegmentLib.inference.engine import Engine, Rows
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.inference.session import Session
@@ -38,9 +38,7 @@ class HeadEngine(BrightnessEngine):
     saliency = Engine.saliency
 
     @torch.inference_mode()
-    def decode(
-        self, embeddings: Tensor, points: Sequence[np.ndarray], saliency: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def decode(self, embeddings: Rows, points: Sequence[np.ndarray], saliency: Tensor | None) -> tuple[Tensor, Tensor]:
         assert saliency is not None
         return saliency.float() - 0.5, torch.full((len(saliency),), 0.8)
 

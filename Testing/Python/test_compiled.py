@@ -213,6 +213,8 @@ def test_masks_are_the_same_whether_the_decoder_is_captured() -> None:
     stack, at = SliceStack(tube_volume(), "axial"), np.arange(4, 20, 3)
     clicks = Clicks(at, np.column_stack((25.0 + at // 2, np.full(6, 30.0))), np.zeros(6, bool), tuple("abcdef"))
     plain, predictor, capturer = _masks(tiny_predictor(), stack, clicks), tiny_predictor(), Capturer()
-    predictor.engine.model.decoder_pass = CapturedDecoder(predictor.engine.model.decode_batch, capturer)
+    engine = predictor.engine
+    engine.shares_cores, engine.model.slice_decoder = False, None  # as on a GPU
+    engine.model.decoder_pass = CapturedDecoder(engine.model.decode_batch, capturer)
     _masks(predictor, stack, clicks)
     assert (_masks(predictor, stack, clicks) != plain).sum() <= 2 and capturer.replayed

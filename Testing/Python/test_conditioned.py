@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from test_session import center, clicks_at
 from tiny_predictor import SIZE, listening_predictor, tube_volume
+from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.intensity import looks_like_ct
+from SPDSegmentLib.geometry.intensity import IntensityConfig, looks_like_ct
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import FIELDS_OF_VIEW_MM, fov_of_clicks
 from SPDSegmentLib.inference.device_slices import histograms, local_range
+from SPDSegmentLib.inference.engine import Engine
+from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import click_tokens
+from SPDSegmentLib.prompts.config import PromptConfig
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.training import joint_batches
 
@@ -27,6 +33,26 @@ def conditioned_model(**settings: object) -> SPDModel:
     return SPDModel(
         NetworkConfig.from_dict({"backbone": "tiny_random", "image_size": 64, "saliency": "conditioned", **settings})
     )
+
+
+def trained_by_chance(saliency: str = "conditioned", **settings: object) -> SPDModel:
+    """A model without adapters whose parameters all matter, those that start at zero too."""
+    torch.manual_seed(0)
+    network = {"backbone": "tiny_random", "image_size": SIZE, "saliency": saliency, **settings}
+    model = SPDModel(NetworkConfig.from_dict(network), adapters=False)
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def network_predictor(kept_bytes: int) -> Predictor:
+    engine = Engine(trained_by_chance(), torch.device("cpu"), torch.float32, 4, 10, kept_bytes)
+    return Predictor(engine, PromptConfig(), IntensityConfig("window", 0.0, 100.0), 64.0, "axial", {"name": "tiny"})
+
+
+def batch_of_tokens(slices: int) -> TokenBatch:
+    clicks = SliceClicks(np.array([0, 2, 2]), np.array([[10.0, 20.0], [30.0, 12.0], [33.0, 40.0]]))
+    return TokenBatch.of(click_tokens(range(slices), clicks, 3.0))
 
 
 @pytest.fixture
@@ -86,6 +112,45 @@ def test_a_fresh_session_gives_what_a_session_with_a_history_gives(session: Sess
     clicks = clicks_at(center(4), center(8), center(12), center(17))
     fresh = listening_predictor().open(SliceStack(tube_volume(), "axial"))
     assert np.array_equal(session.segment(clicks).mask, fresh.segment(clicks).mask)
+
+
+def test_a_real_network_gives_the_same_bits_whatever_was_asked_before_and_however_little_is_kept() -> None:
+    stack = SliceStack(tube_volume(), "axial")
+    places = [((4, 22.0, 30.0), (8, 24.0, y), (15, 28.0, 30.0)) for y in (30.0, 45.0)]
+    wandering = [replace(clicks_at(*three), insisted=np.ones(3, bool)) for three in places]
+
+    def masks(kept_bytes: int, history: int) -> tuple[np.ndarray, np.ndarray]:
+        session = network_predictor(kept_bytes).open(stack)
+        for clicks in [*wandering[:history], *wandering[:1]]:
+            result = session.segment(clicks)
+        return result.mask, np.stack([session.saliency(t) for t in range(24)])
+
+    mask, saliency = masks(1 << 30, 0)
+    assert 0 < mask[8].mean() < 1 and saliency.std() > 0
+    for kept_bytes, history in ((1 << 30, 2), (1_200_000, 2)):  # all embeddings, but what becomes of three of them
+        again, heard = masks(kept_bytes, history)
+        assert np.array_equal(mask, again) and np.array_equal(saliency, heard)
+
+
+@pytest.mark.parametrize("saliency", ["image", "conditioned"])
+def test_the_decoder_of_one_slice_at_a_time_is_sam_s_own(saliency: str) -> None:
+    model = trained_by_chance(saliency, dense_saliency_prompt=saliency == "image").requires_grad_(False)
+    embeddings, tokens = torch.randn(3, 3, 32, 16, 16).unbind(0), batch_of_tokens(3)
+    points, labels, said = torch.rand(3, 4, 2) * 64, torch.ones(3, 4), torch.randn(3, 1, 64, 64) * 5
+
+    def passes() -> list[tuple[Tensor, Tensor]]:
+        if saliency == "image":
+            return [model.decode(embeddings[0], points, labels, given) for given in (None, said)]
+        known = model.with_context(*embeddings)
+        return [model.decode_clicks(known, tokens, given) for given in (None, said)]
+
+    by_sam = passes()
+    model.prepare_for_inference(torch.float32)
+    assert model.slice_decoder is not None
+    for (logits, quality), (expected, its_quality) in zip(passes(), by_sam, strict=True):
+        assert expected.std() > 1e-2
+        assert torch.allclose(logits, expected, atol=1e-4 * float(expected.abs().max()))
+        assert torch.allclose(quality, its_quality, atol=1e-4)
 
 
 def test_a_person_s_slices_stay_as_they_are(session: Session) -> None:

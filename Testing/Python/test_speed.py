@@ -64,20 +64,31 @@ def test_twice_as_many_slices_do_not_wait_for_the_device_more_often(
     assert many == few
 
 
-def test_a_click_that_changes_is_one_call_of_the_decoder() -> None:
+@pytest.mark.parametrize("saliency", ["image", "conditioned"])
+def test_a_click_that_changes_is_one_call_of_each_pass_of_the_decoder(saliency: str) -> None:
     stack, clicks = without_network.tube(40, 64)
-    predictor = without_network.instant_predictor(40, "cpu", batch_size=4)
+    predictor = without_network.instant_predictor(40, "cpu", saliency, batch_size=20)
     session = predictor.open(stack)
     session.segment(clicks)
-    decode, sizes = predictor.engine.decode, []
+    engine: Any = predictor.engine
+    calls: dict[str, list[int]] = {}
 
-    def counting(embeddings: torch.Tensor, *rest: Any) -> Any:
-        sizes.append(len(embeddings))
-        return decode(embeddings, *rest)
+    def counting(name: str) -> Any:
+        run, sizes = getattr(engine, name), calls.setdefault(name, [])
 
-    predictor.engine.decode = counting  # type: ignore[method-assign, assignment]
+        def counted(embeddings: torch.Tensor, *rest: Any) -> Any:
+            sizes.append(len(embeddings))
+            return run(embeddings, *rest)
+
+        return counted
+
+    passes = {"image": ["decode"], "conditioned": ["conditioned_saliency", "decode_conditioned"]}[saliency]
+    for name in (*passes, "encode", "with_context"):
+        setattr(engine, name, counting(name))
     result = session.segment(without_network.moved(clicks, 3))
-    assert sizes == [len(result.recomputed)] and sizes[0] >= 4
+    *heard, decoded = (calls.pop(name) for name in passes)
+    assert decoded == [len(result.recomputed)] and decoded[0] >= 4
+    assert all(len(sizes) == 1 for sizes in heard) and calls == {"encode": [], "with_context": []}
 
 
 @pytest.mark.parametrize("saliency", ["image", "conditioned"])

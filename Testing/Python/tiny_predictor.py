@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.volume import Volume
-from SPDSegmentLib.inference.engine import Engine
+from SPDSegmentLib.inference.engine import Engine, Rows
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
@@ -54,18 +54,19 @@ class ListeningEngine(BrightnessEngine):
     """A conditioned saliency: high where the slice is bright near a token; masks are where S is high."""
 
     @torch.inference_mode()
-    def with_context(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
-        return embeddings
+    def with_context(self, embeddings: Rows, previous: Rows, following: Rows) -> list[Tensor]:
+        return list(embeddings)
 
     @torch.inference_mode()
-    def conditioned_saliency(self, embeddings: Tensor, tokens: ClickTokens) -> Tensor:
-        bright = self.saliency(embeddings, embeddings, embeddings)
+    def conditioned_saliency(self, embeddings: Rows, tokens: ClickTokens) -> Tensor:
+        stacked = torch.stack(list(embeddings))
+        bright = self.saliency(stacked, stacked, stacked)
         rows, columns = np.mgrid[:SIZE, :SIZE]
         near = np.hypot(columns - tokens.xy[..., 0, None, None], rows - tokens.xy[..., 1, None, None]) < 9
         return bright * torch.from_numpy((near & tokens.valid[..., None, None]).any(1))
 
     @torch.inference_mode()
-    def decode_conditioned(self, embeddings: Tensor, tokens: ClickTokens, saliency: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_conditioned(self, embeddings: Rows, tokens: ClickTokens, saliency: Tensor) -> tuple[Tensor, Tensor]:
         count = torch.from_numpy(tokens.valid.sum(1))[:, None, None]
         return saliency.float() - 0.5 + 1e-3 * count, torch.ones(len(saliency))
 
