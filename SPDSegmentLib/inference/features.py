@@ -302,7 +302,7 @@ class SliceFeatures:
         return [self._contexts[t] for t in slices]
 
     def ensure(self, slices: Iterable[int], call: Call) -> None:
-        """Compute the saliency of ``slices`` and what clicks made stale, and the embeddings; without waiting for a GPU."""
+        """Compute S of ``slices`` and of those that clicks made stale, and the embeddings; not waiting for a GPU."""
         wanted = [t for t in slices if t not in self._saliency]
         missing = self.missing(wanted)
         if not self.conditioned and not self._uses_neighbors:  # what was encoded is there for the saliency as it is
