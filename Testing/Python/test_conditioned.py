@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from SPDSegmentLib.prompts.config import PromptConfig
 from test_session import center, clicks_at
 from tiny_predictor import SIZE, listening_predictor, tube_volume
 from torch import Tensor
@@ -24,6 +23,7 @@ from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import click_tokens
+from SPDSegmentLib.prompts.distillation import PromptConfig
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.training import joint_batches
 
