@@ -164,8 +164,7 @@ class Session:
         self.predictor.engine.compile_encoder()
         slices = [results.get(t) or self._blank(t, SliceStatus.EMPTY) for t in range(self.stack.n_slices)]
         doubts = self._doubts(clicks, fates, slices) if rests_on_distillation(strategy) else []
-        learned = self.predictor.identity.get("learned")
-        notes += note_learned(learned)
+        notes += note_learned(learned := self.predictor.identity.get("learned"))
         return SegmentationResult(
             slices,
             fates,
@@ -298,8 +297,7 @@ class Session:
         changed: set[int] = set()
         size, started = self.predictor.engine.batch_size, False
         unseen = [t for t in waiting if t not in self._features.known_slices()]
-        needed = list(filter(matters, unseen))
-        if not self._features.missing(needed):  # what is encoded already is decoded in one go, and soon
+        if not self._features.missing(needed := list(filter(matters, unseen))):  # all will be decoded in one go
             self._features.ensure(needed, call)
             return changed
         while batch := list(itertools.islice(filter(matters, unseen), size)):
@@ -307,8 +305,7 @@ class Session:
                 call.expect("encoding", len(self._features.missing(unseen)))
             self._features.ensure(batch, call)
             self._collect(call)
-            found = self._features.known_slices()
-            unseen = [t for t in unseen if t not in found]
+            unseen = [t for t in unseen if t not in batch]
             held = set(batch) if ahead and started and unseen else set()
             started = True
             if strategy != "consensus":
