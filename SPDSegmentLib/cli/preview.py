@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
+from SPDSegmentLib.prompts.fates import SIGNS, Fate, PointFate, SliceStatus
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.slices import SliceStack
@@ -31,24 +31,9 @@ QUIET = "#9aa4ad"
 _EDGES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 
 
-@dataclass(frozen=True)
-class _Mark:
-    """How the points of one fate are drawn."""
-
-    label: str
-    color: str
-    marker: str
-    size: float
-    filled: bool = True
-
-
-_MARKS = {
-    Fate.KEPT: _Mark("kept", "#4cd97b", "o", 26),
-    Fate.INSISTED: _Mark("insisted on", "#b2ff59", "s", 26),
-    Fate.BORROWED: _Mark("borrowed from a neighboring slice", "#4fc3f7", "o", 26, filled=False),
-    Fate.SYNTHESIZED: _Mark("synthesized", "#ffd54f", "D", 26, filled=False),
-    Fate.REJECTED_OWN_SLICE: _Mark("rejected", "#ff5c5c", "x", 34),
-}
+MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "x"}
+FILLED = (Fate.KEPT, Fate.INSISTED)
+MARK_SIZE = 28
 
 
 @dataclass(frozen=True)
@@ -97,7 +82,7 @@ def write_preview(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [point for point in result.fates if point.fate in _MARKS]
+    points = [point for point in result.fates if point.fate in SIGNS and point.fate != Fate.OUTSIDE]
     shown = choose_slices(result.mask, points)
     box = crop_box(result.mask, [p for p in points if p.slice_index in shown], stack.pixel_mm)
     n_columns = min(COLUMNS, len(shown))
@@ -277,15 +262,16 @@ def _draw_slice(
 
 def _draw_points(axes: Any, points: Iterable[PointFate], pixel_mm: tuple[float, float]) -> None:
     for point in points:
-        mark = _MARKS[point.fate]
+        sign = SIGNS[point.fate]
         x, y = point.xy[0] * pixel_mm[1], point.xy[1] * pixel_mm[0]
-        if mark.marker == "x":
-            axes.scatter(x, y, s=mark.size, marker="x", color="black", linewidths=3.0, zorder=3, alpha=0.6)
-            axes.scatter(x, y, s=mark.size, marker="x", color=mark.color, linewidths=1.6, zorder=4)
+        shape: dict[str, Any] = {"s": MARK_SIZE, "marker": MARKERS[sign.shape]}
+        if sign.shape == "cross":
+            axes.scatter(x, y, color="black", linewidths=3.0, zorder=3, alpha=0.6, **shape)
+            axes.scatter(x, y, color=sign.color, linewidths=1.6, zorder=4, **shape)
         else:
-            face, shape = mark.color if mark.filled else "none", {"s": mark.size, "marker": mark.marker}
+            face = sign.color if point.fate in FILLED else "none"
             axes.scatter(x, y, facecolors="none", edgecolors="black", linewidths=2.8, zorder=3, alpha=0.6, **shape)
-            axes.scatter(x, y, facecolors=face, edgecolors=mark.color, linewidths=1.4, zorder=4, **shape)
+            axes.scatter(x, y, facecolors=face, edgecolors=sign.color, linewidths=1.4, zorder=4, **shape)
 
 
 def _caption(axes: Any, slice_number: int, status: str) -> None:
@@ -316,11 +302,13 @@ def _legend(figure: Any, points: Iterable[PointFate], color: tuple[float, float,
 
     counts = Counter(point.fate for point in points)
     handles = [Line2D([], [], color=color, linewidth=1.8, label="segmentation")]
-    for fate, mark in _MARKS.items():
-        face, label = mark.color if mark.filled else "none", f"{mark.label} ({counts[fate]})"
+    for fate, sign in SIGNS.items():
+        if fate is Fate.OUTSIDE:
+            continue
+        face, label = sign.color if fate in FILLED else "none", f"{sign.words} ({counts[fate]})"
         handles.append(
-            Line2D([], [], linestyle="none", marker=mark.marker, markersize=5.5, markeredgewidth=1.4,
-                   markeredgecolor=mark.color, markerfacecolor=face, label=label)
+            Line2D([], [], linestyle="none", marker=MARKERS[sign.shape], markersize=5.5, markeredgewidth=1.4,
+                   markeredgecolor=sign.color, markerfacecolor=face, label=label)
         )  # fmt: skip
     figure.legend(
         handles=handles, loc="lower left", bbox_to_anchor=(0.006, 0.04 / height), ncols=len(handles), frameon=False,

@@ -23,6 +23,33 @@ class Fate(StrEnum):
     OUTSIDE = "outside"
 
 
+@dataclass(frozen=True)
+class FateSign:
+    """How a fate looks to people, in the views, the panel's table and the preview picture alike.
+
+    Attributes:
+        words: what became of the point, for somebody who does not know the method.
+        color: (red, green, blue) in [0, 1], told apart by the color-blind as well (Okabe and Ito, 2008).
+        shape: circle, square, triangle, diamond or cross; no two fates share both shape and color.
+        character: the shape in text.
+    """
+
+    words: str
+    color: tuple[float, float, float]
+    shape: str
+    character: str
+
+
+SIGNS = {
+    Fate.KEPT: FateSign("used", (0.0, 0.62, 0.45), "circle", "\u25cb"),
+    Fate.INSISTED: FateSign("used, you insist", (0.0, 0.62, 0.45), "square", "\u25a1"),
+    Fate.BORROWED: FateSign("used by a neighbor", (0.34, 0.71, 0.91), "triangle", "\u25b3"),
+    Fate.SYNTHESIZED: FateSign("added by the model", (0.8, 0.47, 0.65), "diamond", "\u25c7"),
+    Fate.REJECTED_OWN_SLICE: FateSign("not used", (0.84, 0.37, 0.0), "cross", "\u2715"),
+    Fate.OUTSIDE: FateSign("outside the volume", (0.6, 0.6, 0.6), "cross", "\u2715"),
+}
+
+
 class SliceStatus(StrEnum):
     """What a slice's mask rests on.
 

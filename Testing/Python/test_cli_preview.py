@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from SPDSegmentLib.cli.preview import MIN_SIDE_MM, PreviewText, choose_slices, crop_box, write_preview
+from SPDSegmentLib.prompts.fates import SIGNS, Fate
 
 COLOR = (0.87, 0.56, 0.35)
 TEXT = PreviewText("Kidney", "kidney-mr", 12.3)
@@ -89,7 +90,7 @@ def test_without_mask_and_clicks_the_whole_slice_is_shown() -> None:
 def test_contour_and_fates_appear_in_their_colors(tmp_path: Path) -> None:
     mask = np.zeros((6, 80, 80), dtype=bool)
     mask[1:5, 30:50, 30:50] = True
-    kept, rejected = (0x4C / 255, 0xD9 / 255, 0x7B / 255), (1.0, 0x5C / 255, 0x5C / 255)
+    kept, rejected = (SIGNS[fate].color for fate in (Fate.KEPT, Fate.REJECTED_OWN_SLICE))
 
     without = draw(tmp_path / "a.png", mask, [])
     with_points = draw(tmp_path / "b.png", mask, [point(2, 40, 40), point(3, 60, 40, "rejected_own_slice")])

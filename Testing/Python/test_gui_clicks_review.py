@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from gui_helpers import add_clicks, add_volume, load, mask_of, move_click, record_of, segment, settle, state_of
 
+from SPDSegmentLib.cli.preview import MARKERS
 from SPDSegmentLib.gui.scene.write_record import SliceInfo
-from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus, review
+from SPDSegmentLib.prompts.fates import SIGNS, Fate, PointFate, SliceStatus, review
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
-KEPT_COLOR = (51, 184, 89)
+KEPT_COLOR = (0, 158, 115)
+NOT_USED = (Fate.REJECTED_OWN_SLICE, Fate.OUTSIDE)
 
 
 @pytest.fixture
@@ -53,14 +56,47 @@ def shown_k() -> float:
 def test_the_table_and_the_views_show_the_fate_of_every_click(host: Any, module: Any) -> None:
     module.ui.clicksSection.collapsed = False
     segment(host, module)
-    assert [row[1] for row in rows_of(module.ui.clicksTable)] == ["kept", "kept", "outside the volume"]
+    assert [row[1] for row in rows_of(module.ui.clicksTable)] == ["○ used", "○ used", "✕ outside the volume"]
     colors = [module.ui.clicksTable.item(row, 1).foreground().color().name() for row in (0, 2)]
     assert colors[0] != colors[1]
     assert marks(module) == {"kept": 2, "outside": 1}
     assert KEPT_COLOR in colors_around(host, (24.0, 20.0, 6.0))
     assert KEPT_COLOR not in colors_around(host, (24.0, 20.0, 9.0))
-    assert module.ui.clicksLabel.text == "2 kept, 1 outside the volume"
+    legend = re.sub(r"<[^>]*>", "", module.ui.clicksLabel.text)
+    assert legend == "○ 2 used, ✕ 1 outside the volume"
+    assert all(color in module.ui.clicksLabel.text for color in colors)
     assert module.ui.statusLabel.text.endswith("Some clicks lie outside.")
+
+
+def test_no_two_fates_share_shape_and_color_and_the_panel_says_the_words_of_the_picture() -> None:
+    from SPDSegmentLib.gui.panel.clicks_section import fateTexts
+    from SPDSegmentLib.gui.panel.overlays import OUTLINES
+
+    assert len({(sign.shape, sign.color) for sign in SIGNS.values()}) == len(SIGNS) == len(Fate) - 1
+    assert {sign.shape for sign in SIGNS.values()} == set(OUTLINES) == set(MARKERS)
+    texts = fateTexts()
+    assert {fate: texts[fate] for fate in SIGNS} == {fate: sign.words for fate, sign in SIGNS.items()}
+    used, unused = ({s.shape for f, s in SIGNS.items() if (f in NOT_USED) is told} for told in (False, True))
+    assert not used & unused, "a click that was not used is told from one that was without its color"
+
+
+def test_a_click_that_was_not_used_is_crossed_out_in_every_view(host: Any, module: Any) -> None:
+    import slicer
+
+    segment(host, module)
+    fates = module.widget.panel.clicks.marks.fates
+    crossed = sum(SIGNS[fate.fate].shape == "cross" for fate in fates)
+    assert 0 < crossed < len(fates)
+    view = slicer.app.layoutManager().threeDWidget(0).threeDView()
+    props = view.renderWindow().GetRenderers().GetFirstRenderer().GetViewProps()
+    drawn = [(data.GetNumberOfVerts(), data.GetNumberOfLines()) for data in map(_data_of, props) if data is not None]
+    assert (len(fates) - crossed, 3 * crossed) in drawn
+
+
+def _data_of(prop: Any) -> Any:
+    mapper = prop.GetMapper() if hasattr(prop, "GetMapper") else None
+    data = mapper.GetInput() if mapper is not None else None
+    return data if data is not None and data.IsA("vtkPolyData") else None
 
 
 def test_a_click_that_was_moved_or_removed_has_no_mark_until_it_is_looked_at_again(host: Any, module: Any) -> None:
@@ -92,7 +128,7 @@ def test_clicks_of_two_nodes_keep_their_own_fates(host: Any, module: Any) -> Non
     module.ui.clicksSection.collapsed = False
     segment(host, module)
     fates = [row[1] for row in rows_of(module.ui.clicksTable)]
-    assert fates == ["kept", "kept", "outside the volume", "outside the volume", "kept"]
+    assert fates == ["○ used", "○ used", "✕ outside the volume", "✕ outside the volume", "○ used"]
 
 
 def test_unticking_a_click_leaves_it_out_at_once(host: Any, module: Any) -> None:

@@ -108,7 +108,7 @@ def test_fates_stay_with_their_clicks_when_a_scene_is_added_to_another(host: Any
     module.widget.panel.refresh()
 
     # then
-    assert fates_of(host, module) == ["kept", "kept"]
+    assert fates_of(host, module) == ["○ used", "○ used"]
     assert not segment(host, module).writer.record.owned
 
 
@@ -147,7 +147,7 @@ def test_another_volume_and_back_locks_nothing_and_loses_nothing(host: Any, slic
     # then
     assert not on_other.owned
     assert record_of(module) == record
-    assert fates_of(host, module) == ["kept", "kept"]
+    assert fates_of(host, module) == ["○ used", "○ used"]
 
     # when: the other one is segmented, and then the first one again
     choose(host, module, other)

@@ -59,7 +59,11 @@ def test_a_reopened_scene_goes_on_where_it_was(host: Any, tmp_path: Path) -> Non
     assert module.ui.deviceBox.currentData == "cpu" and not module.ui.liveUpdateCheck.checked
     module.ui.clicksSection.collapsed = False
     table = module.ui.clicksTable
-    assert [table.item(row, 1).text() for row in range(table.rowCount)] == ["kept", "outside the volume", "kept"]
+    assert [table.item(row, 1).text() for row in range(table.rowCount)] == [
+        "○ used",
+        "✕ outside the volume",
+        "○ used",
+    ]
 
     module.ui.liveUpdateCheck.checked = True
     move_click(state.centerlineNodes[1], 0, (4.0, 0.0, 0.0))

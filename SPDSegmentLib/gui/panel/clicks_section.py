@@ -1,7 +1,8 @@
-"""The clicks: table with fates, include and exclude, jump to a click, rings in the color of the fate in the views."""
+"""The clicks: table with fates, include and exclude, jump to a click, signs of the fates in the views."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.geometry.markups import ControlPoint
-from SPDSegmentLib.prompts.fates import Fate, PointFate
+from SPDSegmentLib.prompts.fates import SIGNS, Fate, FateSign, PointFate
 
 from ..scene.centerlines import (
     Clicks,
@@ -28,7 +29,7 @@ from ..scene.centerlines import (
 from ..scene.state import ModuleState, idleTimer
 from ..scene.volumes import jumpTo, nodeById
 from ..scene.write_record import Position, WriteRecord
-from .overlays import COLORS, FateMarks
+from .overlays import FateMarks
 
 MAX_ROWS = 2000
 ROWS_PER_PART = 60
@@ -73,7 +74,7 @@ class ClicksSection(VTKObservationMixin):
         self._contentsTimer = idleTimer(self._showContents)
         self._marksTimer = idleTimer(self._showMarks)
         table = ui.clicksTable
-        table.setHorizontalHeaderLabels([_("Click"), _("Fate"), _("Reason")])
+        table.setHorizontalHeaderLabels([_("Click"), _("Use"), _("Reason")])
         table.horizontalHeader().setStretchLastSection(True)
         table.verticalHeader().setVisible(False)
         table.setWordWrap(False)
@@ -265,26 +266,31 @@ def _rowContent(point: ControlPoint, fate: PointFate | None, texts: Mapping[str,
         return RowContent(name, False, texts[EXCLUDED], "", None)
     if fate is None:
         return RowContent(name, True, "", "", None)
-    return RowContent(name, True, texts.get(fate.fate, fate.fate), fate.reason, COLORS.get(fate.fate))
+    sign = SIGNS.get(fate.fate)
+    words = texts.get(fate.fate, fate.fate)
+    return RowContent(name, True, f"{sign.character} {words}" if sign else words, fate.reason, sign and sign.color)
 
 
 def fateTexts() -> dict[str, str]:
     """Return what people read for each fate; ask once for many clicks, as translation takes its time."""
     return {
-        Fate.KEPT: _("kept"),
-        Fate.INSISTED: _("kept, you insist"),
-        Fate.REJECTED_OWN_SLICE: _("rejected"),
+        Fate.KEPT: _("used"),
+        Fate.INSISTED: _("used, you insist"),
+        Fate.REJECTED_OWN_SLICE: _("not used"),
         Fate.BORROWED: _("used by a neighbor"),
-        Fate.SYNTHESIZED: _("synthesized"),
+        Fate.SYNTHESIZED: _("added by the model"),
         Fate.OUTSIDE: _("outside the volume"),
         EXCLUDED: _("excluded"),
     }
 
 
 def summary(fates: list[PointFate]) -> str:
-    """Return how many points have which fate, as one line; empty before the first run."""
-    counts: dict[str, int] = {}
-    for fate in fates:
-        counts[fate.fate] = counts.get(fate.fate, 0) + 1
+    """Return signs, their words and how many points have them, as one line of HTML; empty before the first run."""
+    counts = Counter(fate.fate for fate in fates)
     texts = fateTexts()
-    return ", ".join(f"{count} {texts.get(fate, fate)}" for fate, count in counts.items())
+    return ", ".join(_legend(sign, f"{counts[fate]} {texts[fate]}") for fate, sign in SIGNS.items() if counts[fate])
+
+
+def _legend(sign: FateSign, words: str) -> str:
+    color = qt.QColor.fromRgbF(*sign.color).name()
+    return f'<span style="color:{color}"><b>{sign.character}</b></span> {words}'

@@ -1,6 +1,6 @@
-"""What is laid over the views: rings around clicks, in the color of their fate, and the saliency of the shown slice.
+"""What is laid over the views: signs of the clicks' fates, and the saliency of the shown slice.
 
-The rings, also those around synthesized points, are drawn into the views and are no nodes: a point list in the scene
+The signs, also those around synthesized points, are drawn into the views and are no nodes: a point list in the scene
 would become the one that is placed.
 """
 
@@ -16,7 +16,7 @@ from slicer.util import VTKObservationMixin
 from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
 
 from SPDSegmentLib.errors import Cancelled, SPDError
-from SPDSegmentLib.prompts.fates import Fate, PointFate
+from SPDSegmentLib.prompts.fates import SIGNS, PointFate
 from SPDSegmentLib.worker.client import Request
 from SPDSegmentLib.worker.messages import SaliencyReady
 
@@ -27,23 +27,31 @@ from ..scene.state import idleTimer
 from ..scene.volumes import SaliencyOverlay, viewCenter, viewNode
 from .inputs_section import InputsSection
 
-COLORS = {
-    Fate.KEPT: (0.20, 0.72, 0.35),
-    Fate.INSISTED: (0.55, 0.85, 0.15),
-    Fate.BORROWED: (0.20, 0.55, 0.95),
-    Fate.REJECTED_OWN_SLICE: (0.90, 0.25, 0.20),
-    Fate.SYNTHESIZED: (0.80, 0.45, 0.90),
-    Fate.OUTSIDE: (0.55, 0.55, 0.55),
-}
-
-
-CORNERS = 24
 RADIUS_SHARE = 0.016
-"""Of a ring, as share of the height of a slice view."""
+"""Of a sign, as share of the height of a slice view."""
 MIN_RADIUS = 6.0
 LINE_WIDTH = 2.0
 POINT_SIZE = 12.0
 OPACITY_3D = 0.5
+BARS_MM = 3.0 * np.array([sign * axis for axis in np.eye(3) for sign in (-1, 1)])
+"""Ends (6, 3) of the three bars of a cross in 3-D."""
+
+
+def _polygon(corners: int, first_degrees: float) -> np.ndarray:
+    """Ends (2 * corners, 3) of the sides of a regular polygon within the unit circle, one side after the other."""
+    angles = np.radians(first_degrees) + np.linspace(0, 2 * np.pi, corners + 1)
+    places = np.column_stack([np.cos(angles), np.sin(angles), np.zeros(corners + 1)])
+    return np.stack([places[:-1], places[1:]], axis=1).reshape(-1, 3)
+
+
+OUTLINES = {
+    "circle": _polygon(24, 0),
+    "square": _polygon(4, 45),
+    "triangle": _polygon(3, 90),
+    "diamond": _polygon(4, 0),
+    "cross": np.array([[-0.7, -0.7, 0], [0.7, 0.7, 0], [-0.7, 0.7, 0], [0.7, -0.7, 0]]),
+}
+"""Ends (2 n, 3) of the n bars of each shape's sign of radius 1 in a slice view."""
 
 
 class FateMarks(VTKObservationMixin):
@@ -56,16 +64,18 @@ class FateMarks(VTKObservationMixin):
         self._threeDs: list[_ThreeDMarks] = []
         self._positions = np.zeros((0, 3))
         self._colors = np.zeros((0, 3), dtype=np.uint8)
+        self._shapes = np.zeros(0, dtype=object)
         manager = slicer.app.layoutManager()
         if manager is not None:
             manager.connect("layoutChanged(int)", self._onLayout)
 
     def show(self, fates: Iterable[PointFate]) -> None:
         """Show these fates and nothing else."""
-        self.fates = [fate for fate in fates if fate.fate in COLORS]
+        self.fates = [fate for fate in fates if fate.fate in SIGNS]
         self._positions = np.array([fate.position_ras for fate in self.fates], dtype=float).reshape(-1, 3)
-        colors = np.array([COLORS[fate.fate] for fate in self.fates], dtype=float).reshape(-1, 3)
+        colors = np.array([SIGNS[fate.fate].color for fate in self.fates], dtype=float).reshape(-1, 3)
         self._colors = np.rint(255 * colors).astype(np.uint8)
+        self._shapes = np.array([SIGNS[fate.fate].shape for fate in self.fates], dtype=object)
         if self.fates and not self._slices and not self._threeDs:
             self._attach()
         self._draw()
@@ -97,14 +107,14 @@ class FateMarks(VTKObservationMixin):
 
     def _draw(self) -> None:
         for marks in self._slices:
-            marks.draw(self._positions, self._colors)
+            marks.draw(self._positions, self._colors, self._shapes)
         for threeD in self._threeDs:
-            threeD.draw(self._positions, self._colors)
+            threeD.draw(self._positions, self._colors, self._shapes)
 
     def _onSlice(self, caller: Any, event: str) -> None:
         for marks in self._slices:
             if marks.node is caller:
-                marks.draw(self._positions, self._colors)
+                marks.draw(self._positions, self._colors, self._shapes)
 
     def _onLayout(self, layout: int) -> None:
         self._detach()
@@ -149,40 +159,43 @@ class _SliceMarks(_Marks):
         actor.GetProperty().SetLineWidth(LINE_WIDTH)
         self.node = widget.mrmlSliceNode()
 
-    def draw(self, positions: np.ndarray, colors: np.ndarray) -> None:
-        """Draw the rings of points (n, 3) in world mm."""
+    def draw(self, positions: np.ndarray, colors: np.ndarray, shapes: np.ndarray) -> None:
+        """Draw the signs of points (n, 3) in world mm, with colors (n, 3) and shapes (n,)."""
         toXY = np.linalg.inv(slicer.util.arrayFromVTKMatrix(self.node.GetXYToRAS()))
         xyz = positions @ toXY[:3, :3].T + toXY[:3, 3]
         here = np.abs(xyz[:, 2]) < 0.5
         if not here.any() and not self._data.GetNumberOfPoints():
             return
-        angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
-        circle = np.column_stack([np.cos(angles), np.sin(angles), np.zeros(CORNERS)])
-        circle *= max(MIN_RADIUS, RADIUS_SHARE * self.node.GetDimensions()[1])
-        centers = xyz[here] * (1.0, 1.0, 0.0)
-        self._data.SetLines(_closedLines(len(centers)))
-        self._fill((centers[:, None] + circle).reshape(-1, 3), np.repeat(colors[here], CORNERS, axis=0))
+        radius = max(MIN_RADIUS, RADIUS_SHARE * self.node.GetDimensions()[1])
+        outlines = [OUTLINES[shape] * radius for shape in shapes[here]]
+        ends = [center + outline for center, outline in zip(xyz[here] * (1.0, 1.0, 0.0), outlines, strict=True)]
+        counts = [len(outline) for outline in outlines]
+        self._data.SetLines(_cells(np.arange(sum(counts)).reshape(-1, 2)))
+        self._fill(np.concatenate([np.zeros((0, 3)), *ends]), np.repeat(colors[here], counts, axis=0))
 
 
 class _ThreeDMarks(_Marks):
-    """A see-through ball around every point."""
+    """A see-through ball around every point that was used, a cross of three bars where one was not."""
 
     def __init__(self, view: Any) -> None:
         actor = vtk.vtkActor()
         super().__init__(view, actor, vtk.vtkPolyDataMapper())
         actor.GetProperty().SetPointSize(POINT_SIZE)
+        actor.GetProperty().SetLineWidth(LINE_WIDTH)
         actor.GetProperty().RenderPointsAsSpheresOn()
         actor.GetProperty().SetOpacity(OPACITY_3D)
 
-    def draw(self, positions: np.ndarray, colors: np.ndarray) -> None:
-        """Draw points (n, 3) in world mm."""
-        self._data.SetVerts(_cells(np.arange(len(positions))[:, None]))
-        self._fill(positions, colors)
-
-
-def _closedLines(count: int) -> Any:
-    ring = np.append(np.arange(CORNERS), 0)
-    return _cells(np.arange(count)[:, None] * CORNERS + ring)
+    def draw(self, positions: np.ndarray, colors: np.ndarray, shapes: np.ndarray) -> None:
+        """Draw points (n, 3) in world mm, with colors (n, 3) and shapes (n,)."""
+        crossed = shapes == "cross"
+        balls = np.arange(len(positions) - crossed.sum())
+        ends = (positions[crossed][:, None] + BARS_MM).reshape(-1, 3)
+        self._data.SetVerts(_cells(balls[:, None]))
+        self._data.SetLines(_cells(len(balls) + np.arange(len(ends)).reshape(-1, 2)))
+        self._fill(
+            np.concatenate([positions[~crossed], ends]),
+            np.concatenate([colors[~crossed], np.repeat(colors[crossed], len(BARS_MM), axis=0)]),
+        )
 
 
 def _cells(indexes: np.ndarray) -> Any:
