@@ -266,9 +266,10 @@ def _rowContent(point: ControlPoint, fate: PointFate | None, texts: Mapping[str,
         return RowContent(name, False, texts[EXCLUDED], "", None)
     if fate is None:
         return RowContent(name, True, "", "", None)
-    sign = SIGNS.get(fate.fate)
-    words = texts.get(fate.fate, fate.fate)
-    return RowContent(name, True, f"{sign.character} {words}" if sign else words, fate.reason, sign and sign.color)
+    words, sign = texts.get(fate.fate, fate.fate), SIGNS.get(fate.fate)
+    if sign is None:
+        return RowContent(name, True, words, fate.reason, None)
+    return RowContent(name, True, f"{sign.character} {words}", fate.reason, sign.color)
 
 
 def fateTexts() -> dict[str, str]:
