@@ -80,25 +80,6 @@ def test_no_two_fates_share_shape_and_color_and_the_panel_says_the_words_of_the_
     assert not used & unused, "a click that was not used is told from one that was without its color"
 
 
-def test_a_click_that_was_not_used_is_crossed_out_in_every_view(host: Any, module: Any) -> None:
-    import slicer
-
-    segment(host, module)
-    fates = module.widget.panel.clicks.marks.fates
-    crossed = sum(SIGNS[fate.fate].shape == "cross" for fate in fates)
-    assert 0 < crossed < len(fates)
-    view = slicer.app.layoutManager().threeDWidget(0).threeDView()
-    props = view.renderWindow().GetRenderers().GetFirstRenderer().GetViewProps()
-    drawn = [(data.GetNumberOfVerts(), data.GetNumberOfLines()) for data in map(_data_of, props) if data is not None]
-    assert (len(fates) - crossed, 3 * crossed) in drawn
-
-
-def _data_of(prop: Any) -> Any:
-    mapper = prop.GetMapper() if hasattr(prop, "GetMapper") else None
-    data = mapper.GetInput() if mapper is not None else None
-    return data if data is not None and data.IsA("vtkPolyData") else None
-
-
 def test_a_click_that_was_moved_or_removed_has_no_mark_until_it_is_looked_at_again(host: Any, module: Any) -> None:
     segment(host, module)
     module.ui.liveUpdateCheck.checked = False

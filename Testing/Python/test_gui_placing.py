@@ -146,3 +146,24 @@ def test_a_saved_scene_holds_the_clicks_and_nothing_of_their_marks(host: Any, mo
     settle(host, module)
     assert placed() == {"Centerline": 2}
     assert len(module.widget.panel.clicks.marks.fates) == 2
+
+
+def test_a_click_that_was_not_used_is_crossed_out_in_3d(host: Any, module: Any) -> None:
+    import slicer
+
+    segment(host, module)
+    move_click(state_of(module).centerlineNodes[0], 0, (0.0, 0.0, 60.0))
+    settle(host, module)
+    fates = module.widget.panel.clicks.marks.fates
+    crossed = sum(SIGNS[fate.fate].shape == "cross" for fate in fates)
+    assert 0 < crossed < len(fates)
+    view = slicer.app.layoutManager().threeDWidget(0).threeDView()
+    props = view.renderWindow().GetRenderers().GetFirstRenderer().GetViewProps()
+    drawn = [(data.GetNumberOfVerts(), data.GetNumberOfLines()) for data in map(_data_of, props) if data is not None]
+    assert (len(fates) - crossed, 3 * crossed) in drawn
+
+
+def _data_of(prop: Any) -> Any:
+    mapper = prop.GetMapper() if hasattr(prop, "GetMapper") else None
+    data = mapper.GetInput() if mapper is not None else None
+    return data if data is not None and data.IsA("vtkPolyData") else None
