@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from gui_helpers import SPACING_MM, add_clicks, add_volume, load, move_click, press_segment, segment, settle, state_of
 
+from SPDSegmentLib.prompts.fates import SIGNS
+
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
 
