@@ -33,6 +33,11 @@ _EDGES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "cross": "x"}
 FILLED = (Fate.KEPT, Fate.INSISTED)
+NOTES = {
+    SliceStatus.SYNTHESIZED: ", point added by the model",
+    SliceStatus.ABSTAINED: ", left empty",
+    SliceStatus.LOCKED: ", edited by you",
+}
 MARK_SIZE = 28
 
 
@@ -106,7 +111,7 @@ def write_preview(
     for axes, t in zip(grid.flat, shown, strict=False):
         _draw_slice(axes, stack, t, result.mask[t], box, limits, color)
         _draw_points(axes, [p for p in points if p.slice_index == t], stack.pixel_mm)
-        _caption(axes, stack.slice_number(t), status.get(t, ""))
+        _caption(axes, stack.slice_number(t), status[t])
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     _scale_bar(grid.flat[0], box, stack.pixel_mm)
@@ -274,9 +279,8 @@ def _draw_points(axes: Any, points: Iterable[PointFate], pixel_mm: tuple[float, 
             axes.scatter(x, y, facecolors=face, edgecolors=sign.color, linewidths=1.4, zorder=4, **shape)
 
 
-def _caption(axes: Any, slice_number: int, status: str) -> None:
-    note = f"  {status}" if status in (SliceStatus.SYNTHESIZED, SliceStatus.ABSTAINED, SliceStatus.LOCKED) else ""
-    axes.set_title(f"slice {slice_number}{note}", color=QUIET, fontsize=8, pad=3, loc="left")
+def _caption(axes: Any, slice_number: int, status: SliceStatus) -> None:
+    axes.set_title(f"slice {slice_number}{NOTES.get(status, '')}", color=QUIET, fontsize=8, pad=3, loc="left")
 
 
 def _scale_bar(axes: Any, box: CropBox, pixel_mm: tuple[float, float]) -> None:

@@ -278,7 +278,7 @@ def fateTexts() -> dict[str, str]:
         Fate.KEPT: _("used"),
         Fate.INSISTED: _("used, you insist"),
         Fate.REJECTED_OWN_SLICE: _("not used"),
-        Fate.BORROWED: _("used by a neighbor"),
+        Fate.BORROWED: _("borrowed"),
         Fate.SYNTHESIZED: _("added by the model"),
         Fate.OUTSIDE: _("outside the volume"),
         EXCLUDED: _("excluded"),
