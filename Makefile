@@ -17,10 +17,10 @@ EXTRAS := torch,train,dicom,batch,dev
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
 
-# Types beside two processes of tests, then what measures time or memory alone; all count.
+# Types beside three processes of tests, which wait often; then what measures time or memory alone; all count.
 test: style weights
 	@$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & types=$$!; status=0; \
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not alone" || status=$$?; \
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "not alone" || status=$$?; \
 	wait $$types || status=$$?; cat $(VENV)/mypy.log; \
 	$(BIN)/python -m pytest -m alone || status=$$?; \
 	exit $$status

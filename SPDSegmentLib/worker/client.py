@@ -300,9 +300,9 @@ class WorkerClient:
         if isinstance(event, m.Alive):
             running = event.running or m.NO_REQUEST
             if (request := self._pending.get(running)) is not None:
-                request.begun = True
+                request.begin()
             elif (request := connection.owners.get(running)) is not None:
-                request.model_begun = True
+                request.begin(model_only=True)
         elif isinstance(event, (m.Progress, m.SliceReady)):
             self._on_partial(connection, event)
         elif event.request_id == m.NO_REQUEST and isinstance(event, m.Failed):
@@ -368,7 +368,7 @@ class WorkerClient:
             deliver = self._deliveries.miss if request is None else self._deliveries.take
             deliver(event, connection.sessions.get(event.request_id))
         if request is not None:
-            request.begun = True
+            request.begin()
             request.take(event)
         elif event.request_id in connection.implicit and isinstance(event, m.Progress):
             for request in list(self._pending.values()):

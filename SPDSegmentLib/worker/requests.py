@@ -88,7 +88,7 @@ class Request:
         answer: the answer event once done, else None.
         error: why it failed or was cancelled, else None.
         begun: whether a worker has begun to work on it, as far as it could say so.
-        model_begun: whether it has begun to load the model for it.
+        model_only: whether it has begun with nothing but to load the model for it.
         repeated: whether it was sent again because a worker ended before it had begun.
     """
 
@@ -101,7 +101,7 @@ class Request:
         self.answer: Answer | None = None
         self.error: SPDError | None = None
         self.begun = False
-        self.model_begun = False
+        self.model_only = False
         self.repeated = False
         self._callbacks = callbacks
 
@@ -124,7 +124,12 @@ class Request:
 
     def may_repeat(self, was_stopped: bool) -> bool:
         """Whether another worker may try it; not where one that nobody stopped has ended while it loaded its model."""
-        return not (self.begun or self.repeated or (self.model_begun and not was_stopped))
+        return not self.repeated and (not self.begun or (self.model_only and was_stopped))
+
+    def begin(self, *, model_only: bool = False) -> None:
+        """Note that a worker has begun to work on it, or to load the model for it."""
+        self.model_only = model_only and (self.model_only or not self.begun)
+        self.begun = True
 
     def take(self, event: Progress | SliceReady) -> None:
         """Note progress or a slice and tell the caller."""
@@ -141,7 +146,7 @@ class Request:
         """Forget what arrived from a worker that is gone; the request is sent to the next one."""
         self.progress = None
         self.slices.clear()
-        self.begun = self.model_begun = False
+        self.begun = self.model_only = False
 
     def finish(self, answer: Answer | None = None, error: SPDError | None = None) -> None:
         """Set the outcome and tell the caller."""

@@ -71,7 +71,7 @@ def test_killed_unnoticed_the_next_press_is_served_without_a_word(host: Any) -> 
 def test_stopped_during_a_request_it_is_found_and_the_next_press_works(host: Any) -> None:
     module = opened(host, "fake?delay=0.12")
     job = press_segment(module)
-    host.wait_until(lambda: job.progress is not None)
+    host.wait_until(lambda: job.writer.changed)
     os.kill(module.logic.workerHost.client.process_id, signal.SIGSTOP)
     host.wait_until(lambda: job.finished, 20_000)
     assert "stopped" in module.ui.statusLabel.text

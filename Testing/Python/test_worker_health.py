@@ -92,7 +92,7 @@ def test_stopped_while_a_volume_is_on_its_way_it_is_sent_again_whole(transport: 
 def test_stopped_while_it_loads_the_model_the_request_is_served_by_another(transport: str) -> None:
     with driver(transport, "fake?load=1.5") as d:
         request = d.client.segment("volume", [line()])
-        d.until(lambda: request.model_begun)
+        d.until(lambda: request.model_only)
         old = _stop(d)
         assert len(d.result(request).recomputed) == SHAPE[0]
         assert d.client.process_id != old and not psutil.pid_exists(old)
