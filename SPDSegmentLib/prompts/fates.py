@@ -44,7 +44,7 @@ SIGNS = {
     Fate.KEPT: FateSign("used", (0.0, 0.62, 0.45), "circle", "\u25cb"),
     Fate.INSISTED: FateSign("used, you insist", (0.0, 0.62, 0.45), "square", "\u25a1"),
     Fate.BORROWED: FateSign("borrowed", (0.34, 0.71, 0.91), "triangle", "\u25b3"),
-    Fate.SYNTHESIZED: FateSign("added by the model", (0.8, 0.47, 0.65), "diamond", "\u25c7"),
+    Fate.SYNTHESIZED: FateSign("added by the model", (0.9, 0.62, 0.0), "diamond", "\u25c7"),
     Fate.REJECTED_OWN_SLICE: FateSign("not used", (0.84, 0.37, 0.0), "cross", "\u2715"),
     Fate.OUTSIDE: FateSign("outside the volume", (0.6, 0.6, 0.6), "cross", "\u2715"),
 }

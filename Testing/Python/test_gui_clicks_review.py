@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -62,9 +61,7 @@ def test_the_table_and_the_views_show_the_fate_of_every_click(host: Any, module:
     assert marks(module) == {"kept": 2, "outside": 1}
     assert KEPT_COLOR in colors_around(host, (24.0, 20.0, 6.0))
     assert KEPT_COLOR not in colors_around(host, (24.0, 20.0, 9.0))
-    legend = re.sub(r"<[^>]*>", "", module.ui.clicksLabel.text)
-    assert legend == "○ 2 used, ✕ 1 outside the volume"
-    assert all(color in module.ui.clicksLabel.text for color in colors)
+    assert module.ui.clicksLabel.text == "○ 2 used, ✕ 1 outside the volume"
     assert module.ui.statusLabel.text.endswith("Some clicks lie outside.")
 
 

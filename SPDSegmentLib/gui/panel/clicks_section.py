@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.geometry.markups import ControlPoint
-from SPDSegmentLib.prompts.fates import SIGNS, Fate, FateSign, PointFate
+from SPDSegmentLib.prompts.fates import SIGNS, Fate, PointFate
 
 from ..scene.centerlines import (
     Clicks,
@@ -286,12 +286,7 @@ def fateTexts() -> dict[str, str]:
 
 
 def summary(fates: list[PointFate]) -> str:
-    """Return signs, their words and how many points have them, as one line of HTML; empty before the first run."""
+    """Return signs, how many points have them and their words, as one line; empty before the first run."""
     counts = Counter(fate.fate for fate in fates)
     texts = fateTexts()
-    return ", ".join(_legend(sign, f"{counts[fate]} {texts[fate]}") for fate, sign in SIGNS.items() if counts[fate])
-
-
-def _legend(sign: FateSign, words: str) -> str:
-    color = qt.QColor.fromRgbF(*sign.color).name()
-    return f'<span style="color:{color}"><b>{sign.character}</b></span> {words}'
+    return ", ".join(f"{sign.character} {counts[fate]} {texts[fate]}" for fate, sign in SIGNS.items() if counts[fate])

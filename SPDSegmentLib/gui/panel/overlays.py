@@ -33,7 +33,7 @@ MIN_RADIUS = 6.0
 LINE_WIDTH = 2.0
 POINT_SIZE = 12.0
 OPACITY_3D = 0.5
-BARS_MM = 3.0 * np.array([sign * axis for axis in np.eye(3) for sign in (-1, 1)])
+BARS_MM = 7.0 * np.array([sign * axis for axis in np.eye(3) for sign in (-1, 1)])
 """Ends (6, 3) of the three bars of a cross in 3-D."""
 
 
