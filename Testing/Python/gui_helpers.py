@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from SPDSegmentLib.prompts.fates import PointFate
 from SPDSegmentLib.worker.requests import WorkerCommand
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +20,10 @@ FAKE_WORKER = WorkerCommand((sys.executable, str(Path(__file__).with_name("fake_
 SHAPE = (12, 40, 48)
 SPACING_MM = (1.0, 1.0, 3.0)
 MODEL = "fake"
+
+# Situations that failed with the first version are run with these helpers; a fate's fields go by their former names too.
+for former, field in {"clickId": "click_id", "positionRas": "position_ras", "sliceIndex": "slice_index"}.items():
+    setattr(PointFate, former, property(attrgetter(field)))
 
 
 def passes_alone(request: Any) -> bool:
