@@ -7,7 +7,7 @@ conditioned saliency depends on the clicks near its slice as well: it is compute
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -286,18 +286,20 @@ class SliceFeatures:
         self.engine.with_smaller_batches(gone, lambda batch: self._encode(batch, call))
         return [self._embeddings[t] for t in slices]
 
-    def _given(self, slices: Sequence[int], call: Call) -> Sequence[Rows]:
-        """Embeddings of slices, and where the saliency sees them of those before and after, for the decoder."""
-        sides = zip(*(self._inputs_of(t) for t in slices), strict=True)
-        if self.engine.shares_cores:
-            return [self._kept(side, call) for side in sides]
-        return [self._stacked(side, call, place) for place, side in enumerate(sides)]
+    def _given(self, slices: Sequence[int], call: Call, place: int = 0) -> Rows:
+        """Embeddings of slices as the decoder takes them."""
+        return self._kept(slices, call) if self.engine.shares_cores else self._stacked(slices, call, place)
+
+    def _sides_of(self, slices: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
+        """The slices themselves, and where the saliency sees them those before and those after, numbered."""
+        return enumerate(zip(*(self._inputs_of(t) for t in slices), strict=True))
 
     def _with_context(self, slices: Sequence[int], call: Call) -> list[Tensor]:
         """What the decoder of a conditioned model takes of slices, made where it is not kept."""
         gone = [t for t in dict.fromkeys(slices) if t not in self._contexts]
         if gone:
-            for t, made in zip(gone, self.engine.with_context(*self._given(gone, call)), strict=True):
+            given = [self._given(side, call, place) for place, side in self._sides_of(gone)]
+            for t, made in zip(gone, self.engine.with_context(*given), strict=True):
                 self._contexts.add([t], made[None])
         return [self._contexts[t] for t in slices]
 
@@ -333,8 +335,7 @@ class SliceFeatures:
             tokens = tokens_of_prompts(prompts, self._clicks, self.stack.slice_mm, self.engine.max_points)
             logits, quality = self.engine.decode_conditioned(self._with_context(slices, call), tokens, saliency)
         else:
-            embeddings = self._given(slices, call)[0]
-            logits, quality = self.engine.decode(embeddings, [p.points for p in prompts], saliency)
+            logits, quality = self.engine.decode(self._given(slices, call), [p.points for p in prompts], saliency)
         self._shrink()
         return self._slices.masks(logits, quality)
 
@@ -372,8 +373,7 @@ class SliceFeatures:
         return embeddings
 
     def _infer_saliency(self, batch: Sequence[int], call: Call) -> None:
-        sides = zip(*(self._inputs_of(t) for t in batch), strict=True)
-        given = [self._stacked(side, call, place) for place, side in enumerate(sides)]
+        given = [self._stacked(side, call, place) for place, side in self._sides_of(batch)]
         self._find_saliency(batch, *(given if self._uses_neighbors else given * 3))
 
     def _find_saliency(self, batch: Sequence[int], own: Tensor, previous: Tensor, following: Tensor) -> None:

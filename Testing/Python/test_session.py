@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from tiny_predictor import SIZE, tiny_predictor, tube_volume
+from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput, Cancelled, DeviceUnavailable, OutOfMemory
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.engine import choose_device, choose_precision
-from SPDSegmentLib.inference.results import SliceResult
+from SPDSegmentLib.inference.results import Call, SliceResult
 from SPDSegmentLib.inference.session import Session
 
 
@@ -65,6 +68,20 @@ def test_a_second_call_with_the_same_clicks_computes_nothing(session: Session) -
     second = session.segment(clicks)
     assert second.recomputed == [] and second.encoded == 0
     assert np.array_equal(first.mask, second.mask)
+
+
+def test_a_mask_needs_the_embedding_of_its_own_slice_alone(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.segment(clicks_at(*map(center, (5, 6, 7))))
+    features, encode, encoded = session.features, session.features._encode, list[int]()
+
+    def note(batch: Sequence[int], call: Call) -> Tensor:
+        encoded.extend(batch)
+        return encode(batch, call)
+
+    monkeypatch.setattr(features, "_encode", note)
+    monkeypatch.setattr(features, "_embeddings", features._embeddings.emptied())
+    features.masks([session.decided[6][0]], Call())
+    assert encoded == [6]
 
 
 def test_a_moved_click_recomputes_only_its_reach_and_leaves_the_rest_bit_identical(session: Session) -> None:
