@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.fates import SliceStatus
-from SPDSegmentLib.prompts.saliency_maps import deepest_point
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, deepest_point
 from SPDSegmentLib.prompts.strategies import follow
 
 JITTER = 0.03
@@ -163,14 +163,14 @@ def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None 
     decided = session.decided
     if not decided:
         return []
-    found = in_empty_slices(session, clicks.inside(), count, call)
+    inside = clicks.inside()
+    found = in_empty_slices(session, inside, count, call)
     prompts = {t: p for t, (p, _) in decided.items() if len(p.points)}
     anchors, stack = sorted(prompts), session.stack
     if len(found) == count or not anchors:
         return found
     kept = session.features.cached_slices()
     candidates = [t for t in sorted(kept) if t not in decided or decided[t][1].status is not SliceStatus.LOCKED]
-    inside = clicks.inside()
     away = np.abs(np.subtract.outer(np.array(candidates, dtype=int), inside.slice_index)).min(axis=1, initial=10**6)
     doubt = np.array([1 - decided[t][1].quality if t in decided else 1.0 for t in candidates])
     order = np.argsort(-doubt * (away + 1), kind="stable")[:MOST_SLICES]
@@ -189,10 +189,11 @@ def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None 
     session.predictor.engine.with_smaller_batches(asked, decode, 2)
     nothing = np.zeros(stack.shape[1:], dtype=bool)
     disputes: dict[int, Dispute] = {}
+    offered = {s.slice_index for s in found}
     for t, others in masks.items():
         own = decided[t][1].mask if t in decided else nothing
         dispute = dispute_of(np.stack([own, *others]))
-        if dispute is not None and t not in {s.slice_index for s in found}:
+        if dispute is not None and t not in offered:
             disputes[t] = dataclasses.replace(dispute, doubt=1 - decided[t][1].quality if t in decided else 1.0)
     return found + rank(disputes, inside, stack.pixel_mm, stack.slice_mm, count - len(found))
 
@@ -203,22 +204,65 @@ def in_empty_slices(session: Session, clicks: Clicks, count: int, call: Call) ->
     Args:
         clicks: those inside the volume; see :func:`suggest`.
     """
-    decided, stack, features = session.decided, session.stack, session.features
-    asked, known = set(clicks.slice_index.tolist()), features.known_slices()
+    decided, stack, window = session.decided, session.stack, session.features.window
+    asked, known = set(clicks.slice_index.tolist()), session.features.known_slices()
     owned = {t: result.mask for t, (_, result) in decided.items() if result.status is SliceStatus.LOCKED}
     filled = {t for t, (_, result) in decided.items() if result.pixels}
     line = {t: deepest_point(_largest(decided[t][1].mask)) for t in filled}
     if not filled:  # the clicks are all that there is to go by
         line = {t: clicks.xy[clicks.slice_index == t].mean(axis=0) for t in asked}
+    if not line:
+        return []
+    maps = session.features.maps(session.predictor.prompts.threshold, owned, lambda: call)
+    likely, regions = _going_on(session, maps, min(line), max(line), asked, with_regions=bool(filled))
+
+    def place_in(t: int) -> np.ndarray:
+        """(column, row) on the interpolated line, drawn to a salient region near it."""
+        if t in regions:
+            return window.to_slice(deepest_point(regions[t]))
+        slices = sorted(line)
+        xy = np.array([np.interp(t, slices, [line[s][axis] for s in slices]) for axis in (0, 1)])
+        if t in known and maps.is_salient(t):
+            place = window.to_input(xy)
+            middle = maps.deepest_point(t, maps.nearest_component(t, place))
+            if np.linalg.norm(middle - place) <= NEAR * window.size:
+                return window.to_slice(middle)
+        return xy
+
+    scale = np.array([stack.slice_mm, stack.pixel_mm[1], stack.pixel_mm[0]])
+    placed = np.column_stack((clicks.slice_index, clicks.xy)) * scale
+    found: list[Suggestion] = []
+    while len(found) < count:
+        borders = np.array(sorted(filled | asked))
+        free = [t for t in sorted(likely) if t not in filled and t not in asked and t not in owned]
+        gains = [likely[t] * np.abs(borders - t).min() for t in free]
+        if not gains or max(gains) < LEAST_GAIN:
+            break
+        t = free[int(np.argmax(gains))]
+        column, row = place_in(t).tolist()
+        away = np.linalg.norm(placed - np.array([t, column, row]) * scale, axis=1)
+        found.append(Suggestion(t, (column, row), -1.0, float(away.min(initial=np.inf)), max(gains)))
+        asked.add(t)
+    return found
+
+
+def _going_on(
+    session: Session, maps: SaliencyMaps, first: int, last: int, asked: Collection[int], *, with_regions: bool
+) -> tuple[dict[int, float], dict[int, np.ndarray]]:
+    """How likely the structure is in each slice, and its salient regions (S, S) before ``first`` and after ``last``.
+
+    Args:
+        asked: slices that were clicked in.
+        with_regions: follow the saliency beyond the ends, from the masks that there are.
+    """
+    decided, known = session.decided, session.features.known_slices()
     recognized = any(result.status is SliceStatus.SUPPORTED for _, result in decided.values())
-    slices = sorted(line)
-    usual = max(1.0, float(np.ptp(clicks.slice_index)) / max(1, len(asked) - 1))
-    maps = features.maps(session.predictor.prompts.threshold, owned, lambda: call)
-    likely = dict.fromkeys(range(slices[0], slices[-1] + 1), 1.0)
+    usual = max(1.0, (max(asked) - min(asked)) / max(1, len(asked) - 1)) if asked else 1.0
+    likely = dict.fromkeys(range(first, last + 1), 1.0)
     regions: dict[int, np.ndarray] = {}
-    for end, beyond in ((slices[0], range(slices[0])[::-1]), (slices[-1], range(slices[-1] + 1, stack.n_slices))):
+    for end, beyond in ((first, range(first)[::-1]), (last, range(last + 1, session.stack.n_slices))):
         seen = list(itertools.takewhile(known.__contains__, beyond))
-        chain = follow(maps, decided[end][0], seen, session.predictor.prompts) if filled else {}
+        chain = follow(maps, decided[end][0], seen, session.predictor.prompts) if with_regions else {}
         regions |= chain
         pace = SILENT if recognized and len(chain) < len(seen) else 1.0
         far = [CONNECTED * min(k, len(chain)) + max(0, k - len(chain)) / pace for k in range(1, len(beyond) + 1)]
@@ -228,30 +272,7 @@ def in_empty_slices(session: Session, clicks: Clicks, count: int, call: Call) ->
             share = going_on[empty]
             going_on[: empty + 1] = (going_on[: empty + 1] - share) / (1 - share)
         likely |= zip(beyond, going_on.tolist(), strict=True)
-    found: list[Suggestion] = []
-    while len(found) < count:
-        borders = np.array(sorted(filled | asked))
-        free = [t for t in sorted(likely) if t not in filled and t not in asked and t not in owned]
-        gains = [likely[t] * np.abs(borders - t).min() for t in free]
-        if not gains or max(gains) < LEAST_GAIN:
-            break
-        t = free[int(np.argmax(gains))]
-        xy = np.array([np.interp(t, slices, [line[s][axis] for s in slices]) for axis in (0, 1)])
-        if t in regions:
-            xy = features.window.to_slice(deepest_point(regions[t]))
-        elif t in known and maps.is_salient(t):
-            place = features.window.to_input(xy)
-            middle = maps.deepest_point(t, maps.nearest_component(t, place))
-            if np.linalg.norm(middle - place) <= NEAR * features.window.size:
-                xy = features.window.to_slice(middle)
-        scale = np.array([stack.slice_mm, stack.pixel_mm[1], stack.pixel_mm[0]])
-        away = np.column_stack((clicks.slice_index, clicks.xy)) * scale - np.array([t, *xy]) * scale
-        column, row = xy.tolist()
-        found.append(
-            Suggestion(t, (column, row), -1.0, float(np.linalg.norm(away, axis=1).min(initial=np.inf)), max(gains))
-        )
-        asked.add(t)
-    return found
+    return likely, regions
 
 
 def _largest(region: np.ndarray) -> np.ndarray:

@@ -136,3 +136,10 @@ def test_nothing_is_suggested_before_a_segmentation_and_it_can_be_cancelled(sess
     session.segment(clicks)
     with pytest.raises(Cancelled):
         suggest(session, clicks, call=Call(cancelled=lambda: True))
+
+
+def test_without_a_click_that_counts_the_suggestions_rest_on_the_masks_alone(session: Session) -> None:
+    session.segment(clicks_at((4, 27, 30), (8, 29, 30)))
+    nowhere = dataclasses.replace(clicks_at((900, 30, 30)), outside=np.array([True]))
+    (found,) = suggest(session, nowhere)
+    assert np.isinf(found.distance_mm)
