@@ -29,7 +29,7 @@ from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import Call, SegmentationProgress, SegmentationResult
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.adapters import SaliencyHead
-from SPDSegmentLib.networks.spd import SegmentationLossConfig, SPDModel, segmentation_loss
+from SPDSegmentLib.networks.spd import SegmentationLossConfig, segmentation_loss
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.strategies import distill_prompts
 
@@ -262,17 +262,12 @@ def _differing(before: SegmentationResult, after: SegmentationResult) -> dict[in
     return {b.slice_index: b.mask for a, b in pairs if not np.array_equal(a.mask, b.mask)}
 
 
-def _with_model_head(model: SPDModel, head: SaliencyHead) -> SPDModel:
-    """The model with another saliency head; all other parts are shared."""
-    other = copy.copy(model)
-    other._modules = dict(model._modules)
-    other.saliency_head = head
-    return other
-
-
 def _with_head(engine: Engine, head: SaliencyHead) -> Engine:
-    other = copy.copy(engine)
-    other.model = _with_model_head(engine.model, head)
+    """The engine with another saliency head; all other parts are shared."""
+    other, model = copy.copy(engine), copy.copy(engine.model)
+    model._modules = dict(model._modules)
+    model.saliency_head = head
+    other.model = model
     return other
 
 

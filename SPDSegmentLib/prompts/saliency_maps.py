@@ -67,8 +67,6 @@ class SaliencyMaps:
         load: gives S_t, (S, S) in [0, 1], for a slice index; called once per slice, and again after :meth:`forget`.
         threshold: tau.
         slice_px: distance of two slices in network pixels; pixel_mm: side of such a pixel.
-
-    Attributes:
     """
 
     def __init__(
@@ -136,10 +134,10 @@ class SaliencyMaps:
         points = np.asarray(points_xy, float).reshape(-1, 2)
         labels = _pick(self.components(t), points)
         if not labels.all() and self.is_salient(t):
-            for missed in np.flatnonzero(labels == 0):
-                label, distance = self._nearest(t, points[missed])
-                if distance <= EDGE * self.map(t).shape[0]:
-                    labels[missed] = label
+            missed = np.flatnonzero(labels == 0)
+            nearest, distances = self._nearest(t, points[missed])
+            hardly = distances <= EDGE * self.map(t).shape[0]
+            labels[missed[hardly]] = nearest[hardly]
         return labels
 
     def objects(self) -> list[np.ndarray]:
@@ -160,15 +158,15 @@ class SaliencyMaps:
 
     def nearest_component(self, t: int, point_xy: np.ndarray) -> int:
         """Label of the component nearest to a point; the slice must be salient."""
-        return self._nearest(t, point_xy)[0]
+        return int(self._nearest(t, point_xy[None])[0][0])
 
-    def _nearest(self, t: int, point_xy: np.ndarray) -> tuple[int, float]:
-        """Label of the component nearest to a point, and its distance in pixels."""
+    def _nearest(self, t: int, points_xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of the components nearest to points (N, 2), and their distances in pixels."""
         labels = self.components(t)
         rows, columns = np.nonzero(labels)
-        squared = (columns - point_xy[0]) ** 2 + (rows - point_xy[1]) ** 2
-        nearest = int(np.argmin(squared))
-        return int(labels[rows[nearest], columns[nearest]]), float(np.sqrt(squared[nearest]))
+        nearest = [int(np.argmin((columns - x) ** 2 + (rows - y) ** 2)) for x, y in points_xy]
+        places = np.stack((columns[nearest], rows[nearest]), axis=1)
+        return labels[rows[nearest], columns[nearest]], np.sqrt(((places - points_xy) ** 2).sum(axis=1))
 
     def deepest_point(self, t: int, label: int) -> np.ndarray:
         """(column, row) of the place of a component farthest from its border."""

@@ -22,7 +22,7 @@ SPACING_MM = (1.0, 1.0, 3.0)
 MODEL = "fake"
 
 # Situations that failed with the first version are run with these helpers and know a fate's fields by former names.
-for former, field in {"clickId": "click_id", "positionRas": "position_ras", "sliceIndex": "slice_index"}.items():
+for former, field in {"clickId": "click_id", "positionRas": "position_ras"}.items():
     setattr(PointFate, former, property(attrgetter(field)))
 
 
