@@ -19,9 +19,14 @@ from SPDSegmentLib.errors import (
 )
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.limits import keep_freed_memory
-from SPDSegmentLib.inference import compiled
-from SPDSegmentLib.inference.compiled import CapturedDecoder, CompiledEncoder, compiling_is_on
-from SPDSegmentLib.inference.cores import each_on_a_core, on_cores
+from SPDSegmentLib.inference import acceleration
+from SPDSegmentLib.inference.acceleration import (
+    CapturedDecoder,
+    CompiledEncoder,
+    compiling_is_on,
+    each_on_a_core,
+    on_cores,
+)
 from SPDSegmentLib.inference.device_slices import upload
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
@@ -108,12 +113,16 @@ class Engine:
             keep_freed_memory()
         self.model = model.to(device).prepare_for_inference(precision)
         self.encoder = CompiledEncoder(self.model.encode)
-        self.shares_cores = device.type == "cpu" and precision == torch.float32
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
         self.max_points = max_points
         self.cache_bytes = cache_bytes
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether each core of a CPU takes slices of its own, as the model's :class:`SliceDecoder` does."""
+        return self.model.slice_decoder is not None
 
     @property
     def image_size(self) -> int:
@@ -222,9 +231,9 @@ class Engine:
         Raises:
             OutOfMemory: one slice alone does not fit.
         """
-        free, beside = compiled.free_bytes_of(self.device), 0 if self.device.type == "cpu" else voxel_bytes
-        self.batch_size = compiled.batch_for(self.device, self.image_size, lambda _: free, self.batch_size, beside)
-        left = free and free - beside - self.batch_size * compiled.slice_bytes(self.image_size)
+        free, beside = acceleration.free_bytes_of(self.device), 0 if self.device.type == "cpu" else voxel_bytes
+        self.batch_size = acceleration.batch_for(self.device, self.image_size, lambda _: free, self.batch_size, beside)
+        left = free and free - beside - self.batch_size * acceleration.slice_bytes(self.image_size)
         return self.cache_bytes if left is None else min(self.cache_bytes, left)
 
     def with_smaller_batches(self, items: Sequence[T], run: Callable[[Sequence[T]], object], factor: int = 1) -> None:

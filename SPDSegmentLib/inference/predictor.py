@@ -11,9 +11,8 @@ from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import check_values
 from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.inference.acceleration import batch_for, batch_for_cores
 from SPDSegmentLib.inference.adaptation import Lesson, learn
-from SPDSegmentLib.inference.compiled import batch_for
-from SPDSegmentLib.inference.cores import batch_for_cores
 from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, ModelOnDevice, choose_device, choose_precision
 from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.next_click import Suggestion, suggest

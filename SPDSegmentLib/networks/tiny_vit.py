@@ -8,7 +8,7 @@ LiteMedSAM (Ma et al., MedSAM project): the patch embedding keeps full resolutio
 Every tensor between modules is (B, C, H, W) in channels-last memory, so that a convolution and a linear layer over
 channels read the same memory without a copy. A layer and the GELU behind it are one pass over memory, where torch has
 oneDNN. In float32 inference a thread that has one core works through what is wide within a block in tiles that stay in
-the cache (``inference/cores.py`` gives each core slices of its own). The function is the same up to rounding.
+the cache (``inference/acceleration.py`` gives each core slices of its own). The function is the same up to rounding.
 """
 
 from __future__ import annotations

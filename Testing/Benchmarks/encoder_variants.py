@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from SPDSegmentLib.evaluation.metrics import dice
-from SPDSegmentLib.inference.cores import on_cores
+from SPDSegmentLib.inference.acceleration import on_cores
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.models.bundle import find_bundle
 from SPDSegmentLib.networks import tiny_vit

@@ -17,8 +17,8 @@ import without_network
 from SPDSegmentLib.errors import OutOfMemory
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.inference import compiled
-from SPDSegmentLib.inference.compiled import CapturedDecoder, CompiledEncoder, batch_for, compiling_is_on
+from SPDSegmentLib.inference import acceleration
+from SPDSegmentLib.inference.acceleration import CapturedDecoder, CompiledEncoder, batch_for, compiling_is_on
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -120,14 +120,14 @@ def test_masks_are_the_same_whether_the_encoder_is_compiled(monkeypatch: pytest.
 
 
 def test_only_a_gpu_s_encoder_is_compiled_and_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(compiled.SWITCH, raising=False)
+    monkeypatch.delenv(acceleration.SWITCH, raising=False)
     assert compiling_is_on(GPU) and not compiling_is_on(CPU)
-    monkeypatch.setenv(compiled.SWITCH, "0")
+    monkeypatch.setenv(acceleration.SWITCH, "0")
     assert not compiling_is_on(GPU)
 
 
 def test_the_batch_follows_the_free_memory_of_the_gpu() -> None:
-    assert batch_for(GPU, 256, lambda device: 80 << 30) == compiled.LARGEST_BATCH
+    assert batch_for(GPU, 256, lambda device: 80 << 30) == acceleration.LARGEST_BATCH
     assert batch_for(GPU, 256, lambda device: 4 << 30) == 16
     assert batch_for(GPU, 512, lambda device: 4 << 30) == 4
     with pytest.raises(OutOfMemory, match="has 1024 MB of free memory; the model needs 1152 MB for") as raised:
@@ -137,8 +137,8 @@ def test_the_batch_follows_the_free_memory_of_the_gpu() -> None:
 
 def test_before_a_volume_is_begun_its_need_is_compared_with_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor, free = tiny_predictor(), [0]
-    engine, each = predictor.engine, compiled.slice_bytes(64)
-    monkeypatch.setattr(compiled, "free_memory_bytes", lambda: free[0])
+    engine, each = predictor.engine, acceleration.slice_bytes(64)
+    monkeypatch.setattr(acceleration, "free_memory_bytes", lambda: free[0])
     stack = SliceStack(tube_volume(), "axial")
     clicks = Clicks(np.array([8, 9]), np.full((2, 2), 29.0), np.zeros(2, bool), ("a", "b"))
     free[0] = each - 1
@@ -153,7 +153,7 @@ def test_before_a_volume_is_begun_its_need_is_compared_with_free_memory(monkeypa
 
 
 def test_a_gpu_s_volume_counts_and_an_unknown_amount_of_memory_limits_nothing() -> None:
-    each = compiled.slice_bytes(256)
+    each = acceleration.slice_bytes(256)
     assert batch_for(GPU, 256, lambda device: 5 * each, 64, each) == 4
     assert batch_for(GPU, 256, lambda device: 5 * each, 64, 3 * each) == 2
     assert batch_for(CPU, 256, lambda device: None, 3) == 3
@@ -214,7 +214,7 @@ def test_masks_are_the_same_whether_the_decoder_is_captured() -> None:
     clicks = Clicks(at, np.column_stack((25.0 + at // 2, np.full(6, 30.0))), np.zeros(6, bool), tuple("abcdef"))
     plain, predictor, capturer = _masks(tiny_predictor(), stack, clicks), tiny_predictor(), Capturer()
     engine = predictor.engine
-    engine.shares_cores, engine.model.slice_decoder = False, None  # as on a GPU
+    engine.model.slice_decoder = None  # as on a GPU
     engine.model.decoder_pass = CapturedDecoder(engine.model.decode_batch, capturer)
     _masks(predictor, stack, clicks)
     assert (_masks(predictor, stack, clicks) != plain).sum() <= 2 and capturer.replayed

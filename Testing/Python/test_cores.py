@@ -11,8 +11,8 @@ from tiny_predictor import tiny_predictor
 from torch import Tensor
 
 from SPDSegmentLib.errors import OutOfMemory
-from SPDSegmentLib.inference import cores
-from SPDSegmentLib.inference.cores import batch_for_cores, on_cores
+from SPDSegmentLib.inference import acceleration
+from SPDSegmentLib.inference.acceleration import batch_for_cores, on_cores
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_an_error_in_one_part_comes_after_the_other_has_ended() -> None:
 
 
 def test_where_threads_of_torch_share_one_number_nothing_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "_pools", {})
+    monkeypatch.setattr(acceleration, "_pools", {})
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # also in the threads of the pool
     seen: list[tuple[int, int]] = []
     on_cores(_noting(seen), torch.zeros(4, 1))
