@@ -139,14 +139,14 @@ def _starting_point(
     """Base weights, and the adapter of the bundle that a training starts from: beside the file, or a known name."""
     from SPDSegmentLib.models.base_weights import find_base_weights
     from SPDSegmentLib.models.bundle import find_bundle
-    from SPDSegmentLib.networks.backbones import load_state_dict
+    from SPDSegmentLib.networks.backbones import load_adapter
 
     backbone, name = settings.network.backbone, settings.initialize_from
     weights = None if backbone == "tiny_random" else find_base_weights(backbone)
     if not name:
         return weights, None
     beside = config.parent / name
-    return weights, load_state_dict(find_bundle(beside if beside.exists() else name).adapter_path)
+    return weights, load_adapter(find_bundle(beside if beside.exists() else name))
 
 
 def _draw_curves(run_folder: Path) -> None:

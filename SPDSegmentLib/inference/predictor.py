@@ -18,7 +18,7 @@ from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.next_click import Suggestion, suggest
 from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.inference.session import Session
-from SPDSegmentLib.networks.backbones import load_state_dict
+from SPDSegmentLib.networks.backbones import load_adapter
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.distillation import PromptConfig
@@ -65,7 +65,7 @@ class Predictor(ModelOnDevice):
         chosen = choose_device(device)
         model = SPDModel(network, weights, adapters=False)
         try:
-            model.merge_adapter_state(load_state_dict(bundle.adapter_path))
+            model.merge_adapter_state(load_adapter(bundle, model.state_dict() if weights is not None else {}))
         except ModelCorrupt as error:
             raise ModelCorrupt(
                 f"The adapter in {bundle.folder} was not made for {info.backbone} as its model.json describes it: "

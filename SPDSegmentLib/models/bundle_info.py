@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from SPDSegmentLib.geometry.dicom_objects import Structure
     from SPDSegmentLib.geometry.volume import Volume
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""1: without ``settings_sha256``; up to 2: adapters of half or single precision numbers only."""
 MAX_INFO_BYTES = 4_000_000
 MAX_IMAGE_SIZE = 1024
 FOV_MM = (1.0, 10_000.0)

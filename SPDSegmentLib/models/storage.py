@@ -9,15 +9,18 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from SPDSegmentLib import staging
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt
 from SPDSegmentLib.files import megabytes, user_path, write_json
 from SPDSegmentLib.settings import parse_json, shorten
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HOME_VARIABLE = "SPDSEGMENT_HOME"
 
@@ -34,6 +37,11 @@ MEMORY_NAME = ".verified.json"
 MAX_HEADER_BYTES = 8_000_000
 _EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000)}
 """Types of a bundle's tensors: their bits as numpy reads them, and those bits that are all set in NaN and infinity."""
+_CHANGE = "I8"
+_BASE_PARTS = ("mask_decoder.", "prompt_encoder.")
+_SCALES = ".scale"
+_LEAST_CHANGED = 4096
+"""Values of a tensor below which it stays in half precision: tokens, biases and norms, which are few."""
 _BLOCK_BYTES = 1 << 24
 
 
@@ -195,7 +203,7 @@ class ChecksumMemory:
 
 
 def read_tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a whole safetensors file of half or single precision numbers.
+    """Names and shapes of the tensors of a whole safetensors file of half or single precision numbers and changes.
 
     Layout: 8 bytes little-endian header length, JSON header, tensor bytes without gaps (safetensors format).
 
@@ -213,6 +221,8 @@ def check_finite(path: Path) -> None:
     with path.open("rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
         for name, (shape, dtype, begin) in header.items():
+            if dtype == _CHANGE:
+                continue
             bits, exponent = _EXPONENTS[dtype]
             itemsize = np.dtype(bits).itemsize
             stream.seek(start + begin)
@@ -222,6 +232,57 @@ def check_finite(path: Path) -> None:
                 left -= block.nbytes
                 if not len(block) or ((block & exponent) == exponent).any():
                     raise _damaged(path, f"the tensor '{shorten(name)}' holds values that are NaN or infinite")
+
+
+def to_changes(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter as a bundle stores it: changes of the base weights as whole numbers, all else in half precision.
+
+    Every large tensor of the decoder and the prompt encoder that the base weights have becomes ``NAME``, int8 from -127
+    to 127, and ``NAME.scale``, one single precision number for each row (entry of the first dimension):
+    NAME = base + scale * change.
+
+    Args:
+        tensors, base: by name, as in the file of the base weights; ``base`` is empty where there are none.
+    """
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        start = base.get(name) if name.startswith(_BASE_PARTS) and tensor.numel() >= _LEAST_CHANGED else None
+        if start is None or start.shape != tensor.shape or tensor.ndim < 2:
+            stored[name] = tensor.half()
+            continue
+        same = tensor == start.to(tensor.dtype)  # also where half precision rounded what no step had changed
+        change = (tensor.float() - start.float()).masked_fill(same, 0.0).flatten(1)
+        scale = change.abs().amax(1) / 127
+        stored[name] = (change / scale.clamp(min=1e-30)[:, None]).round().char().view(tensor.shape)
+        stored[name + _SCALES] = scale
+    return stored
+
+
+def from_changes(stored: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapter of what :func:`to_changes` or an older version stored, changes added in single precision.
+
+    Raises:
+        ModelCorrupt: a change of what the base weights do not have, or one that is not finite.
+    """
+    adapter = dict(stored)
+    for name in changed_names(stored):
+        scale, start = adapter.pop(name + _SCALES, None), base.get(name) if name.startswith(_BASE_PARTS) else None
+        if scale is None or start is None or start.shape != stored[name].shape:
+            raise _misfit(name, "is stored as a change of base weights that do not have it")
+        change = stored[name].float().flatten(1) * scale[:, None]
+        adapter[name] = start.float() + change.view(start.shape)
+        if not adapter[name].isfinite().all():
+            raise _misfit(name, "is not finite with its change")
+    return adapter
+
+
+def _misfit(name: str, why: str) -> ModelCorrupt:
+    return ModelCorrupt(f"The adapter's tensor '{shorten(name)}' {why}.", "Get a fresh copy of the bundle.")
+
+
+def changed_names(stored: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that are stored as changes of base weights."""
+    return [name for name, tensor in stored.items() if str(tensor.dtype) == "torch.int8"]
 
 
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str, int]]:
@@ -248,9 +309,11 @@ def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str, int]]:
         dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
         if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
             raise _damaged(path, "its header is not readable")
-        if not isinstance(dtype, str) or dtype not in _EXPONENTS:
+        scales, wanted = header.get(name + _SCALES), {"dtype": "F32", "shape": shape[:1]}
+        scaled = len(shape) > 1 and isinstance(scales, dict) and wanted.items() <= scales.items()
+        if not isinstance(dtype, str) or not (dtype in _EXPONENTS or (dtype == _CHANGE and scaled)):
             raise _damaged(path, f"the tensor '{shorten(name)}' has the type {shorten(dtype)}, not F16, BF16 or F32")
-        if offsets[1] - offsets[0] != prod(shape) * int(_EXPONENTS[dtype][0][-1]):
+        if offsets[1] - offsets[0] != prod(shape) * (1 if dtype == _CHANGE else int(_EXPONENTS[dtype][0][-1])):
             raise _damaged(path, "its tensors do not fit together")
         tensors[name] = (tuple(shape), dtype, offsets[0])
         spans.append((offsets[0], offsets[1]))

@@ -14,6 +14,7 @@ import importlib.util
 import sys
 import types
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,8 @@ from torch import Tensor, nn
 from SPDSegmentLib.errors import DependencyMissing, ModelCorrupt, missing_package
 from SPDSegmentLib.files import write_whole
 from SPDSegmentLib.models.base_weights import refetch_command
+from SPDSegmentLib.models.bundle import Bundle, base_weights_for
+from SPDSegmentLib.models.storage import changed_names, from_changes
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder, convert_checkpoint, fold_batch_norms
 from SPDSegmentLib.settings import shorten
@@ -247,6 +250,23 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
                 f"{path} is damaged: the tensor '{shorten(name)}' holds values that are NaN or infinite.", AGAIN
             )
     return state
+
+
+def load_adapter(bundle: Bundle, base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Read the adapter of a bundle, what is stored as a change of the base weights added to them.
+
+    Args:
+        base: the base weights of the decoder and the prompt encoder, None to read their file where it is needed.
+
+    Raises:
+        ModelMissing: the file is needed and not on this machine.
+        ModelCorrupt: it is another one than the bundle was trained on, or the adapter is damaged.
+    """
+    stored = load_state_dict(bundle.adapter_path)
+    if base is None and changed_names(stored):
+        weights = base_weights_for(bundle)
+        base = {} if weights is None else load_state_dict(weights)
+    return from_changes(stored, base or {})
 
 
 def is_finite(tensor: Tensor) -> bool:

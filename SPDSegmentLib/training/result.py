@@ -18,10 +18,12 @@ from SPDSegmentLib.files import write_csv, write_png
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig, brightness, intensity_range
 from SPDSegmentLib.geometry.window import place_window
-from SPDSegmentLib.models.base_weights import base_weights_sha256
+from SPDSegmentLib.models.base_weights import WEIGHTLESS_BACKBONES, base_weights_sha256, find_base_weights
 from SPDSegmentLib.models.bundle import Bundle, write_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 from SPDSegmentLib.models.fit import intensity_facts
+from SPDSegmentLib.models.storage import to_changes
+from SPDSegmentLib.networks.backbones import load_state_dict
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.noise import SEVERITIES
 from SPDSegmentLib.training.bank import EmbeddingBank, build_bank
@@ -39,8 +41,10 @@ _BRIGHTNESS = "brightness"
 
 
 def adapter_tensors(model: SPDModel) -> dict[str, Tensor]:
-    """The adapter in half precision: what inference computes in bfloat16 anyway, at half the size."""
-    return {name: tensor.half() for name, tensor in model.adapter_state().items()}
+    """The adapter as a bundle stores it, see :func:`SPDSegmentLib.models.storage.to_changes`."""
+    backbone = model.config.backbone
+    base = {} if backbone in WEIGHTLESS_BACKBONES else load_state_dict(find_base_weights(backbone))
+    return to_changes(model.adapter_state(), base)
 
 
 def describe(

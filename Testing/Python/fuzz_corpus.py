@@ -192,6 +192,7 @@ CORPUS: dict[str, tuple[str, Prepare]] = {
     "adapter without its head": ("bundle", _adapter(lambda data: _without(data, "saliency_head."))),
     "adapter with a deep header": ("bundle", _adapter(_header(lambda header: b"[" * 100_000))),
     "adapter of another type": ("bundle", _adapter(_header(lambda header: header.replace(b'"F32"', b'"I32"')))),
+    "adapter of changes": ("bundle", _adapter(_header(lambda header: header.replace(b'"F32"', b'"I8"')))),
     "adapter with an odd name": (
         "bundle",
         _adapter(_header(lambda header: header.replace(b"saliency_head.", b"[red]\\u001b[2J", 1))),

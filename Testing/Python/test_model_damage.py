@@ -24,7 +24,7 @@ from SPDSegmentLib.inference.engine import require_numbers
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.models.bundle import add_bundle, find_bundle, origin_note, read_bundle, scan_bundles, write_bundle
 from SPDSegmentLib.models.storage import check_finite, read_tensor_shapes, shipped_models_folder
-from SPDSegmentLib.networks.backbones import build_sam, load_state_dict
+from SPDSegmentLib.networks.backbones import build_sam, load_adapter, load_state_dict
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.distillation import PromptConfig
@@ -90,6 +90,26 @@ def test_tensors_that_do_not_belong_are_refused(
 ) -> None:
     with pytest.raises(ModelCorrupt, match=text):
         Predictor.load(read_bundle(make_bundle(tmp_path / "b", change)), "cpu")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_adapter_of_an_older_format_is_read_as_it_is(tmp_path: Path, version: int) -> None:
+    folder = make_bundle(tmp_path / "b", lambda tensors: tensors.update({n: t.half() for n, t in tensors.items()}))
+    edit(folder, format_version=version)
+    bundle = read_bundle(folder)
+    held = load_state_dict(bundle.adapter_path)
+    assert all(torch.equal(tensor, held[name]) for name, tensor in load_adapter(bundle).items()) and held
+    Predictor.load(bundle, "cpu")
+
+
+def test_a_change_of_random_weights_is_refused(tmp_path: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        name = "mask_decoder.transformer.layers.0.mlp.lin1.weight"
+        rows, columns = tensors[name].shape
+        tensors.update({name: torch.ones(rows, columns, dtype=torch.int8), f"{name}.scale": torch.ones(rows)})
+
+    with pytest.raises(ModelCorrupt, match="stored as a change of base weights that do not have it"):
+        Predictor.load(read_bundle(make_bundle(tmp_path / "b", change, decoder="full")), "cpu")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from models_helpers import CONTENT, info_values, sha256, tiny_info, url_weights, use_manifest
 
@@ -27,9 +28,12 @@ from SPDSegmentLib.models.bundle import (
     write_bundle,
 )
 from SPDSegmentLib.models.bundle_info import FORMAT_VERSION, BundleInfo, parse_info
-from SPDSegmentLib.models.storage import read_tensor_shapes
+from SPDSegmentLib.models.storage import from_changes, read_tensor_shapes, to_changes
+from SPDSegmentLib.networks.backbones import load_adapter, load_state_dict
 
 torch = pytest.importorskip("torch")
+MATRIX = "mask_decoder.layers.0.weight"
+LARGE = {MATRIX, "prompt_encoder.conv.weight"}
 
 
 @pytest.fixture
@@ -279,3 +283,115 @@ def test_the_description_survives_json(tmp_path: Path) -> None:
 
 def test_unchanged_values_are_accepted() -> None:
     assert parse_info(info_values()) == tiny_info()
+
+
+@pytest.fixture
+def base() -> dict[str, Any]:
+    """Base weights: a decoder's matrix, convolution and bias, and a tensor of its encoder."""
+    torch.manual_seed(1)
+    shapes = {MATRIX: (64, 128), "prompt_encoder.conv.weight": (256, 16, 1, 1), "mask_decoder.bias": (9000,)}
+    return {name: torch.randn(shape) for name, shape in shapes.items()} | {"image_encoder.a": torch.randn(80, 80)}
+
+
+@pytest.fixture
+def learned(base: dict[str, Any]) -> dict[str, Any]:
+    """What a training made of them, with rows that no step changed, and two tensors of its own."""
+    after = {name: tensor + 0.01 * torch.randn(tensor.shape) for name, tensor in base.items()}
+    after[MATRIX][3:5] = base[MATRIX][3:5]
+    after[MATRIX][4] = after[MATRIX][4].half().float()
+    own = {"saliency_head.weight": torch.randn(70, 70), "mask_decoder.token.weight": torch.randn(4, 64)}
+    return {name: tensor.half() if name == MATRIX else tensor for name, tensor in after.items()} | own
+
+
+def test_an_adapter_as_changes_is_the_base_and_scaled_whole_numbers(
+    base: dict[str, Any], learned: dict[str, Any], tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path / "b", tiny_info(), to_changes(learned, base), "")
+    stored = load_state_dict(bundle.adapter_path)
+    assert {name for name, tensor in stored.items() if tensor.dtype == torch.int8} == LARGE
+    assert all(stored[name].dtype == torch.float16 for name in set(learned) & set(stored) if name not in base)
+    adapter = load_adapter(bundle, base)
+    assert adapter.keys() == learned.keys()
+    for name in LARGE:
+        scale = stored[f"{name}.scale"].numpy().reshape(-1, *[1] * (base[name].ndim - 1))
+        exact = base[name].numpy() + scale * stored[name].numpy().astype(np.float32)
+        assert exact.dtype == np.float32 and np.array_equal(adapter[name].numpy(), exact)
+        rounding = abs(base[name].numpy()) / (1 << 10 if learned[name].dtype == torch.float16 else 1 << 20)
+        assert (abs(exact - learned[name].float().numpy()) <= 0.501 * scale + rounding).all()
+    assert torch.equal(adapter[MATRIX][3:5], base[MATRIX][3:5]), "what no step changed is the base, bit for bit"
+    assert all(torch.equal(adapter[name], learned[name].half()) for name in learned.keys() - LARGE)
+    size = sum(tensor.nbytes for name, tensor in stored.items() if name.startswith(tuple(LARGE)))
+    assert size < 0.6 * sum(learned[name].half().nbytes for name in LARGE)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t.pop(f"{MATRIX}.scale"), "has the type I8, not F16, BF16 or F32"),
+        (lambda t: t.update({f"{MATRIX}.scale": torch.ones(63)}), "has the type I8"),
+        (lambda t: t.update({f"{MATRIX}.scale": torch.ones(64, 1)}), "has the type I8"),
+        (lambda t: t.update({f"{MATRIX}.scale": torch.ones(64).half()}), "has the type I8"),
+        (lambda t: t.update({MATRIX: t[MATRIX][0], f"{MATRIX}.scale": torch.ones(128)}), "has the type I8"),
+        (lambda t: t.update({f"{MATRIX}.scale": torch.full((64,), float("nan"))}), "NaN or infinite"),
+    ],
+)
+def test_changes_without_sound_scales_are_not_written(
+    base: dict[str, Any], learned: dict[str, Any], tmp_path: Path, change: Any, text: str
+) -> None:
+    stored = to_changes(learned, base)
+    change(stored)
+    with pytest.raises(ModelCorrupt, match=text):
+        write_bundle(tmp_path / "b", tiny_info(), stored, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_do_not_become_changes(
+    base: dict[str, Any], learned: dict[str, Any], tmp_path: Path, value: float
+) -> None:
+    learned[MATRIX][7, 9] = value
+    with pytest.raises(ModelCorrupt, match="NaN or infinite"):
+        write_bundle(tmp_path / "b", tiny_info(), to_changes(learned, base), "")
+
+
+@pytest.mark.parametrize(
+    ("stored", "text"),
+    [
+        ({"mask_decoder.other.weight": torch.ones(64, 128).char()}, "do not have it"),
+        ({MATRIX: torch.ones(128, 64).char()}, "do not have it"),
+        ({"image_encoder.a": torch.ones(80, 80).char()}, "do not have it"),
+        (
+            {MATRIX: torch.full((64, 128), 127).char(), f"{MATRIX}.scale": torch.full((64,), 3e38)},
+            "is not finite with its change",
+        ),
+    ],
+)
+def test_changes_that_the_base_weights_do_not_take_are_refused(
+    base: dict[str, Any], stored: dict[str, Any], text: str
+) -> None:
+    (name, change), *_ = stored.items()
+    with pytest.raises(ModelCorrupt, match=text):
+        from_changes({f"{name}.scale": torch.ones(len(change))} | stored, base)
+    with pytest.raises(ModelCorrupt, match="do not have it"):
+        from_changes({name: change}, base)
+
+
+def test_changes_are_added_to_no_other_base_weights(
+    base: dict[str, Any], learned: dict[str, Any], tmp_path: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(base, tmp_path / "0.pth")
+    torch.save({name: tensor + 1 for name, tensor in base.items()}, tmp_path / "1.pth")
+    content = (tmp_path / "0.pth").read_bytes()
+    use_manifest(monkeypatch, url_weights(tmp_path / "0.pth", content))
+    right = tiny_info(backbone="stub", backbone_sha256=sha256(content))
+    bundle = write_bundle(tmp_path / "b", right, to_changes(learned, base), "")
+    with pytest.raises(ModelMissing, match="not on this machine"):
+        load_adapter(bundle)
+    fetch_base_weights("stub")
+    own = load_adapter(bundle, base)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in load_adapter(bundle).items())
+    add_file("stub", tmp_path / "1.pth", accept_unknown=True)
+    with pytest.raises(ModelCorrupt, match="trained on other weights"):
+        load_adapter(bundle)
+    with pytest.raises(ModelCorrupt, match="do not have it"):
+        load_adapter(write_bundle(tmp_path / "random", tiny_info(), to_changes(learned, base), ""))

@@ -20,7 +20,7 @@ from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.models.base_weights import find_base_weights
 from SPDSegmentLib.models.bundle import Bundle, read_bundle
-from SPDSegmentLib.networks.backbones import load_state_dict
+from SPDSegmentLib.networks.backbones import load_adapter
 from SPDSegmentLib.settings import build_settings
 from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.loop import join_processes
@@ -144,7 +144,7 @@ class OwnTraining(TrainedRow):
         if self._stage1 is not None:
             if not self._stage1.is_dir():
                 raise NotRun("the row whose stage I it takes over is not trained")
-            state = load_state_dict(read_bundle(self._stage1).adapter_path)
+            state = load_adapter(read_bundle(self._stage1))
         model = train(
             self.config,
             self._data_folder,
