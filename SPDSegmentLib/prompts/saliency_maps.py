@@ -140,14 +140,14 @@ class SaliencyMaps:
             labels[missed[hardly]] = nearest[hardly]
         return labels
 
-    def objects(self) -> list[np.ndarray]:
-        """The connected regions of S > tau through all slices, each as the (M, 3) slice, row and column of its pixels.
+    def objects(self, slices: range) -> list[np.ndarray]:
+        """The connected regions of S > tau through some slices, each as the (M, 3) slice, row and column of its pixels.
 
-        Components of two slices are connected where they overlap. Every slice is loaded.
+        Components of two slices are connected where they overlap. All of the slices are loaded.
         """
-        salient = np.stack([self.components(t) > 0 for t in range(self.n_slices)])
+        salient = np.stack([self.components(t) > 0 for t in slices])
         labels = ndimage.label(salient, _OVERLAPPING)[0]
-        pixels = np.argwhere(salient)
+        pixels = np.argwhere(salient) + (slices.start, 0, 0)
         order = np.argsort(labels[salient], kind="stable")
         sizes = np.bincount(labels[salient])[1:]
         return np.split(pixels[order], np.cumsum(sizes)[:-1]) if len(pixels) else []

@@ -13,7 +13,8 @@ A slice without any salient pixel abstains. Otherwise one point is put at the de
 
 Where no click is supported in the whole volume, the salient object (components connected through the slices) with the
 least mean distance to all clicks is the start from which components are followed; a click farther from it than a
-quarter of the field of view counts as that far, and an object that far from every click is none.
+quarter of the field of view counts as that far, and an object that far from every click is none. Slices that far from
+every click, or more than ``follow_beyond`` past the outermost ones, are not looked at.
 
 Where a click is supported, all of this depends only on the nearest supported slice on each side, so a changed click
 reaches no farther than those.
@@ -46,10 +47,11 @@ MIDDLE_REASON = "No click supports this slice; the point is the middle of what i
 NEAREST_REASON = "No click is supported anywhere; this is the salient region nearest to the clicks. Please check."
 FAR = 0.25
 """Share of the field of view beyond which a click's distance from an object does not matter."""
-DISTILLATION_VERSION = 2
+DISTILLATION_VERSION = 3
 """Raised when the same saliency and clicks give other consensus prompts, so that what rests on them is measured again.
 
 2: where no click is supported, the start is the salient object nearest to all clicks, not the component nearest to one.
+3: that object lies within ``follow_beyond``, and is what connects through slices near a click.
 """
 
 
@@ -158,7 +160,7 @@ def fill_unsupported(
 ) -> tuple[dict[int, SlicePrompts], list[PointFate]]:
     """Prompts for every slice that is not in ``supported``, and the fates of synthesized points."""
     if not supported and config.unsupported == "synthesize":
-        start = _nearest_start(saliency, clicks)
+        start = _nearest_start(saliency, clicks, config)
         if start is not None:
             others, reasons = fill_unsupported(saliency, {start.slice_index: start}, clicks, config)
             return {**others, start.slice_index: start}, [_synthesized_fate(start, NEAREST_REASON), *reasons]
@@ -211,7 +213,7 @@ def _synthesized_fate(prompts: SlicePrompts, reason: str) -> PointFate:
     return PointFate(-1, t, Fate.SYNTHESIZED, (column, row), t, reason)
 
 
-def _nearest_start(saliency: SaliencyMaps, clicks: SliceClicks) -> SlicePrompts | None:
+def _nearest_start(saliency: SaliencyMaps, clicks: SliceClicks, config: PromptConfig) -> SlicePrompts | None:
     """A point in the salient object that lies nearest to the clicks as a whole, in its slice nearest to a click.
 
     Objects connect through slices; the distances are three-dimensional, so a speck that happens to lie beside one click
@@ -219,12 +221,15 @@ def _nearest_start(saliency: SaliencyMaps, clicks: SliceClicks) -> SlicePrompts 
     """
     if len(clicks) == 0:
         return None
+    far = FAR * saliency.map(int(clicks.slice_index[0])).shape[0]
+    reach = int(far / saliency.slice_px)
+    first, last = int(clicks.slice_index.min()) - reach, int(clicks.slice_index.max()) + reach
+    around = _near_clicks(clicks, range(max(0, first), min(saliency.n_slices, last + 1)), config.follow_beyond)
     scale = np.array([saliency.slice_px, 1.0, 1.0])
     where = np.column_stack((clicks.slice_index, clicks.xy[:, ::-1])) * scale
-    far = FAR * saliency.map(0).shape[0]
     best = far
     start: np.ndarray | None = None
-    for pixels in saliency.objects():
+    for pixels in saliency.objects(around):
         distance, nearest = KDTree(pixels * scale).query(where)
         mean = float(np.minimum(distance, far).mean())
         if mean < best:

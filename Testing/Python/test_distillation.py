@@ -18,7 +18,7 @@ from SPDSegmentLib.prompts.distillation import (
 )
 from SPDSegmentLib.prompts.fates import Fate, SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
-from SPDSegmentLib.prompts.strategies import distill_prompts, interpolate_clicks
+from SPDSegmentLib.prompts.strategies import distill_prompts, fill_unsupported, interpolate_clicks
 
 SIZE = 32
 PAPER = PromptConfig(max_points=0, min_distance_px=0.0, single_component=False, unsupported="abstain")
@@ -145,9 +145,10 @@ def test_how_far_apart_slices_are_decides_which_object_is_nearest() -> None:
 def test_objects_connect_where_components_of_neighboring_slices_overlap() -> None:
     both = np.maximum(square(6, 6, 2), square(24, 24, 2))
     maps = maps_of(square(6, 6, 2), both, square(24, 24, 2), square(10, 24, 1))
-    found = sorted((len(o), sorted(set(o[:, 0].tolist()))) for o in maps.objects())
+    found = sorted((len(o), sorted(set(o[:, 0].tolist()))) for o in maps.objects(range(4)))
     assert found == [(9, [3]), (50, [0, 1]), (50, [1, 2])]
-    assert maps_of(np.zeros_like(both)).objects() == []
+    assert [len(o) for o in maps.objects(range(2, 4))] == [25, 9]
+    assert maps_of(np.zeros_like(both)).objects(range(1)) == []
 
 
 def test_where_no_click_is_supported_the_salient_region_nearest_to_one_is_the_start() -> None:
@@ -158,6 +159,21 @@ def test_where_no_click_is_supported_the_salient_region_nearest_to_one_is_the_st
     assert any("No click is supported anywhere" in f.reason for f in result.fates)
     far = maps_of(*[square(4, 4, 2)] * 4)
     assert {s.status for s in distill_prompts(far, clicks_at((1, 30, 30)), OURS).slices} == {SliceStatus.ABSTAINED}
+
+
+@pytest.mark.parametrize(("beyond", "looked_at"), [(-1, range(12, 29)), (2, range(18, 23)), (0, range(20, 21))])
+def test_where_no_click_is_supported_slices_far_from_all_clicks_are_not_looked_at(
+    beyond: int, looked_at: range
+) -> None:
+    loaded: set[int] = set()
+
+    def load(t: int) -> np.ndarray:
+        loaded.add(t)
+        return np.zeros_like(square(8, 8))
+
+    config = dataclasses.replace(OURS, n_neighbors=0, follow_beyond=beyond)
+    fill_unsupported(SaliencyMaps(200, load, 0.5), {}, clicks_at((20, 30, 30)), config)
+    assert loaded == set(looked_at)
 
 
 def test_a_stray_click_in_another_component_is_outvoted() -> None:
