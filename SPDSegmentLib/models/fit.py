@@ -279,8 +279,8 @@ class QualityEstimate:
         if self.at_least is not None:
             return f"{said}, at least {self.at_least:.2f} with {self.confidence:.0%} (from {self.patients} patients)."
         if self.patients:
-            return f"{said}; no bound: {self.patients} validation patients are not enough for one."
-        return f"{said}; the model has no calibration, so that there is no bound."
+            return f"{said}. How low it may be is not known: the model was checked on only {self.patients} patients."
+        return f"{said}. How low it may be is not known: the model was not calibrated."
 
     def report(self) -> dict[str, Any]:
         """JSON-ready."""

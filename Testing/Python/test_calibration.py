@@ -68,7 +68,7 @@ def test_larger_slices_weigh_more_and_an_empty_mask_promises_nothing():
     assert predicted_dice([], []) is None
     assert estimate({}, [0.0], [0]) is None
     plain = estimate({}, [0.5], [10])
-    assert plain is not None and "no calibration" in plain.sentence()
+    assert plain is not None and "the model was not calibrated" in plain.sentence()
 
 
 def test_the_report_has_the_quality_and_leaves_a_persons_slices_out():
