@@ -1,242 +1,28 @@
-"""The program ``spdsegment``: its commands, and what they share: checks of paths, bars, a sentence for a failure.
-
-Bars fit 80 columns, and are silent where standard error is no terminal.
-"""
+"""The program ``spdsegment`` with all its commands; those that are small are here."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import importlib
-import re
-import traceback
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
+import numpy as np
 import typer
-import typer.core
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Column
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.errors import BadInput, Cancelled, SPDError, is_out_of_memory, missing_package, out_of_memory
-from SPDSegmentLib.files import check_output
-from SPDSegmentLib.models.storage import ByteProgress
+from SPDSegmentLib.cli.batch_command import batch
+from SPDSegmentLib.cli.init_command import init
+from SPDSegmentLib.cli.models_commands import models_app
+from SPDSegmentLib.cli.segment_command import DeviceOption, SegmentRequest, describe, run_segmentation, segment
+from SPDSegmentLib.cli.terminal import FailureReportingGroup, show_bytes, show_slices
+from SPDSegmentLib.cli.training_commands import evaluate, train
+from SPDSegmentLib.errors import BadInput, ModelMissing
+from SPDSegmentLib.files import check_folder
+from SPDSegmentLib.models.base_weights import WEIGHTLESS_BACKBONES, fetch_base_weights
+from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, list_shipped_bundles
+from SPDSegmentLib.models.storage import resources_folder
 
-if TYPE_CHECKING:
-    from SPDSegmentLib.inference.results import SegmentationProgress
-
-LABELMAP_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
-"""What a segmentation can be written to; ``.seg.nrrd`` is covered by ``.nrrd``."""
-
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-WIDEST = 100
-WHAT_WIDTH = 24
-SHOWN_VALUES = ("total", "dsc")
-"""The other terms are in the curves."""
-
-
-def require_device(name: str) -> None:
-    """Raise :class:`BadInput` for what is no name of a device."""
-    if not _DEVICE.fullmatch(name):
-        raise BadInput(f"Unknown device '{name}'.", "Use auto, cpu, cuda or cuda:n.")
-
-
-def require_input(path: Path, what: str) -> None:
-    """Raise :class:`BadInput` where ``path`` is not there."""
-    try:
-        there = path.exists()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"The {what} {path} cannot be read: {reason}.", "Check the path.") from error
-    if not there:
-        raise BadInput(f"There is no {what} {path}.", "Check the path.")
-
-
-def require_output(path: Path, what: str, suffixes: Iterable[str], inputs: Iterable[Path]) -> None:
-    """Raise :class:`BadInput` where ``path`` cannot be written, has another suffix, or is one of the inputs."""
-    suffixes = tuple(suffixes)
-    if not path.name.lower().endswith(suffixes):
-        raise BadInput(f"The {what} {path} has no known file name extension.", f"Use one of {', '.join(suffixes)}.")
-    check_output(path, what)
-    if any(path.resolve() == other.resolve() for other in inputs):
-        raise BadInput(f"The {what} {path} is also an input or another output.", "Give it another name.")
-
-
-class FailureReportingGroup(typer.core.TyperGroup):
-    """A command group whose failures end the program with one sentence.
-
-    ``--debug`` of the group adds the details: those of the error and the traceback.
-    """
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command."""
-        try:
-            return super().invoke(ctx)
-        except (Exception, KeyboardInterrupt) as error:
-            if _belongs_to_typer(error):
-                raise
-            failure = as_spd_error(error)
-            report(failure, error if ctx.params.get("debug") else None)
-            raise typer.Exit(failure.exit_code) from error
-
-
-def as_spd_error(error: BaseException) -> SPDError:
-    """The error of our family that says what happened."""
-    if is_out_of_memory(error):
-        return out_of_memory(error)
-    if isinstance(error, SPDError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return Cancelled()
-    package = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
-    if package not in ("", "SPDSegmentLib"):
-        return missing_package(package, _first_line(error))
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return BadInput(f"The disk is full{_of(error)}.", "Free some space and try again.")
-    if isinstance(error, PermissionError):
-        return BadInput(f"Permission denied{_of(error)}.", "Check the permissions of this file and its folder.")
-    return SPDError(
-        f"SPDSegment met an error that it does not know ({type(error).__name__}: {_first_line(error)}).",
-        "Run again with 'spdsegment --debug ...' and report what it shows.",
-    )
-
-
-def report(failure: SPDError, cause: BaseException | None = None) -> None:
-    """Show the sentence, and with ``cause`` the details and its traceback, on standard error."""
-    typer.secho(printable(f"Error: {failure.sentence}"), err=True, fg=typer.colors.RED)
-    if cause is not None:
-        if failure.details:
-            typer.echo(printable(failure.details), err=True)
-        typer.echo(printable("".join(traceback.format_exception(cause)).rstrip()), err=True)
-
-
-def printable(text: str) -> str:
-    """``text`` without what a terminal would obey or cannot show: control characters and halves of characters."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-
-
-def _belongs_to_typer(error: BaseException) -> bool:
-    """Usage errors, exits and closed pipes, which typer itself reports."""
-    if isinstance(error, (typer.Exit, typer.Abort)):
-        return True
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        return True
-    return not isinstance(error, SPDError) and hasattr(error, "exit_code")
-
-
-def _of(error: OSError) -> str:
-    return f" ({error.filename})" if error.filename else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
-
-
-def stderr_console() -> Console:
-    """Where everything goes that is not a result; brackets in texts are no markup."""
-    return Console(stderr=True, highlight=False, markup=False)
-
-
-def make_bar(console: Console, *columns: ProgressColumn, shown: bool = True, transient: bool = False) -> Progress:
-    """A progress display: what is being done, a bar that takes the room that is left, and ``columns``.
-
-    Texts are never read as markup, and those that are too long are cut, so that a line is never broken.
-    """
-    what = TextColumn(
-        "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", max_width=WHAT_WIDTH)
-    )
-    bar = BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4))
-    console.width = min(console.width, WIDEST)
-    return Progress(
-        what,
-        bar,
-        *columns,
-        console=console,
-        transient=transient,
-        disable=not (shown and console.is_terminal),
-        expand=True,
-    )
-
-
-@contextlib.contextmanager
-def show_bytes(description: str) -> Iterator[ByteProgress]:
-    """A bar for a download or a checksum; yields the function to call with bytes done and in all."""
-    with make_bar(stderr_console(), DownloadColumn(), TransferSpeedColumn(), transient=True) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextlib.contextmanager
-def show_slices() -> Iterator[Callable[[SegmentationProgress], None]]:
-    """A bar for a segmentation; yields the function to call with the predictor's progress."""
-    columns = (MofNCompleteColumn(), TextColumn("slices"), TimeRemainingColumn())
-    with make_bar(stderr_console(), *columns, transient=True) as bar:
-        task = bar.add_task("loading the model", total=None)
-
-        def advance(progress: SegmentationProgress) -> None:
-            bar.update(task, description=progress.stage, completed=progress.done, total=progress.total)
-
-        yield advance
-
-
-class TrainingBar:
-    """One bar per kind of work, with the total loss and the Dice; where there is no terminal, a line now and then."""
-
-    def __init__(self, bar: Progress, console: Console, visible: bool) -> None:
-        self._bar = bar
-        self._console = console
-        self._visible = visible
-        self._tasks: dict[str, TaskID] = {}
-
-    def advance(self, what: str, done: int, total: int, seconds_left: float | None, values: dict[str, float]) -> None:
-        """Show how far ``what`` is."""
-        if not self._visible:
-            return
-        text = "  ".join(f"{name} {values[name]:.3f}" for name in SHOWN_VALUES if name in values)
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total, text=text)
-        self._bar.update(self._tasks[what], completed=done, total=total, text=text)
-        if not self._console.is_terminal and (done == total or done % max(1, total // 20) == 0):
-            left = "" if seconds_left is None else f", {seconds_left:.0f} s left"
-            self._console.print(f"{what} {done}/{total}{left}  {text}".rstrip(), markup=False)
-
-    def say(self, text: str) -> None:
-        """Show a line above the bars."""
-        if self._visible:
-            self._console.print(text, markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def show_training(visible: bool) -> Iterator[TrainingBar]:
-    """Bars for training and evaluation; only the main process of several shows them."""
-    console = stderr_console()
-    text = TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-    with make_bar(console, MofNCompleteColumn(), TimeRemainingColumn(), text, shown=visible) as bar:
-        yield TrainingBar(bar, console, visible)
-
-
-COMMAND_MODULES = (
-    "SPDSegmentLib.cli.segment_command",
-    "SPDSegmentLib.cli.batch_command",
-    "SPDSegmentLib.cli.models_commands",
-    "SPDSegmentLib.cli.init_command",
-    "SPDSegmentLib.cli.training_commands",
-    "SPDSegmentLib.cli.demo_command",
-)
-"""Modules with a function ``register(app: typer.Typer)``. They import anything heavy only inside their commands."""
+SAMPLE_FILES = IMAGE, LABEL, CLICKS, _ = ("image.nii.gz", "label.nii.gz", "clicks.mrk.json", "ATTRIBUTION.md")
+"""Volume, reference (every value but 0 is the structure), noisy clicks and origin of a shipped case."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -269,8 +55,90 @@ def worker(
     serve_stdio(None, volume_memory, cache_memory)
 
 
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for mask, report and picture.")] = Path(
+        "demo-output"
+    ),
+    sample: Annotated[str | None, typer.Option(help="Name of a sample; by default the first one.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model; by default that of the sample.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Segment the sample that comes with SPDSegment and compare the mask with its reference."""
+    case = find_sample(sample)
+    check_folder(output, "output folder")
+    bundle = find_bundle(model) if model else model_of(case)
+    if bundle.info.backbone not in WEIGHTLESS_BACKBONES:
+        with show_bytes(bundle.info.backbone) as progress:
+            fetch_base_weights(bundle.info.backbone, progress)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"The folder {output} cannot be made: {error.strerror}.", "Choose another one.") from error
+    request = SegmentRequest(
+        image=case / IMAGE,
+        points=case / CLICKS,
+        model=str(bundle.folder),
+        output=output / f"{case.name}.nii.gz",
+        report=output / f"{case.name}.json",
+        preview=output / f"{case.name}.png",
+        device=device,
+    )
+    with show_slices() as on_progress:
+        outcome = run_segmentation(request, on_progress)
+    describe(request, outcome)
+    typer.echo(f"Dice against the shipped label: {dice_with(case / LABEL, outcome.mask):.3f}")
+
+
+def dice_with(label: Path, mask_kji: np.ndarray) -> float:
+    """Volume Dice of a mask (K, J, I) with a label file on the same grid, every value but 0 being the structure.
+
+    NaN where both are empty.
+    """
+    from SPDSegmentLib.evaluation.metrics import dice
+    from SPDSegmentLib.geometry.labelmap import read_labelmap
+
+    reference = read_labelmap(label).array > 0
+    if reference.shape != mask_kji.shape:
+        raise BadInput(f"{label} does not lie on the image's grid.")
+    value = dice(mask_kji > 0, reference)
+    return float("nan") if value is None else value
+
+
+def list_samples() -> list[Path]:
+    """Folders of the complete samples in ``Resources/SampleData``, by name."""
+    resources = resources_folder()
+    root = resources / "SampleData" if resources else None
+    if root is None or not root.is_dir():
+        return []
+    folders = (folder for folder in sorted(root.iterdir()) if folder.is_dir())
+    return [folder for folder in folders if all((folder / name).is_file() for name in SAMPLE_FILES)]
+
+
+def find_sample(name: str | None) -> Path:
+    """The folder of a sample by name, the first one for None; raises :class:`BadInput`."""
+    samples = list_samples()
+    if not samples:
+        raise BadInput("No sample is installed.", "Get the source tree with its folder Resources/SampleData.")
+    for sample in samples:
+        if name in (None, sample.name):
+            return sample
+    raise BadInput(f"There is no sample '{name}'.", f"Known: {', '.join(sample.name for sample in samples)}.")
+
+
+def model_of(sample: Path) -> Bundle:
+    """The shipped model whose name the sample's name is or begins with, the longest; raises :class:`ModelMissing`.
+
+    Only without a shipped one is a model of the user's taken.
+    """
+    bundles = [bundle for bundle in list_shipped_bundles() if sample.name.startswith(bundle.info.name)]
+    fitting = bundles or [bundle for bundle in list_bundles() if sample.name.startswith(bundle.info.name)]
+    if not fitting:
+        raise ModelMissing(f"No model for the sample {sample.name} is installed.", "Name one with --model.")
+    return max(fitting, key=lambda bundle: len(bundle.info.name))
+
+
 def build_app() -> typer.Typer:
-    """The application with all commands."""
+    """The application with all commands; each imports anything heavy only when it runs."""
     app = typer.Typer(
         name="spdsegment",
         cls=FailureReportingGroup,
@@ -281,8 +149,13 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_general_options)
-    for module in COMMAND_MODULES:
-        importlib.import_module(module).register(app)
+    app.command("segment")(segment)
+    app.command("batch", short_help="Segment many cases; goes on where it was stopped.")(batch)
+    app.add_typer(models_app, name="models")
+    app.command("init", short_help="Plan the training of a new structure from images and labels.")(init)
+    app.command("train")(train)
+    app.command("evaluate")(evaluate)
+    app.command("demo", short_help="Segment the sample that comes along, with pictures.")(demo)
     app.command("worker", short_help="Serve segmentation requests on stdin and stdout.")(worker)
     return app
 

@@ -6,27 +6,15 @@ import contextlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from SPDSegmentLib.cli.app import printable, require_device, require_input, show_training
-from SPDSegmentLib.cli.segment_command import (
-    AxisOption,
-    DeviceOption,
-    FrameOption,
-    InsistOption,
-    ModelOption,
-    PathsOption,
-    Prompts,
-    PromptsOption,
-    SaliencyOption,
-    SeriesOption,
-    names_of,
-)
+from SPDSegmentLib.cli.segment_command import CaseOptions, names_of
+from SPDSegmentLib.cli.terminal import printable, require_device, require_input, show_training, takes
 from SPDSegmentLib.errors import MUST_LOOK, BadInput
 from SPDSegmentLib.files import check_folder
 
@@ -46,42 +34,34 @@ class MaskFormat(StrEnum):
     mha = "mha"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("batch", short_help="Segment many cases; goes on where it was stopped.")(batch)
+@dataclass(frozen=True, kw_only=True)
+class BatchRequest(CaseOptions):
+    """What ``spdsegment batch`` was asked for."""
 
-
-def batch(
     cases: Annotated[
         Path, typer.Argument(help="Table (.csv) with the columns name, image, points.", show_default=False)
-    ],
-    model: ModelOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.")],
+    ]
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.")]
     workers: Annotated[
         int, typer.Option(help="Cases that are segmented at once; with --slurm: jobs.", min=1, max=256)
-    ] = 1,
+    ] = 1
     scheduler: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Segment on the workers of this Dask scheduler.")
-    ] = "",
-    slurm: Annotated[bool, typer.Option("--slurm", help="Segment in Slurm jobs that are started for it.")] = False,
-    part: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts of the table.")] = "1/1",
-    again: Annotated[bool, typer.Option("--again", help="Do finished cases again and replace every mask.")] = False,
-    mask_format: Annotated[MaskFormat, typer.Option("--format", help="Format of the masks.")] = MaskFormat.seg_nrrd,
-    prompts: PromptsOption = Prompts.consensus,
-    saliency_only: SaliencyOption = False,
-    series: SeriesOption = None,
-    frame: FrameOption = None,
+    ] = ""
+    slurm: Annotated[bool, typer.Option("--slurm", help="Segment in Slurm jobs that are started for it.")] = False
+    part: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts of the table.")] = "1/1"
+    again: Annotated[bool, typer.Option("--again", help="Do finished cases again and replace every mask.")] = False
+    mask_format: Annotated[MaskFormat, typer.Option("--format", help="Format of the masks.")] = MaskFormat.seg_nrrd
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="A DICOM segmentation of its series beside each mask.")
-    ] = False,
+    ] = False
     rtstruct: Annotated[
         bool, typer.Option("--rtstruct", help="An RT structure set of its series beside each mask.")
-    ] = False,
-    insist: InsistOption = "",
-    axis: AxisOption = None,
-    device: DeviceOption = "auto",
-    full_paths: PathsOption = False,
-) -> None:
+    ] = False
+
+
+@takes(BatchRequest)
+def batch(request: BatchRequest) -> None:
     """Segment many cases. Run the same command again to go on: results made of the same image, clicks, model, version
     and settings are skipped.
 
@@ -91,15 +71,16 @@ def batch(
 
     With --scheduler or --slurm every worker needs this version, the model, and the files under the same names.
     """
-    require_input(cases, "table")
-    check_folder(output, "output folder")
-    require_device(device)
-    numbers = _PART.fullmatch(part)
+    scheduler, slurm, workers = request.scheduler, request.slurm, request.workers
+    require_input(request.cases, "table")
+    check_folder(request.output, "output folder")
+    require_device(request.device)
+    numbers = _PART.fullmatch(request.part)
     if numbers is None:
-        raise BadInput(f"'{part}' is no part.", "Give --part I/N, for example 2/8.")
+        raise BadInput(f"'{request.part}' is no part.", "Give --part I/N, for example 2/8.")
     if scheduler and (slurm or workers > 1):
         raise BadInput("--scheduler goes with neither --slurm nor --workers.", "The cluster has its own workers.")
-    if dicom_seg:
+    if request.dicom_seg:
         from SPDSegmentLib.geometry.dicom_objects import require_highdicom
 
         require_highdicom()
@@ -109,20 +90,20 @@ def batch(
     from SPDSegmentLib.models.bundle import base_weights_for, find_bundle
     from SPDSegmentLib.worker.client import WorkerClient
 
-    bundle = find_bundle(model)
+    bundle = find_bundle(request.model)
     base_weights_for(bundle)
     chosen = batch_model(bundle)
     settings = BatchSettings(
-        axis=axis.value if axis else "",
-        prompts=prompts.value,
-        device=device,
-        suffix=f".{mask_format.value}",
-        saliency_only=saliency_only,
-        insist=names_of(insist),
-        series=series or "",
-        frame=frame or 0,
-        dicom=tuple(name for name, wanted in (("dicom_seg", dicom_seg), ("rtstruct", rtstruct)) if wanted),
-        full_paths=full_paths,
+        axis=request.axis.value if request.axis else "",
+        prompts=request.prompts.value,
+        device=request.device,
+        suffix=f".{request.mask_format.value}",
+        saliency_only=request.saliency_only,
+        insist=names_of(request.insist),
+        series=request.series or "",
+        frame=request.frame_number or 0,
+        dicom=tuple(name for name in ("dicom_seg", "rtstruct") if getattr(request, name)),
+        full_paths=request.full_paths,
     )
     if workers > 1 and not slurm:
         _share_cores(workers)
@@ -144,21 +125,21 @@ def batch(
 
             client = clients.enter_context(slurm_jobs(workers) if slurm else connect(scheduler))
             dispatch = ClusterDispatch(client, say=bar.say)
-            given = Path(model).is_dir()  # a name is looked up on the worker
+            given = Path(request.model).is_dir()  # a name is looked up on the worker
             chosen = replace(chosen, key=str(bundle.folder.resolve()) if given else bundle.info.name)
         run = BatchRun(
             make_segmenter,
-            output,
+            request.output,
             chosen,
             settings,
-            resume=not again,
+            resume=not request.again,
             workers=workers,
             part=(int(numbers[1]), int(numbers[2])),
             on_case=show,
             dispatch=dispatch,
         )
-        run(cases)
-    _conclude(rows, output)
+        run(request.cases)
+    _conclude(rows, request.output)
 
 
 def _share_cores(workers: int) -> None:

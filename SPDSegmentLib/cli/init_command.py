@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from SPDSegmentLib.cli.app import printable, show_training
 from SPDSegmentLib.cli.segment_command import names_of
+from SPDSegmentLib.cli.terminal import printable, show_training
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.files import check_output, megabytes, write_text
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from SPDSegmentLib.training.planning import Plan
 
 _VALUES = re.compile(r"\d+(\+\d+)*")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("init", short_help="Plan the training of a new structure from images and labels.")(init)
 
 
 def init(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from SPDSegmentLib.cli.app import printable, show_bytes
+from SPDSegmentLib.cli.terminal import printable, show_bytes
 from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models import base_weights
@@ -42,11 +42,6 @@ AcceptUnknown = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 models_app = typer.Typer(no_args_is_help=True, help="List, show, verify, fetch, add and remove models.")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(models_app, name="models")
 
 
 @models_app.command("list")

@@ -15,7 +15,7 @@ import typer
 
 from SPDSegmentLib.api import Segmentation
 from SPDSegmentLib.api import segment as segment_case
-from SPDSegmentLib.cli.app import (
+from SPDSegmentLib.cli.terminal import (
     LABELMAP_SUFFIXES,
     as_spd_error,
     printable,
@@ -23,6 +23,7 @@ from SPDSegmentLib.cli.app import (
     require_input,
     require_output,
     show_slices,
+    takes,
 )
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled, well_formed
 from SPDSegmentLib.files import write_csv, write_json, write_png
@@ -58,78 +59,96 @@ class Axis(StrEnum):
     sagittal = "sagittal"
 
 
-# What says how a case is segmented; `segment` and `batch` take the same.
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model (see 'models list') or its folder.")]
-PromptsOption = Annotated[Prompts, typer.Option(help="Which clicks prompt a slice.")]
-SaliencyOption = Annotated[bool, typer.Option("--saliency-only", help="Take the thresholded saliency as the mask.")]
-SeriesOption = Annotated[
-    str | None, typer.Option(help="Which series of a DICOM folder: UID or its end, number or description.")
-]
-FrameOption = Annotated[
-    int | None, typer.Option(help="Which frame of a 4-D image, a sequence or a DICOM series, from 1.", min=1)
-]
-InsistOption = Annotated[
-    str, typer.Option(help="Ids of clicks, separated by commas, that prompt whatever the model believes.")
-]
-AxisOption = Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")]
-PathsOption = Annotated[bool, typer.Option("--full-paths", help="Name files in the report with their folders.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("segment")(segment)
+@dataclass(frozen=True, kw_only=True)
+class CaseOptions:
+    """How a case is segmented; ``segment`` and ``batch`` take the same options."""
+
+    model: Annotated[str, typer.Option("--model", "-m", help="Name of a model (see 'models list') or its folder.")]
+    prompts: Annotated[Prompts, typer.Option(help="Which clicks prompt a slice.")] = Prompts.consensus
+    saliency_only: Annotated[
+        bool, typer.Option("--saliency-only", help="Take the thresholded saliency as the mask.")
+    ] = False
+    series: Annotated[
+        str | None, typer.Option(help="Which series of a DICOM folder: UID or its end, number or description.")
+    ] = None
+    frame_number: Annotated[
+        int | None,
+        typer.Option("--frame", help="Which frame of a 4-D image, a sequence or a DICOM series, from 1.", min=1),
+    ] = None
+    insist: Annotated[
+        str, typer.Option(help="Ids of clicks, separated by commas, that prompt whatever the model believes.")
+    ] = ""
+    axis: Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")] = None
+    device: DeviceOption = "auto"
+    full_paths: Annotated[bool, typer.Option("--full-paths", help="Name files in the report with their folders.")] = (
+        False
+    )
 
 
-def segment(
+@dataclass(frozen=True, kw_only=True)
+class SegmentRequest(CaseOptions):
+    """What ``spdsegment segment`` was asked for."""
+
     image: Annotated[
         Path, typer.Option("--image", "-i", help="Volume (NIfTI, NRRD, MetaImage), DICOM folder or multi-frame file.")
-    ],
-    model: ModelOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Mask: .nii.gz, .nii, .nrrd, .mha or .seg.nrrd.")],
+    ]
+    output: Annotated[Path, typer.Option("--output", "-o", help="Mask: .nii.gz, .nii, .nrrd, .mha or .seg.nrrd.")]
     points: Annotated[
         Path | None,
         typer.Option("--points", "-p", help="Clicks: points, curves (.mrk.json, .fcsv), or a table (.csv)."),
-    ] = None,
+    ] = None
     point: Annotated[
         list[str] | None, typer.Option(metavar="X,Y,Z", help="A click in RAS mm, as Slicer shows it; may be repeated.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option(help="Report with the fate of every click (.json).")] = None,
-    preview: Annotated[Path | None, typer.Option(help="Picture of the result (.png).")] = None,
+    ] = None
+    report: Annotated[Path | None, typer.Option(help="Report with the fate of every click (.json).")] = None
+    preview: Annotated[Path | None, typer.Option(help="Picture of the result (.png).")] = None
     measure: Annotated[
         Path | None, typer.Option(help="Areas and diameters along the centerline (.csv), and a picture beside it.")
-    ] = None,
+    ] = None
     dicom_seg: Annotated[
         Path | None, typer.Option("--dicom-seg", help="DICOM segmentation of the image's series (.dcm).")
-    ] = None,
-    rtstruct: Annotated[Path | None, typer.Option(help="DICOM RT structure set of the image's series (.dcm).")] = None,
-    prompts: PromptsOption = Prompts.consensus,
-    saliency_only: SaliencyOption = False,
-    series: SeriesOption = None,
-    frame: FrameOption = None,
-    insist: InsistOption = "",
-    axis: AxisOption = None,
-    device: DeviceOption = "auto",
-    full_paths: PathsOption = False,
-) -> None:
+    ] = None
+    rtstruct: Annotated[Path | None, typer.Option(help="DICOM RT structure set of the image's series (.dcm).")] = None
+
+    @property
+    def positions(self) -> list[tuple[float, float, float]]:
+        """Those of ``point`` in RAS mm; raises :class:`BadInput` where one is not three numbers."""
+        return [position_of(text) for text in self.point or ()]
+
+    @property
+    def drawn(self) -> Path | None:
+        """The picture beside the table of ``measure``; None where none is asked for or can be drawn."""
+        if self.measure is None or importlib.util.find_spec("matplotlib") is None:
+            return None
+        return self.measure.with_suffix(".png")
+
+    def check(self) -> None:
+        """Raise :class:`BadInput` for paths and settings that cannot work."""
+        positions = self.positions
+        require_input(self.image, "image")
+        taken = [self.image]
+        if self.points is not None:
+            require_input(self.points, "points file")
+            taken.append(self.points)
+        elif not positions:
+            raise BadInput("There are no clicks.", "Give --points FILE, or --point X,Y,Z for each click.")
+        outputs = [("output", self.output, LABELMAP_SUFFIXES), ("report", self.report, (".json",)),
+                   ("preview", self.preview, (".png",)), ("table of measures", self.measure, (".csv",)),
+                   ("picture of the measures", self.drawn, (".png",)), ("DICOM SEG file", self.dicom_seg, (".dcm",)),
+                   ("RTSTRUCT file", self.rtstruct, (".dcm",))]  # fmt: skip
+        for what, path, suffixes in outputs:
+            if path is not None:
+                require_output(path, what, suffixes, taken)
+                taken.append(path)
+        require_device(self.device)
+
+
+@takes(SegmentRequest)
+def segment(request: SegmentRequest) -> None:
     """Segment a structure from rough clicks along its centerline."""
-    files = {"report": report, "preview": preview, "measure": measure, "dicom_seg": dicom_seg, "rtstruct": rtstruct}
-    request = SegmentRequest(
-        image,
-        points,
-        model,
-        output,
-        **files,
-        point=tuple(map(position_of, point or ())),
-        prompts=prompts.value,
-        saliency_only=saliency_only,
-        insist=names_of(insist),
-        axis=axis.value if axis else None,
-        series=series,
-        frame_number=frame,
-        device=device,
-        full_paths=full_paths,
-    )
     with show_slices() as on_progress:
         outcome = run_segmentation(request, on_progress, lambda note: typer.echo(printable(f"Note: {note}"), err=True))
     describe(request, outcome)
@@ -181,73 +200,7 @@ def describe(request: SegmentRequest, outcome: Segmentation) -> None:
         typer.echo("Note: nothing was segmented; no click is supported by the image.", err=True)
 
 
-@dataclass(frozen=True)
-class SegmentRequest:
-    """What ``spdsegment segment`` was asked for.
-
-    Attributes:
-        points: file of clicks, or None for those of ``point`` alone.
-        point: positions of further clicks in RAS mm.
-        model: name or folder of a bundle.
-        measure: table along the centerline; its picture, ``drawn``, lies beside it where matplotlib is installed.
-        dicom_seg, rtstruct: DICOM objects of the image's series.
-        prompts: strategy of the predictor.
-        insist: ids of clicks that prompt whatever the model believes.
-        axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
-        series: UID or its end, number or description of the wanted series in a DICOM folder.
-        frame_number: wanted frame of a 4-D image, from 1.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
-        full_paths: name files in the report with their folders.
-    """
-
-    image: Path
-    points: Path | None
-    model: str
-    output: Path
-    report: Path | None = None
-    preview: Path | None = None
-    measure: Path | None = None
-    dicom_seg: Path | None = None
-    rtstruct: Path | None = None
-    point: tuple[tuple[float, float, float], ...] = ()
-    prompts: str = "consensus"
-    saliency_only: bool = False
-    insist: tuple[str, ...] = ()
-    axis: str | None = None
-    series: str | None = None
-    frame_number: int | None = None
-    device: str = "auto"
-    full_paths: bool = False
-
-    @property
-    def drawn(self) -> Path | None:
-        """The picture beside the table of ``measure``; None where none is asked for or can be drawn."""
-        if self.measure is None or importlib.util.find_spec("matplotlib") is None:
-            return None
-        return self.measure.with_suffix(".png")
-
-    def check(self) -> None:
-        """Raise :class:`BadInput` for paths and settings that cannot work."""
-        require_input(self.image, "image")
-        taken = [self.image]
-        if self.points is not None:
-            require_input(self.points, "points file")
-            taken.append(self.points)
-        elif not self.point:
-            raise BadInput("There are no clicks.", "Give --points FILE, or --point X,Y,Z for each click.")
-        outputs = [("output", self.output, LABELMAP_SUFFIXES), ("report", self.report, (".json",)),
-                   ("preview", self.preview, (".png",)), ("table of measures", self.measure, (".csv",)),
-                   ("picture of the measures", self.drawn, (".png",)), ("DICOM SEG file", self.dicom_seg, (".dcm",)),
-                   ("RTSTRUCT file", self.rtstruct, (".dcm",))]  # fmt: skip
-        for what, path, suffixes in outputs:
-            if path is not None:
-                require_output(path, what, suffixes, taken)
-                taken.append(path)
-        require_device(self.device)
-
-
-_PASSED_ON = ("series", "frame_number", "axis", "prompts", "saliency_only", "insist", "device")
-"""Settings of a request that mean what they mean for :func:`SPDSegmentLib.api.segment`."""
+_PASSED_ON = ("series", "frame_number", "axis", "prompts", "saliency_only", "device")
 
 
 def run_segmentation(
@@ -282,6 +235,7 @@ def run_segmentation(
         request.output,
         on_progress=on_progress,
         on_note=on_note,
+        insist=names_of(request.insist),
         **{name: getattr(request, name) for name in _PASSED_ON},
     )
     _write_beside(request, outcome, source)
@@ -292,7 +246,7 @@ def _clicks_of(request: SegmentRequest) -> Path | list[Markup]:
     """The points file, or where there are further positions the clicks of both."""
     if request.points is not None and not request.point:
         return request.points
-    given = tuple(ControlPoint(f"point-{n}", "", place) for n, place in enumerate(request.point, 1))
+    given = tuple(ControlPoint(f"point-{n}", "", place) for n, place in enumerate(request.positions, 1))
     return [*(read_markups(request.points) if request.points else ()), Markup("--point", LIST, given)]
 
 
@@ -318,7 +272,8 @@ def _write_beside(request: SegmentRequest, outcome: Segmentation, source: Sequen
 
 
 def _write_report(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
-    write_json(path, outcome.report(request.full_paths, dataclasses.asdict(request)), "report")
+    asked = dataclasses.asdict(request) | {"point": request.positions, "insist": names_of(request.insist)}
+    write_json(path, outcome.report(request.full_paths, asked), "report")
 
 
 def _write_picture(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from SPDSegmentLib.cli.app import TrainingBar, require_input, show_training
+from SPDSegmentLib.cli.terminal import TrainingBar, require_input, show_training
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.settings import check_choice
@@ -35,12 +35,6 @@ if TYPE_CHECKING:
     Steps: TypeAlias = tuple[
         Callable[[RunHooks], list[str]], Callable[[Processes, RunHooks], SPDModel], Callable[[SPDModel], Bundle]
     ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("train")(train)
-    app.command("evaluate")(evaluate)
 
 
 def train(

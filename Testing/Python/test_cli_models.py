@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.cli import app as app_module
-from SPDSegmentLib.cli.app import FailureReportingGroup, as_spd_error
+from SPDSegmentLib.cli.terminal import FailureReportingGroup, as_spd_error
 from SPDSegmentLib.errors import (
     BadInput,
     Cancelled,

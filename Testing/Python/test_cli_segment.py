@@ -15,7 +15,7 @@ from segment_case import SHAPE, SPACING, files_in, run, tiny_bundle, write_click
 from typer.testing import CliRunner
 
 from SPDSegmentLib.cli import app as app_module
-from SPDSegmentLib.cli import demo_command, segment_command
+from SPDSegmentLib.cli import segment_command
 from SPDSegmentLib.errors import OutOfMemory
 from SPDSegmentLib.geometry.labelmap import read_labelmap
 from SPDSegmentLib.geometry.markups import read_markups
@@ -236,7 +236,7 @@ def test_the_demo_segments_the_shipped_sample_and_prints_its_dice(
         label[k, j - 2 : j + 3, i - 2 : i + 3] = 3
     label[0, 0, 0:25] = 0
     write_image(sample / "label.nii.gz", label)
-    monkeypatch.setattr(demo_command, "resources_folder", lambda: resources)
+    monkeypatch.setattr(app_module, "resources_folder", lambda: resources)
     monkeypatch.setenv("SPDSEGMENT_HOME", str(tmp_path))
 
     result = CliRunner().invoke(app_module.build_app(), ["demo", "--output", str(tmp_path / "demo")])
@@ -247,7 +247,7 @@ def test_the_demo_segments_the_shipped_sample_and_prints_its_dice(
 
 
 def test_the_demo_without_a_sample_or_a_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_command, "resources_folder", lambda: tmp_path)
+    monkeypatch.setattr(app_module, "resources_folder", lambda: tmp_path)
     result = CliRunner().invoke(app_module.build_app(), ["demo", "--output", str(tmp_path / "demo")])
     assert result.exit_code == 2
     assert "No sample is installed" in result.stderr

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from SPDSegmentLib.cli import app
+from SPDSegmentLib.cli import app, terminal
 from SPDSegmentLib.cli.batch_command import batch
 from SPDSegmentLib.cli.segment_command import segment
 from SPDSegmentLib.inference.results import SegmentationProgress
@@ -53,7 +53,7 @@ def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     """What is shown on 80 columns, in a terminal or in a pipe."""
     shown = io.StringIO()
     settings = {"force_terminal": True, "color_system": None, "width": 80} if request.param else {"width": 80}
-    monkeypatch.setattr(app, "stderr_console", lambda: Console(file=shown, highlight=False, **settings))
+    monkeypatch.setattr(terminal, "stderr_console", lambda: Console(file=shown, highlight=False, **settings))
     return shown
 
 
@@ -65,7 +65,7 @@ def lines(shown: io.StringIO) -> list[str]:
 
 def test_the_progress_of_a_training_fits_80_columns(screen: io.StringIO) -> None:
     names = ("total", "segmentation", "psc", "quality", "dsc", "dice_loss", "focal_loss")
-    with app.show_training(True) as bar:
+    with terminal.show_training(True) as bar:
         for what in ("stage1", "computing embeddings", "evaluating a-model-with-quite-a-[long]-name"):
             bar.advance(what, 12345, 12345, 123456.0, dict.fromkeys(names, 12.3456))
     assert all(len(line) <= 80 for line in lines(screen)), lines(screen)
@@ -74,16 +74,16 @@ def test_the_progress_of_a_training_fits_80_columns(screen: io.StringIO) -> None
 
 
 def test_the_progress_of_slices_and_bytes_fits_80_columns(screen: io.StringIO) -> None:
-    with app.show_slices() as advance:
+    with terminal.show_slices() as advance:
         advance(SegmentationProgress("decoding", 1234, 12345))
-    with app.show_bytes("a-backbone-with-a-long-name-of-many-words") as show:
+    with terminal.show_bytes("a-backbone-with-a-long-name-of-many-words") as show:
         show(123_456_789, 2_345_678_901)
     assert all(len(line) <= 80 for line in lines(screen)), lines(screen)
     assert not lines(screen) or "2.3 GB" in screen.getvalue()
 
 
 def test_what_is_said_is_never_read_as_markup(screen: io.StringIO) -> None:
-    with app.show_training(True) as bar:
+    with terminal.show_training(True) as bar:
         bar.say("in /data/[red]/[bold]x")
     assert any("in /data/[red]/[bold]x" in line for line in lines(screen))
 
@@ -95,9 +95,11 @@ def test_the_list_of_commands_cuts_no_sentence(path: tuple[str, ...]) -> None:
 
 
 def test_batch_takes_every_option_of_segment_that_says_how() -> None:
-    def options(command: Callable[..., None]) -> dict[str, tuple[object, object]]:
+    def options(command: Callable[..., None]) -> dict[str, tuple[object, object, object]]:
         kinds = get_type_hints(command, include_extras=True)
-        return {name: (kinds[name], option.default) for name, option in signature(command).parameters.items()}
+        told = {name: [vars(info) for info in kind.__metadata__] for name, kind in kinds.items()}
+        defaults = {name: option.default for name, option in signature(command).parameters.items()}
+        return {name: (kinds[name].__origin__, told[name], default) for name, default in defaults.items()}
 
     one, many = options(segment), options(batch)
     of_one_case = {

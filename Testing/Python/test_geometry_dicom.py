@@ -300,7 +300,7 @@ def test_a_folder_with_two_series_tells_how_to_choose_and_that_works(tmp_path: P
     refused(tmp_path / "ct", r"1\.2\.3\.4 \(6 files\) CT; 1\.2\.3\.77 \(6 files\) CT late.*--series", BadInput)
     # then the option chooses
     np.testing.assert_array_equal(read_volume(tmp_path / "ct", ".77").array, PIXELS + 1)
-    assert SegmentRequest(Path("a"), Path("b"), "m", Path("c"), series=".77").series == ".77"
+    assert SegmentRequest(image=Path("a"), points=Path("b"), model="m", output=Path("c"), series=".77").series == ".77"
     with pytest.raises(BadInput, match=r"ends in 5\. Choose one of these: 1\.2\.3\.4"):
         read_volume(tmp_path / "ct", "5")
 

@@ -15,8 +15,7 @@ from models_helpers import tiny_info
 from segment_case import files_in, run, tiny_bundle
 from typer.testing import CliRunner
 
-from SPDSegmentLib.cli.app import build_app
-from SPDSegmentLib.cli.demo_command import find_sample, model_of
+from SPDSegmentLib.cli.app import build_app, find_sample, model_of
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError
 from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range, normalize
 from SPDSegmentLib.geometry.volume import Volume, check_image

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from SPDSegmentLib.cli.app import as_spd_error
+from SPDSegmentLib.cli.terminal import as_spd_error
 from SPDSegmentLib.errors import BadInput, DependencyMissing, ModelCorrupt, OutOfMemory, is_out_of_memory
 from SPDSegmentLib.worker.pipes import to_error
 
