@@ -81,7 +81,7 @@ class ClicksSection(VTKObservationMixin):
         table.horizontalHeader().setResizeContentsPrecision(30)
         table.connect("itemChanged(QTableWidgetItem*)", self._onItemChanged)
         table.connect("cellClicked(int,int)", self._onCellClicked)
-        ui.clicksSection.connect("contentsCollapsed(bool)", self._onCollapsed)
+        ui.clicksSection.connect("contentsCollapsed(bool)", lambda collapsed: self.fill())
         ui.deleteLastButton.connect("clicked(bool)", lambda checked: self._remove(lastOnly=True))
         ui.clearButton.connect("clicked(bool)", lambda checked: self._remove(lastOnly=False))
 
@@ -141,8 +141,7 @@ class ClicksSection(VTKObservationMixin):
         if self.ui.clicksSection.collapsed:
             return
         fates = {fate.click_id: fate for fate in self._record.fates if fate.click_id}
-        if clicks is None:
-            clicks = snapshotClicks(self._state().centerlineNodes)
+        clicks = self.snapshot() if clicks is None else clicks
         rows = [(nodeId, point) for nodeId, markup in clicks for point in markup.points if point.placed][:MAX_ROWS]
         self._rows = [(nodeId, point.id) for nodeId, point in rows]
         texts = fateTexts()
@@ -175,8 +174,7 @@ class ClicksSection(VTKObservationMixin):
 
     def close(self) -> None:
         """Let go of the nodes."""
-        self._timer.stop()
-        for timer in (self._marksTimer, self._contentsTimer, self._fillTimer):
+        for timer in (self._timer, self._marksTimer, self._contentsTimer, self._fillTimer):
             timer.stop()
         self.removeObservers()
         self._nodeIds = []
@@ -187,7 +185,7 @@ class ClicksSection(VTKObservationMixin):
         fates = self._record.fates
         places: dict[str, Position] = {}
         if self._current is None and (fates or not self.ui.clicksSection.collapsed):
-            self._current = snapshotClicks(self._state().centerlineNodes)
+            self._current = self.snapshot()
         if fates:
             for nodeId, markup in self._current or ():
                 places.update({clickName(nodeId, point.id): point.position_ras for point in markup.points})
@@ -246,14 +244,11 @@ class ClicksSection(VTKObservationMixin):
         self._timer.start()
 
     def _onTimeout(self) -> None:
-        clicks = snapshotClicks(self._state().centerlineNodes)
+        clicks = self.snapshot()
         if clicks != self._seen:
             self._seen = self._current = clicks
             self._marksTimer.start()
             self._onClicksChanged(clicks)
-
-    def _onCollapsed(self, collapsed: bool) -> None:
-        self.fill()
 
 
 def _isNear(one: Position | None, other: Position) -> bool:

@@ -94,12 +94,9 @@ class ResultDisplay(VTKObservationMixin):
         self._surfaces = surfaces
         self._state = state
         self._timer = idleTimer(self._refresh)
-        for style, text in (
-            ((True, True), _("Fill and outline")),
-            ((False, True), _("Outline")),
-            ((True, False), _("Fill")),
-        ):
-            ui.displayBox.addItem(text, style)
+        ui.displayBox.addItem(_("Fill and outline"), (True, True))
+        ui.displayBox.addItem(_("Outline"), (False, True))
+        ui.displayBox.addItem(_("Fill"), (True, False))
         ui.show3DButton.connect("clicked(bool)", self._onShow3D)
         ui.displayBox.connect("activated(int)", self._onStyle)
         ui.opacitySlider.connect("valueChanged(int)", self._onOpacity)
@@ -110,9 +107,9 @@ class ResultDisplay(VTKObservationMixin):
         node = self._state().segmentationNode
         if node is not None:
             kinds = slicer.vtkSegmentation
-            for event in (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.ContainedRepresentationNamesModified):
-                self.addObserver(node, event, self._onChanged)
-            self.addObserver(node, node.DisplayModifiedEvent, self._onChanged)
+            changes = (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.ContainedRepresentationNamesModified)
+            for event in (*changes, node.DisplayModifiedEvent):
+                self.addObserver(node, event, lambda caller, event: self._timer.start())
         self._refresh()
 
     def close(self) -> None:
@@ -137,9 +134,6 @@ class ResultDisplay(VTKObservationMixin):
     def _display(self) -> Any:
         node = self._state().segmentationNode
         return node.GetDisplayNode() if node is not None else None
-
-    def _onChanged(self, caller: Any, event: str) -> None:
-        self._timer.start()
 
     def _onShow3D(self, checked: bool) -> None:
         state = self._state()

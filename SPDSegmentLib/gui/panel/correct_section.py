@@ -12,7 +12,7 @@ from slicer.util import VTKObservationMixin
 from SPDSegmentLib.errors import Cancelled, SPDError
 from SPDSegmentLib.geometry.slices import slice_ranges
 from SPDSegmentLib.worker.client import Request
-from SPDSegmentLib.worker.messages import Answer, Learned, Progress, Suggested
+from SPDSegmentLib.worker.messages import Answer, Learned, Suggested
 
 from ..run.segmenter import Segmenter
 from ..run.task import Task
@@ -49,7 +49,7 @@ class CorrectSection(VTKObservationMixin):
         self._timer = idleTimer(self.takeIn, NOTICE_MS)
         segmenter.saveStateForUndo = self._saveState
         ui.correctSection.connect("contentsCollapsed(bool)", self._onCollapsed)
-        ui.releaseButton.connect("clicked(bool)", self._onRelease)
+        ui.releaseButton.connect("clicked(bool)", lambda checked: self._release(None))
         ui.releaseSliceButton.connect("clicked(bool)", self._onReleaseSlice)
 
     def edit(self, target: SegmentTarget | None, volumeNode: Any) -> None:
@@ -76,15 +76,14 @@ class CorrectSection(VTKObservationMixin):
         segmentation = node.GetSegmentation()
         kinds = slicer.vtkSegmentation
         for event in (kinds.SourceRepresentationModified, kinds.RepresentationModified, kinds.SegmentModified):
-            self.addObserver(segmentation, event, self._onSegmentation)
+            self.addObserver(segmentation, event, lambda caller, event: self._timer.start())
 
     def show(self, record: WriteRecord) -> None:
         """Show which slices are a person's."""
         task = self._task()
         stack = task.writtenSnapshot(record).stack if task is not None else None
         owned = sorted(record.owned if stack is None else {stack.slice_number(t) for t in record.owned})
-        self.ui.releaseButton.enabled = bool(owned)
-        self.ui.releaseSliceButton.enabled = bool(owned)
+        self.ui.releaseButton.enabled = self.ui.releaseSliceButton.enabled = bool(owned)
         self.ui.lockedLabel.text = (
             _("Slices edited by you and kept: {ranges}.").format(ranges=slice_ranges(owned))
             if owned
@@ -110,16 +109,17 @@ class CorrectSection(VTKObservationMixin):
 
     def close(self) -> None:
         """Stop for good."""
+        self._stop()
+        self._segmenter.saveStateForUndo = None
+
+    def _stop(self) -> None:
         self._timer.stop()
         self.ui.editor.setActiveEffectByName("")
         self.removeObservers()
-        self._segmenter.saveStateForUndo = None
 
     def forgetScene(self) -> None:
         """Let go of the scene's nodes."""
-        self._timer.stop()
-        self.ui.editor.setActiveEffectByName("")
-        self.removeObservers()
+        self._stop()
         self._shown = None
         self.ui.editor.setMRMLSegmentEditorNode(None)
 
@@ -139,17 +139,11 @@ class CorrectSection(VTKObservationMixin):
         else:
             editor.setActiveEffectByName("")
 
-    def _onSegmentation(self, caller: Any, event: str) -> None:
-        self._timer.start()
-
     def undo(self) -> None:
         """Take back the run under way, otherwise the last change in the editor's history."""
         task = self._task()
         if task is None or not self._segmenter.takeBack(task):
             self.ui.editor.undo()
-
-    def _onRelease(self, checked: bool) -> None:
-        self._release(None)
 
     def _onReleaseSlice(self, checked: bool) -> None:
         t = self._currentSlice()
@@ -181,7 +175,7 @@ class AssistSection:
             (ui.acceptButton, self._accept),
             (ui.dismissButton, self._dismiss),
             (ui.learnButton, self._learn),
-            (ui.applyLearnedButton, lambda: self._apply()),
+            (ui.applyLearnedButton, self._apply),
             (ui.forgetLearnedButton, self._forget),
         ):
             button.connect("clicked(bool)", lambda checked, action=action: action())
@@ -199,8 +193,7 @@ class AssistSection:
         if request is not None and not request.finished:
             self._segmenter.workerHost.client.cancel(request, urgent=False)
         self.ghost.remove()
-        self.ui.suggestLabel.text = ""
-        self.ui.learnLabel.text = ""
+        self.ui.suggestLabel.text = self.ui.learnLabel.text = ""
 
     def _refresh(self) -> None:
         ui, record = self.ui, self._record
@@ -286,15 +279,17 @@ class AssistSection:
         if task is None:
             return
         self.withdraw()
-        self.ui.learnLabel.text = _("Learning...")
+        label = self.ui.learnLabel
+        label.text = _("Learning...")
         try:
-            self._request = self._segmenter.learn(task, lambda answer: self._taught(task, answer), self._onProgress)
+            self._request = self._segmenter.learn(
+                task,
+                lambda answer: self._taught(task, answer),
+                lambda progress: setattr(label, "text", progressText(progress)),
+            )
         except SPDError as error:
-            self.ui.learnLabel.text = error.sentence
+            label.text = error.sentence
         self._refresh()
-
-    def _onProgress(self, progress: Progress) -> None:
-        self.ui.learnLabel.text = progressText(progress)
 
     def _taught(self, task: Task, answer: Answer | SPDError) -> None:
         self._request = None

@@ -158,9 +158,7 @@ class InputsSection(VTKObservationMixin):
             SPDError: something is missing or cannot be used.
         """
         state = self._state()
-        model = self.model
-        if model is None:
-            model = findModel("")
+        model = self.model or findModel("")
         takeSnapshot(state.volumeNode, state.axis)
         checkClicks(state.centerlineNodes)
         target = makeTarget(
@@ -185,15 +183,11 @@ class InputsSection(VTKObservationMixin):
         """Notice what is added, removed and renamed elsewhere."""
         self.removeObservers()
         kinds = slicer.vtkSegmentation
-        node = state.segmentationNode
-        if node is not None:
-            for event in (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified, kinds.SegmentsOrderModified):
-                self.addObserver(node, event, self._onNames)
-        for node in self._branchNodes(state):
-            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onNames)
-
-    def _onNames(self, caller: Any, event: str) -> None:
-        self._namesTimer.start()
+        events = (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.SegmentModified, kinds.SegmentsOrderModified)
+        followed = [(state.segmentationNode, event) for event in events if state.segmentationNode is not None]
+        followed += [(node, vtk.vtkCommand.ModifiedEvent) for node in self._branchNodes(state)]
+        for node, event in followed:
+            self.addObserver(node, event, lambda caller, event: self._namesTimer.start())
 
     def _fillNames(self) -> None:
         """Show the names of now; where the chosen segment is gone everybody is told."""
@@ -331,12 +325,5 @@ def _cardWindow(title: str, card: str) -> Any:
 
 
 def _axisNames() -> tuple[str, ...]:
-    return (
-        _("Automatic"),
-        _("Axial"),
-        _("Coronal"),
-        _("Sagittal"),
-        _("Voxel axis I"),
-        _("Voxel axis J"),
-        _("Voxel axis K"),
-    )
+    of_voxels = (_("Voxel axis I"), _("Voxel axis J"), _("Voxel axis K"))
+    return (_("Automatic"), _("Axial"), _("Coronal"), _("Sagittal"), *of_voxels)

@@ -85,18 +85,16 @@ class ModulePanel(VTKObservationMixin):
         for timer in (self._startLater, self._later, self._showLater):
             timer.stop()
         self.shortcuts.remove()
-        self.saliency.close()
-        self.setup.close()
-        self.run.close()
-        self.inputs.close()
-        self.clicks.close()
-        self.review.close()
-        self.assist.withdraw()
-        self.correct.close()
-        self.display.close()
-        self.export.close()
-        self.straight.close()
+        self._letGo()
+        for section in (self.setup, self.run, self.correct, self.export, self.straight):
+            section.close()
         self.removeObservers()
+
+    def _letGo(self) -> None:
+        """Let go of the scene's nodes."""
+        for section in (self.saliency, self.inputs, self.clicks, self.review, self.display):
+            section.close()
+        self.assist.withdraw()
 
     def refresh(self) -> None:
         """Show models, settings, clicks and result."""
@@ -162,14 +160,9 @@ class ModulePanel(VTKObservationMixin):
     def _onSceneStartClose(self, caller: Any, event: str) -> None:
         self.isClosing = True
         self.inputs.placing.stop()
-        self.saliency.close()
+        self._letGo()
         self.run.forgetScene()
-        self.inputs.close()
-        self.clicks.close()
-        self.review.close()
-        self.assist.withdraw()
         self.correct.forgetScene()
-        self.display.close()
 
     def _onSceneEnd(self, caller: Any, event: str) -> None:
         self.isClosing = False

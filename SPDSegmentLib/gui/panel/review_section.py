@@ -37,7 +37,7 @@ class ReviewSection(VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.ui = ui
         self._timer = idleTimer(self._drawCurrent, FOLLOW_MS)
-        ui.reviewSection.connect("contentsCollapsed(bool)", self._onCollapsed)
+        ui.reviewSection.connect("contentsCollapsed(bool)", lambda collapsed: self._drawCurrent())
         self._task = task
         self._record = WriteRecord()
         self._review = Review(range(0), {}, [])
@@ -153,9 +153,6 @@ class ReviewSection(VTKObservationMixin):
     def _onView(self, caller: Any, event: str) -> None:
         if not self.ui.reviewSection.collapsed:
             self._timer.start()
-
-    def _onCollapsed(self, collapsed: bool) -> None:
-        self._drawCurrent()
 
     def _drawCurrent(self) -> None:
         if not self.ui.reviewSection.collapsed:

@@ -39,8 +39,10 @@ class RunSection:
         ui.segmentButton.connect("clicked(bool)", self._onSegment)
         ui.showAreaButton.connect("clicked(bool)", self._onShowArea)
         ui.writeAnywayButton.connect("clicked(bool)", self._onWriteAnyway)
-        ui.liveUpdateCheck.connect("toggled(bool)", self._onLiveUpdate)
-        ui.detailsButton.connect("clicked(bool)", self._onDetails)
+        ui.liveUpdateCheck.connect("toggled(bool)", lambda on: setattr(self._state(), "liveUpdate", on))
+        ui.detailsButton.connect(
+            "clicked(bool)", lambda checked: slicer.app.clipboard().setText(f"{self._message}\n\n{self._details}")
+        )
         logic.workerHost.onDied.connect(self._onDied)
 
     @property
@@ -124,16 +126,14 @@ class RunSection:
         representation = otherRepresentation(state.segmentationNode)
         if not representation:
             return True
+        named = {"name": state.segmentationNode.GetName(), "representation": representation.lower()}
         question = _(
             "The segmentation {name} is stored as {representation}. Editing it needs a binary labelmap, and details may"
             " be lost in the conversion.\n\nConvert it to a binary labelmap?"
-        ).format(name=state.segmentationNode.GetName(), representation=representation.lower())
-        if not self.confirm(question):
-            self._say(
-                _("Nothing was changed: the segmentation {name} is still stored as {representation}.").format(
-                    name=state.segmentationNode.GetName(), representation=representation.lower()
-                )
-            )
+        )
+        if not self.confirm(question.format(**named)):
+            kept = _("Nothing was changed: the segmentation {name} is still stored as {representation}.")
+            self._say(kept.format(**named))
             return False
         try:
             convertToLabelmap(state.segmentationNode, state.volumeNode)
@@ -176,12 +176,6 @@ class RunSection:
     def _onDied(self, error: SPDError) -> None:
         if not self.isRunning:
             self.show(error)
-
-    def _onLiveUpdate(self, on: bool) -> None:
-        self._state().liveUpdate = on
-
-    def _onDetails(self, checked: bool) -> None:
-        slicer.app.clipboard().setText(f"{self._message}\n\n{self._details}")
 
     def _say(self, text: str, details: str = "") -> None:
         self._message = text
@@ -227,6 +221,5 @@ def _doneText(job: SegmentationJob) -> str:
     if owned:
         parts.append(_("{count} slices edited by you were kept.").format(count=owned))
     quality = job.answer.report.get("quality") or {}
-    return " ".join(
-        [*filter(None, parts), *filter(None, [quality.get("sentence")]), *job.answer.report.get("notes", [])]
-    )
+    parts += [quality.get("sentence", ""), *job.answer.report.get("notes", [])]
+    return " ".join(filter(None, parts))

@@ -271,11 +271,10 @@ class SetupSection:
     def _showActions(self) -> None:
         running = self.tool.isRunning
         item = self._chosen()
-        self.ui.setupProgress.setVisible(running)
-        self.ui.setupCancelButton.setVisible(running)
-        self.ui.installButton.enabled = not running
-        self.ui.verifyButton.enabled = not running
-        self.ui.addBundleButton.enabled = not running
+        for widget in (self.ui.setupProgress, self.ui.setupCancelButton):
+            widget.setVisible(running)
+        for button in (self.ui.installButton, self.ui.verifyButton, self.ui.addBundleButton):
+            button.enabled = not running
         self.ui.fetchButton.enabled = not running and item is not None and item.canFetch
         self.ui.removeItemButton.enabled = not running and item is not None and item.canRemove
 

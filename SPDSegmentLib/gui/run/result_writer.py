@@ -2,80 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SPDSegmentLib.prompts.fates import PointFate, SliceStatus
+from SPDSegmentLib.prompts.fates import PointFate
 from SPDSegmentLib.worker.payloads import PackedMask, pack_mask, unpack_mask
 
-from ..scene.volumes import SegmentContent, maskDigest
-from ..scene.write_record import Position, SliceInfo, WriteRecord
+from ..scene.volumes import SegmentContent, VolumeSnapshot, maskDigest
+from ..scene.write_record import Position, SliceInfo
 
+if TYPE_CHECKING:
+    from SPDSegmentLib.worker.messages import SliceReady
 
-class WritableTarget(Protocol):
-    """The segment, see ``target.Target``."""
-
-    @property
-    def exists(self) -> bool:
-        """Whether it is still there."""
-
-    @property
-    def changesOthers(self) -> bool:
-        """Whether a write may change other segments too, which :meth:`ResultWriter.rollBack` could not put back."""
-
-    @property
-    def record(self) -> WriteRecord:
-        """What is known about the segment."""
-
-    def hasVoxelsOf(self, snapshot: Any) -> bool:
-        """Whether nothing is resampled between segment and volume: only then :meth:`ResultWriter.rollBack` is exact."""
-
-    @property
-    def mark(self) -> str:
-        """Name of the state that was written last and not undone."""
-
-    @property
-    def area(self) -> str:
-        """What the editor's settings restrict changes to, empty if nothing."""
-
-    def setMark(self, mark: str) -> None:
-        """Name the state that is being written."""
-
-    def saveRecord(self, record: WriteRecord) -> None:
-        """Keep a record."""
-
-    def read(self, snapshot: Any, slices: Collection[int] | None = None) -> SegmentContent:
-        """Return the voxels, of some slices only or of all."""
-
-    def digests(self, snapshot: Any) -> dict[int, str]:
-        """Return a short checksum of every slice that is not empty."""
-
-    def write(
-        self, snapshot: Any, changes: Mapping[int, np.ndarray], content: SegmentContent, *, everywhere: bool = False
-    ) -> None:
-        """Set the masks of some slices; ``everywhere``: outside the editable area too."""
-
-
-class SliceAnswer(Protocol):
-    """One slice as the worker sends it, see ``messages.SliceReady``."""
-
-    @property
-    def slice_index(self) -> int:
-        """The slice."""
-
-    @property
-    def quality(self) -> float | None:
-        """The predicted IoU."""
-
-    @property
-    def status(self) -> SliceStatus:
-        """What supports the slice."""
-
-    @property
-    def packed(self) -> PackedMask:
-        """The mask."""
+    from ..scene.target import SegmentTarget
 
 
 class ResultWriter:
@@ -97,8 +38,8 @@ class ResultWriter:
 
     def __init__(
         self,
-        target: WritableTarget,
-        snapshot: Any,
+        target: SegmentTarget,
+        snapshot: VolumeSnapshot,
         saveStateForUndo: Callable[[], None],
         mark: str,
         *,
@@ -135,7 +76,7 @@ class ResultWriter:
         content = self._target.read(self._snapshot, self.record.owned)
         return {t: content.mask(t) for t in sorted(self.record.owned)}
 
-    def put(self, slices: Iterable[SliceAnswer]) -> set[int]:
+    def put(self, slices: Iterable[SliceReady]) -> set[int]:
         """Write slices where they differ, and return those that changed; a person's are left alone."""
         answers = list(slices)
         content = self._target.read(self._snapshot, [answer.slice_index for answer in answers])

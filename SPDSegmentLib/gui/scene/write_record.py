@@ -10,6 +10,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -93,9 +94,7 @@ class WriteRecord:
     @property
     def nodeIds(self) -> set[str]:
         """Nodes that the record names: the volume and those of the clicks."""
-        return {nodeOf(fate.click_id) for fate in self.fates if fate.click_id} | (
-            {self.volumeId} if self.volumeId else set()
-        )
+        return {nodeOf(fate.click_id) for fate in self.fates if fate.click_id} | {self.volumeId} - {""}
 
     def findEdits(self, digests: Mapping[int, str]) -> set[int]:
         """Return the slices whose content differs from what was written."""
@@ -148,19 +147,8 @@ class WriteRecord:
 
     def copy(self) -> WriteRecord:
         """Return an independent copy."""
-        return WriteRecord(
-            dict(self.written),
-            set(self.owned),
-            dict(self.info),
-            list(self.fates),
-            self.model,
-            self.axis,
-            self.anchorRas,
-            self.volumeId,
-            self.grid,
-            self.identity,
-            self.learned,
-        )
+        own = {name: copy(getattr(self, name)) for name in ("written", "owned", "info", "fates")}
+        return replace(self, **own)
 
     def withNames(self, renamed: Mapping[str, str]) -> WriteRecord:
         """Return a copy with other names of clicks."""
