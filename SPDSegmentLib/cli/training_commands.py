@@ -204,7 +204,7 @@ def evaluate(
     require_input(config, "configuration")
     check_folder(output, "output folder")
     check_choice(split, ("validation", "test", "train"), "split")
-    from SPDSegmentLib.evaluation.evaluator import CaseFiles, EvaluationConfig, load_targets
+    from SPDSegmentLib.evaluation.evaluator import EvaluationConfig, load_targets
     from SPDSegmentLib.evaluation.evaluator import evaluate as run_evaluation
     from SPDSegmentLib.evaluation.report import check_reports, markdown_table, write_reports
     from SPDSegmentLib.inference.predictor import Predictor
@@ -227,11 +227,10 @@ def evaluate(
         name: EvaluationConfig(severities, seeds, tuple(method for job, method in jobs if job == name), first_seed)
         for name in bundles
     }
-    files = CaseFiles.of(folder, data)
     rows: list[EvaluationRow] = []
     with _output_folder(output), show_training(True) as bar:
         check_reports(output)
-        targets = load_targets(files, cases, bar.say)
+        targets = load_targets(folder, data, cases, bar.say)
         cases = list(dict.fromkeys(target.case for target in targets))
         for name, bundle in bundles.items():
             protocol = protocols[name]

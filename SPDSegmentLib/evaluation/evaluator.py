@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from SPDSegmentLib.prompts.fates import Fate, PointFate
 from SPDSegmentLib.prompts.noise import SEVERITIES, ClickPath, NoiseConfig, click_path, simulate_clicks_from_path
 from SPDSegmentLib.prompts.strategies import rests_on_distillation
 from SPDSegmentLib.settings import check_choice
+
+if TYPE_CHECKING:
+    from SPDSegmentLib.training.config import DataConfig
 
 KEPT_JUDGMENTS = 256
 SHUFFLED = "shuffled"
@@ -138,41 +141,13 @@ class EvaluationTarget:
         return clicks, float(1 - simulated.inside_target.mean()) if n else 1.0
 
 
-@dataclass(frozen=True)
-class CaseFiles:
-    """Where labeled cases lie.
-
-    Attributes:
-        folder: their folder.
-        image, label: file names with ``{case}``.
-        targets: label values of each structure that can be clicked.
-        plane: slicing plane.
-        patient_pattern: regular expression whose first group is the patient.
-        series, segments: what is chosen of DICOM, see :class:`SPDSegmentLib.training.config.DataConfig`.
-    """
-
-    folder: Path
-    image: str
-    label: str
-    targets: tuple[tuple[int, ...], ...]
-    plane: str = "auto"
-    patient_pattern: str = "(.*)"
-    series: str = ""
-    segments: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, folder: Path, data: Any) -> CaseFiles:
-        """Those of a training configuration's table ``data``."""
-        said = {name: getattr(data, name) for name in cls.__dataclass_fields__ if name != "folder"}
-        return cls(folder, **said)
-
-
 def load_targets(
-    files: CaseFiles, cases: Sequence[str], on_empty: Callable[[str], None] | None = None
+    folder: Path, data: DataConfig, cases: Sequence[str], on_empty: Callable[[str], None] | None = None
 ) -> list[EvaluationTarget]:
     """Read every target of the cases.
 
     Args:
+        folder: where the cases lie; data: how their files are named, and what of them is a target.
         on_empty: told a sentence about each case that holds no target and is left out; None refuses such a case.
 
     Raises:
@@ -180,12 +155,12 @@ def load_targets(
     """
     targets = []
     for case in cases:
-        volume, labels = read_labeled(files.folder, files, case)
-        stack = SliceStack(volume, files.plane)
+        volume, labels = read_labeled(folder, data, case)
+        stack = SliceStack(volume, data.plane)
         slices = stack.from_volume(labels)
-        masks = {values: np.ascontiguousarray(np.isin(slices, values)) for values in files.targets}
+        masks = {values: np.ascontiguousarray(np.isin(slices, values)) for values in data.targets}
         if not any(mask.any() for mask in masks.values()):
-            message = f"{files.folder / files.label.format(case=case)} holds none of the label values {files.targets}"
+            message = f"{folder / data.label.format(case=case)} holds none of the label values {data.targets}"
             if on_empty is None:
                 raise BadInput(f"{message}.", "Check targets in [data].")
             on_empty(f"{message}: case {case} is left out.")
@@ -193,7 +168,7 @@ def load_targets(
             if mask.any():
                 path = click_path(mask, stack.pixel_mm, stack.slice_mm)
                 name = "+".join(map(str, values))
-                patient = patient_of(case, files.patient_pattern)
+                patient = patient_of(case, data.patient_pattern)
                 targets.append(EvaluationTarget(patient, case, name, stack, mask, path))
     if not targets:
         raise BadInput(f"None of the cases {', '.join(cases)} holds a target.", "Check targets in [data].")

@@ -171,13 +171,8 @@ def segmentation_metadata(
 
 def _extent(mask: np.ndarray) -> tuple[int, ...]:
     """(I min, I max, J min, J max, K min, K max); Slicer's empty extent where the mask is empty."""
-    if not mask.any():
-        return 0, -1, 0, -1, 0, -1
-    limits: list[int] = []
-    for axis in (2, 1, 0):
-        filled = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        limits += [int(filled[0]), int(filled[-1])]
-    return tuple(limits)
+    box = filled_part(mask) or (slice(0, 0),) * 3
+    return tuple(int(end) for part in reversed(box) for end in (part.start, part.stop - 1))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.limits import check_points_size
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ INSISTED = "insisted"
 BEYOND_MM = 1e5
 """No volume reaches as far; a coordinate beyond it, or none that is a number, is a click outside the volume."""
 _PLACED_IN_FCSV = "2"
-_SCHEMA = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#"
 _TO_RAS: dict[str, Point] = {
     "LPS": (-1.0, -1.0, 1.0),
     "RAS": (1.0, 1.0, 1.0),
@@ -139,15 +137,6 @@ def insist_on(markups: Sequence[Markup], names: Sequence[str]) -> list[Markup]:
         return replace(point, insisted=True) if named else point
 
     return [replace(markup, points=tuple(map(with_word, markup.points))) for markup in markups]
-
-
-def write_markups(path: str | Path, markups: Sequence[Markup]) -> None:
-    """Write nodes to one file in LPS, in one piece.
-
-    Raises:
-        BadInput: as :func:`SPDSegmentLib.files.write_whole`.
-    """
-    write_json(path, {"@schema": _SCHEMA, "markups": [_node(markup) for markup in markups]}, "points file", indent=1)
 
 
 def are_numbers(points: Points) -> bool:
@@ -299,32 +288,3 @@ def _fcsv_point(line: str, number: int, signs: Point, path: Path) -> ControlPoin
     return ControlPoint(
         fields[0] or str(number), fields[11], (x, y, z), placed, fields[9] != "0", is_insisted(fields[12])
     )
-
-
-def _node(markup: Markup) -> dict[str, Any]:
-    return {
-        "type": markup.kind,
-        **({"curveType": markup.curve_type} if markup.kind in CURVES and markup.curve_type != SPLINE else {}),
-        "name": markup.name,
-        "coordinateSystem": "LPS",
-        "coordinateUnits": "mm",
-        "locked": False,
-        "labelFormat": "%N-%d",
-        "controlPoints": [
-            {
-                "id": point.id,
-                "label": point.label,
-                "description": INSISTED if point.insisted else "",
-                "associatedNodeID": "",
-                "position": [-point.position_ras[0], -point.position_ras[1], point.position_ras[2]]
-                if point.placed
-                else None,
-                "orientation": [-1.0, -0.0, -0.0, -0.0, -1.0, -0.0, 0.0, 0.0, 1.0],
-                "selected": point.selected,
-                "locked": False,
-                "visibility": True,
-                "positionStatus": "defined" if point.placed else "undefined",
-            }
-            for point in markup.points
-        ],
-    }

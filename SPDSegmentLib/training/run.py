@@ -185,20 +185,14 @@ def opened_run(
                 locks.enter_context(FolderLock(folder, "training"))
             claim(folders[0], config)
         processes.wait()
-        loop = open_loop(config, folders[0], processes, hooks)
+
+        def forward(progress: LoopProgress) -> None:
+            hooks.on_progress(progress.phase, progress.step, progress.steps, progress.seconds_left, progress.losses)
+
+        loop = Loop(folders[0], config.checkpoint_seconds, forward, hooks.cancelled, processes, run_key(config))
+        loop.check()
         torch.manual_seed(config.seed)
         yield loop, SPDModel(config.network, weights).to(processes.device)
-
-
-def open_loop(config: Settings, run_folder: Path, processes: Processes, hooks: RunHooks) -> Loop:
-    """The loop of a run, whose progress the hooks hear; its checkpoints are read first, see :meth:`Loop.check`."""
-
-    def forward(progress: LoopProgress) -> None:
-        hooks.on_progress(progress.phase, progress.step, progress.steps, progress.seconds_left, progress.losses)
-
-    loop = Loop(run_folder, config.checkpoint_seconds, forward, hooks.cancelled, processes, run_key(config))
-    loop.check()
-    return loop
 
 
 def claim(run_folder: Path, config: Settings) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from shipped import predictor_of, validation_of
+from shipped import data_of, predictor_of
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Judge, Occasion, load_targets, measure, window_of
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.intensity import intensity_range
@@ -68,13 +68,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", nargs="?", default="kidney-mr")
     name = parser.parse_args().bundle
-    files, cases = validation_of(name)
+    folder, data = data_of(name)
     predictor = predictor_of(name)
     blind = copy.copy(predictor)
     blind.intensity = dataclasses.replace(predictor.intensity, usual_low=0.0, usual_high=0.0)
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     done = {(row["case"], row["target"], row["share"]) for row in rows}
-    for target in load_targets(files, cases):
+    for target in load_targets(folder, data, data.validation):
         for share in SHARES:
             if (target.case, target.name, share) not in done:
                 rows += rows_of(target, {"with": predictor, "without": blind}, share)

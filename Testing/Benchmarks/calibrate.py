@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from shipped import SHIPPED, predictor_of, validation_of
+from shipped import SHIPPED, data_of, predictor_of
 from SPDSegmentLib.evaluation.evaluator import load_targets
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.files import write_json
@@ -33,10 +33,10 @@ SLICE_SHARE = 0.9
 
 def rows_of(name: str, seeds: int) -> list[dict[str, Any]]:
     """Segment every validation volume with ``seeds`` sets of noisy clicks."""
-    files, cases = validation_of(name)
+    folder, data = data_of(name)
     predictor = predictor_of(name)
     rows = []
-    for target in load_targets(files, cases):
+    for target in load_targets(folder, data, data.validation):
         session = predictor.open(target.stack)
         for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             result = session.segment(target.clicks(SEVERITY, seed)[0])

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shipped import SHIPPED, first_of_each_patient, predictor_of, validation_of
+from shipped import SHIPPED, data_of, first_of_each_patient, predictor_of
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Judge, Occasion, load_targets, measure
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.inference.predictor import Predictor
@@ -55,14 +55,14 @@ KEPT = ("method", "severity", "seed", "dsc", "hd95_mm", "right_rejected", "wrong
 
 def run(name: str, seeds: int) -> None:
     """Measure the volumes of a bundle that are not measured yet."""
-    files, _ = validation_of(name)
+    folder, data = data_of(name)
     path = RESULTS / f"{name}.json"
     volumes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     done = {(v["case"], v["target"]) for v in volumes}
     gate = predictor_of(name)
     predictors = {kind: gate.with_prompts(dataclasses.replace(gate.prompts, evidence=kind)) for kind in EVIDENCE}
     for case in first_of_each_patient(name):
-        for target in load_targets(files, [case]):
+        for target in load_targets(folder, data, [case]):
             if (target.case, target.name) not in done:
                 volumes.append(of_target(predictors, target, name, range(FIRST_SEED, FIRST_SEED + seeds)))
                 RESULTS.mkdir(parents=True, exist_ok=True)

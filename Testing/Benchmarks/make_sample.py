@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup, write_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import read_volume
 from SPDSegmentLib.prompts.noise import simulate_clicks
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Python"))
+from points_files import write_markups
 
 CASE, LABEL, SEVERITY, SEED = "chaos_20", 2, "clinic", 7
 ATTRIBUTION = """# Sample: kidney on MR

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from shipped import SHIPPED, first_of_each_patient, predictor_of, validation_of
+from shipped import SHIPPED, data_of, first_of_each_patient, predictor_of
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, load_targets
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.files import write_json
@@ -42,7 +42,7 @@ START, SEVERITY, FIRST_SEED = 3, "severe", 8000
 
 def held_out(name: str, volumes: int) -> list[EvaluationTarget]:
     """Targets of at most ``volumes`` of the validation volumes of a bundle, each of another patient."""
-    return load_targets(validation_of(name)[0], sorted(first_of_each_patient(name))[:volumes])
+    return load_targets(*data_of(name), sorted(first_of_each_patient(name))[:volumes])
 
 
 def few_clicks(target: EvaluationTarget, seed: int) -> Clicks:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from SPDSegmentLib.api import load_model
-from SPDSegmentLib.evaluation.evaluator import CaseFiles, patient_of
+from SPDSegmentLib.evaluation.evaluator import patient_of
 from SPDSegmentLib.inference.predictor import Predictor
-from SPDSegmentLib.training.config import read_training_config
+from SPDSegmentLib.training.config import DataConfig, read_training_config
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct")
@@ -20,15 +21,16 @@ def predictor_of(name: str) -> Predictor:
 
 def first_of_each_patient(name: str) -> list[str]:
     """One validation case of each patient, in the configuration's order."""
-    files, cases = validation_of(name)
+    data = data_of(name)[1]
     first_of: dict[str, str] = {}
-    for case in cases:
-        first_of.setdefault(patient_of(case, files.patient_pattern), case)
+    for case in data.validation:
+        first_of.setdefault(patient_of(case, data.patient_pattern), case)
     return list(first_of.values())
 
 
-def validation_of(name: str) -> tuple[CaseFiles, tuple[str, ...]]:
-    """Where the cases of a bundle's configuration lie, and the names of those that validate."""
+@cache
+def data_of(name: str) -> tuple[Path, DataConfig]:
+    """Folder and description of the cases of a bundle's configuration."""
     config = HERE / "Configs" / f"{name}.toml"
     data = read_training_config(config).data
-    return CaseFiles.of((config.parent / data.folder).resolve(), data), tuple(data.validation)
+    return (config.parent / data.folder).resolve(), data

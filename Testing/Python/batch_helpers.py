@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from points_files import write_markups
 
 from SPDSegmentLib.batch.cases import BatchModel
 from SPDSegmentLib.batch.run import BatchRun
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup, write_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.worker.client import WorkerClient
 from SPDSegmentLib.worker.requests import WorkerCommand
 

@@ -15,12 +15,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 from models_helpers import tiny_info
+from points_files import write_markups
 from segment_case import tiny_bundle
 from tiny_predictor import listening_predictor, tube_volume
 
 from SPDSegmentLib import InteractiveSegmenter, api, interactive, load_model, segment
 from SPDSegmentLib.errors import BadInput, ModelMissing
-from SPDSegmentLib.geometry.markups import FRAMES, LIST, ControlPoint, Markup, write_markups
+from SPDSegmentLib.geometry.markups import FRAMES, LIST, ControlPoint, Markup
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import set_geometry
 from SPDSegmentLib.inference.predictor import Predictor

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from batch_helpers import Case, Run, states, times, write_clicks, write_series
+from points_files import write_markups
 from segment_case import tiny_bundle
 from typer.testing import CliRunner
 
@@ -26,7 +27,7 @@ from SPDSegmentLib.cli.app import build_app
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled
 from SPDSegmentLib.geometry.labelmap import read_labelmap
 from SPDSegmentLib.geometry.labels import read_labels_of
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup, write_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.geometry.volume import read_volume
 
 pytest_plugins = ["batch_helpers"]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.errors import BadInput, DependencyMissing, GeometryUnsupported
-from SPDSegmentLib.evaluation.evaluator import CaseFiles, load_targets
+from SPDSegmentLib.evaluation.evaluator import load_targets
 from SPDSegmentLib.geometry.dicom_objects import source_of, write_dicom_seg, write_rtstruct
 from SPDSegmentLib.geometry.labelmap import write_labelmap
 from SPDSegmentLib.geometry.labels import read_labeled, read_labels_of
@@ -316,7 +316,7 @@ def test_init_plans_from_dicom_and_training_and_evaluation_read_what_it_wrote(tm
     for number in range(1, 5):
         loaded = load_case(root, f"pat{number}", data, config.intensity)
         assert [target.mask.sum() for target in loaded.targets] == [4 * 8 * (4 + number)]
-    (target,) = load_targets(CaseFiles.of(root, data), ["pat2"])
+    (target,) = load_targets(root, data, ["pat2"])
     assert target.mask.sum() == 4 * 8 * 6 and target.path is not None
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from points_files import write_markups
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, curve_vertices, resolve_curve
-from SPDSegmentLib.geometry.markups import CURVE_TYPES, ControlPoint, Markup, read_markups, write_markups
+from SPDSegmentLib.geometry.markups import CURVE_TYPES, ControlPoint, Markup, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from points_files import write_markups
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.markups import BEYOND_MM, ControlPoint, Markup, read_markups, write_markups
+from SPDSegmentLib.geometry.markups import BEYOND_MM, ControlPoint, Markup, read_markups
 
 numbers = st.floats(-1000, 1000)
 points = st.builds(

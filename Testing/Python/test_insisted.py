@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from points_files import write_markups
 from tiny_predictor import tiny_predictor, tube_volume
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks, clicks_from_markups
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup, insist_on, read_markups, write_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup, insist_on, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.distillation import PromptConfig

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from points_files import write_markups
 from typer.testing import CliRunner
 
 from SPDSegmentLib.cli.app import build_app
@@ -17,7 +18,7 @@ from SPDSegmentLib.errors import MUST_LOOK
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.geometry.centerline import Clicks, clicks_from_markups
 from SPDSegmentLib.geometry.labelmap import read_labelmap
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup, read_markups, write_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, read_volume
 from SPDSegmentLib.inference.predictor import Predictor

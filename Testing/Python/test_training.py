@@ -10,7 +10,7 @@ import torch
 from tiny_training import write_cases, write_config
 
 from SPDSegmentLib.errors import BadInput, Cancelled
-from SPDSegmentLib.evaluation.evaluator import CaseFiles, EvaluationConfig, evaluate, load_targets
+from SPDSegmentLib.evaluation.evaluator import EvaluationConfig, evaluate, load_targets
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.distillation import SlicePrompts
@@ -53,8 +53,9 @@ def test_a_tiny_run_overfits_two_cases_and_its_bundle_segments_them(data: Path, 
     assert bundle.info.training["patients"] == ["a", "b"]
     torch.manual_seed(config.seed)
     predictor = Predictor.load(bundle, "cpu", "float32")
-    files = CaseFiles(data / "data", "{case}_image.nii.gz", "{case}_label.nii.gz", ((1,),), "axial")
-    rows = list(evaluate(predictor, load_targets(files, ["a", "b"]), EvaluationConfig(("clean",), 1), "tiny"))
+    assert config.data.targets == ((1,),) and config.data.plane == "axial"
+    targets = load_targets(data / "data", config.data, ["a", "b"])
+    rows = list(evaluate(predictor, targets, EvaluationConfig(("clean",), 1), "tiny"))
     assert min(row.dsc or 0 for row in rows) > 0.95
 
 

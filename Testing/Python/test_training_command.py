@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from points_files import write_markups
 from tiny_training import write_cases, write_config
 from typer.testing import CliRunner, Result
 
@@ -22,7 +23,7 @@ from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.cli import training_commands
 from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup, write_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, read_volume
 from SPDSegmentLib.models.bundle import read_bundle

@@ -17,7 +17,7 @@ from scipy import ndimage
 from spdbench.comparators.protocol import InputSettings, TrainingCase
 from spdbench.config import CLEAN, DatasetSpec, parse_noise
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.evaluator import CaseFiles, EvaluationTarget, load_targets, patient_of, shuffled_clicks
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, load_targets, patient_of, shuffled_clicks
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.training.config import TrainingConfig, read_training_config
 
@@ -105,7 +105,6 @@ class Dataset:
         data = self.training.data
         self.config_folder = config_path.parent
         self.data_folder = (config_path.parent / data.folder).resolve()
-        self.files = CaseFiles.of(self.data_folder, data)
         self.inputs = InputSettings(
             self.training.network.image_size,
             self.training.fov_mm,
@@ -129,12 +128,12 @@ class Dataset:
 
     def patient(self, case: str) -> str:
         """The patient that a case is of."""
-        return patient_of(case, self.files.patient_pattern)
+        return patient_of(case, self.training.data.patient_pattern)
 
     def targets(self, case: str) -> list[EvaluationTarget]:
         """The targets of a case; the latest few cases stay in memory."""
         if case not in self._kept:
-            self._kept[case] = load_targets(self.files, [case])
+            self._kept[case] = load_targets(self.data_folder, self.training.data, [case])
             while len(self._kept) > KEPT_CASES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(case)
@@ -144,7 +143,7 @@ class Dataset:
         """Read the training cases of a fold, at most those of so many patients."""
         cases = []
         for name in self.training_names(fold, patients):
-            targets = tuple(load_targets(self.files, [name]))
+            targets = tuple(load_targets(self.data_folder, self.training.data, [name]))
             cases.append(TrainingCase(targets[0].patient, name, targets[0].stack, targets))
         return cases
 

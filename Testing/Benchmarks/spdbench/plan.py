@@ -90,7 +90,7 @@ class Plan:
     def wanted(self, planned: PlannedCell) -> int:
         """How many rows a complete cell has."""
         draws = sum(1 for _ in self.draws(planned))
-        targets = len(planned.dataset.files.targets)
+        targets = len(planned.dataset.training.data.targets)
         known = self.target_names
         cases = [case for entry in planned.entries for case in entry.fold.test]
         return draws * sum(len(known.get((planned.dataset.name, case), range(targets))) for case in cases)
