@@ -7,14 +7,12 @@ benchmark measures every system with the same function.
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,9 +29,7 @@ from SPDSegmentLib.prompts.fates import Fate, PointFate
 from SPDSegmentLib.prompts.noise import SEVERITIES, ClickPath, NoiseConfig, click_path, simulate_clicks_from_path
 from SPDSegmentLib.prompts.strategies import rests_on_distillation
 from SPDSegmentLib.settings import check_choice
-
-if TYPE_CHECKING:
-    from SPDSegmentLib.training.config import DataConfig
+from SPDSegmentLib.training.config import DataConfig, patient_of
 
 KEPT_JUDGMENTS = 256
 SHUFFLED = "shuffled"
@@ -190,12 +186,6 @@ def shuffled_clicks(
     index = np.clip(np.rint(clicks.slice_index * ours[0] / theirs[0]), 0, ours[0] - 1).astype(int)
     xy = clicks.xy * (ours[[2, 1]] / theirs[[2, 1]])
     return Clicks(index, xy, clicks.outside, clicks.ids)
-
-
-def patient_of(case: str, pattern: str) -> str:
-    """The patient that a case name belongs to: the pattern's first group."""
-    match = re.match(pattern, case)
-    return match.group(1) if match else case
 
 
 Fates = Mapping[int, PointFate]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.evaluator import patient_of
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.models.bundle_info import terminology_entry
 from SPDSegmentLib.networks.config import NetworkConfig
@@ -301,6 +300,12 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def patient_of(case: str, pattern: str) -> str:
+    """The patient that a case name belongs to: the pattern's first group."""
+    match = re.match(pattern, case)
+    return match.group(1) if match else case
 
 
 def check_split(data: DataConfig, path: Path) -> None:

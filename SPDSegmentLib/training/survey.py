@@ -338,7 +338,7 @@ def split_patients(
 
     A fifth of the patients validates; with ten or more another fifth is kept for the measurement.
     """
-    from SPDSegmentLib.evaluation.evaluator import patient_of
+    from SPDSegmentLib.training.config import patient_of
 
     groups: dict[str, list[CaseFacts]] = defaultdict(list)
     for fact in facts:

@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from SPDSegmentLib.api import load_model
-from SPDSegmentLib.evaluation.evaluator import patient_of
 from SPDSegmentLib.inference.predictor import Predictor
-from SPDSegmentLib.training.config import DataConfig, read_training_config
+from SPDSegmentLib.training.config import DataConfig, patient_of, read_training_config
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct")

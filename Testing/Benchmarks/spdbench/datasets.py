@@ -17,9 +17,9 @@ from scipy import ndimage
 from spdbench.comparators.protocol import InputSettings, TrainingCase
 from spdbench.config import CLEAN, DatasetSpec, parse_noise
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, load_targets, patient_of, shuffled_clicks
+from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, load_targets, shuffled_clicks
 from SPDSegmentLib.geometry.centerline import Clicks
-from SPDSegmentLib.training.config import TrainingConfig, read_training_config
+from SPDSegmentLib.training.config import TrainingConfig, patient_of, read_training_config
 
 
 def clicks_for(kind: str, dataset: Dataset, target: EvaluationTarget, noise: str, seed: int) -> tuple[Clicks, float]:
