@@ -157,6 +157,7 @@ MORE_MEMORY = (
     "Close other programs or crop the volume; where memory is limited (ulimit -v, a container, a job), raise the limit."
 )
 """The way out where the machine's memory is short."""
+MORE_CARD_MEMORY = "Close other programs that use it, or choose the CPU."
 
 _MEMORY_WORDS = (
     "out of memory", "outofmemory", "not enough memory", "insufficient memory", "can't allocate memory",
@@ -199,9 +200,7 @@ def out_of_memory(raised: BaseException, details: str = "") -> OutOfMemory:
         return raised
     details = details or str(raised)
     if any(word in str(raised) for word in ("CUDA", "CUBLAS", "CUDNN", "MPS")):
-        return OutOfMemory(
-            "The graphics card has not enough memory.", "Close other programs that use it, or choose the CPU.", details
-        )
+        return OutOfMemory("The graphics card has not enough memory.", MORE_CARD_MEMORY, details)
     return OutOfMemory("There is not enough memory.", MORE_MEMORY, details)
 
 

@@ -22,7 +22,7 @@ from SPDSegmentLib.gui.panel.controls import showPlainly
 from SPDSegmentLib.gui.panel.run_section import endText, progressText
 from SPDSegmentLib.gui.panel.setup_section import forSlicer
 from SPDSegmentLib.gui.run.job import SegmentationJob
-from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView, likelyModel, listModels
+from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView, likelyModel
 from SPDSegmentLib.gui.scene.centerlines import clickEvents, clicksOf, makeClicks, removeClicks, snapshotClicks
 from SPDSegmentLib.gui.scene.state import idleTimer
 from SPDSegmentLib.gui.scene.target import SegmentTarget
@@ -86,7 +86,9 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         self.placeWidget.setMRMLScene(slicer.mrmlScene)
         self.placeWidget.buttonsVisible = False
         self.placeWidget.placeMultipleMarkups = slicer.qSlicerMarkupsPlaceWidget.ForcePlaceMultipleMarkups
-        self.placeWidget.connect("activeMarkupsPlaceModeChanged(bool)", self._onPlacing)
+        self.placeWidget.connect(
+            "activeMarkupsPlaceModeChanged(bool)", lambda on: setattr(self.placeButton, "checked", on)
+        )
         self.placeButton = _button(_("Place clicks"), self._onPlace, checkable=True)
         self.deleteLastButton = _button(_("Delete last click"), lambda checked: self._removeClicks(lastOnly=True))
         self.clearButton = _button(_("Clear"), lambda checked: self._removeClicks(lastOnly=False))
@@ -115,7 +117,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
 
     def activate(self) -> None:
         """The effect was chosen."""
-        self.models = _models()
+        self.models = slicer.util.getModuleWidget("SPDSegment").panel.inputs.usableModels()
         self._follow()
         self._refresh()
         task = self.task
@@ -286,9 +288,6 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
             self._refresh()
         self.placeWidget.placeModeEnabled = on and target is not None
 
-    def _onPlacing(self, on: bool) -> None:
-        self.placeButton.checked = on
-
     def _removeClicks(self, *, lastOnly: bool) -> None:
         for node in self.clickNodes[:1]:
             removeClicks(node, lastOnly=lastOnly)
@@ -332,11 +331,3 @@ def _button(text: str, onClicked: Any, *, checkable: bool = False) -> Any:
     button.checkable = checkable
     button.connect("clicked(bool)", onClicked)
     return button
-
-
-def _models() -> list[ModelEntry]:
-    panel = slicer.util.getModuleWidget("SPDSegment").panel
-    try:
-        return [*listModels(), *panel.inputs.extraModels]
-    except SPDError:
-        return list(panel.inputs.extraModels)

@@ -6,6 +6,7 @@ benchmark measures every system with the same function.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 import zlib
@@ -295,12 +296,7 @@ def evaluate(
                     if method == SHUFFLED:
                         clicks = shuffled_clicks(targets, position, severity, seed)
                     occasion = Occasion(bundle, method, severity, seed, outside)
-
-                    def segment(
-                        target: EvaluationTarget, clicks: Clicks, method: str = method
-                    ) -> tuple[np.ndarray, Fates | None]:
-                        return methods.segment(target, clicks, method)
-
+                    segment = functools.partial(methods.segment, method=method)
                     yield measure(segment, target, clicks, occasion, judge)
 
 

@@ -22,6 +22,7 @@ from functools import lru_cache
 from itertools import product
 
 import numpy as np
+from scipy import ndimage
 from scipy.spatial import KDTree
 
 from SPDSegmentLib.errors import BadInput
@@ -185,11 +186,8 @@ def weighted_percentile(distances: np.ndarray, areas: np.ndarray, percent: float
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """Smallest box around a mask that is not empty."""
-    limits = []
-    for axis in range(mask.ndim):
-        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        limits.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    return tuple(limits)
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    return tuple(box)
 
 
 def _surface(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -138,12 +138,9 @@ def give_back_freed_memory() -> None:
     What refers to itself in a circle, as a session and its caches do, is freed first: Python would leave it for long.
     """
     gc.collect()
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        return
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_room_for_torch() -> None:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from SPDSegmentLib.errors import MORE_MEMORY, OutOfMemory
+from SPDSegmentLib.errors import MORE_CARD_MEMORY, MORE_MEMORY, OutOfMemory
 from SPDSegmentLib.geometry.limits import free_memory_bytes
 from SPDSegmentLib.models.storage import home_folder
 
@@ -276,7 +276,7 @@ def batch_for(
         raise OutOfMemory(
             f"The device {device} has {free >> 20} MB of free memory; "
             f"the model needs {(beside + each) >> 20} MB for this volume.",
-            MORE_MEMORY if device.type == "cpu" else "Close other programs that use it, or choose the CPU.",
+            MORE_MEMORY if device.type == "cpu" else MORE_CARD_MEMORY,
         )
     return int(min(most, 1 << (int(batch).bit_length() - 1)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import (
+    MORE_CARD_MEMORY,
     MORE_MEMORY,
     BadInput,
     DeviceUnavailable,
@@ -258,9 +260,7 @@ class Engine:
                 if self.batch_size == 1 and factor == 1:
                     raise OutOfMemory(
                         f"The device {self.device} has not enough memory for one slice.",
-                        MORE_MEMORY
-                        if self.device.type == "cpu"
-                        else "Close other programs that use it, or choose the CPU.",
+                        MORE_MEMORY if self.device.type == "cpu" else MORE_CARD_MEMORY,
                         str(error),
                     ) from error
                 if factor > 1:
@@ -271,10 +271,11 @@ class Engine:
             position += len(batch)
 
 
+@dataclass(eq=False)
 class ModelOnDevice:
     """One model on one device.
 
-    Args:
+    Attributes:
         engine: the merged model.
         prompts: how clicks become prompts.
         intensity: how volumes are normalized.
@@ -284,23 +285,13 @@ class ModelOnDevice:
         info: the bundle's description, by which images and results are doubted; None: by nothing.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        prompts: PromptConfig,
-        intensity: IntensityConfig,
-        fov_mm: float,
-        plane: str = "auto",
-        identity: dict[str, Any] | None = None,
-        info: BundleInfo | None = None,
-    ) -> None:
-        self.engine = engine
-        self.prompts = prompts
-        self.intensity = intensity
-        self.fov_mm = fov_mm
-        self.plane = plane
-        self.identity = identity or {}
-        self.info = info
+    engine: Engine
+    prompts: PromptConfig
+    intensity: IntensityConfig
+    fov_mm: float
+    plane: str = "auto"
+    identity: dict[str, Any] = field(default_factory=dict)
+    info: BundleInfo | None = None
 
 
 def require_numbers(slices: Sequence[int], *outputs: np.ndarray) -> None:

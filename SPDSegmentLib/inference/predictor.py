@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class Predictor(ModelOnDevice):
 
     def with_prompts(self, prompts: PromptConfig) -> Predictor:
         """The same network with other prompt settings; what it sees of a volume can be shared."""
-        return Predictor(self.engine, prompts, self.intensity, self.fov_mm, self.plane, self.identity, self.info)
+        return replace(self, prompts=prompts)
 
     def suggest(self, session: Session, clicks: Clicks, count: int = 1, call: Call | None = None) -> list[Suggestion]:
         """Where ``count`` more clicks would help most; see :func:`SPDSegmentLib.inference.next_click.suggest`."""

@@ -222,15 +222,6 @@ OnSlice = Callable[[SliceResult], None]
 OnProgress = Callable[[SegmentationProgress], None]
 
 
-def ignore(_: object) -> None:
-    """A callback that does nothing."""
-
-
-def never() -> bool:
-    """A poll that is never true."""
-    return False
-
-
 class Call:
     """Progress and cancellation of one call."""
 
@@ -240,9 +231,9 @@ class Call:
         on_progress: OnProgress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
-        self.on_slice = on_slice or ignore
-        self.on_progress = on_progress or ignore
-        self.cancelled = cancelled or never
+        self.on_slice = on_slice or (lambda result: None)
+        self.on_progress = on_progress or (lambda progress: None)
+        self.cancelled = cancelled or (lambda: False)
         self.started = time.monotonic()
         self._done = {"encoding": 0, "decoding": 0}
         self._total = {"encoding": 0, "decoding": 0}

@@ -179,21 +179,6 @@ class Session:
             {} if self.predictor.info is None or saliency_only or learned else self.predictor.info.calibration,
         )
 
-    def reach(self, before: Clicks, after: Clicks, prompts: str = "consensus") -> set[int]:
-        """Slices that a change of clicks reaches: those whose prompts differ. No other slice can change."""
-        found = []
-        for clicks in (before, after):
-            inside = np.flatnonzero(~clicks.outside)
-            if len(inside):
-                self._place_window(clicks.xy[inside])
-            slices = self._distill(self._features.network_clicks(clicks, inside)[0], prompts, Call()).slices
-            found.append([(p, self._features.told(p.slice_index)) for p in slices])
-        return {
-            a.slice_index
-            for (a, told_a), (b, told_b) in zip(*found, strict=True)
-            if not a.same_as(b) or (told_a != told_b and (len(a.points) or len(b.points)))
-        }
-
     def distill(self, clicks: Clicks, prompts: str = "consensus") -> list[SlicePrompts]:
         """The prompts that :meth:`segment` would decode, of every slice, with points in slice pixels; no decoding."""
         inside = np.flatnonzero(~clicks.outside)

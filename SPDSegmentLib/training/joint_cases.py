@@ -8,7 +8,7 @@ whose intensities stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -163,15 +163,8 @@ def _with_synthetic(volume: JointVolume, rng: np.random.Generator) -> JointVolum
     if made is None:
         return None
     images, mask = made
-    return JointVolume(
-        f"{volume.name} with a synthetic structure",
-        images,
-        mask.astype(np.uint8),
-        volume.pixel_mm,
-        volume.slice_mm,
-        volume.is_ct,
-        volume.fov_mm,
-    )
+    name = f"{volume.name} with a synthetic structure"
+    return replace(volume, name=name, images=images, labels=mask.astype(np.uint8))
 
 
 def synthetic_structure(

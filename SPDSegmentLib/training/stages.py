@@ -44,18 +44,14 @@ MAX_DRAWS = 20
 BEYOND_SLICES = 2
 
 
+@dataclass(eq=False)
 class Stage1:
-    """Draws runs of slices and computes the stage's loss.
+    """Draws runs of slices and computes the stage's loss; ``cases`` are the training's, in memory."""
 
-    Args:
-        cases: training cases in memory.
-    """
-
-    def __init__(self, model: SPDModel, cases: Sequence[Case], config: TrainingConfig, processes: Processes) -> None:
-        self.model = model
-        self.cases = cases
-        self.config = config
-        self.processes = processes
+    model: SPDModel
+    cases: Sequence[Case]
+    config: TrainingConfig
+    processes: Processes
 
     def phase(self) -> Phase:
         """The stage as a phase of the training loop."""
@@ -125,15 +121,15 @@ class Run:
     saliency: Tensor
 
 
+@dataclass(eq=False)
 class Stage2:
     """Draws prompted runs from the bank and computes the stage's losses."""
 
-    def __init__(self, model: SPDModel, bank: EmbeddingBank, config: TrainingConfig, processes: Processes) -> None:
-        self.model = model
-        self.bank = bank
-        self.config = config
-        self.processes = processes
-        self.validate: Callable[[int], float] | None = None
+    model: SPDModel
+    bank: EmbeddingBank
+    config: TrainingConfig
+    processes: Processes
+    validate: Callable[[int], float] | None = None
 
     def head_phase(self) -> Phase:
         """The end of stage I: the saliency head alone, on the bank's embeddings."""

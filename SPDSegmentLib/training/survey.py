@@ -16,6 +16,7 @@ import numpy as np
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
 from SPDSegmentLib.geometry.dicom_series import DRAWN, NOT_IMAGES, folders_of
 from SPDSegmentLib.geometry.intensity import looks_like_ct
+from SPDSegmentLib.geometry.labelmap import filled_part
 from SPDSegmentLib.geometry.labels import read_labeled
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
@@ -269,15 +270,12 @@ def _facts(folder: Path, name: str, found: FoundCases) -> CaseFacts:
 
 
 def _structure(mask: np.ndarray, volume: Volume, planes: dict[str, SliceStack]) -> StructureFacts:
-    spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    lengths = [part.stop - part.start for part in filled_part(mask) or (slice(0, 0),) * 3]
     extent, slices, fov = np.zeros(3), {}, {}
     for row, (plane, stack) in enumerate((p, planes[p]) for p in ("sagittal", "coronal", "axial")):
         cut, down, across = stack.order
-        slices[plane] = int(spans[cut][-1] - spans[cut][0] + 1)
-        sides = [
-            (spans[a][-1] - spans[a][0] + 1) * mm for a, mm in ((down, stack.pixel_mm[0]), (across, stack.pixel_mm[1]))
-        ]
-        fov[plane] = float(max(sides))
+        slices[plane] = lengths[cut]
+        fov[plane] = float(max(lengths[down] * stack.pixel_mm[0], lengths[across] * stack.pixel_mm[1]))
         extent[row] = slices[plane] * stack.slice_mm
     inside = volume.array[mask]
     return StructureFacts(extent, slices, fov, inside[:: max(1, inside.size // SAMPLE)].astype(np.float32))

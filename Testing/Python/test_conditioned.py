@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_session import center, clicks_at
-from tiny_predictor import SIZE, listening_predictor, tube_volume
+from tiny_predictor import SIZE, listening_predictor, reached, tube_volume
 from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput
@@ -99,7 +99,7 @@ def test_a_moved_click_changes_only_its_reach_and_coming_back_gives_the_same_bit
     places = [center(t) for t in range(0, 24, 3)]
     after = clicks_at(*[(t, x + 2, y + 1) if t == 12 else (t, x, y) for t, x, y in places])
     first = session.segment(before)
-    reach = session.reach(before, after)
+    reach = reached(session, before, after)
     second = session.segment(after)
     assert 12 in reach and set(second.recomputed) <= reach and second.encoded == 0
     untouched = [t for t in range(24) if t not in reach]

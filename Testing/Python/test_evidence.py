@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny_predictor import tiny_predictor, tube_volume
+from tiny_predictor import reached, tiny_predictor, tube_volume
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks
@@ -113,7 +113,7 @@ def test_the_reach_of_a_moved_click_stays_exact_under_other_evidence(evidence: s
     moved = xy.copy()
     moved[2] += 3
     before, after = (Clicks(t, places, np.zeros(5, bool), tuple("abcde")) for places in (xy, moved))
-    first, reach = session.segment(before), session.reach(before, after)
+    first, reach = session.segment(before), reached(session, before, after)
     second = session.segment(after)
     untouched = [t for t in range(24) if t not in reach]
     assert set(second.recomputed) == reach and np.array_equal(first.mask[untouched], second.mask[untouched])

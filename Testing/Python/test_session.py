@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from tiny_predictor import SIZE, tiny_predictor, tube_volume
+from tiny_predictor import SIZE, reached, tiny_predictor, tube_volume
 from torch import Tensor
 
 from SPDSegmentLib.errors import BadInput, Cancelled, DeviceUnavailable, OutOfMemory
@@ -88,7 +88,7 @@ def test_a_moved_click_recomputes_only_its_reach_and_leaves_the_rest_bit_identic
     before = clicks_at(center(4), center(8), center(12), center(16), center(20))
     after = clicks_at(center(4), center(8), (12, 29.0, 33.0), center(16), center(20))
     first = session.segment(before)
-    reach = session.reach(before, after)
+    reach = reached(session, before, after)
     second = session.segment(after)
     assert reach and set(second.recomputed) == reach
     assert reach <= set(range(10, 15))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from points_files import write_markups
+from tiny_predictor import reached
 from typer.testing import CliRunner
 
 from SPDSegmentLib.cli.app import build_app
@@ -69,7 +70,7 @@ def test_moving_one_click_on_the_sample_leaves_all_other_slices_bit_identical(se
     kept = next(i for i, fate in before.click_fates().items() if fate.fate == "kept")
     xy[kept] += 3
     moved = Clicks(clicks.slice_index, xy, clicks.outside, clicks.ids)
-    reach = session.reach(clicks, moved)
+    reach = reached(session, clicks, moved)
     after = session.segment(moved)
     others = [t for t in range(session.stack.n_slices) if t not in reach]
     assert set(after.recomputed) == reach and after.encoded == 0

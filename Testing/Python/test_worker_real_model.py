@@ -90,6 +90,8 @@ def test_the_memory_for_embeddings_is_bounded_on_the_worker_s_command_line(worke
 
 
 def test_a_moved_click_sends_exactly_its_reach(worker: Driver, bundle: Path) -> None:
+    from tiny_predictor import reached
+
     from SPDSegmentLib.inference.predictor import Predictor
     from SPDSegmentLib.models.bundle import read_bundle
 
@@ -98,7 +100,7 @@ def test_a_moved_click_sends_exactly_its_reach(worker: Driver, bundle: Path) -> 
     session = Predictor.load(read_bundle(bundle), device="cpu", precision="float32").open(stack)
     first, second = (clicks_from_markups([markup], stack) for markup in (before, after))
     session.segment(first)
-    reach = session.reach(first, second)
+    reach = reached(session, first, second)
     worker.segment(markups=[before])
     request, answer = worker.segment(markups=[after])
     assert set(answer.recomputed) <= set(reach)

@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.volume import Volume
 from SPDSegmentLib.inference.engine import Engine, Rows
 from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.inference.results import Call
+from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import ClickTokens
@@ -39,6 +42,22 @@ class BrightnessEngine(Engine):
     def saliency(self, embeddings: Tensor, previous: Tensor, following: Tensor) -> Tensor:
         bright = F.interpolate(embeddings[:, :1].float(), (SIZE, SIZE), mode="bilinear", align_corners=False)
         return torch.sigmoid(20 * (bright[:, 0] - 0.5)).half()
+
+
+def reached(session: Session, before: Clicks, after: Clicks, prompts: str = "consensus") -> set[int]:
+    """Slices that a change of clicks reaches: those whose prompts differ. No other slice may change."""
+    found = []
+    for clicks in (before, after):
+        inside = np.flatnonzero(~clicks.outside)
+        if len(inside):
+            session._place_window(clicks.xy[inside])
+        slices = session._distill(session.features.network_clicks(clicks, inside)[0], prompts, Call()).slices
+        found.append([(p, session.features.told(p.slice_index)) for p in slices])
+    return {
+        a.slice_index
+        for (a, told_a), (b, told_b) in zip(*found, strict=True)
+        if not a.same_as(b) or (told_a != told_b and (len(a.points) or len(b.points)))
+    }
 
 
 def tiny_predictor(batch_size: int = 4, slice_context: bool = True, fov_mm: float = 0.0) -> Predictor:

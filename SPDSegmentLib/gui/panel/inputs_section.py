@@ -219,7 +219,7 @@ class InputsSection(VTKObservationMixin):
 
     def _fillModels(self, state: ModuleState, listAgain: bool) -> None:
         if listAgain:
-            self._listModels()
+            self.models = self.usableModels()
         box = self.ui.modelBox
         box.clear()
         names = [model.name for model in self.models]
@@ -240,11 +240,12 @@ class InputsSection(VTKObservationMixin):
         lowest = image.GetScalarRange()[0] if image is not None and image.GetPointData().GetScalars() else None
         return likelyModel(self.models, [node.GetName() or "" for node in nodes], lowest)
 
-    def _listModels(self) -> None:
+    def usableModels(self) -> list[ModelEntry]:
+        """Return the models that can be chosen; their files are read and checked."""
         try:
-            self.models = [*listModels(), *self.extraModels]
+            return [*listModels(), *self.extraModels]
         except SPDError:
-            self.models = list(self.extraModels)
+            return list(self.extraModels)
 
     def _fillBranches(self, state: ModuleState) -> None:
         chosen = [node.GetID() for node in state.centerlineNodes]

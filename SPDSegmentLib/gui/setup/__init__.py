@@ -244,18 +244,9 @@ def _weightsItems(needed: Iterable[str]) -> list[SetupItem]:
             "unchecked": _("here, not checked yet"),
             "missing": _("not here ({size})").format(size=sizeText(name) or _("size unknown")),
         }
-        title = _("Weights {title}").format(title=weights.title)
-        items.append(
-            SetupItem(
-                Kind.WEIGHTS,
-                name,
-                title,
-                texts[state],
-                state != "missing",
-                canFetch=state == "missing" and weights.sha256 is not None,
-                canRemove=state != "missing",
-            )
-        )
+        title, isHere = _("Weights {title}").format(title=weights.title), state != "missing"
+        canFetch = not isHere and weights.sha256 is not None
+        items.append(SetupItem(Kind.WEIGHTS, name, title, texts[state], isHere, canFetch, canRemove=isHere))
     return items
 
 
@@ -291,17 +282,16 @@ class ModelTool:
 
     Args:
         makeTransport: returns a new way to a process, see ``worker.transports.Transport``.
-        python: the interpreter; None for PythonSlicer.
 
     Attributes:
         onProgress: signal of name, bytes done, bytes in all (None where unknown).
         onFinished: signal of a ``ToolResult``.
     """
 
-    def __init__(self, makeTransport: Callable[[], Any], python: str | None = None) -> None:
+    def __init__(self, makeTransport: Callable[[], Any]) -> None:
         self.onProgress = Signal()
         self.onFinished = Signal()
-        self.command: tuple[str, ...] = (python or pythonExecutable(), "-m", MODULE)
+        self.command: tuple[str, ...] = (pythonExecutable(), "-m", MODULE)
         self._makeTransport = makeTransport
         self._transport: Any = None
         self._result = ToolResult()
@@ -355,10 +345,8 @@ class ModelTool:
             result.problems = [("", Cancelled())]
         elif code != 0 and not result.problems:
             lines = tuple(self._log.decode("utf-8", "replace").splitlines()[-40:])
-            text = Ending(code, reason, lines).describe()
-            result.problems.append(
-                ("", SPDError(_("The download or check ended early ({why}).").format(why=text), "", "\n".join(lines)))
-            )
+            why = _("The download or check ended early ({why}).").format(why=Ending(code, reason, lines).describe())
+            result.problems.append(("", SPDError(why, "", "\n".join(lines))))
         self.onFinished.emit(result)
 
     def _take(self, line: bytes) -> None:
