@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from shipped import first_of_each_patient, validation_of
+from shipped import data_of, first_of_each_patient
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, load_targets
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.files import write_json
@@ -87,7 +87,7 @@ def measured(half: Bundle, like: str, patients: int) -> dict[str, Any]:
             for name, bundle in both.items():
                 loads[name].append(loading(bundle.folder))
         pair = [Predictor.load(bundle, "cpu") for bundle in both.values()]
-        targets = load_targets(validation_of(like)[0], first_of_each_patient(like)[:patients])
+        targets = load_targets(*data_of(like), first_of_each_patient(like)[:patients])
         rows = [row_of(pair, target) for target in targets]
         return {
             "bytes": {name: bundle.adapter_path.stat().st_size for name, bundle in both.items()},

@@ -23,7 +23,6 @@ from spdbench.comparators.frozen_sam import FrozenSam
 from spdbench.comparators.protocol import InputSettings, make_comparator
 from SPDSegmentLib.evaluation.evaluator import (
     BundleMethods,
-    CaseFiles,
     EvaluationTarget,
     Judge,
     Occasion,
@@ -34,6 +33,7 @@ from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.models.bundle import find_bundle, read_bundle
+from SPDSegmentLib.training.config import DataConfig
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data"
@@ -102,10 +102,15 @@ def systems_of(predictor: Predictor, target: EvaluationTarget) -> dict[str, Call
 
 def rows_of(predictor: Predictor, volume: Unseen, name: str, seeds: range) -> Iterator[dict[str, Any]]:
     """Rows of one structure."""
-    files = CaseFiles(
-        DATA / volume.folder, "{case}_image.nii.gz", "{case}_label.nii.gz", ((volume.structures[name],),), "axial"
+    data = DataConfig(
+        folder="",
+        image="{case}_image.nii.gz",
+        label="{case}_label.nii.gz",
+        targets=((volume.structures[name],),),
+        train=(),
+        plane="axial",
     )
-    (target,) = load_targets(files, [volume.case])
+    (target,) = load_targets(DATA / volume.folder, data, [volume.case])
     systems, judge = systems_of(predictor, target), Judge()
     for severity in SEVERITIES:
         for seed in seeds:
