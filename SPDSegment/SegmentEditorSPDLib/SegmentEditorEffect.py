@@ -86,10 +86,10 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         self.placeWidget.setMRMLScene(slicer.mrmlScene)
         self.placeWidget.buttonsVisible = False
         self.placeWidget.placeMultipleMarkups = slicer.qSlicerMarkupsPlaceWidget.ForcePlaceMultipleMarkups
+        self.placeButton = _button(_("Place clicks"), self._onPlace, checkable=True)
         self.placeWidget.connect(
             "activeMarkupsPlaceModeChanged(bool)", lambda on: setattr(self.placeButton, "checked", on)
         )
-        self.placeButton = _button(_("Place clicks"), self._onPlace, checkable=True)
         self.deleteLastButton = _button(_("Delete last click"), lambda checked: self._removeClicks(lastOnly=True))
         self.clearButton = _button(_("Clear"), lambda checked: self._removeClicks(lastOnly=False))
         row = qt.QHBoxLayout()

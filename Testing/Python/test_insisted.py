@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from points_files import write_markups
-from tiny_predictor import tiny_predictor, tube_volume
+from tiny_predictor import reached, tiny_predictor, tube_volume
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks, clicks_from_markups
@@ -108,7 +108,7 @@ def test_insisting_on_a_rejected_click_changes_its_reach_and_nothing_else(sessio
     before, after = clicks_at(*places), clicks_at(*places, insisted=(1,))
     first = session.segment(before)
     assert first.click_fates()[1].fate == "rejected_own_slice"
-    reach = session.reach(before, after)
+    reach = reached(session, before, after)
     second = session.segment(after)
     assert second.click_fates()[1].fate == "insisted" and second.slices[12].status == "supported"
     assert 12 in reach and set(second.recomputed) == reach and second.encoded == 0
