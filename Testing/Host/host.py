@@ -235,17 +235,24 @@ class Host:
 
     @contextmanager
     def longest_block(self) -> Iterator[BlockTimer]:
-        """Measure the longest time for which the main thread did not serve the event loop."""
+        """Measure the longest time for which the main thread did not serve the event loop, drawing included."""
         timer = BlockTimer()
+        views = self.app.layoutManager()._widgets()
+        for view in views:
+            view._watch(True)
         with only_new_garbage():
             timer.start()
             try:
                 yield timer
             finally:
                 timer.stop()
+                for view in views:
+                    view._watch(False)
 
     def reset(self) -> None:
-        """Give the next test an empty scene and no memory of the last."""
+        """Give the next test an empty scene and no memory of the last, whose views are drawn once more."""
+        for view in self.app.layoutManager()._widgets():
+            view._draw_due()
         self.unload_modules()
         forget_effects()
         self.new_scene()

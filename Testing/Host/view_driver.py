@@ -62,7 +62,8 @@ class ViewDriver:
 
     @property
     def frames(self) -> int:
-        """How many frames were drawn so far."""
+        """How many frames were drawn so far, with the one that is due."""
+        self.widget._draw_due()
         return self.widget._frames
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,9 +80,19 @@ def module_name(repository: Path, path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_names(repository: Path, path: Path) -> Iterator[tuple[str, bool]]:
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """A file as a syntax tree; every file is parsed once."""
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@functools.cache
+def imported_names(repository: Path, path: Path) -> tuple[tuple[str, bool], ...]:
     """Dotted names that a file imports, and whether that happens as soon as the file is imported."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return tuple(_imports(tree_of(path), repository, path))
+
+
+def _imports(tree: ast.Module, repository: Path, path: Path) -> Iterator[tuple[str, bool]]:
     package = module_name(repository, path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
@@ -168,7 +179,7 @@ def names_of_two_classes(repository: Path) -> dict[str, list[str]]:
     """Names that more than one class has, with the files."""
     places: dict[str, list[str]] = {}
     for path in sources(repository):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(path.relative_to(repository)))
     return {name: found for name, found in places.items() if len(found) > 1}
@@ -233,7 +244,7 @@ def test_nothing_unpickles(repository: Path) -> None:
     loads = [
         f"{path.relative_to(repository)}:{node.lineno}"
         for path in files
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
         if not any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in node.keywords)
     ]
@@ -241,7 +252,7 @@ def test_nothing_unpickles(repository: Path) -> None:
     allowing = [
         f"{path.relative_to(repository)}:{node.lineno}"
         for path in files
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Call) and any(k.arg == "allow_pickle" for k in node.keywords)
         if not ast.unparse(node).endswith("allow_pickle=False)")
     ]

@@ -12,7 +12,11 @@ _RELEASED = {1: "LeftButtonReleaseEvent", 2: "RightButtonReleaseEvent", 4: "Midd
 
 
 class ctkVTKAbstractView(Behavior):
-    """A widget that shows an off-screen view; `_attach` gives it the view."""
+    """A widget that shows an off-screen view; `_attach` gives it the view.
+
+    Nobody watches the screen: a picture that is due is drawn when somebody looks at it, moves the pointer over it or
+    measures the time that drawing takes (`_draw_due`), and at the end of a test; not at every change in between.
+    """
 
     _defaults_ = {"renderEnabled": True}
 
@@ -22,12 +26,14 @@ class ctkVTKAbstractView(Behavior):
         self._picture: qt.QImage | None = None
         self._paused = 0
         self._frames = 0
+        self._due = False
+        self._watched = False
         self.setMouseTracking(True)
         self.setFocusPolicy(qt.Qt.FocusPolicy.StrongFocus)
         self.setMinimumSize(80, 80)
         self._timer = qt.QTimer(self)
         self._timer.setSingleShot(True)
-        self._timer.connect("timeout()", self._render_if_shown)
+        self._timer.connect("timeout()", self._draw_due)
 
     def _attach(self, view: Any) -> None:
         self._view = view
@@ -36,12 +42,19 @@ class ctkVTKAbstractView(Behavior):
         self.scheduleRender()
 
     def scheduleRender(self) -> None:
-        """Draw when the event loop is idle."""
-        if not self._timer.isActive():
+        """Draw when somebody looks; when the event loop is idle while the view is watched."""
+        self._due = True
+        if self._watched and not self._timer.isActive():
             self._timer.start(0)
+
+    def _watch(self, watched: bool) -> None:
+        """Draw at once what is due and every change from now on, or only what somebody looks at."""
+        self._watched = watched
+        self._draw_due()
 
     def forceRender(self) -> None:
         """Draw now."""
+        self._due = False
         self._view.render()
         pixels = self._view.pixels()
         height, width, _ = pixels.shape
@@ -75,8 +88,8 @@ class ctkVTKAbstractView(Behavior):
         """Return the interactor style of MRML."""
         return self._view.style
 
-    def _render_if_shown(self) -> None:
-        if self.isVisible() and not self._paused:
+    def _draw_due(self) -> None:
+        if self._due and self.isVisible() and not self._paused:
             self.forceRender()
 
     def paintEvent(self, event: qt.QPaintEvent) -> None:
@@ -97,6 +110,7 @@ class ctkVTKAbstractView(Behavior):
             self.scheduleRender()
 
     def _send(self, event: Any, *names: str) -> None:
+        self._draw_due()  # pointer and picture belong together
         position = event.position()
         keys = event.modifiers()
         control = int(bool(keys & qt.Qt.KeyboardModifier.ControlModifier))
