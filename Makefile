@@ -11,6 +11,8 @@ INSTALLED := $(VENV)/.installed
 HOST := $(VENV)/.host
 BENCH := $(VENV)/.bench
 EXTRAS := torch,train,dicom,batch,dev
+PIP := $(BIN)/python -m pip install --quiet
+comma := ,
 
 .PHONY: demo test install-check lint style format setup weights clean bench bench-quick publish-tree soak fuzz lock
 
@@ -20,7 +22,7 @@ demo: weights
 # Types beside three processes of tests, which wait often; then what measures time or memory alone; all count.
 test: style weights
 	@$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & types=$$!; status=0; \
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "not alone" || status=$$?; \
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not alone" || status=$$?; \
 	wait $$types || status=$$?; cat $(VENV)/mypy.log; \
 	$(BIN)/python -m pytest -m alone || status=$$?; \
 	exit $$status
@@ -108,25 +110,30 @@ setup: $(INSTALLED)
 weights: $(INSTALLED)
 	$(BIN)/spdsegment models fetch lite_medsam
 
-# torch comes first and alone: the packages after it find it there and bring no other build of it.
-$(INSTALLED): pyproject.toml constraints.txt
+# torch comes first and alone: the packages after it find it there and bring no other build of it. All cores compile
+# what pip alone would compile on one, without packages' tests and the models of transformers.
+define install
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; install it or run: make PYTHON=/path/to/python"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(PIP) --no-compile $(TORCH)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
-	touch $@
+	$(PIP) --no-compile --constraint $(VENV)/constraints.txt --editable '.[$(1)]'
+	$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/(tests?|transformers/models)/' $(VENV)/lib || true
+	touch $(2)
+endef
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(call install,$(EXTRAS),$@)
 
 # What the tests of the 3D Slicer module need besides: its MRML and Qt, without Slicer (Python 3.11 on Linux).
-$(HOST): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[host]'
-	touch $@
+$(HOST): pyproject.toml constraints.txt
+	$(call install,$(EXTRAS)$(comma)host,$(INSTALLED) $@)
 
 # Other systems' packages; torchvision belongs to one torch, so it is named together with it.
 $(BENCH): $(INSTALLED)
 	$(BIN)/spdsegment models fetch lite_medsam
-	$(BIN)/python -m pip install --quiet $(TORCH) torchvision
-	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS),bench]'
+	$(PIP) $(TORCH) torchvision
+	$(PIP) --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS),bench]'
 	touch $@
 
 clean:

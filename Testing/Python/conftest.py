@@ -24,6 +24,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+LONGEST = (
+    "worker_health", "shipped_bundles", "training_faults", "training", "worker_death", "training_command",
+    "benchmark_run", "worker_ending", "gui_records", "batch_run", "worker_real_model", "benchmark_joint",
+    "worker_cancel", "gui_live_update", "gui_show_3d", "gui_editable_area", "gui_surfaces", "joint_training",
+    "benchmark_training", "session_calls", "gui_clinician_path", "tutorial_screenshots", "gui_clicks_review",
+)  # fmt: skip
+"""Files that take more than half a minute each."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where tests that run alone are asked for, a file without one need not be imported."""
+    asked = config.getoption("markexpr") == "alone" and collection_path.suffix == ".py"
+    return True if asked and "mark.alone" not in collection_path.read_text(encoding="utf-8") else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Beside others the longest files come first, so that no process is left with one while the others have ended."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.fixture(scope="module", autouse=True)
 def what_lives_is_not_searched() -> Iterator[None]:
