@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from test_joint_training import CONFIG
-from tiny_benchmark import options, write_benchmark
+from tiny_benchmark import options, without_figures, write_benchmark
 
 from spdbench.cells import read_cell
 from spdbench.command import plan_of, run_benchmark
@@ -133,7 +133,8 @@ def test_a_fold_leaves_out_who_is_tested_in_it_on_any_data_set(bench: Path) -> N
 
 
 @pytest.mark.parametrize("name", sorted(ABLATIONS))
-def test_every_ablation_runs_end_to_end(bench: Path, name: str) -> None:
+def test_every_ablation_runs_end_to_end(bench: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_figures(monkeypatch)
     row = f'\n[method.{name}]\ntitle = "x"\nkind = "joint"\njoint = "joint.toml"\ntrain = {ABLATIONS[name]}\n'
     bench.write_text(ROWS.replace("folds = 3", "folds = 3\nlimit = 1") + row, encoding="utf-8")
     outcome = run_benchmark(options(bench, only=(f"blob/{name}",)))

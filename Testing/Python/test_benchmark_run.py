@@ -8,34 +8,49 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_benchmark
-from tiny_benchmark import options, write_benchmark, write_bundle
+from tiny_benchmark import options, without_figures, write_benchmark, write_bundle
 
 from spdbench.cells import read_cell
-from spdbench.command import list_cells, plan_of, run_benchmark
+from spdbench.command import Outcome, list_cells, plan_of, run_benchmark
 from spdbench.comparators.protocol import COMPARATORS
 from SPDSegmentLib.errors import Cancelled
 
 TABLES = ("tables.md", "summary.csv", "summary.json")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def broken() -> Iterator[None]:
+    """A comparator that fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(COMPARATORS, "broken", "broken:Broken")
+        patch.setitem(sys.modules, "spdbench.comparators.broken", tiny_benchmark)
+        yield
+
+
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny benchmark file whose comparator ``broken`` fails."""
-    monkeypatch.setitem(COMPARATORS, "broken", "broken:Broken")
-    monkeypatch.setitem(sys.modules, "spdbench.comparators.broken", tiny_benchmark)
+def bench(tmp_path: Path) -> Path:
+    """A tiny benchmark file."""
     return write_benchmark(tmp_path)
 
 
-def measured(path: Path, method: str) -> int:
-    return len(read_cell(path.parent / "results", "blob", method).rows)
+@pytest.fixture(scope="module")
+def whole(broken: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A benchmark file and what one run of all its cells gave."""
+    bench = write_benchmark(tmp_path_factory.mktemp("whole"))
+    return bench, run_benchmark(options(bench))
 
 
-def test_a_whole_run_measures_every_cell_and_one_failure_stops_nobody(bench: Path) -> None:
-    outcome = run_benchmark(options(bench))
+def measured(path: Path, method: str, results: str = "results") -> int:
+    return len(read_cell(path.parent / results, "blob", method).rows)
+
+
+def test_a_whole_run_measures_every_cell_and_one_failure_stops_nobody(whole: tuple[Path, Outcome]) -> None:
+    bench, outcome = whole
     # two patients, one target; clean once, severe and the drift alone twice
     assert measured(bench, "spd") == 2 * (1 + 2 + 2)
     assert measured(bench, "oracle") == measured(bench, "saliency-only") == 2 * 3
@@ -52,27 +67,37 @@ def test_a_whole_run_measures_every_cell_and_one_failure_stops_nobody(bench: Pat
     assert "of the pixels above 0.9" in report
 
 
-def test_a_second_run_gives_the_same_tables(bench: Path) -> None:
-    folders = [run_benchmark(options(bench, output=bench.parent / name)).folder for name in ("first", "second")]
+def test_a_second_run_gives_the_same_tables(whole: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    without_figures(monkeypatch)
+    bench, first = whole
+    second = run_benchmark(options(bench, output=bench.parent / "second"))
     for table in TABLES:
-        assert (folders[0] / table).read_bytes() == (folders[1] / table).read_bytes()
+        assert (first.folder / table).read_bytes() == (second.folder / table).read_bytes()
 
 
-def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_tables(bench: Path) -> None:
-    whole = run_benchmark(options(bench, output=bench.parent / "whole")).folder
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_tables(
+    whole: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_figures(monkeypatch)
+    bench, never_stopped = whole
+    output = bench.parent / "stopped"
     polls = iter(range(1000))
     with pytest.raises(Cancelled):
-        run_benchmark(options(bench, cancelled=lambda: next(polls) >= 7))
-    before = sum(measured(bench, method) for method in ("spd", "saliency-only", "shuffled", "oracle", "n-0", "n-2"))
-    assert before == 7
+        run_benchmark(options(bench, output=output, cancelled=lambda: next(polls) >= 7))
+    methods = ("spd", "saliency-only", "shuffled", "oracle", "n-0", "n-2")
+    assert sum(measured(bench, method, output.name) for method in methods) == 7
     told: list[int] = []
-    resumed = run_benchmark(options(bench, on_progress=lambda what, done, total, left: told.append(done))).folder
+    hears = options(bench, output=output, on_progress=lambda what, done, total, left: told.append(done))
+    resumed = run_benchmark(hears)
     assert told[0] >= 7
     for table in TABLES:
-        assert (resumed / table).read_bytes() == (whole / table).read_bytes()
+        assert (resumed.folder / table).read_bytes() == (never_stopped.folder / table).read_bytes()
 
 
-def test_a_killed_process_leaves_whole_files_and_the_next_run_goes_on(bench: Path) -> None:
+def test_a_killed_process_leaves_whole_files_and_the_next_run_goes_on(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_figures(monkeypatch)
     command = [sys.executable, "-m", "spdbench", str(bench), "--only", "blob/[sn]*"]
     command += ["--output", str(bench.parent / "results"), "--work", str(bench.parent / "work"), "--device", "cpu"]
     cells = bench.parent / "results" / "cells" / "blob"
@@ -99,13 +124,15 @@ def test_one_cell_runs_alone(bench: Path) -> None:
 
 
 def test_what_is_done_is_skipped(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_figures(monkeypatch)
     run_benchmark(options(bench, only=("blob/spd",)))
     told: list[str] = []
     run_benchmark(options(bench, only=("blob/spd",), on_progress=lambda what, *rest: told.append(what)))
     assert told == []
 
 
-def test_another_bundle_is_measured_again(bench: Path) -> None:
+def test_another_bundle_is_measured_again(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_figures(monkeypatch)
     run_benchmark(options(bench, only=("blob/spd",)))
     old = read_cell(bench.parent / "results", "blob", "spd").keys
     write_bundle(bench.parent, bench.parent / "tiny-consensus.toml", seed=9)
@@ -116,7 +143,8 @@ def test_another_bundle_is_measured_again(bench: Path) -> None:
     assert measured(bench, "spd") == 10
 
 
-def test_more_seeds_add_rows_and_keep_the_old_ones(bench: Path) -> None:
+def test_more_seeds_add_rows_and_keep_the_old_ones(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_figures(monkeypatch)
     run_benchmark(options(bench, only=("blob/spd",)))
     before = read_cell(bench.parent / "results", "blob", "spd").rows
     bench.write_text(bench.read_text(encoding="utf-8").replace("seeds = 2", "seeds = 3"), encoding="utf-8")
@@ -126,10 +154,9 @@ def test_more_seeds_add_rows_and_keep_the_old_ones(bench: Path) -> None:
     assert all(after[place] is not None and after[place] == row for place, row in before.items())
 
 
-def test_clicks_are_the_same_for_all_methods(bench: Path) -> None:
-    run_benchmark(options(bench, only=("blob/spd", "blob/saliency-only")))
-    results = bench.parent / "results"
-    spd, saliency = (read_cell(results, "blob", name).rows for name in ("spd", "saliency-only"))
+def test_clicks_are_the_same_for_all_methods(whole: tuple[Path, Outcome]) -> None:
+    spd, saliency = (read_cell(whole[1].folder, "blob", name).rows for name in ("spd", "saliency-only"))
+    assert len(saliency) == 2 * 3
     assert all(
         (row.clicks, row.outside_share) == (spd[place].clicks, spd[place].outside_share)
         for place, row in saliency.items()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_benchmark import options, write_benchmark
+from tiny_benchmark import options, without_figures, write_benchmark
 
 from spdbench.cells import read_cell
 from spdbench.command import plan_of, run_benchmark
@@ -102,7 +102,10 @@ def test_a_bundle_that_learned_from_a_test_patient_is_not_measured(tmp_path: Pat
     assert cell.states == {"0": ("not run", "the bundle learned from the test patient a")}
 
 
-def test_an_ablation_takes_over_the_first_stage_of_a_bundle_that_is_there(bench: Path) -> None:
+def test_an_ablation_takes_over_the_first_stage_of_a_bundle_that_is_there(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_figures(monkeypatch)
     text = METHODS.replace("folds = 3", "train = true").replace('bundle = "{dataset}"', 'bundle = "bundle"')
     bench.write_text(text, encoding="utf-8")
     run_benchmark(options(bench, only=("blob/spd", "blob/raw")))
@@ -117,7 +120,10 @@ def test_an_ablation_takes_over_the_first_stage_of_a_bundle_that_is_there(bench:
     assert bool((ours[name] == taken[name]).all())
 
 
-def test_ablations_on_one_first_stage_share_the_kept_embeddings_and_give_what_they_give_alone(bench: Path) -> None:
+def test_ablations_on_one_first_stage_share_the_kept_embeddings_and_give_what_they_give_alone(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_figures(monkeypatch)
     more = """
 [method.no-psc]
 title = "Without PSC"

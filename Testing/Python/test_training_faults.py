@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from tiny_training import write_cases, write_config
 from typer.testing import CliRunner, Result
 
 from SPDSegmentLib.cli import app as app_module
+from SPDSegmentLib.cli import training_commands
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.models.bundle import read_bundle
 from SPDSegmentLib.training.bank import build_bank
@@ -25,6 +28,31 @@ def config(tmp_path: Path) -> Path:
     """A run of a few steps on two cases."""
     write_cases(tmp_path / "data")
     return write_config(tmp_path, stage1=2, head=1, stage2=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_picture() -> Iterator[None]:
+    """Other tests look at the curves; each picture takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_commands, "_draw_curves", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished_once(no_picture: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the cases, the configuration and its finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_cases(folder / "data")
+    config = write_config(folder, stage1=2, head=1, stage2=2)
+    assert run(config).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> Path:
+    """The configuration of a finished run, in a folder of this test's own."""
+    shutil.copytree(finished_once, tmp_path / "copy")
+    return next((tmp_path / "copy").glob("*.toml"))
 
 
 def run(config: Path, name: str = "run") -> Result:
@@ -71,58 +99,53 @@ def test_the_embeddings_are_announced_with_their_size_and_deleted_at_the_end(con
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "of another image"])
 def test_a_damaged_or_outdated_embedding_is_computed_again(
-    config: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    finished: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    assert run(config, "whole").exit_code == 0
-    first, second = sorted(stop_before_stage2(config, monkeypatch).iterdir())[:2]
+    first, second = sorted(stop_before_stage2(finished, monkeypatch, "again").iterdir())[:2]
     content = {"truncated": first.read_bytes()[:-9], "empty": b"", "of another image": second.read_bytes()}
     first.write_bytes(content[damage])
-    assert run(config).exit_code == 0
-    assert digest(config) == digest(config, "whole")
+    assert run(finished, "again").exit_code == 0
+    assert digest(finished, "again") == digest(finished)
 
 
 @pytest.mark.parametrize("phase", ["stage1", "stage2"])
-def test_a_truncated_checkpoint_is_named_first_and_the_way_out_works(config: Path, phase: str) -> None:
-    assert run(config).exit_code == 0
-    model, path = digest(config), config.parent / "run" / f"{phase}.ckpt"
+def test_a_truncated_checkpoint_is_named_first_and_the_way_out_works(finished: Path, phase: str) -> None:
+    model, path = digest(finished), finished.parent / "run" / f"{phase}.ckpt"
     path.write_bytes(path.read_bytes()[:-99])
-    refused = run(config)
+    refused = run(finished)
     assert refused.exit_code == 2
     assert f"{path} cannot be continued" in refused.stderr and "Delete it" in refused.stderr
     assert "reading cases" not in refused.stderr
     path.unlink()
-    assert run(config).exit_code == 0 and digest(config) == model
+    assert run(finished).exit_code == 0 and digest(finished) == model
 
 
-def test_a_phase_that_begins_anew_takes_the_later_ones_with_it(config: Path) -> None:
-    assert run(config).exit_code == 0
-    (config.parent / "run" / "stage1.ckpt").unlink()
-    again = run(config)
+def test_a_phase_that_begins_anew_takes_the_later_ones_with_it(finished: Path) -> None:
+    (finished.parent / "run" / "stage1.ckpt").unlink()
+    again = run(finished)
     assert again.exit_code == 0 and "stage2 2/2" in again.stderr, "stage II rests on a stage I that is gone"
 
 
-def test_a_damaged_configuration_of_the_run_is_named_and_the_way_out_works(config: Path) -> None:
-    assert run(config).exit_code == 0
-    path = config.parent / "run" / "config.json"
+def test_a_damaged_configuration_of_the_run_is_named_and_the_way_out_works(finished: Path) -> None:
+    path = finished.parent / "run" / "config.json"
     path.write_text(path.read_text(encoding="utf-8")[:50])
-    refused = run(config)
+    refused = run(finished)
     assert refused.exit_code == 2 and f"{path}, which says how this run was started, is damaged" in refused.stderr
     path.unlink()
-    assert run(config).exit_code == 0
+    assert run(finished).exit_code == 0
     path.unlink()
-    config.write_text(config.read_text(encoding="utf-8").replace("seed = 3", "seed = 4"), encoding="utf-8")
-    other = run(config)
+    finished.write_text(finished.read_text(encoding="utf-8").replace("seed = 3", "seed = 4"), encoding="utf-8")
+    other = run(finished)
     assert other.exit_code == 2 and "of other settings" in other.stderr
 
 
-def test_what_differs_from_the_run_of_a_folder_is_said(config: Path) -> None:
-    assert run(config).exit_code == 0
-    text = config.read_text(encoding="utf-8")
-    config.write_text(text.replace("seed = 3", "seed = 4"), encoding="utf-8")
-    refused = run(config)
+def test_what_differs_from_the_run_of_a_folder_is_said(finished: Path) -> None:
+    text = finished.read_text(encoding="utf-8")
+    finished.write_text(text.replace("seed = 3", "seed = 4"), encoding="utf-8")
+    refused = run(finished)
     assert refused.exit_code == 2 and "another configuration (seed 3 there and 4 here)" in refused.stderr
-    config.write_text(text.replace('title = "Tiny"', 'title = "Tiny blob"'), encoding="utf-8")
-    assert run(config).exit_code == 0, "a title changes nothing of what is computed"
+    finished.write_text(text.replace('title = "Tiny"', 'title = "Tiny blob"'), encoding="utf-8")
+    assert run(finished).exit_code == 0, "a title changes nothing of what is computed"
 
 
 def add_validation(config: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tiny_training import write_cases, write_config
 
@@ -146,3 +147,8 @@ def options(path: Path, **changes: object) -> BenchmarkOptions:
     """Run from ``path`` with everything below its folder."""
     values = {"output": path.parent / "results", "work": path.parent / "work", "device": "cpu"} | changes
     return BenchmarkOptions(path, **values)  # type: ignore[arg-type]
+
+
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs draw nothing: that takes longer than all else, and other tests look at the figures."""
+    monkeypatch.setattr("spdbench.command.draw_figures", lambda *_: None)

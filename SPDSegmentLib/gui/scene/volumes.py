@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,10 @@ class VolumeSnapshot:
         return min(max(t, 0), self.grid.shape[0] - 1)
 
 
+_inUse: weakref.WeakValueDictionary[tuple[str, str], VolumeSnapshot] = weakref.WeakValueDictionary()
+"""Snapshots that somebody still has: the panel asks many times for one state."""
+
+
 def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
     """Return the present state of a scalar volume node; voxels are not copied.
 
@@ -111,9 +116,13 @@ def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
         )
     if any(node.GetImageData().GetExtent()[::2]):  # as cutting filters leave it; every voxel stays where it is
         node.ShiftImageDataExtentToZeroStart()
-    volume = Volume(slicer.util.arrayFromVolume(node), worldMatrix(node), node.GetName() or "")
-    stack = SliceStack(volume, axis)
-    return VolumeSnapshot(node.GetID(), fingerprint(node, axis), volume, stack, SliceGrid(stack), axis)
+    state, name = fingerprint(node, axis), node.GetName() or ""
+    snapshot = _inUse.get((state, name))
+    if snapshot is None:
+        stack = SliceStack(Volume(slicer.util.arrayFromVolume(node), worldMatrix(node), name), axis)
+        snapshot = VolumeSnapshot(node.GetID(), state, stack.volume, stack, SliceGrid(stack), axis)
+        _inUse[state, name] = snapshot
+    return snapshot
 
 
 def gridSnapshot(shape: tuple[int, int, int], matrix: np.ndarray, axis: str, nodeId: str = "") -> VolumeSnapshot:
