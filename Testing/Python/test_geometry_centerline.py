@@ -145,13 +145,12 @@ def test_it_is_said_that_all_points_are_deselected_or_that_there_is_only_a_box(s
         clicks_from_markups([node((-3, -3, 9), kind="ROI"), node((-3, -3, 9), kind="Plane")], stack)
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["Fiducial", "Curve"])
 def test_a_hundred_thousand_points_take_seconds(stack: SliceStack, kind: str) -> None:
     places = np.stack((np.full(100_000, -3.0), np.full(100_000, -4.0), np.linspace(0, 57, 100_000)), axis=1)
-    started = time.perf_counter()
+    started = time.process_time()
     clicks = clicks_from_markups([node(*map(tuple, places.tolist()), kind=kind)], stack)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert len(clicks) == 100_000 and set(clicks.slice_index.tolist()) == set(range(20))
 
 

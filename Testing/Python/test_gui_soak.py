@@ -9,7 +9,6 @@ import module_soak
 import pytest
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
-pytestmark = pytest.mark.alone
 
 KILLS = int(os.environ.get("SPDSEGMENT_SOAK_KILLS", "6"))
 UPDATES = int(os.environ.get("SPDSEGMENT_SOAK_UPDATES", "10"))
@@ -18,6 +17,7 @@ MAX_GROWTH = 0.05
 MAX_SECONDS = 2.0
 
 
+@pytest.mark.alone
 def test_kills_at_random_moments_lose_nothing(host: Any) -> None:
     killed = module_soak.kills(host, KILLS)
     print(killed)
