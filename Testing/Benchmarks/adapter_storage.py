@@ -1,9 +1,10 @@
 """What storing an adapter as changes of its base weights does to masks, to the size on disk and to loading.
 
 python Testing/Benchmarks/adapter_storage.py FOLDER ... [--patients N] [--like NAME]: FOLDER is a bundle in half
-precision; of one volume of each validation patient of its configuration (or that of the bundle NAME) the masks of both
-kinds of storage at clinic clicks. Rows go to ``results/adapter-storage.json``, those
-of the bundles named are replaced. With ``--shrink`` the bundles are rewritten as changes and nothing is measured.
+precision, as the shipped ones were up to commit 5fefcb9; of one volume of each validation patient of its configuration
+(or that of the bundle NAME) the masks of both kinds of storage at clinic clicks. Rows go to
+``results/adapter-storage.json``, those of the bundles named are replaced. With ``--shrink`` the bundles are rewritten
+as changes and nothing is measured.
 """
 
 from __future__ import annotations
@@ -114,8 +115,9 @@ def main() -> None:
             )
             print(f"{folder}: {before / 1e6:.2f} MB, now {after / 1e6:.2f} MB")
             continue
+        found = measured(bundle, options.like or bundle.info.name, options.patients)
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        results[bundle.info.name] = found = measured(bundle, options.like or bundle.info.name, options.patients)
+        results[bundle.info.name] = found
         write_json(RESULTS, results)
         agreement = [row["agreement"] for row in found["rows"]]
         means = " and ".join(f"{np.mean([row[kind] for row in found['rows']]):.4f}" for kind in ("half", "changes"))
