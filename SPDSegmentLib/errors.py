@@ -7,10 +7,11 @@ Every error names what is wrong and where (``message``), what to do (``remedy``)
 from __future__ import annotations
 
 import errno
+import importlib.util
 import re
 import shlex
 import sys
-from typing import ClassVar
+from typing import Any, ClassVar
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -151,6 +152,24 @@ def missing_package(name: str, why: str, details: str = "") -> DependencyMissing
         f"Run: {shlex.join(command)}",
         details,
     )
+
+
+def import_package(name: str) -> Any:
+    """A package that not everybody has installed.
+
+    Raises:
+        DependencyMissing: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise missing_package(name, str(error), repr(error)) from error
+
+
+def require_package(name: str) -> None:
+    """Raise DependencyMissing where a package is not installed; it is not imported."""
+    if importlib.util.find_spec(name) is None:
+        raise missing_package(name, f"No module named '{name}'")
 
 
 MORE_MEMORY = (

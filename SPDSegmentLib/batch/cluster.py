@@ -23,7 +23,7 @@ from SPDSegmentLib.batch.cases import BatchCase, BatchModel, batch_model
 from SPDSegmentLib.batch.report import empty_row
 from SPDSegmentLib.batch.run import CaseProcess, SchedulerLost, SegmentCase
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
-from SPDSegmentLib.errors import BadInput, SPDError, missing_package
+from SPDSegmentLib.errors import BadInput, SPDError, import_package
 from SPDSegmentLib.models.bundle import find_bundle
 from SPDSegmentLib.worker.client import WorkerClient
 
@@ -45,7 +45,7 @@ def connect(address: str) -> Any:
         BadInput: nothing answers there.
         DependencyMissing: Dask is not installed.
     """
-    distributed = _distributed()
+    distributed = import_package("distributed")
     try:
         return distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
@@ -64,13 +64,10 @@ def slurm_jobs(count: int) -> Iterator[Any]:
         BadInput: what a job needs is not configured.
         DependencyMissing: dask-jobqueue is not installed.
     """
-    distributed = _distributed()
+    distributed = import_package("distributed")
+    jobs = import_package("dask_jobqueue")
     try:
-        from dask_jobqueue import SLURMCluster
-    except ImportError as error:
-        raise missing_package("dask_jobqueue", str(error), repr(error)) from error
-    try:
-        cluster = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"], n_workers=0)
+        cluster = jobs.SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"], n_workers=0)
     except (ValueError, TypeError) as error:
         raise BadInput(
             f"The Slurm jobs are not described: {str(error).splitlines()[0]}",
@@ -80,14 +77,6 @@ def slurm_jobs(count: int) -> Iterator[Any]:
     with cluster, distributed.Client(cluster, set_as_default=False) as client:
         cluster.scale(jobs=count)
         yield client
-
-
-def _distributed() -> Any:
-    try:
-        import distributed
-    except ImportError as error:
-        raise missing_package("distributed", str(error), repr(error)) from error
-    return distributed
 
 
 @dataclass

@@ -15,7 +15,7 @@ import typer
 
 from SPDSegmentLib.cli.segment_command import CaseOptions, names_of
 from SPDSegmentLib.cli.terminal import printable, require_device, require_input, show_training, takes
-from SPDSegmentLib.errors import MUST_LOOK, BadInput
+from SPDSegmentLib.errors import MUST_LOOK, BadInput, require_package
 from SPDSegmentLib.files import check_folder
 
 if TYPE_CHECKING:
@@ -81,9 +81,7 @@ def batch(request: BatchRequest) -> None:
     if scheduler and (slurm or workers > 1):
         raise BadInput("--scheduler goes with neither --slurm nor --workers.", "The cluster has its own workers.")
     if request.dicom_seg:
-        from SPDSegmentLib.geometry.dicom_objects import require_highdicom
-
-        require_highdicom()
+        require_package("highdicom")
     from SPDSegmentLib.batch.cases import batch_model
     from SPDSegmentLib.batch.run import BatchRun
     from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter

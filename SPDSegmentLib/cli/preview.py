@@ -111,7 +111,8 @@ def write_preview(
     for axes, t in zip(grid.flat, shown, strict=False):
         _draw_slice(axes, stack, t, result.mask[t], box, limits, color)
         _draw_points(axes, [p for p in points if p.slice_index == t], stack.pixel_mm)
-        _caption(axes, stack.slice_number(t), status[t])
+        caption = f"slice {stack.slice_number(t)}{NOTES.get(status[t], '')}"
+        axes.set_title(caption, color=QUIET, fontsize=8, pad=3, loc="left")
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     _scale_bar(grid.flat[0], box, stack.pixel_mm)
@@ -277,10 +278,6 @@ def _draw_points(axes: Any, points: Iterable[PointFate], pixel_mm: tuple[float, 
             face = sign.color if point.fate in FILLED else "none"
             axes.scatter(x, y, facecolors="none", edgecolors="black", linewidths=2.8, zorder=3, alpha=0.6, **shape)
             axes.scatter(x, y, facecolors=face, edgecolors=sign.color, linewidths=1.4, zorder=4, **shape)
-
-
-def _caption(axes: Any, slice_number: int, status: SliceStatus) -> None:
-    axes.set_title(f"slice {slice_number}{NOTES.get(status, '')}", color=QUIET, fontsize=8, pad=3, loc="left")
 
 
 def _scale_bar(axes: Any, box: CropBox, pixel_mm: tuple[float, float]) -> None:

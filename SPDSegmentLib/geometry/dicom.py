@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.errors import BadInput, require_package
 from SPDSegmentLib.files import plain_path
 from SPDSegmentLib.geometry.dicom_frames import Frame, at_one_time, frames_of, sorted_frames
 from SPDSegmentLib.geometry.dicom_series import (
@@ -21,7 +21,6 @@ from SPDSegmentLib.geometry.dicom_series import (
     is_directory,
     is_image,
     read_header,
-    require_pydicom,
     uid_of,
 )
 from SPDSegmentLib.geometry.limits import BYTES_BESIDE_VOXEL, check_memory
@@ -76,7 +75,7 @@ def _frames(path: Path, series: str | None, number: int | None) -> tuple[Sequenc
 
 def _whole_volume(path: Path) -> Any:
     """The header of a file that holds a whole volume."""
-    require_pydicom()
+    require_package("pydicom")
     header = read_header(path)
     if header is None:
         raise damaged_file(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.errors import BadInput, missing_package
+from SPDSegmentLib.errors import BadInput, import_package, require_package
 from SPDSegmentLib.files import write_whole
 from SPDSegmentLib.geometry.dicom import source_frames
 from SPDSegmentLib.geometry.dicom_frames import Frame
-from SPDSegmentLib.geometry.dicom_series import import_highdicom
 from SPDSegmentLib.geometry.formats import is_dicom
 from SPDSegmentLib.geometry.labelmap import inside, keyholes, outlines
 from SPDSegmentLib.geometry.volume import Volume
@@ -94,7 +92,7 @@ def source_of(image: Path, series: str | None, with_highdicom: bool = False, num
         DependencyMissing: highdicom is not installed, and is needed.
     """
     if with_highdicom:
-        require_highdicom()
+        require_package("highdicom")
     if not image.exists() or not (image.is_dir() or is_dicom(image)):
         raise BadInput(
             f"The image {image} is not of a DICOM series, so no DICOM object can refer to it.",
@@ -114,12 +112,6 @@ def source_of(image: Path, series: str | None, with_highdicom: bool = False, num
     return frames
 
 
-def require_highdicom() -> None:
-    """Raise DependencyMissing where highdicom, which writes and reads SEG, is not installed."""
-    if importlib.util.find_spec("highdicom") is None:
-        raise missing_package("highdicom", "No module named 'highdicom'")
-
-
 def write_dicom_seg(
     path: Path, mask_kji: np.ndarray, volume: Volume, source: Sequence[Frame], structure: Structure
 ) -> None:
@@ -132,7 +124,7 @@ def write_dicom_seg(
         BadInput: the mask is empty or not on the grid of the series, or as :func:`SPDSegmentLib.files.write_whole`.
         DependencyMissing: highdicom is not installed.
     """
-    highdicom = import_highdicom()
+    highdicom = import_package("highdicom")
     _check_mask(path, mask_kji, volume, source)
     headers = {frame.file: frame.header for frame in source}
     files = list(headers)

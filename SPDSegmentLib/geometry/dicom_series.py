@@ -6,7 +6,6 @@ Where a folder's own files hold no such series, its subfolders are searched as w
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import warnings
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from SPDSegmentLib.errors import BadInput, SPDError, missing_package
+from SPDSegmentLib.errors import BadInput, SPDError, require_package
 
 DRAWN = ("SEG", "RTSTRUCT")
 """Modalities of what is drawn on images."""
@@ -40,7 +39,7 @@ def choose_series(folder: Path, series: str | None = None) -> Headers:
     Raises:
         BadInput: there is none, several fit, or a file of it cannot be read.
     """
-    require_pydicom()
+    require_package("pydicom")
     found: dict[str, Headers] = {}
     chosen: dict[str, Headers] = {}
     for below in (False, True):
@@ -127,21 +126,6 @@ def readable(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise BadInput(f"The DICOM data of {path} is damaged.", "Copy or export it again.", repr(error)) from error
-
-
-def require_pydicom() -> None:
-    """Raise DependencyMissing where pydicom is not installed."""
-    if importlib.util.find_spec("pydicom") is None:
-        raise missing_package("pydicom", "No module named 'pydicom'")
-
-
-def import_highdicom() -> Any:
-    """The package that writes and reads SEG; raises DependencyMissing where it cannot be imported."""
-    try:
-        import highdicom
-    except ImportError as error:
-        raise missing_package("highdicom", str(error), repr(error)) from error
-    return highdicom
 
 
 def is_image(header: Any) -> bool:

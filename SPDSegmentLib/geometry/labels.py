@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from SPDSegmentLib.errors import BadInput, GeometryUnsupported
-from SPDSegmentLib.geometry.dicom_series import drawn_objects, import_highdicom, readable, require_pydicom
+from SPDSegmentLib.errors import BadInput, GeometryUnsupported, import_package, require_package
+from SPDSegmentLib.geometry.dicom_series import drawn_objects, readable
 from SPDSegmentLib.geometry.formats import is_dicom
 from SPDSegmentLib.geometry.labelmap import inside, read_labelmap, same_grid
 from SPDSegmentLib.geometry.volume import LPS_TO_RAS, Volume, check_image, read_volume
@@ -101,7 +101,7 @@ def read_dicom_labels(path: Path, volume: Volume, segments: Sequence[str] = ()) 
         GeometryUnsupported: it does not lie on the voxels or slices of the image.
         DependencyMissing: highdicom or pydicom is not installed.
     """
-    require_pydicom()
+    require_package("pydicom")
     found = drawn_objects(path)
     if not found:
         return None
@@ -202,7 +202,7 @@ def _off(drawn: Drawn, volume: Volume, why: str) -> GeometryUnsupported:
 
 
 def _seg_mask(drawn: Drawn, volume: Volume) -> np.ndarray:
-    highdicom = import_highdicom()
+    highdicom = import_package("highdicom")
     try:
         read = highdicom.seg.segread(drawn.path)
         if drawn.number not in {int(n) for n in read.segment_numbers}:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from SPDSegmentLib.errors import DependencyMissing, ModelCorrupt, missing_package
+from SPDSegmentLib.errors import DependencyMissing, ModelCorrupt, import_package, missing_package
 from SPDSegmentLib.files import write_whole
 from SPDSegmentLib.models.base_weights import refetch_command
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for
@@ -338,10 +338,8 @@ def import_peft() -> ModuleType:
         DependencyMissing: when it is not installed or cannot be imported.
     """
     hide_broken_torchvision()
-    try:
-        return importlib.import_module("peft")
-    except ImportError as error:
-        raise missing_package("peft", str(error)) from error
+    peft: ModuleType = import_package("peft")
+    return peft
 
 
 def hide_broken_torchvision() -> None:

@@ -28,7 +28,7 @@ from SPDSegmentLib.geometry.intensity import CT_WINDOW
 from SPDSegmentLib.geometry.limits import free_memory_bytes
 from SPDSegmentLib.settings import build_settings, documented
 from SPDSegmentLib.training.config import TrainingConfig, check_split
-from SPDSegmentLib.training.survey import Survey, patient_pattern, split_patients, structure_facts
+from SPDSegmentLib.training.survey import Survey, patient_pattern, split_patients
 
 if TYPE_CHECKING:
     from SPDSegmentLib.training.cases import Case
@@ -107,7 +107,7 @@ def plan(
             raise BadInput(f"There is no case {missing[0]} to validate with.", f"Known: {', '.join(sorted(known))}.")
         train, validating, test = sorted(known - set(validation)), sorted(validation), []
     reasons: dict[str, str] = {}
-    facts = structure_facts(found.facts, wanted)
+    facts = [case.structures[value] for case in found.facts for value in wanted if value in case.structures]
     plane, reasons["data.plane"] = _plane(found, facts)
     extent, largest = (float(v) for v in np.percentile([fact.fov_mm[plane] for fact in facts], (50, 95)))
     pixel = float(np.median([case.pixel_mm[plane] for case in found.facts]))

@@ -351,8 +351,3 @@ def split_patients(
         return sorted(fact.name for p in people for fact in groups[p])
 
     return of(groups.keys() - validation - test), of(validation), of(test)
-
-
-def structure_facts(facts: Sequence[CaseFacts], values: Sequence[int]) -> list[StructureFacts]:
-    """What is known of some label values over all cases."""
-    return [case.structures[value] for case in facts for value in values if value in case.structures]

@@ -13,7 +13,7 @@ from typing import Protocol
 from SPDSegmentLib import __version__
 
 from . import messages as m
-from .health import CHECK_SECONDS, Ending, Heartbeat, family, log_tail
+from .health import CHECK_SECONDS, Ending, Heartbeat, family
 from .pipes import Buffers
 from .protocol import ContentError, FrameParser, decode_frame, decode_message, encode_message
 from .requests import ClientConfig, ModelChoice, Request, VolumeSource, WorkerCommand
@@ -21,6 +21,7 @@ from .transports import Transport
 
 PREAMBLE_BYTES = 1 << 16
 LOG_LINES = 200
+TOLD_LINES = 40
 
 
 class Listener(Protocol):
@@ -315,8 +316,9 @@ class Connection:
         self.ended = True
         if self._half_line:
             self.log_lines.append(self._half_line)
+        tail = tuple(line[:500] for line in [*self.log_lines][-TOLD_LINES:])
         launched = self.hello is not None and self._process_ids[:1] != [self.hello.process_id]
-        self._listener.on_ended(self, Ending(code, self._reason or reason, log_tail(self.log_lines), launched))
+        self._listener.on_ended(self, Ending(code, self._reason or reason, tail, launched))
 
     @property
     def _is_here(self) -> bool:

@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -302,11 +302,6 @@ def describe_exit(code: int) -> str:
         number = -code if code < 0 else code - 128
         return f"ended by {_signal_name(number)}"
     return f"exit code {code}"
-
-
-def log_tail(lines: Sequence[str], count: int = 40) -> tuple[str, ...]:
-    """Return the last lines, each of bounded length."""
-    return tuple(line[:500] for line in list(lines)[-count:])
 
 
 def _signal_name(number: int) -> str:

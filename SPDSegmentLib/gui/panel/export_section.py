@@ -31,9 +31,6 @@ from ..scene.state import BackgroundCall, ModuleState
 
 _FOLDER_SETTING = "SPDSegment/ExportFolder"
 
-Confirm = Callable[[Path], bool]
-AskPath = Callable[[ExportFormat, str], str]
-
 
 class ExportSection:
     """Export and statistics of the segment that is chosen.
@@ -41,19 +38,19 @@ class ExportSection:
     Args:
         ui: widgets of the panel.
         state: the settings in the scene.
+
+    Attributes:
         askPath: returns where to write, empty for nowhere; its window asks before a file is replaced.
         confirm: asked before a file is replaced that the window did not show.
     """
 
-    def __init__(
-        self, ui: Any, state: Callable[[], ModuleState], askPath: AskPath | None = None, confirm: Confirm | None = None
-    ) -> None:
+    def __init__(self, ui: Any, state: Callable[[], ModuleState]) -> None:
         self.ui = ui
         self.formats = exportFormats()
         self.dicomKinds = dicomKinds()
         self.askFolder: Callable[[], str] = _askFolder
-        self.askPath = askPath or _askPath
-        self.confirm = confirm or _confirmReplace
+        self.askPath: Callable[[ExportFormat, str], str] = _askPath
+        self.confirm: Callable[[Path], bool] = _confirmReplace
         self.askCut: Callable[[str], bool] = slicer.util.confirmYesNoDisplay
         self._state = state
         self._background = BackgroundCall()
