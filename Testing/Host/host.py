@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -203,10 +204,15 @@ class Host:
     def process_events(self, milliseconds: int = 0) -> None:
         """Let timers, processes and drawing go on, at least for a time."""
         end = time.monotonic() + milliseconds / 1000
-        while True:
-            qt.QApplication.processEvents(qt.QEventLoop.ProcessEventsFlag.AllEvents, 20)
-            if time.monotonic() >= end:
-                return
+        qt.QApplication.processEvents(qt.QEventLoop.ProcessEventsFlag.AllEvents, 20)
+        while (left := end - time.monotonic()) > 0:
+            self._run_event_loop(math.ceil(1000 * left))
+
+    @staticmethod
+    def _run_event_loop(milliseconds: int) -> None:
+        loop = qt.QEventLoop()
+        qt.QTimer.singleShot(milliseconds, loop.quit)
+        loop.exec()
 
     def wait_until(self, condition: Callable[[], Any], milliseconds: int = 60_000, what: str = "") -> Any:
         """Let the application run until a condition holds and return its value; TimeoutError otherwise."""
@@ -214,9 +220,7 @@ class Host:
         while not (value := condition()):
             if time.monotonic() > end:
                 raise TimeoutError(f"Waited {milliseconds} ms for {what or condition}.")
-            loop = qt.QEventLoop()
-            qt.QTimer.singleShot(5, loop.quit)
-            loop.exec()
+            self._run_event_loop(5)
         return value
 
     def screenshot(self, path: Path | str, widget: Any = None) -> Path:
