@@ -50,7 +50,7 @@ def test_too_few_patients_have_no_bound_and_that_is_said(n, finite):
     found = estimate(table, [0.8, 0.9], [100, 300])
     assert found is not None and (found.at_least is not None) == finite
     assert ("at least" in found.sentence()) == finite
-    assert ("not enough" in found.sentence()) != finite
+    assert (f"checked on only {found.patients} patients" in found.sentence()) != finite
     assert (slice_estimate(table, 0.8)[1] is not None) == finite
     expected = "too few patients" if found.at_least is None else round(found.at_least, 3)
     assert _promised(found.report())["dice_at_least"] == expected
@@ -101,4 +101,4 @@ def test_a_damaged_calibration_is_refused_when_the_bundle_is_read(change):
 def test_the_kidney_model_says_that_its_patients_are_too_few_for_a_bound():
     found = estimate(find_bundle("kidney-mr").info.calibration, [0.9], [100])
     assert found is not None and found.at_least is None
-    assert "3 validation patients are not enough" in found.sentence()
+    assert "the model was checked on only 3 patients" in found.sentence()
