@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_helpers import multi_frame, series
+from dicom_helpers import film, multi_frame, series
 from geometry_helpers import affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,6 +153,30 @@ def test_a_structure_set_is_read_back_voxel_by_voxel(image: Path, tmp_path: Path
     (observation,) = read.RTROIObservationsSequence
     assert observation.RTROIIdentificationCodeSequence[0].CodeValue == "64033007"
     assert pydicom.dcmread(path).file_meta.MediaStorageSOPClassUID == pydicom.uid.RTStructureSetStorage
+
+
+def test_objects_of_one_time_of_a_series_refer_to_the_slices_of_that_time(tmp_path: Path) -> None:
+    # given: three volumes in time; the second one's slices are files 13 to 18
+    def change(k: int, made: Dataset) -> None:
+        of_the_patient(k % 6, made)
+        made.TemporalPositionIdentifier = (2, 10, 9)[k // 6]
+
+    folder = film(tmp_path / "film", change)
+    volume, source = read_volume(folder, frame=2), source_of(folder, None, number=2)
+    mask, instances = some_mask(volume.array.shape), [f"1.2.3.4.{k}" for k in range(13, 19)]
+
+    # when
+    write_dicom_seg(tmp_path / "seg.dcm", mask, volume, source, KIDNEY)
+    write_rtstruct(tmp_path / "rt.dcm", mask, volume, source, KIDNEY)
+
+    # then
+    seg = highdicom.seg.segread(tmp_path / "seg.dcm")
+    assert {instance for *_, instance in seg.get_source_image_uids()} <= set(instances)
+    pixels = seg.get_pixels_by_source_instance(instances, segment_numbers=[1], assert_missing_frames_are_empty=True)
+    assert (pixels[..., 0] == mask).all()
+    contours = pydicom.dcmread(tmp_path / "rt.dcm").ROIContourSequence[0].ContourSequence
+    referred = {contour.ContourImageSequence[0].ReferencedSOPInstanceUID for contour in contours}
+    assert referred == {instances[k] for k in np.flatnonzero(mask.any(axis=(1, 2)))}
 
 
 @settings(max_examples=60, deadline=None)
