@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MANY = 20
 _BRIGHTNESS = "brightness"
+_PLANES = {"auto": "across the largest spacing"}
 
 
 def adapter_tensors(model: SPDModel) -> dict[str, Tensor]:
@@ -181,11 +182,11 @@ def model_card(info: BundleInfo) -> str:
     lines = [
         f"# {info.title}",
         "",
-        f"Segments: {info.structure} in {info.modality}, sliced {info.slicing_axis}.",
+        f"Segments: {info.structure} in {info.modality}, sliced {_PLANES.get(info.slicing_axis, info.slicing_axis)}.",
         "For research; not a medical device.",
         "",
-        f"- Backbone: `{info.backbone}`, input {info.image_size} x {info.image_size} pixels over "
-        + (f"{info.fov_mm:g} mm" if info.fov_mm else "the whole slice"),
+        f"- Backbone: `{info.backbone}`, input {info.image_size} x {info.image_size} pixels over {_view(info)}",
+        *([f"- Starts from: the adapter of `{Path(start).name}`"] if (start := training.get("start")) else []),
         f"- Prompts in training: `{training.get('strategy', 'consensus')}`",
         *([f"- Steps: {', '.join(f'{count} {name}' for name, count in steps.items())}"] if steps else []),
         f"- Trained on: {training.get('dataset', '')} ({len(training.get('patients', []))} volumes), "
@@ -201,6 +202,13 @@ def model_card(info: BundleInfo) -> str:
     lines += [f"On {info.metrics.get('cases', 0)} validation volumes with simulated clicks: ", ""]
     lines += [str(info.metrics.get("table", "")), "", f"Command: `{info.metrics.get('command', '')}`", ""]
     return "\n".join(lines)
+
+
+def _view(info: BundleInfo) -> str:
+    if info.fov_mm:
+        return f"{info.fov_mm:g} mm"
+    conditioned = info.network.get("saliency") == "conditioned"
+    return "a field of view that the clicks decide" if conditioned else "the whole slice"
 
 
 def plot_curves(run_folder: Path) -> Path | None:

@@ -107,7 +107,7 @@ def rows_of(predictor: Predictor, volume: Unseen, name: str, seeds: range) -> It
         image="{case}_image.nii.gz",
         label="{case}_label.nii.gz",
         targets=((volume.structures[name],),),
-        train=(),
+        train=(volume.case,),
         plane="axial",
     )
     (target,) = load_targets(DATA / volume.folder, data, [volume.case])
