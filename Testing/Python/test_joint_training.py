@@ -14,11 +14,19 @@ from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.joint import keep_runs, raw_tokens, save_joint_bundle, supported_tokens, train_joint
+from SPDSegmentLib.training.joint import (
+    joint_bundle_info,
+    keep_runs,
+    raw_tokens,
+    save_joint_bundle,
+    supported_tokens,
+    train_joint,
+)
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs
 from SPDSegmentLib.training.joint_cases import load_joint_cases, tube
 from SPDSegmentLib.training.joint_config import JointConfig, is_joint, read_joint_config
 from SPDSegmentLib.training.loop import Processes
+from SPDSegmentLib.training.result import model_card
 from SPDSegmentLib.training.run import RunHooks
 
 CONFIG = """
@@ -91,6 +99,9 @@ def test_a_tiny_joint_run_overfits_two_cases_and_its_bundle_segments_them(data: 
     model = run(config, data, tmp_path / "run")
     bundle = save_joint_bundle(model, config, "joint.toml", data, tmp_path / "bundle")
     assert bundle.info.network["saliency"] == "conditioned" and bundle.info.training["structures"] == ["blob"]
+    assert "over a field of view that the clicks decide" in bundle.card and "Starts from" not in bundle.card
+    warm = joint_bundle_info(dataclasses.replace(config, initialize_from="../runs/earlier"), "joint.toml", data)
+    assert "- Starts from: the adapter of `earlier`" in model_card(warm)
     torch.manual_seed(config.seed)
     assert Predictor.load(bundle, "cpu", "float32").engine.model.config.conditioned
     rows = (tmp_path / "run" / "joint_joint.csv").read_text(encoding="utf-8").splitlines()
