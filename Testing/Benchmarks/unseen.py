@@ -53,29 +53,29 @@ class Unseen(NamedTuple):
 
 
 VOLUMES = (
-    Unseen(
-        "small_mixed",
-        "ts_aorta_branches",
-        {
-            "aorta": 1,
-            "brachiocephalic trunk": 2,
-            "left carotid": 3,
-            "left subclavian": 4,
-            "celiac trunk": 5,
-            "superior mesenteric": 6,
-        },
-    ),
-    Unseen("small_mixed", "ts_pulmonary_artery", {"pulmonary artery": 1}),
-    Unseen("small_mixed", "tpt_ct_vert", {"vertebra": 22}),
-    Unseen("small_mixed", "tpt_mri_subreg", {"spinal canal": 61, "disks": 100}),
     Unseen("small_mixed", "pyrad_brain1", {"brain lesion": 1}),
-    Unseen("small_mixed", "slicerio_ctchest", {"right lung": 5, "left lung": 6}),
+    Unseen("small_mixed", "ts_pulmonary_artery", {"pulmonary artery": 1}),
     Unseen(
         "totalseg_modelmade",
         "ts_ct_sm",
         {"gallbladder": 4, "stomach": 6, "pancreas": 7, "duodenum": 19, "colon": 20, "inferior vena cava": 63},
     ),
     Unseen("totalseg_modelmade", "ts_mr_sm", {"stomach, MR": 6, "pancreas, MR": 7, "aorta, MR": 23}),
+    Unseen("small_mixed", "tpt_ct_vert", {"vertebra": 22}),
+    Unseen("small_mixed", "tpt_mri_subreg", {"spinal canal": 61, "disks": 100}),
+    Unseen("small_mixed", "slicerio_ctchest", {"right lung": 5, "left lung": 6}),
+    Unseen(
+        "small_mixed",
+        "ts_aorta_branches",
+        {
+            "superior mesenteric artery": 6,
+            "celiac trunk": 5,
+            "left carotid": 3,
+            "brachiocephalic trunk": 2,
+            "left subclavian": 4,
+            "aorta": 1,
+        },
+    ),
 )
 """ts_aorta and ts_pulmart may be the patients of ts_aorta_branches and ts_pulmonary_artery, and are left out."""
 
