@@ -318,8 +318,12 @@ def estimate(rows: Iterable[EvaluationRow], metric: str = "dsc") -> Estimate | N
 
 def worst_tenth(rows: Iterable[EvaluationRow]) -> float | None:
     """Mean DSC of the tenth of the runs, at least one, that came out worst; ``None`` without values."""
-    values = sorted(row.dsc for row in rows if row.dsc is not None)
-    return float(np.mean(values[: -(-len(values) // 10)])) if values else None
+    return mean_of_worst_tenth([row.dsc for row in rows if row.dsc is not None])
+
+
+def mean_of_worst_tenth(values: Sequence[float]) -> float | None:
+    """Mean of the lowest tenth of some values, at least one of them; ``None`` without values."""
+    return float(np.mean(sorted(values)[: -(-len(values) // 10)])) if values else None
 
 
 def below(rows: Iterable[EvaluationRow], limit: float = 0.5) -> tuple[int, int]:

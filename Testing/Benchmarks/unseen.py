@@ -1,11 +1,12 @@
 """*Any structure* on structures, and in patients, that it was never trained on.
 
-    PYTHONPATH=Testing/Benchmarks python Testing/Benchmarks/unseen.py [--bundle NAME|FOLDER] [--seeds N] [--only TEXT]
+    PYTHONPATH=Testing/Benchmarks python Testing/Benchmarks/unseen.py BUNDLE [--seeds N] [--only TEXT]
 
-One volume a structure, every severity; rows go to ``results/unseen.json``, one that is there is not computed again. A
-table is printed. Beside it the random walker and the frozen LiteMedSAM with a box around a slice's clicks; both are
-told the structure's true radius, which a user would have to guess. Most of these masks were drawn by another model and
-each is of one case: the figures say how far masks agree, not how accurate they are.
+BUNDLE: what ``spdsegment train`` makes of ``Configs/any-structure.toml``. One volume a structure, every severity; rows
+go to ``results/unseen.json``, one that is there is not computed again. A table and the shares of clicks are printed.
+Beside it the random walker and the frozen LiteMedSAM with a box around a slice's clicks; both are told the structure's
+true radius, which a user would have to guess. Most of these masks were drawn by another model and each is of one case:
+the figures say how far masks agree, not how accurate they are.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from SPDSegmentLib.evaluation.evaluator import (
     load_targets,
     measure,
 )
+from SPDSegmentLib.evaluation.report import mean_of_worst_tenth
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.inference.predictor import Predictor
-from SPDSegmentLib.models.bundle import find_bundle, read_bundle
+from SPDSegmentLib.models.bundle import find_bundle
 from SPDSegmentLib.training.config import DataConfig
 
 HERE = Path(__file__).resolve().parent
@@ -140,7 +142,7 @@ def table(report: dict[str, Any]) -> list[str]:
     for name in names:
         shown = [cells[name, m, s] for m in methods for s in SEVERITIES]
         lines.append(f"| {name} | " + " | ".join(f"{dsc:.3f} ({hd95:.0f})" for dsc, hd95 in shown) + " |")
-    for title, of in (("median", np.median), ("worst tenth", _worst_tenth)):
+    for title, of in (("median", np.median), ("worst tenth", mean_of_worst_tenth)):
         found = [of([cells[name, m, s][0] for name in names]) for m in methods for s in SEVERITIES]
         lines.append(f"| *{title}* | " + " | ".join(f"{value:.3f}" for value in found) + " |")
     return lines
@@ -150,8 +152,17 @@ def _mean(rows: list[dict[str, Any]]) -> tuple[float, float]:
     return float(np.mean([r["dsc"] for r in rows])), float(np.mean([r["hd95_mm"] for r in rows]))
 
 
-def _worst_tenth(values: list[float]) -> float:
-    return float(np.mean(sorted(values)[: max(1, round(len(values) / 10))]))
+def shares(report: dict[str, Any]) -> list[str]:
+    """A line a severity: means over the structures of right clicks rejected and of wrong clicks kept."""
+    lines = []
+    for severity in SEVERITIES:
+        rows = [row for row in report["rows"] if (row["method"], row["severity"]) == (OURS, severity)]
+        means = []
+        for share in ("right_rejected", "wrong_kept"):
+            known = [row[share] for row in rows if row[share] is not None]
+            means.append(f"{share} {np.mean(known):.3f}" if known else f"{share} -")
+        lines.append(f"{severity}: {', '.join(means)}")
+    return lines
 
 
 def main() -> None:
@@ -159,13 +170,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bundle", default=OURS)
+    parser.add_argument("bundle", metavar="BUNDLE", help="name or folder")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default="", help="structures whose name contains this")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    path = Path(options.bundle)
-    bundle = read_bundle(path) if path.is_dir() else find_bundle(options.bundle)
+    bundle = find_bundle(options.bundle)
     report = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
     model = bundle.info.adapter_sha256
     if report.get("adapter_sha256", model) != model:
@@ -178,7 +188,7 @@ def main() -> None:
             if options.only in name and name not in done:
                 report["rows"] += rows_of(predictor, volume, name, range(FIRST_SEED, FIRST_SEED + options.seeds))
                 write_json(options.output, report, indent=None)
-    print("\n".join(table(report)))
+    print("\n".join([*table(report), *shares(report)]))
 
 
 if __name__ == "__main__":
