@@ -103,19 +103,24 @@ def _stand_in_for_timm() -> None:
 
 
 def measure_encoder() -> dict[str, float]:
-    """Ours against upstream's, one 256 x 256 slice at a time."""
+    """Ours against upstream's, one 256 x 256 slice at a time; without a precision that the processor has not."""
     upstream = upstream_encoder()
-    slices = np.random.default_rng(0).random((4, 256, 256), dtype=np.float32)
+    slices = np.random.default_rng(0).random((4, 1, 256, 256), dtype=np.float32)
     weights = find_base_weights("lite_medsam")
     result: dict[str, float] = {}
     with torch.inference_mode():
-        images = torch.from_numpy(slices)[:, None].expand(-1, 3, -1, -1).contiguous()
+        images = torch.from_numpy(slices).expand(-1, 3, -1, -1).contiguous()
         truth = upstream(images[:1])
         result["upstream_float32_s"] = seconds(lambda: upstream(images[:1]))
         for precision in (torch.float32, torch.bfloat16):
             model = SPDModel(NetworkConfig("lite_medsam", 256), weights, adapters=False)
             engine = Engine(model, torch.device("cpu"), precision, 1, 10)
             name = str(precision).removeprefix("torch.")
+            try:
+                engine.encode(slices[:1])
+            except RuntimeError as error:  # a processor without the instructions for it
+                print(f"{name} is not measured: {error}", file=sys.stderr)
+                continue
             result[f"ours_{name}_s"] = seconds(functools.partial(engine.encode, slices[:1]))
             result[f"ours_{name}_largest_difference"] = float((engine.encode(slices[:1]).float() - truth).abs().max())
             result[f"ours_{name}_times_faster"] = result["upstream_float32_s"] / result[f"ours_{name}_s"]
