@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -219,7 +220,8 @@ def train_joint(
         root: what the folders of the data sets are relative to.
         run_folder: checkpoints, curves and kept embeddings; made if missing.
         weights: base weights of the backbone, ``None`` for random ones.
-        start: adapter tensors of a bundle that the training starts from.
+        start: adapter tensors of a bundle that the training starts from; of one with an image saliency, whose encoder
+            has learned in the paper's stage I, the saliency head is left out.
 
     Returns:
         The trained model with its adapters unmerged.
@@ -234,7 +236,7 @@ def train_joint(
         if processes.device.type == "cpu":
             keep_freed_memory()
         if start is not None:
-            model.load_adapter_state(start)
+            model.load_adapter_state(conditioned_start(model, start))
         counting = hooks.counting("reading cases")
         volumes, targets = load_joint_cases(config.sets, root, config.stage, config.seed, counting)
         sampler = JointSampler(volumes, targets, config.network, config.stage, config.augmentation, processes.device)
@@ -248,8 +250,20 @@ def train_joint(
     return model
 
 
+def conditioned_start(model: SPDModel, start: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adapter tensors of either kind for a conditioned model: what an image model's prompts lack is the model's own."""
+    if any(name.startswith("conditioning.") for name in start):
+        return start
+    prompts = ("conditioning.", "prompt_encoder.")
+    own = {name: tensor for name, tensor in model.adapter_state().items() if name.startswith(prompts)}
+    return own | {name: tensor for name, tensor in start.items() if not name.startswith("saliency_head.")}
+
+
 def joint_bundle_info(config: JointConfig, config_name: str, root: Path) -> BundleInfo:
-    """Describe the model of a finished joint training, as :func:`SPDSegmentLib.training.result.describe`."""
+    """Describe the model of a finished joint training, as :func:`SPDSegmentLib.training.result.describe`.
+
+    A plane, a field of view and a range of values that all sets share are the model's; else clicks and image decide.
+    """
     cases = [f"{key}/{name}" for key, spec in config.sets.items() for name in case_names(spec, root / spec.folder)]
     training = {
         "patients": cases,
@@ -259,7 +273,11 @@ def joint_bundle_info(config: JointConfig, config_name: str, root: Path) -> Bund
         "structures": sorted({structure for spec in config.sets.values() for structure in spec.structures}),
         "start": config.initialize_from,
     }
-    return describe(config, config_name, "auto", IntensityConfig("auto"), 0.0, training)
+    usual: dict[str, Any] = {"plane": "auto", "intensity": IntensityConfig("auto"), "fov_mm": 0.0}
+    for name in usual:
+        found = {getattr(spec, name) for spec in config.sets.values()}
+        usual[name] = found.pop() if len(found) == 1 else usual[name]
+    return describe(config, config_name, **usual, training=training)
 
 
 def save_joint_bundle(model: SPDModel, config: JointConfig, config_name: str, root: Path, folder: Path) -> Bundle:

@@ -16,7 +16,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.intensity import CT_WINDOW, MR_PERCENTILES, IntensityConfig, intensity_range, normalize
+from SPDSegmentLib.geometry.intensity import intensity_range, normalize
 from SPDSegmentLib.geometry.labels import read_labeled
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.prompts.noise import click_path, simulate_clicks_from_path
@@ -123,8 +123,7 @@ def _read(folder: Path, name: str, spec: SetConfig) -> JointVolume:
     volume, labels = read_labeled(folder, spec, name)
     stack = SliceStack(volume, spec.plane)
     is_ct = spec.modality == "CT"
-    config = IntensityConfig("window", *CT_WINDOW) if is_ct else IntensityConfig("percentile", *MR_PERCENTILES)
-    images = np.rint(normalize(stack.array, intensity_range(volume.array, config)) * 255).astype(np.uint8)
+    images = np.rint(normalize(stack.array, intensity_range(volume.array, spec.intensity)) * 255).astype(np.uint8)
     label_slices = np.ascontiguousarray(stack.from_volume(labels)).astype(np.uint8)
     return JointVolume(
         f"{folder.name}/{name}", images, label_slices, stack.pixel_mm, stack.slice_mm, is_ct, spec.fov_mm

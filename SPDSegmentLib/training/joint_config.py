@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.geometry.intensity import CT_WINDOW, MR_PERCENTILES, IntensityConfig
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SegmentationLossConfig
 from SPDSegmentLib.prompts.distillation import PromptConfig
@@ -54,6 +55,12 @@ class SetConfig:
         check_choice(self.modality, ("CT", "MR"), f"modality of {self.folder}")
         limits = {"fov_mm": (1e-3, 1e6), "weight": (0.0, 1e6), "max_cases": (0, 1e9), "synthetic": (0, 100)}
         check_ranges(self, limits)
+
+    @property
+    def intensity(self) -> IntensityConfig:
+        """How values of its modality become 0 to 1."""
+        is_ct = self.modality == "CT"
+        return IntensityConfig("window", *CT_WINDOW) if is_ct else IntensityConfig("percentile", *MR_PERCENTILES)
 
 
 @dataclass(frozen=True)

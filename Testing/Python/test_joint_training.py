@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_training import write_cases
 
-from SPDSegmentLib.errors import BadInput, Cancelled
+from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
@@ -99,7 +99,7 @@ def test_a_tiny_joint_run_overfits_two_cases_and_its_bundle_segments_them(data: 
     model = run(config, data, tmp_path / "run")
     bundle = save_joint_bundle(model, config, "joint.toml", data, tmp_path / "bundle")
     assert bundle.info.network["saliency"] == "conditioned" and bundle.info.training["structures"] == ["blob"]
-    assert "over a field of view that the clicks decide" in bundle.card and "Starts from" not in bundle.card
+    assert bundle.info.fov_mm == 64.0 and "Starts from" not in bundle.card
     warm = joint_bundle_info(dataclasses.replace(config, initialize_from="../runs/earlier"), "joint.toml", data)
     assert "- Starts from: the adapter of `earlier`" in model_card(warm)
     torch.manual_seed(config.seed)
@@ -107,6 +107,31 @@ def test_a_tiny_joint_run_overfits_two_cases_and_its_bundle_segments_them(data: 
     rows = (tmp_path / "run" / "joint_joint.csv").read_text(encoding="utf-8").splitlines()
     scores = [float(row.split(",")[-1]) for row in rows[-20:]]
     assert np.mean(scores) > 0.8
+
+
+def test_what_all_sets_share_is_the_models_and_else_clicks_and_image_decide(data: Path) -> None:
+    one = configured(data)
+    ct = dataclasses.replace(one.sets["blobs"], modality="CT", plane="coronal")
+    info = joint_bundle_info(dataclasses.replace(one, sets={"ct": ct}), "joint.toml", data)
+    assert (info.slicing_axis, info.fov_mm, info.normalization["kind"]) == ("coronal", 64.0, "window")
+    wide = dataclasses.replace(one.sets["blobs"], fov_mm=90.0)
+    info = joint_bundle_info(dataclasses.replace(one, sets={"ct": ct, "wide": wide}), "joint.toml", data)
+    assert (info.slicing_axis, info.fov_mm, info.normalization["kind"]) == ("auto", 0.0, "auto")
+    assert "over a field of view that the clicks decide" in model_card(info)
+
+
+def test_a_training_starts_from_stage_1_of_a_model_with_an_image_saliency(data: Path, tmp_path: Path) -> None:
+    config = configured(data, 1, stage='objective = "frozen_encoder"')
+    image = SPDModel(dataclasses.replace(config.network, saliency="image", dense_saliency_prompt=True))
+    start = {name: torch.randn_like(tensor) for name, tensor in image.adapter_state().items()}
+    model = train_joint(config, data, tmp_path / "run", None, Processes(), start=start)
+    after = model.adapter_state()
+    encoder = [name for name in start if name.startswith("image_encoder.")]
+    assert encoder and all(torch.equal(after[name], start[name]) for name in encoder)
+    assert not [name for name in after if name.startswith("saliency_head.")]
+    del start[encoder[0]]
+    with pytest.raises(ModelCorrupt, match="1 missing"):
+        train_joint(config, data, tmp_path / "other", None, Processes(), start=start)
 
 
 @pytest.mark.parametrize("objective", ["joint", "saliency_first", "frozen_encoder", "prompted"])

@@ -129,7 +129,7 @@ class MethodSpec:
             have none) or ``shuffled`` (another patient's).
         comparator: name in the registry, by default the method's own.
         settings: keyword arguments of a comparator or a frozen row.
-        joint: joint training configuration (.toml) of a joint row, beside the benchmark's file.
+        joint: joint training configuration (.toml) of a joint row, beside the benchmark's file; ``{dataset}`` as above.
         learns: what a joint row learns from: ``own`` (the tested structures), ``all``, or ``other-structures``.
         train: changes of the data set's training configuration, for a model that is trained when there is no bundle.
         stage1_from: the method whose stage I a trained model takes over.

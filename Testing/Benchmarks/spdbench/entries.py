@@ -164,17 +164,20 @@ class EntryMaker:
 
     def _joint(self, method: MethodSpec, dataset: Dataset, fold: Fold, inputs: InputSettings) -> Entry:
         """A row on several data sets; the model for a fold knows nobody who is tested in it on any of them."""
-        path = self.config.folder / method.joint
+        path = self.config.folder / method.joint.format(dataset=dataset.name)
         config = read_joint_config(path)
         own = _tested(dataset, fold)
         others = self._tested_elsewhere(method, dataset, fold) if method.learns == "all" else []
         sets = sets_to_learn(config, path.parent, method.learns, own, others)
+        stage1, identity = self._stage1(method, dataset, fold)
         trained = JointTraining(
             inputs,
             config=dataclasses.replace(config, sets=sets),
             root=path.parent,
             changes=method.train,
             fov_mm=own.fov_mm,
+            stage1=stage1,
+            stage1_identity=identity,
             prompts=method.prompts,
             overrides=method.overrides,
             name=method.name,

@@ -2,7 +2,7 @@
 
 One joint configuration (``[sets.NAME]``) serves them all, so that data and budget are the same; a row says what of it
 is learned from, and what else differs. Patients that are tested are never learned from, and neither is an adapter that
-may have seen them: every training begins with the base weights.
+may have seen them: a training begins with the base weights, or with stage I of a row that does not know them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spdbench.comparators.own_training import TrainedRow, base_weights, changed_config
+from spdbench.comparators.own_training import TrainedRow, base_weights, changed_config, stage1_state
 from spdbench.comparators.protocol import InputSettings, NotRun
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.models.bundle import Bundle, read_bundle, write_bundle
@@ -94,6 +94,8 @@ class JointTraining(TrainedRow):
             relative to.
         changes: settings that differ; ``sets = { "*" = {...} }`` changes all of them.
         fov_mm: field of view of a model without a saliency of its own (objective ``prompted``).
+        stage1, stage1_identity: the bundle that the training starts from, which knows none of the tested patients, and
+            what stands for it, as of :class:`~spdbench.comparators.own_training.OwnTraining`.
         prompts, overrides, name: as for a bundle's row.
 
     Raises:
@@ -108,6 +110,8 @@ class JointTraining(TrainedRow):
         root: Path,
         changes: Mapping[str, Any],
         fov_mm: float,
+        stage1: Path | None = None,
+        stage1_identity: str = "",
         prompts: str = "consensus",
         overrides: Mapping[str, Any] | None = None,
         name: str = "generalist",
@@ -124,13 +128,15 @@ class JointTraining(TrainedRow):
         self.config: JointConfig = changed
         self._root = root
         self._fov_mm = fov_mm
+        self._stage1 = stage1
+        self._stage1_identity = stage1_identity
 
     def train_bundle(self, folder: Path, hooks: RunHooks) -> tuple[int, int]:
         """See the base class."""
         weights = base_weights(self.config.network.backbone)
-        model = train_joint(
-            self.config, self._root, folder / "run", weights, join_processes(self._inputs.device), hooks
-        )
+        start = stage1_state(self._stage1)
+        processes = join_processes(self._inputs.device)
+        model = train_joint(self.config, self._root, folder / "run", weights, processes, hooks, start)
         info = joint_bundle_info(self.config, "benchmark", self._root)
         parameters = sum(p.numel() for p in model.encoder_lora_parameters() + model.stage2_parameters())
         if self._prompted:
@@ -147,11 +153,13 @@ class JointTraining(TrainedRow):
         config = dataclasses.asdict(dataclasses.replace(self.config, checkpoint_seconds=0.0))
         for spec in config["sets"].values():
             spec["folder"] = Path(spec["folder"]).name
-        return {"joint": config}
+        started = {"stage1": self._stage1_identity} if self._stage1_identity else {}
+        return {"joint": config, **started}
 
     def describe(self) -> dict[str, Any]:
         """See the base class; the field of view is none of the trained model's."""
-        return {**super().describe(), "fov_mm": self._fov_mm if self._prompted else 0.0}
+        info = joint_bundle_info(self.config, "benchmark", self._root)
+        return {**super().describe(), "fov_mm": self._fov_mm if self._prompted else info.fov_mm}
 
     def trained_bundle(self, folder: Path) -> Bundle:
         """See the base class; of a model on raw clicks a copy for the data set's field of view."""

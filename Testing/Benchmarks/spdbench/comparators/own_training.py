@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from spdbench.comparators.bundle_row import BundleRow, distillation_identity
 from spdbench.comparators.protocol import Budget, InputSettings, NotRun, OnProgress, TrainingCase
@@ -140,11 +141,7 @@ class OwnTraining(TrainedRow):
     def train_bundle(self, folder: Path, hooks: RunHooks) -> tuple[int, int]:
         """See the base class; raises :class:`NotRun` where the row whose stage I is wanted is not trained."""
         weights = base_weights(self.config.network.backbone)
-        state = None
-        if self._stage1 is not None:
-            if not self._stage1.is_dir():
-                raise NotRun("the row whose stage I it takes over is not trained")
-            state = load_adapter(read_bundle(self._stage1))
+        state = stage1_state(self._stage1)
         model = train(
             self.config,
             self._data_folder,
@@ -186,6 +183,15 @@ class OwnTraining(TrainedRow):
             training["network"].pop(name)
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()
         return folder.parent / f"embeddings-{digest[:10]}"
+
+
+def stage1_state(folder: Path | None) -> dict[str, Tensor] | None:
+    """Adapter tensors of the bundle that a training starts from; raises :class:`NotRun` where it is not trained."""
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise NotRun("the row whose stage I it takes over is not trained")
+    return load_adapter(read_bundle(folder))
 
 
 def changed_config(config: Config, changes: Mapping[str, Any], where: str = "[train]") -> Config:
