@@ -231,8 +231,8 @@ class Connection:
             self.abort(f"it did not answer within {self._config.start_seconds:g} s")
 
     def check_alive(self) -> None:
-        """End a process from which something is awaited and that was stopped or hangs."""
-        if self.ended or self._reason:
+        """End a process from which something is awaited and that was stopped or hangs; a cancel has a deadline."""
+        if self.ended or self._reason or self.must_stop:
             return
         waited, self._waited = self._waited, self.waits
         now = self._clock()

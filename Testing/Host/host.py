@@ -264,6 +264,7 @@ class Host:
         dialogs.reset()
         self.installs.reset()
         self.factory.idle_calls.clear()
+        self.factory.unlisted.clear()
         self.use_slicer_version(SLICER_VERSION)
         set_module_present("PyTorchUtils", True)
         self.app._testing = False

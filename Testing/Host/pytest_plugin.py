@@ -57,13 +57,20 @@ def slot_errors() -> SlotErrors:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    """The application with an empty scene; afterward modules are unloaded, and no slot may have failed."""
+    """The application with an empty scene; afterward modules are unloaded.
+
+    No slot may have failed, and every member of Slicer that was used must be in the own list.
+    """
     require_host()
     from .host import start_host
 
     running = start_host()
     recorded_errors.install()
     recorded_errors.take()
+    running.factory.unlisted.clear()
     yield running
+    unlisted = sorted(running.factory.unlisted)
     running.reset()
     fail_on_slot_errors(recorded_errors)
+    if unlisted:
+        pytest.fail(f"Testing/Host/widget_list.toml lacks {', '.join(unlisted)}.", pytrace=False)

@@ -131,3 +131,16 @@ def test_every_behavior_keeps_to_the_members_of_its_class(host: Any) -> None:
 def test_the_demo_needs_no_more_than_the_own_list(host: Any) -> None:
     host.load_module(DEMO / "HostDemo.py")
     assert host.factory.unlisted == set()
+
+
+def test_a_member_that_only_slicers_table_has_is_remembered_until_the_end_of_the_test(
+    host: Any, slicer_table: WidgetApi
+) -> None:
+    import slicer
+
+    known = load_own_list()["qSlicerCoreApplication"].properties
+    name = next(name for name in slicer_table["qSlicerCoreApplication"].properties if name not in known)
+    getattr(slicer.app, name)
+    assert host.factory.unlisted == {f"qSlicerApplication.{name}"}
+    host.reset()
+    assert host.factory.unlisted == set()

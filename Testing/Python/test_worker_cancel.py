@@ -58,14 +58,16 @@ def test_cancel_ends_a_worker_that_cannot_stop_and_counts_no_death(transport: st
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a C library call that keeps Python's lock")
-def test_cancel_ends_a_worker_that_does_not_even_listen(transport: str) -> None:
+@pytest.mark.parametrize("silent", [0.3, 0.9], ids=["at once", "when it would be given up a moment later"])
+def test_cancel_ends_a_worker_that_does_not_even_listen(transport: str, silent: float) -> None:
     with driver(transport, "fake?hold=20") as d:
         request = d.client.segment("volume", [line()])
         d.until(lambda: request.begun and d.client.connection is not None and not d.client.connection.implicit)
-        time.sleep(limit(0.3))
+        begun = time.monotonic()
+        d.until(lambda: time.monotonic() - begun > silent)
         assert _cancel(d, request) < limit(1.1)
         d.until(lambda: children() == [], seconds=limit(1.0))
-        assert d.client.deaths == 0
+        assert d.client.deaths == 0 and d.died == []
 
 
 def test_a_request_behind_a_cancelled_one_is_answered_by_the_next_worker(transport: str) -> None:
