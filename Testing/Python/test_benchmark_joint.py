@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from test_joint_training import CONFIG
 from tiny_benchmark import options, without_figures, write_benchmark
 
@@ -16,6 +17,7 @@ from spdbench.comparators.protocol import NotRun
 from spdbench.config import read_benchmark_config
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.models.bundle import read_bundle
+from SPDSegmentLib.networks.backbones import load_adapter
 from SPDSegmentLib.training.joint_config import JointConfig, read_joint_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -139,6 +141,35 @@ def test_every_ablation_runs_end_to_end(bench: Path, name: str, monkeypatch: pyt
     bench.write_text(ROWS.replace("folds = 3", "folds = 3\nlimit = 1") + row, encoding="utf-8")
     outcome = run_benchmark(options(bench, only=(f"blob/{name}",)))
     assert outcome.problems == () and len(read_cell(outcome.folder, "blob", name).rows) == 2
+
+
+def test_a_row_starts_from_stage_1_of_the_model_that_another_row_trained_on_the_same_fold(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_figures(monkeypatch)
+    rows = """
+[method.spd]
+title = "SPD"
+bundle = "{dataset}"
+
+[method.after]
+title = "Conditioned, stage I first"
+kind = "joint"
+joint = "{dataset}.toml"
+stage1_from = "spd"
+train = { stage = { objective = "frozen_encoder" }, network = { lora_encoder_blocks = -1 } }
+"""
+    text = (bench.parent / "joint.toml").read_text(encoding="utf-8")
+    (bench.parent / "blob.toml").write_text(text, encoding="utf-8")
+    bench.write_text(ROWS.replace("folds = 3", "folds = 3\nlimit = 1\ntrain = true") + rows, encoding="utf-8")
+    plan = plan_of(options(bench, only=("blob/after", "blob/spd")))
+    outcome = run_benchmark(options(bench, only=("blob/after", "blob/spd")))
+    assert outcome.problems == () and len(read_cell(outcome.folder, "blob", "after").rows) == 2
+    (before,) = (c.entries[0].folder(bench.parent / "work") for c in plan.cells if c.method.name == "spd")
+    (after,) = (c.entries[0].folder(bench.parent / "work") for c in plan.cells if c.method.name == "after")
+    first, second = (load_adapter(read_bundle(folder / "bundle")) for folder in (before, after))
+    encoder = [name for name in first if name.startswith("image_encoder.")]
+    assert encoder and all(torch.equal(first[name], second[name]) for name in encoder)
 
 
 def who_is_tested(folder: Path, patients: set[str]) -> TestedPatients:
