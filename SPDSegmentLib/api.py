@@ -112,11 +112,12 @@ class Segmentation:
         """Write the mask (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``, ``.seg.nrrd``) and the report (JSON).
 
         Raises:
-            BadInput: a path that cannot be written; neither is then written.
+            BadInput: a path that cannot be written, or is that of image or points; neither is then written.
         """
-        check_mask_output(mask, self.stack.volume)
+        inputs = _files(self.settings.get("image"), self.settings.get("points"))
+        check_mask_output(mask, self.stack.volume, inputs)
         if report is not None:
-            check_output(Path(report), "report")
+            check_output(report, "report", taken=[*inputs, Path(mask)])
         info = self.bundle.info
         terminology = (info.terminology,) if info.terminology else None
         write_labelmap(mask, self.mask, self.stack.volume, (info.structure,), (info.color,), terminology)
@@ -172,9 +173,10 @@ def segment(
 
     Args:
         image: file, DICOM folder, SimpleITK image, :class:`Volume`, or an array (K, J, I) with ``ijk_to_ras``.
-        points: markups file (``.mrk.json``, ``.fcsv``), its markups, or an array (N, 3) in ``frame``.
+        points: markups file (``.mrk.json``, ``.fcsv``, ``.csv``), its markups, or an array (N, 3) in ``frame``.
         model: name, folder, or what :func:`load_model` gave.
-        output: where to write the mask; a path that cannot be written is refused before the work.
+        output: where to write the mask; a path that cannot be written, or is that of an input, is refused before
+            the work.
         ijk_to_ras: (4, 4), voxel indexes of an array to patient mm.
         frame: of points in an array: ``RAS`` or ``LPS`` in mm, or ``IJK``, voxel indexes.
         series: of a DICOM folder, the wanted series' UID or the end of it, its number or its description.
@@ -198,7 +200,7 @@ def segment(
     if are_numbers(points):
         markups = insist_on([list_of(points, frame, volume)], insist)
     if output is not None:
-        check_mask_output(output, volume)
+        check_mask_output(output, volume, _files(image, points))
     stack = SliceStack(volume, axis or bundle.info.slicing_axis)
     clicks = clicks_from_markups(markups, stack)
     check_values(volume.array, intensity, volume.name)
@@ -258,6 +260,11 @@ def model_name(model: str | Path | LoadedModel) -> Path:
 def image_name(image: Image, volume: Volume) -> Path | str:
     """What a report calls the image."""
     return Path(image) if isinstance(image, str | Path) else volume.name
+
+
+def _files(*inputs: object) -> list[Path]:
+    """Those of the inputs that are files."""
+    return [Path(given) for given in inputs if isinstance(given, str | Path) and str(given)]
 
 
 def _shown(path: Path, full: bool) -> str:

@@ -106,11 +106,12 @@ def write_png(path: str | Path, draw: Callable[[Path], object], what: str = "pic
     write_whole(path, draw, lambda part: part.read_bytes()[-8:-4] == b"IEND", what)
 
 
-def check_output(path: str | Path, what: str = "file", needed_bytes: int = 0) -> None:
+def check_output(path: str | Path, what: str = "file", needed_bytes: int = 0, taken: Iterable[Path] = ()) -> None:
     """Find out before the work whether a file can be written; leaves everything as it is.
 
     Args:
         needed_bytes: how large it becomes at the least.
+        taken: inputs and other outputs, which it must not replace.
 
     Raises:
         BadInput: the folder is missing, the name is too long or taken by something else, rights or space are missing.
@@ -118,6 +119,8 @@ def check_output(path: str | Path, what: str = "file", needed_bytes: int = 0) ->
     path = Path(path)
     try:
         target = _place_of(path, what)
+        if any(_is_same(target, other) for other in taken):
+            raise BadInput(f"The {what} {path} is also an input or another output.", "Give it another name.")
         with plain_path(target.parent) as folder, _part(folder, target) as (staged, _):
             check_space(staged.parent, needed_bytes, f"The {what} {path}")
     except OSError as error:
@@ -193,6 +196,12 @@ def _place_of(path: Path, what: str) -> Path:
     _refuse_kept(path, target, what)
     sweep(target.parent)
     return target
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two names are of one file, also where capital letters do not count."""
+    both_there = path.exists() and other.exists()
+    return path.samefile(other) if both_there else path.resolve() == other.resolve()
 
 
 def _behind_links(path: Path) -> Path:

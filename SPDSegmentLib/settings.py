@@ -1,20 +1,28 @@
-"""Settings that come from files: strict JSON, mappings to frozen dataclasses, every value checked for its kind."""
+"""What people write in files: strict JSON, tables, mappings to frozen dataclasses, every value checked for its kind."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import inspect
+import io
 import json
 import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from SPDSegmentLib.errors import BadInput
 
 T = TypeVar("T")
+_DELIMITERS = ",;\t|"
+_MARKS = {
+    b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}  # fmt: skip
 _KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -35,6 +43,69 @@ def parse_json(content: str | bytes) -> Any:
         raise ValueError("is not a text in UTF-8") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
+
+
+def text_of(path: Path, content: bytes, what: str = "table") -> str:
+    """The text of a file as editors and spreadsheet programs save it: UTF-8, UTF-16 or Windows-1252.
+
+    Raises:
+        BadInput: it is a workbook, or no text.
+    """
+    if content.startswith(b"PK\x03\x04"):
+        raise BadInput(f"The {what} {path} is a workbook and not a text file.", "Save it as CSV (UTF-8).")
+    marked = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
+    unmarked = ["utf-16-le"] if content[1:2] == b"\0" else ["utf-16-be"] if content[:1] == b"\0" else []
+    for encoding in [marked] if marked else [*unmarked, "utf-8", "cp1252"]:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text.rstrip("\x1a")
+    raise BadInput(f"The {what} {path} is not text.", "Save it as CSV (UTF-8).")
+
+
+def table_rows(path: Path, content: bytes, known: Collection[str]) -> list[tuple[int, list[str]]]:
+    """Line number and values of every line of a table that is not empty; the first names the columns.
+
+    Args:
+        path: for messages.
+        known: names of columns, by which it is found whether commas, semicolons, tabs or bars separate the values.
+
+    Raises:
+        BadInput: it is no text, or has a quotation mark that is not closed.
+    """
+    text, skipped, delimiter = text_of(path, content), 0, ""
+    declared = re.match(r"\s*\"?sep=(.)\"?\s*?(\r\n|\r|\n|$)", text, re.IGNORECASE)
+    if declared:
+        delimiter, text, skipped = declared[1], text[declared.end() :], 1
+    first = next((line for line in text.splitlines() if line.strip()), "")
+
+    def named(mark: str) -> tuple[int, int]:
+        titles = columns_of(first.split(mark))
+        return len(titles.keys() & set(known)), len(titles)
+
+    delimiter = delimiter or max(_DELIMITERS, key=named)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    rows: list[tuple[int, list[str]]] = []
+    line = 1 + skipped
+    try:
+        for values in reader:
+            if any(value.strip() for value in values):
+                rows.append((line, values))
+            line = reader.line_num + 1 + skipped
+    except csv.Error as error:
+        raise BadInput(
+            f"Line {line} of the table {path} cannot be read: a quotation mark is not closed, or text follows it.",
+            "Correct that line; a quotation mark within a value is written twice.",
+            repr(error),
+        ) from error
+    return rows
+
+
+def columns_of(titles: Sequence[str]) -> dict[str, int]:
+    """The places of columns by their names in small letters; of two that are named alike the first."""
+    return {title.strip().strip('"').casefold(): n for n, title in reversed(list(enumerate(titles)))}
 
 
 def build_settings(cls: type[T], values: Any, where: str = "", kind: str = "") -> T:

@@ -6,13 +6,11 @@ model, the version and the settings.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,17 +24,13 @@ from SPDSegmentLib.geometry.labelmap import DEFAULT_COLOR
 from SPDSegmentLib.models.bundle import Bundle, find_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 from SPDSegmentLib.models.storage import sha256_of
+from SPDSegmentLib.settings import columns_of, table_rows
 
 NEEDED = ("name", "image", "points")
-DELIMITERS = ",;\t|"
 MAX_NAME_BYTES = 100
 """Longest name of a file without its extension: room is left for extensions and for names that are written beside."""
 _UNSAFE = re.compile(r"[^\w.-]+")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_MARKS = {
-    b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
-}  # fmt: skip
 WHOLE_IN_ONE_FILE = (".nii", ".nii.gz", ".mha", ".dcm")
 KEY_FIELDS = ("image_digest", "points_digest", "model_digest", "version", "settings")
 
@@ -110,11 +104,17 @@ def read_cases(path: Path) -> list[BatchCase]:
     Raises:
         BadInput: the table cannot be read, lacks a column, or has a quotation mark that is not closed.
     """
-    rows = list(_rows(path, _text_of(path)))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"The table {path} cannot be read: {error.strerror or error}.", "Check its path.", repr(error)
+        ) from error
+    rows = table_rows(path, content, NEEDED)
     if not rows:
         return []
     (_, titles), *lines = rows
-    columns = {title.strip().strip('"').casefold(): n for n, title in reversed(list(enumerate(titles)))}
+    columns = columns_of(titles)
     for column in NEEDED:
         if column not in columns:
             raise BadInput(
@@ -145,57 +145,6 @@ def _beside(table: Path, text: str) -> str:
         return ""
     path = user_path(text)
     return str(path if path.is_absolute() else table.parent / path)
-
-
-def _text_of(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadInput(
-            f"The table {path} cannot be read: {error.strerror or error}.", "Check its path.", repr(error)
-        ) from error
-    if content.startswith(b"PK\x03\x04"):
-        raise BadInput(f"The table {path} is a workbook and not a text file.", "Save it as CSV (UTF-8).")
-    marked = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
-    unmarked = ["utf-16-le"] if content[1:2] == b"\0" else ["utf-16-be"] if content[:1] == b"\0" else []
-    for encoding in [marked] if marked else [*unmarked, "utf-8", "cp1252"]:
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" not in text:
-            return text.rstrip("\x1a")
-    raise BadInput(f"The table {path} is not text.", "Save it as CSV (UTF-8).")
-
-
-def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Number and values of every line that is not empty; the first names the columns."""
-    skipped, delimiter = 0, ""
-    declared = re.match(r"\s*\"?sep=(.)\"?\s*?(\r\n|\r|\n|$)", text, re.IGNORECASE)
-    if declared:
-        delimiter, text, skipped = declared[1], text[declared.end() :], 1
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = delimiter or max(DELIMITERS, key=lambda mark: _names(first, mark))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
-    before = 0
-    try:
-        for values in reader:
-            if any(value.strip() for value in values):
-                yield before + 1 + skipped, values
-            before = reader.line_num
-    except csv.Error as error:
-        raise BadInput(
-            f"Line {before + 1 + skipped} of the table {path} cannot be read: a quotation mark is not closed, or text "
-            "follows it.",
-            "Correct that line; a quotation mark within a value is written twice.",
-            repr(error),
-        ) from error
-
-
-def _names(line: str, delimiter: str) -> tuple[int, int]:
-    """How many columns that are needed a first line names with a delimiter, and how many it names in all."""
-    titles = [title.strip().strip('"').casefold() for title in line.split(delimiter)]
-    return len(set(titles) & set(NEEDED)), len(titles)
 
 
 def _as_case(case: Any) -> BatchCase:

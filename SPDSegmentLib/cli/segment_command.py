@@ -16,7 +16,6 @@ import typer
 from SPDSegmentLib.api import Segmentation
 from SPDSegmentLib.api import segment as segment_case
 from SPDSegmentLib.cli.terminal import (
-    LABELMAP_SUFFIXES,
     as_spd_error,
     printable,
     require_device,
@@ -27,6 +26,7 @@ from SPDSegmentLib.cli.terminal import (
 )
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled, well_formed
 from SPDSegmentLib.files import write_csv, write_json, write_png
+from SPDSegmentLib.geometry.labelmap import SUFFIXES
 from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, read_markups
 from SPDSegmentLib.models.bundle import origin_note
 
@@ -135,7 +135,7 @@ class SegmentRequest(CaseOptions):
             taken.append(self.points)
         elif not positions:
             raise BadInput("There are no clicks.", "Give --points FILE, or --point X,Y,Z for each click.")
-        outputs = [("output", self.output, LABELMAP_SUFFIXES), ("report", self.report, (".json",)),
+        outputs = [("output", self.output, SUFFIXES), ("report", self.report, (".json",)),
                    ("preview", self.preview, (".png",)), ("table of measures", self.measure, (".csv",)),
                    ("picture of the measures", self.drawn, (".png",)), ("DICOM SEG file", self.dicom_seg, (".dcm",)),
                    ("RTSTRUCT file", self.rtstruct, (".dcm",))]  # fmt: skip

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from SPDSegmentLib.inference.results import SegmentationProgress
 
 T = TypeVar("T")
-LABELMAP_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
-"""What a segmentation can be written to; ``.seg.nrrd`` is covered by ``.nrrd``."""
-
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 WIDEST = 100
 WHAT_WIDTH = 24
@@ -72,9 +69,7 @@ def require_output(path: Path, what: str, suffixes: Iterable[str], inputs: Itera
     suffixes = tuple(suffixes)
     if not path.name.lower().endswith(suffixes):
         raise BadInput(f"The {what} {path} has no known file name extension.", f"Use one of {', '.join(suffixes)}.")
-    check_output(path, what)
-    if any(path.resolve() == other.resolve() for other in inputs):
-        raise BadInput(f"The {what} {path} is also an input or another output.", "Give it another name.")
+    check_output(path, what, taken=inputs)
 
 
 def takes(settings: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:

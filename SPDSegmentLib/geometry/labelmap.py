@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +94,7 @@ def write_labelmap(
     )
 
 
-def check_mask_output(path: str | Path, volume: Volume) -> None:
+def check_mask_output(path: str | Path, volume: Volume, taken: Iterable[Path] = ()) -> None:
     """Find out before the work whether a mask on the grid of ``volume`` can be written to ``path``.
 
     Raises:
@@ -110,7 +110,7 @@ def check_mask_output(path: str | Path, volume: Volume) -> None:
             "Choose .nrrd or .mha.",
         )
     voxels = int(np.prod(volume.shape_ijk, dtype=np.int64))
-    check_output(path, "mask", HEADER_BYTES + (voxels if suffix == ".nii" else voxels // USUAL_COMPRESSION))
+    check_output(path, "mask", HEADER_BYTES + (voxels if suffix == ".nii" else voxels // USUAL_COMPRESSION), taken)
 
 
 def _mask_suffix(path: Path) -> str:

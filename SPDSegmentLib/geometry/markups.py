@@ -16,6 +16,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.limits import check_points_size
+from SPDSegmentLib.settings import columns_of, table_rows, text_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -226,7 +227,7 @@ def _whole_number(digits: str) -> int | float:
 
 def _fcsv_markup(content: bytes, path: Path) -> Markup:
     """The one list of a ``.fcsv`` file: comments with version and coordinate system, then a line for each point."""
-    lines = _lines_of(content, path)
+    lines = text_of(path, content, "points file").splitlines()
     said = dict(line.lstrip("# ").split(" = ", 1) for line in lines if line.startswith("#") and " = " in line)
     system = said.get("CoordinateSystem", "").strip().upper()
     if "Markups fiducial file version" not in said or system not in _TO_RAS:
@@ -241,37 +242,37 @@ def _fcsv_markup(content: bytes, path: Path) -> Markup:
     return Markup(path.stem, LIST, tuple(points))
 
 
-def _lines_of(content: bytes, path: Path) -> list[str]:
-    try:
-        return content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise BadInput(f"The points file {path} is not text.", "Save the points from Slicer as .mrk.json.") from error
-
-
 def _csv_markup(content: bytes, path: Path) -> Markup:
-    """A table with the columns r, a, s or l, p, s in mm; also label, defined, selected, description, as Slicer's."""
-    lines = [line for line in _lines_of(content, path) if line.strip()]
-    first = lines[0].lower() if lines else ""
-    rows = csv.DictReader([first, *lines[1:]], delimiter=";" if first.count(";") > first.count(",") else ",")
-    names = [name.strip() for name in rows.fieldnames or ()]
-    system = next((system for system in ("RAS", "LPS") if set(system.lower()) <= set(names)), None)
+    """A table with the columns r, a, s or l, p, s in mm; also label, defined, selected, description, as Slicer's.
+
+    Where commas do not separate the values they are those of decimals.
+    """
+    rows = table_rows(path, content, ("r", "a", "s", "l", "p", "label"))
+    titles = rows[0][1] if rows else []
+    columns = columns_of(titles)
+    system = next((system for system in ("RAS", "LPS") if set(system.lower()) <= columns.keys()), None)
     if system is None:
         raise BadInput(
             f"The table {path} has no columns r, a, s or l, p, s with positions in mm.",
             "Name the columns so, or save the points from Slicer as .mrk.json.",
         )
     points = []
-    try:
-        for number, row in enumerate(rows, 2):
-            found = dict(zip(names, (str(value or "").strip() for value in row.values()), strict=False))
-            x, y, z = (float(found[axis]) * s for axis, s in zip(system.lower(), _TO_RAS[system], strict=True))
-            placed, selected = (found.get(name, "") != "0" for name in ("defined", "selected"))
-            told = is_insisted(found.get("description", ""))
-            points.append(ControlPoint(str(number - 1), found.get("label", ""), (x, y, z), placed, selected, told))
-    except (ValueError, csv.Error) as error:
-        raise BadInput(
-            f"Line {number} of {path} has no position of three numbers.", "Correct that line of the table."
-        ) from error
+    for count, (line, values) in enumerate(rows[1:], 1):
+        found = {name: values[n].strip() for name, n in columns.items() if n < len(values)}
+        if any(value.strip() for value in values[len(titles) :]):
+            raise BadInput(
+                f"Line {line} of {path} has more values than columns.", "Write decimals with a point, or in quotes."
+            )
+        try:
+            numbers = [float(found[axis].replace(",", ".")) for axis in system.lower()]
+        except (KeyError, ValueError) as error:
+            raise BadInput(
+                f"Line {line} of {path} has no position of three numbers.", "Correct that line of the table."
+            ) from error
+        x, y, z = (number * sign for number, sign in zip(numbers, _TO_RAS[system], strict=True))
+        placed, selected = (found.get(name, "") != "0" for name in ("defined", "selected"))
+        told = is_insisted(found.get("description", ""))
+        points.append(ControlPoint(str(count), found.get("label", ""), (x, y, z), placed, selected, told))
     return Markup(path.stem, LIST, tuple(points))
 
 

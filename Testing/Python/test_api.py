@@ -93,6 +93,15 @@ def test_mask_and_report_are_saved_and_name_no_folders(case: SimpleNamespace) ->
     assert found.volume_ml == pytest.approx(found.mask.sum() * 3 / 1000)
 
 
+def test_neither_mask_nor_report_replaces_an_input_or_the_other(case: SimpleNamespace) -> None:
+    before = {path: path.read_bytes() for path in case.folder.iterdir() if path.is_file()}
+    found = segment("abdomen.nii.gz", "clicks.mrk.json", "kidney-mr")
+    for mask, report in (("abdomen.nii.gz", None), ("m.nrrd", "clicks.mrk.json"), ("m.nrrd", "./m.nrrd")):
+        with pytest.raises(BadInput, match="is also an input or another output"):
+            found.save(mask, report)
+    assert {path: path.read_bytes() for path in case.folder.iterdir() if path.is_file()} == before
+
+
 def test_one_loaded_model_segments_many_cases(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("kidney-mr")
     monkeypatch.setattr(Predictor, "load", lambda *_, **__: pytest.fail("loaded again"))
@@ -114,6 +123,7 @@ def test_one_loaded_model_segments_many_cases(case: SimpleNamespace, monkeypatch
         ({"insist": ["nobody"]}, "no click 'nobody'"),
         ({"axis": "upward"}, "Unknown slicing axis"),
         ({"output": "mask.txt"}, "no known extension"),
+        ({"output": "abdomen.nii.gz"}, "is also an input"),
     ],
 )
 def test_what_cannot_work_is_said_before_a_model_is_loaded(

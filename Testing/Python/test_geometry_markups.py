@@ -201,12 +201,16 @@ def test_a_failed_write_keeps_the_older_file_and_nothing_else(tmp_path: Path, mo
         "label,r,a,s,defined,selected,visible,locked,description\nF-1,1,2.5,-3,1,1,1,0,\nF-2,4,5,6,1,0,1,0,insisted\n",
         "\ufefflabel;l;p;s;selected;description\r\nF-1;-1;-2.5;-3;1;\r\nF-2;-4;-5;6;0;insisted\r\n",
         "S,R,A\n-3,1,2.5\n\n6,4,5\n",
+        "sep=;\r\nlabel;R;A;S\r\n;1,0;2,5;-3\r\n;4;5;6\r\n;;;\r\n;;;\r\n",
+        '"label","r", "a","s"\n"a, b","1","2,5","-3"\n,4,5,6\n',
+        "label\tr\ta\ts\nÖ\t1\t2.5\t-3\nÖ\t4\t5\t6\n",
     ],
-    ids=["of Slicer", "semicolons and LPS", "positions alone"],
+    ids=["of Slicer", "semicolons and LPS", "positions alone", "German Excel", "quotes", "tabs"],
 )
-def test_a_table_of_positions_is_a_list_of_clicks(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
+def test_a_table_of_positions_is_a_list_of_clicks(tmp_path: Path, text: str, encoding: str) -> None:
     path = tmp_path / "clicks.csv"
-    path.write_text(text, encoding="utf-8", newline="")
+    path.write_bytes(text.removeprefix("" if encoding == "utf-8" else "\ufeff").encode(encoding))
     (markup,) = read_markups(path)
     assert [point.position_ras for point in markup.points] == [(1.0, 2.5, -3.0), (4.0, 5.0, 6.0)]
     first, second = markup.points
@@ -221,6 +225,9 @@ def test_a_table_of_positions_is_a_list_of_clicks(tmp_path: Path, text: str) -> 
         ("", "has no columns r, a, s or l, p, s"),
         ("r,a,s\n1,2,3\n1,two,3\n", "Line 3 of .* has no position of three numbers"),
         ("r,a,s\n1,2\n", "Line 2 of .* has no position of three numbers"),
+        ("r,a,s\n\n\n1,2,3\n1,two,3\n", "Line 5 of .* has no position of three numbers"),
+        ("r,a,s\n1,5,2,5,3,5\n", "Line 2 of .* has more values than columns"),
+        ("PK\x03\x04", "is a workbook"),
     ],
 )
 def test_a_table_without_positions_is_refused(tmp_path: Path, text: str, words: str) -> None:
