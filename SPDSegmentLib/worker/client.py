@@ -144,8 +144,7 @@ class WorkerClient:
         """Make a volume known; it is sent with the next request that needs it, once to each worker.
 
         Args:
-            volume_id: the caller's name for this state of the volume; another state needs another name.
-            array, ijk_to_ras, axis: see ``volumes.VolumeSource``; referenced, not copied.
+            volume_id: of this state of the volume; array, ijk_to_ras, axis: see ``VolumeSource``; not copied.
 
         Raises:
             BadInput: not a volume that can be sent, or the name is taken.
@@ -153,6 +152,10 @@ class WorkerClient:
         if volume_id in self.volumes:
             raise BadInput(f"The volume {volume_id!r} is open already.", "Close it first.")
         self.volumes[volume_id] = VolumeSource(volume_id, array, np.asarray(ijk_to_ras, dtype=float), axis)
+
+    def needs_volume(self, volume_id: str) -> bool:
+        """Whether a request on a volume is under way."""
+        return any(request.volume_id == volume_id for request in self._pending.values())
 
     def close_volume(self, volume_id: str) -> None:
         """Forget a volume, here and in the worker; requests on it are cancelled and their late answers dropped."""
@@ -166,8 +169,7 @@ class WorkerClient:
 
     def reset(self) -> None:
         """Forget the deaths so far, so that the next request starts a worker again."""
-        self.deaths = 0
-        self._last_death = None
+        self.deaths, self._last_death = 0, None
 
     def segment(
         self,
@@ -195,8 +197,7 @@ class WorkerClient:
             callbacks: whom to tell; they may be called before this returns.
 
         Raises:
-            BadInput: the volume is not open.
-            ModelMissing: no model was chosen.
+            BadInput, ModelMissing: the volume is not open, or no model was chosen.
         """
         points, edited = flatten_markups(markups), pack_masks(locked or {})
         message = m.Segment(0, volume_id, *points, *edited, prompts, first_slice, send_all, anchor_ras, learned)
@@ -270,14 +271,13 @@ class WorkerClient:
         if connection is not None:
             self._leave()
             connection.close_input()
-        for request in waiting:
-            request.finish(error=Cancelled())
+        finish_all(waiting, Cancelled())
         if connection is not None and wait:
             connection.wait_gone()
 
     def _submit(self, message: RequestMessage, callbacks: Callbacks, with_model: bool = False) -> Request:
         """Send a request after what it needs (and the model); it has failed on return where no worker can start."""
-        request = Request(replace(message, request_id=next(self._ids)), callbacks)
+        request = Request(replace(message, request_id=next(self._ids)), callbacks, self.model)
         if request.volume_id is not None and request.volume_id not in self.volumes:
             raise BadInput(f"The volume {request.volume_id!r} is not open.", "Open it first.")
         if request.volume_id is not None and self.model is None:
@@ -344,8 +344,8 @@ class WorkerClient:
         connection, message = self.connection or self._connect(), request.message
         if connection is not self.connection:
             return
-        if self.model is not None and (with_model or request.volume_id is not None):
-            connection.send_model(self.model, request)
+        if request.model is not None and (with_model or request.volume_id is not None):
+            connection.send_model(request.model, request)
         if request.volume_id is not None:
             connection.send_volume(self.volumes[request.volume_id])
         if isinstance(message, m.Segment):

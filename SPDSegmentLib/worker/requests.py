@@ -82,6 +82,7 @@ class Request:
 
     Attributes:
         message: what is sent; its number ascends over the life of the client.
+        model: that was chosen when it was made; it is asked for again wherever the request is sent again.
         volume_id: the volume it needs, or None.
         progress: latest progress, or None.
         slices: slices that have arrived, by slice index.
@@ -92,8 +93,9 @@ class Request:
         repeated: whether it was sent again because a worker ended before it had begun.
     """
 
-    def __init__(self, message: RequestMessage, callbacks: Callbacks) -> None:
+    def __init__(self, message: RequestMessage, callbacks: Callbacks, model: ModelChoice | None = None) -> None:
         self.message = message
+        self.model = model
         self.request_id = message.request_id
         self.volume_id = None if isinstance(message, Status) else message.volume_id
         self.progress: Progress | None = None

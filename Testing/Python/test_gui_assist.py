@@ -146,5 +146,16 @@ def test_the_segment_is_straightened_measured_and_saved_when_asked(host: Any, mo
     assert rows[0][0] == "position_mm" and len(rows) == 1 + len(found.position_mm)
     assert (tmp_path / "Kidney.png").read_bytes().startswith(b"\x89PNG")
 
-    paint(host, module, 3)  # another state: what was measured holds no longer
-    assert straight.found is None and ui.straightTable.rowCount == 0 and not ui.saveTableButton.enabled
+    for k, how in ((3, "Paint"), (3, "Erase")):  # another state, also of a slice that is a person's already
+        if straight.found is None:
+            ui.straightButton.click()
+            host.wait_until(lambda: straight.found is not None, 60_000)
+        paint(host, module, k, how)
+        assert straight.found is None and ui.straightTable.rowCount == 0 and not ui.saveTableButton.enabled
+
+    ui.straightButton.click()
+    host.wait_until(lambda: straight.found is not None, 60_000)
+    (tmp_path / "Kidney.csv").unlink()
+    state_of(module).volumeNode.SetSpacing(2.0, 2.0, 3.0)  # the panel is not told of that
+    ui.saveTableButton.click()
+    assert "measure again" in ui.straightLabel.text and not (tmp_path / "Kidney.csv").exists()

@@ -94,8 +94,18 @@ def test_marks_follow_the_views_and_leave_them_with_the_module(host: Any, module
     segment(host, module)
     slicer.app.layoutManager().layoutChanged.emit(4)
     assert KEPT_COLOR in colors_around(host, (24.0, 20.0, 24.0))
+    marks = module.widget.panel.clicks.marks
+    fates = marks.fates
+    host.new_scene()
+    assert not marks.fates and not marks._slices
+    marks.show(fates)  # of the next scene: the layout is followed there too
+    former = marks._slices[0]
+    slicer.app.layoutManager().layoutChanged.emit(4)
+    assert marks._slices and marks._slices[0] is not former
     host.unload_modules()
     assert KEPT_COLOR not in colors_around(host, (24.0, 20.0, 24.0))
+    slicer.app.layoutManager().layoutChanged.emit(4)
+    assert not marks._slices
 
 
 def test_clicks_of_two_nodes_keep_their_own_fates(host: Any, module: Any) -> None:

@@ -150,6 +150,17 @@ def test_a_cancelled_job_is_finished_and_raises(host: Any, logic: Any, nodes: An
         _ = job.result
 
 
+def test_every_one_of_many_jobs_comes_to_its_end_with_its_own_model(host: Any, logic: Any, nodes: Any) -> None:
+    models = [f"fake?delay=0.01&radius={radius}" for radius in (2, 3, 4, 5, 6)]
+    axes = ("axial", "axial", "coronal", "axial", "axial")
+    jobs = [logic.start(*nodes, model=model, axis=axis) for model, axis in zip(models, axes, strict=True)]
+    host.wait_until(lambda: all(job.finished for job in jobs), 60_000)
+    assert [str(job.error) for job in jobs if job.error is not None] == []
+    counts = [job.result.GetSegmentation().GetNumberOfSegments() for job in jobs]
+    assert counts == [1] * 5 and len({job.result.GetID() for job in jobs}) == 5
+    assert jobs[0].writer.record.written != jobs[4].writer.record.written
+
+
 def test_a_job_that_was_just_started_can_be_waited_for_or_cancelled(logic: Any, nodes: Any) -> None:
     # the request leaves in an event of its own, and none has run yet
     assert logic.start(*nodes, model="fake").wait().IsA("vtkMRMLSegmentationNode")

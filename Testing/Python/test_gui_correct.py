@@ -105,6 +105,36 @@ def test_stroke_update_undo_undo_leads_back_step_by_step(host: Any, module: Any)
     assert not record_of(module).owned
 
 
+def test_what_was_painted_before_the_first_run_is_undone_and_redone_with_it(host: Any) -> None:
+    import slicer
+
+    volume = add_volume(host)
+    module = load(host)
+    add_clicks((2, 8))
+    state = state_of(module)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    state.segmentationNode, state.segmentId = node, node.GetSegmentation().AddEmptySegment("", "Kidney")
+    module.widget.panel.refresh()
+    module.ui.correctSection.collapsed = False
+    states: list[Any] = []
+    for k in (5, 6):
+        paint(host, module, k)
+        states.append((digests(mask_of(module)), set(), ""))
+    segment(host, module)
+    states.append((digests(mask_of(module)), {5, 6}, "fake"))
+    steps = [(module.ui.editor.undo, n) for n in (1, 0)] + [(module.ui.editor.redo, n) for n in (1, 2)]
+    for step, n in steps:
+        step()
+        settle(host, module)
+        assert digests(mask_of(module)) == states[n][0]
+    assert (record_of(module).owned, record_of(module).model) == states[2][1:]
+    move_click(state.centerlineNodes[0], 1, (5.0, 0.0, 0.0))
+    settle(host, module)
+    assert mask_of(module)[8, 20, 33] and mask_of(module)[5, 8, 10]
+
+
 def test_a_slice_erased_by_hand_stays_empty(host: Any, module: Any) -> None:
     module.ui.editor.mrmlSegmentEditorNode().SetAttribute("BrushAbsoluteDiameter", "30")
     module.ui.editor.setActiveEffectByName("Erase")

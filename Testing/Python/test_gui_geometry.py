@@ -16,6 +16,7 @@ from gui_helpers import (
     mask_of,
     move_click,
     press_segment,
+    record_of,
     segment,
     settle,
     state_of,
@@ -139,11 +140,11 @@ def test_clicks_alone_under_a_linear_transform_count_where_they_are_seen(host: A
     assert clicks.GetNthControlPointPositionWorld(0) == pytest.approx((24.0, 20.0, 12.0))
 
 
-def test_a_non_linear_transform_is_refused_with_a_reason(host: Any) -> None:
+def warped() -> Any:
+    """A transform that is not linear."""
     import slicer
     import vtk
 
-    volume = add_volume(host, show=False)
     spline = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode")
     warp = vtk.vtkThinPlateSplineTransform()
     source, goal = vtk.vtkPoints(), vtk.vtkPoints()
@@ -154,12 +155,44 @@ def test_a_non_linear_transform_is_refused_with_a_reason(host: Any) -> None:
     warp.SetTargetLandmarks(goal)
     warp.SetBasisToR()
     spline.SetAndObserveTransformToParent(warp)
-    volume.SetAndObserveTransformNodeID(spline.GetID())
+    return spline
+
+
+def test_a_non_linear_transform_is_refused_with_a_reason(host: Any) -> None:
+    volume = add_volume(host, show=False)
+    volume.SetAndObserveTransformNodeID(warped().GetID())
     module = load(host)
     add_clicks()
     assert press_segment(module) is None
     assert "not linear" in module.ui.statusLabel.text and "Harden" in module.ui.statusLabel.text
     assert state_of(module).segmentationNode is None
+
+
+@pytest.mark.parametrize("kind", ["linear", "not linear"])
+@pytest.mark.parametrize("moved", ["volume and segmentation", "segmentation"])
+def test_what_is_moved_during_a_run_is_as_before_and_nothing_is_a_persons(host: Any, moved: str, kind: str) -> None:
+    volume = add_volume(host, show=False)
+    module = load(host, "fake?delay=0.05")
+    add_clicks()
+    job = press_segment(module)
+    host.wait_until(lambda: job.writer.changed)
+    segmentation = state_of(module).segmentationNode
+    nodes = [volume, segmentation] if moved.startswith("volume") else [segmentation]
+    oblique = placed(rotation(10.0, 2) @ np.diag([1, 1, 1 / 3, 1]))
+    node = transform(oblique) if kind == "linear" else warped()
+    for each in nodes:
+        each.SetAndObserveTransformNodeID(node.GetID())
+    host.wait_until(lambda: job.finished)
+    settle(host, module)
+    assert ("volume changed" if len(nodes) > 1 else "segmentation was moved") in module.ui.statusLabel.text
+    assert module.ui.segmentButton.text == "Segment"
+    module.widget.panel.refresh()  # also while it is under the transform
+    for each in nodes:
+        each.SetAndObserveTransformNodeID(None)
+    module.widget.panel.refresh()
+    assert not mask_of(module).any() and not record_of(module).owned
+    assert segment(host, module).error is None
+    assert mask_of(module)[4, 20, 24]
 
 
 def test_a_frame_of_a_sequence_is_segmented_and_another_frame_is_another_volume(host: Any) -> None:

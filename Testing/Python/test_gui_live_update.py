@@ -6,7 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gui_helpers import add_clicks, add_volume, digests, load, mask_of, move_click, record_of, segment, settle, state_of
+from gui_helpers import (
+    add_clicks,
+    add_volume,
+    digests,
+    load,
+    mask_of,
+    move_click,
+    press_segment,
+    record_of,
+    segment,
+    settle,
+    state_of,
+)
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
@@ -136,6 +148,36 @@ def test_undo_brings_back_a_removed_click_and_takes_away_an_added_one(host: Any,
     module.ui.undoButton.click()
     settle(host, module)
     assert places(node) == before
+
+
+def test_undo_brings_back_clicks_whose_order_was_changed(host: Any, module: Any) -> None:
+    node = clicks_of(module)
+    before = places(node)
+    node.SwapControlPoints(0, 1)
+    settle(host, module)
+    node.AddControlPointWorld(30.0, 25.0, 15.0)
+    settle(host, module)
+    for wanted in (before[::-1], before):
+        module.ui.undoButton.click()
+        settle(host, module)
+        assert places(node) == wanted
+
+
+def test_a_click_of_a_segment_without_result_starts_nothing_while_another_is_computed(host: Any) -> None:
+    add_volume(host)
+    loaded = load(host, "fake?delay=0.1")
+    add_clicks((2, 8))
+    job = press_segment(loaded)
+    host.wait_until(lambda: job.writer.changed)
+    state = state_of(loaded)
+    second = state.segmentationNode.GetSegmentation().AddEmptySegment("second", "Second")
+    other = add_clicks((4,), "Other", at=(10.0, 10.0))
+    state.segmentId, state.centerlineNodes = second, [other]
+    loaded.widget.panel.refresh()
+    other.AddControlPointWorld(10.0, 10.0, 18.0)
+    host.wait_until(lambda: job.finished)
+    settle(host, loaded)
+    assert job.error is None and not mask_of(loaded, second).any()
 
 
 def test_work_goes_on_after_an_undo(host: Any, module: Any) -> None:

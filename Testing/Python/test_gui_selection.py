@@ -156,6 +156,26 @@ def test_the_list_of_branches_follows_names_additions_and_removals(host: Any, mo
     assert [listed.item(n).text() for n in range(listed.count)] == ["Left branch"]
 
 
+def test_nothing_else_is_chosen_for_a_result_whose_clicks_or_volume_are_removed(host: Any, module: Any) -> None:
+    import slicer
+
+    state, before = state_of(module), mask_of(module)
+    other, volume = add_clicks((5,), "Of another structure", at=(10.0, 10.0)), add_volume(host, show=False)
+    slicer.mrmlScene.RemoveNode(state.centerlineNodes[0])
+    settle(host, module)
+    other.SetNthControlPointPositionWorld(0, 12.0, 10.0, 15.0)
+    settle(host, module)
+    assert not state.centerlineNodes and np.array_equal(mask_of(module), before)
+    state.centerlineNodes = [other]
+    removed = state.volumeNode
+    slicer.mrmlScene.RemoveNode(removed)
+    settle(host, module)
+    other.SetNthControlPointPositionWorld(0, 14.0, 10.0, 15.0)
+    settle(host, module)
+    assert state.volumeNode is None and np.array_equal(mask_of(module, volume=volume), before)
+    assert module.widget.panel.inputs.whyNot() == "Choose a volume." and not module.ui.segmentButton.enabled
+
+
 def test_a_job_of_the_console_leaves_the_panels_editor_alone(host: Any, module: Any) -> None:
     import slicer
 

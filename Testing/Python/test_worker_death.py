@@ -14,6 +14,7 @@ from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, child
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request
 from SPDSegmentLib.worker.health import describe_exit
+from SPDSegmentLib.worker.payloads import unpack_mask
 from SPDSegmentLib.worker.requests import WorkerCommand, local_command, parse_command
 from SPDSegmentLib.worker.transports import QProcessTransport
 
@@ -70,6 +71,21 @@ def test_killed_while_starting(transport: str) -> None:
         _kill(d)
         d.result(request)
         assert len(request.slices) == SHAPE[0] and d.died == []
+
+
+def test_requests_that_are_sent_again_keep_the_model_that_they_were_made_with(transport: str) -> None:
+    with driver(transport) as d:
+        d.client.open_volume("other", volume_array(), AFFINE)
+        requests = []
+        for volume, radius in (("volume", 2), ("other", 6)):
+            d.client.set_model(ModelChoice(f"fake?radius={radius}"))
+            requests.append(d.client.segment(volume, [line()]))
+        d.until(lambda: d.client.process_id is not None)
+        _kill(d)
+        for request in requests:
+            d.result(request)
+        small, large = (sum(unpack_mask(s.packed).sum() for s in r.slices.values()) for r in requests)
+        assert 0 < small < large / 4 and d.died == []
 
 
 def test_the_log_and_the_exit_code_are_in_the_details(transport: str) -> None:

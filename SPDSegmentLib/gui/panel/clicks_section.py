@@ -178,7 +178,8 @@ class ClicksSection(VTKObservationMixin):
             timer.stop()
         self.removeObservers()
         self._nodeIds = []
-        self.marks.remove()
+        self._turnedDown.clear()
+        self.marks.clear()
 
     def _showMarks(self) -> None:
         """Show the fates of the clicks that are still where they were, and of the model's own points."""

@@ -75,6 +75,13 @@ class Placing:
         )
 
 
+def showDevice(box: Any, device: str) -> None:
+    """Show which device is chosen, also one that this computer may not have: it is what a run is going to ask for."""
+    if box.findData(device) < 0:
+        box.addItem(device, device)
+    box.currentIndex = box.findData(device)
+
+
 def showPlainly(node: Any) -> None:
     """Show clicks as small glyphs without names, in a color that stands for no fate: the rings around them do."""
     node.CreateDefaultDisplayNodes()

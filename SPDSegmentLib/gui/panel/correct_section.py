@@ -195,6 +195,11 @@ class AssistSection:
         self.ghost.remove()
         self.ui.suggestLabel.text = self.ui.learnLabel.text = ""
 
+    def close(self) -> None:
+        """Let go of the scene, in whose successor other nodes have the same names."""
+        self.withdraw()
+        self._dismissed.clear()
+
     def _refresh(self) -> None:
         ui, record = self.ui, self._record
         isIdle = self._request is None and not self._run.isRunning
@@ -258,7 +263,7 @@ class AssistSection:
     def _accept(self) -> None:
         task, place = self._task(), self.ghost.positionRas
         self.withdraw()
-        if task is not None and place is not None:
+        if task is not None and place is not None and task.centerlineNodes:
             addClick(task.centerlineNodes[0], place)
         self._refresh()
 

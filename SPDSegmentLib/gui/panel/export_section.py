@@ -130,10 +130,9 @@ class ExportSection:
             return
 
         def onMeasured(row: dict[str, Any]) -> str:
-            node = source.target.node
-            if node is None:
-                return _("The segment was removed while it was measured.")
-            table = writeTable(row, node, source.target.segmentId)
+            if not source.isCurrent():
+                return _("The segment or the volume changed while it was measured; measure again.")
+            table = writeTable(row, source.target.node, source.target.segmentId)
             return _("{measures} Kept in the table {table}.").format(measures=sentence(row), table=table.GetName())
 
         self._run(_("Measuring…"), lambda: measureSource(source), onMeasured)

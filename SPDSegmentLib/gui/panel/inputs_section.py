@@ -19,7 +19,7 @@ from ..scene.centerlines import centerlinesOfScene, checkClicks
 from ..scene.state import ModuleState, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
 from ..scene.volumes import nodeById, shownImage, takeSnapshot, viewCenter, viewNode
-from .controls import Placing
+from .controls import Placing, showDevice
 
 CARD_SIZE = (600, 520)
 AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
@@ -79,7 +79,7 @@ class InputsSection(VTKObservationMixin):
             self._fillModels(state, listAgain)
             self._fillBranches(state)
             self.ui.axisBox.currentIndex = max(0, self.ui.axisBox.findData(state.axis))
-            self.ui.deviceBox.currentIndex = max(0, self.ui.deviceBox.findData(state.device))
+            showDevice(self.ui.deviceBox, state.device)
         finally:
             self._filling = False
         self._followNames(state)
@@ -95,7 +95,7 @@ class InputsSection(VTKObservationMixin):
         """Return what is missing before a segmentation can start, empty if nothing."""
         state = self._state()
         if state.volumeNode is None:
-            return _("Load a volume to begin.")
+            return _("Load a volume to begin.") if shownImage() is None else _("Choose a volume.")
         if not self.models:
             return _("There is no model yet; open Set-up to add one.")
         if self.model is None and state.model:
@@ -143,13 +143,13 @@ class InputsSection(VTKObservationMixin):
         return self._state().centerlineNodes
 
     def currentTask(self) -> Task | None:
-        """Return what was chosen, or None unless its segment exists; nothing is made."""
+        """Return what was chosen, or None unless its segment exists and can be written; nothing is made."""
         state = self._state()
         view = self.currentView()
         if view is None or state.segmentationNode is None or not state.segmentId:
             return None
         target = SegmentTarget(state.segmentationNode, state.segmentId)
-        return Task(view, state.centerlineNodes, target) if target.exists else None
+        return Task(view, state.centerlineNodes, target) if target.isPlaced else None
 
     def makeTask(self) -> Task:
         """Return what is to be segmented; a new segmentation and segment are made and become the settings.
@@ -174,6 +174,9 @@ class InputsSection(VTKObservationMixin):
         return Task(view, state.centerlineNodes, target, firstSliceRas=first)
 
     def _pickDefaults(self, state: ModuleState) -> None:
+        node, segmentId = state.segmentationNode, state.segmentId
+        if node is not None and segmentId and SegmentTarget(node, segmentId).record.model:
+            return  # what is not there was removed: another volume's or structure's would overwrite the result
         if state.volumeNode is None:
             state.volumeNode = shownImage()
         if not state.centerlineNodes:

@@ -80,13 +80,17 @@ class FateMarks(VTKObservationMixin):
             self._attach()
         self._draw()
 
+    def clear(self) -> None:
+        """Take all marks out of the views, as when the scene closes."""
+        self.fates = []
+        self._detach()
+
     def remove(self) -> None:
-        """Take all marks out of the views, for good."""
+        """Do the same for good."""
         manager = slicer.app.layoutManager()
         if manager is not None:
             manager.disconnect("layoutChanged(int)", self._onLayout)
-        self.fates = []
-        self._detach()
+        self.clear()
 
     def _attach(self) -> None:
         manager = slicer.app.layoutManager()

@@ -86,15 +86,15 @@ class ModulePanel(VTKObservationMixin):
             timer.stop()
         self.shortcuts.remove()
         self._letGo()
+        self.clicks.marks.remove()
         for section in (self.setup, self.run, self.correct, self.export, self.straight):
             section.close()
         self.removeObservers()
 
     def _letGo(self) -> None:
         """Let go of the scene's nodes."""
-        for section in (self.saliency, self.inputs, self.clicks, self.review, self.display):
+        for section in (self.saliency, self.inputs, self.clicks, self.review, self.display, self.assist):
             section.close()
-        self.assist.withdraw()
 
     def refresh(self) -> None:
         """Show models, settings, clicks and result."""
@@ -134,7 +134,7 @@ class ModulePanel(VTKObservationMixin):
         task = self.inputs.currentTask()
         if task is None or not self.state.liveUpdate or self.inputs.whyNot():
             return
-        isFollowed = self.run.isRunning or task.target.record.model
+        isFollowed = self.run.isRunningFor(task) or task.target.record.model
         if isFollowed and self.logic.segmenter.hasOtherClicks(task, clicks):
             self._startLater.start()  # an event of its own, so that each is short
 

@@ -50,6 +50,10 @@ class RunSection:
         """Whether a job of the panel is under way."""
         return self.job is not None and not self.job.finished
 
+    def isRunningFor(self, task: Task) -> bool:
+        """Whether the job under way is that of a segment."""
+        return self.isRunning and self.task is not None and self.task.key == task.key
+
     def refresh(self) -> None:
         """Show what can be done now."""
         reason = self._inputs.whyNot()

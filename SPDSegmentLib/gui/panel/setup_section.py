@@ -33,6 +33,7 @@ from ..setup import (
     sizeText,
     sourceText,
 )
+from .controls import showDevice
 from .run_section import RunSection
 
 COMMAND_SETTING = "SPDSegment/WorkerCommand"
@@ -244,7 +245,7 @@ class SetupSection:
         box.clear()
         for value, text in choices:
             box.addItem(text, value)
-        box.currentIndex = max(0, box.findData(self._state().device))
+        showDevice(box, self._state().device)
 
     def _onJobFinished(self, job: SegmentationJob) -> None:
         if job.state is JobState.DONE and job.answer is not None:

@@ -38,7 +38,8 @@ class StraightSection:
         self.found: Straightened | None = None
         self._task = task
         self._background = BackgroundCall()
-        self._written: tuple[Any, ...] = ()
+        self._state: tuple[Any, ...] = ()
+        self._hasContent = False
         self._pixmap: Any = None
         titles = (_("Along, mm"), _("Slice"), _("Area, mm²"), _("Diameter, mm"), _("Least, mm"), _("Greatest, mm"))
         ui.straightTable.setHorizontalHeaderLabels(list(titles))
@@ -49,14 +50,21 @@ class StraightSection:
 
     def show(self, record: WriteRecord) -> None:
         """What was measured of another state is taken away."""
-        task = self._task()
-        written = (task.key if task is not None else None, dict(record.written), set(record.owned))
-        if written != self._written:
-            self._written, self.found, self._pixmap = written, None, None
-            self.ui.straightPicture.clear()
-            self.ui.straightTable.setRowCount(0)
-            self.ui.straightLabel.text = ""
+        self._hasContent = bool(record.written or record.owned)
+        self._isCurrent()
         self._refresh()
+
+    def _isCurrent(self) -> bool:
+        """Whether segment and volume are as they were when this was asked last; what was measured goes otherwise."""
+        task = self._task()
+        state = task.target.stateOn(task.view.snapshot()) if task is not None else ()
+        if state == self._state:
+            return True
+        self._state, self.found, self._pixmap = state, None, None
+        self.ui.straightPicture.clear()
+        self.ui.straightTable.setRowCount(0)
+        self.ui.straightLabel.text = ""
+        return False
 
     def close(self) -> None:
         """Let a measurement come to its end."""
@@ -67,7 +75,8 @@ class StraightSection:
         task = self._task()
         if task is None or task.target.node is None or self._background.isRunning:
             return
-        snapshot, written = task.view.snapshot(), self._written
+        self._isCurrent()
+        snapshot, state = task.view.snapshot(), self._state
         content = task.target.read(snapshot)
         self.ui.straightLabel.text = _("Measuring…")
 
@@ -76,7 +85,7 @@ class StraightSection:
             return straighten(mask, snapshot.stack)
 
         def end(found: Straightened | None, error: Exception | None) -> None:
-            if written == self._written:
+            if self._isCurrent() and state == self._state:
                 self._take(found, error)
             self._refresh()
 
@@ -108,8 +117,7 @@ class StraightSection:
     def _refresh(self) -> None:
         task = self._task()
         isIdle = not self._background.isRunning
-        hasSegment = task is not None and task.target.node is not None and bool(self._written and self._written[1])
-        self.ui.straightButton.enabled = isIdle and (hasSegment or bool(self._written and self._written[2]))
+        self.ui.straightButton.enabled = isIdle and task is not None and self._hasContent
         for button in (self.ui.saveTableButton, self.ui.savePictureButton):
             button.enabled = isIdle and self.found is not None
 
@@ -119,6 +127,10 @@ class StraightSection:
             return
         chosen = self.askPath(task.view.model.structure, suffix)
         if not chosen:
+            return
+        if not self._isCurrent():
+            self.ui.straightLabel.text = _("The segment or the volume has changed since; measure again.")
+            self._refresh()
             return
         path = Path(chosen if chosen.lower().endswith(suffix) else chosen + suffix)
         try:

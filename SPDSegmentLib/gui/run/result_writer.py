@@ -24,7 +24,7 @@ class ResultWriter:
 
     Args:
         target: the segment.
-        snapshot: the volume's state on whose slices the results lie.
+        snapshot: the volume's state on whose slices the results lie; from now on where it is in the segmentation.
         saveStateForUndo: called once, before the first write.
         mark: name of the state that this run makes.
         everywhere: write outside the editable area too.
@@ -52,7 +52,7 @@ class ResultWriter:
         self.area = ""
         self.digestsBefore: dict[int, str] = {}
         self._target = target
-        self._snapshot = snapshot
+        self.snapshot = target.place(snapshot)
         self._saveState = saveStateForUndo
         self._mark = mark
         self._markBefore = target.mark
@@ -63,23 +63,23 @@ class ResultWriter:
     @property
     def mayWriteParts(self) -> bool:
         """Whether slices may be written as they come; otherwise they are written at once, at the end."""
-        return not self._target.changesOthers and self._target.hasVoxelsOf(self._snapshot)
+        return not self._target.changesOthers and self._target.hasVoxelsOf(self.snapshot)
 
     def begin(self) -> dict[int, np.ndarray]:
         """Recognize what a person edited and return the masks (H, W) of all slices that belong to a person."""
-        self.digestsBefore = self._target.digests(self._snapshot)
+        self.digestsBefore = self._target.digests(self.snapshot)
         self.record.noteEdits(self.digestsBefore)
         self._recordBefore = self.record.copy()
         self._target.saveRecord(self.record)
         if not self.record.owned:
             return {}
-        content = self._target.read(self._snapshot, self.record.owned)
+        content = self._target.read(self.snapshot, self.record.owned)
         return {t: content.mask(t) for t in sorted(self.record.owned)}
 
     def put(self, slices: Iterable[SliceReady]) -> set[int]:
         """Write slices where they differ, and return those that changed; a person's are left alone."""
         answers = list(slices)
-        content = self._target.read(self._snapshot, [answer.slice_index for answer in answers])
+        content = self._target.read(self.snapshot, [answer.slice_index for answer in answers])
         changes: dict[int, np.ndarray] = {}
         for answer in answers:
             t = answer.slice_index
@@ -105,7 +105,7 @@ class ResultWriter:
         """Put back what this run has changed, except where a person edited since."""
         if not self._target.exists:
             return
-        content = self._target.read(self._snapshot, self._before)
+        content = self._target.read(self.snapshot, self._before)
         back = {t for t in self._before if content.digest(t) == self.digestsBefore.get(t, "")}
         mine = {
             t: unpack_mask(packed)
@@ -114,7 +114,7 @@ class ResultWriter:
         }
         edited = set(self._before) - set(mine) - back
         if mine:
-            self._target.write(self._snapshot, mine, content, everywhere=True)
+            self._target.write(self.snapshot, mine, content, everywhere=True)
         if self.asked and self._target.mark == self._mark:
             self._target.setMark(self._markBefore)
         self.record = self._recordBefore.copy()
@@ -132,7 +132,7 @@ class ResultWriter:
         self.record.model = model
         self.record.anchorRas = anchor
         self._target.saveRecord(self.record)
-        return self._target.digests(self._snapshot)
+        return self._target.digests(self.snapshot)
 
     def _write(self, changes: Mapping[int, np.ndarray], content: SegmentContent) -> set[int]:
         if not self.asked:
@@ -141,10 +141,10 @@ class ResultWriter:
         self.asked |= set(changes)
         for t in changes:
             self._before.setdefault(t, pack_mask(content.mask(t)))
-        isExact = self._target.hasVoxelsOf(self._snapshot)
-        before = {} if isExact else self._target.digests(self._snapshot)
-        self._target.write(self._snapshot, changes, content, everywhere=self._everywhere)
-        after = self._target.read(self._snapshot, changes)
+        isExact = self._target.hasVoxelsOf(self.snapshot)
+        before = {} if isExact else self._target.digests(self.snapshot)
+        self._target.write(self.snapshot, changes, content, everywhere=self._everywhere)
+        after = self._target.read(self.snapshot, changes)
         digests = {t: after.digest(t) for t in changes}
         changed = {t for t in changes if digests[t] != content.digest(t)}
         self.record.noteWritten(changes, digests)
@@ -157,12 +157,12 @@ class ResultWriter:
 
     def _noteNeighbors(self, before: Mapping[int, str]) -> None:
         """On a coarser grid a write reaches into the slices beside it: that is not a person's edit."""
-        digests = self._target.digests(self._snapshot)
+        digests = self._target.digests(self.snapshot)
         reached = {t for t in {*before, *digests} if before.get(t, "") != digests.get(t, "")}
         self.record.noteWritten(reached - self.record.owned, digests)
 
     def _noteWithheld(self, changes: Mapping[int, np.ndarray], after: SegmentContent, changed: set[int]) -> None:
-        isExact = self._target.hasVoxelsOf(self._snapshot)
+        isExact = self._target.hasVoxelsOf(self.snapshot)
         for t, mask in changes.items():
             if t not in changed or (isExact and not np.array_equal(after.mask(t), mask)):
                 self.withheld[t] = t not in changed

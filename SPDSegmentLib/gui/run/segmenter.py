@@ -13,7 +13,7 @@ from SPDSegmentLib.worker.requests import learn_message, suggest_message
 from ..scene.centerlines import Clicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks
 from ..scene.surfaces import ShownSurfaces
 from ..scene.volumes import VolumeSnapshot, slicesBeside
-from ..scene.write_record import Position, WriteRecord
+from ..scene.write_record import Position, WriteRecord, identify
 from .job import CallLater, JobState, SegmentationJob
 from .result_writer import ResultWriter
 from .task import History, SegmentMemory, Task, VolumeView
@@ -82,7 +82,7 @@ class Segmenter:
         job = SegmentationJob(
             self.workerHost.client,
             writer,
-            lambda: task.whyInvalid(snapshot),
+            lambda: task.whyInvalid(writer.snapshot),
             None if blocking else self._callLater,
             task.target.node,
             task.view.model.name,
@@ -197,7 +197,7 @@ class Segmenter:
         travels with the voxels through the editor's history tells which of both it was.
         """
         target = task.target
-        if target.node is None or any(not job.finished for job in self._jobs):
+        if not target.isPlaced or any(not job.finished for job in self._jobs):
             return False
         memory = self._memoryOf(task)
         record = target.record
@@ -313,7 +313,7 @@ class Segmenter:
             memory.history.remember(mark, job.digests, clicks, job.writer.record)
         else:
             memory.isIncomplete = True
-            if former is not None and task.target.exists:
+            if former is not None and task.target.isPlaced:
                 former.noteEdits(task.target.digests(task.writtenSnapshot(former)))
                 task.target.saveRecord(former)
             if job.wasUndone:
@@ -339,6 +339,8 @@ class Segmenter:
             The former record where a result holds for other slices, otherwise None.
         """
         target = task.target
+        if target.exists:
+            identify(target.node, target.segmentId)
         record, grid = target.record, target.gridOf(snapshot)
         former = record.copy()
         if record.axis == snapshot.axis and (record.grid is None or record.grid.fits(grid)):

@@ -162,6 +162,8 @@ class Task:
             return _("The clicks were removed while they were used.")
         if not snapshot.isCurrent():
             return _("The volume changed while it was segmented; run again.")
+        if not self.target.isInPlace(snapshot):
+            return _("The segmentation was moved while it was written; run again.")
         return ""
 
 

@@ -77,20 +77,22 @@ class WorkerHost:
     def openVolume(self, snapshot: VolumeSnapshot, owner: str = "") -> str:
         """Make a volume's state known and return its name; other states of the node, and old volumes, are forgotten.
 
-        Each owner (a segment) has a session of its own in the worker, so that the field of view and the slices of one
-        structure never depend on work at another.
+        Those that a request waits for stay, and slices along another axis are no other state. Each owner (a segment)
+        has a session of its own in the worker, so that the field of view and the slices of one structure never depend
+        on work at another.
         """
         name = volumeName(snapshot, owner)
         if name not in self._volumes:
             volume = snapshot.volume
             self.client.open_volume(name, volume.array, volume.ijk_to_ras, snapshot.axis)
-        self._volumes[name] = (snapshot.nodeId, snapshot.volumeId, self._volumes.pop(name, ("", "", ""))[2])
+        state = snapshot.volumeId.removesuffix(f"|{snapshot.axis}")
+        self._volumes[name] = (snapshot.nodeId, state, self._volumes.pop(name, ("", "", ""))[2])
         stale = [
             known
-            for known, (nodeId, volumeId, _served) in self._volumes.items()
-            if nodeId == snapshot.nodeId and volumeId != snapshot.volumeId
+            for known, (nodeId, other, _served) in self._volumes.items()
+            if nodeId == snapshot.nodeId and other != state
         ]
-        kept = [known for known in self._volumes if known not in stale]
+        kept = [known for known in self._volumes if not (known in stale or self.client.needs_volume(known))]
         for old in [*stale, *kept[:-MAX_VOLUMES]]:
             del self._volumes[old]
             self.client.close_volume(old)

@@ -135,6 +135,8 @@ def restoreClicks(clicks: Clicks) -> dict[str, str]:
             pointId = _restorePoint(node, index, point)
             if pointId != point.id:
                 renamed[clickName(nodeId, point.id)] = clickName(nodeId, pointId)
+        for index in reversed(_realPoints(node)[len(markup.points) :]):  # their order was another one
+            node.RemoveNthControlPoint(index)
         node.EndModify(wasModifying)
     return renamed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
-from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.geometry.labelmap import filled_part
 
 from .editor_nodes import areaMasks, describeArea, editorLogic, existingEditorNode, otherRepresentation
@@ -21,6 +22,7 @@ from .volumes import (
     Triple,
     VolumeSnapshot,
     gridSnapshot,
+    nodeById,
     parentMatrix,
     sliceDigests,
     takeSnapshot,
@@ -66,6 +68,12 @@ class SegmentTarget:
         """Whether the segment is still there."""
         return self.node is not None
 
+    @property
+    def isPlaced(self) -> bool:
+        """Whether the segment is there, under no transform that is not linear."""
+        parent = self.node.GetParentTransformNode() if self.exists else None
+        return self.exists and (parent is None or bool(parent.IsTransformToWorldLinear()))
+
     def removeNode(self) -> None:
         """Take the whole segmentation out of the scene."""
         slicer.mrmlScene.RemoveNode(self.node)
@@ -87,9 +95,16 @@ class SegmentTarget:
 
     def saveRecord(self, record: WriteRecord) -> None:
         """Keep a record in the scene."""
-        node = self.node
-        if node is not None:
-            saveRecord(node, self.segmentId, record)
+        if self.exists:
+            saveRecord(self.node, self.segmentId, record)
+
+    def place(self, snapshot: VolumeSnapshot) -> VolumeSnapshot:
+        """Return a volume's state whose voxels stay where they are now in the segmentation, wherever that is moved."""
+        return replace(snapshot, inSegmentation=_toSegmentation(self.node, snapshot))
+
+    def isInPlace(self, snapshot: VolumeSnapshot) -> bool:
+        """Whether the segmentation still lies over a volume as it did when :meth:`place` was called."""
+        return self.isPlaced and self.gridOf(snapshot).fits(self.gridOf(replace(snapshot, inSegmentation=None)))
 
     def gridOf(self, snapshot: VolumeSnapshot) -> RecordGrid:
         """Return a volume's voxels as a record keeps them."""
@@ -106,8 +121,10 @@ class SegmentTarget:
         """
         if record.grid is None:
             return takeSnapshot(volumeNode, record.axis)
-        own = slicer.mrmlScene.GetNodeByID(record.volumeId) if record.volumeId else None
-        present = takeSnapshot(own, record.axis) if own is not None and own.GetImageData() is not None else None
+        try:
+            present = takeSnapshot(nodeById(record.volumeId), record.axis)
+        except SPDError:  # it is gone, or cannot be segmented as it is now
+            present = None
         if present is not None and record.grid.fits(self.gridOf(present)):
             return present
         place = parentMatrix(self.node) @ record.grid.toWorld
@@ -115,6 +132,11 @@ class SegmentTarget:
         if present is not None and self.hasVoxelsOf(present) and not self.hasVoxelsOf(written):
             return present  # volume and segmentation were moved together, by a transform that was hardened
         return written
+
+    def stateOn(self, snapshot: VolumeSnapshot) -> tuple[Any, ...]:
+        """Return what changes whenever what :meth:`read` returns does, or the volume."""
+        labelmap = self._labelmap()
+        return self.nodeId, self.segmentId, labelmap and labelmap.GetMTime(), snapshot.volumeId, self.gridOf(snapshot)
 
     def hasVoxelsOf(self, snapshot: VolumeSnapshot) -> bool:
         """Whether the voxels of the segment are those of a volume, so that nothing is resampled between both."""
@@ -372,4 +394,6 @@ def _freeName(segmentation: Any, name: str) -> str:
 
 
 def _toSegmentation(node: Any, snapshot: VolumeSnapshot) -> np.ndarray:
+    if snapshot.inSegmentation is not None:
+        return snapshot.inSegmentation
     return np.linalg.inv(parentMatrix(node)) @ snapshot.volume.ijk_to_ras

@@ -69,6 +69,8 @@ class VolumeSnapshot:
         stack: its canonical slices.
         grid: whole-voxel relation between both.
         axis: slicing axis as chosen.
+        inSegmentation: (4, 4) from IJK to the coordinates of a segmentation in mm, where a run has fixed it: what it
+            wrote stays where it is in the segmentation, wherever that is moved. None for the place of now.
     """
 
     nodeId: str
@@ -77,6 +79,7 @@ class VolumeSnapshot:
     stack: SliceStack
     grid: SliceGrid
     axis: str
+    inSegmentation: np.ndarray | None = None
 
     def isCurrent(self) -> bool:
         """Whether the node still shows this state."""

@@ -268,14 +268,22 @@ def loadRecord(segmentationNode: Any, segmentId: str) -> WriteRecord:
 
 
 def saveRecord(segmentationNode: Any, segmentId: str, record: WriteRecord) -> None:
-    """Keep the record of a segment that exists."""
-    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
-    record.identity = _identity(segment)
+    """Keep the record of a segment that exists, unless it is as before its first run, where undo may have led.
+
+    Only a run names it, see :func:`identify`: at another time that would take away what can be redone.
+    """
+    record.identity = _identity(segmentationNode.GetSegmentation().GetSegment(segmentId))
     if not record.identity:
-        record.identity = uuid.uuid4().hex[:12]
-        segment.SetTag(IDENTITY_TAG, record.identity)
+        return
     names = _nodeNames(segmentationNode, record.nodeIds)
     segmentationNode.SetAttribute(attributeName(segmentId), record.toJson(names))
+
+
+def identify(segmentationNode: Any, segmentId: str) -> None:
+    """Give a segment the tag by which its record is known, where it has none."""
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+    if not _identity(segment):
+        segment.SetTag(IDENTITY_TAG, uuid.uuid4().hex[:12])
 
 
 def attributeName(segmentId: str) -> str:
