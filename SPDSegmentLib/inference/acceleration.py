@@ -102,6 +102,10 @@ def _start(threads: int) -> ThreadPoolExecutor | None:
     pool = ThreadPoolExecutor(threads, "slices")
     try:
         found = [future.result() for future in [pool.submit(alone) for _ in range(threads)]]
+    except RuntimeError as error:  # one more thread is refused, or the machine is too busy to start them in time
+        all_here.abort()
+        log.warning("Slices are not divided among the cores: %s", str(error) or "their threads did not start in time")
+        found = []
     finally:
         torch.set_num_threads(threads)  # it is also what threads to come begin with
     if found != [1] * threads or torch.get_num_threads() != threads:

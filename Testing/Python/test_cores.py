@@ -80,6 +80,32 @@ def test_where_threads_of_torch_share_one_number_nothing_is_split(monkeypatch: p
     assert seen == [(4, 2)]
 
 
+@pytest.mark.parametrize("why", ["too busy", "one more thread is refused"])
+def test_where_the_threads_do_not_start_nothing_is_split_and_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    monkeypatch.setattr(acceleration, "_pools", {})
+    begin, begun = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        begun.append(thread)
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    if why == "too busy":
+        monkeypatch.setattr(acceleration, "START_SECONDS", 0.0)
+    else:
+        monkeypatch.setattr(threading.Thread, "start", start)
+    seen: list[tuple[int, int]] = []
+    for _ in range(2):
+        on_cores(_noting(seen), torch.zeros(4, 1))
+    assert seen == [(4, 2)] * 2 and torch.get_num_threads() == 2
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "Slices are not divided among the cores"
+    ]
+
+
 def test_each_core_has_two_slices_within_reason() -> None:
     found = []
     for threads in (1, 2, 4, 64):
