@@ -21,6 +21,7 @@ from .transports import Transport
 
 PREAMBLE_BYTES = 1 << 16
 LOG_LINES = 200
+LAST_LOOK_SECONDS = 0.05
 TOLD_LINES = 40
 
 
@@ -245,7 +246,11 @@ class Connection:
         if launcher is not None and self.hello is None:
             self._process_ids = family(launcher)
         reason = self._heartbeat.check(self._process_ids, answers=self.hello is not None, here=self._is_here)
-        if reason:
+        if not reason:
+            return
+        heard = self._heartbeat.heard
+        self.transport.poll(LAST_LOOK_SECONDS)  # what came while the caller was busy is a sign of life too
+        if not (self.ended or self._reason or self._heartbeat.heard > heard):
             self.was_stopped = True
             self.abort(f"{reason} and was ended")
 
@@ -328,8 +333,8 @@ class Connection:
     def _check_again(self) -> None:
         """Look at the worker's health from the event loop for as long as it lives."""
         if not self.ended:
-            self.check_alive()
             self.transport.call_later(CHECK_SECONDS, self._check_again)
+            self.check_alive()
 
     def _tell(self, event: m.Event) -> None:
         if isinstance(event, m.HelloReply) and self.hello is None:

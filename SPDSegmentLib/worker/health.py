@@ -154,6 +154,9 @@ class Heartbeat:
         limits: settings.
         clock: monotonic seconds.
         look: asks the system about a process.
+
+    Attributes:
+        heard: when the worker last gave a sign of life, or something was first awaited from it.
     """
 
     def __init__(
@@ -165,14 +168,14 @@ class Heartbeat:
         self.limits = limits or HeartbeatLimits()
         self._clock = clock
         self._look = look
-        self._heard = self._checked = clock()
+        self.heard = self._checked = clock()
         self._patient_until = -math.inf
         self._stopped_since: float | None = None
         self._cpu_seconds = math.inf
 
     def hear(self) -> None:
         """The worker gave a sign of life."""
-        self._heard = self._clock()
+        self.heard = self._clock()
         self._cpu_seconds = math.inf
 
     def be_patient(self, seconds: float) -> None:
@@ -181,7 +184,7 @@ class Heartbeat:
 
     def expect(self) -> None:
         """From now on the worker has something to do."""
-        self._heard = self._checked = self._clock()
+        self.heard = self._checked = self._clock()
         self._stopped_since = None
 
     def check(self, process_ids: list[int], *, answers: bool, here: bool) -> str:
@@ -202,7 +205,7 @@ class Heartbeat:
                 self._stopped_since = now
             return "it was stopped" if now - self._stopped_since >= self.limits.stopped else ""
         self._stopped_since = None
-        silent = now - self._heard
+        silent = now - self.heard
         if not answers or now < self._patient_until or silent < self._limit(looks if here else []):
             return ""
         return f"it gave no sign of life for {silent:.0f} s"

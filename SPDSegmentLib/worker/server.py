@@ -341,9 +341,10 @@ class Server:
             self._pulse.call_later(self._config.cancel_grace, lambda: self._insist(job))
 
     def _insist(self, job: WaitingRequest) -> None:
-        if self._running is job:
-            log.warning("a cancelled request did not stop in time; ending the process")
-            self._end_process(EXIT_CANCELLED)
+        with self._lock:  # one that stops at this moment has not said so yet, or is left in peace
+            if self._running is job:
+                log.warning("a cancelled request did not stop in time; ending the process")
+                self._end_process(EXIT_CANCELLED)
 
     def _announce_volume(self, request: m.OpenVolume) -> None:
         volume_id = request.volume_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import tempfile
@@ -44,6 +45,15 @@ def widget_api_file() -> Path | None:
         return None if choice == "none" else Path(choice)
     path = REPOSITORY.parent / "shared" / "slicer" / "slicer_widget_api.json"
     return path if path.is_file() else None
+
+
+def limit(seconds: float) -> float:
+    """A time limit, stretched on a machine that has more work than cores, in the last minute or just now."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    with contextlib.suppress(OSError, ValueError, IndexError):  # the average of a minute is late to tell of a burst
+        now = Path("/proc/loadavg").read_text(encoding="utf-8").split()[3]
+        load = max(load, float(now.partition("/")[0]))
+    return seconds * max(1.0, 2.0 * load / (os.cpu_count() or 1))
 
 
 def real_slicer_python() -> Path | None:

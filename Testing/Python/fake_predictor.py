@@ -27,11 +27,15 @@ from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus  # noqa: E4
 
 REACH = 2
 RADIUS_PX = 4.0
+BEFORE_GATE = 3
 
 
 @dataclass(frozen=True)
 class Behavior:
-    """Attributes: what to do, by the names used in the bundle text; seconds, exit codes, or 0 for not."""
+    """Attributes: what to do, by the names used in the bundle text; seconds, exit codes, or 0 for not.
+
+    With the path ``gate`` every run waits after its first slices until that file exists.
+    """
 
     delay: float = 0.0
     load: float = 0.0
@@ -52,6 +56,7 @@ class Behavior:
     flood: int = 0
     learns: float = 2.0
     name: str = ""
+    gate: str = ""
 
     @classmethod
     def parse(cls, bundle: str) -> Behavior:
@@ -163,6 +168,10 @@ class FakeSession:
         changed = [t for t in range(count) if t not in self.known or self.known[t][0] != self._key(t, near, locked)]
         changed.sort(key=lambda t: (abs(t - center), t))
         for done, t in enumerate(changed):
+            while done >= BEFORE_GATE and behavior.gate and not os.path.exists(behavior.gate):
+                if cancelled is not None and cancelled():
+                    raise Cancelled()
+                time.sleep(0.01)
             if cancelled is not None and cancelled():
                 raise Cancelled()
             time.sleep(behavior.delay)

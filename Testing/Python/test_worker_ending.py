@@ -6,19 +6,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
-from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, children, driver, limit, line, volume_array
+from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, children, driver, line, volume_array
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import ModelChoice
+from SPDSegmentLib.worker.health import EXIT_CANCELLED
 from SPDSegmentLib.worker.protocol import FrameParser, decode_frame, decode_message, encode_message
+from SPDSegmentLib.worker.server import Server, WaitingRequest
+from Testing.Host.environment import limit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,12 +49,12 @@ def _events(process: subprocess.Popen[bytes], until: type) -> list[Any]:
     return events
 
 
-def _finish(process: subprocess.Popen[bytes], seconds: float = 5.0) -> tuple[int, float]:
+def _finish(process: subprocess.Popen[bytes]) -> tuple[int, float]:
     started = time.monotonic()
     assert process.stdin is not None
     process.stdin.close()
     process.stdin = None
-    process.communicate(timeout=seconds)
+    process.communicate(timeout=limit(5.0))
     return process.returncode, time.monotonic() - started
 
 
@@ -75,7 +80,7 @@ def test_the_real_worker_answers_hello_without_importing_torch_and_ends() -> Non
     _send(process, m.Hello(1))
     (reply,) = _events(process, m.HelloReply)
     assert (reply.process_id, reply.library_version) == (process.pid, __version__)
-    _, log = process.communicate(timeout=5)
+    _, log = process.communicate(timeout=limit(5.0))
     imported = {line.rsplit("|", 1)[-1].strip() for line in log.decode().splitlines()}
     assert "numpy" in imported and not imported & {"torch", "peft", "segment_anything", "SimpleITK", "scipy"}
 
@@ -194,6 +199,22 @@ def test_sigterm_leaves_nothing_that_the_worker_has_started() -> None:
     assert process.wait(limit(2.0)) == -signal.SIGTERM
     child.wait(limit(2.0))
     _finish(process)
+
+
+def test_a_cancelled_request_that_stops_at_the_last_moment_does_not_cost_the_worker() -> None:
+    ended: list[int] = []
+    server = Server(0, 1, Mock(), end_process=ended.append)
+    job = server._running = WaitingRequest(m.Saliency(1, "volume", 0))
+    insisting = threading.Thread(target=server._insist, args=(job,))
+    with server._lock:  # it is just leaving
+        insisting.start()
+        insisting.join(0.2)
+        server._running = None
+    insisting.join()
+    assert ended == []
+    server._running = job
+    server._insist(job)
+    assert ended == [EXIT_CANCELLED]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -19,24 +22,32 @@ from worker_drivers import (
     Driver,
     children,
     driver,
-    limit,
     line,
+    slow_to_start,
+    stop,
     volume_array,
 )
 
+from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.worker.client import ModelChoice
+from SPDSegmentLib.worker.connection import Connection
 from SPDSegmentLib.worker.health import Heartbeat, HeartbeatLimits, ProcessLook, ProcessWatch, family, look_at
-from SPDSegmentLib.worker.requests import WorkerCommand
+from SPDSegmentLib.worker.messages import Alive, HelloReply
+from SPDSegmentLib.worker.pipes import Outbox
+from SPDSegmentLib.worker.protocol import encode_message
+from SPDSegmentLib.worker.requests import ClientConfig, VolumeSource, WorkerCommand
+from Testing.Host.environment import limit
 
 FOUND_SECONDS = 2.0
+FRAMES_SENT = 20
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that stops a process")
 everywhere = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 def _stop(d: Driver) -> int:
     assert d.client.process_id is not None
-    os.kill(d.client.process_id, signal.SIGSTOP)
+    stop(d.client.process_id)
     return d.client.process_id
 
 
@@ -53,22 +64,25 @@ def test_stopped_while_idle_the_next_request_is_served_by_another(transport: str
 
 @posix
 @everywhere
-def test_stopped_during_a_request_it_fails_within_two_seconds_and_the_next_works(transport: str) -> None:
-    with driver(transport, "fake?delay=0.05") as d:
+def test_stopped_during_a_request_it_fails_within_two_seconds_and_the_next_works(
+    transport: str, tmp_path: Path
+) -> None:
+    with driver(transport, f"fake?gate={tmp_path / 'gate'}") as d:
         request = d.client.segment("volume", [line()])
         d.until(lambda: len(request.slices) >= 2)
         _stop(d)
         assert d.until(lambda: request.finished) < limit(FOUND_SECONDS)
         assert isinstance(request.error, WorkerDied) and "stopped" in request.error.message
+        (tmp_path / "gate").touch()
         d.segment()
 
 
 @posix
 @everywhere
-def test_stopped_while_starting_it_is_replaced(transport: str) -> None:
-    with driver(transport) as d:
+def test_stopped_while_starting_it_is_replaced(transport: str, tmp_path: Path) -> None:
+    with driver(transport, command=slow_to_start(tmp_path / "started")) as d:
         request = d.client.segment("volume", [line()])
-        d.until(lambda: d.client.process_id is not None)
+        d.until((tmp_path / "started").exists)
         old = _stop(d)
         d.until(lambda: d.client.process_id not in (old, None), seconds=limit(FOUND_SECONDS))
         assert len(d.result(request).recomputed) == SHAPE[0]
@@ -76,15 +90,24 @@ def test_stopped_while_starting_it_is_replaced(transport: str) -> None:
 
 @posix
 @everywhere
-def test_stopped_while_a_volume_is_on_its_way_it_is_sent_again_whole(transport: str) -> None:
-    big = volume_array((100, 512, 512), seed=4)
+def test_stopped_while_a_volume_is_on_its_way_it_is_sent_again_whole(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big, stopped = volume_array((100, 512, 512), seed=4), []
+    cut = VolumeSource.frames
+
+    def frames(source: VolumeSource, request_id: int) -> Iterator[Any]:
+        for n, frame in enumerate(cut(source, request_id)):
+            if n == FRAMES_SENT and not stopped:
+                stopped.append(_stop(d))
+            yield frame
+
+    monkeypatch.setattr(VolumeSource, "frames", frames)
     with driver(transport) as d:
         d.client.open_volume("big", big, AFFINE)
         d.result(d.client.status())
-        request = d.client.segment("big", [line()])
-        d.client.poll(0.0)
-        _stop(d)
-        assert d.result(request).report["values"] == big.sum(dtype=float)
+        assert d.result(d.client.segment("big", [line()])).report["values"] == big.sum(dtype=float)
+        assert stopped and d.client.process_id not in stopped
 
 
 @posix
@@ -192,6 +215,52 @@ def test_one_that_was_announced_to_be_silent_is_left_alone_until_then(clock: Any
 
 def test_one_that_the_system_cannot_be_asked_about_has_longer(clock: Any) -> None:
     assert 10 < _silence(clock, [ProcessLook(False, False, 5.0)], 100, here=False) < 40
+
+
+class BusyTransport:
+    """Hands over what has arrived only when it is asked to."""
+
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+        self.process_id = os.getpid()
+        self.arrived: list[bytes] = []
+        self.killed = False
+        self.sink: Any = None
+
+    def start(self, command: WorkerCommand, sink: Any) -> None:
+        self.sink = sink
+
+    def poll(self, timeout: float) -> None:
+        while self.arrived:
+            self.sink.on_output(self.arrived.pop(0))
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def wake(self) -> None: ...
+
+    def call_later(self, seconds: float, callback: Any) -> None: ...
+
+    def close_input(self) -> None: ...
+
+
+def test_a_sign_of_life_that_nobody_has_taken_in_yet_counts(clock: Any) -> None:
+    transport = BusyTransport()
+    connection = Connection(transport, Mock(), ClientConfig(), itertools.count(1), clock, lambda: True)
+    connection._heartbeat = Heartbeat(HeartbeatLimits(), clock, lambda process_id: ProcessLook(False, False, 5.0))
+    connection.start(FAKE_WORKER)
+    connection.on_output(b"".join(encode_message(HelloReply(1, __version__, os.getpid()))))
+    # given: the caller's window is busy, so that the timer that looks at the worker fires before what it said is read
+    transport.arrived.append(b"".join(encode_message(Alive(2, 0.0))))
+    for _ in range(6):
+        clock.now += 0.3
+        connection.check_alive()
+    assert not transport.arrived and not transport.killed
+    # when it is silent indeed
+    for _ in range(6):
+        clock.now += 0.3
+        connection.check_alive()
+    assert transport.killed and connection.was_stopped
 
 
 def test_the_system_tells_of_this_process_and_of_one_that_is_gone() -> None:

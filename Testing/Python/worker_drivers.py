@@ -20,6 +20,7 @@ from SPDSegmentLib.worker.client import ClientConfig, ModelChoice, Request, Work
 from SPDSegmentLib.worker.messages import Answer
 from SPDSegmentLib.worker.requests import WorkerCommand
 from SPDSegmentLib.worker.transports import QProcessTransport, SubprocessTransport, Transport
+from Testing.Host.environment import limit
 
 TRANSPORTS = ("subprocess", "qprocess", "qprocess-event-loop")
 FAKE_WORKER = WorkerCommand((sys.executable, str(Path(__file__).with_name("fake_predictor.py"))))
@@ -42,9 +43,11 @@ class Driver:
     def until(self, condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> float:
         """Let the client work until ``condition`` holds; return how long that took."""
         started = time.monotonic()
+        late = False
         while not condition():
-            if time.monotonic() - started > seconds:
+            if late:
                 pytest.fail(f"nothing happened in {seconds} s; log: {self.client.log_lines}")
+            late = time.monotonic() - started > seconds  # then what has happened meanwhile counts
             if self.transport == "qprocess-event-loop":
                 run_event_loop(0.02)
             else:
@@ -67,6 +70,7 @@ class Driver:
 def driver(transport: str, bundle: str = "fake", **settings: Any) -> Iterator[Driver]:
     """A driver with a model chosen and one volume open; at the end no process of ours is left."""
     made = Driver(transport, **settings)
+    made.until(lambda: children() == [], limit(5.0))  # a worker that an earlier test of the process has closed
     made.client.set_model(ModelChoice(bundle))
     made.client.open_volume("volume", volume_array(), AFFINE)
     try:
@@ -113,6 +117,23 @@ def transport_factory(name: str) -> Callable[[], Transport]:
     return lambda: QProcessTransport(core.QProcess, core.QTimer.singleShot)
 
 
+def slow_to_start(started: Path) -> WorkerCommand:
+    """A worker of which the first process gets no further than its start; that it has begun is noted in a file."""
+    code = (
+        f"import runpy, time\ntry:\n    open({str(started)!r}, 'x').close()\n    time.sleep(60)\n"
+        f"except FileExistsError:\n    runpy.run_path({FAKE_WORKER.arguments[-1]!r}, run_name='__main__')\n"
+    )
+    return WorkerCommand((sys.executable, "-c", code))
+
+
+def stop(process_id: int) -> None:
+    """Suspend a process, and come back when it runs no more."""
+    process = psutil.Process(process_id)
+    process.suspend()
+    while process.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
+
+
 def run_event_loop(seconds: float) -> None:
     """Run Qt's event loop for a while."""
     from PySide6.QtCore import QEventLoop, QTimer
@@ -120,12 +141,6 @@ def run_event_loop(seconds: float) -> None:
     loop = QEventLoop()
     QTimer.singleShot(int(seconds * 1000), loop.quit)
     loop.exec()
-
-
-def limit(seconds: float) -> float:
-    """A time limit, stretched on a machine that has more work than cores."""
-    load = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
-    return seconds * max(1.0, 2.0 * load)
 
 
 def children() -> list[str]:
