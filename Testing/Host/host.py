@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from .widgets.factory import IdleCall, WidgetFactory
 
 SLICER_VERSION = "5.12.3"
 WINDOW_SIZE = (1280, 900)
+STEP_MS = 5
 
 
 @dataclass(frozen=True)
@@ -202,11 +202,13 @@ class Host:
         return ViewDriver(self.app.layoutManager().threeDWidget(0).threeDView())
 
     def process_events(self, milliseconds: int = 0) -> None:
-        """Let timers, processes and drawing go on, at least for a time."""
-        end = time.monotonic() + milliseconds / 1000
+        """Let timers, processes and drawing go on, at least for a time.
+
+        Time that a busy machine takes away does not count: timers that start each other have all fired in the end.
+        """
         qt.QApplication.processEvents(qt.QEventLoop.ProcessEventsFlag.AllEvents, 20)
-        while (left := end - time.monotonic()) > 0:
-            self._run_event_loop(math.ceil(1000 * left))
+        for done in range(0, milliseconds, STEP_MS):
+            self._run_event_loop(min(STEP_MS, milliseconds - done))
 
     @staticmethod
     def _run_event_loop(milliseconds: int) -> None:
@@ -215,12 +217,17 @@ class Host:
         loop.exec()
 
     def wait_until(self, condition: Callable[[], Any], milliseconds: int = 60_000, what: str = "") -> Any:
-        """Let the application run until a condition holds and return its value; TimeoutError otherwise."""
-        end = time.monotonic() + milliseconds / 1000
+        """Let the application run until a condition holds and return its value; TimeoutError otherwise.
+
+        The time is stretched on a busy machine, see `environment.limit`.
+        """
+        end = time.monotonic() + environment.limit(milliseconds / 1000)
+        late = False
         while not (value := condition()):
-            if time.monotonic() > end:
+            if late:
                 raise TimeoutError(f"Waited {milliseconds} ms for {what or condition}.")
-            self._run_event_loop(5)
+            late = time.monotonic() > end  # then what has happened meanwhile counts
+            self._run_event_loop(STEP_MS)
         return value
 
     def screenshot(self, path: Path | str, widget: Any = None) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from Testing.Host import environment
 
@@ -19,7 +19,7 @@ from Testing.Host import environment
 environment.prepare()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    settings.register_profile("beside others", deadline=None)
+    settings.register_profile("beside others", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("beside others")
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -99,6 +99,8 @@ def run_on(dask: Dask, folder: Path, listed: list[Case], seconds: float = 0.2, *
     make = options.pop("make", sleeping_segmenter)
     client = cluster.connect(dask.address)
     try:
+        if count := options.pop("workers", 0):
+            client.wait_for_workers(count, timeout=240)
         dispatch = cluster.ClusterDispatch(client, make)
         return BatchRun(not_here, folder, model, settings, dispatch=dispatch, **options)(listed)
     finally:
@@ -108,7 +110,7 @@ def run_on(dask: Dask, folder: Path, listed: list[Case], seconds: float = 0.2, *
 def test_cases_go_to_the_workers_and_models_are_loaded_once_each(dask: Dask, tmp_path: Path) -> None:
     dask.add_worker(), dask.add_worker()
     listed = many(tmp_path, 8)
-    report = run_on(dask, tmp_path / "out", listed)
+    report = run_on(dask, tmp_path / "out", listed, workers=2)
     assert set(states(report).values()) == {"done"} and len(report["cases"]) == 8
     used = {row["worker"] for row in report["cases"]}
     assert used <= {worker.pid for worker in dask.workers} and len(used) == 2
@@ -132,7 +134,7 @@ def test_a_worker_that_is_killed_at_random_loses_no_case(dask: Dask, tmp_path: P
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    report = run_on(dask, out, listed, seconds=0.4)
+    report = run_on(dask, out, listed, seconds=0.4, workers=3)
     killer.join(10)
     assert not killer.is_alive() and sum(worker.poll() is not None for worker in dask.workers) == 1
     assert set(states(report).values()) == {"done"} and len(report["cases"]) == 12

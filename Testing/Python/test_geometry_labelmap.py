@@ -23,7 +23,9 @@ LABELS[1:3, 2:5, 1] = 1
 LABELS[3, 0, 4:6] = 2
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(volume=volumes(), suffix=st.sampled_from(SUFFIXES), seed=st.integers(0, 999))
 def test_written_labels_come_back_on_the_same_grid(tmp_path: Path, volume: Volume, suffix: str, seed: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 3, volume.array.shape).astype(np.uint8)

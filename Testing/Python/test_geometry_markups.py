@@ -40,7 +40,7 @@ def write(path: Path, *markups: dict[str, Any]) -> Path:
     return path
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(nodes, min_size=1, max_size=3))
 def test_written_nodes_are_read_back_the_same(tmp_path: Path, markups: list[Markup]) -> None:
     write_markups(tmp_path / "points.mrk.json", markups)

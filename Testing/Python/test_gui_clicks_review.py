@@ -206,6 +206,12 @@ def test_a_click_into_the_plot_jumps_and_the_tooltip_says_why_a_slice_is_doubtfu
     assert "Slice 8: estimated quality 0.90" in module.ui.qualityPlot.toolTip
     pointer(module, "MouseMove", 11.5 / 12)
     assert "Slice 11: beyond the structure" in module.ui.qualityPlot.toolTip
+
+
+@pytest.mark.alone
+def test_the_plot_is_drawn_without_a_pause(host: Any, module: Any) -> None:
+    module.ui.reviewSection.collapsed = False
+    segment(host, module)
     with host.longest_block() as block:
         module.widget.panel.review._drawCurrent()
     assert block.longest_cpu_ms < 50

@@ -19,6 +19,7 @@ import pytest
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, SPDError, WorkerDied
 from SPDSegmentLib.geometry.labelmap import read_labelmap
 from SPDSegmentLib.worker.requests import WorkerCommand
+from Testing.Host.environment import limit
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
@@ -274,7 +275,7 @@ def test_a_killed_batch_goes_on_with_the_case_that_was_killed(logic: Any, case_f
     with subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as killed:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + limit(60)
         while not (out / "first.case.json").exists() and time.monotonic() < deadline and killed.poll() is None:
             time.sleep(0.02)
         time.sleep(0.3)  # within the second case

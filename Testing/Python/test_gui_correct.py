@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from gui_helpers import (
     load,
     mask_of,
     move_click,
+    press_segment,
     record_of,
     segment,
     settle,
@@ -175,9 +177,9 @@ def test_masking_to_another_segment_is_honored(host: Any, module: Any) -> None:
     assert not record_of(module).owned
 
 
-def test_overwriting_other_segments_is_honored_and_undone_when_cancelled(host: Any) -> None:
+def test_overwriting_other_segments_is_honored_and_undone_when_cancelled(host: Any, tmp_path: Path) -> None:
     add_volume(host)
-    loaded = load(host, "fake?delay=0.1")
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
     add_clicks((2, 8))
     loaded.widget.panel.refresh()
     state = state_of(loaded)
@@ -192,12 +194,13 @@ def test_overwriting_other_segments_is_honored_and_undone_when_cancelled(host: A
 
     editorNode().SetOverwriteMode(editorNode().OverwriteAllSegments)
     before = digests(mask_of(loaded, other))
-    loaded.widget.panel.refresh()
-    loaded.ui.segmentButton.click()
-    host.process_events(700)
+    job = press_segment(loaded)
+    host.wait_until(lambda: job.writer.changed)
+    assert digests(mask_of(loaded, other)) != before
     loaded.ui.segmentButton.click()
     settle(host, loaded)
-    assert digests(mask_of(loaded, other)) == before
+    assert job.finished and digests(mask_of(loaded, other)) == before
+    (tmp_path / "gate").touch()
     segment(host, loaded)
     assert not (mask_of(loaded, other) & mask_of(loaded)).any()
     assert digests(mask_of(loaded, other)) != before

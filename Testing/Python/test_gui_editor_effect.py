@@ -118,6 +118,7 @@ def test_clicks_placed_with_the_mouse_become_the_current_segment(host: Any, edit
     assert "slices updated" in editor.effect.statusLabel.text
 
 
+@pytest.mark.alone
 def test_a_run_leaves_the_window_answering(host: Any, editor: Editor) -> None:
     editor.click(3)
     editor.run()  # starts the worker's process

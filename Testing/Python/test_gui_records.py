@@ -16,6 +16,7 @@ from gui_helpers import (
     load,
     mask_of,
     move_click,
+    press_segment,
     record_of,
     segment,
     settle,
@@ -191,16 +192,17 @@ def test_an_edited_slice_stays_edited_on_another_volume_and_back(host: Any) -> N
     assert 5 in record_of(module).owned and record_of(module).owned <= {4, 5, 6}
 
 
-def test_a_cancelled_run_on_another_volume_leaves_the_record_as_it_was(host: Any) -> None:
+def test_a_cancelled_run_on_another_volume_leaves_the_record_as_it_was(host: Any, tmp_path: Path) -> None:
     volume = add_volume(host, name="First")
     module = load(host)
     add_clicks((4, 6))
     segment(host, module)
     before, record = mask_of(module), record_of(module)
     choose(host, module, other_volume(host, 2.0, 18, "Second"))
-    use_fake(module, "fake?delay=0.2")
-    module.ui.segmentButton.click()
-    host.process_events(700)
+    use_fake(module, f"fake?gate={tmp_path / 'gate'}")
+    job = press_segment(module)
+    host.wait_until(lambda: job.progress is not None)
+    host.process_events(300)
     module.ui.segmentButton.click()
     settle(host, module)
     choose(host, module, volume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,18 @@ from gui_helpers import (
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
-SLOW = "fake?delay=0.12"
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """The file for which a run waits in its middle."""
+    return tmp_path / "gate"
 
 
 @pytest.fixture
-def running(host: Any) -> Any:
+def running(host: Any, gate: Path) -> Any:
     """The module in the middle of a segmentation: some slices are written."""
     add_volume(host)
-    loaded = load(host, SLOW)
+    loaded = load(host, f"fake?gate={gate}")
     add_clicks((4, 6))
     job = press_segment(loaded)
     host.wait_until(lambda: job.writer.changed)
@@ -51,9 +56,7 @@ def test_closing_the_scene_stops_the_run(host: Any, running: Any) -> None:
     host.process_events(400)
     assert not running.ui.segmentButton.enabled
     assert running.ui.segmentButton.text == "Segment"
-    assert not running.logic.workerHost.client.busy or host.wait_until(
-        lambda: not running.logic.workerHost.client.busy, 1500
-    )
+    host.wait_until(lambda: not running.logic.workerHost.client.busy, 1500)
 
 
 def test_after_a_closed_scene_the_next_one_is_segmented(host: Any, running: Any) -> None:
@@ -140,18 +143,20 @@ def test_quitting_leaves_no_process_behind(host: Any, running: Any) -> None:
     assert not [child for child in psutil.Process().children(recursive=True) if child.pid == process_id]
 
 
-def test_turning_to_another_module_lets_the_run_go_on(host: Any, running: Any) -> None:
+def test_turning_to_another_module_lets_the_run_go_on(host: Any, running: Any, gate: Path) -> None:
     job = running.widget.panel.run.job
     running.widget.exit()
+    gate.touch()
     host.wait_until(lambda: job.finished)
     assert job.error is None
     running.widget.enter()
 
 
-def test_a_new_result_while_one_runs_replaces_it(host: Any, running: Any) -> None:
+def test_a_new_result_while_one_runs_replaces_it(host: Any, running: Any, gate: Path) -> None:
     former = running.widget.panel.run.job
     state_of(running).centerlineNodes[0].AddControlPointWorld(12.0, 12.0, 27.0)
     host.wait_until(lambda: running.widget.panel.run.job is not former, 2000, "a live update")
+    gate.touch()
     settle(host, running)
     assert former.finished and mask_of(running)[9, 12, 12]
 

@@ -206,6 +206,7 @@ def test_a_download_that_is_damaged_is_refused(
     assert not list((spd_home / "weights").glob("*.pth"))
 
 
+@pytest.mark.alone
 def test_a_download_can_be_cancelled_and_the_window_stays_alive(host: Any, module: Any) -> None:
     tool = module.widget.panel.setup.tool
     tool.command = (sys.executable, "-c", STUCK_TOOL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,22 +118,23 @@ def test_the_view_draws_it(host: Any, module: Any) -> None:
     host.wait_until(lambda: np.abs(view.pixels().astype(int) - before).sum() < 10_000, 10_000)
 
 
-def test_no_surface_is_made_while_a_run_goes(host: Any) -> None:
+def test_no_surface_is_made_while_a_run_goes(host: Any, tmp_path: Path) -> None:
     add_volume(host)
-    loaded = load(host, "fake?delay=0.1")
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
     add_clicks((2, 8))
     job = press_segment(loaded)
     host.wait_until(lambda: bool(job.writer.changed) and loaded.ui.show3DButton.enabled)
     loaded.ui.show3DButton.click()
     host.process_events(150)
     assert not job.finished and not points(loaded) and loaded.ui.show3DButton.checked
+    (tmp_path / "gate").touch()
     rest(host, loaded)
     assert points(loaded) and surface_of(loaded) == surface_of_slicer(loaded) and loaded.ui.show3DButton.checked
 
 
-def test_a_cancelled_first_run_leaves_no_surface_and_no_error(host: Any) -> None:
+def test_a_cancelled_first_run_leaves_no_surface_and_no_error(host: Any, tmp_path: Path) -> None:
     add_volume(host)
-    loaded = load(host, "fake?delay=0.1")
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
     add_clicks((2, 8))
     job = press_segment(loaded)
     host.wait_until(lambda: bool(job.writer.changed) and loaded.ui.show3DButton.enabled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,6 +23,7 @@ from gui_helpers import (
     state_of,
     use_fake,
 )
+from worker_drivers import slow_to_start
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
@@ -68,8 +70,8 @@ def test_killed_unnoticed_the_next_press_is_served_without_a_word(host: Any) -> 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that stops a process")
-def test_stopped_during_a_request_it_is_found_and_the_next_press_works(host: Any) -> None:
-    module = opened(host, "fake?delay=0.12")
+def test_stopped_during_a_request_it_is_found_and_the_next_press_works(host: Any, tmp_path: Path) -> None:
+    module = opened(host, f"fake?gate={tmp_path / 'gate'}")
     job = press_segment(module)
     host.wait_until(lambda: job.writer.changed)
     os.kill(module.logic.workerHost.client.process_id, signal.SIGSTOP)
@@ -79,8 +81,8 @@ def test_stopped_during_a_request_it_is_found_and_the_next_press_works(host: Any
     assert segment(host, module).error is None
 
 
-def test_killed_during_a_request_nothing_is_half_written_and_the_next_press_works(host: Any) -> None:
-    module = opened(host, "fake?delay=0.12")
+def test_killed_during_a_request_nothing_is_half_written_and_the_next_press_works(host: Any, tmp_path: Path) -> None:
+    module = opened(host, f"fake?gate={tmp_path / 'gate'}")
     job = press_segment(module)
     host.wait_until(lambda: job.writer.changed)
     kill(module)
@@ -103,8 +105,9 @@ def test_killed_after_a_request_the_panel_says_so_and_the_segment_stays(host: An
     assert module.ui.segmentButton.enabled
 
 
-def test_killed_at_start_up(host: Any) -> None:
+def test_killed_at_start_up(host: Any, tmp_path: Path) -> None:
     module = opened(host)
+    module.logic.workerHost.setCommand(slow_to_start(tmp_path / "started"))
     job = press_segment(module)
     client = module.logic.workerHost.client
     host.wait_until(lambda: client.process_id)
@@ -115,8 +118,10 @@ def test_killed_at_start_up(host: Any) -> None:
     assert "background process" not in module.ui.statusLabel.text
 
 
-def test_killed_three_times_in_a_row_it_asks_for_a_look_and_pressing_again_still_works(host: Any) -> None:
-    module = opened(host, "fake?delay=0.12")
+def test_killed_three_times_in_a_row_it_asks_for_a_look_and_pressing_again_still_works(
+    host: Any, tmp_path: Path
+) -> None:
+    module = opened(host, f"fake?gate={tmp_path / 'gate'}")
     client = module.logic.workerHost.client
     for _ in range(3):
         job = press_segment(module)
@@ -124,6 +129,7 @@ def test_killed_three_times_in_a_row_it_asks_for_a_look_and_pressing_again_still
         kill(module)
         host.wait_until(lambda job=job: job.finished)
     assert client.gave_up
+    (tmp_path / "gate").touch()
     move_click(state_of(module).centerlineNodes[0], 0, (0.0, 1.0, 0.0))
     settle(host, module)
     assert not client.running
@@ -166,8 +172,9 @@ def test_cancel_frees_the_window_at_once_and_the_worker_within_a_second(host: An
 
 def cancelled_after(host: Any, module: Any) -> float:
     """Press Segment and Cancel; return the seconds until the worker is idle or gone, and no child is left."""
-    job = press_segment(module)
     client = module.logic.workerHost.client
+    others = {child.pid for child in psutil.Process().children(recursive=True)} - {client.process_id}
+    job = press_segment(module)
     host.wait_until(lambda: job.progress is not None or client.hello is not None, 60_000)
     host.process_events(100)
     process_id = client.process_id
@@ -176,7 +183,7 @@ def cancelled_after(host: Any, module: Any) -> float:
     assert job.finished and module.ui.segmentButton.text == "Segment"
     host.wait_until(lambda: not client.busy, 30_000)
     seconds = time.monotonic() - started
-    children = [child.pid for child in psutil.Process().children(recursive=True)]
+    children = [child.pid for child in psutil.Process().children(recursive=True) if child.pid not in others]
     assert children in ([], [process_id])
     assert "nothing was changed" in module.ui.statusLabel.text
     return seconds

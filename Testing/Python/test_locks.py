@@ -23,9 +23,8 @@ import os, sys, time
 from SPDSegmentLib.staging import FolderLock
 lock = FolderLock(sys.argv[1], "training")
 lock.acquire()
-if sys.argv[2] == "fork" and os.fork() == 0:
-    time.sleep(60)
-print("held", flush=True)
+if sys.argv[2] == "plain" or os.fork() == 0:  # a child has let go of the lock when it is here
+    print("held", flush=True)
 time.sleep(60)
 """
 

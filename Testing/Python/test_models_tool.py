@@ -13,6 +13,7 @@ import pytest
 from models_helpers import CONTENT, url_weights, use_manifest
 
 from SPDSegmentLib.models import __main__ as tool
+from Testing.Host.environment import limit
 
 COMMAND = [sys.executable, "-m", "SPDSegmentLib.models"]
 
@@ -79,7 +80,7 @@ def test_the_process_stops_and_cleans_up_when_its_input_closes(tmp_path: Path, s
         assert b"progress" in process.stdout.readline()
         process.stdin.close()
         assert b"Cancelled" in process.stdout.readline()
-        assert process.wait(10) == 130
+        assert process.wait(limit(10)) == 130
 
 
 def test_the_process_needs_the_standard_library_only(spd_home: Path) -> None:
@@ -93,7 +94,7 @@ def test_the_process_needs_the_standard_library_only(spd_home: Path) -> None:
 
 def test_the_process_ends_by_itself_while_its_input_is_open(spd_home: Path) -> None:
     with subprocess.Popen([*COMMAND, "check"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.wait(30) == 0
+        assert process.wait(limit(30)) == 0
         assert process.stdout is not None and b"kidney-mr" in process.stdout.read()
 
 

@@ -23,6 +23,7 @@ from worker_drivers import AFFINE, FAKE_WORKER, Driver, line
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.worker.client import ModelChoice
 from SPDSegmentLib.worker.requests import WorkerCommand, parse_command
+from Testing.Host.environment import limit
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 pytest_plugins = ["Testing.Host.pytest_plugin"]
@@ -148,14 +149,14 @@ def test_a_broken_connection_is_said_in_time_and_the_next_request_brings_the_vol
         # then
         with pytest.raises(WorkerDied, match=r"exit code 255, the connection failed\)") as caught:
             request.result()
-        assert seconds < SAID_WITHIN_SECONDS and "Run again" in caught.value.remedy
+        assert seconds < limit(SAID_WITHIN_SECONDS) and "Run again" in caught.value.remedy
         for session in sessions:
             if how == signal.SIGSTOP:
                 session.kill()
         again, answer = driver.segment(markups=centerline(), send_all=True)
         assert len(again.slices) == len(VOLUME) and answer.report["values"] == VOLUME.sum(dtype=float)
     # and nothing is left at the far end
-    driver.until(lambda: not server.sessions(), 10)
+    driver.until(lambda: not server.sessions(), limit(10))
 
 
 def test_a_host_that_refuses_is_said_with_what_ssh_says(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -253,8 +254,9 @@ def test_a_thousand_clicks_are_fast(session: Session) -> None:
         for t, x, y in zip(rng.integers(0, 24, 1000), *rng.uniform(0, 63, (2, 1000)), strict=True)
     ]
     session.segment(clicks_at(center(6)))
+    started = time.process_time()  # of all threads: not what a busy machine does beside
     result = session.segment(clicks_at(*places))
-    assert result.seconds < 10
+    assert time.process_time() - started < 10
     assert all(len(s.mask) for s in result.slices)
 
 

@@ -16,7 +16,6 @@ from worker_drivers import (
     Driver,
     children,
     close_shared_drivers,
-    limit,
     line,
     point,
     volume_array,
@@ -29,6 +28,7 @@ from SPDSegmentLib.geometry.markups import Markup
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice
 from SPDSegmentLib.worker.payloads import unpack_mask
+from Testing.Host.environment import limit
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -347,7 +347,7 @@ def test_waiting_within_a_callback_keeps_the_order_of_events(transport: str) -> 
         def ask(ready: m.SliceReady) -> None:
             order.append(f"slice {ready.slice_index}")
             if ready.slice_index == 6:
-                d.client.wait(d.client.status(), timeout=5)
+                d.client.wait(d.client.status(), timeout=limit(5))
                 order.append("status")
 
         d.segment(first_slice=6, callbacks=Callbacks(on_slice=ask))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
-from worker_drivers import AFFINE, SHAPE, TRANSPORTS, Driver, children, driver, limit, line, volume_array
+from worker_drivers import AFFINE, SHAPE, TRANSPORTS, Driver, children, driver, line, volume_array
 
 from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.worker.client import Callbacks, Request
 from SPDSegmentLib.worker.connection import Connection
 from SPDSegmentLib.worker.messages import Event
+from Testing.Host.environment import limit
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -31,8 +33,8 @@ def _cancel(d: Driver, request: Request) -> float:
     return time.monotonic() - started
 
 
-def test_cancel_between_slices_keeps_the_worker_and_what_it_knows(transport: str) -> None:
-    with driver(transport, "fake?delay=0.1") as d:
+def test_cancel_between_slices_keeps_the_worker_and_what_it_knows(transport: str, tmp_path: Path) -> None:
+    with driver(transport, f"fake?gate={tmp_path / 'gate'}") as d:
         seen: list[int] = []
         callbacks = Callbacks(on_slice=lambda ready: seen.append(ready.slice_index))
         request = d.client.segment("volume", [line()], callbacks=callbacks)
@@ -40,6 +42,7 @@ def test_cancel_between_slices_keeps_the_worker_and_what_it_knows(transport: str
         process, count = d.client.process_id, len(seen)
         assert _cancel(d, request) < limit(1.0)
         assert len(seen) == count
+        (tmp_path / "gate").touch()
         again, answer = d.segment()
         assert d.client.process_id == process and d.client.deaths == 0
         assert len(answer.recomputed) < SHAPE[0] and len(again.slices) == len(answer.recomputed)

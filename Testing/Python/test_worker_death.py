@@ -9,7 +9,19 @@ from typing import Any
 
 import psutil
 import pytest
-from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, children, driver, limit, line, volume_array
+from worker_drivers import (
+    AFFINE,
+    FAKE_WORKER,
+    SHAPE,
+    TRANSPORTS,
+    Driver,
+    children,
+    driver,
+    line,
+    slow_to_start,
+    stop,
+    volume_array,
+)
 
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request
@@ -17,6 +29,7 @@ from SPDSegmentLib.worker.health import describe_exit
 from SPDSegmentLib.worker.payloads import unpack_mask
 from SPDSegmentLib.worker.requests import WorkerCommand, local_command, parse_command
 from SPDSegmentLib.worker.transports import QProcessTransport
+from Testing.Host.environment import limit
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -49,9 +62,9 @@ def test_killed_while_idle_and_not_yet_noticed_the_next_request_is_served_by_ano
         assert any("sent to a new one" in said for said in d.logs)
 
 
-def test_killed_during_a_request_says_why_and_the_next_one_works(transport: str) -> None:
+def test_killed_during_a_request_says_why_and_the_next_one_works(transport: str, tmp_path: Path) -> None:
     finished: list[Request] = []
-    with driver(transport, "fake?delay=0.1") as d:
+    with driver(transport, f"fake?gate={tmp_path / 'gate'}") as d:
         request = d.client.segment("volume", [line()], callbacks=Callbacks(on_finished=finished.append))
         d.until(lambda: len(request.slices) >= 3)
         _kill(d)
@@ -60,14 +73,15 @@ def test_killed_during_a_request_says_why_and_the_next_one_works(transport: str)
         assert "unexpectedly" in caught.value.message and "restarted by itself" in caught.value.remedy
         assert "exit code" in caught.value.details
         assert finished == [request] and request.answer is None
+        (tmp_path / "gate").touch()
         again, _ = d.segment()
         assert len(again.slices) == SHAPE[0] and d.client.deaths == 0
 
 
-def test_killed_while_starting(transport: str) -> None:
-    with driver(transport) as d:
+def test_killed_while_starting(transport: str, tmp_path: Path) -> None:
+    with driver(transport, command=slow_to_start(tmp_path / "started")) as d:
         request = d.client.segment("volume", [line()])
-        d.until(lambda: d.client.process_id is not None)
+        d.until((tmp_path / "started").exists)
         _kill(d)
         d.result(request)
         assert len(request.slices) == SHAPE[0] and d.died == []
@@ -237,7 +251,7 @@ def test_a_volume_sent_when_the_worker_died_halfway_is_sent_again_whole(transpor
         d.client.open_volume("big", big, AFFINE)
         d.result(d.client.status())
         assert d.client.process_id is not None
-        psutil.Process(d.client.process_id).suspend()  # it reads no more than the pipe holds
+        stop(d.client.process_id)  # it reads no more than the pipe holds
         request = d.client.segment("big", [line()])
         d.client.poll(0.0)
         _kill(d)

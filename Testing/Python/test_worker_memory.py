@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, driver, limit, line, volume_array
+from worker_drivers import AFFINE, FAKE_WORKER, SHAPE, TRANSPORTS, Driver, driver, line, volume_array
 
 from SPDSegmentLib.errors import Cancelled, WorkerDied
 from SPDSegmentLib.worker import messages as m
@@ -23,6 +23,7 @@ from SPDSegmentLib.worker.health import Ending
 from SPDSegmentLib.worker.payloads import unpack_mask
 from SPDSegmentLib.worker.protocol import encode_message
 from SPDSegmentLib.worker.requests import VolumeSource, WorkerCommand
+from Testing.Host.environment import limit
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_WORKER = WorkerCommand((*FAKE_WORKER.arguments, "--volume-memory", "3"))

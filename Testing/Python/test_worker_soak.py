@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from worker_drivers import FAKE_WORKER, TRANSPORTS, limit
+from worker_drivers import FAKE_WORKER, TRANSPORTS
 from worker_soak import kills, sending, updates, volumes
 
 from SPDSegmentLib.worker.client import ModelChoice
 from SPDSegmentLib.worker.requests import WorkerCommand
+from Testing.Host.environment import limit
 
 
 @pytest.mark.alone
