@@ -28,6 +28,7 @@ from .widgets.factory import IdleCall, WidgetFactory
 SLICER_VERSION = "5.12.3"
 WINDOW_SIZE = (1280, 900)
 STEP_MS = 5
+PATIENCE_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
@@ -219,9 +220,10 @@ class Host:
     def wait_until(self, condition: Callable[[], Any], milliseconds: int = 60_000, what: str = "") -> Any:
         """Let the application run until a condition holds and return its value; TimeoutError otherwise.
 
-        The time is stretched on a busy machine, see `environment.limit`.
+        The time is stretched on a busy machine, see `environment.limit`, within `PATIENCE_SECONDS`.
         """
-        end = time.monotonic() + environment.limit(milliseconds / 1000)
+        seconds = milliseconds / 1000
+        end = time.monotonic() + max(seconds, min(environment.limit(seconds), PATIENCE_SECONDS))
         late = False
         while not (value := condition()):
             if late:

@@ -93,7 +93,8 @@ def test_stopped_while_starting_it_is_replaced(transport: str, tmp_path: Path) -
 def test_stopped_while_a_volume_is_on_its_way_it_is_sent_again_whole(
     transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    big, stopped = volume_array((100, 512, 512), seed=4), []
+    big = volume_array((100, 512, 512), seed=4)
+    stopped: list[int] = []
     cut = VolumeSource.frames
 
     def frames(source: VolumeSource, request_id: int) -> Iterator[Any]:
