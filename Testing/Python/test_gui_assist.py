@@ -56,6 +56,8 @@ def test_a_suggested_click_is_shown_as_a_ghost_and_is_no_click_until_it_is_accep
 
 
 def test_a_dismissed_suggestion_leaves_everything_and_is_told_to_the_next(host: Any, module: Any) -> None:
+    import slicer
+
     clicks, before = state_of(module).centerlineNodes[0], mask_of(module)
     press(host, module, "suggestButton")
     press(host, module, "dismissButton")
@@ -66,6 +68,10 @@ def test_a_dismissed_suggestion_leaves_everything_and_is_told_to_the_next(host: 
     assert place is None or place[2] != 24.0
     text = module.ui.suggestLabel.text
     assert place is None or ("is empty" in text and "Does the structure pass there? Drag" in text and "%" not in text)
+    slicer.mrmlScene.RemoveNode(clicks)
+    module.ui.acceptButton.click()  # there is nothing any more that would take it
+    settle(host, module)
+    assert module.widget.panel.assist.ghost.node is None and np.array_equal(mask_of(module), before)
 
 
 def test_an_accepted_click_takes_its_place_in_a_curve(host: Any) -> None:

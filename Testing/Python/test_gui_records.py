@@ -125,9 +125,14 @@ def test_a_new_segment_with_the_id_of_a_deleted_one_starts_anew(host: Any) -> No
     segmentation.AddEmptySegment(segment_id, "Another")
     state.segmentId = segment_id
     module.widget.panel.refresh()
+    move_click(state.centerlineNodes[0], 0, (4.0, 0.0, 0.0))
     job = segment(host, module)
     assert not job.writer.record.owned
     assert filled_slices(mask_of(module)) == [2, 3, 4, 5, 6, 7, 8]
+    module.ui.undoButton.click()  # before its first run the clicks were those, not the ones of the deleted segment
+    settle(host, module)
+    assert not mask_of(module).any()
+    assert state.centerlineNodes[0].GetNthControlPointPositionWorld(0)[0] == 28.0
 
 
 @pytest.mark.parametrize(("slice_mm", "count"), [(3.0, 12), (1.5, 24), (6.0, 6), (3.0, 7)])

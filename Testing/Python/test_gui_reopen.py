@@ -72,6 +72,10 @@ def test_a_reopened_scene_goes_on_where_it_was(host: Any, tmp_path: Path) -> Non
     assert [k for k in range(12) if after[k] != before[k]] == [6, 7, 8, 9, 10]
     assert record_of(module).owned == {4}
 
+    state.device = "cuda:3"  # as of a scene of another computer: what is shown is what a run asks for
+    module.widget.panel.refresh()
+    assert module.ui.deviceBox.currentData == "cuda:3"
+
 
 def test_settings_that_the_first_version_saved_are_taken_over(host: Any, tmp_path: Path) -> None:
     import slicer

@@ -33,6 +33,12 @@ def test_statistics_are_a_table_and_a_file(host: Any, scene: Any, tmp_path: Path
     rows = list(csv.reader(export(scene, "csv", tmp_path / "k").open(encoding="utf-8")))
     assert rows[0][1] == "Volume (ml)" and float(rows[1][1]) == pytest.approx(volume_ml, rel=1e-3)
 
+    scene.ui.statisticsButton.click()
+    scene.widget.panel.state.volumeNode.SetSpacing(2.0, 2.0, 2.0)  # before the numbers are there
+    settle_export(host, scene)
+    assert "measure again" in scene.ui.exportLabel.text
+    assert table.GetNumberOfRows() == 1 and float(table.GetCellText(0, 1)) == pytest.approx(volume_ml, rel=1e-3)
+
 
 def test_segments_of_one_name_have_rows_of_their_own(host: Any, scene: Any) -> None:
     import slicer

@@ -169,7 +169,7 @@ class AssistSection:
         self._request: Request | None = None
         self._lesson: Learned | None = None
         self._record = WriteRecord()
-        self._dismissed: dict[tuple[str, str], list[Position]] = {}
+        self._dismissed: dict[tuple[str, ...], list[Position]] = {}
         for button, action in (
             (ui.suggestButton, self._suggest),
             (ui.acceptButton, self._accept),

@@ -47,7 +47,7 @@ class Segmenter:
         self.saveStateForUndo = saveStateForUndo
         self.surfaces = ShownSurfaces(lambda: any(not job.finished for job in self._jobs))
         self._callLater = callLater
-        self._memories: dict[tuple[str, str], SegmentMemory] = {}
+        self._memories: dict[tuple[str, ...], SegmentMemory] = {}
 
     def start(
         self, task: Task, *, blocking: bool = False, everywhere: bool = False, learned: str | None = None
@@ -63,6 +63,8 @@ class Segmenter:
         Raises:
             SPDError: what was given cannot be segmented.
         """
+        if task.target.exists:
+            identify(task.target.node, task.target.segmentId)
         memory = self._memoryOf(task)
         if memory.job is not None and not memory.job.finished:
             memory.job.cancel(urgent=False)
@@ -339,8 +341,6 @@ class Segmenter:
             The former record where a result holds for other slices, otherwise None.
         """
         target = task.target
-        if target.exists:
-            identify(target.node, target.segmentId)
         record, grid = target.record, target.gridOf(snapshot)
         former = record.copy()
         if record.axis == snapshot.axis and (record.grid is None or record.grid.fits(grid)):

@@ -17,7 +17,7 @@ from ..scene.centerlines import Clicks, renameClicks
 from ..scene.editor_nodes import otherRepresentation
 from ..scene.target import SegmentTarget
 from ..scene.volumes import VolumeSnapshot, nodeById, takeSnapshot
-from ..scene.write_record import WriteRecord
+from ..scene.write_record import WriteRecord, identityOf
 from .job import SegmentationJob
 
 CT_BELOW = -200
@@ -135,9 +135,10 @@ class Task:
         return self.view.volumeNode
 
     @property
-    def key(self) -> tuple[str, str]:
-        """Identifies the segment."""
-        return self.target.nodeId, self.target.segmentId
+    def key(self) -> tuple[str, ...]:
+        """Identifies the segment, also among those that had or get its ID."""
+        node, segmentId = self.target.node, self.target.segmentId
+        return self.target.nodeId, segmentId, identityOf(node, segmentId)
 
     def writtenSnapshot(self, record: WriteRecord | None = None) -> VolumeSnapshot:
         """The slices for which the segment's record holds, as they lie now.

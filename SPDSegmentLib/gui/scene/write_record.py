@@ -262,7 +262,7 @@ def loadRecord(segmentationNode: Any, segmentId: str) -> WriteRecord:
     """Return the record of a segment; an empty one where there is none."""
     text = segmentationNode.GetAttribute(attributeName(segmentId))
     record = WriteRecord.fromJson(text, _nodeIds(segmentationNode))
-    if record.identity and record.identity != _identity(segmentationNode.GetSegmentation().GetSegment(segmentId)):
+    if record.identity and record.identity != identityOf(segmentationNode, segmentId):
         return WriteRecord()
     return record
 
@@ -272,7 +272,7 @@ def saveRecord(segmentationNode: Any, segmentId: str, record: WriteRecord) -> No
 
     Only a run names it, see :func:`identify`: at another time that would take away what can be redone.
     """
-    record.identity = _identity(segmentationNode.GetSegmentation().GetSegment(segmentId))
+    record.identity = identityOf(segmentationNode, segmentId)
     if not record.identity:
         return
     names = _nodeNames(segmentationNode, record.nodeIds)
@@ -281,9 +281,15 @@ def saveRecord(segmentationNode: Any, segmentId: str, record: WriteRecord) -> No
 
 def identify(segmentationNode: Any, segmentId: str) -> None:
     """Give a segment the tag by which its record is known, where it has none."""
-    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
-    if not _identity(segment):
-        segment.SetTag(IDENTITY_TAG, uuid.uuid4().hex[:12])
+    if not identityOf(segmentationNode, segmentId):
+        segmentationNode.GetSegmentation().GetSegment(segmentId).SetTag(IDENTITY_TAG, uuid.uuid4().hex[:12])
+
+
+def identityOf(segmentationNode: Any, segmentId: str) -> str:
+    """Return the tag of a segment, empty where it has none or is gone."""
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId) if segmentationNode is not None else None
+    value = vtk.reference("")
+    return str(value) if segment is not None and segment.GetTag(IDENTITY_TAG, value) else ""
 
 
 def attributeName(segmentId: str) -> str:
@@ -316,13 +322,6 @@ def _nodeNames(segmentationNode: Any, nodeIds: Iterable[str]) -> dict[str, str]:
             names[nodeId] = name
             taken[name] = nodeId
     return names
-
-
-def _identity(segment: Any) -> str:
-    if segment is None:
-        return ""
-    value = vtk.reference("")
-    return str(value) if segment.GetTag(IDENTITY_TAG, value) else ""
 
 
 def _fate(number: int, kept: Sequence[Any], nodeIds: Mapping[str, str]) -> PointFate:
