@@ -193,7 +193,7 @@ def segment(
         SPDError: each kind, see :mod:`SPDSegmentLib.errors`.
     """
     if not are_numbers(points):
-        markups = insist_on(markups_of(points), insist)
+        markups = insist_on(markups_of(points, frame), insist)
     bundle = bundle_of(model)
     intensity = bundle.intensity()  # refused before the image is read
     volume = volume_of(image, ijk_to_ras, series, frame_number)

@@ -106,7 +106,7 @@ class InteractiveSegmenter:
             insist: they prompt whatever the model believes.
         """
         volume = self.stack.volume
-        markups = [list_of(points, frame, volume)] if are_numbers(points) else markups_of(points)
+        markups = [list_of(points, frame, volume)] if are_numbers(points) else markups_of(points, frame)
         listed = [resolve_curve(markup, self.stack) for markup in markups if not markup.is_shape]
         used = [point for markup in listed for point in markup.points if point.placed and point.selected]
         names = [str(self._next_id + n) for n in range(len(used))]

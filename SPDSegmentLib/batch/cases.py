@@ -59,8 +59,9 @@ class BatchCase:
 
     @property
     def file_name(self) -> str:
-        """Its files' name without extension: short enough for every file system, and not one that Windows reserves."""
-        name = f"_{self.name}" if _RESERVED.fullmatch(self.name) else self.name
+        """Its files' name without extension, short, as every file system takes it, and none that Windows reserves."""
+        name = _UNSAFE.sub("_", unicodedata.normalize("NFC", self.name)).lstrip(".")
+        name = f"_{name}" if _RESERVED.fullmatch(name) else name
         encoded = name.encode()
         if len(encoded) <= MAX_NAME_BYTES:
             return name
@@ -72,7 +73,7 @@ Cases = Iterable[BatchCase | Sequence[Any]] | str | Path
 
 
 def checked_cases(cases: Cases) -> list[BatchCase]:
-    """Cases, given or read from a table, each with a name of its own that can be a file's.
+    """Cases, given or read from a table, each with files of its own.
 
     Raises:
         BadInput: a list or table that cannot be used at all; a case that cannot be used only says so in ``problem``.
@@ -85,14 +86,11 @@ def checked_cases(cases: Cases) -> list[BatchCase]:
         given = [_as_case(case) for case in cases]
         if not given:
             raise BadInput("The batch has no case.", "Give at least one.")
-    listed = []
     for case in given:
-        name = _UNSAFE.sub("_", unicodedata.normalize("NFC", case.name)).lstrip(".")
-        if not name:
+        if not case.file_name:
             raise BadInput(f"{_place(case)} has no name that a file can have.", "Give every case a name of its own.")
-        listed.append(replace(case, name=name))
-    _refuse_collisions(given, listed)
-    return listed
+    _refuse_collisions(given)
+    return given
 
 
 def read_cases(path: Path) -> list[BatchCase]:
@@ -161,17 +159,17 @@ def _own(path: str | Path) -> str:
     return str(user_path(path))
 
 
-def _refuse_collisions(given: list[BatchCase], listed: list[BatchCase]) -> None:
+def _refuse_collisions(cases: list[BatchCase]) -> None:
     """Two cases must not write one file, on file systems that take a and A for one letter either."""
     known: dict[str, BatchCase] = {}
-    for original, case in zip(given, listed, strict=True):
+    for case in cases:
         name = unicodedata.normalize("NFC", case.file_name.casefold())
         if name in known:
             raise BadInput(
-                f"{_place(original)} and {_place(known[name], small=True)} would write the same file.",
+                f"{_place(case)} and {_place(known[name], small=True)} would write the same file.",
                 "Give every case a name of its own; capital letters, signs and spaces do not count.",
             )
-        known[name] = original
+        known[name] = case
 
 
 def _place(case: BatchCase, small: bool = False) -> str:

@@ -127,11 +127,13 @@ class Report:
     Args:
         head: what the report says of the whole batch.
         cases: all cases of the table, also those of other parts.
+        digest: of the model.
     """
 
-    def __init__(self, folder: Path, head: Mapping[str, Any], cases: Sequence[BatchCase]) -> None:
+    def __init__(self, folder: Path, head: Mapping[str, Any], cases: Sequence[BatchCase], digest: str) -> None:
         self._folder = folder
         self._head = dict(head)
+        self._digest = digest
         self._cases = list(cases)
         self._rows: dict[str, dict[str, Any]] = {}
         self._due = 0.0
@@ -152,7 +154,7 @@ class Report:
         """Write the reports and return what ``report.json`` holds.
 
         Args:
-            with_others: take in what other parts have finished.
+            with_others: take in what other parts have finished with this model, version and settings.
 
         Raises:
             BadInput: they cannot be written.
@@ -163,7 +165,7 @@ class Report:
                 row = self._rows.get(case.name)
                 if row is None and with_others:
                     other = read_row(self._folder / f"{case.file_name}{ROW_SUFFIX}")
-                    row = report_row(other) if other is not None and other["state"] != CaseState.WRITING else None
+                    row = report_row(other) if other is not None and self._is_of_this_batch(other) else None
                 if row is not None:
                     rows.append(row)
             content = self._head | {"cases": rows}
@@ -171,6 +173,13 @@ class Report:
             table = [[row.get(column, "") for column in COLUMNS] for row in rows]
             write_csv(self._folder / f"{REPORT_NAME}.csv", [COLUMNS, *table])
         return content
+
+    def _is_of_this_batch(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row that another process left can stand under the head of this report."""
+        if row["state"] == CaseState.WRITING or row.get("model_digest") != self._digest:
+            return False
+        said = json.loads(row.get("settings") or "{}")
+        return row.get("version") == self._head["spdsegment"] and said | self._head["settings"] == said
 
 
 def write_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -70,7 +70,7 @@ class CaseProcess:
             key = case_key(case, self.model, self.settings.key(self.model))
             former = read_row(row_file)
             if self.resume and former is not None and is_finished(former, output, key):
-                return self._adopt(row_file, former | {name: row[name] for name in ("image", "points")})
+                return self._adopt(row_file, former | {name: row[name] for name in ("case", "image", "points")})
             for path in (output, *map(output.with_name, self.settings.beside(case).values())):
                 if self.resume and is_foreign(former, row_file, path):
                     return row | {"state": CaseState.KEPT.value, "error": kept_error(path), "output": output.name}
@@ -190,7 +190,7 @@ class BatchRun:
         with _locked(self.folder, self.part):
             _sweep(self.folder)
             said = {"model": self.model.name, "settings": self.settings.key(self.model)}
-            report = Report(self.folder, {"spdsegment": __version__, **said}, every)
+            report = Report(self.folder, {"spdsegment": __version__, **said}, every, self.model.digest)
             try:
                 self._run_all(every[index - 1 :: count], report)
             except SchedulerLost:

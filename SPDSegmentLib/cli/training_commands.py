@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from SPDSegmentLib.cli.segment_command import names_of
 from SPDSegmentLib.cli.terminal import TrainingBar, require_input, show_training
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.files import check_folder
@@ -222,7 +223,7 @@ def evaluate(
     if update_card:
         check_replaceable(next(iter(bundles.values())).folder)
     labels = _labels(bundles)
-    severities = tuple(severity.split(","))
+    severities = _listed(severity, "severity")
     protocols = {
         name: EvaluationConfig(severities, seeds, tuple(method for job, method in jobs if job == name), first_seed)
         for name in bundles
@@ -272,8 +273,16 @@ def _jobs(models: list[str], methods: str) -> list[tuple[str, str]]:
         if colon and method in METHODS:
             jobs.append((name, method))
         else:
-            jobs += [(text, m) for m in methods.split(",")]
-    return jobs
+            jobs += [(text, m) for m in _listed(methods, "methods")]
+    return list(dict.fromkeys(jobs))
+
+
+def _listed(text: str, option: str) -> tuple[str, ...]:
+    """What an option names, each once."""
+    names = tuple(dict.fromkeys(names_of(text)))
+    if not names:
+        raise BadInput(f"--{option} names nothing.", "Leave it out, or name something; see evaluate --help.")
+    return names
 
 
 def _labels(bundles: dict[str, Bundle]) -> dict[str, str]:

@@ -142,11 +142,14 @@ def insist_on(markups: Sequence[Markup], names: Sequence[str]) -> list[Markup]:
 
 def are_numbers(points: Points) -> bool:
     """Whether points are numbers, neither a file nor markups."""
-    return not isinstance(points, str | Path) and not all(isinstance(p, Markup) for p in points)  # type: ignore[union-attr]
+    listed = isinstance(points, Sequence) and all(isinstance(point, Markup) for point in points)
+    return not isinstance(points, str | Path) and not listed
 
 
-def markups_of(points: Points) -> list[Markup]:
-    """Markups of a file, or those that were given."""
+def markups_of(points: Points, frame: str) -> list[Markup]:
+    """Markups of a file, or those that were given; their frame is known, and no other can be asked for."""
+    if frame != "RAS":
+        raise BadInput(f"The frame '{frame}' was given for points that say themselves where they lie.", "Leave it out.")
     return read_markups(points) if isinstance(points, str | Path) else list(points)  # type: ignore[arg-type]
 
 

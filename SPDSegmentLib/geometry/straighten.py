@@ -146,7 +146,7 @@ class Straightened:
             self.position_mm, *self.center_ras.T, self.slice_number, self.area_mm2, self.diameter_mm,
             self.feret_min_mm, self.feret_max_mm,
         )  # fmt: skip
-        return [[round(value, 2) for value in row] for row in np.stack(columns, axis=1).tolist()]
+        return [list(row) for row in zip(*(np.round(column, 2).tolist() for column in columns), strict=True)]
 
 
 def straighten(

@@ -272,6 +272,9 @@ def set_geometry(image: SimpleITK.Image, ijk_to_ras: np.ndarray) -> SimpleITK.Im
 
 def volume_of(image: Image, ijk_to_ras: ArrayLike | None, series: str | None, frame: int | None = None) -> Volume:
     """The volume of whatever a caller calls an image, checked."""
+    placed = isinstance(image, str | Path | Volume) or hasattr(image, "GetPixelID")
+    if placed and ijk_to_ras is not None:
+        raise BadInput("ijk_to_ras was given for an image that says itself where its voxels lie.", "Leave it out.")
     if isinstance(image, str | Path):
         volume = read_volume(image, series, frame)
     elif isinstance(image, Volume):

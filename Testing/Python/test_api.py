@@ -124,6 +124,9 @@ def test_one_loaded_model_segments_many_cases(case: SimpleNamespace, monkeypatch
         ({"axis": "upward"}, "Unknown slicing axis"),
         ({"output": "mask.txt"}, "no known extension"),
         ({"output": "abdomen.nii.gz"}, "is also an input"),
+        ({"ijk_to_ras": np.eye(4)}, "says itself where its voxels lie"),
+        ({"frame": "IJK"}, "say themselves where they lie"),
+        ({"points": None}, "array of shape ()"),
     ],
 )
 def test_what_cannot_work_is_said_before_a_model_is_loaded(

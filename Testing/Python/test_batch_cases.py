@@ -111,4 +111,5 @@ def test_long_names_become_short_file_names_that_differ() -> None:
     [("a/b c", "a_b_c"), ("con", "_con"), ("LPT1.x", "_LPT1.x"), (".hidden", "hidden"), ("Müller-3", "Müller-3")],
 )
 def test_names_become_file_names_that_every_system_takes(name: str, file_name: str) -> None:
-    assert checked_cases([BatchCase(name, "i", "p")])[0].file_name == file_name
+    (case,) = checked_cases([BatchCase(name, "i", "p")])
+    assert (case.name, case.file_name) == (name, file_name)

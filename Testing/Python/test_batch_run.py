@@ -122,8 +122,18 @@ def test_parts_share_a_folder_and_its_report(run: Run, cases: list[Case], tmp_pa
     assert set(times(tmp_path / "out")) == {"a.seg.nrrd", "c.seg.nrrd"}
     report = run(cases, part=(2, 2))
     assert states(report) == {"a": "done", "b": "done", "c": "done"}
+    trained_again = run(cases, part=(1, 2), digest="second")
+    assert states(trained_again) == {"a": "done", "c": "done"}  # b is of the former model
     with pytest.raises(BadInput, match="no part 3 of 2"):
         run(cases, part=(3, 2))
+
+
+def test_the_report_names_cases_as_the_table_does(run: Run, cases: list[Case], tmp_path: Path) -> None:
+    (case,) = run([("Smith, J/1", *cases[0][1:])])["cases"]
+    assert (case["case"], case["output"]) == ("Smith, J/1", "Smith_J_1.seg.nrrd")
+    row_file = tmp_path / "out" / "Smith_J_1.case.json"
+    row_file.write_text(row_file.read_text(encoding="utf-8").replace("Smith, J/1", "Smith_J_1"), encoding="utf-8")
+    assert states(run([("Smith, J/1", *cases[0][1:])])) == {"Smith, J/1": "done"}  # also one of an earlier version
 
 
 def test_parts_of_other_divisions_are_refused_while_one_runs(cases: list[Case], tmp_path: Path) -> None:

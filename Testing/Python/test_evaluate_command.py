@@ -57,7 +57,9 @@ def run(folder: Path, output: Path, *extra: str, model: Path | None = None, conf
 def test_every_method_and_control_is_measured_at_every_severity_and_seed(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "tables"
     severities = ["clean", "severe"]
-    result = run(folder, out, "--methods", ",".join(METHODS), "--severity", ",".join(severities), "--seeds", "2")
+    result = run(
+        folder, out, "--methods", ",".join(METHODS), "--severity", ", ".join([*severities, "clean"]), "--seeds", "2"
+    )
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in out.iterdir()) == ["rows.csv", "severity.png", "summary.json", "table.md"]
 
@@ -121,6 +123,8 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     [
         (["--severity", "wild"], 2, "Unknown severity 'wild'"),
         (["--methods", "magic"], 2, "Unknown method 'magic'"),
+        (["--methods", ","], 2, "--methods names nothing"),
+        (["--severity", ""], 2, "--severity names nothing"),
         (["--split", "all"], 2, "Unknown split 'all'"),
         (["--split", "test"], 2, "names no test case"),
         (["-m", "unheard-of"], 3, "There is no model 'unheard-of'"),

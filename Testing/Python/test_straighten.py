@@ -139,6 +139,7 @@ def test_a_few_voxels_are_measured_as_well(voxels):
     mask[tuple(np.array(voxels).T)] = True
     found = straighten(mask, stack)
     assert len(found.table()) == len(found.area_mm2) > 0
+    assert all(isinstance(row[COLUMNS.index("slice_number")], int) for row in found.table())
     assert 0 < found.centerline_mm < 12
     assert np.isfinite(np.array(found.table())).all()
 
