@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,11 +190,11 @@ def test_a_mask_drawn_back_by_hand_to_what_it_was_moves_no_click(host: Any, modu
     assert record_of(module).owned == {0, 1, 2, 3, 4}
 
 
-def test_what_is_erased_by_hand_in_the_middle_of_a_run_is_no_undo(host: Any) -> None:
+def test_what_is_erased_by_hand_in_the_middle_of_a_run_is_no_undo(host: Any, tmp_path: Path) -> None:
     import slicer
 
     add_volume(host)
-    loaded = load(host, "fake?delay=0.15")
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
     node = add_clicks((2, 8))
     job = press_segment(loaded)
     host.wait_until(lambda: job.writer.changed)
@@ -202,6 +203,7 @@ def test_what_is_erased_by_hand_in_the_middle_of_a_run_is_no_undo(host: Any) -> 
         np.zeros(SHAPE, np.uint8), state.segmentationNode, state.segmentId, state.volumeNode
     )
     erased = set(job.writer.changed)
+    (tmp_path / "gate").touch()
     host.wait_until(lambda: job.finished)
     settle(host, loaded)
     assert job.error is None and node.GetNumberOfControlPoints() == 2
@@ -219,11 +221,13 @@ def test_undo_and_segment_in_one_breath_segment_the_clicks_of_before(host: Any, 
     assert np.array_equal(mask_of(module), first)
 
 
-def test_a_run_that_is_cancelled_puts_back_what_the_area_would_not_allow(host: Any) -> None:
+def test_a_run_that_is_cancelled_puts_back_what_the_area_would_not_allow(host: Any, tmp_path: Path) -> None:
     add_volume(host)
-    loaded = load(host, "fake?delay=0.15")
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
     node = add_clicks((2, 8))
+    (tmp_path / "gate").touch()
     segment(host, loaded)
+    (tmp_path / "gate").unlink()
     first = mask_of(loaded)
     allow_inside_all_segments()
     move_click(node, 0, (5.0, 0.0, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -194,14 +195,17 @@ def test_work_goes_on_after_an_undo(host: Any, module: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["button", "editor"])
-def test_undo_during_an_update_brings_back_mask_and_clicks(host: Any, how: str) -> None:
+def test_undo_during_an_update_brings_back_mask_and_clicks(host: Any, how: str, tmp_path: Path) -> None:
     add_volume(host)
-    loaded = load(host, "fake?delay=0.25")
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
     node = add_clicks((2, 8))
+    (tmp_path / "gate").touch()
     segment(host, loaded)
+    (tmp_path / "gate").unlink()
     first = mask_of(loaded)
     move_until_written(host, loaded, node)
     (loaded.ui.undoButton.click if how == "button" else loaded.ui.editor.undo)()
+    (tmp_path / "gate").touch()
     settle(host, loaded)
     assert np.array_equal(mask_of(loaded), first)
     assert node.GetNthControlPointPositionWorld(0)[0] == pytest.approx(24.0)
@@ -216,14 +220,19 @@ def test_the_slices_next_to_the_view_come_first(host: Any) -> None:
     assert segment(host, loaded).answer.report["first"] == 9
 
 
-def test_a_run_that_was_replaced_leaves_no_undo_step_of_its_own(host: Any) -> None:
+def test_a_run_that_was_replaced_leaves_no_undo_step_of_its_own(host: Any, tmp_path: Path) -> None:
     add_volume(host)
-    loaded = load(host, "fake?delay=0.4")
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
     node = add_clicks((2, 8))
+    (tmp_path / "gate").touch()
     segment(host, loaded)
+    (tmp_path / "gate").unlink()
     first = mask_of(loaded)
     move_until_written(host, loaded, node)
+    run, former = loaded.widget.panel.run, loaded.widget.panel.run.job
     move_click(node, 0, (1.0, 0.0, 0.0))
+    host.wait_until(lambda: run.job is not former)
+    (tmp_path / "gate").touch()
     settle(host, loaded)
     assert not np.array_equal(mask_of(loaded), first)
     loaded.ui.undoButton.click()

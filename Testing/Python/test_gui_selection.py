@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,17 +92,24 @@ def test_the_worker_is_warm_when_the_module_is_entered_with_a_model(host: Any, m
     module.logic.workerHost.restart()
 
 
-def test_a_run_in_the_middle_of_a_stroke_leaves_the_selection_alone(host: Any) -> None:
+def test_a_run_in_the_middle_of_a_stroke_leaves_the_selection_alone(host: Any, tmp_path: Path) -> None:
     add_volume(host)
-    loaded = load(host, "fake?delay=0.15")
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
     node = add_clicks((2, 8))
+    (tmp_path / "gate").touch()
     segment(host, loaded)
+    (tmp_path / "gate").unlink()
     loaded.ui.editor.setCurrentSegmentID(add_tumor(loaded))
     move_click(node, 0, (5.0, 0.0, 0.0))
     run = loaded.widget.panel.run
     host.wait_until(lambda: run.isRunning and run.job.writer.changed)
     assert loaded.ui.editor.currentSegmentID() == "tumor"
-    paint(host, loaded)
+    loaded.ui.editor.setActiveEffectByName("Paint")
+    host.slice_view("Red").drag_ras((8.0, 8.0, 9.0), (14.0, 8.0, 9.0))
+    loaded.ui.editor.setActiveEffectByName("")
+    assert run.isRunning
+    (tmp_path / "gate").touch()
+    settle(host, loaded)
     assert mask_of(loaded, "tumor").any() and mask_of(loaded)[2, 20, 33]
 
 

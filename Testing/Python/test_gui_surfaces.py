@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,17 +65,20 @@ def wanted(module: Any, segment_id: str = "") -> Surface:
     return told
 
 
-def test_the_surface_waits_for_the_end_of_the_run_and_is_slicers_then(host: Any) -> None:
+def test_the_surface_waits_for_the_end_of_the_run_and_is_slicers_then(host: Any, tmp_path: Path) -> None:
     add_volume(host)
-    loaded = load(host, "fake?delay=0.1")
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
     node = add_clicks((2, 8))
+    (tmp_path / "gate").touch()
     segment(host, loaded)
+    (tmp_path / "gate").unlink()
     state_of(loaded).segmentationNode.CreateClosedSurfaceRepresentation()
     before = shown(loaded)
     move_click(node, 0, (9.0, 0.0, 0.0))
     run = loaded.widget.panel.run
     host.wait_until(lambda: run.isRunning and run.job.writer.changed)
     assert shown(loaded) == before
+    (tmp_path / "gate").touch()
     rest(host, loaded)
     assert shown(loaded) == wanted(loaded) != before
 
@@ -113,11 +117,13 @@ def test_undo_and_redo_show_their_own_surfaces(host: Any, module: Any) -> None:
     assert shown(module) == second != first and mask_of(module)[2, 20, 33]
 
 
-def test_a_cancelled_run_leaves_the_surface_of_before(host: Any) -> None:
+def test_a_cancelled_run_leaves_the_surface_of_before(host: Any, tmp_path: Path) -> None:
     add_volume(host)
-    loaded = load(host, "fake?delay=0.1")
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
     node = add_clicks((2, 8))
+    (tmp_path / "gate").touch()
     segment(host, loaded)
+    (tmp_path / "gate").unlink()
     state_of(loaded).segmentationNode.CreateClosedSurfaceRepresentation()
     before = shown(loaded)
     move_click(node, 0, (9.0, 0.0, 0.0))
