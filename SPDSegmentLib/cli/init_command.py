@@ -64,7 +64,7 @@ def init(
     found = find_cases(folder, image, label, series, segment or ())
     with show_training(True) as bar:
         bar.say(f"{len(found.cases)} cases, named {found.image} and {found.label}.")
-        seen = survey(folder, found, lambda done, total: bar.advance("checking files", done, total, None, {}))
+        seen = survey(folder, found, lambda done, total: bar.advance("checking files", done, total, None, {}), targets)
     place = (output or Path("x.toml")).resolve().parent
     data_folder = Path(os.path.relpath(folder.resolve(), place)).as_posix()
     made = plan(seen, data_folder, targets, structure, name, backbone, names_of(validation), patient, _has_gpu(device))

@@ -82,7 +82,7 @@ def plan(
 
     Args:
         data_folder: as it is written into the configuration.
-        targets: label values of each structure; by default each value is one of its own.
+        targets: label values of each structure, as the survey had them; by default each value is one of its own.
         validation: cases to choose the best checkpoint by; by default a fifth of the patients.
         pattern: regular expression whose first group is the patient; by default as case names suggest.
         has_gpu: plan larger inputs.
@@ -107,7 +107,7 @@ def plan(
             raise BadInput(f"There is no case {missing[0]} to validate with.", f"Known: {', '.join(sorted(known))}.")
         train, validating, test = sorted(known - set(validation)), sorted(validation), []
     reasons: dict[str, str] = {}
-    facts = [case.structures[value] for case in found.facts for value in wanted if value in case.structures]
+    facts = [case.structures[values] for case in found.facts for values in chosen if values in case.structures]
     plane, reasons["data.plane"] = _plane(found, facts)
     extent, largest = (float(v) for v in np.percentile([fact.fov_mm[plane] for fact in facts], (50, 95)))
     pixel = float(np.median([case.pixel_mm[plane] for case in found.facts]))
@@ -121,7 +121,7 @@ def plan(
     is_ct = found.modality == "CT" or (not found.modality and sum(f.is_ct for f in found.facts) * 2 > len(found.facts))
     intensity, reasons["intensity.kind"] = _intensity(is_ct, facts)
     slices = int(np.median([fact.slices[plane] for fact in facts]))
-    n_targets = sum(value in case.structures for case in found.facts for value in wanted if case.name in set(train))
+    n_targets = sum(values in case.structures for case in found.facts for values in chosen if case.name in set(train))
     steps = 900 if n_targets <= 50 else 1500
     entries = int(min(max(ENTRIES[0], 4 * n_targets), ENTRIES[1]))
     reasons["stage1.steps"] = f"{n_targets} structures to learn from"

@@ -77,7 +77,7 @@ class CaseFacts:
 
     Attributes:
         shape, spacing_mm: (3,) along I, J, K; coarse: plane of its slices where they are thick, else empty.
-        values: number of voxels of each label value; structures: by label value.
+        values: number of voxels of each label value; structures: by their label values.
         is_ct: by its intensities; digest: of its voxels.
     """
 
@@ -86,7 +86,7 @@ class CaseFacts:
     spacing_mm: np.ndarray
     coarse: str
     values: dict[int, int]
-    structures: dict[int, StructureFacts]
+    structures: dict[tuple[int, ...], StructureFacts]
     pixel_mm: dict[str, float]
     is_ct: bool
     digest: str
@@ -205,8 +205,16 @@ def _patterns(files: Sequence[str], dropped: set[str]) -> dict[str, dict[str, st
     return found
 
 
-def survey(folder: Path, found: FoundCases, on_case: Callable[[int, int], None] = lambda done, total: None) -> Survey:
+def survey(
+    folder: Path,
+    found: FoundCases,
+    on_case: Callable[[int, int], None] = lambda done, total: None,
+    targets: Sequence[tuple[int, ...]] = (),
+) -> Survey:
     """Read every file once; what cannot be used is a sentence and stops nothing.
+
+    Args:
+        targets: label values of structures that are looked at beside those of one value.
 
     Raises:
         BadInput: no case can be used.
@@ -215,7 +223,7 @@ def survey(folder: Path, found: FoundCases, on_case: Callable[[int, int], None] 
     _read_description(folder, result)
     for done, name in enumerate(found.cases, start=1):
         try:
-            result.facts.append(_facts(folder, name, found))
+            result.facts.append(_facts(folder, name, found, targets))
         except (BadInput, GeometryUnsupported) as error:
             result.unusable.append((name, error.sentence))
         on_case(done, len(found.cases))
@@ -242,7 +250,7 @@ def _read_description(folder: Path, result: Survey) -> None:
         return
 
 
-def _facts(folder: Path, name: str, found: FoundCases) -> CaseFacts:
+def _facts(folder: Path, name: str, found: FoundCases, targets: Sequence[tuple[int, ...]]) -> CaseFacts:
     volume, labels = read_labeled(folder, found, name)
     label_file = folder / found.label.format(case=name)
     numbers, counts = np.unique(labels, return_counts=True)
@@ -252,6 +260,7 @@ def _facts(folder: Path, name: str, found: FoundCases) -> CaseFacts:
             "Give labels from 0 up, one number a structure; --label says how their files are named.",
         )
     values = {int(n): int(c) for n, c in zip(numbers, counts, strict=True) if n}
+    structures = [*((value,) for value in values), *targets]
     spacing = volume.spacing_mm
     coarse = SliceStack(volume).plane if spacing.max() > 1.5 * float(np.median(spacing)) else ""
     digest = hashlib.sha256(np.ascontiguousarray(volume.array).data).hexdigest()
@@ -262,7 +271,7 @@ def _facts(folder: Path, name: str, found: FoundCases) -> CaseFacts:
         spacing,
         coarse,
         values,
-        {value: _structure(labels == value, volume, planes) for value in values},
+        {t: _structure(np.isin(labels, t), volume, planes) for t in structures if values.keys() & set(t)},
         {plane: min(stack.pixel_mm) for plane, stack in planes.items()},
         looks_like_ct(volume.array),
         digest,
@@ -304,9 +313,9 @@ def _note_oddities(result: Survey) -> None:
     for facts in result.facts:
         if odd := sorted(facts.values.keys() - usual):
             say(f"Case {facts.name} has the label values {', '.join(map(str, odd))}, which most have not.")
-        thin = [v for v, s in facts.structures.items() if min(s.slices.values()) < FEW_SLICES]
+        thin = ["+".join(map(str, t)) for t, s in facts.structures.items() if min(s.slices.values()) < FEW_SLICES]
         if thin:
-            say(f"Case {facts.name} has the label {', '.join(map(str, thin))} on fewer than {FEW_SLICES} slices.")
+            say(f"Case {facts.name} has the label {', '.join(thin)} on fewer than {FEW_SLICES} slices.")
     kinds = {facts.is_ct for facts in result.facts}
     if len(kinds) > 1:
         ct = [facts.name for facts in result.facts if facts.is_ct]

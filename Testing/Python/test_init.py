@@ -132,6 +132,11 @@ def test_plane_view_intensity_and_size_come_from_the_data(tmp_path: Path) -> Non
     assert config.fov_mm == 72 and config.network.image_size == 112  # 20 voxels of 1.5 mm, 2.4 times
     assert init(long, "--replace").exit_code == 0
     assert read_training_config(tmp_path / "plan.toml").data.plane == "coronal"
+    halves = {1: (slice(5, 12), slice(2, 20), slice(10, 30)), 2: (slice(5, 12), slice(20, 38), slice(10, 30))}
+    for n in range(4):
+        write_case(tmp_path / "halves", f"c{n}", halves, (1.0, 1.0, 1.0))
+    assert init(tmp_path / "halves", "--replace", "--target", "1+2").exit_code == 0
+    assert read_training_config(tmp_path / "plan.toml").data.plane == "coronal"  # of both together; of one: sagittal
     assert init(ct, "--replace").exit_code == 0
     config = read_training_config(tmp_path / "plan.toml")
     assert config.intensity.kind == "window" and config.bundle.modality == "CT"
