@@ -151,7 +151,7 @@ def segment(
     axis: str | None = None,
     prompts: str = "consensus",
     saliency_only: bool = False,
-    insist: Sequence[str] = (),
+    insist: str | Sequence[str] = (),
     device: str = "auto",
     on_progress: Callable[[SegmentationProgress], None] | None = None,
     on_note: Callable[[str], None] = lambda note: None,
@@ -184,7 +184,7 @@ def segment(
         axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
         prompts: ``consensus``, ``local``, ``raw``, ``interpolated`` or ``sampled``.
         saliency_only: the thresholded saliency as the mask.
-        insist: ids of clicks that prompt whatever the model believes.
+        insist: id or ids of clicks that prompt whatever the model believes.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; of a loaded model its own is used.
         on_progress: called after each batch.
         on_note: told, before anything is computed, why the image may not be of the model's kind.
@@ -192,6 +192,7 @@ def segment(
     Raises:
         SPDError: each kind, see :mod:`SPDSegmentLib.errors`.
     """
+    insist = (insist,) if isinstance(insist, str) else tuple(insist)
     if not are_numbers(points):
         markups = insist_on(markups_of(points, frame), insist)
     bundle = bundle_of(model)

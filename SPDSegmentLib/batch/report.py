@@ -154,7 +154,7 @@ class Report:
         """Write the reports and return what ``report.json`` holds.
 
         Args:
-            with_others: take in what other parts have finished with this model, version and settings.
+            with_others: take in what other parts or an earlier call finished with this model, version and settings.
 
         Raises:
             BadInput: they cannot be written.

@@ -198,7 +198,7 @@ class BatchRun:
                 raise
             except (Cancelled, KeyboardInterrupt):
                 with contextlib.suppress(SPDError):
-                    report.finish(with_others=count > 1 or self.dispatch is not None)
+                    report.finish(with_others=True)
                 raise Cancelled("The batch was stopped; what is finished is kept.", "Run it again to go on.") from None
             return report.finish(with_others=count > 1)
 

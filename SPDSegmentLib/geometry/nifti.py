@@ -106,14 +106,15 @@ def frame_index(name: str | Path, count: int, frame: int | None) -> int:
     Raises:
         BadInput: there are several and none was chosen, or not the one that was.
     """
+    said = f"The image {name}".strip()
     if frame is None and count > 1:
         raise BadInput(
-            f"The image {name} has 4 dimensions: it holds {count} frames.",
+            f"{said} has 4 dimensions: it holds {count} frames.",
             f"Choose one, 1 to {count}: --frame N, in a batch also the column frame; or save it as its own image.",
         )
     if frame is not None and not 1 <= frame <= count:
         held = f"{count} frames" if count > 1 else "a single frame"
-        raise BadInput(f"The image {name} has no frame {frame}: it holds {held}.", f"Choose one from 1 to {count}.")
+        raise BadInput(f"{said} has no frame {frame}: it holds {held}.", f"Choose one from 1 to {count}.")
     return (frame or 1) - 1
 
 

@@ -222,6 +222,7 @@ def volume_from_image(image: SimpleITK.Image, name: str, frame: int | None = Non
     """
     import SimpleITK as sitk
 
+    said = f"The image {name}".strip()
     is_list = image.HasMetaDataKey(_PIXEL_KIND) and image.GetMetaData(_PIXEL_KIND) == "list"
     if image.GetDimension() == 4:
         image = image[:, :, :, frame_index(name, image.GetSize()[3], frame)]
@@ -231,17 +232,15 @@ def volume_from_image(image: SimpleITK.Image, name: str, frame: int | None = Non
     elif frame is not None:
         frame_index(name, 1, frame)
     if image.GetDimension() != 3:
-        raise BadInput(
-            f"The image {name} has {image.GetDimension()} dimensions.", "Give one 3-D volume, such as a single frame."
-        )
+        raise BadInput(f"{said} has {image.GetDimension()} dimensions.", "Give one 3-D volume, such as a single frame.")
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise BadInput(
-            f"The image {name} has {image.GetNumberOfComponentsPerPixel()} values per voxel.",
+            f"{said} has {image.GetNumberOfComponentsPerPixel()} values per voxel.",
             "Give a gray-scale volume, or a segmentation without overlapping segments.",
         )
     array = sitk.GetArrayFromImage(image)
     if array.dtype.kind not in "biuf":
-        raise BadInput(f"The image {name} holds complex numbers.", "Save their magnitude as an image of its own.")
+        raise BadInput(f"{said} holds complex numbers.", "Save their magnitude as an image of its own.")
     return Volume(array, ijk_to_ras_of(image), name)
 
 

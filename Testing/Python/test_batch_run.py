@@ -98,6 +98,10 @@ def test_a_stopped_batch_keeps_what_is_finished_and_goes_on(run: Run, cases: lis
     assert len(json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["cases"]) >= 1
     assert set(states(run(cases)).values()) == {"done"}
     assert {name: times(tmp_path / "out")[name] for name in finished} == finished
+    with pytest.raises(Cancelled):
+        run(cases, on_case=stop)  # goes through what is there, and is stopped after the first
+    rows = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["cases"]
+    assert [row["case"] for row in rows] == [name for name, _, _ in cases]
 
 
 def test_a_second_batch_on_one_folder_is_refused_and_harms_nothing(run: Run, cases: list[Case], tmp_path: Path) -> None:
