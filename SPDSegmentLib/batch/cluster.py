@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import queue
 import threading
 import uuid
@@ -99,14 +100,14 @@ class ClusterDispatch:
 
         Raises:
             SchedulerLost: the scheduler does not answer any more; rows of finished cases stay on disk.
-            BadInput: a worker has another version.
+            BadInput: a worker has another version, also one that joins later; as above.
         """
         self._check_workers()
         finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         make = self.make_segmenter or worker_segmenter
         futures = {
             self.client.submit(
-                process_on_worker, process, make, case, key=f"spdsegment-{self._here}-{n}", pure=False
+                process_on_worker, process, make, case, __version__, key=f"spdsegment-{self._here}-{n}", pure=False
             ): case
             for n, case in enumerate(map(_absolute, cases))
         }
@@ -127,10 +128,7 @@ class ClusterDispatch:
         found = self.client.run(version_of_worker)
         for worker, version in found.items():
             if version != __version__:
-                raise BadInput(
-                    f"The worker {worker} has SPDSegment {version}, and this is {__version__}.",
-                    "Install the same version everywhere.",
-                )
+                raise other_version(worker, version, __version__)
         if not found:
             self.say("The cluster has no worker yet; the batch waits for the first one.")
 
@@ -155,9 +153,21 @@ class ClusterDispatch:
                 raise _lost() from gone
             return row
         error = future.exception()
+        if isinstance(error, OtherVersion):  # it would fail every case that it takes
+            raise error
         why = error.sentence if isinstance(error, SPDError) else f"{type(error).__name__}: {error}".splitlines()[0]
         said = {"error": f"No worker could finish this case: {why}"}
         return empty_row(case, process.model.name, process.settings.full_paths) | said
+
+
+class OtherVersion(BadInput):
+    """A worker has another version of this library."""
+
+
+def other_version(worker: str, version: str, wanted: str) -> OtherVersion:
+    """The error of a worker, by its address, whose version is not the one that is wanted."""
+    said = f"The worker {worker} has SPDSegment {version}, and this is {wanted}."
+    return OtherVersion(said, "Install the same version everywhere; what is finished is kept.")
 
 
 def _lost() -> SchedulerLost:
@@ -179,8 +189,14 @@ def version_of_worker() -> str:
     return __version__
 
 
-def process_on_worker(process: CaseProcess, make: MakeSegmenter, case: BatchCase) -> dict[str, Any]:
-    """One case on a worker, with a segmenter that stays there: models are loaded once."""
+def process_on_worker(process: CaseProcess, make: MakeSegmenter, case: BatchCase, version: str) -> dict[str, Any]:
+    """One case on a worker, with a segmenter that stays there: models are loaded once.
+
+    Raises:
+        OtherVersion: the batch is of another ``version``.
+    """
+    if version != __version__:
+        raise other_version(f"with process {os.getpid()} on {platform.node()}", __version__, version)
     key = (make, process.model, process.settings)
     with _guard:
         waiting, batch = _idle.setdefault(key, []), _batches[0]

@@ -167,7 +167,7 @@ class BatchRun:
             BadInput: a list that cannot be used, a folder that cannot be used or is in use, or a report that cannot be
                 written; the masks stay.
             Cancelled: somebody stopped it; the report holds what was finished.
-            SchedulerLost: see :mod:`SPDSegmentLib.batch.cluster`; as above.
+            SchedulerLost, OtherVersion: see :mod:`SPDSegmentLib.batch.cluster`; as above.
         """
         index, count = self.part
         if not 1 <= index <= count:
@@ -193,13 +193,14 @@ class BatchRun:
             report = Report(self.folder, {"spdsegment": __version__, **said}, every, self.model.digest)
             try:
                 self._run_all(every[index - 1 :: count], report)
-            except SchedulerLost:
-                report.finish(with_others=True)
-                raise
             except (Cancelled, KeyboardInterrupt):
                 with contextlib.suppress(SPDError):
                     report.finish(with_others=True)
                 raise Cancelled("The batch was stopped; what is finished is kept.", "Run it again to go on.") from None
+            except SPDError:
+                with contextlib.suppress(SPDError):
+                    report.finish(with_others=True)
+                raise
             return report.finish(with_others=count > 1)
 
     def _guarded(self, cases: list[BatchCase]) -> list[BatchCase]:

@@ -186,18 +186,19 @@ def test_what_cannot_be_used_is_a_sentence(tmp_path: Path, monkeypatch: pytest.M
         cluster.connect("tcp://127.0.0.1:1")
 
 
-def test_a_worker_of_another_version_is_refused(dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dask.add_worker()
+@pytest.mark.parametrize("joins", ["before", "later"])
+def test_a_worker_of_another_version_is_refused_and_no_case_is_written(
+    dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joins: str
+) -> None:
     monkeypatch.setattr(cluster, "__version__", "9.9.9")
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            run_on(dask, tmp_path / "out", many(tmp_path, 1))
-        except BadInput as error:
-            assert "has SPDSegment 0." in error.sentence and "this is 9.9.9" in error.sentence
-            return
-        time.sleep(0.2)
-    raise AssertionError("nobody refused")
+    if joins == "later":
+        monkeypatch.setattr(cluster.ClusterDispatch, "_check_workers", lambda self: dask.add_worker())
+    else:
+        dask.add_worker()
+    with pytest.raises(BadInput) as refused:
+        run_on(dask, tmp_path / "out", many(tmp_path, 2), workers=int(joins == "before"))
+    assert "has SPDSegment 0." in refused.value.sentence and "this is 9.9.9" in refused.value.sentence
+    assert not list((tmp_path / "out").glob("*.nrrd"))
 
 
 @in_soak

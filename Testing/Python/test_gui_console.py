@@ -276,7 +276,7 @@ def test_a_killed_batch_goes_on_with_the_case_that_was_killed(logic: Any, case_f
         [sys.executable, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as killed:
         deadline = time.monotonic() + limit(60)
-        while not (out / "first.case.json").exists() and time.monotonic() < deadline and killed.poll() is None:
+        while not (out / "first.seg.nrrd").exists() and time.monotonic() < deadline and killed.poll() is None:
             time.sleep(0.02)
         time.sleep(0.3)  # within the second case
         os.kill(killed.pid, signal.SIGKILL)
