@@ -199,7 +199,7 @@ def test_a_list_of_cases_may_be_a_file(logic: Any, case_files: Any, tmp_path: Pa
     table = Path(case_files["first"][1]).parent / "cases.csv"
     table.write_text("name,image,points\na/b,first.nii.gz,first.mrk.json\n")
     report = logic.segmentBatch(table, tmp_path / "out", model="fake")
-    assert states(report) == {"a_b": "done"}
+    assert states(report) == {"a/b": "done"} and (tmp_path / "out" / "a_b.seg.nrrd").is_file()
     table.write_text("name,image\nx,first.nii.gz\n")
     with pytest.raises(BadInput, match="points"):
         logic.segmentBatch(table, tmp_path / "out", model="fake")

@@ -92,7 +92,7 @@ def test_removing_the_clicks_ends_the_run_and_nothing_is_half_written(host: Any,
 
 
 @pytest.mark.parametrize("what", ["segmentation", "segment"])
-def test_removing_the_segmentation_or_its_segment_ends_the_run(host: Any, running: Any, what: str) -> None:
+def test_removing_the_segmentation_or_its_segment_ends_the_run(host: Any, running: Any, gate: Path, what: str) -> None:
     import slicer
 
     job, state = running.widget.panel.run.job, state_of(running)
@@ -100,6 +100,7 @@ def test_removing_the_segmentation_or_its_segment_ends_the_run(host: Any, runnin
         slicer.mrmlScene.RemoveNode(state.segmentationNode)
     else:
         state.segmentationNode.GetSegmentation().RemoveSegment(state.segmentId)
+    gate.touch()  # the next slice finds it out
     host.wait_until(lambda: job.finished, 5000)
     assert "segment was removed" in job.error.sentence
     host.process_events(300)
@@ -108,12 +109,13 @@ def test_removing_the_segmentation_or_its_segment_ends_the_run(host: Any, runnin
     assert filled_slices(mask_of(running)) == [2, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_volume_that_changes_makes_the_late_result_void(host: Any, running: Any) -> None:
+def test_a_volume_that_changes_makes_the_late_result_void(host: Any, running: Any, gate: Path) -> None:
     import slicer
 
     job, state = running.widget.panel.run.job, state_of(running)
     slicer.util.arrayFromVolume(state.volumeNode)[:] = 7
     slicer.util.arrayFromVolumeModified(state.volumeNode)
+    gate.touch()  # the next slice finds it out
     host.wait_until(lambda: job.finished, 5000)
     assert "volume changed" in job.error.sentence
     host.process_events(300)

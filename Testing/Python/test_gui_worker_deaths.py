@@ -110,8 +110,8 @@ def test_killed_at_start_up(host: Any, tmp_path: Path) -> None:
     module.logic.workerHost.setCommand(slow_to_start(tmp_path / "started"))
     job = press_segment(module)
     client = module.logic.workerHost.client
-    host.wait_until(lambda: client.process_id)
-    assert client.hello is None
+    host.wait_until((tmp_path / "started").exists)
+    assert client.process_id and client.hello is None
     kill(module)
     host.wait_until(lambda: job.finished)
     assert job.error is None and mask_of(module).any()
