@@ -193,13 +193,12 @@ class BatchRun:
             report = Report(self.folder, {"spdsegment": __version__, **said}, every, self.model.digest)
             try:
                 self._run_all(every[index - 1 :: count], report)
-            except (Cancelled, KeyboardInterrupt):
+            except (SPDError, KeyboardInterrupt) as error:
                 with contextlib.suppress(SPDError):
                     report.finish(with_others=True)
-                raise Cancelled("The batch was stopped; what is finished is kept.", "Run it again to go on.") from None
-            except SPDError:
-                with contextlib.suppress(SPDError):
-                    report.finish(with_others=True)
+                if isinstance(error, Cancelled | KeyboardInterrupt):
+                    sentence = "The batch was stopped; what is finished is kept."
+                    raise Cancelled(sentence, "Run it again to go on.") from None
                 raise
             return report.finish(with_others=count > 1)
 
