@@ -77,7 +77,7 @@ class JointStageRunner:
         prompted, first_half = self.stage.objective == "prompted", 2 * step < self.stage.steps
         tokens = raw_tokens(tokens) if prompted else tokens
         with self.processes.autocast():
-            embeddings = embeddings if prompted else self._with_context(embeddings)
+            embeddings = embeddings if prompted else self.with_context(embeddings)
             logits, quality = self.model.decode_clicks(embeddings, tokens)
         counted = tokens.valid.any(1) if prompted else torch.ones(len(target), device=target.device)
         segmentation = _mean(segmentation_loss(logits, target, self.stage.loss), counted)
@@ -118,7 +118,7 @@ class JointStageRunner:
         target = torch.cat([entry.masks for entry in entries]).to(self.processes.device)
         return embeddings, target, self.sampler.tokens(runs, self.sampler.clicks_of(rng, runs))
 
-    def _with_context(self, embeddings: Tensor) -> Tensor:
+    def with_context(self, embeddings: Tensor) -> Tensor:
         """Each run's embeddings with their neighbors'; the runs' edges repeat."""
         runs = embeddings.unflatten(0, (-1, self.stage.run_length))
         previous = torch.cat((runs[:, :1], runs[:, :-1]), 1).flatten(0, 1)

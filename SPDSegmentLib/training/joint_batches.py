@@ -101,7 +101,7 @@ class JointSampler:
         slices, xy = self._click_slice[target, chosen], self._click_xy[target, chosen]
         used = slices != NOWHERE
         center = _masked_median(xy, used)
-        matrix, offset = self._views(rng, target, center)
+        matrix, offset = self.views(rng, target, center)
         margin, length = self.stage.margin, self.stage.run_length
         n_slices = self._shape[self._volume[target], 0]
         low = np.minimum(self._span[target, 0], np.where(used, slices, 1 << 30).min(1)) - margin
@@ -111,7 +111,16 @@ class JointSampler:
         first = np.minimum(first, n_slices - length).clip(0)
         return Runs(target, first, matrix, offset, int(rng.integers(2**31))), chosen
 
-    def _views(self, rng: np.random.Generator, target: np.ndarray, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def clicked_range(self, target: int, chosen: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+        """Slice (N,) and place (N, 2) of a target's clicks of one set, and the first and last slice that are drawn."""
+        used = self._click_slice[target, chosen] != NOWHERE
+        slices, xy = self._click_slice[target, chosen, used], self._click_xy[target, chosen, used]
+        first = max(min(self._span[target, 0], slices.min(initial=1 << 30)) - self.stage.margin, 0)
+        last = max(self._span[target, 1], slices.max(initial=-1)) + self.stage.margin
+        return slices, xy, int(first), int(min(last, self._shape[self._volume[target], 0] - 1))
+
+    def views(self, rng: np.random.Generator, target: np.ndarray, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Matrices (R, 2, 2) and offsets (R, 2) of random views of targets around their centers (R, 2)."""
         a, count = self.augmentation, len(target)
         angle = np.deg2rad(rng.uniform(-a.rotation_deg, a.rotation_deg, count))
         scale = np.exp(rng.uniform(np.log(a.scale_low), np.log(a.scale_high), count))

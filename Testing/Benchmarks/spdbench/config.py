@@ -72,7 +72,7 @@ def check_labels(labels: Iterable[str], where: str) -> None:
 
 
 KINDS = ("bundle", "joint", "frozen", "comparator")
-LEARNS = ("own", "all", "other-structures")
+LEARNS = ("own", "all", "other-structures", "untested-structures")
 CLICKS = ("noisy", "clean", "oracle", "shuffled")
 GROUPS = ("main", "control", "frozen", "learned", "classic", "ablation")
 
@@ -130,7 +130,8 @@ class MethodSpec:
         comparator: name in the registry, by default the method's own.
         settings: keyword arguments of a comparator or a frozen row.
         joint: joint training configuration (.toml) of a joint row, beside the benchmark's file; ``{dataset}`` as above.
-        learns: what a joint row learns from: ``own`` (the tested structures), ``all``, or ``other-structures``.
+        learns: what a joint row learns from: ``own`` (the tested structures), ``all``, ``other-structures``, or
+            ``untested-structures`` (tested on no data set of the row).
         train: changes of the data set's training configuration, for a model that is trained when there is no bundle.
         stage1_from: the method whose stage I a trained model takes over.
         train_patients: at most so many training patients, 0 for all.

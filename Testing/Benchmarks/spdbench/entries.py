@@ -167,7 +167,8 @@ class EntryMaker:
         path = self.config.folder / method.joint.format(dataset=dataset.name)
         config = read_joint_config(path)
         own = _tested(dataset, fold)
-        others = self._tested_elsewhere(method, dataset, fold) if method.learns == "all" else []
+        shared = method.learns in ("all", "untested-structures")
+        others = self._tested_elsewhere(method, dataset, fold) if shared else []
         sets = sets_to_learn(config, path.parent, method.learns, own, others)
         stage1, identity = self._stage1(method, dataset, fold)
         trained = JointTraining(

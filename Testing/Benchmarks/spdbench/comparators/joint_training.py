@@ -52,7 +52,8 @@ def sets_to_learn(
     Args:
         root: what the folders of the sets are relative to.
         learns: ``own``: the tested structures of the tested data set; ``all``: every structure of every set;
-            ``other-structures``: all but those that have the name of a tested one.
+            ``other-structures``: all but those that have the name of a tested one; ``untested-structures``: all but those
+            that are tested on any data set of the row, so that one model serves all of them.
         own: the data set that the row is tested on; others: further ones whose test patients are kept out too.
 
     Raises:
@@ -62,9 +63,11 @@ def sets_to_learn(
     at_home = {name for name, spec in config.sets.items() if _folder(root, spec) == own.folder}
     names = {
         structure
-        for name in at_home
-        for structure, values in config.sets[name].structures.items()
-        if tuple(values) in own.targets
+        for of in (tested if learns == "untested-structures" else [own])
+        for spec in config.sets.values()
+        if _folder(root, spec) == of.folder
+        for structure, values in spec.structures.items()
+        if tuple(values) in of.targets
     }
     if learns != "all" and not names:
         raise NotRun("the joint configuration does not name the tested structure")
@@ -126,7 +129,7 @@ class JointTraining(TrainedRow):
                 'Set stage.objective = "prompted" in its train table.',
             )
         self.config: JointConfig = changed
-        self._root = root
+        self.root = root
         self._fov_mm = fov_mm
         self._stage1 = stage1
         self._stage1_identity = stage1_identity
@@ -136,8 +139,12 @@ class JointTraining(TrainedRow):
         weights = base_weights(self.config.network.backbone)
         start = stage1_state(self._stage1)
         processes = join_processes(self._inputs.device)
-        model = train_joint(self.config, self._root, folder / "run", weights, processes, hooks, start)
-        info = joint_bundle_info(self.config, "benchmark", self._root)
+        model = train_joint(self.config, self.root, folder / "run", weights, processes, hooks, start)
+        return self.config.stage.steps, self.write_bundle(model, weights, folder)
+
+    def write_bundle(self, model: SPDModel, weights: Path | None, folder: Path) -> int:
+        """Write ``folder/bundle`` of a trained model; returns the number of parameters that learned."""
+        info = joint_bundle_info(self.config, "benchmark", self.root)
         parameters = sum(p.numel() for p in model.encoder_lora_parameters() + model.stage2_parameters())
         if self._prompted:
             model = plain_sam(model, weights)
@@ -146,7 +153,7 @@ class JointTraining(TrainedRow):
                 network.pop(part)
             info = dataclasses.replace(info, network=network)
         write_bundle(folder / "bundle", info, adapter_tensors(model), model_card(info))
-        return self.config.stage.steps, parameters
+        return parameters
 
     def describe_model(self) -> dict[str, Any]:
         """What the trained model depends on, JSON-ready."""
@@ -158,7 +165,7 @@ class JointTraining(TrainedRow):
 
     def describe(self) -> dict[str, Any]:
         """See the base class; the field of view is none of the trained model's."""
-        info = joint_bundle_info(self.config, "benchmark", self._root)
+        info = joint_bundle_info(self.config, "benchmark", self.root)
         return {**super().describe(), "fov_mm": self._fov_mm if self._prompted else info.fov_mm}
 
     def trained_bundle(self, folder: Path) -> Bundle:

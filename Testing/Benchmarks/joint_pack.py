@@ -1,0 +1,224 @@
+"""Data sets of joint trainings on their way to a machine that has a GPU and nothing else, and the plans of the trainings.
+
+Volumes are cropped around their structures, with simulated clicks, and kept once for all trainings; a plan says what of
+them one training learns from, and whom it is tested on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import lzma
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from SPDSegmentLib.prompts.noise import click_path, simulate_clicks_from_path
+from SPDSegmentLib.settings import build_settings
+from SPDSegmentLib.training.joint_cases import SYNTHETIC, JointTarget, JointVolume, case_names, load_joint_cases
+from SPDSegmentLib.training.joint_config import JointConfig, SetConfig
+
+MARGIN_SHARE, MARGIN_SLICES = 0.62, 12
+TEST_SEVERITIES = ("clean", "clinic", "severe")
+TEST_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training.
+
+    Attributes:
+        name: of its files; config: everything it needs to know.
+        learned: cases that it learns from, by the name of their folder; tested: those that it is tested on.
+        keep: whether its adapter is wanted, or only what it was measured to do.
+    """
+
+    name: str
+    config: JointConfig
+    learned: Mapping[str, Sequence[str]]
+    tested: Mapping[str, Sequence[str]]
+    keep: bool = True
+
+    @classmethod
+    def of(cls, name: str, config: JointConfig, root: Path, keep: bool = True) -> Plan:
+        """The plan of a configuration; whom it excludes it is tested on."""
+        folders = {key: _folder_name(spec) for key, spec in config.sets.items()}
+        learned = {folders[key]: case_names(spec, root / spec.folder) for key, spec in config.sets.items()}
+        tested = {folders[key]: list(spec.exclude) for key, spec in config.sets.items()}
+        return cls(name, config, learned, tested, keep)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file."""
+        return {**dataclasses.asdict(self), "learned": dict(self.learned), "tested": dict(self.tested)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Plan:
+        """Of a file."""
+        return cls(**{**content, "config": build_settings(JointConfig, content["config"], content["name"])})
+
+    def learns_from(self, target: JointTarget, volumes: Sequence[JointVolume]) -> JointTarget | None:
+        """A target with the plan's weight, ``None`` if the training does not know it."""
+        folder, case, synthetic = _parts(volumes[target.volume])
+        specs = [spec for spec in self.config.sets.values() if _folder_name(spec) == folder]
+        if not specs or case not in self.learned[folder]:
+            return None
+        structure = target.group.partition(":")[2]
+        known = specs[0].synthetic > 0 if synthetic else structure in specs[0].structures
+        return dataclasses.replace(target, weight=specs[0].weight) if known else None
+
+    def is_tested_on(self, target: JointTarget, volumes: Sequence[JointVolume]) -> bool:
+        """Whether a target is of a patient whom the training does not know."""
+        folder, case, synthetic = _parts(volumes[target.volume])
+        return not synthetic and case in self.tested.get(folder, ())
+
+
+def _folder_name(spec: SetConfig) -> str:
+    return Path(spec.folder).name
+
+
+def _parts(volume: JointVolume) -> tuple[str, str, bool]:
+    """Folder, case, and whether a synthetic structure is in it."""
+    folder, _, rest = volume.name.partition("/")
+    case, mark, _ = rest.partition(" with a synthetic structure")
+    return folder, case, bool(mark)
+
+
+def union(plans: Sequence[Plan]) -> dict[str, SetConfig]:
+    """Sets that hold all that any plan learns from or is tested on."""
+    sets: dict[str, SetConfig] = {}
+    for plan in plans:
+        for key, spec in plan.config.sets.items():
+            folder = _folder_name(spec)
+            so_far = sets.get(key, dataclasses.replace(spec, cases=(), structures={}, exclude=(), max_cases=0))
+            sets[key] = dataclasses.replace(
+                so_far,
+                cases=tuple(sorted({*so_far.cases, *plan.learned[folder], *plan.tested[folder]})),
+                structures={**so_far.structures, **spec.structures},
+                synthetic=max(so_far.synthetic, spec.synthetic),
+            )
+    return sets
+
+
+def pack(plans: Sequence[Plan], root: Path, folder: Path, levels: int = 64) -> None:
+    """Write the volumes, structures and clicks of all plans.
+
+    Args:
+        root: what the folders of the sets are relative to.
+        levels: gray levels that are kept, a power of two.
+    """
+    first = plans[0].config
+    volumes, targets = load_joint_cases(union(plans), root, first.stage, first.seed)
+    targets = [_with_test_clicks(target, volumes[target.volume]) for target in targets]
+    volumes, targets = cropped(volumes, targets)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_plans(plans, folder)
+    step = 256 // levels
+    images = np.concatenate([v.images.ravel() for v in volumes]) // step * step
+    labels = np.concatenate([v.labels.ravel() for v in volumes])
+    # A window over everything: a volume with a synthetic structure is hardly more than its difference from the volume.
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 28}]
+    for name, voxels in (("images", images), ("labels", labels)):
+        (folder / f"{name}.xz").write_bytes(lzma.compress(voxels.tobytes(), lzma.FORMAT_XZ, filters=filters))
+    clicks = [c for t in targets for c in t.clicks]
+    np.savez_compressed(
+        folder / "cases.npz",
+        volumes=np.array(json.dumps([_without(v, "images", "labels") | {"shape": v.images.shape} for v in volumes])),
+        targets=np.array(json.dumps([_without(t, "clicks") for t in targets])),
+        lengths=np.array([len(slices) for slices, _ in clicks], dtype=np.int32),
+        click_slice=np.concatenate([slices for slices, _ in clicks]).astype(np.int16),
+        click_xy=np.concatenate([xy for _, xy in clicks]).astype(np.float32),
+    )
+
+
+def write_plans(plans: Sequence[Plan], folder: Path) -> None:
+    """Write the plans beside the volumes."""
+    (folder / "plans.json").write_text(json.dumps([plan.to_json() for plan in plans], indent=1), encoding="utf-8")
+
+
+def read_plans(folder: Path) -> list[Plan]:
+    """What :func:`write_plans` wrote."""
+    return [Plan.from_json(content) for content in json.loads((folder / "plans.json").read_text(encoding="utf-8"))]
+
+
+def _with_test_clicks(target: JointTarget, volume: JointVolume) -> JointTarget:
+    """One more set of clicks for each severity of the tests, behind those that are learned from."""
+    mask = np.isin(volume.labels, target.values)
+    path = click_path(mask, volume.pixel_mm, volume.slice_mm)
+    drawn = [simulate_clicks_from_path(path, mask, severity, TEST_SEED) for severity in TEST_SEVERITIES]
+    tests = [(d.slice_index.astype(np.int64), d.xy.astype(np.float64)) for d in drawn]
+    return dataclasses.replace(target, clicks=[*target.clicks, *tests])
+
+
+def _without(item: JointVolume | JointTarget, *names: str) -> dict[str, object]:
+    return {f.name: getattr(item, f.name) for f in dataclasses.fields(item) if f.name not in names}
+
+
+def cropped(
+    volumes: Sequence[JointVolume], targets: Sequence[JointTarget]
+) -> tuple[list[JointVolume], list[JointTarget]]:
+    """Volumes cut to their structures with room for the field of view; clicks outside are left out, others move."""
+    corners, smaller = [], []
+    for index, volume in enumerate(volumes):
+        values = {value for t in targets if t.volume == index for value in t.values}
+        place = np.argwhere(np.isin(volume.labels, list(values)))
+        room = np.array([MARGIN_SLICES, *(MARGIN_SHARE * volume.fov_mm / np.array(volume.pixel_mm))]).astype(int)
+        low = np.maximum(place.min(0) - room, 0) if len(place) else np.zeros(3, int)
+        high = np.minimum(place.max(0) + room + 1, volume.images.shape) if len(place) else np.ones(3, int)
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        corners.append(low)
+        smaller.append(dataclasses.replace(volume, images=volume.images[box], labels=volume.labels[box]))
+    moved = []
+    for target in targets:
+        corner, shape = corners[target.volume], smaller[target.volume].images.shape
+        clicks = []
+        for slices, xy in target.clicks:
+            kept = (slices >= corner[0]) & (slices < corner[0] + shape[0])
+            clicks.append((slices[kept] - corner[0], xy[kept] - corner[[2, 1]]))
+        first, last = int(target.first - corner[0]), int(target.last - corner[0])
+        moved.append(dataclasses.replace(target, clicks=clicks, first=first, last=last))
+    return smaller, moved
+
+
+def unpack(folder: Path) -> tuple[list[JointVolume], list[JointTarget], list[JointTarget]]:
+    """The volumes that :func:`pack` wrote, their targets with the clicks to learn from, and with those of the tests."""
+    images, labels = (
+        np.frombuffer(lzma.decompress((folder / f"{name}.xz").read_bytes()), np.uint8) for name in ("images", "labels")
+    )
+    with np.load(folder / "cases.npz", allow_pickle=False) as data:
+        xy = data["click_xy"].astype(np.float64)
+        slices, lengths = data["click_slice"].astype(np.int64), data["lengths"]
+        about_volumes, about_targets = json.loads(str(data["volumes"])), json.loads(str(data["targets"]))
+    volumes, start = [], 0
+    for about in about_volumes:
+        shape = tuple(about.pop("shape"))
+        stop = start + int(np.prod(shape))
+        about["pixel_mm"] = tuple(about["pixel_mm"])
+        volumes.append(
+            JointVolume(images=images[start:stop].reshape(shape), labels=labels[start:stop].reshape(shape), **about)
+        )
+        start = stop
+    ends = np.cumsum(lengths)
+    sets = [(slices[end - n : end], xy[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
+    each, tests = len(sets) // len(about_targets), len(TEST_SEVERITIES)
+    learned, tested = [], []
+    for i, about in enumerate(about_targets):
+        about["values"], own = tuple(about["values"]), sets[each * i : each * (i + 1)]
+        learned.append(JointTarget(**about, clicks=own[:-tests]))
+        tested.append(JointTarget(**about, clicks=own[-tests:]))
+    return volumes, learned, tested
+
+
+def chosen(
+    volumes: Sequence[JointVolume], targets: Sequence[JointTarget | None]
+) -> tuple[list[JointVolume], list[JointTarget]]:
+    """The targets that are not ``None``, and the volumes that they lie in."""
+    kept = [target for target in targets if target is not None]
+    used = sorted({target.volume for target in kept})
+    place = {volume: i for i, volume in enumerate(used)}
+    return [volumes[i] for i in used], [dataclasses.replace(t, volume=place[t.volume]) for t in kept]
+
+
+__all__ = ["SYNTHETIC", "TEST_SEVERITIES", "Plan", "chosen", "cropped", "pack", "read_plans", "unpack", "write_plans"]
