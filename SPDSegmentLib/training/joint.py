@@ -48,6 +48,21 @@ class KeptRun:
     masks: Tensor
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """Slices of R runs and what is told of them.
+
+    Attributes:
+        target: (R T, 1, S, S) bool; tokens: of the slices.
+        images: (R T, 3, S, S) in [0, 1]; ``None`` where ``embeddings`` (R T, C, h, w) are kept.
+    """
+
+    target: Tensor
+    tokens: TokenBatch
+    images: Tensor | None = None
+    embeddings: Tensor | None = None
+
+
 class JointStageRunner:
     """Draws batches and computes the losses of both passes.
 
@@ -72,10 +87,21 @@ class JointStageRunner:
 
     def loss(self, step: int) -> dict[str, Tensor]:
         """Named loss terms of a fresh batch; ``total`` is minimized."""
+        return self.loss_of(self.batch(step), step)
+
+    def batch(self, step: int) -> Batch:
+        """What a step learns from."""
         rng = np.random.default_rng([self.config.seed, 20, step, self.processes.rank])
-        embeddings, target, tokens = self._kept_batch(rng) if self.kept else self._new_batch(rng, step)
+        batch = self._kept_batch(rng) if self.kept else self._new_batch(rng)
+        prompted = self.stage.objective == "prompted"
+        return dataclasses.replace(batch, tokens=raw_tokens(batch.tokens)) if prompted else batch
+
+    def loss_of(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Named loss terms of a batch; nothing here waits for the device."""
+        target, tokens, embeddings = batch.target, batch.tokens, batch.embeddings
+        if embeddings is None:
+            embeddings = self._encode(batch.images, step)
         prompted, first_half = self.stage.objective == "prompted", 2 * step < self.stage.steps
-        tokens = raw_tokens(tokens) if prompted else tokens
         with self.processes.autocast():
             embeddings = embeddings if prompted else self.with_context(embeddings)
             logits, quality = self.model.decode_clicks(embeddings, tokens)
@@ -102,21 +128,24 @@ class JointStageRunner:
         terms = terms | {"quality": self.stage.quality_weight * _mean((quality - iou) ** 2, counted)}
         return {"total": torch.stack(list(terms.values())).sum(), **terms, "dsc": hard}
 
-    def _new_batch(self, rng: np.random.Generator, step: int) -> tuple[Tensor, Tensor, TokenBatch]:
+    def _new_batch(self, rng: np.random.Generator) -> Batch:
         runs, chosen = self.sampler.draw_runs(rng, self.stage.runs_per_step)
         images, target = self.sampler.images_and_masks(runs)
+        return Batch(target, self.sampler.tokens(runs, chosen), images=images)
+
+    def _encode(self, images: Tensor | None, step: int) -> Tensor:
         frozen = self.stage.objective == "frozen_encoder"
         frozen |= self.stage.objective == "saliency_first" and 2 * step >= self.stage.steps
+        assert images is not None
         with torch.set_grad_enabled(not frozen), self.processes.autocast():
-            embeddings = self.model.encode(images).float()
-        return embeddings, target, self.sampler.tokens(runs, chosen)
+            return self.model.encode(images).float()
 
-    def _kept_batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, TokenBatch]:
+    def _kept_batch(self, rng: np.random.Generator) -> Batch:
         entries = [self.kept[int(k)] for k in rng.integers(len(self.kept), size=self.stage.runs_per_step)]
         runs = join_runs([entry.runs for entry in entries])
         embeddings = torch.cat([entry.embeddings for entry in entries]).to(self.processes.device).float()
         target = torch.cat([entry.masks for entry in entries]).to(self.processes.device)
-        return embeddings, target, self.sampler.tokens(runs, self.sampler.clicks_of(rng, runs))
+        return Batch(target, self.sampler.tokens(runs, self.sampler.clicks_of(rng, runs)), embeddings=embeddings)
 
     def with_context(self, embeddings: Tensor) -> Tensor:
         """Each run's embeddings with their neighbors'; the runs' edges repeat."""

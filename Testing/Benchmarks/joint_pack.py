@@ -1,4 +1,4 @@
-"""Data sets of joint trainings on their way to a machine that has a GPU and nothing else, and the plans of the trainings.
+"""Data sets of joint trainings on their way to a machine that has a GPU and nothing else, and the plans of them.
 
 Volumes are cropped around their structures, with simulated clicks, and kept once for all trainings; a plan says what of
 them one training learns from, and whom it is tested on.
@@ -18,7 +18,7 @@ import numpy as np
 
 from SPDSegmentLib.prompts.noise import click_path, simulate_clicks_from_path
 from SPDSegmentLib.settings import build_settings
-from SPDSegmentLib.training.joint_cases import SYNTHETIC, JointTarget, JointVolume, case_names, load_joint_cases
+from SPDSegmentLib.training.joint_cases import JointTarget, JointVolume, case_names, load_joint_cases
 from SPDSegmentLib.training.joint_config import JointConfig, SetConfig
 
 MARGIN_SHARE, MARGIN_SLICES = 0.62, 12
@@ -45,8 +45,11 @@ class Plan:
     @classmethod
     def of(cls, name: str, config: JointConfig, root: Path, keep: bool = True) -> Plan:
         """The plan of a configuration; whom it excludes it is tested on."""
+        places = {key: str((root / spec.folder).resolve()) for key, spec in config.sets.items()}
+        sets = {key: dataclasses.replace(spec, folder=places[key]) for key, spec in config.sets.items()}
+        config = dataclasses.replace(config, sets=sets)
         folders = {key: _folder_name(spec) for key, spec in config.sets.items()}
-        learned = {folders[key]: case_names(spec, root / spec.folder) for key, spec in config.sets.items()}
+        learned = {folders[key]: case_names(spec, Path(spec.folder)) for key, spec in config.sets.items()}
         tested = {folders[key]: list(spec.exclude) for key, spec in config.sets.items()}
         return cls(name, config, learned, tested, keep)
 
@@ -102,15 +105,10 @@ def union(plans: Sequence[Plan]) -> dict[str, SetConfig]:
     return sets
 
 
-def pack(plans: Sequence[Plan], root: Path, folder: Path, levels: int = 64) -> None:
-    """Write the volumes, structures and clicks of all plans.
-
-    Args:
-        root: what the folders of the sets are relative to.
-        levels: gray levels that are kept, a power of two.
-    """
+def pack(plans: Sequence[Plan], folder: Path, levels: int = 64) -> None:
+    """Write the volumes, structures and clicks of all plans, with ``levels`` (a power of two) gray levels."""
     first = plans[0].config
-    volumes, targets = load_joint_cases(union(plans), root, first.stage, first.seed)
+    volumes, targets = load_joint_cases(union(plans), Path(), first.stage, first.seed)
     targets = [_with_test_clicks(target, volumes[target.volume]) for target in targets]
     volumes, targets = cropped(volumes, targets)
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,6 +217,3 @@ def chosen(
     used = sorted({target.volume for target in kept})
     place = {volume: i for i, volume in enumerate(used)}
     return [volumes[i] for i in used], [dataclasses.replace(t, volume=place[t.volume]) for t in kept]
-
-
-__all__ = ["SYNTHETIC", "TEST_SEVERITIES", "Plan", "chosen", "cropped", "pack", "read_plans", "unpack", "write_plans"]

@@ -1,4 +1,4 @@
-"""Joint rows of a benchmark as plans that a GPU trains, and what it trained as the bundles that the benchmark looks for."""
+"""Joint rows of a benchmark as plans that a GPU trains, and what it trained as the bundles that the benchmark wants."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from joint_pack import Plan
 from spdbench.comparators.joint_training import JointTraining
+from spdbench.comparators.own_training import base_weights
 from spdbench.config import read_benchmark_config
 from spdbench.datasets import Dataset
 from spdbench.entries import Entry, EntryMaker
 from SPDSegmentLib.files import write_json
-from SPDSegmentLib.models.base_weights import find_base_weights
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.joint import save_joint_bundle
 from SPDSegmentLib.training.joint_config import read_joint_config
@@ -63,7 +63,7 @@ def bundle(path: Path, also: Sequence[Path], trained: Path, work: Path) -> None:
             continue
         record = _record(trained, name, training.config.stage.steps)
         folder = entry.folder(work)
-        weights = find_base_weights(training.config.network.backbone)
+        weights = base_weights(training.config.network.backbone)
         model = SPDModel(training.config.network, weights)
         model.load_adapter_state(load_file(trained / f"{name}.safetensors"))
         parameters = training.write_bundle(model, weights, folder)
@@ -75,7 +75,7 @@ def bundle(path: Path, also: Sequence[Path], trained: Path, work: Path) -> None:
     for file in also:
         config = dataclasses.replace(read_joint_config(file), initialize_from="")
         _record(trained, file.stem, config.stage.steps)
-        model = SPDModel(config.network, find_base_weights(config.network.backbone))
+        model = SPDModel(config.network, base_weights(config.network.backbone))
         model.load_adapter_state(load_file(trained / f"{file.stem}.safetensors"))
         print(save_joint_bundle(model, config, file.name, file.parent, work / file.stem).folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,11 @@ synthetic = 1
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Path:
+    """Of :func:`write_joint_benchmark`."""
+    return write_joint_benchmark(tmp_path)
+
+
+def write_joint_benchmark(tmp_path: Path) -> Path:
     """A benchmark on three cases with rows that learn from two data sets."""
     path = write_benchmark(tmp_path)
     shutil.copytree(tmp_path / "data", tmp_path / "others")
@@ -187,6 +193,15 @@ def test_leaving_a_structure_out_takes_its_name_out_of_every_set(bench: Path) ->
     sets = sets_to_learn(joint(bench), bench.parent, "own", own)
     assert {name: set(spec.structures) for name, spec in sets.items()} == {"blobs": {"blob"}}
     assert sets["blobs"].exclude == ("a",)
+
+
+def test_one_model_can_leave_out_what_is_tested_on_any_data_set_of_its_row(bench: Path) -> None:
+    own, other = who_is_tested(bench.parent / "data", {"a"}), who_is_tested(bench.parent / "others", {"b"})
+    with pytest.raises(NotRun, match="nothing else to learn from"):
+        sets_to_learn(joint(bench), bench.parent, "untested-structures", own, [other])
+    ball = dataclasses.replace(other, targets=((2,),))
+    sets = sets_to_learn(joint(bench), bench.parent, "untested-structures", own, [ball])
+    assert {name: (set(spec.structures), spec.exclude) for name, spec in sets.items()} == {"others": ({"ball"}, ("b",))}
 
 
 def test_what_cannot_be_learned_is_said(bench: Path) -> None:

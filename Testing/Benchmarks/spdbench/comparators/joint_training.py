@@ -52,8 +52,8 @@ def sets_to_learn(
     Args:
         root: what the folders of the sets are relative to.
         learns: ``own``: the tested structures of the tested data set; ``all``: every structure of every set;
-            ``other-structures``: all but those that have the name of a tested one; ``untested-structures``: all but those
-            that are tested on any data set of the row, so that one model serves all of them.
+            ``other-structures``: all but those that have the name of a tested one; ``untested-structures``: all but
+            those that are tested on any data set of the row, so that one model serves all of them.
         own: the data set that the row is tested on; others: further ones whose test patients are kept out too.
 
     Raises:
