@@ -103,6 +103,23 @@ def table_rows(path: Path, content: bytes, known: Collection[str]) -> list[tuple
     return rows
 
 
+def named_columns(path: Path, titles: Sequence[str], known: Collection[str]) -> dict[str, int]:
+    """As :func:`columns_of`, of a table whose columns ``known`` are read.
+
+    Raises:
+        BadInput: two of them have one name.
+    """
+    columns = columns_of(titles)
+    for n, title in enumerate(titles):
+        name = title.strip().strip('"').casefold()
+        if name in known and columns[name] != n:
+            raise BadInput(
+                f"The table {path} has two columns {name}, the {columns[name] + 1}. and the {n + 1}. of its first line.",
+                "Remove or rename the one that is not meant.",
+            )
+    return columns
+
+
 def columns_of(titles: Sequence[str]) -> dict[str, int]:
     """The places of columns by their names in small letters; of two that are named alike the first."""
     return {title.strip().strip('"').casefold(): n for n, title in reversed(list(enumerate(titles)))}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ from SPDSegmentLib.geometry.labelmap import DEFAULT_COLOR
 from SPDSegmentLib.models.bundle import Bundle, find_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 from SPDSegmentLib.models.storage import sha256_of
-from SPDSegmentLib.settings import columns_of, table_rows
+from SPDSegmentLib.settings import named_columns, table_rows
 
 NEEDED = ("name", "image", "points")
 MAX_NAME_BYTES = 100
@@ -112,7 +113,7 @@ def read_cases(path: Path) -> list[BatchCase]:
     if not rows:
         return []
     (_, titles), *lines = rows
-    columns = columns_of(titles)
+    columns = named_columns(path, titles, (*NEEDED, "series", "frame"))
     for column in NEEDED:
         if column not in columns:
             raise BadInput(
@@ -130,6 +131,10 @@ def _case_of(path: Path, line: int, values: list[str], columns: dict[str, int], 
     for column in NEEDED[1:]:
         if not found[column]:
             problem = problem or f"Line {line} of {path.name} has no value in the column {column}."
+        elif os.sep == "/" and "\\" in found[column] and not Path(_beside(path, found[column])).exists():
+            problem = problem or (
+                f"Line {line} of {path.name} has backslashes in {found[column][:60]}; here / separates folders."
+            )
     image, points = (_beside(path, found[column]) for column in NEEDED[1:])
     frame = found.get("frame", "")
     if frame and not (frame.isascii() and frame.isdigit() and int(frame[:9]) > 0):

@@ -16,7 +16,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.limits import check_points_size
-from SPDSegmentLib.settings import columns_of, table_rows, text_of
+from SPDSegmentLib.settings import named_columns, table_rows, text_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -37,6 +37,7 @@ INSISTED = "insisted"
 BEYOND_MM = 1e5
 """No volume reaches as far; a coordinate beyond it, or none that is a number, is a click outside the volume."""
 _PLACED_IN_FCSV = "2"
+CLICK_COLUMNS = ("r", "a", "s", "l", "p", "label", "defined", "selected", "description")
 _TO_RAS: dict[str, Point] = {
     "LPS": (-1.0, -1.0, 1.0),
     "RAS": (1.0, 1.0, 1.0),
@@ -250,9 +251,9 @@ def _csv_markup(content: bytes, path: Path) -> Markup:
 
     Where commas do not separate the values they are those of decimals.
     """
-    rows = table_rows(path, content, ("r", "a", "s", "l", "p", "label"))
+    rows = table_rows(path, content, CLICK_COLUMNS[:6])
     titles = rows[0][1] if rows else []
-    columns = columns_of(titles)
+    columns = named_columns(path, titles, CLICK_COLUMNS)
     system = next((system for system in ("RAS", "LPS") if set(system.lower()) <= columns.keys()), None)
     if system is None:
         raise BadInput(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from shipped import SHIPPED
 from SPDSegmentLib.evaluation.evaluator import EvaluationRow
 from SPDSegmentLib.models.bundle import describe_again, read_bundle
 from SPDSegmentLib.training.config import read_training_config
@@ -23,7 +24,6 @@ from SPDSegmentLib.training.result import knowing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = Path(__file__).parent / "Configs"
-SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct")
 
 
 def read_rows(path: Path) -> list[EvaluationRow]:

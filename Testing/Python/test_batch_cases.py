@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,7 @@ def test_absolute_paths_and_a_series_are_taken_as_they_are(tmp_path: Path) -> No
         (HEADER + "\n,,\n", "lists no case"),
         ("name,image\na,i\n", "has no column points; its first line is: name, image"),
         ("a,i.nii,p.json\n", "has no column name"),
+        ("name,image,points,Image\na,i,p,j\n", "has two columns image, the 2. and the 4. of its first line"),
         (HEADER + 'a,"i.nii,p.json\nb,i,p\n', "Line 2 of the table .* a quotation mark is not closed"),
         (b"PK\x03\x04 a workbook", "is a workbook and not a text file"),
         (b"name,image,points\na,\x00,p\n", "is not text"),
@@ -86,11 +88,23 @@ def test_a_table_that_cannot_be_used_is_one_sentence_with_the_line(
         ("b,,p.json", "Line 3 of cases.csv has no value in the column image"),
         ("b,i.nii", "Line 3 of cases.csv has no value in the column points"),
         ("b,x, y.nii,p.json", "Line 3 of cases.csv has more values than columns"),
+        pytest.param(
+            "b,of\\b.nii,p.json",
+            r"Line 3 of cases.csv has backslashes in of\b.nii; here / separates folders.",
+            marks=pytest.mark.skipif(os.sep != "/", reason="backslashes separate folders here"),
+        ),
     ],
 )
 def test_a_line_that_cannot_be_used_does_not_stop_the_others(tmp_path: Path, line: str, problem: str) -> None:
     first, second = checked_cases(table(tmp_path, f"{HEADER}a,i.nii,p.json\n{line}\n"))
     assert not first.problem and problem in second.problem
+
+
+@pytest.mark.skipif(os.sep != "/", reason="backslashes separate folders here")
+def test_a_backslash_in_a_name_that_exists_is_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "of\\b.nii").touch()
+    (case,) = checked_cases(table(tmp_path, HEADER + "b,of\\b.nii,p.json\n"))
+    assert not case.problem and case.image.endswith("of\\b.nii")
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:

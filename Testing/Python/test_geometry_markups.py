@@ -227,6 +227,7 @@ def test_a_table_of_positions_is_a_list_of_clicks(tmp_path: Path, text: str, enc
         ("r,a,s\n1,2\n", "Line 2 of .* has no position of three numbers"),
         ("r,a,s\n\n\n1,2,3\n1,two,3\n", "Line 5 of .* has no position of three numbers"),
         ("r,a,s\n1,5,2,5,3,5\n", "Line 2 of .* has more values than columns"),
+        ("r,a,s,R\n1,2,3,4\n", "has two columns r, the 1. and the 4."),
         ("PK\x03\x04", "is a workbook"),
     ],
 )
