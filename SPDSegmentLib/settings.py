@@ -114,7 +114,7 @@ def named_columns(path: Path, titles: Sequence[str], known: Collection[str]) -> 
         name = title.strip().strip('"').casefold()
         if name in known and columns[name] != n:
             raise BadInput(
-                f"The table {path} has two columns {name}, the {columns[name] + 1}. and the {n + 1}. of its first line.",
+                f"{path} has two columns {name}, the {columns[name] + 1}. and the {n + 1}. of its first line.",
                 "Remove or rename the one that is not meant.",
             )
     return columns
