@@ -36,6 +36,7 @@ RANGES = {
     "n_neighbors": (0, 100),
     "max_points": (0, 1000),
     "min_distance_px": (0, 1024),
+    "follow_jump": (0.0, 1.0),
     "follow_beyond": (-1, 100_000),
 }
 """Lowest and highest value of each number that is no probability."""
@@ -63,6 +64,8 @@ class PromptConfig:
             in the component nearest to the centerline.
         follow_threshold: with ``follow_components``, a slice without a connecting component above tau may connect
             through a region above this lower value; tau or more: never (ours).
+        follow_jump: with ``follow_components``, components of adjoining slices that do not overlap connect where they
+            are at most this share of the field of view apart (ours).
         follow_beyond: slices past the outermost click that are followed at most, -1 for no limit (ours).
     """
 
@@ -77,6 +80,7 @@ class PromptConfig:
     follow_components: bool = True
     bridge_gaps: bool = True
     follow_threshold: float = 0.5
+    follow_jump: float = 0.0
     follow_beyond: int = -1
     evidence: str = "gate"
 

@@ -185,6 +185,12 @@ class SaliencyMaps:
         return labels == label if label else None
 
 
+def grown(region: np.ndarray, pixels: float) -> np.ndarray:
+    """All places at most so far from a region (S, S)."""
+    near: np.ndarray = ndimage.distance_transform_edt(~region) <= pixels
+    return near
+
+
 def deepest_point(region: np.ndarray) -> np.ndarray:
     """(column, row) of the place of a region (S, S) farthest from its border; ties go to the first in raster order."""
     box = _box(region)

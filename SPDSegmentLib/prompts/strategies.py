@@ -7,7 +7,8 @@ A slice without any salient pixel abstains. Otherwise one point is put at the de
 - ``follow_components``: the component that connects with a supported slice through overlapping components, slice by
   slice, from either side; where nothing connects, between two supported slices the component nearest to the centerline
   through the supported points (``bridge_gaps``), beyond them none. A slice whose saliency stays below tau can still
-  connect through its regions above ``follow_threshold``, and beyond the outermost clicks at most ``follow_beyond``
+  connect through its regions above ``follow_threshold``, a structure that moves aside from one slice to the next
+  connects where the two are at most ``follow_jump`` apart, and beyond the outermost clicks at most ``follow_beyond``
   slices are followed.
 - otherwise the component nearest to the centerline, however far the slice is from any click.
 
@@ -41,7 +42,7 @@ from SPDSegmentLib.prompts.distillation import (
     thin_out,
 )
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
-from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks, deepest_point
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks, deepest_point, grown
 
 MIDDLE_REASON = "No click supports this slice; the point is the middle of what its saliency shows."
 NEAREST_REASON = "No click is supported anywhere; this is the salient region nearest to the clicks. Please check."
@@ -287,13 +288,16 @@ def _near_clicks(clicks: SliceClicks, gap: range, beyond: int) -> range:
 def follow(
     saliency: SaliencyMaps, anchor: SlicePrompts, slices: Iterable[int], config: PromptConfig
 ) -> dict[int, np.ndarray]:
-    """Regions that connect with the anchor's, away from it, until none overlaps."""
+    """Regions that connect with the anchor's, away from it, until none overlaps or lies within ``follow_jump``."""
     t0 = anchor.slice_index
     labels = saliency.component_at(t0, anchor.points)
     region = np.isin(saliency.components(t0), labels[labels > 0])
     chosen: dict[int, np.ndarray] = {}
     for t in slices:
         connected = saliency.connected_region(t, region, config.follow_threshold)
+        if connected is None and config.follow_jump:
+            around = grown(region, config.follow_jump * region.shape[0])
+            connected = saliency.connected_region(t, around, config.follow_threshold)
         if connected is None:
             break
         chosen[t] = region = connected

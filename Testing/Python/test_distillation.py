@@ -100,6 +100,17 @@ def test_a_weakly_salient_slice_connects_only_above_the_lower_threshold() -> Non
     assert patient[1].points.tolist() == [[10.0, 10.0]]
 
 
+def test_a_structure_that_moves_aside_connects_up_to_the_jump_and_its_neighbor_farther_off_does_not() -> None:
+    saliency = maps_of(square(8, 8, 2), np.maximum(square(14, 8, 2), square(24, 24, 2)), square(14, 8, 2))
+    config, clicks = dataclasses.replace(OURS, n_neighbors=0), clicks_at((0, 8, 8))
+    for jump, followed in ((0.0, [[]] * 2), (1.9 / SIZE, [[]] * 2), (2.1 / SIZE, [[[14.0, 8.0]]] * 2)):
+        slices = distill_prompts(saliency, clicks, dataclasses.replace(config, follow_jump=jump)).slices
+        assert [p.points.tolist() for p in slices[1:]] == followed
+    beside = maps_of(square(8, 8, 2), square(24, 24, 2))
+    slices = distill_prompts(beside, clicks, dataclasses.replace(config, follow_jump=0.1)).slices
+    assert slices[1].status == SliceStatus.ABSTAINED
+
+
 def test_beyond_the_outermost_clicks_components_are_followed_as_far_as_is_set() -> None:
     saliency = maps_of(*[square(10, 10)] * 9)
     clicks = clicks_at((4, 10, 10), (6, 25, 25))
@@ -250,7 +261,16 @@ def test_the_consensus_is_a_subset_of_the_clicks_in_the_window(seed: int) -> Non
 
 
 @settings(max_examples=60, deadline=None)
-@given(scenes, st.sampled_from((OURS, dataclasses.replace(OURS, follow_threshold=0.2, follow_beyond=1))))
+@given(
+    scenes,
+    st.sampled_from(
+        (
+            OURS,
+            dataclasses.replace(OURS, follow_threshold=0.2, follow_beyond=1),
+            dataclasses.replace(OURS, follow_jump=0.1),
+        )
+    ),
+)
 def test_a_moved_click_changes_nothing_beyond_its_reach(seed: int, config: PromptConfig) -> None:
     """Reach: n slices around both places, and unsupported slices up to the next supported one."""
     saliency, clicks = random_scene(seed)
