@@ -154,10 +154,10 @@ def test_a_body_darkened_by_something_bright_elsewhere_is_segmented_as_before_an
 
 def test_every_shipped_bundle_names_its_data_and_its_measured_figures() -> None:
     bundles = [bundle for bundle in list_bundles() if bundle.shipped]
-    assert {bundle.info.name for bundle in bundles} >= {"kidney-mr", "hippocampus-mr", "esophagus-ct"}
+    assert {bundle.info.name for bundle in bundles} >= {"kidney-mr", "hippocampus-mr", "esophagus-ct", "spleen-mr"}
     for bundle in bundles:
         training = bundle.info.training
-        assert training["licence"] and training["attribution"] and training["patients"]
+        assert bundle.info.license and training["attribution"] and training["patients"]
         assert not set(training["patients"]) & set(training["validation_patients"])
         assert bundle.info.metrics["summary"] and "spdsegment evaluate" in bundle.info.metrics["command"]
         assert bundle.info.title in bundle.card
