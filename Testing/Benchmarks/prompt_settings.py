@@ -76,10 +76,11 @@ def run(name: str, options: argparse.Namespace) -> None:
         value: own.with_prompts(PromptConfig.from_dict({**prompts, options.setting: _parsed(value)}))
         for value in options.values
     }
-    for case in data.validation if options.all_cases else first_of_each_patient(name):
+    usual = data.validation if options.all_cases else first_of_each_patient(name)
+    for case in options.cases or usual:
         for target in load_targets(folder, data, [case]):
             if (target.case, target.name) not in done:
-                seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+                seeds = range(options.first_seed, options.first_seed + options.seeds)
                 volumes.append(of_target(predictors, target, name, options.severities, seeds))
                 RESULTS.mkdir(parents=True, exist_ok=True)
                 write_json(path, volumes, indent=None)
@@ -114,6 +115,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*", default=SHIPPED)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--cases", nargs="+", default=[], help="these validation volumes alone")
     parser.add_argument("--setting", default=SETTING)
     parser.add_argument("--values", nargs="+", default=EVIDENCE)
     parser.add_argument("--severities", nargs="+", default=SEVERITIES)
