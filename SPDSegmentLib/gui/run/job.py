@@ -195,6 +195,9 @@ class SegmentationJob:
         if part:
             started = time.perf_counter()
             changed = self.writer.put(part)
+            if changed is None:
+                self._pending = [*part, *self._pending]
+                return
             self._bound(time.perf_counter() - started, len(part))
             if self.writer.wasRefused:
                 self._end(JobState.FAILED, _refusal(len(part)))

@@ -57,6 +57,7 @@ class ResultWriter:
         self._mark = mark
         self._markBefore = target.mark
         self._everywhere = everywhere
+        self._hasBegun = False
         self._before: dict[int, PackedMask] = {}
         self._recordBefore = self.record.copy()
 
@@ -76,8 +77,12 @@ class ResultWriter:
         content = self._target.read(self.snapshot, self.record.owned)
         return {t: content.mask(t) for t in sorted(self.record.owned)}
 
-    def put(self, slices: Iterable[SliceReady]) -> set[int]:
-        """Write slices where they differ, and return those that changed; a person's are left alone."""
+    def put(self, slices: Iterable[SliceReady]) -> set[int] | None:
+        """Write slices where they differ, and return those that changed; a person's are left alone.
+
+        Before the first that differs the state for undo is saved, which takes as long as a write: that is all, and
+        ``None`` asks for the same slices once more.
+        """
         answers = list(slices)
         content = self._target.read(self.snapshot, [answer.slice_index for answer in answers])
         changes: dict[int, np.ndarray] = {}
@@ -90,11 +95,16 @@ class ResultWriter:
             mask = unpack_mask(answer.packed)
             if t not in self.record.owned and maskDigest(mask) != present:
                 changes[t] = mask
+        if changes and not self._hasBegun:
+            self._hasBegun = True
+            self._saveState()
+            self._target.setMark(self._mark)
+            return None
         return self._write(changes, content) if changes else set()
 
     def wasUndone(self) -> bool:
         """Whether the editor's history took back what this run has written."""
-        return bool(self.asked) and self._target.mark != self._mark
+        return self._hasBegun and self._target.mark != self._mark
 
     @property
     def wasRefused(self) -> bool:
@@ -115,8 +125,9 @@ class ResultWriter:
         edited = set(self._before) - set(mine) - back
         if mine:
             self._target.write(self.snapshot, mine, content, everywhere=True)
-        if self.asked and self._target.mark == self._mark:
+        if self._hasBegun and self._target.mark == self._mark:
             self._target.setMark(self._markBefore)
+        self._hasBegun = False
         self.record = self._recordBefore.copy()
         self.record.owned |= edited
         self._target.saveRecord(self.record)
@@ -135,9 +146,6 @@ class ResultWriter:
         return self._target.digests(self.snapshot)
 
     def _write(self, changes: Mapping[int, np.ndarray], content: SegmentContent) -> set[int]:
-        if not self.asked:
-            self._saveState()
-            self._target.setMark(self._mark)
         self.asked |= set(changes)
         for t in changes:
             self._before.setdefault(t, pack_mask(content.mask(t)))
