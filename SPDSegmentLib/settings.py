@@ -111,7 +111,7 @@ def named_columns(path: Path, titles: Sequence[str], known: Collection[str]) -> 
     """
     columns = columns_of(titles)
     for n, title in enumerate(titles):
-        name = title.strip().strip('"').casefold()
+        name = _column_name(title)
         if name in known and columns[name] != n:
             raise BadInput(
                 f"{path} has two columns {name}, the {columns[name] + 1}. and the {n + 1}. of its first line.",
@@ -122,7 +122,11 @@ def named_columns(path: Path, titles: Sequence[str], known: Collection[str]) -> 
 
 def columns_of(titles: Sequence[str]) -> dict[str, int]:
     """The places of columns by their names in small letters; of two that are named alike the first."""
-    return {title.strip().strip('"').casefold(): n for n, title in reversed(list(enumerate(titles)))}
+    return {_column_name(title): n for n, title in reversed(list(enumerate(titles)))}
+
+
+def _column_name(title: str) -> str:
+    return title.strip().strip('"').casefold()
 
 
 def build_settings(cls: type[T], values: Any, where: str = "", kind: str = "") -> T:

@@ -128,14 +128,14 @@ def _case_of(path: Path, line: int, values: list[str], columns: dict[str, int], 
     problem = ""
     if any(value.strip() for value in values[width:]):
         problem = f"Line {line} of {path.name} has more values than columns; put values with separators in quotes."
-    for column in NEEDED[1:]:
+    image, points = (_beside(path, found[column]) for column in NEEDED[1:])
+    for column, place in zip(NEEDED[1:], (image, points), strict=True):
         if not found[column]:
             problem = problem or f"Line {line} of {path.name} has no value in the column {column}."
-        elif os.sep == "/" and "\\" in found[column] and not Path(_beside(path, found[column])).exists():
+        elif os.sep == "/" and "\\" in found[column] and not Path(place).exists():
             problem = problem or (
                 f"Line {line} of {path.name} has backslashes in {found[column][:60]}; here / separates folders."
             )
-    image, points = (_beside(path, found[column]) for column in NEEDED[1:])
     frame = found.get("frame", "")
     if frame and not (frame.isascii() and frame.isdigit() and int(frame[:9]) > 0):
         problem = problem or f"Line {line} of {path.name} has '{frame[:20]}' for a frame; give its number, from 1."

@@ -24,6 +24,8 @@ from SPDSegmentLib.training.joint_config import JointStage, SetConfig
 
 MIN_VOXELS, MIN_SLICES = 30, 3
 SYNTHETIC = "synthetic"
+WITH_SYNTHETIC = " with a synthetic structure"
+"""What the name of a volume ends with that has one."""
 NOWHERE = -(1 << 30)
 """Slice index of an unused place in the table of clicks."""
 REGION_SHARE = 0.3
@@ -162,7 +164,7 @@ def _with_synthetic(volume: JointVolume, rng: np.random.Generator) -> JointVolum
     if made is None:
         return None
     images, mask = made
-    name = f"{volume.name} with a synthetic structure"
+    name = volume.name + WITH_SYNTHETIC
     return replace(volume, name=name, images=images, labels=mask.astype(np.uint8))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from SPDSegmentLib.prompts.noise import click_path, simulate_clicks_from_path
 from SPDSegmentLib.settings import build_settings
-from SPDSegmentLib.training.joint_cases import JointTarget, JointVolume, case_names, load_joint_cases
+from SPDSegmentLib.training.joint_cases import WITH_SYNTHETIC, JointTarget, JointVolume, case_names, load_joint_cases
 from SPDSegmentLib.training.joint_config import JointConfig, SetConfig
 
 MARGIN_SHARE, MARGIN_SLICES = 0.62, 12
@@ -85,7 +85,7 @@ def _folder_name(spec: SetConfig) -> str:
 def _parts(volume: JointVolume) -> tuple[str, str, bool]:
     """Folder, case, and whether a synthetic structure is in it."""
     folder, _, rest = volume.name.partition("/")
-    case, mark, _ = rest.partition(" with a synthetic structure")
+    case, mark, _ = rest.partition(WITH_SYNTHETIC)
     return folder, case, bool(mark)
 
 

@@ -18,7 +18,7 @@ from spdbench.entries import Entry, EntryMaker
 from SPDSegmentLib.files import write_json
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.joint import save_joint_bundle
-from SPDSegmentLib.training.joint_config import read_joint_config
+from SPDSegmentLib.training.joint_config import JointConfig, read_joint_config
 
 ABLATION = "ablation"
 
@@ -61,12 +61,9 @@ def bundle(path: Path, also: Sequence[Path], trained: Path, work: Path) -> None:
     for name, entry, training in entries_of(path, work):
         if not (trained / f"{name}.safetensors").exists():
             continue
-        record = _record(trained, name, training.config.stage.steps)
+        model, record = _trained(trained, name, training.config)
         folder = entry.folder(work)
-        weights = base_weights(training.config.network.backbone)
-        model = SPDModel(training.config.network, weights)
-        model.load_adapter_state(load_file(trained / f"{name}.safetensors"))
-        parameters = training.write_bundle(model, weights, folder)
+        parameters = training.write_bundle(model, base_weights(training.config.network.backbone), folder)
         seconds = record["slices"] / record["slices_per_second"]
         write_json(
             folder / "training.json", {"steps": record["steps"], "seconds": round(seconds, 1), "parameters": parameters}
@@ -74,14 +71,16 @@ def bundle(path: Path, also: Sequence[Path], trained: Path, work: Path) -> None:
         print(f"{name}: {folder}")
     for file in also:
         config = dataclasses.replace(read_joint_config(file), initialize_from="")
-        _record(trained, file.stem, config.stage.steps)
-        model = SPDModel(config.network, base_weights(config.network.backbone))
-        model.load_adapter_state(load_file(trained / f"{file.stem}.safetensors"))
+        model, _ = _trained(trained, file.stem, config)
         print(save_joint_bundle(model, config, file.name, file.parent, work / file.stem).folder)
 
 
-def _record(trained: Path, name: str, steps: int) -> dict[str, float]:
-    record: dict[str, float] = json.loads((trained / f"{name}.json").read_text(encoding="utf-8"))
+def _trained(folder: Path, name: str, config: JointConfig) -> tuple[SPDModel, dict[str, float]]:
+    """A model that was trained, and the record of it."""
+    record: dict[str, float] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    steps = config.stage.steps
     if record["steps"] != steps:
         raise SystemExit(f"{name} was trained for {record['steps']} steps, the benchmark says {steps}: change one.")
-    return record
+    model = SPDModel(config.network, base_weights(config.network.backbone))
+    model.load_adapter_state(load_file(folder / f"{name}.safetensors"))
+    return model, record
