@@ -18,7 +18,7 @@ from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, lis
 from ..scene.centerlines import centerlinesOfScene, checkClicks
 from ..scene.state import ModuleState, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
-from ..scene.volumes import nodeById, shownImage, takeSnapshot, viewCenter, viewNode
+from ..scene.volumes import nodeById, shownImage, viewCenter, viewNode
 from .controls import Placing, showDevice
 
 CARD_SIZE = (600, 520)
@@ -159,7 +159,8 @@ class InputsSection(VTKObservationMixin):
         """
         state = self._state()
         model = self.model or findModel("")
-        takeSnapshot(state.volumeNode, state.axis)
+        view = VolumeView(state.volumeNode, model, state.device, state.axis)
+        snapshot = view.snapshot()
         checkClicks(state.centerlineNodes)
         target = makeTarget(
             state.segmentationNode, state.segmentId, state.volumeNode, model.structure, model.color, model.terminology
@@ -168,8 +169,7 @@ class InputsSection(VTKObservationMixin):
         state.segmentationNode = target.node
         state.segmentId = target.segmentId
         self.fill(listAgain=False)
-        view = VolumeView(state.volumeNode, model, state.device, state.axis)
-        shown = viewNode(view.snapshot().stack.plane)
+        shown = viewNode(snapshot.stack.plane)
         first = viewCenter(shown) if shown is not None else None
         return Task(view, state.centerlineNodes, target, firstSliceRas=first)
 
