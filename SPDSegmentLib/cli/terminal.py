@@ -102,6 +102,8 @@ class FailureReportingGroup(typer.core.TyperGroup):
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             if _belongs_to_typer(error):
+                if isinstance(getattr(error, "message", None), str):  # a reader of values puts its own word before
+                    error.message = error.message.removeprefix("Value error, ")  # type: ignore[union-attr]
                 raise
             failure = as_spd_error(error)
             report(failure, error if ctx.params.get("debug") else None)

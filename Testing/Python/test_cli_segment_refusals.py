@@ -208,3 +208,9 @@ def test_clicks_are_needed_and_positions_are_three_numbers(case: SimpleNamespace
     assert "There are no clicks. Give --points FILE, or --point X,Y,Z" in said()
     assert "'1,2' is no position. Give a click as in --point" in said("--point", "1,2")
     assert "No click lies inside the volume: all 1 of --point are outside." in said("--point", "900,0,0")
+
+
+def test_an_unknown_axis_is_told_in_words_of_the_command(case: SimpleNamespace) -> None:
+    result = run(case, "--axis", "oblique")
+    assert result.exit_code == 2
+    assert "'oblique' is not one of 'auto', 'i'" in result.output and "Value error" not in result.output
