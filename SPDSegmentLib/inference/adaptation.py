@@ -240,7 +240,7 @@ class _Lessons:
         masks: dict[int, np.ndarray] = {}
 
         def decode(batch: Sequence[SlicePrompts]) -> None:
-            found, _ = features.masks(batch, self._call).arrays()
+            found, _ = features.masks(batch, self._session.predictor.prompts.max_points, self._call).arrays()
             masks.update((p.slice_index, mask) for p, mask in zip(batch, found, strict=True))
 
         self._engine.with_smaller_batches(prompted, decode, 2)

@@ -29,7 +29,7 @@ from SPDSegmentLib.inference.acceleration import (
     each_on_a_core,
     on_cores,
 )
-from SPDSegmentLib.inference.device_slices import upload
+from SPDSegmentLib.inference.device_slices import Download, upload
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, pad_points
@@ -97,7 +97,6 @@ class Engine:
         model: adapters merged.
         device, precision: see :func:`choose_device` and :func:`choose_precision`.
         batch_size: slices per encoder call; halved when memory runs out.
-        max_points: K of the prompts, 0 for no limit.
         cache_bytes: embeddings of a volume that are kept between calls; the rest is encoded again when it is needed.
             Volumes whose embeddings take more than :data:`CACHE_BYTES` in all have them in half precision.
     """
@@ -108,7 +107,6 @@ class Engine:
         device: torch.device,
         precision: torch.dtype,
         batch_size: int,
-        max_points: int,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         if device.type == "cpu":
@@ -118,7 +116,6 @@ class Engine:
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
-        self.max_points = max_points
         self.cache_bytes = cache_bytes
 
     @property
@@ -192,18 +189,21 @@ class Engine:
         return _joined(self._decoded(run, embeddings, *TokenBatch.of(tokens, self.device).parts))[0]
 
     @torch.inference_mode()
-    def decode(self, embeddings: Rows, points: Sequence[np.ndarray], saliency: Tensor | None) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, embeddings: Rows, points: Sequence[np.ndarray], saliency: Tensor | None, places: int
+    ) -> tuple[Tensor, Tensor]:
         """Masks of B slices.
 
         Args:
             embeddings: B, (C, h, w).
             points: B arrays (M_i, 2), (column, row) in network pixels.
             saliency: (B, S, S), where the model :attr:`decodes_saliency`.
+            places: that each slice has, filled up with padding, which the decoder sees too.
 
         Returns:
             Logits (B, S, S) float32 and predicted IoU (B,), NaN where a logit or the IoU is not finite.
         """
-        padded, labels = (upload(part, self.device) for part in pad_points(points, self.max_points))
+        padded, labels = (upload(part, self.device) for part in pad_points(points, places))
 
         def run(images: Tensor, xy: Tensor, kinds: Tensor, *prompt: Tensor) -> tuple[Tensor, ...]:
             return _judged(*self.model.decode(images, xy, kinds, *map(_as_logits, prompt)))
@@ -303,6 +303,24 @@ def require_numbers(slices: Sequence[int], *outputs: np.ndarray) -> None:
             "Check the model with: spdsegment models verify; where that finds nothing, get another copy of the model.",
             f"slices {failed}",
         )
+
+
+@dataclass(eq=False)
+class SaliencyBatch:
+    """S of neighboring slices: on the device, and on its way to the CPU or there."""
+
+    slices: list[int]
+    maps: Tensor
+    download: Download
+    arrays: np.ndarray | None = None
+
+    def on_cpu(self) -> np.ndarray:
+        """S (B, S, S) float16, once it has arrived."""
+        if self.arrays is None:
+            maps, faults = self.download.arrays()
+            require_numbers(self.slices, faults)
+            self.arrays = maps
+        return self.arrays
 
 
 def _as_saliency(logits: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig, gain_in_view, inte
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.device_slices import DeviceSlices, Download, EmbeddingCache, MasksOnTheWay, upload
-from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, Rows, failed, require_numbers
+from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, Rows, SaliencyBatch, failed
 from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.prompts.click_tokens import ClickTokens, click_tokens, tokens_of_prompts
 from SPDSegmentLib.prompts.distillation import SlicePrompts
@@ -30,24 +29,6 @@ DECODED = 2
 """So many batches of the encoder are one of the decoder."""
 CONTEXT_SHARE = 0.25
 """Of the memory for embeddings, for what the decoder of a conditioned model takes of slices."""
-
-
-@dataclass(eq=False)
-class _Batch:
-    """S of neighboring slices: on the device, and on its way to the CPU or there."""
-
-    slices: list[int]
-    maps: Tensor
-    download: Download
-    arrays: np.ndarray | None = None
-
-    def on_cpu(self) -> np.ndarray:
-        """S (B, S, S) float16, once it has arrived."""
-        if self.arrays is None:
-            maps, faults = self.download.arrays()
-            require_numbers(self.slices, faults)
-            self.arrays = maps
-        return self.arrays
 
 
 class SliceFeatures:
@@ -83,7 +64,7 @@ class SliceFeatures:
         self._contexts = EmbeddingCache(0, False)  # what the decoder of a conditioned model takes of slices
         self._stale: set[int] = set()  # slices whose S was known before the clicks near them changed
         self._memory: dict[int, Tensor] = {}
-        self._saliency: dict[int, tuple[_Batch, int]] = {}
+        self._saliency: dict[int, tuple[SaliencyBatch, int]] = {}
         self._clicks: SliceClicks | None = None
         self._tokens: ClickTokens | None = None
         self._insisted: dict[int, np.ndarray] = {}
@@ -325,19 +306,33 @@ class SliceFeatures:
         self._embeddings.shrink()
         self._contexts.shrink()
 
-    def masks(self, prompts: Sequence[SlicePrompts], call: Call) -> MasksOnTheWay:
-        """Masks of slices with their prompts, and beside them the predicted IoU (B,), NaN where the network failed."""
-        slices = [p.slice_index for p in prompts]
-        saliency = self._saliency_maps(slices, call) if self.engine.decodes_saliency else None
-        if self.conditioned:
-            assert saliency is not None
-            assert self._clicks is not None
-            tokens = tokens_of_prompts(prompts, self._clicks, self.stack.slice_mm, self.engine.max_points)
-            logits, quality = self.engine.decode_conditioned(self._with_context(slices, call), tokens, saliency)
-        else:
-            logits, quality = self.engine.decode(self._given(slices, call), [p.points for p in prompts], saliency)
+    def masks(self, prompts: Sequence[SlicePrompts], max_points: int, call: Call) -> MasksOnTheWay:
+        """Masks of slices with their prompts, and beside them the predicted IoU (B,), NaN where the network failed.
+
+        Args:
+            max_points: K of the prompts; without a limit, 0, slices of as many points are decoded together, so that
+                none depends on the rest of its batch.
+        """
+        numbers = np.array([len(p.points) for p in prompts])
+        alike = [np.arange(len(prompts))] if max_points else [np.flatnonzero(numbers == n) for n in np.unique(numbers)]
+        batches = [[prompts[int(n)] for n in rows] for rows in alike]
+        found = [self._logits(batch, max_points or len(batch[0].points), call) for batch in batches]
+        logits, quality = found[0]
+        if len(found) > 1:
+            order = torch.from_numpy(np.argsort(np.concatenate(alike))).to(self.engine.device)
+            logits, quality = (torch.cat(parts)[order] for parts in zip(*found, strict=True))
         self._shrink()
         return self._slices.masks(logits, quality)
+
+    def _logits(self, prompts: Sequence[SlicePrompts], places: int, call: Call) -> tuple[Tensor, Tensor]:
+        slices = [p.slice_index for p in prompts]
+        saliency = self._saliency_maps(slices, call) if self.engine.decodes_saliency else None
+        if not self.conditioned:
+            return self.engine.decode(self._given(slices, call), [p.points for p in prompts], saliency, places)
+        assert saliency is not None
+        assert self._clicks is not None
+        tokens = tokens_of_prompts(prompts, self._clicks, self.stack.slice_mm, places)
+        return self.engine.decode_conditioned(self._with_context(slices, call), tokens, saliency)
 
     def maps(self, threshold: float, locked: Mapping[int, np.ndarray], call: Callable[[], Call]) -> SaliencyMaps:
         """S for CPD. A slice that a person owns shows its own mask, (H, W), instead of what the model believes.
@@ -385,7 +380,7 @@ class SliceFeatures:
         self._found(batch, self.engine.conditioned_saliency(self._with_context(batch, call), self._tokens.rows(batch)))
 
     def _found(self, batch: Sequence[int], maps: Tensor) -> None:
-        found = _Batch(list(batch), maps, Download(maps, failed(maps)))
+        found = SaliencyBatch(list(batch), maps, Download(maps, failed(maps)))
         self._saliency.update((t, (found, row)) for row, t in enumerate(batch))
 
 

@@ -181,7 +181,7 @@ def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None 
 
     def decode(batch: Sequence[SlicePrompts]) -> None:
         call.check()
-        found, _ = session.features.masks(batch, call).arrays()
+        found, _ = session.features.masks(batch, session.predictor.prompts.max_points, call).arrays()
         for p, mask in zip(batch, found, strict=True):
             masks.setdefault(p.slice_index, []).append(mask)
         call.decoded(len(batch))

@@ -80,7 +80,6 @@ class Predictor(ModelOnDevice):
             chosen,
             choose_precision(precision, chosen),
             batch_size or (batch_for_cores() if chosen.type == "cpu" else batch_for(chosen, network.image_size)),
-            prompts.max_points,
             cache_bytes,
         )
         identity = {

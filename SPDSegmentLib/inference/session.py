@@ -326,6 +326,8 @@ class Session:
                     if known is not None or t in self._outdated:
                         changed.add(t)
                     self._keep(p, self._blank(t, p.status), call)
+            else:  # the points are the same, the clicks that they are of may be numbered anew
+                self._slices[t] = (p, known[1])
         self._features.ensure([p.slice_index for p in to_decode], call)
         call.expect("decoding", len(to_decode))
         self.predictor.engine.with_smaller_batches(to_decode, lambda batch: self._decode_batch(batch, call), DECODED)
@@ -334,7 +336,7 @@ class Session:
 
     def _decode_batch(self, batch: Sequence[SlicePrompts], call: Call) -> None:
         call.check()
-        self._on_the_way.append((list(batch), self._features.masks(batch, call)))
+        self._on_the_way.append((list(batch), self._features.masks(batch, self.predictor.prompts.max_points, call)))
 
     def _collect(self, call: Call, wait: bool = True) -> None:
         """Keep the masks that have arrived from the device, or all."""
@@ -364,14 +366,18 @@ class Session:
         return SliceResult(t, self._nothing, 0.0, status)
 
     def _saliency_masks(self, call: Call, center: int) -> dict[int, SliceResult]:
-        """S_t > tau of every slice."""
+        """S_t > tau of every slice that no person owns."""
         order = sorted(range(self.stack.n_slices), key=lambda t: (abs(t - center), t))
-        call.expect("encoding", len(self._features.missing(order)))
+        call.expect("encoding", len(self._features.missing(t for t in order if t not in self._locked)))
         results: dict[int, SliceResult] = {}
         size = self.predictor.engine.batch_size
         for start in range(0, len(order), size):
-            self._features.ensure(order[start : start + size], call)
+            self._features.ensure([t for t in order[start : start + size] if t not in self._locked], call)
             for t in order[start : start + size]:
+                if t in self._locked:
+                    results[t] = SliceResult(t, self._locked[t], 1.0, SliceStatus.LOCKED)
+                    call.on_slice(results[t])
+                    continue
                 saliency = self.saliency(t)
                 mask = saliency > self.predictor.prompts.threshold
                 quality = float(saliency[mask].mean()) if mask.any() else 0.0

@@ -83,7 +83,7 @@ def measure_encoder(
 ) -> dict[str, Any]:
     """Slices per second of an encoder with random weights, and its shares of the peaks."""
     model = SPDModel(NetworkConfig(backbone, size, decoder="full"), adapters=False)
-    engine = Engine(model, device, choose_precision("auto", device), batch, 10)
+    engine = Engine(model, device, choose_precision("auto", device), batch)
     images = torch.rand(batch, 1, size, size, device=device)
     with FlopCounterMode(display=False) as flops:
         engine.encode(images)

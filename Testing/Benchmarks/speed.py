@@ -114,7 +114,7 @@ def measure_encoder() -> dict[str, float]:
         result["upstream_float32_s"] = seconds(lambda: upstream(images[:1]))
         for precision in (torch.float32, torch.bfloat16):
             model = SPDModel(NetworkConfig("lite_medsam", 256), weights, adapters=False)
-            engine = Engine(model, torch.device("cpu"), precision, 1, 10)
+            engine = Engine(model, torch.device("cpu"), precision, 1)
             name = str(precision).removeprefix("torch.")
             try:
                 engine.encode(slices[:1])

@@ -102,7 +102,7 @@ def instant_predictor(slices: int, device: str, saliency: str = "image", batch_s
     if saliency == "conditioned":
         model.conditioning = _Same()  # type: ignore[assignment]
     model._arena = model._arena.to(device)
-    engine = Engine(model, torch.device(device), torch.float32, batch_size, 10)
+    engine = Engine(model, torch.device(device), torch.float32, batch_size)
     return Predictor(engine, PromptConfig(), IntensityConfig("window", 0, 1000), FOV_MM, "axial")
 
 

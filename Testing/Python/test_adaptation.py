@@ -38,7 +38,9 @@ class HeadEngine(BrightnessEngine):
     saliency = Engine.saliency
 
     @torch.inference_mode()
-    def decode(self, embeddings: Rows, points: Sequence[np.ndarray], saliency: Tensor | None) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, embeddings: Rows, points: Sequence[np.ndarray], saliency: Tensor | None, places: int
+    ) -> tuple[Tensor, Tensor]:
         assert saliency is not None
         return saliency.float() - 0.5, torch.full((len(saliency),), 0.8)
 
@@ -55,7 +57,7 @@ def predictor() -> Predictor:
     """Whose head was taught that the structure is much wider than it is."""
     torch.manual_seed(0)
     network = NetworkConfig("tiny_random", SIZE, dense_saliency_prompt=True)
-    engine = HeadEngine(SPDModel(network, adapters=False), torch.device("cpu"), torch.float32, 4, 10)
+    engine = HeadEngine(SPDModel(network, adapters=False), torch.device("cpu"), torch.float32, 4)
     made = Predictor(engine, PromptConfig(), IntensityConfig("window", 0.0, 100.0), 0.0, "axial", {"name": "tiny"})
     session = made.open(SliceStack(tube_volume(), "axial"))
     session.saliency(10)

@@ -16,13 +16,14 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig, looks_like_ct
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import FIELDS_OF_VIEW_MM, fov_of_clicks
 from SPDSegmentLib.inference.device_slices import histograms, local_range
-from SPDSegmentLib.inference.engine import Engine
+from SPDSegmentLib.inference.engine import Engine, Rows
+from SPDSegmentLib.inference.next_click import suggest
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.prompts.click_tokens import click_tokens
+from SPDSegmentLib.prompts.click_tokens import ClickTokens, click_tokens
 from SPDSegmentLib.prompts.distillation import PromptConfig
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.training import joint_batches
@@ -46,7 +47,7 @@ def trained_by_chance(saliency: str = "conditioned", **settings: object) -> SPDM
 
 
 def network_predictor(kept_bytes: int) -> Predictor:
-    engine = Engine(trained_by_chance(), torch.device("cpu"), torch.float32, 4, 10, kept_bytes)
+    engine = Engine(trained_by_chance(), torch.device("cpu"), torch.float32, 4, kept_bytes)
     return Predictor(engine, PromptConfig(), IntensityConfig("window", 0.0, 100.0), 64.0, "axial", {"name": "tiny"})
 
 
@@ -197,3 +198,28 @@ def test_clicks_that_drifted_off_do_not_widen_the_field_of_view() -> None:
     drifted = along.copy()
     drifted[12:17] += (140.0, 60.0)
     assert fov_of_clicks(along, (320, 320), (1.0, 1.0)) == fov_of_clicks(drifted, (320, 320), (1.0, 1.0)) == 180
+
+
+def test_without_a_limit_of_points_the_second_pass_is_told_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, told = listening_predictor(), list[int]()
+    decode = predictor.engine.decode_conditioned
+
+    def note(embeddings: Rows, tokens: ClickTokens, saliency: Tensor) -> tuple[Tensor, Tensor]:
+        told.extend(tokens.valid.sum(1).tolist())
+        return decode(embeddings, tokens, saliency)
+
+    monkeypatch.setattr(predictor.engine, "decode_conditioned", note)
+    clicks = clicks_at(center(8), *[(9, center(9)[1] + d, center(9)[2] + d) for d in (-2, -1, 0, 1, 2)])
+    unlimited = predictor.with_prompts(PromptConfig(max_points=0, min_distance_px=0.0, n_neighbors=0))
+    unlimited.open(SliceStack(tube_volume(), "axial")).segment(clicks)
+    assert max(told) == 5 and min(told) == 1
+
+
+def test_after_clicks_were_removed_the_next_click_is_found_by_those_that_are_left() -> None:
+    session = listening_predictor().open(SliceStack(tube_volume(), "axial"))
+    places = [center(t) for t in range(4, 18)]
+    session.segment(clicks_at(*places))
+    left = clicks_at(*places[7:])
+    session.segment(left)
+    assert all(p.sources.max(initial=-1) < len(left) for p, _ in session.decided.values())
+    assert suggest(session, left) is not None

@@ -17,6 +17,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.engine import choose_device, choose_precision
 from SPDSegmentLib.inference.results import Call, SliceResult
 from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.prompts.distillation import PromptConfig
 
 
 def clicks_at(*places: tuple[int, float, float]) -> Clicks:
@@ -81,7 +82,7 @@ def test_a_mask_needs_the_embedding_of_its_own_slice_alone(session: Session, mon
 
     monkeypatch.setattr(features, "_encode", note)
     monkeypatch.setattr(features, "_embeddings", features._embeddings.emptied())
-    features.masks([session.decided[6][0]], Call())
+    features.masks([session.decided[6][0]], 10, Call())
     assert encoded == [6]
 
 
@@ -141,6 +142,24 @@ def test_a_slice_that_a_person_owns_is_kept_and_serves_as_context(session: Sessi
     assert owned.slices[11].status == "synthesized"
     released = session.segment(clicks)
     assert np.array_equal(released.mask, free.mask)
+
+
+def test_the_saliency_alone_keeps_slices_that_a_person_owns_too(session: Session) -> None:
+    mine = np.zeros(session.stack.shape[1:], dtype=bool)
+    mine[2:5, 2:5] = True
+    result = session.segment(clicks_at(center(8)), prompts="saliency-only", locked={10: mine})
+    assert result.slices[10].status == "locked" and np.array_equal(result.slices[10].mask, mine)
+    assert result.slices[11].status == "saliency"
+
+
+def test_without_a_limit_of_points_a_slice_does_not_depend_on_the_rest_of_its_batch() -> None:
+    prompts = PromptConfig(max_points=0, n_neighbors=0, min_distance_px=0.0)
+    opened = [tiny_predictor().with_prompts(prompts).open(SliceStack(tube_volume(), "axial")) for _ in range(2)]
+    crowd = [(9, *np.add(center(9)[1:], (dx, dy))) for dx in (-2, 0, 2) for dy in (-2, 0, 2)]
+    alone = opened[0].segment(clicks_at(center(8)))
+    grown = opened[0].segment(clicks_at(center(8), *crowd))
+    assert 8 not in grown.recomputed and alone.slices[8].pixels
+    assert np.array_equal(opened[1].segment(clicks_at(center(8), *crowd)).mask, grown.mask)
 
 
 def test_clicks_outside_are_named_and_the_rest_is_used(session: Session) -> None:

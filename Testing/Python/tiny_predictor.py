@@ -64,7 +64,7 @@ def tiny_predictor(batch_size: int = 4, slice_context: bool = True, fov_mm: floa
     torch.manual_seed(0)
     network = NetworkConfig("tiny_random", SIZE, saliency_slice_context=slice_context)
     model = SPDModel(network, adapters=False)
-    engine = BrightnessEngine(model, torch.device("cpu"), torch.float32, batch_size, 10)
+    engine = BrightnessEngine(model, torch.device("cpu"), torch.float32, batch_size)
     intensity = IntensityConfig("window", 0.0, 100.0)
     return Predictor(engine, PromptConfig(), intensity, fov_mm, "axial", {"name": "tiny"})
 
@@ -93,7 +93,7 @@ class ListeningEngine(BrightnessEngine):
 def listening_predictor() -> Predictor:
     torch.manual_seed(0)
     model = SPDModel(NetworkConfig("tiny_random", SIZE, saliency="conditioned"), adapters=False)
-    engine = ListeningEngine(model, torch.device("cpu"), torch.float32, 4, 10)
+    engine = ListeningEngine(model, torch.device("cpu"), torch.float32, 4)
     return Predictor(engine, PromptConfig(), IntensityConfig("window", 0.0, 100.0), 64.0, "axial", {"name": "tiny"})
 
 

@@ -103,7 +103,7 @@ class FrozenSam:
         torch.manual_seed(0)
         device = choose_device(self._inputs.device)
         model = SPDModel(self.network, weights, adapters=False)
-        self._engine = Engine(model, device, choose_precision("auto", device), BATCH, self.config.max_points)
+        self._engine = Engine(model, device, choose_precision("auto", device), BATCH)
 
     def segment(self, target: EvaluationTarget, clicks: Clicks) -> np.ndarray:
         """(T, H, W) bool; slices without a point stay empty."""
