@@ -92,17 +92,18 @@ def _whole_volume(path: Path) -> Any:
 
 
 def _voxel_bytes(header: Any) -> int:
-    """Of one stored value, as the header says."""
+    """Of one stored value, as the header says; without it as many as one may have."""
     try:
         return max(1, math.ceil(int(header.get("BitsAllocated")) / 8) * int(header.get("SamplesPerPixel") or 1))
     except (TypeError, ValueError):
-        return 2
+        return 2 if "BitsStored" in header else 8  # of numbers with fractions no bits are said to be stored
 
 
 def read_pixels(frames: Sequence[Frame]) -> np.ndarray:
     """The values (K, J, I) of sorted frames, each scaled by its own slope and intercept.
 
-    Whole slopes and intercepts give whole numbers, as small as holds them; others float32.
+    Whole slopes and intercepts give whole numbers, as small as holds them, where the stored values are whole too;
+    all else is float32, in which the network computes, also what is stored with more digits.
 
     Raises:
         BadInput: a file whose pixels are missing, cut short or cannot be decoded.
@@ -114,9 +115,8 @@ def read_pixels(frames: Sequence[Frame]) -> np.ndarray:
         wanted.setdefault(frame.file, []).append(k)
     for file, places in wanted.items():
         for k, pixels in _scaled(file, [(k, frames[k]) for k in places]):
-            slices[k] = pixels.astype(np.int64 if whole else np.float32) if pixels.dtype.kind == "f" else pixels
-            slices[k] = _smallest(slices[k]) if whole else slices[k]
-    return np.stack([part for part in slices if part is not None])
+            slices[k] = _smallest(pixels) if whole else _single(pixels)
+    return _single(np.stack([part for part in slices if part is not None]))
 
 
 def _scaled(file: Path, wanted: Sequence[tuple[int, Frame]]) -> Iterator[tuple[int, np.ndarray]]:
@@ -206,12 +206,17 @@ def _cut(file: Path) -> BadInput:
     return BadInput(f"The pixels of the DICOM file {file} are cut short.", _COPY)
 
 
-def _smallest(values: np.ndarray | None) -> np.ndarray | None:
-    """Whole numbers in int16 where they fit, else in int32 or int64."""
-    if values is None:
-        return None
-    low, high = int(values.min()), int(values.max())
-    for kind in (np.int16, np.int32):
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return values.astype(kind)
-    return values.astype(np.int64)
+def _smallest(values: np.ndarray) -> np.ndarray:
+    """Whole numbers in int16 where they fit, else in int32 or int64; others, and larger ones, in float32."""
+    if values.dtype.kind != "f" or np.array_equal(np.rint(values), values):
+        low, high = values.min(), values.max()
+        for kind in (np.int16, np.int32, np.int64):
+            if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+                return values.astype(kind)
+    return _single(values)
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    """Numbers with fractions in float32; what it does not reach becomes infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values

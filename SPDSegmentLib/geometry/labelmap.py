@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
 NIFTI_LIMIT = 32_767
+HIGHEST_LABEL = 2**31 - 1
+"""Of labels that a file holds as numbers with fractions."""
 HEADER_BYTES = 4096
 USUAL_COMPRESSION = 200
 """Voxels of a mask in one byte of a compressed file; a disk with less space than that is refused before the work."""
@@ -34,15 +36,18 @@ def read_labelmap(path: str | Path) -> Volume:
     """Read integer labels on a grid.
 
     Raises:
-        BadInput: as :func:`read_volume`, or values that are not whole numbers.
+        BadInput: as :func:`read_volume`, or values that are not whole numbers, or larger than ``HIGHEST_LABEL``.
     """
     volume = read_volume(path)
     array = volume.array
     if array.dtype.kind == "f":
-        rounded = np.rint(array)
-        if not np.array_equal(rounded, array):
-            raise BadInput(f"{path} holds values that are not labels.", "Give a label map with whole numbers.")
-        array = rounded.astype(np.int32)
+        highest = float(np.abs(array).max(initial=0))
+        if not (highest <= HIGHEST_LABEL and np.array_equal(np.rint(array), array)):
+            raise BadInput(
+                f"{path} holds values that are not labels.",
+                f"Give a label map with whole numbers up to {HIGHEST_LABEL:,}.",
+            )
+        array = array.astype(np.int32)
     return Volume(array, volume.ijk_to_ras, volume.name)
 
 
@@ -307,14 +312,29 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def keyholes(loops: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Outer outlines, with those of the holes joined in at the nearest corners."""
-    joined = [loop for loop in loops if _area(loop) > 0]
+    """Outer outlines of :func:`outlines`, each with those of its holes joined in at the nearest corners."""
+    outer = [loop for loop in loops if _area(loop) > 0]
+    joined = list(outer)
     for hole in (loop for loop in loops if _area(loop) <= 0):
-        apart = [np.linalg.norm(outer[:, None] - hole, axis=2) for outer in joined]
-        n = int(np.argmin([distances.min() for distances in apart]))
-        i, j = np.unravel_index(int(np.argmin(apart[n])), apart[n].shape)
+        beside = _pixel_beside(hole)  # of what the hole is in; all else around that is larger
+        n = min((n for n, loop in enumerate(outer) if _lies_in(beside, loop)), key=lambda n: _area(outer[n]))
+        apart = np.linalg.norm(joined[n][:, None] - hole, axis=2)
+        i, j = np.unravel_index(int(np.argmin(apart)), apart.shape)
         joined[n] = np.concatenate((joined[n][: i + 1], np.roll(hole, -j, axis=0), hole[j : j + 1], joined[n][i:]))
     return joined
+
+
+def _pixel_beside(loop: np.ndarray) -> np.ndarray:
+    """The (column, row) of a pixel of the mask at an outline, which has it on its right hand."""
+    along = np.sign(loop[1] - loop[0])
+    pixel: np.ndarray = loop[0] + 0.5 * (along + (-along[1], along[0]))
+    return pixel
+
+
+def _lies_in(pixel: np.ndarray, loop: np.ndarray) -> bool:
+    (x, y), (ends, rows) = pixel, loop.T
+    crossed = (rows > y) != (np.roll(rows, -1) > y)  # edges lie along columns, or along rows
+    return bool((ends[crossed] > x).sum() % 2)
 
 
 def inside(loops: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:

@@ -110,7 +110,7 @@ class Straightened:
         masks: (S, P, P) bool, the cross-sections; P is odd, the centerline in the middle.
         image: (S, P, P) float32, NaN outside the volume; None where it was not asked for.
         pixel_mm: of the planes.
-        area_mm2, diameter_mm: (S,) of the cross-section, and of the circle of its area.
+        area_mm2, diameter_mm: (S,) of the cross-section, and of the circle of its area; 0 in a gap of the mask.
         feret_min_mm, feret_max_mm: (S,) least and greatest distance of two parallel lines that enclose it.
         centerline_mm: length of the centerline from end to end; :func:`labelmap.measure` follows another path, through
             the centroids of slices.
@@ -132,11 +132,15 @@ class Straightened:
     left_out: float
 
     def sentence(self) -> str:
-        """What was measured, for people."""
+        """What was measured, for people; gaps of the mask count for the length alone."""
         k = int(np.argmax(self.diameter_mm))
+        full = self.area_mm2 > 0
+        mean = float(self.diameter_mm[full].mean()) if full.any() else 0.0
+        gaps_mm = self.centerline_mm * float(1 - full.mean())
+        gaps = f" ({gaps_mm:.0f} mm of it in gaps)" if gaps_mm > 0.5 else ""
         apart = f" {self.left_out:.0%} of the mask lies apart from it." if self.left_out > APART else ""
         return (
-            f"{self.centerline_mm:.0f} mm along the centerline, diameter {self.diameter_mm.mean():.1f} mm on average, "
+            f"{self.centerline_mm:.0f} mm along the centerline{gaps}, diameter {mean:.1f} mm on average, "
             f"{self.diameter_mm[k]:.1f} mm at its widest (slice {self.slice_number[k]}).{apart}"
         )
 
@@ -177,7 +181,7 @@ def straighten(
         sections = _sections(field, path, nodes, radius, max(2 * step, arc_length(path)[-1] / 60), 49)
         if len(sections.area) < 3:
             break
-        radius = float(np.sqrt(sections.area.mean() / np.pi))
+        radius = float(np.sqrt(sections.area[sections.area > 0].mean() / np.pi))
         inner = sections.at[(sections.at > radius) & (sections.at < sections.at[-1] - radius + sections.at[0])]
         path = sections.centroid[np.isin(sections.at, inner)] if len(inner) > 2 else sections.centroid
     path = smooth_path(path, radius, field.mean_spacing)

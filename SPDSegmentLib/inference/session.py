@@ -326,7 +326,7 @@ class Session:
                     if known is not None or t in self._outdated:
                         changed.add(t)
                     self._keep(p, self._blank(t, p.status), call)
-            else:  # the points are the same, the clicks that they are of may be numbered anew
+            else:  # the points are the same, the clicks that they are of may have other numbers
                 self._slices[t] = (p, known[1])
         self._features.ensure([p.slice_index for p in to_decode], call)
         call.expect("decoding", len(to_decode))
@@ -374,17 +374,19 @@ class Session:
         for start in range(0, len(order), size):
             self._features.ensure([t for t in order[start : start + size] if t not in self._locked], call)
             for t in order[start : start + size]:
-                if t in self._locked:
-                    results[t] = SliceResult(t, self._locked[t], 1.0, SliceStatus.LOCKED)
-                    call.on_slice(results[t])
-                    continue
-                saliency = self.saliency(t)
-                mask = saliency > self.predictor.prompts.threshold
-                quality = float(saliency[mask].mean()) if mask.any() else 0.0
-                results[t] = SliceResult(t, mask, quality, SliceStatus.SALIENCY if mask.any() else SliceStatus.EMPTY)
-                self._outdated = self._outdated | {t} if mask.any() else self._outdated - {t}
+                results[t] = self._saliency_mask(t)
+                self._outdated = self._outdated | {t} if results[t].pixels else self._outdated - {t}
                 call.on_slice(results[t])
         return results
+
+    def _saliency_mask(self, t: int) -> SliceResult:
+        """S_t > tau, or what a person owns."""
+        if t in self._locked:
+            return SliceResult(t, self._locked[t], 1.0, SliceStatus.LOCKED)
+        saliency = self.saliency(t)
+        mask = saliency > self.predictor.prompts.threshold
+        quality = float(saliency[mask].mean()) if mask.any() else 0.0
+        return SliceResult(t, mask, quality, SliceStatus.SALIENCY if mask.any() else SliceStatus.EMPTY)
 
 
 def _nearest_first(prompts: Iterable[SlicePrompts], center: int) -> list[SlicePrompts]:

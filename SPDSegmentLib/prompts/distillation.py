@@ -66,7 +66,7 @@ class PromptConfig:
             through a region above this lower value; tau or more: never (ours).
         follow_jump: with ``follow_components``, components of adjoining slices that do not overlap connect where they
             are at most this share of the field of view apart (ours).
-        follow_beyond: slices past the outermost click that are followed at most, -1 for no limit (ours).
+        follow_beyond: slices past the outermost click or owned slice that are followed at most, -1 for no limit (ours).
     """
 
     threshold: float = 0.5

@@ -8,8 +8,8 @@ A slice without any salient pixel abstains. Otherwise one point is put at the de
   slice, from either side; where nothing connects, between two supported slices the component nearest to the centerline
   through the supported points (``bridge_gaps``), beyond them none. A slice whose saliency stays below tau can still
   connect through its regions above ``follow_threshold``, a structure that moves aside from one slice to the next
-  connects where the two are at most ``follow_jump`` apart, and beyond the outermost clicks at most ``follow_beyond``
-  slices are followed.
+  connects where the two are at most ``follow_jump`` apart, and beyond the outermost clicks and owned slices at most
+  ``follow_beyond`` slices are followed.
 - otherwise the component nearest to the centerline, however far the slice is from any click.
 
 Where no click is supported in the whole volume, the salient object (components connected through the slices) with the
@@ -93,7 +93,7 @@ def distill_prompts(
             labels = range(1, int(saliency.components(t).max()) + 1)
             points = np.stack([saliency.deepest_point(t, label) for label in labels])
             supported[t] = SlicePrompts(t, points, np.full(len(points), -1), SliceStatus.SUPPORTED)
-    others, synthesized = fill_unsupported(saliency, supported, clicks, config)
+    others, synthesized = fill_unsupported(saliency, supported, clicks, config, owned)
     prompts = supported | others
     return Distillation(tuple(prompts[t] for t in range(saliency.n_slices)), tuple(fates + synthesized))
 
@@ -157,9 +157,17 @@ def _sampled(saliency: SaliencyMaps, config: PromptConfig) -> Distillation:
 
 
 def fill_unsupported(
-    saliency: SaliencyMaps, supported: dict[int, SlicePrompts], clicks: SliceClicks, config: PromptConfig
+    saliency: SaliencyMaps,
+    supported: dict[int, SlicePrompts],
+    clicks: SliceClicks,
+    config: PromptConfig,
+    owned: frozenset[int] = frozenset(),
 ) -> tuple[dict[int, SlicePrompts], list[PointFate]]:
-    """Prompts for every slice that is not in ``supported``, and the fates of synthesized points."""
+    """Prompts for every slice that is not in ``supported``, and the fates of synthesized points.
+
+    Args:
+        owned: slices that count as clicked where they lead to others.
+    """
     if not supported and config.unsupported == "synthesize":
         start = _nearest_start(saliency, clicks, config)
         if start is not None:
@@ -167,6 +175,7 @@ def fill_unsupported(
             return {**others, start.slice_index: start}, [_synthesized_fate(start, NEAREST_REASON), *reasons]
     salient = [t for t, of in supported.items() if saliency.component_at(t, of.points).any()]
     anchors = sorted(salient or supported)  # a slice whose clicks are believed against its saliency leads nowhere
+    clicked = np.append(clicks.slice_index, sorted(owned & set(anchors))) if len(clicks) else clicks.slice_index
     prompts: dict[int, SlicePrompts] = {}
     fates: list[PointFate] = []
     for before, after in zip([None, *anchors], [*anchors, None], strict=True):
@@ -176,7 +185,7 @@ def fill_unsupported(
             continue
         gap = range(first, last)
         sides = None if before is None else supported[before], None if after is None else supported[after]
-        near = _near_clicks(clicks, gap, config.follow_beyond)
+        near = _near_clicks(clicked, gap, config.follow_beyond)
         key = (config, near, *(None if side is None else (side.slice_index, side.points.tobytes()) for side in sides))
         middles = saliency.decide(
             "gap",
@@ -225,7 +234,8 @@ def _nearest_start(saliency: SaliencyMaps, clicks: SliceClicks, config: PromptCo
     far = FAR * saliency.map(int(clicks.slice_index[0])).shape[0]
     reach = int(far / saliency.slice_px)
     first, last = int(clicks.slice_index.min()) - reach, int(clicks.slice_index.max()) + reach
-    around = _near_clicks(clicks, range(max(0, first), min(saliency.n_slices, last + 1)), config.follow_beyond)
+    within = range(max(0, first), min(saliency.n_slices, last + 1))
+    around = _near_clicks(clicks.slice_index, within, config.follow_beyond)
     scale = np.array([saliency.slice_px, 1.0, 1.0])
     where = np.column_stack((clicks.slice_index, clicks.xy[:, ::-1])) * scale
     best = far
@@ -277,11 +287,11 @@ def _choose_regions(
     return chosen
 
 
-def _near_clicks(clicks: SliceClicks, gap: range, beyond: int) -> range:
-    """The part of a gap that lies at most ``beyond`` slices past the outermost clicks; all of it if negative."""
-    if beyond < 0 or len(clicks) == 0:
+def _near_clicks(clicked: np.ndarray, gap: range, beyond: int) -> range:
+    """The part of a gap that lies at most ``beyond`` slices past the outermost clicked ones; all of it if negative."""
+    if beyond < 0 or len(clicked) == 0:
         return gap
-    first, last = int(clicks.slice_index.min()) - beyond, int(clicks.slice_index.max()) + beyond
+    first, last = int(clicked.min()) - beyond, int(clicked.max()) + beyond
     return range(max(gap.start, first), max(gap.start, min(gap.stop, last + 1)))
 
 

@@ -186,6 +186,17 @@ def test_outlines_with_their_keyholes_enclose_the_very_pixels(seed: int, share: 
     loops = outlines(mask)
     assert (inside(loops, (9, 7)) == mask).all()
     assert (inside(keyholes(loops), (9, 7)) == mask).all()
+    assert (np.sum([inside([loop], (9, 7)) for loop in keyholes(loops)], axis=0) == mask).all(), "one at a time"
+
+
+def test_a_hole_is_joined_to_the_outline_around_it_and_not_to_a_nearer_island() -> None:
+    mask = np.zeros((20, 60), dtype=bool)
+    mask[10:15, 5:45] = True
+    mask[12, 25] = False
+    mask[8, 24:27] = True
+    bar, island = sorted(keyholes(outlines(mask)), key=len, reverse=True)
+    assert len(island) == 4
+    assert (inside([bar], mask.shape) == (mask & (np.arange(20) > 9)[:, None])).all()
 
 
 def test_the_side_is_that_of_the_body_and_not_of_a_crop() -> None:

@@ -120,6 +120,31 @@ def test_beyond_the_outermost_clicks_components_are_followed_as_far_as_is_set() 
         assert [p.slice_index for p in slices if len(p.points)] == list(followed)
 
 
+def test_an_owned_slice_leads_to_its_neighbors_and_as_far_past_it_as_past_a_click() -> None:
+    config = dataclasses.replace(OURS, n_neighbors=0, follow_beyond=2, bridge_gaps=False)
+    clicks = clicks_at((4, 10, 10), (6, 10, 10))
+    for owned, followed in ((12, range(2, 15)), (0, range(9)), (5, range(2, 9))):
+        found = distill_prompts(maps_of(*[square(10, 10)] * 18), clicks, config, owned=frozenset({owned})).slices
+        assert [p.slice_index for p in found if len(p.points)] == list(followed)
+    nothing = distill_prompts(maps_of(*[square(10, 10)] * 12, *[np.zeros((SIZE, SIZE))] * 6), clicks, config,
+                              owned=frozenset({15})).slices  # fmt: skip
+    assert [p.slice_index for p in nothing if len(p.points)] == list(range(2, 9)), "an empty owned slice leads nowhere"
+
+
+@pytest.mark.parametrize(
+    "clicks", [((4, 10, 10), (6, 10, 10)), ((4, 25, 4), (6, 25, 4))], ids=["supported", "rejected"]
+)
+def test_what_connects_with_a_far_owned_slice_through_nothing_is_not_followed(
+    clicks: tuple[tuple[int, float, float], ...],
+) -> None:
+    # given another object beside the clicks, in the place that the owned slice has far from them
+    maps = [*[square(10, 10)] * 7, np.zeros((SIZE, SIZE)), square(24, 24), *[np.zeros((SIZE, SIZE))] * 6]
+    config = dataclasses.replace(OURS, n_neighbors=0, follow_beyond=2, bridge_gaps=False)
+    found = distill_prompts(maps_of(*maps, square(24, 24)), clicks_at(*clicks), config, owned=frozenset({15})).slices
+    assert found[15].status == SliceStatus.SUPPORTED
+    assert not any(len(p.points) for p in found[7:15])
+
+
 def test_between_two_supported_slices_a_gap_is_bridged_along_the_centerline() -> None:
     far = np.maximum(square(24, 24, 2), square(13, 8, 2))
     saliency = maps_of(square(4, 8, 2), far, square(22, 8, 2))

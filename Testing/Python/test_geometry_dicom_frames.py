@@ -21,7 +21,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
+from SPDSegmentLib.geometry import dicom
 from SPDSegmentLib.geometry.dicom import source_frames
+from SPDSegmentLib.geometry.limits import BYTES_BESIDE_VOXEL
 from SPDSegmentLib.geometry.volume import read_volume
 
 
@@ -41,6 +43,35 @@ def test_every_frame_is_scaled_by_its_own_slope(tmp_path: Path) -> None:
     array = read_volume(multi_frame(tmp_path / "mr.dcm", scale)).array
     steps = np.arange(6)[:, None, None]
     np.testing.assert_allclose(array, PIXELS * 0.5 * (steps + 1) - steps)
+
+
+@pytest.mark.parametrize(("keyword", "kind"), [("FloatPixelData", "<f4"), ("DoubleFloatPixelData", "<f8")])
+@pytest.mark.parametrize("slope", [None, 1, 2])
+def test_values_that_are_stored_with_fractions_keep_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keyword: str, kind: str, slope: int | None
+) -> None:
+    # given a parametric map whose slope is absent or whole
+    values = np.random.default_rng(7).random(PIXELS.shape).astype(kind) * 3
+    path = multi_frame(tmp_path / "map.dcm")
+    made = pydicom.dcmread(path)
+    for t, frame in enumerate(made.PerFrameFunctionalGroupsSequence):
+        if slope is None:
+            del frame.PixelValueTransformationSequence
+        else:
+            frame.PixelValueTransformationSequence = item(RescaleSlope=slope, RescaleIntercept=t)
+    for name in ("PixelData", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(made, name)
+    setattr(made, keyword, values.tobytes())
+    made.save_as(path, enforce_file_format=True)
+    # when it is read
+    counted = []
+    monkeypatch.setattr(dicom, "check_memory", lambda what, shape, voxel_bytes: counted.append(voxel_bytes))
+    array = read_volume(path).array
+    # then nothing is rounded, and a value is counted as large as it may be
+    expected = values if slope is None else values * slope + np.arange(6)[:, None, None]
+    np.testing.assert_allclose(array, expected, rtol=1e-6)
+    assert array.dtype == np.float32
+    assert counted[0] + BYTES_BESIDE_VOXEL == 16
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,8 @@ def test_labels_of_any_number_type_are_read(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(read.array, LABELS)
 
 
-@pytest.mark.parametrize("value", [0.5, np.nan])
-def test_values_between_labels_are_refused(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, -np.inf, 2.0**31])
+def test_values_between_or_beyond_labels_are_refused(tmp_path: Path, value: float) -> None:
     array = LABELS.astype(np.float32)
     array[0, 0, 0] = value
     with pytest.raises(BadInput, match="not labels"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -130,6 +131,20 @@ def test_a_gap_is_bridged_and_a_stray_part_is_left_out_and_said():
     assert found.centerline_mm == pytest.approx(56, rel=0.03)
     assert found.left_out > 0.02
     assert "lies apart" in found.sentence()
+
+
+def test_a_gap_counts_for_the_length_and_not_for_the_diameter():
+    mask, stack = _phantom(_straight((0, 0, 1)), (1.0, 1.0, 2.0), np.eye(3))
+    broken = mask.copy()
+    broken[14:22] = False
+    found = straighten(broken, stack, image=False)
+    words = r"(\d+) mm along the centerline \((\d+) mm of it in gaps\), diameter ([\d.]+) mm on average"
+    said = re.match(words, found.sentence())
+    assert said is not None, found.sentence()
+    length, gaps, diameter = map(float, said.groups())
+    assert length == pytest.approx(56, abs=2) and gaps == pytest.approx(16, abs=2)
+    assert diameter == pytest.approx(2 * RADIUS, rel=0.03)
+    assert "gaps" not in straighten(mask, stack, image=False).sentence()
 
 
 @pytest.mark.parametrize("voxels", [[(5, 6, 7)], [(5, 6, 7), (6, 6, 7)], [(5, 6, n) for n in range(3, 9)]])
