@@ -10,7 +10,7 @@ from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.training.config import DataConfig, patient_of, read_training_config
 
 HERE = Path(__file__).resolve().parent
-SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct", "spleen-mr")
+SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct", "spleen-mr", "spinal-cord-ct")
 
 
 def predictor_of(name: str) -> Predictor:

@@ -50,6 +50,7 @@ def test_a_series_is_read_in_the_order_of_space_with_whole_numbers(tmp_path: Pat
         ((1,) * 6, (0, 10, 20, 30, 40, 50), np.int16),
         ((1, 0.5, 0.25, 2, 1, 1.125), (0, 0.5, -3, 0, 0, 7), np.float32),
         ((-1, 1, -1, 1, -1, 1), (0,) * 6, np.int16),
+        ((1e20,) * 6, (0,) * 6, np.float32),
     ],
 )
 def test_every_slice_is_scaled_by_its_own_slope_and_intercept(
