@@ -11,7 +11,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,15 @@ def _digest_of(bundle: Bundle) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def case_key(case: BatchCase, model: BatchModel, settings: dict[str, str]) -> dict[str, str]:
+def settings_key(case: BatchCase, model: BatchModel, settings: Mapping[str, str]) -> dict[str, str]:
+    """The part of a case's key that is known without its files."""
+    chosen = {"series": case.series} if case.series else {}
+    chosen |= {"frame": str(case.frame)} if case.frame else {}
+    text = json.dumps({**settings, **chosen}, sort_keys=True)
+    return {"model_digest": model.digest, "version": __version__, "settings": text}
+
+
+def case_key(case: BatchCase, model: BatchModel, settings: Mapping[str, str]) -> dict[str, str]:
     """What the result of a case depends on, by the names of ``KEY_FIELDS``.
 
     Raises:
@@ -238,16 +246,11 @@ def case_key(case: BatchCase, model: BatchModel, settings: dict[str, str]) -> di
             raise BadInput(f"The {what} {path} is not there.", "Check the list of cases.")
         if not path.is_file() and not (what == "image" and path.is_dir()):
             raise BadInput(f"The {what} {path} is not a file.", "Check the list of cases.")
-    chosen = {"series": case.series} if case.series else {}
-    chosen |= {"frame": str(case.frame)} if case.frame else {}
-    text = json.dumps(settings | chosen, sort_keys=True)
     try:
         return {
             "image_digest": image_digest(Path(case.image), case.series, case.frame),
             "points_digest": sha256_of(Path(case.points)),
-            "model_digest": model.digest,
-            "version": __version__,
-            "settings": text,
+            **settings_key(case, model, settings),
         }
     except OSError as error:
         raise BadInput(

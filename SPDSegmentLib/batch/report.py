@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from SPDSegmentLib.batch.cases import KEY_FIELDS, BatchCase
+from SPDSegmentLib.batch.cases import KEY_FIELDS, BatchCase, BatchModel, case_key, settings_key
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.files import write_csv, write_json
 from SPDSegmentLib.models.storage import sha256_of
@@ -24,6 +25,9 @@ COLUMNS = (
 ROW_SUFFIX = ".case.json"
 DICOM_SUFFIX = ".dcm"
 REPORT_NAME = "report"
+EARLIER = "earlier"
+"""Key of a row under which the row of the result lies that the last run left as it was."""
+_ROW_ONLY = ("report", "output_digest", "known_digests", "beside", EARLIER)
 _LOCK_NAME = ".spdsegment-report.lock"
 _LOCK_SECONDS = 30.0
 _WRITE_SHARE = 0.1
@@ -61,12 +65,30 @@ def read_row(path: Path) -> dict[str, Any] | None:
         row = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return row if isinstance(row, dict) and "case" in row and "state" in row else None
+    return row if _is_row(row) else None
+
+
+def _is_row(row: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(row, dict) and "case" in row and "state" in row
+
+
+def result_of(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The row of a case's result: the earlier one where the last run left that as it was."""
+    earlier = row.get(EARLIER) if row is not None else None
+    return earlier if _is_row(earlier) else row
+
+
+def earlier_result(row: dict[str, Any] | None, row_file: Path, output: Path) -> dict[str, Any]:
+    """What a row that takes the place of another one holds of it, so that its files are known as the batch's."""
+    if row is not None and "known_digests" not in row:  # of version 0.1.0, which told its masks by the row's time
+        digest = None if is_foreign(row, row_file, output) else _digest(output)
+        row = row | {"known_digests": [digest] if digest else []}
+    return {} if row is None else {EARLIER: row}
 
 
 def is_finished(row: Mapping[str, Any] | None, output: Path, key: Mapping[str, str]) -> bool:
     """Whether a result is there, as it was written, and made of what ``key`` says."""
-    if row is None or any(row.get(name) != key[name] for name in KEY_FIELDS):
+    if row is None or any(row.get(name) != key.get(name) for name in KEY_FIELDS):
         return False
     if row["state"] not in (CaseState.DONE, CaseState.LOOK, CaseState.WRITING):
         return False
@@ -116,9 +138,7 @@ def kept_error(output: Path) -> str:
 
 def report_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a case's row that the report shows."""
-    return {
-        name: value for name, value in row.items() if name not in ("report", "output_digest", "known_digests", "beside")
-    }
+    return {name: value for name, value in row.items() if name not in _ROW_ONLY}
 
 
 class Report:
@@ -127,15 +147,24 @@ class Report:
     Args:
         head: what the report says of the whole batch.
         cases: all cases of the table, also those of other parts.
-        digest: of the model.
+        settings: of the batch, see :meth:`SPDSegmentLib.batch.segmenting.BatchSettings.key`.
     """
 
-    def __init__(self, folder: Path, head: Mapping[str, Any], cases: Sequence[BatchCase], digest: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        head: Mapping[str, Any],
+        cases: Sequence[BatchCase],
+        model: BatchModel,
+        settings: Mapping[str, str],
+    ) -> None:
         self._folder = folder
-        self._head = dict(head)
-        self._digest = digest
+        self._head = {**head, "model": model.name, "settings": dict(settings)}
+        self._model = model
+        self._settings = dict(settings)
         self._cases = list(cases)
         self._rows: dict[str, dict[str, Any]] = {}
+        self._keys: dict[str, dict[str, str]] = {}
         self._due = 0.0
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -154,18 +183,21 @@ class Report:
         """Write the reports and return what ``report.json`` holds.
 
         Args:
-            with_others: take in what other parts or an earlier call finished with this model, version and settings.
+            with_others: take in what other parts or an earlier call left of the same images, clicks, model, version
+                and settings.
 
         Raises:
             BadInput: they cannot be written.
         """
+        for case in self._cases if with_others else ():
+            if case.name not in self._rows:
+                self._of_others(case)  # images are read before other parts have to wait
         with FolderLock(self._folder, "report", _LOCK_NAME, _LOCK_SECONDS):
             rows = []
             for case in self._cases:
                 row = self._rows.get(case.name)
                 if row is None and with_others:
-                    other = read_row(self._folder / f"{case.file_name}{ROW_SUFFIX}")
-                    row = report_row(other) if other is not None and self._is_of_this_batch(other) else None
+                    row = self._of_others(case)
                 if row is not None:
                     rows.append(row)
             content = self._head | {"cases": rows}
@@ -174,12 +206,28 @@ class Report:
             write_csv(self._folder / f"{REPORT_NAME}.csv", [COLUMNS, *table])
         return content
 
-    def _is_of_this_batch(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row that another process left can stand under the head of this report."""
-        if row["state"] == CaseState.WRITING or row.get("model_digest") != self._digest:
+    def _of_others(self, case: BatchCase) -> dict[str, Any] | None:
+        """The row that another process left of a case, where it holds for the case as it is now."""
+        last = read_row(self._folder / f"{case.file_name}{ROW_SUFFIX}")
+        with contextlib.suppress(SPDError):
+            for row in (last, result_of(last)):
+                if row is not None and self._holds(row, case):
+                    return report_row(row)
+        return None
+
+    def _holds(self, row: Mapping[str, Any], case: BatchCase) -> bool:
+        known = settings_key(case, self._model, self._settings)
+        if row["state"] == CaseState.WRITING or any(row.get(name) != value for name, value in known.items()):
             return False
-        said = json.loads(row.get("settings") or "{}")
-        return row.get("version") == self._head["spdsegment"] and said | self._head["settings"] == said
+        if case.name not in self._keys:
+            self._keys[case.name] = known
+            with contextlib.suppress(SPDError):
+                if not case.problem:
+                    self._keys[case.name] = case_key(case, self._model, self._settings)
+        key = self._keys[case.name]
+        if row["state"] in (CaseState.FAILED, CaseState.KEPT):
+            return all(row.get(name) == key.get(name) for name in KEY_FIELDS)
+        return is_finished(row, self._folder / f"{case.file_name}{self._settings['suffix']}", key)
 
 
 def write_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -8,18 +8,20 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.batch.cases import BatchCase, BatchModel, Cases, case_key, checked_cases
+from SPDSegmentLib.batch.cases import BatchCase, BatchModel, Cases, case_key, checked_cases, settings_key
 from SPDSegmentLib.batch.report import (
+    REPORT_NAME,
     ROW_SUFFIX,
     CaseState,
     Report,
     done_state,
+    earlier_result,
     empty_row,
     is_finished,
     is_foreign,
@@ -27,11 +29,13 @@ from SPDSegmentLib.batch.report import (
     known_digests,
     read_row,
     report_row,
+    result_of,
     write_row,
 )
-from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, check_settings
+from SPDSegmentLib.batch.segmenting import DICOM_SUFFIXES, BatchSettings, CaseResult, check_settings
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
-from SPDSegmentLib.files import write_whole
+from SPDSegmentLib.files import user_path, write_whole
+from SPDSegmentLib.geometry.labelmap import SUFFIXES
 from SPDSegmentLib.models.storage import sha256_of
 from SPDSegmentLib.staging import LOCK_NAME, FolderLock, is_alive
 
@@ -63,21 +67,25 @@ class CaseProcess:
         output = self.folder / f"{case.file_name}{self.settings.suffix}"
         started = time.monotonic()
         row = empty_row(case, self.model.name, self.settings.full_paths)
-        key: dict[str, str] = {}
+        settings = self.settings.key(self.model)
+        key = settings_key(case, self.model, settings)
+        last = read_row(row_file)
+        former = result_of(last)
         try:
             if case.problem:
                 raise BadInput(case.problem, "Correct the list of cases.")
-            key = case_key(case, self.model, self.settings.key(self.model))
-            former = read_row(row_file)
+            key = case_key(case, self.model, settings)
             if self.resume and former is not None and is_finished(former, output, key):
-                return self._adopt(row_file, former | {name: row[name] for name in ("case", "image", "points")})
+                names = {name: row[name] for name in ("case", "image", "points")}
+                return self._adopt(case, row_file, former | names, replaces=last is not former)
             for path in (output, *map(output.with_name, self.settings.beside(case).values())):
                 if self.resume and is_foreign(former, row_file, path):
-                    return row | {"state": CaseState.KEPT.value, "error": kept_error(path), "output": output.name}
+                    row |= {"state": CaseState.KEPT.value, "error": kept_error(path), "output": output.name}
+                    return self._keep(row_file, output, row, key, former)
             row["known_digests"] = known_digests(former)
             result = segment(case, output)
             row |= result.figures | {"clicks": result.fates, "report": result.details}
-            row |= self._write(result, output, row_file, row | key)
+            row |= self._write(case, result, output, row_file, row | key)
         except Cancelled:
             raise
         except SPDError as error:
@@ -88,23 +96,54 @@ class CaseProcess:
         except Exception as error:  # one case must not stop the others
             row["error"] = f"{type(error).__name__}: {error}"
         row["seconds"] = round(time.monotonic() - started, 2)
-        if key:  # without one nothing was looked at, and what is known of an earlier result stays
-            try:
-                write_row(row_file, row | key)
-            except SPDError as error:
-                row["error"] = f"{row['error']} {error.sentence}".strip()
+        return self._keep(row_file, output, row, key, former)
+
+    @staticmethod
+    def _keep(
+        row_file: Path, output: Path, row: dict[str, Any], key: dict[str, str], former: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Write a row; what is known of an earlier result stays where the case did not get as far as that."""
+        try:
+            earlier = {} if "known_digests" in row else earlier_result(former, row_file, output)
+            write_row(row_file, row | key | earlier)
+        except SPDError as error:
+            row["error"] = f"{row['error']} {error.sentence}".strip()
         return row
 
-    def _adopt(self, row_file: Path, row: dict[str, Any]) -> dict[str, Any]:
+    def _adopt(self, case: BatchCase, row_file: Path, row: dict[str, Any], replaces: bool) -> dict[str, Any]:
         """The row of a finished case; of one that was killed between its mask and its row too."""
-        if row["state"] == CaseState.WRITING:
+        if replaces or row["state"] == CaseState.WRITING:
             row["state"] = done_state(row).value
+            row["known_digests"] = self._drop_former(case, row, known_digests(row))
             with contextlib.suppress(SPDError):
                 write_row(row_file, row)
         return row
 
-    @staticmethod
-    def _write(result: CaseResult, output: Path, row_file: Path, row: dict[str, Any]) -> dict[str, Any]:
+    def _drop_former(self, case: BatchCase, row: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+        """Delete the DICOM objects that the batch wrote of a case before and ``row`` does not name.
+
+        What somebody changed stays, and so do masks of other formats.
+
+        Returns the digests of all its files that are there then.
+        """
+        beside = row.get("beside", {})
+        now = [row["output_digest"], *beside.values()]
+        for suffix in (*SUFFIXES, *DICOM_SUFFIXES.values()):
+            path = self.folder / f"{case.file_name}{suffix}"
+            if path.name == row["output"] or path.name in beside:
+                continue
+            with contextlib.suppress(OSError):
+                digest = sha256_of(path)
+                if digest in known:
+                    now.append(digest)
+                    if suffix not in SUFFIXES:
+                        path.unlink()
+                        now.pop()
+        return now
+
+    def _write(
+        self, case: BatchCase, result: CaseResult, output: Path, row_file: Path, row: dict[str, Any]
+    ) -> dict[str, Any]:
         """Write a mask; returns what its row says then. The row goes first, so that a kill between loses nothing."""
         told: dict[str, Any] = {"beside": {}}
         known = list(row["known_digests"])
@@ -130,7 +169,7 @@ class CaseProcess:
 
             write_whole(output.with_name(name), write_beside, what="DICOM file")
         write_whole(output, write_mask, lambda part: sha256_of(part) == told["output_digest"], "mask")
-        now = [told["output_digest"], *told["beside"].values()]
+        now = self._drop_former(case, told, known)
         return told | {"state": done_state(row).value, "known_digests": now}
 
 
@@ -164,8 +203,8 @@ class BatchRun:
         """Segment cases, see :func:`SPDSegmentLib.batch.cases.checked_cases`; return the report.
 
         Raises:
-            BadInput: a list that cannot be used, a folder that cannot be used or is in use, or a report that cannot be
-                written; the masks stay.
+            BadInput: a list that cannot be used, a folder that cannot be used or is in use, an input where report or
+                rows belong, or a report that cannot be written; the masks stay.
             Cancelled: somebody stopped it; the report holds what was finished.
             SchedulerLost, OtherVersion: see :mod:`SPDSegmentLib.batch.cluster`; as above.
         """
@@ -178,7 +217,8 @@ class BatchRun:
             replace(case, series=case.series or self.settings.series, frame=case.frame or self.settings.frame)
             for case in listed
         ]
-        every = self._guarded(chosen)
+        table = [user_path(cases)] if isinstance(cases, (str, Path)) else []
+        every = self._guarded(chosen, table)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -189,12 +229,12 @@ class BatchRun:
             ) from error
         with _locked(self.folder, self.part):
             _sweep(self.folder)
-            said = {"model": self.model.name, "settings": self.settings.key(self.model)}
-            report = Report(self.folder, {"spdsegment": __version__, **said}, every, self.model.digest)
+            settings = self.settings.key(self.model)
+            report = Report(self.folder, {"spdsegment": __version__}, every, self.model, settings)
             try:
                 self._run_all(every[index - 1 :: count], report)
             except (SPDError, KeyboardInterrupt) as error:
-                with contextlib.suppress(SPDError):
+                with contextlib.suppress(SPDError, KeyboardInterrupt):
                     report.finish(with_others=True)
                 if isinstance(error, Cancelled | KeyboardInterrupt):
                     sentence = "The batch was stopped; what is finished is kept."
@@ -202,14 +242,25 @@ class BatchRun:
                 raise
             return report.finish(with_others=count > 1)
 
-    def _guarded(self, cases: list[BatchCase]) -> list[BatchCase]:
-        """Cases whose mask would replace a file that another or the same case is read from cannot be segmented."""
-        inputs = {_resolved(Path(path)) for case in cases for path in (case.image, case.points) if path}
-        folder = _resolved(self.folder)
+    def _guarded(self, cases: list[BatchCase], table: list[Path]) -> list[BatchCase]:
+        """Cases whose mask would replace a file that the batch is read from cannot be segmented.
+
+        Raises:
+            BadInput: the report or the row of a case would.
+        """
+        read = [*table, *(Path(path) for case in cases for path in (case.image, case.points) if path)]
+        inputs = set(map(_identity, read))
+        rows = [f"{case.file_name}{ROW_SUFFIX}" for case in cases]
+        for name in (f"{REPORT_NAME}.csv", f"{REPORT_NAME}.json", *rows):
+            if _identity(self.folder / name) in inputs:
+                raise BadInput(
+                    f"The batch would replace its input {self.folder / name} by a file of its own.",
+                    "Choose another output folder, or rename that file.",
+                )
         guarded = []
         for case in cases:
             names = [f"{case.file_name}{self.settings.suffix}", *self.settings.beside(case).values()]
-            taken = next((name for name in names if folder / name in inputs), "")
+            taken = next((name for name in names if _identity(self.folder / name) in inputs), "")
             if taken and not case.problem:
                 case = replace(case, problem=f"Its mask would replace the input {taken}.")
             guarded.append(case)
@@ -308,7 +359,11 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def _resolved(path: Path) -> Path:
+def _identity(path: Path) -> object:
+    """What two names of one file have in common, also where capital letters do not count."""
+    with contextlib.suppress(OSError, ValueError):
+        state = path.stat()
+        return state.st_dev, state.st_ino
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         return path.resolve()
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,10 @@ from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.files import check_output, megabytes, write_text
 
 if TYPE_CHECKING:
+    from SPDSegmentLib.training.config import DataConfig
     from SPDSegmentLib.training.planning import Plan
 
+SHOWN = 4
 _VALUES = re.compile(r"\d+(\+\d+)*")
 
 
@@ -58,9 +61,12 @@ def init(
     targets = [_values(text) for text in target or ()]
     if output is not None:
         _check_free(output, replace)
+    from SPDSegmentLib.training.config import check_pattern
     from SPDSegmentLib.training.planning import configuration_text, plan
     from SPDSegmentLib.training.survey import find_cases, survey
 
+    if patient:
+        check_pattern(patient, "--patient")
     found = find_cases(folder, image, label, series, segment or ())
     with show_training(True) as bar:
         bar.say(f"{len(found.cases)} cases, named {found.image} and {found.label}.")
@@ -79,7 +85,15 @@ def init(
         "What is commented out is at its default.",
         *expected,
     ]
-    write_text(output, configuration_text(made, head), "configuration")
+    text = configuration_text(made, [printable(line) for line in head])
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(
+            f"The configuration {output} cannot be written: a name in it is nothing that TOML can hold ({error}).",
+            "Give files and folders names of usual letters.",
+        ) from error
+    write_text(output, text, "configuration")
     for line in (*_summary(made), *expected, f"Written: {output}. Go on with: spdsegment train {output}"):
         typer.echo(printable(line))
 
@@ -105,11 +119,25 @@ def _summary(made: Plan) -> list[str]:
     limits = f"{config.intensity.kind} {config.intensity.low:g} to {config.intensity.high:g}"
     return [
         f"Cases:     {len(data.train)} train, {len(data.validation)} validate, {len(data.test)} for the measurement",
+        f"Patients:  {_patients(data)}",
         f"Slices:    {data.plane} ({made.reasons['data.plane']})",
         f"View:      {view} ({made.reasons['fov_mm']})",
         f"Intensity: {limits} ({made.reasons['intensity.kind']})",
         f"Steps:     {config.stage1.steps} of stage I, {config.stage2.steps} of stage II",
     ]
+
+
+def _patients(data: DataConfig) -> str:
+    """How many there are, and an example of cases that count as one."""
+    from SPDSegmentLib.training.config import patient_of
+
+    cases: dict[str, list[str]] = {}
+    for case in sorted({*data.train, *data.validation, *data.test}):
+        cases.setdefault(patient_of(case, data.patient_pattern), []).append(case)
+    patient, most = max(cases.items(), key=lambda item: len(item[1]))
+    if len(most) == 1:
+        return f"{len(cases)}, each case is one, as in {patient} (--patient groups cases)"
+    return f"{len(cases)}, as in {patient}: {', '.join(most[:SHOWN])}{', ...' if len(most) > SHOWN else ''}"
 
 
 def _needs(made: Plan) -> str:

@@ -142,6 +142,13 @@ def add_model(
     """Copy a model or base weights of your own into SPDSegment's folder."""
     file = Path(source)
     if is_address(source) or file.suffix.lower() == ".zip" or file.is_dir():
+        if name is not None:
+            raise BadInput(f"--as is for a file of base weights, and {source} is a model.", "Leave --as out.")
+        if sha256 is not None and file.is_dir():
+            raise BadInput(
+                f"--sha256 is the checksum of one file, and {source} is a folder.",
+                "Leave --sha256 out: a model's folder holds its own checksums.",
+            )
         if file.is_dir():
             bundle = add_bundle(file, accept_unknown)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import platform
 import shlex
 import signal
@@ -246,7 +245,7 @@ def evaluate(
     typer.echo(f"\nWritten to {output}: rows.csv, summary.json, table.md, severity.png")
     if update_card:
         name, first = next(iter(bundles.items()))
-        _update(first, [row for row in rows if row.bundle == labels[name]], cases, command)
+        _update(first, [row for row in rows if row.bundle == labels[name]], cases, split, command)
 
 
 @contextlib.contextmanager
@@ -316,12 +315,9 @@ def _context(command: str, cases: list[str], bundles: dict[str, Bundle], seeds: 
     }
 
 
-def _update(bundle: Bundle, rows: list[EvaluationRow], cases: list[str], command: str) -> None:
+def _update(bundle: Bundle, rows: list[EvaluationRow], cases: list[str], split: str, command: str) -> None:
     from SPDSegmentLib.evaluation.report import markdown_table, summarize
-    from SPDSegmentLib.models.bundle import write_bundle
-    from SPDSegmentLib.networks.backbones import load_state_dict
-    from SPDSegmentLib.training.result import model_card
+    from SPDSegmentLib.training.result import update_metrics
 
-    metrics = {"cases": len(cases), "summary": summarize(rows), "table": markdown_table(rows), "command": command}
-    info = dataclasses.replace(bundle.info, metrics=metrics)
-    write_bundle(bundle.folder, info, load_state_dict(bundle.adapter_path), model_card(info))
+    metrics = {"cases": len(cases), "split": split, "summary": summarize(rows), "table": markdown_table(rows)}
+    update_metrics(bundle, metrics | {"command": command})

@@ -209,10 +209,15 @@ def scan_bundles(extra_folders: Iterable[str | Path] = ()) -> tuple[list[Bundle]
     Of two bundles of one name the first counts, in the order: further folders, the user's, the shipped ones. Whatever a
     folder holds, it never hides another one's bundles.
     """
+    return _scan(_roots(extra_folders))
+
+
+def _roots(extra_folders: Iterable[str | Path]) -> list[Path]:
+    """Folders of bundles, the first first; what a kill has left in the user's is swept away."""
     roots = [user_path(folder).resolve() for folder in extra_folders] + [user_models_folder().resolve()]
     sweep(user_models_folder())
     shipped = shipped_models_folder()
-    return _scan([*roots, *([shipped] if shipped is not None else [])])
+    return [*roots, *([shipped] if shipped is not None else [])]
 
 
 def list_shipped_bundles() -> list[Bundle]:
@@ -272,14 +277,21 @@ def find_bundle(name_or_path: str | Path, extra_folders: Iterable[str | Path] = 
     path = user_path(name_or_path)
     if _holds_info(path):
         return read_bundle(path)
-    bundles, broken = scan_bundles(extra_folders)
-    wanted = str(name_or_path)
-    for folder, error in broken:
-        if folder.name == wanted and not isinstance(error, BadInput):
-            # Also where the shipped one of this name is sound: which of the two was meant, nobody knows.
-            raise _with_way_out(error, wanted) if any(b.info.name == wanted for b in bundles) else error
-    for bundle in [b for b in bundles if b.info.name == wanted] + [b for b in bundles if b.folder.name == wanted]:
-        return bundle
+    roots, wanted = _roots(extra_folders), str(name_or_path)
+    bundles = _scan(roots)[0]
+    for root in roots:
+        sound, broken = _scan([root])
+        for folder, error in broken:
+            if folder.name == wanted and not isinstance(error, BadInput):
+                # Also where a later one of this name is sound: which of the two was meant, nobody knows.
+                own = root == user_models_folder().resolve() and any(b.info.name == wanted for b in bundles)
+                raise _with_way_out(error, wanted) if own else error
+        for bundle in sound:
+            if bundle.info.name == wanted:
+                return bundle
+    for bundle in bundles:
+        if bundle.folder.name == wanted:
+            return bundle
     if os.path.isdir(path):
         raise ModelMissing(f"{path} holds no model bundle ({INFO_NAME} is missing).", "Choose a bundle's folder.")
     known = ", ".join(bundle.info.name for bundle in bundles) or "none"

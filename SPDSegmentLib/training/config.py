@@ -17,7 +17,7 @@ from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SegmentationLossConfig
 from SPDSegmentLib.prompts.distillation import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
-from SPDSegmentLib.settings import build_settings, check_choice, check_ranges
+from SPDSegmentLib.settings import build_settings, check_choice, check_ranges, shorten
 
 
 @dataclass(frozen=True)
@@ -305,16 +305,30 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def patient_of(case: str, pattern: str) -> str:
     """The patient that a case name belongs to: the pattern's first group."""
     match = re.match(pattern, case)
-    return match.group(1) if match else case
+    return (match.group(1) or case) if match else case
+
+
+def check_pattern(pattern: str, where: str) -> None:
+    """Raise :class:`BadInput` for a pattern of patients that is no regular expression or has no group."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise BadInput(
+            f"'{shorten(pattern)}' ({where}) is not a regular expression: {error}.",
+            r"Write it as in '(p\d+)', its first group being the patient.",
+        ) from error
+    if not groups:
+        raise BadInput(
+            f"'{shorten(pattern)}' ({where}) has no group that names the patient.",
+            r"Put that part into parentheses, as in '(p\d+)'.",
+        )
 
 
 def check_split(data: DataConfig, path: Path) -> None:
     """Raise :class:`BadInput` where a patient is in two parts, or nobody trains; ``path`` is for messages."""
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    try:
-        patients = {part: {patient_of(case, data.patient_pattern) for case in cases} for part, cases in parts.items()}
-    except re.error as error:
-        raise BadInput(f"patient_pattern in {path} is not a regular expression: {error}.") from error
+    check_pattern(data.patient_pattern, f"patient_pattern in {path}")
+    patients = {part: {patient_of(case, data.patient_pattern) for case in cases} for part, cases in parts.items()}
     for first, second in itertools.combinations(patients, 2):
         if both := sorted(patients[first] & patients[second]):
             raise BadInput(

@@ -261,7 +261,7 @@ def train_joint(
         Cancelled: the user stopped; the same call goes on.
     """
     hooks = hooks or RunHooks()
-    with opened_run(config, weights, [run_folder], processes, hooks) as (loop, model):
+    with opened_run(config, weights, [run_folder], processes, hooks, start) as (loop, model):
         if processes.device.type == "cpu":
             keep_freed_memory()
         if start is not None:

@@ -23,6 +23,7 @@ from SPDSegmentLib.inference.engine import autocast, choose_device, choose_preci
 from SPDSegmentLib.networks.backbones import hide_broken_torchvision, save_checkpoint
 
 T = TypeVar("T")
+_BEST = "-best.pt"
 
 
 @dataclass
@@ -168,7 +169,8 @@ class Loop:
         checkpoint_seconds: how often a checkpoint is written.
         on_progress: called after every step.
         cancelled: polled after every step; a checkpoint is written before :class:`Cancelled` is raised.
-        key: of the run's settings; a checkpoint with another one is not continued.
+        key: of the run's settings and of what it starts from; a checkpoint with another one is not continued, one with
+            the beginning of it is.
     """
 
     folder: Path
@@ -186,16 +188,23 @@ class Loop:
         Raises:
             ModelCorrupt: one cannot be read, or is of other settings.
         """
-        for path in sorted(self.folder.glob("*.ckpt")):
+        for path in sorted([*self.folder.glob("*.ckpt"), *self.folder.glob(f"*{_BEST}")]):
             self._read(path)
 
     def is_finished(self, name: str, steps: int) -> bool:
         """Whether a phase has nothing left to do."""
-        path = self.folder / f"{name}.ckpt"
-        if steps == 0 or self._restarted or not path.exists():
+        state = None if steps == 0 or self._restarted else self._state(name)
+        if state is None:
             return steps == 0
-        state = self._read(path)
         return state["step"] == steps or bool(state.get("ended"))
+
+    def _state(self, name: str) -> dict[str, Any] | None:
+        """The checkpoint of a phase; None without it, or without the best parameters that it tells of."""
+        path = self.folder / f"{name}.ckpt"
+        state = self._read(path) if path.exists() else None
+        if state is not None and Best(*state.get("best", ())).step and not (self.folder / f"{name}{_BEST}").exists():
+            return None
+        return state
 
     def run(self, phase: Phase) -> None:
         """Train ``phase.parameters`` in place, from its checkpoint if there is one.
@@ -270,7 +279,7 @@ class Loop:
             raise _cannot_go_on(path, error) from error
 
     def _best_file(self, phase: Phase) -> Path:
-        return self.folder / f"{phase.name}-best.pt"
+        return self.folder / f"{phase.name}{_BEST}"
 
     def _checkpoint(self, phase: Phase) -> Path:
         return self.folder / f"{phase.name}.ckpt"
@@ -295,13 +304,13 @@ class Loop:
     def _restore(self, phase: Phase, optimizer: torch.optim.Optimizer) -> int:
         path = self._checkpoint(phase)
         self._best = Best()
-        if self._restarted and self.processes.is_main:
-            path.unlink(missing_ok=True)
-        if self._restarted or not path.exists():
+        state = None if self._restarted else self._state(phase.name)
+        if state is None:
             self._restarted = True
+            if self.processes.is_main:
+                path.unlink(missing_ok=True)
             self._forget_after(phase, 0)
             return 0
-        state = self._read(path)
         try:
             for parameter, value in zip(phase.all_parameters(), state["parameters"], strict=True):
                 parameter.data.copy_(value)
@@ -315,7 +324,7 @@ class Loop:
     def _read(self, path: Path) -> dict[str, Any]:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(state["step"], int) or state.get("key", "") not in ("", self.key):
+            if not isinstance(state["step"], int) or not self.key.startswith(state.get("key", "")):
                 raise ValueError(f"made with the settings {state.get('key')} and not {self.key}")
         except Exception as error:
             raise _cannot_go_on(path, error) from error

@@ -41,6 +41,8 @@ SIZES, CPU_SIZE = (112, 256), 168
 """Side of the network's input: below, embeddings are too coarse for SAM's decoder; above, steps take long."""
 WINDOW_STEP, WINDOW_LEAST = 10.0, 250.0
 ENTRIES = (60, 240)
+WIDTH = 116
+"""Of lines of the configuration."""
 MEASURE_SECONDS = 4.0
 MEASURED_SLICES = 8
 EMBEDDING_BYTES = 2 * 256
@@ -245,7 +247,7 @@ def _table(value: Any, cls: type, prefix: str, reasons: dict[str, str]) -> list[
         meaning = meanings[item.name] + (f" Here: {why}." if why else "")
         lines += textwrap.wrap(meaning, 118, initial_indent="# ", subsequent_indent="# ")
         kept = now == item.default and not why
-        lines += [f"{'# ' if kept else ''}{line}" for line in f"{item.name} = {_toml(now)}".splitlines()]
+        lines += [f"{'# ' if kept else ''}{line}" for line in f"{item.name} = {_toml(now)}".split("\n")]
     return lines
 
 
@@ -254,13 +256,20 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return f"'{value}'" if "\\" in value and "'" not in value else json.dumps(value, ensure_ascii=False)
+        if "\\" in value and "'" not in value and value.isprintable():
+            return f"'{value}'"
+        return json.dumps(value, ensure_ascii=not value.isprintable()).replace("\x7f", "\\u007f")
     if isinstance(value, (tuple, list)):
-        text = f"[{', '.join(map(_toml, value))}]"
+        items = [_toml(item) for item in value]
+        text = f"[{', '.join(items)}]"
         if len(text) < 100:
             return text
-        wrapped = textwrap.wrap(", ".join(map(_toml, value)), 116, break_long_words=False, break_on_hyphens=False)
-        return "\n".join(["[", *(f"  {line}" for line in wrapped), "]"])
+        lines = [""]
+        for item in items:
+            if lines[-1] and len(lines[-1]) + len(item) > WIDTH:
+                lines.append("")
+            lines[-1] += f" {item}," if lines[-1] else f"  {item},"
+        return "\n".join(["[", *lines, "]"])
     return repr(value)
 
 

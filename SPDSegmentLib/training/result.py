@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,12 @@ import torch
 from SPDSegmentLib import __version__
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.metrics import dice
-from SPDSegmentLib.files import write_csv, write_png
+from SPDSegmentLib.files import write_csv, write_png, write_text
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig, brightness, intensity_range
 from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.models.base_weights import WEIGHTLESS_BACKBONES, base_weights_sha256, find_base_weights
-from SPDSegmentLib.models.bundle import Bundle, write_bundle
+from SPDSegmentLib.models.bundle import CARD_NAME, Bundle, describe_again, write_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 from SPDSegmentLib.models.fit import intensity_facts
 from SPDSegmentLib.models.storage import to_changes
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 MANY = 20
 _BRIGHTNESS = "brightness"
+_MEASURED = "## Measured"
+_SPLITS = {"test": "test", "train": "training"}
 _PLANES = {"auto": "across the largest spacing"}
 
 
@@ -194,14 +197,39 @@ def model_card(info: BundleInfo) -> str:
         f"- Attribution: {training.get('attribution', '')}",
         f"- Configuration: `{training.get('config', '')}`, seed {training.get('seed', 0)}",
         "",
-        "## Measured",
-        "",
+        _measured(info.metrics),
     ]
-    if not info.metrics:
-        return "\n".join([*lines, "Nothing yet: run `spdsegment evaluate` with `--update-card`.", ""])
-    lines += [f"On {info.metrics.get('cases', 0)} validation volumes with simulated clicks: ", ""]
-    lines += [str(info.metrics.get("table", "")), "", f"Command: `{info.metrics.get('command', '')}`", ""]
     return "\n".join(lines)
+
+
+def _measured(metrics: Mapping[str, Any]) -> str:
+    """The section of a model card that says what was measured."""
+    if not metrics:
+        return "\n".join([_MEASURED, "", "Nothing yet: run `spdsegment evaluate` with `--update-card`.", ""])
+    volumes = f"{metrics.get('cases', 0)} {_SPLITS.get(str(metrics.get('split')), 'validation')} volumes"
+    table, command = str(metrics.get("table", "")), f"Command: `{metrics.get('command', '')}`"
+    return "\n".join([_MEASURED, "", f"On {volumes} with simulated clicks: ", "", table, "", command, ""])
+
+
+def update_metrics(bundle: Bundle, metrics: Mapping[str, Any]) -> Bundle:
+    """Write figures into a bundle's description and the section of its card; all else in its folder stays.
+
+    Raises:
+        BadInput: a file cannot be written.
+    """
+    card, section = bundle.card, _measured(metrics)
+    updated = describe_again(bundle, metrics=dict(metrics))
+    former = _measured(bundle.info.metrics)
+    if not card:
+        card = model_card(updated.info)
+    elif former in card:
+        card = card.replace(former, section, 1)
+    elif found := re.search(rf"^{_MEASURED}[ \t]*$.*?(?=^##? |\Z)", card, re.MULTILINE | re.DOTALL):
+        card = card[: found.start()] + section + ("\n" if found.end() < len(card) else "") + card[found.end() :]
+    else:
+        card = f"{card.rstrip()}\n\n{section}"
+    write_text(bundle.folder / CARD_NAME, card, "model card")
+    return updated
 
 
 def _view(info: BundleInfo) -> str:

@@ -20,6 +20,7 @@ import torch
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import write_json
+from SPDSegmentLib.models.storage import sha256_of
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.staging import FolderLock
 from SPDSegmentLib.training.bank import EmbeddingBank, build_bank
@@ -32,6 +33,9 @@ from SPDSegmentLib.training.stages import PromptedStage1, Stage1, Stage2
 
 Settings = TrainingConfig | JointConfig
 CONFIG_NAME = "config.json"
+CONTENT = "content"
+"""Key of the digests of what a run starts from, beside the settings."""
+DIGEST = 16
 SHOWN_DIFFERENCES = 3
 _NO_MATTER = ("bundle.", "checkpoint_seconds")
 """Settings that change nothing of what is computed."""
@@ -86,7 +90,7 @@ def train(
     """
     hooks = hooks or RunHooks()
     folders = [run_folder] if embeddings is None else [run_folder, embeddings]
-    with opened_run(config, weights, folders, processes, hooks) as (loop, model):
+    with opened_run(config, weights, folders, processes, hooks, stage1_state) as (loop, model):
         if stage1_state is not None:
             load_stage1(model, stage1_state)
         cases = load_cases(
@@ -175,50 +179,81 @@ def _bank(
 
 @contextlib.contextmanager
 def opened_run(
-    config: Settings, weights: Path | None, folders: Sequence[Path], processes: Processes, hooks: RunHooks
+    config: Settings,
+    weights: Path | None,
+    folders: Sequence[Path],
+    processes: Processes,
+    hooks: RunHooks,
+    start: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[tuple[Loop, SPDModel]]:
-    """The loop of a run and its model as it begins; its folders, its own the first, are made and locked meanwhile."""
+    """The loop of a run and its model as it begins; its folders, its own the first, are made and locked meanwhile.
+
+    Args:
+        start: adapter tensors of the bundle in ``initialize_from``; a run goes on only with those that it began with.
+    """
+    content = _content(weights, start)
     with contextlib.ExitStack() as locks:
         if processes.is_main:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
                 locks.enter_context(FolderLock(folder, "training"))
-            claim(folders[0], config)
+            claim(folders[0], config, content)
         processes.wait()
 
         def forward(progress: LoopProgress) -> None:
             hooks.on_progress(progress.phase, progress.step, progress.steps, progress.seconds_left, progress.losses)
 
-        loop = Loop(folders[0], config.checkpoint_seconds, forward, hooks.cancelled, processes, run_key(config))
+        loop = Loop(
+            folders[0], config.checkpoint_seconds, forward, hooks.cancelled, processes, run_key(config, content)
+        )
         loop.check()
         torch.manual_seed(config.seed)
         yield loop, SPDModel(config.network, weights).to(processes.device)
 
 
-def claim(run_folder: Path, config: Settings) -> None:
+def _content(weights: Path | None, start: Mapping[str, torch.Tensor] | None) -> dict[str, str]:
+    """Digests of what a training starts from, by what it is."""
+    content = {} if weights is None else {"base_weights": sha256_of(weights)[:DIGEST]}
+    if start is None:
+        return content
+    digest = hashlib.sha256()
+    for name, tensor in sorted(start.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return content | {"initialize_from": digest.hexdigest()[:DIGEST]}
+
+
+def claim(run_folder: Path, config: Settings, content: Mapping[str, str]) -> None:
     """Write the configuration into the run's folder, or check that it is the one that started the run.
+
+    Args:
+        content: digests of what it starts from; they are not compared where a run began without them.
 
     Raises:
         BadInput: the folder belongs to another configuration, or what is written there cannot be read.
     """
     path = run_folder / CONFIG_NAME
     if path.exists():
-        _check_same(path, config)
+        _check_same(path, config, content)
         return
     values = _plain(config)
     values.pop("checkpoint_seconds")
-    write_json(path, values, "configuration", indent=1)
+    write_json(path, values | {CONTENT: dict(content)}, "configuration", indent=1)
 
 
-def run_key(config: Settings) -> str:
-    """A digest of all settings that change what is computed and differ from their defaults."""
+def run_key(config: Settings, content: Mapping[str, str]) -> str:
+    """A digest of all settings that change what is computed and differ from their defaults, then those of ``content``.
+
+    A run that began without the latter has a beginning of it.
+    """
     settings = _settings(_plain(config))
     defaults = _settings(_defaults(type(config)))
     telling = {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
-    return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:DIGEST]
+    return "-".join([key, *(digest for _, digest in sorted(content.items()))])
 
 
-def _check_same(path: Path, config: Settings) -> None:
+def _check_same(path: Path, config: Settings, content: Mapping[str, str]) -> None:
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(there, dict):
@@ -232,7 +267,7 @@ def _check_same(path: Path, config: Settings) -> None:
         ) from error
     defaults = _settings(_defaults(type(config)))
     before = defaults | _settings(there)
-    now = defaults | _settings(_plain(config))
+    now = defaults | _settings(_plain(config) | ({CONTENT: content} if CONTENT in there else {}))
     differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if not differing:
         return

@@ -327,15 +327,16 @@ def _some(names: Sequence[str], shown: int = 4) -> str:
 
 
 def patient_pattern(cases: Sequence[str]) -> str:
-    """A regular expression whose first group names the patient: what case names begin with, or all of them."""
-    people = [_PERSON.match(case) for case in cases]
-    if all(people) and len({match[0] for match in people if match}) < len(cases):
-        words = {match[1] for match in people if match}
-        return f"((?:{'|'.join(sorted(words))})[-_]?[A-Za-z0-9]*?\\d+)"
-    visits = [re.fullmatch(f"(?i)(.+?){_VISIT}", case) for case in cases]
-    if all(visits):
-        return f"(?i)(.+?){_VISIT}$"
-    return "(.*)"
+    """A regular expression whose first group names the patient: what case names begin with, or all of them.
+
+    Of the usual ways to name cases it is the one by which most belong together, though not every name need follow it.
+    """
+    from SPDSegmentLib.training.config import patient_of
+
+    patterns = ["(.*)", f"(?i)(.+?)(?:{_VISIT})+$"]
+    if words := sorted({match[1] for case in cases if (match := _PERSON.match(case))}):
+        patterns.insert(1, f"((?:{'|'.join(words)})[-_]?[A-Za-z0-9]*?\\d+)")
+    return min(patterns, key=lambda pattern: len({patient_of(case, pattern) for case in cases}))
 
 
 def split_patients(

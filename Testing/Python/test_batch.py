@@ -14,6 +14,7 @@ from batch_helpers import Case, Run, states, times, write_clicks, write_image, w
 from SPDSegmentLib import __version__
 from SPDSegmentLib.batch.cases import image_digest
 from SPDSegmentLib.batch.segmenting import BatchSettings
+from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 
 pytest_plugins = ["batch_helpers"]
@@ -165,3 +166,56 @@ def test_results_of_version_0_1_0_are_done_again_and_not_taken_for_a_persons(
     (tmp_path / "out" / "a.case.json").write_text(json.dumps(old))
     before = times(tmp_path / "out")
     assert states(run(cases[:1])) == {"a": "done"} and times(tmp_path / "out") != before
+
+
+def stop_after_the_second(done: int, total: int, row: dict[str, Any]) -> None:
+    if done == 2:
+        raise KeyboardInterrupt
+
+
+def reported(folder: Path) -> dict[str, str]:
+    return states(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("change", ["clicks", "image", "mask"])
+def test_a_stopped_batch_reports_no_earlier_result_of_what_has_changed_since(
+    run: Run, cases: list[Case], tmp_path: Path, change: str
+) -> None:
+    run(cases)
+    if change == "clicks":
+        write_clicks(Path(cases[2][2]), (2, 3))
+    elif change == "image":
+        write_image(Path(cases[2][1]), seed=9)
+    else:
+        (tmp_path / "out" / "c.seg.nrrd").unlink()
+    with pytest.raises(Cancelled):
+        run(cases, on_case=stop_after_the_second)
+    assert reported(tmp_path / "out") == {"a": "done", "b": "done"}
+
+
+@pytest.mark.parametrize("with_earlier", [True, False])
+def test_a_case_that_failed_in_one_part_is_in_the_report_of_the_others(
+    run: Run, cases: list[Case], tmp_path: Path, with_earlier: bool
+) -> None:
+    if with_earlier:
+        run(cases)
+    before = times(tmp_path / "out")
+    image = Path(cases[0][1])
+    image.rename(image.with_suffix(".away"))
+    assert states(run(cases, part=(1, 2)))["a"] == "failed"
+    assert states(run(cases, part=(2, 2))) == {"a": "failed", "b": "done", "c": "done"}
+    image.with_suffix(".away").rename(image)
+    assert states(run(cases, part=(2, 2))).get("a") == ("done" if with_earlier else None)
+    assert states(run(cases, part=(1, 2))) == states(run(cases, part=(2, 2))) == dict.fromkeys("abc", "done")
+    assert not with_earlier or times(tmp_path / "out") == before
+
+
+def test_a_result_that_a_person_changed_is_in_the_report_of_every_part(
+    run: Run, cases: list[Case], tmp_path: Path
+) -> None:
+    run(cases)
+    mask = read_labelmap(tmp_path / "out" / "a.seg.nrrd")
+    write_labelmap(tmp_path / "out" / "a.seg.nrrd", 1 - mask.array, mask)
+    for part in ((1, 2), (2, 2)):
+        run(cases, part=part)
+    assert reported(tmp_path / "out") == {"a": "kept", "b": "done", "c": "done"}

@@ -72,6 +72,23 @@ def test_a_mask_never_replaces_an_input(run: Run, cases: list[Case], tmp_path: P
     assert Path(cases[0][1]).read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["report.csv", "link.csv", "report.json", "a.case.json"])
+def test_report_and_rows_never_replace_an_input(run: Run, cases: list[Case], tmp_path: Path, name: str) -> None:
+    # given: the table, or the clicks of a case, where the batch writes a file of its own
+    out, (_, image, points) = tmp_path / "data", cases[0]
+    given: Any = out / name
+    if name.endswith(".csv"):
+        (out / "report.csv").write_text(f"name,image,points\na,{image},{points}\n")
+        (out / "link.csv").symlink_to("report.csv")
+    else:
+        Path(points).rename(out / name)
+        given = [("a", image, str(out / name))]
+    before = (out / name).read_bytes()
+    with pytest.raises(BadInput, match="would replace its input") as refused:
+        run(given, folder=out)
+    assert (out / name).read_bytes() == before and "another output folder" in refused.value.remedy
+
+
 def test_several_workers_give_the_same_report_as_one(run: Run, cases: list[Case], tmp_path: Path) -> None:
     many = [(f"{name}{n}", image, points) for n in range(3) for name, image, points in cases]
     one, three = run(many), run(many, workers=3, folder=tmp_path / "three")
@@ -322,3 +339,30 @@ def test_a_batch_killed_between_two_of_a_cases_files_goes_on(
     assert {path.name for path in (tmp_path / "out").glob("a.*")} == {
         "a.seg.dcm", "a.rtstruct.dcm", "a.seg.nrrd", "a.case.json"
     }  # fmt: skip
+
+
+def test_dicom_files_of_earlier_clicks_go_with_their_mask_and_are_no_persons(
+    run: Run, cases: list[Case], tmp_path: Path
+) -> None:
+    pytest.importorskip("highdicom")
+    listed, how = [("a", str(write_series(tmp_path / "dicom")), cases[0][2])], BatchSettings(dicom=("dicom_seg",))
+    run(listed, settings=how)
+    before = Path(cases[0][2]).read_bytes()
+    between = (ControlPoint("1", "", (-16.4, -15.4, 9.0)),)
+    write_markups(Path(cases[0][2]), [Markup("clicks", "Fiducial", between)])
+    (row,) = run(listed, bundle="fake?radius=0", settings=how)["cases"]
+    assert row["state"] == "done" and not row["dicom_seg"] and not (tmp_path / "out" / "a.seg.dcm").exists()
+    Path(cases[0][2]).write_bytes(before)
+    (row,) = run(listed, settings=how)["cases"]
+    assert (row["state"], row["dicom_seg"]) == ("done", "a.seg.dcm"), row["error"]
+
+
+def test_a_mask_of_another_format_stays_and_is_still_known_as_the_batchs(
+    run: Run, cases: list[Case], tmp_path: Path
+) -> None:
+    for suffix in (".nii.gz", ".mha", ".nii.gz"):
+        assert states(run(cases[:1], settings=BatchSettings(suffix=suffix))) == {"a": "done"}
+    assert {"a.nii.gz", "a.mha"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "a.mha").write_bytes(b"mine")
+    assert states(run(cases[:1], settings=BatchSettings(suffix=".mha"))) == {"a": "kept"}
+    assert (tmp_path / "out" / "a.mha").read_bytes() == b"mine"

@@ -118,6 +118,19 @@ def test_a_damaged_model_is_listed_as_damaged_and_can_be_removed(model_folder: P
     assert run("models", "verify").exit_code == 0
 
 
+def test_options_that_do_not_apply_to_what_is_added_are_refused(model_folder: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "tiny.zip"
+    assert run("models", "pack", model_folder, "-o", packed).exit_code == 0
+    for source, option, value in (
+        (model_folder, "--sha256", "0" * 64),
+        (model_folder, "--as", "stub"),
+        (packed, "--as", "stub"),
+    ):
+        refused = run("models", "add", source, option, value)
+        assert refused.exit_code == 2 and f"Leave {option} out" in refused.stderr
+    assert run("models", "add", packed, "--sha256", sha256(packed.read_bytes())).exit_code == 0
+
+
 def test_a_file_of_the_users_own_is_added_by_its_name_or_as_told(publisher: Path, tmp_path: Path) -> None:
     assert run("models", "add", publisher).exit_code == 0
     run("models", "remove", "stub")

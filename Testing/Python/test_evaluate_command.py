@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,30 @@ def test_the_figures_are_written_into_the_card_on_request(folder: Path, tmp_path
     assert updated.info.metrics["summary"][0]["method"] == "consensus"
     assert "| tiny-test | consensus |" in updated.card
     assert updated.info.adapter_sha256 == bundle.info.adapter_sha256
+
+
+def test_the_card_names_the_split_and_keeps_what_a_person_wrote(folder: Path, tmp_path: Path) -> None:
+    text = (folder / "c.toml").read_text(encoding="utf-8")
+    split = text.replace('train = ["b"]', 'train = ["b"]\ntest = ["a"]').replace('validation = ["a"]', "")
+    (folder / "test.toml").write_text(split, encoding="utf-8")
+    bundle = shutil.copytree(folder / "bundle", tmp_path / "bundle")
+    card = "# Mine\n\nA note.\n\n## Measured\n\nNothing.\n\n## License\n\nCC0\n"
+    (bundle / "README.md").write_text(card, encoding="utf-8")
+    (bundle / "LICENSE").write_text("CC0")
+    for _ in range(2):
+        result = run(
+            folder, tmp_path / "t", "--update-card", "--split", "test", "--methods", "raw", model=bundle,
+            config="test.toml",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        now = read_bundle(bundle)
+        assert now.info.metrics["split"] == "test" and "On 1 test volumes" in now.card and "Nothing." not in now.card
+        assert now.card.startswith("# Mine\n\nA note.\n\n## Measured\n") and now.card.count("## Measured") == 1
+        assert now.card.endswith("\n\n## License\n\nCC0\n") and (bundle / "LICENSE").read_text() == "CC0"
+        (bundle / "README.md").write_text(now.card, encoding="utf-8")
+    (bundle / "README.md").write_text(now.card.replace("\n## License\n", ""), encoding="utf-8")
+    run(folder, tmp_path / "t", "--update-card", "--methods", "raw", model=bundle)
+    assert read_bundle(bundle).card.endswith("CC0\n"), "a note without a heading below the figures stays too"
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import tomllib
 import typing
 import zlib
 from pathlib import Path
@@ -22,7 +23,8 @@ from SPDSegmentLib.geometry.labelmap import write_labelmap
 from SPDSegmentLib.geometry.volume import Volume, read_volume, set_geometry
 from SPDSegmentLib.models.bundle import read_bundle
 from SPDSegmentLib.settings import documented
-from SPDSegmentLib.training.config import TrainingConfig, read_training_config
+from SPDSegmentLib.training import planning
+from SPDSegmentLib.training.config import TrainingConfig, patient_of, read_training_config
 from SPDSegmentLib.training.planning import configuration_text, measure_time, plan
 from SPDSegmentLib.training.survey import find_cases, patient_pattern, survey
 
@@ -173,6 +175,41 @@ def test_patients_are_read_from_usual_names() -> None:
     assert patient_pattern(["chaos_01", "chaos_02"]) == "(.*)"
     assert patient_pattern(["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1"]) != "(.*)"
     assert patient_pattern(["k1_left", "k1_right", "k2_left"]) != "(.*)"
+
+
+@pytest.mark.parametrize(
+    ("cases", "patients"),
+    [
+        ("p01_t1_left p01_t1_right p01_t2_left p02_t1_left", "p01 p01 p01 p02"),
+        ("p01_left p01_right p12_left p13", "p01 p01 p12 p13"),
+        ("p13 p13_left p14", "p13 p13 p14"),
+        ("sub-01_run-1 sub-01_run-2 control", "sub-01 sub-01 control"),
+    ],
+)
+def test_cases_of_one_patient_belong_together_though_not_every_name_says_so(cases: str, patients: str) -> None:
+    pattern = patient_pattern(cases.split())
+    assert [patient_of(case, pattern) for case in cases.split()] == patients.split()
+
+
+@pytest.mark.parametrize("pattern", [r"c\d+", "(", ""])
+def test_a_pattern_of_patients_is_checked_before_the_files(tmp_path: Path, pattern: str) -> None:
+    folder = touch(tmp_path / "data", *(f"c{n}_{kind}.nii.gz" for n in range(3) for kind in ("image", "label")))
+    result = init(folder, "--patient", pattern)
+    assert result.exit_code == 2
+    assert ("--patient" in result.stderr) == bool(pattern), result.stderr
+
+
+def test_names_with_spaces_and_signs_are_written_as_toml_and_patients_are_said(tmp_path: Path) -> None:
+    folder, names = tmp_path / "data", [f"Patient {n:03d}, of the {n}. ward{sign}" for n in range(4) for sign in "'\\"]
+    for name in names:
+        write_case(folder, name, {1: BOX}, (1, 1, 4))
+    result = init(folder, "--patient", r"(Patient \d+)")
+    assert result.exit_code == 0, result.output
+    assert f"4, as in Patient 000: {names[0]}, {names[1]}" in result.output
+    data = read_training_config(tmp_path / "plan.toml").data
+    assert sorted([*data.train, *data.validation]) == sorted(names)
+    odd = ["a\u2028b", "c\nd", "e\\\tf", "g\x7fh", "i  j"] * 9
+    assert tomllib.loads(f"x = {planning._toml(odd)}")["x"] == odd
 
 
 def test_what_cannot_be_planned_is_refused_and_nothing_is_replaced(tmp_path: Path) -> None:

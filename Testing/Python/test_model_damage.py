@@ -21,6 +21,7 @@ from SPDSegmentLib.geometry.intensity import IntensityConfig, intensity_range, n
 from SPDSegmentLib.geometry.volume import Volume, check_image
 from SPDSegmentLib.inference.engine import require_numbers
 from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.models import bundle as bundle_module
 from SPDSegmentLib.models.bundle import add_bundle, find_bundle, origin_note, read_bundle, scan_bundles, write_bundle
 from SPDSegmentLib.models.storage import check_finite, read_tensor_shapes, shipped_models_folder
 from SPDSegmentLib.networks.backbones import build_sam, load_adapter, load_state_dict
@@ -293,8 +294,6 @@ def test_one_bad_folder_hides_nothing(spd_home: Path, tmp_path: Path, monkeypatc
 def test_a_fault_of_ours_in_one_folder_hides_nothing(
     spd_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from SPDSegmentLib.models import bundle as bundle_module
-
     good = add_bundle(make_bundle(tmp_path / "b"))
     shutil.copytree(good.folder, spd_home / "models" / "bad")
 
@@ -332,6 +331,21 @@ def test_a_damaged_own_model_of_a_shipped_name_is_named_with_a_way_out(spd_home:
     assert model_of(find_sample(None)).shipped, "the demo takes what is shipped"
     CliRunner().invoke(build_app(), ["models", "remove", "--yes", "kidney-mr"])
     assert find_bundle("kidney-mr").shipped
+
+
+def test_a_sound_own_model_is_used_though_the_shipped_one_of_its_name_is_damaged(
+    spd_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "shipped"
+    for name, root in (("damaged", shipped), ("sound", spd_home / "models")):
+        shutil.copytree(make_bundle(tmp_path / name), root / "tiny-test")
+    (shipped / "tiny-test" / "adapter.safetensors").write_bytes(b"")
+    monkeypatch.setattr(bundle_module, "shipped_models_folder", lambda: shipped)
+    assert find_bundle("tiny-test").folder == spd_home / "models" / "tiny-test"
+    # where a damaged one outside the user's folder comes first, the sound one is not what must go
+    with pytest.raises(SPDError) as caught:
+        find_bundle("tiny-test", [shipped])
+    assert "models remove" not in caught.value.remedy
 
 
 def test_two_own_models_of_one_name_are_said(spd_home: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_training import write_cases, write_config
 from typer.testing import CliRunner, Result
 
@@ -146,6 +148,51 @@ def test_what_differs_from_the_run_of_a_folder_is_said(finished: Path) -> None:
     assert refused.exit_code == 2 and "another configuration (seed 3 there and 4 here)" in refused.stderr
     finished.write_text(text.replace('title = "Tiny"', 'title = "Tiny blob"'), encoding="utf-8")
     assert run(finished).exit_code == 0, "a title changes nothing of what is computed"
+
+
+def test_a_run_goes_on_only_with_the_start_bundle_that_it_began_with(finished: Path) -> None:
+    # given: a run that takes stage I over from the first one's bundle
+    text = finished.read_text(encoding="utf-8")
+    second = finished.with_name("second.toml")
+    second.write_text(text.replace("seed = 3", 'seed = 3\ninitialize_from = "run/bundle"'), encoding="utf-8")
+    assert run(second, "second").exit_code == 0
+    assert run(second, "second").exit_code == 0
+    model, first = digest(second, "second"), finished.parent / "run" / "bundle"
+    # when: that bundle is trained once more, with another seed
+    finished.write_text(text.replace("seed = 3", "seed = 4"), encoding="utf-8")
+    assert run(finished, "other").exit_code == 0
+    shutil.rmtree(first)
+    shutil.copytree(finished.parent / "other" / "bundle", first)
+    # then
+    refused = run(second, "second")
+    assert refused.exit_code == 2 and "another configuration (content.initialize_from" in refused.stderr
+    assert digest(second, "second") == model
+    told = finished.parent / "second" / "config.json"
+    kept = told.read_bytes()
+    told.unlink()
+    assert run(second, "second").exit_code == 2, "the checkpoints know it too"
+    # and a run begun by a version that kept no digests goes on
+    told.write_text(json.dumps({k: v for k, v in json.loads(kept).items() if k != "content"}), encoding="utf-8")
+    for path in told.parent.glob("*.ckpt"):
+        state = torch.load(path, weights_only=True)
+        torch.save(state | {"key": state["key"].split("-")[0]}, path)
+    assert run(second, "second").exit_code == 0
+
+
+def test_damaged_best_parameters_are_named_first_and_the_way_out_works(config: Path) -> None:
+    add_validation(config)
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("[stage2]", "[stage2]\nvalidate_every = 1"), encoding="utf-8")
+    assert run(config).exit_code == 0
+    model, path = digest(config), config.parent / "run" / "stage2-best.pt"
+    path.write_bytes(path.read_bytes()[:-99])
+    refused = run(config)
+    assert refused.exit_code == 2 and f"{path} cannot be continued" in refused.stderr and "Delete it" in refused.stderr
+    assert "reading cases" not in refused.stderr
+    path.unlink()
+    again = run(config)
+    assert again.exit_code == 0, again.stderr
+    assert "stage2 2/2" in again.stderr and digest(config) == model
 
 
 def add_validation(config: Path) -> None:
