@@ -49,6 +49,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         self.job: SegmentationJob | None = None
         self._followed: tuple[str, ...] = ()
         self._message = ""
+        self._isLate = False
         self._clicksTimer = idleTimer(self._onClicks, CLICK_MS)
         self._segmentTimer = idleTimer(self._onSegment, CLICK_MS)
         self._refreshTimer = idleTimer(self._refresh)
@@ -187,19 +188,20 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         return clicksOf(target.node, target.segmentId) if target is not None else []
 
     def start(self, *, everywhere: bool = False) -> SegmentationJob | None:
-        """Start a run; a problem is shown, not raised."""
-        self.job, self._message = None, ""
+        """Start a run; a problem is shown, not raised, and a run under way goes on."""
+        job, task, self._message = None, self.task, ""
         try:
-            task = self.task
             if task is not None:
-                self.job = self.logic.segmenter.start(task, everywhere=everywhere)
+                job = self.logic.segmenter.start(task, everywhere=everywhere)
         except SPDError as error:
             self._message = forSlicer(error).sentence
-        if self.job is not None:
-            self.job.onProgress.connect(lambda progress: setattr(self.statusLabel, "text", progressText(progress)))
-            self.job.onFinished.connect(self._onFinished)
+        if job is not None:
+            job.onProgress.connect(lambda progress: setattr(self.statusLabel, "text", progressText(progress)))
+            job.onFinished.connect(self._onFinished)
+        if job is not None or not self._isRunning:
+            self.job = job
         self._refresh()
-        return self.job
+        return job
 
     @property
     def _editor(self) -> Any:
@@ -227,7 +229,14 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         for clicks in self.clickNodes:
             for event in clickEvents(clicks):
                 self.addObserver(clicks, event, lambda caller, event: self._clicksTimer.start())
+        if self._followed[:2] != self._present[:2]:
+            self._look()
         self._followed = self._present
+
+    def _look(self) -> None:
+        """Take in, in a moment, what happened while the segment was not looked at."""
+        self._isLate = True
+        self._segmentTimer.start()
 
     @property
     def _present(self) -> tuple[str, ...]:
@@ -311,8 +320,10 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
 
     def _onSegment(self) -> None:
         """Take in what was edited, undone or redone."""
+        isLate, self._isLate = self._isLate, False
         task = self.task
-        if task is not None and task.target.record.model and self.logic.segmenter.noteChange(task):
+        hasResult = task is not None and bool(task.target.record.model)
+        if hasResult and self.logic.segmenter.noteChange(task, isLate=isLate):
             self._message = ""
         self._refresh()
 
@@ -324,6 +335,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         else:
             self._message = endText(job)
         self._refreshTimer.start()
+        if self._followed:
+            self._look()
 
 
 def _button(text: str, onClicked: Any, *, checkable: bool = False) -> Any:

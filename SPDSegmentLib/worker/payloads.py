@@ -173,9 +173,13 @@ def unpack_fates(numbers: np.ndarray, places: np.ndarray, texts: Sequence[str]) 
         ContentError: columns of different lengths, a text that is not there or no fate.
     """
     check_fates(numbers, places, texts)
+    kinds = {text: Fate(text) for text in {texts[what] for what in numbers[:, 3].tolist()}}
+    columns = zip(
+        *numbers.T.tolist(), *places.T.tolist(), strict=True
+    )  # by columns: a list a row is garbage to collect
     return tuple(
-        PointFate(click, t, Fate(texts[what]), reason=texts[why], click_id=texts[name], position_ras=(r, a, s))
-        for (click, name, t, what, why), (r, a, s) in zip(numbers.tolist(), places.tolist(), strict=True)
+        PointFate(click, t, kinds[texts[what]], reason=texts[why], click_id=texts[name], position_ras=(r, a, s))
+        for click, name, t, what, why, r, a, s in columns
     )
 
 

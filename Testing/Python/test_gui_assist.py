@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -165,3 +166,21 @@ def test_the_segment_is_straightened_measured_and_saved_when_asked(host: Any, mo
     state_of(module).volumeNode.SetSpacing(2.0, 2.0, 3.0)  # the panel is not told of that
     ui.saveTableButton.click()
     assert "measure again" in ui.straightLabel.text and not (tmp_path / "Kidney.csv").exists()
+
+
+def test_what_one_model_learned_is_not_offered_for_another_and_is_applied_for_its_own(host: Any, module: Any) -> None:
+    inputs = module.widget.panel.inputs
+    inputs.extraModels = [*inputs.extraModels, replace(inputs.extraModels[0], key="fake?radius=5", name="wide")]
+    module.widget.panel.refresh()
+    module.ui.correctSection.collapsed = False
+    paint(host, module, 3)
+    paint(host, module, 4)
+    press(host, module, "learnButton")
+    assert module.ui.applyLearnedButton.enabled
+    box = module.ui.modelBox
+    box.currentIndex = box.findData("wide")
+    box.activated.emit(box.currentIndex)
+    assert not module.ui.applyLearnedButton.enabled and "another model" in module.ui.learnLabel.text
+    press(host, module, "learnButton")
+    press(host, module, "applyLearnedButton")
+    assert record_of(module).model == "wide" and record_of(module).learned

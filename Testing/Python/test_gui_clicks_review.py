@@ -235,11 +235,11 @@ def test_stray_clicks_are_listed_apart_and_lead_to_no_doubtful_slices(host: Any,
         for t in range(12)
     }
     record.info[1] = SliceInfo(0.4, SliceStatus.SUPPORTED)
-    record.fates = [
+    record.fates = (
         PointFate(0, 2, Fate.KEPT, click_id="n:1"),
         PointFate(1, 9, Fate.REJECTED_OWN_SLICE, click_id="n:2"),
         PointFate(2, 3, Fate.REJECTED_OWN_SLICE, click_id="n:3"),
-    ]
+    )
     module.widget.panel.review.show(record)
     assert (record.span, record.doubtful, record.review.stray) == (range(4), [1], [9])
     assert module.ui.reviewLabel.text == (

@@ -21,6 +21,7 @@ from gui_helpers import (
     segment,
     settle,
     state_of,
+    use_fake,
 )
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
@@ -226,3 +227,51 @@ def test_two_segments_of_one_segmentation_are_worked_on_in_turn(host: Any, modul
     state.centerlineNodes = [clicks]
     segment(host, module)
     assert digests(mask_of(module)) == first
+
+
+def test_a_stroke_is_recognized_while_another_segment_is_computed(host: Any, module: Any, tmp_path: Path) -> None:
+    state, panel = state_of(module), module.widget.panel
+    former, clicks = state.segmentId, state.centerlineNodes
+    use_fake(module, f"fake?gate={tmp_path / 'gate'}")
+    state.segmentId, state.centerlineNodes = "", [add_clicks((5,), "Second", at=(12.0, 30.0))]
+    job = press_segment(module)
+    host.wait_until(lambda: job.writer.changed)
+    state.segmentId, state.centerlineNodes = former, clicks
+    panel.refresh()
+    module.ui.editor.setActiveEffectByName("Paint")
+    host.slice_view("Red").drag_ras((8.0, 8.0, 9.0), (14.0, 8.0, 9.0))
+    module.ui.editor.setActiveEffectByName("")
+    host.wait_until(lambda: record_of(module).owned == {3} and module.ui.releaseButton.enabled, 5000)
+    assert not job.finished
+    (tmp_path / "gate").touch()
+    settle(host, module)
+
+
+def test_nothing_is_released_while_the_segment_is_computed(host: Any, module: Any, tmp_path: Path) -> None:
+    paint(host, module)
+    use_fake(module, f"fake?gate={tmp_path / 'gate'}")
+    move_click(state_of(module).centerlineNodes[0], 1, (5.0, 0.0, 0.0))
+    run = module.widget.panel.run
+    host.wait_until(lambda: run.isRunning, 5000)
+    assert not module.ui.releaseButton.enabled and not module.ui.releaseSliceButton.enabled
+    (tmp_path / "gate").touch()
+    settle(host, module)
+    assert module.ui.releaseButton.enabled and record_of(module).owned == {3}
+
+
+def test_clicks_brought_back_during_a_run_keep_their_fates(host: Any, tmp_path: Path) -> None:
+    add_volume(host)
+    module = load(host, f"fake?gate={tmp_path / 'gate'}")
+    node = add_clicks((2, 8))
+    job = press_segment(module)
+    host.wait_until(lambda: job.writer.changed)
+    module.ui.liveUpdateCheck.checked = False
+    panel = module.widget.panel
+    before = panel.clicks.snapshot()
+    node.RemoveNthControlPoint(0)
+    module.logic.segmenter.bringBack(panel.inputs.currentTask(), before)
+    assert panel.clicks.snapshot() != before, "MRML gives the click another name"
+    (tmp_path / "gate").touch()
+    settle(host, module)
+    names = {f"{node.GetID()}:{node.GetNthControlPointID(n)}" for n in range(2)}
+    assert {fate.click_id for fate in record_of(module).fates} == names

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gui_helpers import MODEL, SPACING_MM, add_volume, filled_slices, load
+from gui_helpers import MODEL, SPACING_MM, add_volume, filled_slices, load, settle, use_fake
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
@@ -201,6 +202,30 @@ def test_the_masking_of_this_editor_holds_not_that_of_the_panel(host: Any, edito
     assert editor.mask()[4, :, 24:].any()
 
 
+def test_the_panel_that_is_not_shown_leaves_the_clicks_of_the_effect_alone(host: Any, editor: Editor) -> None:
+    editor.click(3)
+    editor.run()
+    panel = editor.module.widget.panel
+    panel.state.segmentationNode, panel.state.segmentId = editor.segmentation, "Kidney"
+    panel.state.centerlineNodes = editor.effect.clickNodes
+    panel.refresh()
+    panel.exit()
+    settle(host, editor.module)
+    editor.widget.setActiveEffectByName("")
+    editor.choose()
+    started: list[Any] = []
+    panel.run.onFinished.connect(started.append)
+    editor.click(8)
+    settle(host, editor.module)
+    assert "slices updated" in editor.effect.statusLabel.text and not started
+    editor.widget.undo()
+    editor.rest()
+    assert filled_slices(editor.mask()) == [1, 2, 3, 4, 5] and editor.clicked() == [3]
+    panel.enter()
+    settle(host, editor.module)
+    assert not started
+
+
 def test_hand_edited_slices_are_kept(host: Any, editor: Editor) -> None:
     import slicer
 
@@ -236,3 +261,19 @@ def test_a_problem_is_one_sentence_and_changes_nothing(host: Any, editor: Editor
     editor.click(4)
     editor.run()
     assert "not on this machine" in editor.effect.statusLabel.text and not editor.mask().any()
+
+
+def test_a_start_that_fails_leaves_the_run_under_way_to_be_cancelled(host: Any, editor: Editor, tmp_path: Path) -> None:
+    use_fake(editor.module, f"fake?gate={tmp_path / 'gate'}")
+    editor.widget.setActiveEffectByName("")
+    editor.choose()
+    editor.click(4)
+    editor.effect.segmentButton.click()
+    job = editor.effect.job
+    host.wait_until(lambda: job.writer.changed)
+    editor.effect.clickNodes[0].SetNthControlPointSelected(0, False)
+    host.process_events(400)
+    assert editor.effect.job is job and not job.finished and editor.effect.segmentButton.text == "Cancel"
+    editor.effect.segmentButton.click()
+    editor.rest()
+    assert job.finished and not editor.mask().any()

@@ -110,6 +110,16 @@ def test_without_live_update_nothing_happens_until_segment_is_pressed(host: Any,
     assert mask_of(module)[2, 20, 33]
 
 
+def test_clicks_that_change_while_another_module_is_shown_are_followed_on_return(host: Any, module: Any) -> None:
+    module.widget.exit()
+    move_click(clicks_of(module), 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    assert not mask_of(module)[2, 20, 33]
+    module.widget.enter()
+    settle(host, module)
+    assert mask_of(module)[2, 20, 33]
+
+
 def test_before_the_first_result_clicks_start_nothing(host: Any) -> None:
     add_volume(host)
     loaded = load(host)
@@ -238,3 +248,66 @@ def test_a_run_that_was_replaced_leaves_no_undo_step_of_its_own(host: Any, tmp_p
     loaded.ui.undoButton.click()
     settle(host, loaded)
     assert np.array_equal(mask_of(loaded), first)
+    loaded.ui.undoButton.click()
+    settle(host, loaded)
+    assert not mask_of(loaded).any()
+
+
+def test_the_run_after_a_cancelled_one_is_undone_alone(host: Any, tmp_path: Path) -> None:
+    add_volume(host)
+    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
+    node = add_clicks((2, 8))
+    (tmp_path / "gate").touch()
+    segment(host, loaded)
+    (tmp_path / "gate").unlink()
+    state, first = state_of(loaded), mask_of(loaded)
+    former = state.segmentId
+    move_until_written(host, loaded, node)
+    loaded.ui.segmentButton.click()
+    (tmp_path / "gate").touch()
+    settle(host, loaded)
+    assert np.array_equal(mask_of(loaded), first)
+    other = add_clicks((4,), "Other", at=(10.0, 10.0))
+    state.segmentId, state.centerlineNodes = "", [other]
+    segment(host, loaded)
+    second, kept = state.segmentId, mask_of(loaded)
+    state.segmentId, state.centerlineNodes = former, [node]
+    segment(host, loaded)
+    assert not np.array_equal(mask_of(loaded), first)
+    loaded.ui.undoButton.click()
+    settle(host, loaded)
+    assert np.array_equal(mask_of(loaded), first) and np.array_equal(mask_of(loaded, second), kept)
+
+
+def test_an_undo_that_reached_another_segment_takes_no_clicks_that_were_placed_since(host: Any, module: Any) -> None:
+    state, panel, node = state_of(module), module.widget.panel, clicks_of(module)
+    former = state.segmentId
+    other = add_clicks((4,), "Other", at=(10.0, 10.0))
+
+    def choose(segment_id: str, clicks: Any) -> None:
+        state.segmentId, state.centerlineNodes = segment_id, [clicks]
+        panel.refresh()
+
+    choose("", other)
+    segment(host, module)
+    second = state.segmentId
+    for now_late in (False, True):
+        choose(former, node)
+        settle(host, module)
+        count, x = node.GetNumberOfControlPoints(), node.GetNthControlPointPositionWorld(0)[0]
+        move_click(node, 0, (5.0, 0.0, 0.0))
+        settle(host, module)
+        choose(second, other)
+        move_click(other, 0, (2.0, 0.0, 0.0))
+        settle(host, module)
+        for _ in range(2):
+            module.ui.undoButton.click()
+            settle(host, module)
+        choose(former, node)
+        if now_late:
+            node.AddControlPointWorld(24.0, 20.0, 30.0)
+            settle(host, module)
+            assert node.GetNumberOfControlPoints() == count + 1 and mask_of(module)[10].any()
+        else:
+            settle(host, module)
+            assert node.GetNthControlPointPositionWorld(0)[0] == pytest.approx(x), "its clicks go back with it"

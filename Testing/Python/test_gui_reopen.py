@@ -169,7 +169,7 @@ def test_records_read_from_one_text_are_independent() -> None:
     record.owned.add(7)
     record.written[5] = "def"
     record.info.clear()
-    record.fates.append(PointFate(0, 3, Fate.KEPT, click_id="1", position_ras=(0.0, 0.0, 0.0)))
+    record.fates += (PointFate(0, 3, Fate.KEPT, click_id="1", position_ras=(0.0, 0.0, 0.0)),)
     assert WriteRecord.fromJson(text) == WriteRecord({3: "abc"}, {4}, info, model="kidney")
 
 

@@ -18,6 +18,7 @@ from gui_helpers import (
     load,
     mask_of,
     press_segment,
+    record_of,
     segment,
     settle,
     state_of,
@@ -107,6 +108,61 @@ def test_removing_the_segmentation_or_its_segment_ends_the_run(host: Any, runnin
     use_fake(running)
     assert segment(host, running).error is None
     assert filled_slices(mask_of(running)) == [2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_segment_removed_during_its_run_comes_back_as_it_was_before(host: Any, running: Any, gate: Path) -> None:
+    state, editor = state_of(running), running.ui.editor
+    node, segment_id = state.segmentationNode, state.segmentId
+    editor.saveStateForUndo()
+    node.GetSegmentation().RemoveSegment(segment_id)
+    gate.touch()
+    settle(host, running)
+    editor.undo()
+    state.segmentId = segment_id
+    running.widget.panel.refresh()
+    settle(host, running)
+    assert not mask_of(running).any() and not record_of(running).owned
+    segment(host, running)
+    assert mask_of(running).any()
+    running.ui.undoButton.click()
+    settle(host, running)
+    assert not mask_of(running).any()
+
+
+def test_a_run_whose_clicks_are_all_unticked_can_still_be_cancelled(host: Any, running: Any) -> None:
+    run, node = running.widget.panel.run, state_of(running).centerlineNodes[0]
+    job = run.job
+    for index in range(2):
+        node.SetNthControlPointSelected(index, False)
+    host.process_events(400)
+    assert run.start() is None and "All clicks are left out; tick one in Clicks." in running.ui.statusLabel.text
+    assert not job.finished and running.ui.segmentButton.text == "Cancel" and running.ui.segmentButton.enabled
+    running.ui.segmentButton.click()
+    settle(host, running)
+    assert job.finished and not mask_of(running).any() and not running.ui.segmentButton.enabled
+
+
+def test_a_segment_is_not_exported_while_it_is_written(
+    host: Any, running: Any, gate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buttons = (running.ui.exportButton, running.ui.exportDicomButton, running.ui.statisticsButton)
+    assert not any(button.enabled for button in buttons)
+    gate.touch()
+    settle(host, running)
+    assert all(button.enabled for button in buttons)
+    gate.unlink()
+
+    def start_meanwhile(format_: Any, name: str) -> str:
+        state_of(running).centerlineNodes[0].AddControlPointWorld(12.0, 12.0, 27.0)
+        host.wait_until(lambda: running.widget.panel.run.isRunning)
+        return str(tmp_path / "kidney.nrrd")
+
+    monkeypatch.setattr(running.widget.panel.export, "askPath", start_meanwhile)
+    running.ui.exportButton.click()
+    assert running.ui.exportLabel.text == "This segment is being computed; export when it is done."
+    gate.touch()
+    settle(host, running)
+    assert not list(tmp_path.glob("kidney*"))
 
 
 def test_a_volume_that_changes_makes_the_late_result_void(host: Any, running: Any, gate: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -281,7 +281,7 @@ def fateTexts() -> dict[str, str]:
     }
 
 
-def summary(fates: list[PointFate]) -> str:
+def summary(fates: Iterable[PointFate]) -> str:
     """Return signs, how many points have them and their words, as one line; empty before the first run."""
     counts = Counter(fate.fate for fate in fates)
     texts = fateTexts()

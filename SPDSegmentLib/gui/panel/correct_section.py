@@ -45,6 +45,8 @@ class CorrectSection(VTKObservationMixin):
         self._onChanged = onChanged
         self._currentSlice = currentSlice
         self._entered = False
+        self._hasOwned = False
+        self._isLate = False
         self._shown: tuple[str, str, str] | None = None
         self._timer = idleTimer(self.takeIn, NOTICE_MS)
         segmenter.saveStateForUndo = self._saveState
@@ -61,6 +63,7 @@ class CorrectSection(VTKObservationMixin):
         self.ui.undoButton.enabled = node is not None
         if target is None or node is None:
             self.removeObservers()
+            self._shown = None
             return
         editor = self.ui.editor
         shown = (target.nodeId, target.segmentId, volumeNode.GetID() if volumeNode is not None else "")
@@ -72,6 +75,8 @@ class CorrectSection(VTKObservationMixin):
             editor.setSourceVolumeNode(volumeNode)
             editor.setCurrentSegmentID(target.segmentId)
             self._shown = shown
+            self._segmenter.forgetUndoStep()
+            self.look()
         self.removeObservers()
         segmentation = node.GetSegmentation()
         kinds = slicer.vtkSegmentation
@@ -83,23 +88,37 @@ class CorrectSection(VTKObservationMixin):
         task = self._task()
         stack = task.writtenSnapshot(record).stack if task is not None else None
         owned = sorted(record.owned if stack is None else {stack.slice_number(t) for t in record.owned})
-        self.ui.releaseButton.enabled = self.ui.releaseSliceButton.enabled = bool(owned)
+        self._hasOwned = bool(owned)
+        self.refresh()
         self.ui.lockedLabel.text = (
             _("Slices edited by you and kept: {ranges}.").format(ranges=slice_ranges(owned))
             if owned
             else _("Slices that you edit are kept when clicks change.")
         )
 
+    def refresh(self) -> None:
+        """Show whether slices can be released: a run goes by those that were a person's when it began."""
+        task = self._task() if self._hasOwned else None
+        isFree = task is not None and not self._segmenter.isBusy(task.target.node, task.target.segmentId)
+        self.ui.releaseButton.enabled = self.ui.releaseSliceButton.enabled = isFree
+
+    def look(self) -> None:
+        """Take in, in a moment, what happened while the segment was not looked at."""
+        self._isLate = True
+        self._timer.start()
+
     def takeIn(self) -> None:
         """Recognize edits, undo and redo since the last look."""
+        isLate, self._isLate = self._isLate, False
         task = self._task()
         if task is None or task.target.node is None or nodeById(task.volumeNode.GetID()) is None:
             return
-        self._onChanged(self._segmenter.noteChange(task))
+        self._onChanged(self._segmenter.noteChange(task, isLate=isLate))
 
     def enter(self) -> None:
         """Listen to the editor's keys, where it is unfolded."""
         self._entered = True
+        self._segmenter.forgetUndoStep()
         self._onCollapsed(self.ui.correctSection.collapsed)
 
     def exit(self) -> None:
@@ -123,13 +142,15 @@ class CorrectSection(VTKObservationMixin):
         self._shown = None
         self.ui.editor.setMRMLSegmentEditorNode(None)
 
-    def _saveState(self, task: Task) -> None:
-        """Make an undo step, where it is the panel's segmentation that is written."""
+    def _saveState(self, task: Task) -> bool:
+        """Make an undo step, where it is the panel's segmentation that is written; return whether it is."""
         mine = self._task()
         if mine is not None and mine.target.nodeId == task.target.nodeId:
             self.edit(mine.target, mine.volumeNode)
-        if self.ui.editor.segmentationNode() is task.target.node:
+        isShown = self.ui.editor.segmentationNode() is task.target.node
+        if isShown:
             self.ui.editor.saveStateForUndo()
+        return isShown
 
     def _onCollapsed(self, collapsed: bool) -> None:
         editor = self.ui.editor
@@ -152,7 +173,8 @@ class CorrectSection(VTKObservationMixin):
 
     def _release(self, slices: set[int] | None) -> None:
         task = self._task()
-        if task is not None and task.target.node is not None:
+        node = task.target.node if task is not None else None
+        if task is not None and node is not None and not self._segmenter.isBusy(node, task.target.segmentId):
             self._segmenter.release(task, slices)
             self._onChanged(False)
 
@@ -168,6 +190,7 @@ class AssistSection:
         self._run = run
         self._request: Request | None = None
         self._lesson: Learned | None = None
+        self._lessonModel = ""
         self._record = WriteRecord()
         self._dismissed: dict[tuple[str, ...], list[Position]] = {}
         for button, action in (
@@ -185,6 +208,7 @@ class AssistSection:
         if record.written != self._record.written or record.owned != self._record.owned:
             self.withdraw()
         self._record = record.copy()
+        self._checkLesson()
         self._refresh()
 
     def withdraw(self) -> None:
@@ -199,6 +223,17 @@ class AssistSection:
         """Let go of the scene, in whose successor other nodes have the same names."""
         self.withdraw()
         self._dismissed.clear()
+
+    def _checkLesson(self) -> None:
+        """Take back what another model has learned than the one that is chosen now."""
+        if self._lesson is None:
+            return
+        task = self._task()
+        if task is None or task.view.model.key != self._lessonModel:
+            self.withdraw()
+            self.ui.learnLabel.text = _(
+                "What was learned belongs to another model; press Learn from corrections again."
+            )
 
     def _refresh(self) -> None:
         ui, record = self.ui, self._record
@@ -299,7 +334,7 @@ class AssistSection:
     def _taught(self, task: Task, answer: Answer | SPDError) -> None:
         self._request = None
         if isinstance(answer, Learned):
-            self._lesson = answer
+            self._lesson, self._lessonModel = answer, task.view.model.key
             number = task.view.snapshot().stack.slice_number
             changed = slice_ranges(number(int(t)) for t in answer.changed_table[:, 0])
             parts = [answer.sentence]
@@ -307,6 +342,7 @@ class AssistSection:
                 parts += [_("Slices: {ranges}.").format(ranges=changed)] if changed else []
                 parts += [_("Press Apply to take it over; nothing has changed yet.")]
             self.ui.learnLabel.text = " ".join(parts)
+            self._checkLesson()
         elif isinstance(answer, SPDError) and not isinstance(answer, Cancelled):
             self.ui.learnLabel.text = answer.sentence
         self._refresh()

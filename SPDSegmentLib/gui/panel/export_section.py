@@ -12,7 +12,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 
 from ..scene.dicom_export import dicomKinds, exportDicom
 from ..scene.export_files import (
@@ -38,13 +38,14 @@ class ExportSection:
     Args:
         ui: widgets of the panel.
         state: the settings in the scene.
+        isBusy: whether a run is writing into a segment, of which node and ID are given.
 
     Attributes:
         askPath: returns where to write, empty for nowhere; its window asks before a file is replaced.
         confirm: asked before a file is replaced that the window did not show.
     """
 
-    def __init__(self, ui: Any, state: Callable[[], ModuleState]) -> None:
+    def __init__(self, ui: Any, state: Callable[[], ModuleState], isBusy: Callable[[Any, str], bool]) -> None:
         self.ui = ui
         self.formats = exportFormats()
         self.dicomKinds = dicomKinds()
@@ -53,6 +54,7 @@ class ExportSection:
         self.confirm: Callable[[Path], bool] = _confirmReplace
         self.askCut: Callable[[str], bool] = slicer.util.confirmYesNoDisplay
         self._state = state
+        self._isBusy = isBusy
         self._background = BackgroundCall()
         for format_ in self.formats:
             ui.exportFormatBox.addItem(format_.title, format_.key)
@@ -67,8 +69,9 @@ class ExportSection:
         state = self._state()
         node = state.segmentationNode
         there = node is not None and node.GetSegmentation().GetSegment(state.segmentId) is not None
+        isWhole = there and not self._isBusy(node, state.segmentId)
         for button in (self.ui.exportButton, self.ui.exportDicomButton, self.ui.statisticsButton):
-            button.enabled = there and state.volumeNode is not None and not self._background.isRunning
+            button.enabled = isWhole and state.volumeNode is not None and not self._background.isRunning
         if not there and not self._background.isRunning:
             self.ui.exportLabel.text = ""
 
@@ -85,6 +88,7 @@ class ExportSection:
             chosen = self.askPath(format_, source.name)
             if not chosen:
                 return
+            self._checkWhole()
             if not source.isCurrent():  # slices came while the window was open
                 source = self._source()
             source = replace(source, isCut=isCut and source.reachesBeyond)
@@ -110,6 +114,7 @@ class ExportSection:
             return
         self.ui.exportLabel.text = ""
         try:
+            self._checkWhole()
             with slicer.util.WaitCursor():
                 path = exportDicom(
                     kind, state.segmentationNode, state.segmentId, state.volumeNode, folder, state.model, self.confirm
@@ -154,7 +159,14 @@ class ExportSection:
         self._background.start(call, end)
         self.refresh()
 
+    def _checkWhole(self) -> None:
+        """Raise a problem while a run is writing: some slices are of the former result, others of the next one."""
+        state = self._state()
+        if state.segmentationNode is not None and self._isBusy(state.segmentationNode, state.segmentId):
+            raise BadInput(_("This segment is being computed; export when it is done."))
+
     def _source(self) -> ExportSource:
+        self._checkWhole()
         state = self._state()
         return makeSource(state.segmentationNode, state.segmentId, state.volumeNode)
 

@@ -15,7 +15,7 @@ from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.models.fit import fit_of_image
 
 from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, listModels
-from ..scene.centerlines import centerlinesOfScene, checkClicks
+from ..scene.centerlines import anyIncluded, centerlinesOfScene, checkClicks
 from ..scene.state import ModuleState, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
 from ..scene.volumes import nodeById, shownImage, viewCenter, viewNode
@@ -106,6 +106,8 @@ class InputsSection(VTKObservationMixin):
             return _("Press Place clicks, then click along the structure in the slice views.")
         if not any(node.GetNumberOfDefinedControlPoints() for node in state.centerlineNodes):
             return _("Click along the structure in the slice views.")
+        if not anyIncluded(state.centerlineNodes):
+            return _("All clicks are left out; tick one in Clicks.")
         return ""
 
     def note(self) -> str:

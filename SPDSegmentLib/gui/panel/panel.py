@@ -8,6 +8,7 @@ import slicer
 from slicer.util import VTKObservationMixin
 
 from ..run.console import Console
+from ..run.job import SegmentationJob
 from ..scene.centerlines import Clicks
 from ..scene.state import idleTimer, moduleState
 from ..scene.write_record import WriteRecord
@@ -33,6 +34,8 @@ class ModulePanel(VTKObservationMixin):
         self.logic = logic
         self.state = moduleState(logic.getParameterNode())  # type: ignore[attr-defined]
         self.isClosing = False
+        self._isEntered = False
+        self._hasMissedClicks = False
         self.inputs = InputsSection(ui, lambda: self.state, self._inputsChanged)
         self.run = RunSection(ui, logic, self.inputs, lambda: self.state)
         self.clicks = ClicksSection(ui, lambda: self.state, self._clicksChanged)
@@ -44,7 +47,7 @@ class ModulePanel(VTKObservationMixin):
         self.straight = StraightSection(ui, self.inputs.currentTask)
         self.display = ResultDisplay(ui, logic.segmenter.surfaces, lambda: self.state)
         self.saliency = SaliencySection(ui, logic.segmenter, self.inputs, self.run.show)
-        self.export = ExportSection(ui, lambda: self.state)
+        self.export = ExportSection(ui, lambda: self.state, logic.segmenter.isBusy)
         self.setup = SetupSection(ui, logic, self.run, lambda: self.state, self.refresh)
         self.shortcuts = Shortcuts(
             {"Shift+C": ui.placeButton.click, "Shift+S": ui.segmentButton.click, "Shift+N": ui.nextDoubtfulButton.click}
@@ -54,6 +57,7 @@ class ModulePanel(VTKObservationMixin):
         self._showLater = idleTimer(self.showRecord)
         self._startLater = idleTimer(self._startAgain)
         self.run.onFinished.connect(lambda job: self._showLater.start())
+        logic.segmenter.onJob.connect(self._onJob)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self._onSceneEnd)
@@ -72,9 +76,14 @@ class ModulePanel(VTKObservationMixin):
         view = self.inputs.currentView()
         if view is not None:
             self.logic.segmenter.warmUp(view)
+        self._isEntered = True
+        if self._hasMissedClicks:
+            self._hasMissedClicks = False
+            self._clicksChanged(self.clicks.snapshot())
 
     def exit(self) -> None:
-        """Stop placing points and editing."""
+        """Stop placing points and editing; until the module is entered again clicks start nothing."""
+        self._isEntered = False
         self.inputs.placing.stop()
         self.shortcuts.remove()
         self.correct.exit()
@@ -84,6 +93,7 @@ class ModulePanel(VTKObservationMixin):
         self.isClosing = True
         for timer in (self._startLater, self._later, self._showLater):
             timer.stop()
+        self.logic.segmenter.onJob.disconnect(self._onJob)
         self.shortcuts.remove()
         self._letGo()
         self.clicks.marks.remove()
@@ -112,6 +122,7 @@ class ModulePanel(VTKObservationMixin):
         if self.isClosing:
             return
         task = self.inputs.currentTask()
+        _held = task.view.snapshot() if task is not None else None  # every section that asks for it is given this one
         record = task.target.record if task is not None else WriteRecord()
         self.clicks.show(record)
         self.review.show(record)
@@ -131,16 +142,25 @@ class ModulePanel(VTKObservationMixin):
 
     def _clicksChanged(self, clicks: Clicks) -> None:
         self.run.refresh()
-        task = self.inputs.currentTask()
-        if task is None or not self.state.liveUpdate or self.inputs.whyNot():
-            return
-        isFollowed = self.run.isRunningFor(task) or task.target.record.model
-        if isFollowed and self.logic.segmenter.hasOtherClicks(task, clicks):
+        if self._isFollowed(clicks):
             self._startLater.start()  # an event of its own, so that each is short
 
     def _startAgain(self) -> None:
-        if not self.isClosing and self.state.liveUpdate and not self.inputs.whyNot():
+        if not self.isClosing and self._mayFollow:
             self.run.start()
+
+    @property
+    def _mayFollow(self) -> bool:
+        """Whether a run may follow clicks: while another module is shown its editor does, with settings of its own."""
+        self._hasMissedClicks |= not self._isEntered
+        return self._isEntered and self.state.liveUpdate and not self.inputs.whyNot()
+
+    def _isFollowed(self, clicks: Clicks) -> bool:
+        task = self.inputs.currentTask() if self._mayFollow else None
+        if task is None:
+            return False
+        hasResult = self.run.isRunningFor(task) or bool(task.target.record.model)
+        return hasResult and self.logic.segmenter.hasOtherClicks(task, clicks)
 
     def _onUndo(self, checked: bool) -> None:
         """Bring back clicks that were taken away, where no result has come of that, otherwise mask and clicks."""
@@ -152,6 +172,14 @@ class ModulePanel(VTKObservationMixin):
                 return
         self.correct.undo()
 
+    def _onJob(self, job: SegmentationJob) -> None:
+        """What may be done with the segment depends on whether a run writes into it, whoever started that."""
+        if not self.isClosing:
+            self.correct.refresh()
+            self.export.refresh()
+            if job.finished:
+                self.correct.look()
+
     def _segmentChanged(self, wentBack: bool) -> None:
         if wentBack:
             self.run.forgetMessage()
@@ -159,6 +187,7 @@ class ModulePanel(VTKObservationMixin):
 
     def _onSceneStartClose(self, caller: Any, event: str) -> None:
         self.isClosing = True
+        self._hasMissedClicks = False
         self.inputs.placing.stop()
         self._letGo()
         self.run.forgetScene()

@@ -66,21 +66,22 @@ class RunSection:
             self.ui.statusLabel.text = self._message or "\n".join(filter(None, said))
 
     def start(self, *, everywhere: bool = False, learned: str | None = None) -> SegmentationJob | None:
-        """Start a job with the present settings; a problem is shown, not raised.
+        """Start a job with the present settings; a problem is shown, not raised, and one under way goes on.
 
         Args:
             everywhere: write outside the editor's editable area too.
             learned: name of what corrections taught, see ``Segmenter.start``.
         """
-        self.job = None
+        if not self.isRunning:
+            self.job = None
         self._say("")
         try:
-            self.task = self._inputs.makeTask()
-            job = self.logic.segmenter.start(self.task, everywhere=everywhere, learned=learned)
+            task = self._inputs.makeTask()
+            job = self.logic.segmenter.start(task, everywhere=everywhere, learned=learned)
         except SPDError as error:
             self.show(error)
             return None
-        self.job = job
+        self.job, self.task = job, task
         job.onProgress.connect(self._onProgress)
         job.onSlices.connect(self.onSlices.emit)
         job.onFinished.connect(self._onFinished)

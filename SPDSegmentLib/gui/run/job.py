@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
-from SPDSegmentLib.prompts.fates import best_fates
+from SPDSegmentLib.prompts.fates import PointFate, best_fates
 from SPDSegmentLib.worker.client import Callbacks, Request, WorkerClient
 from SPDSegmentLib.worker.messages import Progress, Segmented, SliceReady
 
@@ -82,6 +82,7 @@ class SegmentationJob:
         self._send: Callable[[Callbacks], Request] | None = None
         self._writeIsPlanned = False
         self._slicesPerWrite = 2
+        self._fates: list[PointFate] | None = None
         self._isKept = False
 
     @property
@@ -205,11 +206,12 @@ class SegmentationJob:
                 self.onSlices.emit(changed)
         elif self._isKept:
             self._end(JobState.DONE, None)
-        elif self.answer is not None:
+        elif self.answer is not None and self._fates is None:
+            self._fates = best_fates(self.answer.fates)  # a call of its own: a thousand take some milliseconds
+            self.digests = self.writer.digests()
+        elif self.answer is not None and self._fates is not None:
             learned = (self.answer.report.get("model") or {}).get("learned") or {}
-            self.digests = self.writer.finish(
-                best_fates(self.answer.fates), self._model, self.answer.anchor_ras, str(learned.get("name") or "")
-            )
+            self.writer.finish(self._fates, self._model, self.answer.anchor_ras, str(learned.get("name") or ""))
             self._isKept = True
 
     def _bound(self, seconds: float, count: int) -> None:

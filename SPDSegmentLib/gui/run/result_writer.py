@@ -60,6 +60,7 @@ class ResultWriter:
         self._hasBegun = False
         self._before: dict[int, PackedMask] = {}
         self._recordBefore = self.record.copy()
+        self._renamed: dict[str, str] = {}
 
     @property
     def mayWriteParts(self) -> bool:
@@ -107,6 +108,17 @@ class ResultWriter:
         return self._hasBegun and self._target.mark != self._mark
 
     @property
+    def isBack(self) -> bool:
+        """Whether the segment, which was removed before it could be put back, is there again as this run left it."""
+        return self._hasBegun and bool(self._before) and self._target.mark == self._mark
+
+    def rename(self, renamed: Mapping[str, str]) -> None:
+        """Take over new names of clicks, see ``centerlines.restoreClicks``; the worker knows the former ones."""
+        self._renamed = {former: renamed.get(name, name) for former, name in self._renamed.items()} | dict(renamed)
+        self.record = self.record.withNames(renamed)
+        self._recordBefore = self._recordBefore.withNames(renamed)
+
+    @property
     def wasRefused(self) -> bool:
         """Whether nothing could be written although no setting of the editor forbids it."""
         return bool(self.withheld) and not self.changed and not self.area
@@ -134,15 +146,18 @@ class ResultWriter:
         for kept in (self.asked, self.changed, self.withheld, self._before):
             kept.clear()
 
-    def finish(
-        self, fates: list[PointFate], model: str, anchor: Position | None = None, learned: str = ""
-    ) -> dict[int, str]:
-        """Keep the record of a complete run and return the checksums of the segment."""
+    def finish(self, fates: list[PointFate], model: str, anchor: Position | None = None, learned: str = "") -> None:
+        """Keep the record of a complete run."""
         self.record.learned = learned
-        self.record.fates = fates
+        self.record.fates = tuple(fates)
         self.record.model = model
         self.record.anchorRas = anchor
+        if self._renamed:
+            self.record = self.record.withNames(self._renamed)
         self._target.saveRecord(self.record)
+
+    def digests(self) -> dict[int, str]:
+        """The checksums of the segment as it is now."""
         return self._target.digests(self.snapshot)
 
     def _write(self, changes: Mapping[int, np.ndarray], content: SegmentContent) -> set[int]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.worker.client import Callbacks, Request
 from SPDSegmentLib.worker.messages import Answer, Progress, SaliencyReady
 from SPDSegmentLib.worker.requests import learn_message, suggest_message
 
-from ..scene.centerlines import Clicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks
+from ..scene.centerlines import Clicks, checkClicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks
+from ..scene.state import Signal
 from ..scene.surfaces import ShownSurfaces
 from ..scene.volumes import VolumeSnapshot, slicesBeside
 from ..scene.write_record import Position, WriteRecord, identify
@@ -37,17 +39,23 @@ class Segmenter:
     Args:
         workerHost: the worker.
         callLater: ``QTimer.singleShot``.
-        saveStateForUndo: called before a segment is changed; None where nobody keeps a history.
+        saveStateForUndo: called before a segment is changed, returns whether an undo step was made; None where nobody
+            keeps a history.
+
+    Attributes:
+        onJob: signal; called with a job when it was started and when it has ended.
     """
 
     def __init__(
-        self, workerHost: WorkerHost, callLater: CallLater, saveStateForUndo: Callable[[Task], None] | None = None
+        self, workerHost: WorkerHost, callLater: CallLater, saveStateForUndo: Callable[[Task], bool] | None = None
     ) -> None:
         self.workerHost = workerHost
         self.saveStateForUndo = saveStateForUndo
+        self.onJob = Signal()
         self.surfaces = ShownSurfaces(lambda: any(not job.finished for job in self._jobs))
         self._callLater = callLater
         self._memories: dict[tuple[str, ...], SegmentMemory] = {}
+        self._undoStep: tuple[tuple[str, ...], dict[int, str]] | None = None
 
     def start(
         self, task: Task, *, blocking: bool = False, everywhere: bool = False, learned: str | None = None
@@ -66,12 +74,13 @@ class Segmenter:
         if task.target.exists:
             identify(task.target.node, task.target.segmentId)
         memory = self._memoryOf(task)
-        if memory.job is not None and not memory.job.finished:
+        checkClicks(task.centerlineNodes)  # a start that fails leaves the run under way alone
+        snapshot = task.view.snapshot()
+        if memory.job is not None:
             memory.job.cancel(urgent=False)
         if memory.mark != task.target.mark:
-            self.noteChange(task)
+            self.noteChange(task, isLate=True)
         before = readClicks(task.centerlineNodes)
-        snapshot = task.view.snapshot()
         clicks = namedClicks(before, snapshot.stack)
         former = self._adoptGrid(task, snapshot)
         writer = ResultWriter(
@@ -91,10 +100,11 @@ class Segmenter:
         )
         owner = "|".join(task.key)
         name = volumeName(snapshot, owner)
-        job.onFinished.connect(lambda done: self._noteFinished(task, name, done, before, former))
+        job.onFinished.connect(lambda done: self._noteFinished(task, memory, name, done, former))
         job.onFinished.connect(lambda done: self._updateSurfaces(task, now=blocking))
         memory.job = job
         memory.startedClicks = before
+        self.onJob.emit(job)
 
         def send(callbacks: Callbacks) -> Request:
             locked = writer.begin()
@@ -103,6 +113,7 @@ class Segmenter:
             self.workerHost.useModel(task.view.model.key, task.view.device)
             self.workerHost.openVolume(snapshot, owner)
             isSameModel = writer.record.model == task.view.model.name
+            formerLesson = writer.record.learned if isSameModel else ""
             return self.workerHost.client.segment(
                 name,
                 clicks,
@@ -111,7 +122,7 @@ class Segmenter:
                 send_all=memory.isIncomplete or memory.served != name or not self.workerHost.hasServed(name),
                 locked=locked,
                 anchor_ras=writer.record.anchorRas if isSameModel else None,
-                learned=(writer.record.learned if learned is None else learned) if isSameModel else "",
+                learned=formerLesson if learned is None else learned,
                 callbacks=callbacks,
             )
 
@@ -175,7 +186,7 @@ class Segmenter:
         Raises:
             SPDError: what was given cannot be segmented.
         """
-        self.noteChange(task)
+        self.noteChange(task, isLate=True)
         snapshot, owner = task.view.snapshot(), "|".join(task.key)
         clicks, record = namedClicks(readClicks(task.centerlineNodes), snapshot.stack), task.target.record
         content = task.target.read(snapshot, record.owned)
@@ -187,38 +198,53 @@ class Segmenter:
         message = learn_message(name, clicks, locked, task.prompts, anchor)
         return self.workerHost.client.ask(message, _answerTo(callback, onProgress))
 
+    def isBusy(self, segmentationNode: Any, segmentId: str) -> bool:
+        """Whether a run is writing into a segment."""
+        segment = (segmentationNode.GetID(), segmentId)
+        return any(memory.isRunning for key, memory in self._memories.items() if key[:2] == segment)
+
     def checkJobs(self) -> None:
         """End the jobs whose volume, clicks or segment are gone."""
         for job in self._jobs:
             job.checkValid()
 
-    def noteChange(self, task: Task) -> bool:
+    def noteChange(self, task: Task, *, isLate: bool = False) -> bool:
         """Take in that somebody else changed the segment; return whether undo or redo did.
 
         Undo and redo bring the clicks of that state back; any other change makes the slices a person's. The mark that
-        travels with the voxels through the editor's history tells which of both it was.
+        travels with the voxels through the editor's history tells which of both it was. While a run writes into the
+        segment nothing is taken in.
+
+        Args:
+            task: with the segment.
+            isLate: clicks may have changed since the segment did; then they stay as they are.
         """
         target = task.target
-        if not target.isPlaced or any(not job.finished for job in self._jobs):
-            return False
         memory = self._memoryOf(task)
+        if not target.isPlaced or memory.isRunning:
+            return False
+        if memory.halfWritten is not None and memory.halfWritten.isBack:
+            memory.halfWritten.rollBack()
+            memory.halfWritten, memory.mark = None, target.mark
+            self._updateSurfaces(task)
         record = target.record
         written = task.writtenSnapshot(record)
         digests = target.digests(written)
         if record.grid is not None:
             record.grid = target.gridOf(written)
-        if memory.savedFor != digests:
-            memory.savedFor = None
         mark = target.mark
         state = memory.history.find(mark, digests)
         wentBack = memory.mark != mark
+        if wentBack or self._undoStep != (task.key, digests):
+            self.forgetUndoStep()
         if wentBack:
             memory.mark = mark
             self._updateSurfaces(task)
             state = state or memory.history.latest(mark)
             if state is not None:
                 memory.isIncomplete = True
-                self._restore(task, state.clicks, state.record)
+                keepsClicks = isLate and memory.hasNewClicks
+                self._restore(task, state.clicks, state.record, keepsClicks=keepsClicks)
                 record = target.record
         record.owned &= record.findEdits(digests) | (state.record.owned if state is not None else record.owned)
         record.noteEdits(digests)
@@ -236,7 +262,7 @@ class Segmenter:
     def takeBack(self, task: Task) -> bool:
         """Stop the run of a segment, if there is one, and bring back the clicks of the result before it."""
         job = self._memoryOf(task).job
-        if job is None:
+        if job is None or job.finished:
             return False
         job.cancel(urgent=False)
         self._restoreLastClicks(task)
@@ -247,10 +273,8 @@ class Segmenter:
         renamed = restoreClicks(clicks)
         if task is not None:
             memory = self._memoryOf(task)
-            memory.history.rename(renamed)
+            memory.rename(renamed)
             task.target.saveRecord(task.target.record.withNames(renamed))
-            if memory.lastClicks is not None:
-                memory.lastClicks = renameClicks(memory.lastClicks, renamed)
 
     def cancelAll(self, *, urgent: bool = True) -> None:
         """Cancel every job."""
@@ -275,33 +299,35 @@ class Segmenter:
         return [memory.job for memory in self._memories.values() if memory.job is not None]
 
     def _saveState(self, task: Task, digests: Mapping[int, str]) -> None:
-        """Make an undo step, unless the top of the history is this very state from a run that was rolled back."""
-        memory = self._memoryOf(task)
-        if memory.savedFor == digests:
-            return
+        """Make an undo step, unless the top of the history is this very state, from a run that was rolled back."""
+        step = task.key, dict(digests)
         if task.saveStateForUndo is not None:
             task.saveStateForUndo()
-        elif self.saveStateForUndo is not None:
-            self.saveStateForUndo(task)
-        memory.savedFor = dict(digests)
+            self._undoStep = None
+        elif self.saveStateForUndo is not None and step != self._undoStep:
+            self._undoStep = step if self.saveStateForUndo(task) else None
+
+    def forgetUndoStep(self) -> None:
+        """Be told that the top of the history may be another one than the last run made."""
+        self._undoStep = None
 
     def _restoreLastClicks(self, task: Task) -> None:
         last = self._memoryOf(task).lastClicks
         if last is not None:
             self._restore(task, last, task.target.record)
 
-    def _restore(self, task: Task, clicks: Clicks, record: WriteRecord) -> None:
+    def _restore(self, task: Task, clicks: Clicks, record: WriteRecord, *, keepsClicks: bool = False) -> None:
         """Bring back the clicks and the record of an earlier state."""
-        renamed = restoreClicks(clicks)
+        renamed = {} if keepsClicks else restoreClicks(clicks)
         memory = self._memoryOf(task)
-        memory.history.rename(renamed)
+        memory.rename(renamed)
         task.target.saveRecord(record.withNames(renamed))
         memory.lastClicks = renameClicks(clicks, renamed)
 
     def _noteFinished(
-        self, task: Task, name: str, job: SegmentationJob, clicks: Clicks, former: WriteRecord | None = None
+        self, task: Task, memory: SegmentMemory, name: str, job: SegmentationJob, former: WriteRecord | None = None
     ) -> None:
-        memory = self._memoryOf(task)
+        clicks = memory.startedClicks or ()
         if memory.job is job:
             memory.job = None
         mark = memory.mark = task.target.mark
@@ -310,7 +336,7 @@ class Segmenter:
             memory.served = name
             self.workerHost.noteServed(name)
             if job.writer.changed:
-                memory.savedFor = None
+                self.forgetUndoStep()
             memory.lastClicks = clicks
             memory.history.remember(mark, job.digests, clicks, job.writer.record)
         else:
@@ -322,6 +348,8 @@ class Segmenter:
                 state = memory.history.latest(mark)
                 if state is not None:
                     self._restore(task, state.clicks, task.target.record)
+        memory.halfWritten = None if task.target.exists else job.writer
+        self.onJob.emit(job)
 
     def _updateSurfaces(self, task: Task, *, now: bool = False) -> None:
         """Make again what the 3-D view shows of a segment, and of all that may have been overwritten."""

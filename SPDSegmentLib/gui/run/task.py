@@ -13,12 +13,13 @@ from SPDSegmentLib.batch.cases import BatchModel, batch_model, model_digest
 from SPDSegmentLib.errors import ModelMissing, SPDError
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, origin_note
 
-from ..scene.centerlines import Clicks, renameClicks
+from ..scene.centerlines import Clicks, renameClicks, snapshotClicks, usedClicks
 from ..scene.editor_nodes import otherRepresentation
 from ..scene.target import SegmentTarget
 from ..scene.volumes import VolumeSnapshot, nodeById, takeSnapshot
 from ..scene.write_record import WriteRecord, identityOf
 from .job import SegmentationJob
+from .result_writer import ResultWriter
 
 CT_BELOW = -200
 
@@ -228,9 +229,9 @@ class SegmentMemory:
         lastClicks: of the latest result, None before the first.
         startedClicks: of the run that was started last.
         isIncomplete: whether the next run has to send all slices.
-        savedFor: checksums for which the editor's history already has an undo step.
         served: name of the volume of the latest result in the worker.
         mark: state of the segment that was seen last, see ``target.MARK_TAG``.
+        halfWritten: the way of a run that ended because the segment was removed; what it wrote may come back.
     """
 
     history: History = field(default_factory=History)
@@ -238,6 +239,29 @@ class SegmentMemory:
     lastClicks: Clicks | None = None
     startedClicks: Clicks | None = None
     isIncomplete: bool = False
-    savedFor: dict[int, str] | None = None
     served: str = ""
     mark: str | None = None
+    halfWritten: ResultWriter | None = None
+
+    @property
+    def isRunning(self) -> bool:
+        """Whether a run is under way."""
+        return self.job is not None and not self.job.finished
+
+    @property
+    def hasNewClicks(self) -> bool:
+        """Whether the nodes of the latest result have other clicks now."""
+        if self.lastClicks is None:
+            return True
+        nodes = [node for nodeId, _markup in self.lastClicks if (node := nodeById(nodeId)) is not None]
+        return usedClicks(snapshotClicks(nodes)) != usedClicks(self.lastClicks)
+
+    def rename(self, renamed: Mapping[str, str]) -> None:
+        """Take over new names of clicks, see ``centerlines.restoreClicks``."""
+        self.history.rename(renamed)
+        if self.lastClicks is not None:
+            self.lastClicks = renameClicks(self.lastClicks, renamed)
+        if self.startedClicks is not None:
+            self.startedClicks = renameClicks(self.startedClicks, renamed)
+        if self.job is not None:
+            self.job.writer.rename(renamed)

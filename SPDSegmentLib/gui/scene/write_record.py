@@ -7,6 +7,7 @@ since the ID of a deleted segment can be given to another one."""
 from __future__ import annotations
 
 import json
+import math
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ import vtk
 from SPDSegmentLib.prompts.fates import Fate, PointFate, Review, SliceStatus, review
 
 RECORD_VERSION = 1
+SEPARATORS = (",", ":")
+KEPT_TEXTS = 4
 SAME_PLACE_VOXELS = 1e-2
 
 Position = tuple[float, float, float]
@@ -82,7 +85,7 @@ class WriteRecord:
     written: dict[int, str] = field(default_factory=dict)
     owned: set[int] = field(default_factory=set)
     info: dict[int, SliceInfo] = field(default_factory=dict)
-    fates: list[PointFate] = field(default_factory=list)
+    fates: tuple[PointFate, ...] = ()
     model: str = ""
     axis: str = "auto"
     anchorRas: Position | None = None
@@ -147,19 +150,21 @@ class WriteRecord:
 
     def copy(self) -> WriteRecord:
         """Return an independent copy."""
-        own = {name: copy(getattr(self, name)) for name in ("written", "owned", "info", "fates")}
+        own = {name: copy(getattr(self, name)) for name in ("written", "owned", "info")}
         return replace(self, **own)
 
     def withNames(self, renamed: Mapping[str, str]) -> WriteRecord:
         """Return a copy with other names of clicks."""
         copied = self.copy()
-        copied.fates = [replace(fate, click_id=renamed.get(fate.click_id, fate.click_id)) for fate in self.fates]
+        if renamed:
+            names = [renamed.get(fate.click_id, fate.click_id) for fate in self.fates]
+            copied.fates = tuple(replace(f, click_id=name) for f, name in zip(self.fates, names, strict=True))
         return copied
 
     def toJson(self, names: Mapping[str, str] | None = None) -> str:
         """Return the text that a scene keeps; ``names`` stand for the IDs of nodes."""
         names = names or {}
-        return json.dumps(
+        told = json.dumps(
             {
                 "version": RECORD_VERSION,
                 "written": {str(t): d for t, d in sorted(self.written.items())},
@@ -168,16 +173,6 @@ class WriteRecord:
                     str(t): [None if i.quality is None else round(i.quality, 4), i.status]
                     for t, i in sorted(self.info.items())
                 },
-                "fates": [
-                    [
-                        _renamed(f.click_id, names),
-                        f.fate,
-                        f.slice_index,
-                        [round(x, 3) for x in f.position_ras],
-                        f.reason,
-                    ]
-                    for f in self.fates
-                ],
                 "model": self.model,
                 "axis": self.axis,
                 "anchor": self.anchorRas,
@@ -186,8 +181,9 @@ class WriteRecord:
                 "segment": self.identity,
                 "learned": self.learned,
             },
-            separators=(",", ":"),
+            separators=SEPARATORS,
         )
+        return told[:-1] + _ending(_fatesText(self.fates, names))
 
     @staticmethod
     def fromJson(text: str | None, nodeIds: Mapping[str, str] | None = None) -> WriteRecord:
@@ -200,19 +196,52 @@ class WriteRecord:
         return _parsed(text or "{}", tuple(sorted((nodeIds or {}).items()))).copy()
 
 
-@lru_cache(maxsize=4)
+_texts: list[tuple[tuple[PointFate, ...], dict[str, str], str]] = []
+
+
+def _fatesText(fates: tuple[PointFate, ...], names: Mapping[str, str]) -> str:
+    """As JSON, once for the very same fates: a record is saved with every write, and a thousand take milliseconds."""
+    for kept, keptNames, text in _texts:
+        if kept is fates and keptNames == names:
+            return text
+    quoted = json.encoder.encode_basestring_ascii
+    reasons = {reason: quoted(reason) for reason in {f.reason for f in fates}}
+    told = []  # of texts: a list a fate would be garbage to collect
+    for f in fates:
+        r, a, s = (repr(round(x, 3)) if math.isfinite(x) else json.dumps(x) for x in f.position_ras)
+        name = quoted(_renamed(f.click_id, names))
+        told.append(f'[{name},"{f.fate.value}",{f.slice_index},[{r},{a},{s}],{reasons[f.reason]}]')
+    text = f"[{','.join(told)}]"
+    _texts[:] = [(fates, dict(names), text), *_texts[: KEPT_TEXTS - 1]]
+    return text
+
+
+def _ending(fates: str) -> str:
+    return f',"fates":{fates}}}'
+
+
+def _withoutFates(text: str, nodeIds: Mapping[str, str]) -> tuple[str, tuple[PointFate, ...] | None]:
+    """A record's text less its fates, and these, where they are among the last that were written; else all of it."""
+    for fates, names, told in _texts:
+        if text.endswith(ending := _ending(told)) and {name: nodeId for nodeId, name in names.items()} == nodeIds:
+            return text[: -len(ending)] + "}", fates
+    return text, None
+
+
+@lru_cache(maxsize=KEPT_TEXTS)
 def _parsed(text: str, names: tuple[tuple[str, str], ...]) -> WriteRecord:
     """A record is read several times for each change of a click, and a thousand fates take some milliseconds."""
     nodeIds = dict(names)
+    rest, fates = _withoutFates(text, nodeIds)
     try:
-        content: Any = json.loads(text)
+        content: Any = json.loads(rest)
         if not isinstance(content, dict) or content.get("version") != RECORD_VERSION:
             return WriteRecord()
         return WriteRecord(
             {int(t): str(d) for t, d in content["written"].items()},
             {int(t) for t in content["owned"]},
             {int(t): SliceInfo(i[0], SliceStatus(i[1])) for t, i in content["info"].items()},
-            [_fate(n, fate, nodeIds) for n, fate in enumerate(content["fates"])],
+            tuple(_fate(n, f, nodeIds) for n, f in enumerate(content["fates"])) if fates is None else fates,
             str(content["model"]),
             str(content["axis"]),
             _position(content.get("anchor")),
