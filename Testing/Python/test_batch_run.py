@@ -25,7 +25,7 @@ from SPDSegmentLib.batch import run as run_module
 from SPDSegmentLib.batch.segmenting import BatchSettings
 from SPDSegmentLib.cli.app import build_app
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled
-from SPDSegmentLib.geometry.labelmap import read_labelmap
+from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.labels import read_labels_of
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.geometry.volume import read_volume
@@ -363,6 +363,9 @@ def test_a_mask_of_another_format_stays_and_is_still_known_as_the_batchs(
     for suffix in (".nii.gz", ".mha", ".nii.gz"):
         assert states(run(cases[:1], settings=BatchSettings(suffix=suffix))) == {"a": "done"}
     assert {"a.nii.gz", "a.mha"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    (tmp_path / "out" / "a.mha").write_bytes(b"mine")
+    path = tmp_path / "out" / "a.mha"
+    mask = read_labelmap(path)
+    write_labelmap(path, 1 - mask.array, mask)
+    mine = path.read_bytes()
     assert states(run(cases[:1], settings=BatchSettings(suffix=".mha"))) == {"a": "kept"}
-    assert (tmp_path / "out" / "a.mha").read_bytes() == b"mine"
+    assert path.read_bytes() == mine

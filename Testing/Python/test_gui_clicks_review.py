@@ -322,7 +322,7 @@ def test_ticking_a_rejected_click_again_insists_on_it(host: Any, module: Any) ->
     module.ui.clicksSection.collapsed = False
     segment(host, module)
     record = record_of(module)
-    record.fates[0] = replace(record.fates[0], fate="rejected_own_slice")
+    record.fates = (replace(record.fates[0], fate="rejected_own_slice"), *record.fates[1:])
     module.widget.panel.clicks.show(record)
     for state in (qt.Qt.Unchecked, qt.Qt.Checked):
         module.ui.clicksTable.item(0, 0).setCheckState(state)
