@@ -299,8 +299,8 @@ class Session:
             known = [t for t in waiting if all(seen.issuperset(beside[s]) for s in clicked.intersection(around[t]))]
             ready = [t for t in known if t in seen or not matters(t)]
             waiting = [t for t in waiting if t not in ready]
-            free = [t for t in ready if t not in self._locked]
-            prompts, _ = consensus_of_slices(self._saliency_maps(call), free, clicks, config)  # as the whole will find
+            maps = self._saliency_maps(call)
+            prompts, _ = consensus_of_slices(maps, self._free(ready), clicks, config)  # as the whole will find
             changed |= self._decode(prompts.values(), call)
         call.expect("encoding", -len(self._features.missing(unseen)) if started else 0)
         self._collect(call)
@@ -368,16 +368,20 @@ class Session:
     def _saliency_masks(self, call: Call, center: int) -> dict[int, SliceResult]:
         """S_t > tau of every slice that no person owns."""
         order = sorted(range(self.stack.n_slices), key=lambda t: (abs(t - center), t))
-        call.expect("encoding", len(self._features.missing(t for t in order if t not in self._locked)))
+        call.expect("encoding", len(self._features.missing(self._free(order))))
         results: dict[int, SliceResult] = {}
         size = self.predictor.engine.batch_size
         for start in range(0, len(order), size):
-            self._features.ensure([t for t in order[start : start + size] if t not in self._locked], call)
+            self._features.ensure(self._free(order[start : start + size]), call)
             for t in order[start : start + size]:
                 results[t] = self._saliency_mask(t)
                 self._outdated = self._outdated | {t} if results[t].pixels else self._outdated - {t}
                 call.on_slice(results[t])
         return results
+
+    def _free(self, slices: Iterable[int]) -> list[int]:
+        """Those that no person owns."""
+        return [t for t in slices if t not in self._locked]
 
     def _saliency_mask(self, t: int) -> SliceResult:
         """S_t > tau, or what a person owns."""

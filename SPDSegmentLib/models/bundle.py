@@ -277,24 +277,23 @@ def find_bundle(name_or_path: str | Path, extra_folders: Iterable[str | Path] = 
     path = user_path(name_or_path)
     if _holds_info(path):
         return read_bundle(path)
-    roots, wanted = _roots(extra_folders), str(name_or_path)
-    bundles = _scan(roots)[0]
-    for root in roots:
-        sound, broken = _scan([root])
+    wanted, scanned = str(name_or_path), [(root, *_scan([root])) for root in _roots(extra_folders)]
+    bundles = {bundle.info.name: bundle for _, sound, _ in reversed(scanned) for bundle in sound}
+    for root, sound, broken in scanned:
         for folder, error in broken:
             if folder.name == wanted and not isinstance(error, BadInput):
                 # Also where a later one of this name is sound: which of the two was meant, nobody knows.
-                own = root == user_models_folder().resolve() and any(b.info.name == wanted for b in bundles)
+                own = root == user_models_folder().resolve() and wanted in bundles
                 raise _with_way_out(error, wanted) if own else error
         for bundle in sound:
             if bundle.info.name == wanted:
                 return bundle
-    for bundle in bundles:
+    for _, bundle in sorted(bundles.items()):
         if bundle.folder.name == wanted:
             return bundle
     if os.path.isdir(path):
         raise ModelMissing(f"{path} holds no model bundle ({INFO_NAME} is missing).", "Choose a bundle's folder.")
-    known = ", ".join(bundle.info.name for bundle in bundles) or "none"
+    known = ", ".join(sorted(bundles)) or "none"
     raise ModelMissing(f"There is no model '{shorten(str(name_or_path))}'.", f"Give a folder or one of these: {known}.")
 
 

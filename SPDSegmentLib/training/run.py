@@ -20,7 +20,7 @@ import torch
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import write_json
-from SPDSegmentLib.models.storage import sha256_of
+from SPDSegmentLib.models.base_weights import base_weights_sha256
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.staging import FolderLock
 from SPDSegmentLib.training.bank import EmbeddingBank, build_bank
@@ -191,7 +191,7 @@ def opened_run(
     Args:
         start: adapter tensors of the bundle in ``initialize_from``; a run goes on only with those that it began with.
     """
-    content = _content(weights, start)
+    content = _content(config.network.backbone if weights is not None else "", start)
     with contextlib.ExitStack() as locks:
         if processes.is_main:
             for folder in folders:
@@ -211,9 +211,9 @@ def opened_run(
         yield loop, SPDModel(config.network, weights).to(processes.device)
 
 
-def _content(weights: Path | None, start: Mapping[str, torch.Tensor] | None) -> dict[str, str]:
-    """Digests of what a training starts from, by what it is."""
-    content = {} if weights is None else {"base_weights": sha256_of(weights)[:DIGEST]}
+def _content(backbone: str, start: Mapping[str, torch.Tensor] | None) -> dict[str, str]:
+    """Digests of what a training starts from, by what it is; ``backbone`` is empty without base weights."""
+    content = {"base_weights": base_weights_sha256(backbone)[:DIGEST]} if backbone else {}
     if start is None:
         return content
     digest = hashlib.sha256()

@@ -174,9 +174,8 @@ def unpack_fates(numbers: np.ndarray, places: np.ndarray, texts: Sequence[str]) 
     """
     check_fates(numbers, places, texts)
     kinds = {text: Fate(text) for text in {texts[what] for what in numbers[:, 3].tolist()}}
-    columns = zip(
-        *numbers.T.tolist(), *places.T.tolist(), strict=True
-    )  # by columns: a list a row is garbage to collect
+    # By columns: a list a row would be garbage to collect.
+    columns = zip(*numbers.T.tolist(), *places.T.tolist(), strict=True)
     return tuple(
         PointFate(click, t, kinds[texts[what]], reason=texts[why], click_id=texts[name], position_ras=(r, a, s))
         for click, name, t, what, why, r, a, s in columns

@@ -86,6 +86,17 @@ def segment(host: Any, module: Any) -> Any:
     return job
 
 
+def segmented_behind_gate(host: Any, gate: Path) -> tuple[Any, Any]:
+    """A module with a result, and its clicks; the next run waits in its middle until the file ``gate`` is there."""
+    add_volume(host)
+    loaded = load(host, f"fake?gate={gate}")
+    node = add_clicks((2, 8))
+    gate.touch()
+    segment(host, loaded)
+    gate.unlink()
+    return loaded, node
+
+
 def settle_export(host: Any, module: Any) -> None:
     """Wait until the thread that writes or measures has come back."""
     host.wait_until(lambda: module.ui.exportButton.enabled)

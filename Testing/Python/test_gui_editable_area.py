@@ -18,6 +18,7 @@ from gui_helpers import (
     press_segment,
     record_of,
     segment,
+    segmented_behind_gate,
     settle,
     state_of,
 )
@@ -222,12 +223,7 @@ def test_undo_and_segment_in_one_breath_segment_the_clicks_of_before(host: Any, 
 
 
 def test_a_run_that_is_cancelled_puts_back_what_the_area_would_not_allow(host: Any, tmp_path: Path) -> None:
-    add_volume(host)
-    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
-    node = add_clicks((2, 8))
-    (tmp_path / "gate").touch()
-    segment(host, loaded)
-    (tmp_path / "gate").unlink()
+    loaded, node = segmented_behind_gate(host, tmp_path / "gate")
     first = mask_of(loaded)
     allow_inside_all_segments()
     move_click(node, 0, (5.0, 0.0, 0.0))

@@ -17,6 +17,7 @@ from gui_helpers import (
     press_segment,
     record_of,
     segment,
+    segmented_behind_gate,
     settle,
     state_of,
 )
@@ -206,12 +207,7 @@ def test_work_goes_on_after_an_undo(host: Any, module: Any) -> None:
 
 @pytest.mark.parametrize("how", ["button", "editor"])
 def test_undo_during_an_update_brings_back_mask_and_clicks(host: Any, how: str, tmp_path: Path) -> None:
-    add_volume(host)
-    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
-    node = add_clicks((2, 8))
-    (tmp_path / "gate").touch()
-    segment(host, loaded)
-    (tmp_path / "gate").unlink()
+    loaded, node = segmented_behind_gate(host, tmp_path / "gate")
     first = mask_of(loaded)
     move_until_written(host, loaded, node)
     (loaded.ui.undoButton.click if how == "button" else loaded.ui.editor.undo)()
@@ -231,12 +227,7 @@ def test_the_slices_next_to_the_view_come_first(host: Any) -> None:
 
 
 def test_a_run_that_was_replaced_leaves_no_undo_step_of_its_own(host: Any, tmp_path: Path) -> None:
-    add_volume(host)
-    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
-    node = add_clicks((2, 8))
-    (tmp_path / "gate").touch()
-    segment(host, loaded)
-    (tmp_path / "gate").unlink()
+    loaded, node = segmented_behind_gate(host, tmp_path / "gate")
     first = mask_of(loaded)
     move_until_written(host, loaded, node)
     run, former = loaded.widget.panel.run, loaded.widget.panel.run.job
@@ -254,12 +245,7 @@ def test_a_run_that_was_replaced_leaves_no_undo_step_of_its_own(host: Any, tmp_p
 
 
 def test_the_run_after_a_cancelled_one_is_undone_alone(host: Any, tmp_path: Path) -> None:
-    add_volume(host)
-    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
-    node = add_clicks((2, 8))
-    (tmp_path / "gate").touch()
-    segment(host, loaded)
-    (tmp_path / "gate").unlink()
+    loaded, node = segmented_behind_gate(host, tmp_path / "gate")
     state, first = state_of(loaded), mask_of(loaded)
     former = state.segmentId
     move_until_written(host, loaded, node)

@@ -16,6 +16,7 @@ from gui_helpers import (
     move_click,
     press_segment,
     segment,
+    segmented_behind_gate,
     settle,
     state_of,
 )
@@ -93,12 +94,7 @@ def test_the_worker_is_warm_when_the_module_is_entered_with_a_model(host: Any, m
 
 
 def test_a_run_in_the_middle_of_a_stroke_leaves_the_selection_alone(host: Any, tmp_path: Path) -> None:
-    add_volume(host)
-    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
-    node = add_clicks((2, 8))
-    (tmp_path / "gate").touch()
-    segment(host, loaded)
-    (tmp_path / "gate").unlink()
+    loaded, node = segmented_behind_gate(host, tmp_path / "gate")
     loaded.ui.editor.setCurrentSegmentID(add_tumor(loaded))
     move_click(node, 0, (5.0, 0.0, 0.0))
     run = loaded.widget.panel.run

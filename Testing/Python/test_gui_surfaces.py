@@ -16,6 +16,7 @@ from gui_helpers import (
     move_click,
     press_segment,
     segment,
+    segmented_behind_gate,
     settle,
     state_of,
 )
@@ -66,12 +67,7 @@ def wanted(module: Any, segment_id: str = "") -> Surface:
 
 
 def test_the_surface_waits_for_the_end_of_the_run_and_is_slicers_then(host: Any, tmp_path: Path) -> None:
-    add_volume(host)
-    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
-    node = add_clicks((2, 8))
-    (tmp_path / "gate").touch()
-    segment(host, loaded)
-    (tmp_path / "gate").unlink()
+    loaded, node = segmented_behind_gate(host, tmp_path / "gate")
     state_of(loaded).segmentationNode.CreateClosedSurfaceRepresentation()
     before = shown(loaded)
     move_click(node, 0, (9.0, 0.0, 0.0))
@@ -118,12 +114,7 @@ def test_undo_and_redo_show_their_own_surfaces(host: Any, module: Any) -> None:
 
 
 def test_a_cancelled_run_leaves_the_surface_of_before(host: Any, tmp_path: Path) -> None:
-    add_volume(host)
-    loaded = load(host, f"fake?gate={tmp_path / 'gate'}")
-    node = add_clicks((2, 8))
-    (tmp_path / "gate").touch()
-    segment(host, loaded)
-    (tmp_path / "gate").unlink()
+    loaded, node = segmented_behind_gate(host, tmp_path / "gate")
     state_of(loaded).segmentationNode.CreateClosedSurfaceRepresentation()
     before = shown(loaded)
     move_click(node, 0, (9.0, 0.0, 0.0))

@@ -142,17 +142,18 @@ class ModulePanel(VTKObservationMixin):
 
     def _clicksChanged(self, clicks: Clicks) -> None:
         self.run.refresh()
+        self._hasMissedClicks |= not self._isEntered
         if self._isFollowed(clicks):
             self._startLater.start()  # an event of its own, so that each is short
 
     def _startAgain(self) -> None:
+        self._hasMissedClicks |= not self._isEntered
         if not self.isClosing and self._mayFollow:
             self.run.start()
 
     @property
     def _mayFollow(self) -> bool:
         """Whether a run may follow clicks: while another module is shown its editor does, with settings of its own."""
-        self._hasMissedClicks |= not self._isEntered
         return self._isEntered and self.state.liveUpdate and not self.inputs.whyNot()
 
     def _isFollowed(self, clicks: Clicks) -> bool:

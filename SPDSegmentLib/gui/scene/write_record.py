@@ -22,7 +22,6 @@ import vtk
 from SPDSegmentLib.prompts.fates import Fate, PointFate, Review, SliceStatus, review
 
 RECORD_VERSION = 1
-SEPARATORS = (",", ":")
 KEPT_TEXTS = 4
 SAME_PLACE_VOXELS = 1e-2
 
@@ -181,7 +180,7 @@ class WriteRecord:
                 "segment": self.identity,
                 "learned": self.learned,
             },
-            separators=SEPARATORS,
+            separators=(",", ":"),
         )
         return told[:-1] + _ending(_fatesText(self.fates, names))
 
