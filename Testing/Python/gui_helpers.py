@@ -86,6 +86,15 @@ def segment(host: Any, module: Any) -> Any:
     return job
 
 
+def segmented(host: Any, slices: Any = (2, 8)) -> Any:
+    """The module with a volume and a structure segmented from clicks on these slices."""
+    add_volume(host)
+    module = load(host)
+    add_clicks(slices)
+    segment(host, module)
+    return module
+
+
 def segmented_behind_gate(host: Any, gate: Path) -> tuple[Any, Any]:
     """A module with a result, and its clicks; the next run waits in its middle until the file ``gate`` is there."""
     add_volume(host)

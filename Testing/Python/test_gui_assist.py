@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gui_helpers import add_clicks, add_volume, load, mask_of, record_of, segment, settle, state_of
+from gui_helpers import add_clicks, add_volume, load, mask_of, record_of, segment, segmented, settle, state_of
 from test_gui_correct import paint
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
@@ -16,11 +16,7 @@ pytest_plugins = ["Testing.Host.pytest_plugin"]
 @pytest.fixture
 def module(host: Any) -> Any:
     """The module with a structure segmented from clicks on slices 2 and 5."""
-    add_volume(host)
-    loaded = load(host)
-    add_clicks((2, 5))
-    segment(host, loaded)
-    return loaded
+    return segmented(host, (2, 5))
 
 
 def press(host: Any, module: Any, name: str) -> None:

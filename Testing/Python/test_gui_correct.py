@@ -19,6 +19,7 @@ from gui_helpers import (
     press_segment,
     record_of,
     segment,
+    segmented,
     settle,
     state_of,
     use_fake,
@@ -30,10 +31,7 @@ pytest_plugins = ["Testing.Host.pytest_plugin"]
 @pytest.fixture
 def module(host: Any) -> Any:
     """The module with a segmented structure, from clicks on slices 2 and 8, and the editor unfolded."""
-    add_volume(host)
-    loaded = load(host)
-    add_clicks((2, 8))
-    segment(host, loaded)
+    loaded = segmented(host)
     loaded.ui.correctSection.collapsed = False
     return loaded
 

@@ -18,6 +18,7 @@ from gui_helpers import (
     press_segment,
     record_of,
     segment,
+    segmented,
     segmented_behind_gate,
     settle,
     state_of,
@@ -31,11 +32,7 @@ NOWHERE = (5000.0, 6000.0)
 @pytest.fixture
 def module(host: Any) -> Any:
     """The module with a segmented structure, from clicks on slices 2 and 8."""
-    add_volume(host)
-    loaded = load(host)
-    add_clicks((2, 8))
-    segment(host, loaded)
-    return loaded
+    return segmented(host)
 
 
 def settings() -> Any:

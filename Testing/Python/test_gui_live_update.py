@@ -17,6 +17,7 @@ from gui_helpers import (
     press_segment,
     record_of,
     segment,
+    segmented,
     segmented_behind_gate,
     settle,
     state_of,
@@ -28,11 +29,7 @@ pytest_plugins = ["Testing.Host.pytest_plugin"]
 @pytest.fixture
 def module(host: Any) -> Any:
     """The module with a segmented structure, from clicks on slices 2 and 8."""
-    add_volume(host)
-    loaded = load(host)
-    add_clicks((2, 8))
-    segment(host, loaded)
-    return loaded
+    return segmented(host)
 
 
 def clicks_of(module: Any) -> Any:

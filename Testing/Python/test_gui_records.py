@@ -19,6 +19,7 @@ from gui_helpers import (
     press_segment,
     record_of,
     segment,
+    segmented,
     settle,
     state_of,
     use_fake,
@@ -114,10 +115,7 @@ def test_fates_stay_with_their_clicks_when_a_scene_is_added_to_another(host: Any
 
 
 def test_a_new_segment_with_the_id_of_a_deleted_one_starts_anew(host: Any) -> None:
-    add_volume(host)
-    module = load(host)
-    add_clicks((4, 6))
-    segment(host, module)
+    module = segmented(host, (4, 6))
     state = state_of(module)
     segmentation, segment_id = state.segmentationNode.GetSegmentation(), state.segmentId
     segmentation.RemoveSegment(segment_id)

@@ -18,6 +18,7 @@ from gui_helpers import (
     move_click,
     record_of,
     segment,
+    segmented,
     settle,
     state_of,
     use_fake,
@@ -194,10 +195,7 @@ def test_a_scene_with_a_deleted_branch_still_opens(host: Any, tmp_path: Path) ->
 
 
 def test_helpers_of_the_module_are_not_saved(host: Any, tmp_path: Path) -> None:
-    add_volume(host)
-    module = load(host)
-    add_clicks((2, 8))
-    segment(host, module)
+    module = segmented(host)
     module.ui.saliencyCheck.checked = True
     host.wait_until(lambda: module.widget.panel.saliency.overlay.node is not None)
     host.save_scene(tmp_path / "case.mrml")

@@ -16,6 +16,7 @@ from gui_helpers import (
     move_click,
     press_segment,
     segment,
+    segmented,
     segmented_behind_gate,
     settle,
     state_of,
@@ -27,10 +28,7 @@ pytest_plugins = ["Testing.Host.pytest_plugin"]
 @pytest.fixture
 def module(host: Any) -> Any:
     """The module with a segmented structure, and Tumor, an empty segment, selected in the unfolded editor."""
-    add_volume(host)
-    loaded = load(host)
-    add_clicks((2, 8))
-    segment(host, loaded)
+    loaded = segmented(host)
     loaded.ui.correctSection.collapsed = False
     loaded.ui.editor.setCurrentSegmentID(add_tumor(loaded))
     settle(host, loaded)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gui_helpers import MODULE, SHAPE, SPACING_MM, add_clicks, add_volume, load, segment, settle, state_of
+from gui_helpers import MODULE, SHAPE, SPACING_MM, add_clicks, add_volume, load, segment, segmented, settle, state_of
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
@@ -137,10 +137,7 @@ def test_an_image_that_does_not_begin_at_voxel_0_is_seen_where_it_lies(host: Any
 
 @pytest.mark.parametrize("end", ["forgetScene", "close", "exit"])
 def test_no_effect_stays_active_when_scene_or_module_closes(host: Any, end: str) -> None:
-    add_volume(host)
-    module = load(host)
-    add_clicks((4, 6))
-    segment(host, module)
+    module = segmented(host, (4, 6))
     module.ui.correctSection.collapsed = False
     module.ui.editor.setActiveEffectByName("Paint")
     node = module.ui.editor.mrmlSegmentEditorNode()

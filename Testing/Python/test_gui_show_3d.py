@@ -17,6 +17,7 @@ from gui_helpers import (
     press_segment,
     record_of,
     segment,
+    segmented,
     settle,
     state_of,
 )
@@ -29,11 +30,7 @@ SURFACE = "Closed surface"
 @pytest.fixture
 def module(host: Any) -> Any:
     """The module with a segmented structure, from clicks on slices 2 and 8."""
-    add_volume(host)
-    loaded = load(host)
-    add_clicks((2, 8))
-    segment(host, loaded)
-    return loaded
+    return segmented(host)
 
 
 def press(host: Any, module: Any) -> None:

@@ -16,6 +16,7 @@ from gui_helpers import (
     move_click,
     press_segment,
     segment,
+    segmented,
     segmented_behind_gate,
     settle,
     state_of,
@@ -29,10 +30,7 @@ Surface = tuple[int, tuple[float, ...]]
 @pytest.fixture
 def module(host: Any) -> Any:
     """The module with a segmented structure, from clicks on slices 2 and 8, that is shown in 3-D."""
-    add_volume(host)
-    loaded = load(host)
-    add_clicks((2, 8))
-    segment(host, loaded)
+    loaded = segmented(host)
     state_of(loaded).segmentationNode.CreateClosedSurfaceRepresentation()
     return loaded
 
