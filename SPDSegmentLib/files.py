@@ -131,12 +131,16 @@ def check_folder(folder: str | Path, what: str = "folder") -> None:
     """Find out before the work whether a folder that may not exist yet can be made and written into.
 
     Raises:
-        BadInput: a file has its name, the name is too long, rights or space are missing.
+        BadInput: a file has its name, the name is too long, rights or space are missing, its drive is not there.
     """
     folder = Path(folder)
     there = Path(os.path.abspath(folder))
     missing: list[str] = []
     while not os.path.lexists(there):
+        if there.parent == there:
+            raise BadInput(
+                f"The {what} {folder} cannot be reached: there is no {there}.", "Connect that drive, or choose another."
+            )
         missing.append(there.name)
         there = there.parent
     try:

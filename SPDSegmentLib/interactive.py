@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -116,8 +116,13 @@ class InteractiveSegmenter:
         return found
 
     def move(self, click: str, point: ArrayLike, frame: str = "RAS") -> Segmentation:
-        """Move one click, by its id, to ``point`` (3,)."""
-        (moved,) = list_of(np.reshape(np.asarray(point, dtype=float), (1, 3)), frame, self.stack.volume).points
+        """Move one click, by its id, to ``point`` (3,).
+
+        Raises:
+            BadInput: no such click, or not a finite point.
+        """
+        place: Any = [point]
+        (moved,) = list_of(place, frame, self.stack.volume).points
         changed = replace(self._point(click), position_ras=moved.position_ras)
         return self._update(self._points | {click: changed}, self._corrected)
 
@@ -130,7 +135,7 @@ class InteractiveSegmenter:
         """Take over a corrected mask (K, J, I): slices that differ from the last one are yours from now on.
 
         Raises:
-            BadInput: nothing was segmented yet, or the mask is of another shape.
+            BadInput: nothing was segmented yet, the mask is of another shape, or its values are no finite numbers.
         """
         if self.found is None:
             raise BadInput("There is no mask to correct.", "Add clicks first.")
@@ -139,7 +144,10 @@ class InteractiveSegmenter:
                 f"The corrected mask has the shape {np.shape(mask)}, the image {self.found.mask.shape}.",
                 "Change a copy of found.mask.",
             )
-        given = self.stack.from_volume(np.asarray(mask) > 0)
+        mask = np.asarray(mask)
+        if mask.dtype.kind not in "biuf" or not np.isfinite(mask).all():
+            raise BadInput("The corrected mask has values that are no finite numbers.", "Use 0 for the background.")
+        given = self.stack.from_volume(mask > 0)
         differ = np.flatnonzero((given != self.found.result.mask).any(axis=(1, 2)))
         return self._update(self._points, self._corrected | {int(t): given[t].copy() for t in differ})
 

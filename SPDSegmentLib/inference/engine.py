@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +21,7 @@ from SPDSegmentLib.errors import (
     is_out_of_memory,
 )
 from SPDSegmentLib.geometry.intensity import IntensityConfig
-from SPDSegmentLib.geometry.limits import keep_freed_memory
+from SPDSegmentLib.geometry.limits import free_memory_bytes, keep_freed_memory
 from SPDSegmentLib.inference import acceleration
 from SPDSegmentLib.inference.acceleration import (
     CapturedDecoder,
@@ -67,6 +68,18 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise BadInput(f"Device '{name}' is not supported.", "Choose auto, cpu, cuda or cuda:0.")
     return device
+
+
+def list_devices() -> list[tuple[str, str, int | None]]:
+    """Name, title and free memory in bytes of the devices that can be used, fastest first."""
+    devices: list[tuple[str, str, int | None]] = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        try:
+            free: int | None = int(torch.cuda.mem_get_info(index)[0])
+        except RuntimeError:
+            free = None
+        devices.append((f"cuda:{index}", str(torch.cuda.get_device_name(index)), free))
+    return [*devices, ("cpu", f"CPU, {os.cpu_count() or 1} cores", free_memory_bytes())]
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -174,10 +174,10 @@ def weights_status(name: str) -> WeightsStatus:
     if not weights.path.is_file():
         return WeightsStatus(weights, weights.path, "missing", expected, False)
     try:
-        _checked(weights, full=False)
+        digest = _checked(weights, full=False)[1]
     except ModelCorrupt as error:
         return WeightsStatus(weights, weights.path, "damaged", expected, accepted is not None, error.sentence)
-    return WeightsStatus(weights, weights.path, "ready", expected, accepted is not None)
+    return WeightsStatus(weights, weights.path, "ready", digest, digest != weights.sha256)
 
 
 def quick_state(name: str) -> Literal["ready", "unchecked", "missing"]:
@@ -185,9 +185,8 @@ def quick_state(name: str) -> Literal["ready", "unchecked", "missing"]:
     weights = known_weights(name)
     if not weights.path.is_file():
         return "missing"
-    expected = _accepted().get(name) or weights.sha256
     known = ChecksumMemory(weights_folder()).recall(weights.path)
-    return "ready" if known is not None and known == expected else "unchecked"
+    return "ready" if known is not None and known in (_accepted().get(name), weights.sha256) else "unchecked"
 
 
 def fetch_base_weights(
@@ -339,7 +338,7 @@ def _checked(
         digest = memory.digest(path, progress, cancel)
     except OSError as error:
         raise ModelCorrupt(f"{path} cannot be read: {error.strerror}.", remedy, repr(error)) from error
-    if digest != expected:
+    if digest not in (expected, weights.sha256):
         raise _wrong_checksum(str(path), digest, expected, remedy)
     return path, digest
 
@@ -351,10 +350,10 @@ def _add_command(name: str, path: Path | None = None) -> str:
 
 def _keep(weights: BaseWeights, staged: Path, digest: str) -> Path:
     """Move a checked file to its place and record what was accepted; raises BadInput where that fails."""
-    target = weights.path
+    target, size, own = weights.path, staged.stat().st_size, digest != weights.sha256
     before = _accepted().get(weights.name)
-    _record_accepted(weights.name, digest if digest != weights.sha256 else None)
-    size = staged.stat().st_size
+    if own:  # before the move, until which the manifest's digest counts as well
+        _record_accepted(weights.name, digest)
     try:
         write_whole(
             target, lambda part: shutil.move(staged, part), lambda part: part.stat().st_size == size, "weights file"
@@ -362,6 +361,7 @@ def _keep(weights: BaseWeights, staged: Path, digest: str) -> Path:
     except BadInput:
         _record_accepted(weights.name, before)
         raise
+    _record_accepted(weights.name, digest if own else None)
     ChecksumMemory(weights_folder()).remember(target, digest)
     return target
 

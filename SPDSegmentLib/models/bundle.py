@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import functools
 import os
 import shlex
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing, SPDError
 from SPDSegmentLib.files import check_folder, check_output, user_path, write_bytes, write_json, write_text
-from SPDSegmentLib.models.base_weights import WEIGHTLESS_BACKBONES, base_weights_sha256, find_base_weights
+from SPDSegmentLib.models.base_weights import BASE_WEIGHTS, WEIGHTLESS_BACKBONES, base_weights_sha256, find_base_weights
 from SPDSegmentLib.models.bundle_info import FORMAT_VERSION, BundleInfo, read_info
 from SPDSegmentLib.models.storage import (
     check_finite,
@@ -192,11 +194,21 @@ def add_bundle(source: str | Path, accept_unknown: bool = False) -> Bundle:
     return read_bundle(target)
 
 
-def remove_bundle(folder: str | Path) -> None:
-    """Delete a bundle, sound or damaged, of the user's folder; raises :class:`BadInput` for any other folder."""
-    folder = Path(folder).resolve()
-    if folder.parent != user_models_folder().resolve():
+def check_removable(folder: Path) -> None:
+    """Raise :class:`BadInput` for a bundle that is not in the user's folder."""
+    if folder.resolve().parent == shipped_models_folder():
+        raise BadInput(
+            f"The model {folder.name} comes with SPDSegment and cannot be removed.",
+            "Leave it; a model of your own of the same name is used in its place.",
+        )
+    if folder.resolve().parent != user_models_folder().resolve():
         raise BadInput(f"{folder} is not in the folder of your models.", "Delete that folder yourself if you want to.")
+
+
+def remove_bundle(folder: str | Path) -> None:
+    """Delete a bundle, sound or damaged, of the user's folder; raises as :func:`check_removable`."""
+    folder = Path(folder).resolve()
+    check_removable(folder)
     try:
         shutil.rmtree(folder)
     except OSError as error:
@@ -254,6 +266,20 @@ def _same_name(first: Bundle, folder: Path) -> BadInput:
     )
 
 
+def bundle_state(name_or_path: str) -> tuple[object, ...]:
+    """What differs once a bundle was replaced: place, sizes and times of its files; empty where none is here.
+
+    Nothing is read, so that it can be asked before every use.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        path = user_path(name_or_path)
+        for root in (Path(), user_models_folder(), shipped_models_folder() or Path()):
+            if _holds_info(root / path):
+                files = [(root / path / name).stat() for name in (INFO_NAME, ADAPTER_NAME)]
+                return (str((root / path).absolute()), *((file.st_size, file.st_mtime_ns) for file in files))
+    return ()
+
+
 def origin_note(bundle: Bundle) -> str:
     """A sentence where a name alone would not tell which bundle is used, otherwise empty."""
     shipped = shipped_models_folder()
@@ -294,7 +320,15 @@ def find_bundle(name_or_path: str | Path, extra_folders: Iterable[str | Path] = 
     if os.path.isdir(path):
         raise ModelMissing(f"{path} holds no model bundle ({INFO_NAME} is missing).", "Choose a bundle's folder.")
     known = ", ".join(sorted(bundles)) or "none"
-    raise ModelMissing(f"There is no model '{shorten(str(name_or_path))}'.", f"Give a folder or one of these: {known}.")
+    small = {name.casefold(): name for name in bundles}
+    near = difflib.get_close_matches(wanted.casefold(), small, n=1)
+    meant = f"Did you mean {small[near[0]]}? " if near else ""
+    said = (
+        f"{wanted} is base weights, not a model."
+        if wanted in BASE_WEIGHTS
+        else f"There is no model '{shorten(wanted)}'."
+    )
+    raise ModelMissing(said, f"{meant}Give a folder or one of these: {known}.")
 
 
 def _with_way_out(error: SPDError, name: str) -> SPDError:

@@ -158,11 +158,14 @@ class ChecksumMemory:
         self._path = folder / MEMORY_NAME
 
     def digest(self, path: Path, progress: ByteProgress | None = None, cancel: CancelQuery | None = None) -> str:
-        """SHA-256 of ``path``, remembered or computed."""
+        """SHA-256 of ``path``, remembered or computed; of a file that changes meanwhile nothing is remembered."""
         digest = self.recall(path)
         if digest is None:
+            before = path.stat()
             digest = sha256_of(path, progress, cancel)
-            self.remember(path, digest)
+            after = path.stat()
+            if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
+                self.remember(path, digest)
         return digest
 
     def recall(self, path: Path) -> str | None:

@@ -349,7 +349,7 @@ class WorkerClient:
         if request.volume_id is not None:
             connection.send_volume(self.volumes[request.volume_id])
         if isinstance(message, m.Segment):
-            message = self._deliveries.complete(message, connection.begin_session(message.request_id))
+            message = self._deliveries.complete(message, connection.begin_session(request))
         connection.send(message, tag=message.request_id)
 
     def _connect(self) -> Connection:
@@ -364,9 +364,8 @@ class WorkerClient:
 
     def _on_partial(self, connection: Connection, event: m.Progress | m.SliceReady) -> None:
         request = self._pending.get(event.request_id)
-        if isinstance(event, m.SliceReady) and event.volume_id in self.volumes:
-            deliver = self._deliveries.miss if request is None else self._deliveries.take
-            deliver(event, connection.sessions.get(event.request_id))
+        if isinstance(event, m.SliceReady) and (session := connection.sessions.get(event.request_id)) is not None:
+            (self._deliveries.miss if request is None else self._deliveries.take)(event, session)
         if request is not None:
             request.begin()
             request.take(event)
@@ -380,7 +379,7 @@ class WorkerClient:
             return
         if isinstance(event, m.VolumeNeeded):
             self._pending[request.request_id] = request
-            connection.volumes_sent.discard(event.volume_id)
+            connection.note_missing(event.volume_id)
             self._deliveries.lose_session(event.volume_id)
             self._send(request)
         elif isinstance(event, m.Failed):

@@ -11,12 +11,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Protocol
 
 from SPDSegmentLib import __version__
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.models.bundle import bundle_state
 
 from . import messages as m
 from .health import CHECK_SECONDS, Ending, Heartbeat, family
 from .pipes import Buffers
-from .protocol import ContentError, FrameParser, decode_frame, decode_message, encode_message
-from .requests import ClientConfig, ModelChoice, Request, VolumeSource, WorkerCommand
+from .protocol import ContentError, FrameParser, FrameTooLarge, decode_frame, decode_message, encode_message
+from .requests import ClientConfig, ModelChoice, Request, VolumeSource, WorkerCommand, bundle_from_here, from_here
 from .transports import Transport
 
 PREAMBLE_BYTES = 1 << 16
@@ -51,13 +53,13 @@ class Connection:
 
     Attributes:
         hello: the worker's answer to the greeting, or None so far.
-        model_sent: the model it was told to load.
+        model_sent: the model it was told to load, as it was on this machine then.
         volumes_sent: identifiers of the volumes it was sent.
         log_lines: last lines of its log.
         was_stopped: whether it was ended because it gave no sign of life.
         implicit: models and volumes that it was sent for the sake of requests and has not answered, by their numbers.
         owners: the requests for whose sake a model is loaded, by its number.
-        sessions: what the answers of segmentations rest on beside what was asked, by their numbers.
+        sessions: what the answers of segmentations on open volumes rest on beside what was asked, by their numbers.
         stopping: requests that were withdrawn and that it has not answered, with the time by which it must.
         killed_for_cancel: whether it was ended because it did not stop in time.
     """
@@ -82,8 +84,10 @@ class Connection:
         self.stopping: dict[int, float | None] = {}
         self.killed_for_cancel = False
         self.owners: dict[int, Request] = {}
-        self.sessions: dict[int, Hashable] = {}
-        self._serial = next(ids)
+        self.sessions: dict[int, tuple[str, int]] = {}
+        self._model_state: object = None
+        self._load_number = m.NO_REQUEST
+        self._has_folder = False
         self._listener = listener
         self._config = config
         self._ids = ids
@@ -112,7 +116,8 @@ class Connection:
     def start(self, command: WorkerCommand) -> None:
         """Start the process and greet it."""
         self.send(m.Hello(next(self._ids), os.getpid()))
-        self.transport.start(command, self)
+        self._has_folder = command.folder is not None
+        self.transport.start(from_here(command), self)
         if not self.ended:
             self.transport.call_later(self._config.start_seconds, self.check_start)
             self.transport.call_later(CHECK_SECONDS, self._check_again)
@@ -121,9 +126,17 @@ class Connection:
         """Queue one message.
 
         Raises:
-            ProtocolError: it is larger than the protocol allows.
+            BadInput: it is larger than the protocol allows.
         """
-        self.send_frames([encode_message(message)], tag)
+        try:
+            frame = encode_message(message)
+        except FrameTooLarge as error:
+            raise BadInput(
+                "The clicks and the slices edited by hand are more than can be sent to the background process at once.",
+                "Release slices that you edited, or use fewer clicks.",
+                str(error),
+            ) from error
+        self.send_frames([frame], tag)
 
     def send_frames(self, frames: Iterable[Buffers], tag: Hashable = None) -> None:
         """Queue frames that are made when their turn comes."""
@@ -131,12 +144,14 @@ class Connection:
         self.transport.wake()
 
     def send_model(self, model: ModelChoice, owner: Request) -> None:
-        """Let it load a model, unless it was told; ``owner`` is the request that needs it."""
-        if self.model_sent != model:
-            message = m.LoadModel(next(self._ids), model.bundle, model.device, model.precision)
+        """Let it load a model, unless it was told and nobody replaced it; ``owner`` is the request that needs it."""
+        state = bundle_state(model.bundle)
+        if (self.model_sent, self._model_state) != (model, state):
+            bundle = bundle_from_here(model.bundle) if self._has_folder else model.bundle
+            message = m.LoadModel(next(self._ids), bundle, model.device, model.precision)
             self.implicit[message.request_id] = message
             self.owners[message.request_id] = owner
-            self.model_sent = model
+            self.model_sent, self._model_state, self._load_number = model, state, message.request_id
             self.send(message, tag=message.request_id)
 
     def send_volume(self, source: VolumeSource) -> None:
@@ -148,20 +163,33 @@ class Connection:
             self.send_frames(source.frames(request_id), tag=("volume", source.volume_id))
 
     def close_volume(self, volume_id: str) -> None:
-        """Let it forget a volume, if it was sent."""
+        """Let it forget a volume, if it was sent; nothing of it is awaited any more."""
+        self.sessions = {n: session for n, session in self.sessions.items() if session[0] != volume_id}
+        self.implicit = {n: message for n, message in self.implicit.items() if not _opens(message, volume_id)}
         if volume_id in self.volumes_sent:
             self.forget_volume(volume_id)
             self.send(m.CloseVolume(volume_id))
+
+    def note_missing(self, volume_id: str) -> None:
+        """The worker did not hold a volume that a request needs: it is sent again, unless it is on its way already."""
+        if not any(_opens(message, volume_id) for message in self.implicit.values()):
+            self.volumes_sent.discard(volume_id)
 
     def forget_volume(self, volume_id: str) -> None:
         """The worker does not hold it any more: what of it was not sent yet is not sent."""
         self.volumes_sent.discard(volume_id)
         self.transport.outbox.discard(("volume", volume_id))
 
-    def begin_session(self, request_id: int) -> Hashable:
-        """Return what the answer to a segmentation depends on beside its own content: worker and model."""
-        session = self.sessions[request_id] = (self._serial, self.model_sent)
+    def begin_session(self, request: Request) -> Hashable:
+        """Return what the answer to a segmentation depends on beside its own content: volume and loaded model."""
+        session = (request.volume_id or "", self._load_number)
+        request.session = self.sessions[request.request_id] = session
         return session
+
+    def session_of(self, volume_id: str, model: ModelChoice) -> Hashable:
+        """Return the session of the next segmentation of a volume, None where a model must be loaded before."""
+        known = (self.model_sent, self._model_state) == (model, bundle_state(model.bundle))
+        return (volume_id, self._load_number) if known else None
 
     def settle(self, event: m.Answer) -> bool:
         """Take an answer that no request waits for; return whether it was one."""
@@ -347,3 +375,7 @@ class Connection:
         if isinstance(event, m.Alive):
             self._heartbeat.be_patient(event.silent_seconds)
         self._listener.on_event(self, event)
+
+
+def _opens(message: m.LoadModel | m.OpenVolume, volume_id: str) -> bool:
+    return isinstance(message, m.OpenVolume) and message.volume_id == volume_id

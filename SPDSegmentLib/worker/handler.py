@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -15,6 +14,7 @@ import numpy as np
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, SPDError
 from SPDSegmentLib.files import json_ready
 from SPDSegmentLib.geometry import limits
+from SPDSegmentLib.models.bundle import bundle_state
 
 from . import messages as m
 from .payloads import center_ras, pack_fates, pack_mask, pack_masks, restore_markups, slice_xy, unpack_masks
@@ -29,33 +29,11 @@ Stop = Callable[[], bool]
 Work = m.LoadModel | m.VolumeRequest | m.Status
 LoadPredictor = Callable[[str, str, str], Any]
 """Bundle, device and precision to an ``inference.predictor.Predictor``, or to what can take its place."""
+PROGRESS_SECONDS = 0.1
 MAX_DEFAULT_BYTES = 2 << 30
 SHARE_OF_MEMORY = 0.25
-PROGRESS_SECONDS = 0.1
-LOST_LESSON = "What was learned from your corrections went with the background process; learn again to have it back."
-
-
-@contextmanager
-def stop_between_layers(stop: Callable[[], bool]) -> Iterator[None]:
-    """Within this context every module of torch raises Cancelled, before it runs, once ``stop`` is true.
-
-    Only for code that stores results after the network has returned them, as the predictor's session does. Does nothing
-    where torch is not loaded.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-
-    def check(module: Any, inputs: Any) -> None:
-        if stop():
-            raise Cancelled()
-
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(check)
-    try:
-        yield
-    finally:
-        hook.remove()
+LESSON_GONE = "What was learned from your corrections is no longer in the background process"
+LOST_LESSON = f"{LESSON_GONE}; learn again to have it back."
 
 
 def default_limit_bytes() -> int:
@@ -70,23 +48,31 @@ class OpenedVolume:
 
     Attributes:
         stack: its slices; session: with the loaded model, once one was needed.
-        learned: sessions under what corrections taught, by name; the latest and, for an undo, the one before it.
+        learned: sessions under what corrections taught, by name: the latest, and the one in use or else that before it.
         served: name of the session of which the caller has every slice, None for none.
+        in_use: name of the session that gave the last whole answer.
     """
 
     stack: SliceStack
     session: Any = None
     learned: dict[str, Any] = field(default_factory=dict)
     served: str | None = ""
+    in_use: str = ""
+
+    def serve(self, name: str) -> None:
+        """Note that the caller has every slice of a session."""
+        self.served = self.in_use = name
 
     def keep_learned(self, name: str, session: Any) -> None:
-        """Keep a session under what was learned; of those before it the latest stays."""
+        """Keep a session under what was learned; of those before it the one in use stays, or else the latest."""
         self.learned.pop(name, None)
-        self.learned = {**dict(list(self.learned.items())[-1:]), name: session}
+        before = self.in_use if self.in_use in self.learned else next(reversed(self.learned), None)
+        self.learned = {n: s for n, s in self.learned.items() if n == before} | {name: session}
 
     def forget_sessions(self) -> None:
-        """Forget what was computed, and what was learned."""
-        self.session = None
+        """Forget what was computed, and what was learned; slices that the caller holds are of no session any more."""
+        self.session = self.served = None
+        self.in_use = ""
         self.learned.clear()
 
     @property
@@ -147,12 +133,9 @@ class VolumeCache:
         """
         keep = {*keep, *list(self._volumes)[-1:]} if keep_latest else keep
         sizes = {name: opened.nbytes for name, opened in self._volumes.items()}
-        left = sum(sizes.values()) + more_bytes
-        gone = []
+        left, gone = sum(sizes.values()) + more_bytes, list[str]()
         for name, size in sizes.items():
-            if left <= self._limit:
-                break
-            if name not in keep:
+            if left > self._limit and name not in keep:
                 gone.append(name)
                 left -= size
         self._let_go(gone)
@@ -163,6 +146,29 @@ class VolumeCache:
         if gone:
             gone.clear()
             limits.give_back_freed_memory()
+
+
+@contextmanager
+def stop_between_layers(stop: Callable[[], bool]) -> Iterator[None]:
+    """Within this context every module of torch raises Cancelled, before it runs, once ``stop`` is true.
+
+    Only for code that stores results after the network has returned them, as the predictor's session does. Does nothing
+    where torch is not loaded.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+
+    def check(module: Any, inputs: Any) -> None:
+        if stop():
+            raise Cancelled()
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class RequestHandler:
@@ -181,7 +187,7 @@ class RequestHandler:
         self._load = load
         self._emit = emit
         self._predictor: Any = None
-        self._asked: tuple[str, str, str] | None = None
+        self._asked: tuple[tuple[str, str, str], object] | None = None
         self._load_error: SPDError | None = None
         self.volumes = VolumeCache(volume_bytes)
 
@@ -196,7 +202,7 @@ class RequestHandler:
         if isinstance(request, m.VolumeRequest):
             with stop_between_layers(stop):
                 return self._infer(request, stop)
-        return m.StatusReply(request.request_id, list_devices() if request.probe else None)
+        return m.StatusReply(request.request_id, _devices() if request.probe else None)
 
     def open_volume(self, announcement: m.OpenVolume, array: np.ndarray) -> m.VolumeOpened:
         """Take a complete volume (K, J, I).
@@ -221,7 +227,8 @@ class RequestHandler:
 
     def _answer_load(self, request: m.LoadModel) -> m.ModelLoaded:
         asked = (request.bundle, request.device, request.precision)
-        if self._predictor is None or asked != self._asked:
+        state = bundle_state(request.bundle)
+        if self._predictor is None or (asked, state) != self._asked:
             self._emit(m.Progress(request.request_id, "load_model", 0, 1, None))
             self._predictor = self._asked = self._load_error = None
             self.volumes.close_sessions()
@@ -230,7 +237,7 @@ class RequestHandler:
             except Exception as raised:
                 self._load_error = to_error(raised)
                 raise
-            self._asked = asked
+            self._asked = asked, state
         return m.ModelLoaded(request.request_id)
 
     def _infer(self, request: m.VolumeRequest, stop: Stop) -> m.Answer:
@@ -256,7 +263,11 @@ class RequestHandler:
 
         def send(result: Any) -> None:
             sent.add(int(result.slice_index))
-            self._emit(_slice_ready(request, result))
+            try:
+                self._emit(_slice_ready(request, result))
+            except Cancelled:
+                opened.served = None  # the session has this slice now and will not report it again
+                raise
 
         switched = opened.served != name
         if switched:
@@ -276,7 +287,7 @@ class RequestHandler:
         for slice_result in result.slices:
             if int(slice_result.slice_index) in wanted - sent:
                 send(slice_result)
-        opened.served = name
+        opened.serve(name)
         report = json_ready(result.report())
         if request.learned != name:
             report["notes"] = [*report.get("notes", []), LOST_LESSON]
@@ -307,6 +318,8 @@ class RequestHandler:
         from SPDSegmentLib.inference.results import Call
 
         opened = self._opened(request.volume_id)
+        if request.learned and request.learned not in opened.learned:
+            raise BadInput(f"{LESSON_GONE}.", "Learn again, or segment without it.")
         session = opened.learned.get(request.learned, opened.session)
         call = Call(on_progress=_Throttle(request.request_id, self._emit), cancelled=stop)
         clicks = clicks_from_points(request.points_ras, opened.stack)
@@ -336,28 +349,15 @@ class RequestHandler:
             raise self._load_error or ModelMissing("No model is loaded.", "Choose a model.")
         if opened.session is None:
             opened.session = self._predictor.open(opened.stack)
-            opened.served = ""
         return opened
 
 
-def list_devices() -> tuple[m.Device, ...]:
-    """Return the devices the predictor can use, fastest first; imports torch.
-
-    Raises:
-        ImportError: torch is not installed or does not load.
-        OutOfMemory: it has no room.
-    """
+def _devices() -> tuple[m.Device, ...]:
+    """The devices that the predictor can use; imports torch, for which there must be room."""
     limits.check_room_for_torch()
-    import torch
+    from SPDSegmentLib.inference.engine import list_devices
 
-    devices: list[m.Device] = []
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        try:
-            free: int | None = int(torch.cuda.mem_get_info(index)[0])
-        except RuntimeError:
-            free = None
-        devices.append(m.Device(f"cuda:{index}", str(torch.cuda.get_device_name(index)), free))
-    return (*devices, m.Device("cpu", f"CPU, {os.cpu_count() or 1} cores", limits.free_memory_bytes()))
+    return tuple(m.Device(*device) for device in list_devices())
 
 
 def _clicks_and_locked(request: m.Prompted, stack: SliceStack) -> tuple[Clicks, dict[int, np.ndarray]]:

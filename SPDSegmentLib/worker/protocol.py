@@ -50,6 +50,10 @@ class ProtocolError(Exception):
     """The byte stream is not a sequence of frames; nothing after this point can be trusted."""
 
 
+class FrameTooLarge(ProtocolError):
+    """A message that is to be sent is larger than the protocol allows."""
+
+
 class ContentError(Exception):
     """One frame is well delimited but its content cannot be used; the next frame is unaffected."""
 
@@ -98,7 +102,7 @@ def encode_frame(
         raise ProtocolError(f"The header of a frame is not JSON: {error}") from error
     size = sum(part.nbytes for part in parts)
     if len(text) > MAX_JSON_BYTES or size > MAX_PAYLOAD_BYTES:
-        raise ProtocolError(f"A frame of {len(text)} + {size} bytes is larger than the protocol allows.")
+        raise FrameTooLarge(f"A frame of {len(text)} + {size} bytes is larger than the protocol allows.")
     check = zlib.crc32(text)
     if check_payload:
         for part in parts:

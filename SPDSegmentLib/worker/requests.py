@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, SPDError
+from SPDSegmentLib.files import user_path
+from SPDSegmentLib.models.bundle import INFO_NAME
+from SPDSegmentLib.models.storage import HOME_VARIABLE
 
 from .messages import (
     Answer,
@@ -91,6 +94,7 @@ class Request:
         begun: whether a worker has begun to work on it, as far as it could say so.
         model_only: whether it has begun with nothing but to load the model for it.
         repeated: whether it was sent again because a worker ended before it had begun.
+        session: of a segmentation, what its answer rests on: volume and loading of the model.
     """
 
     def __init__(self, message: RequestMessage, callbacks: Callbacks, model: ModelChoice | None = None) -> None:
@@ -105,6 +109,7 @@ class Request:
         self.begun = False
         self.model_only = False
         self.repeated = False
+        self.session: Hashable = None
         self._callbacks = callbacks
 
     @property
@@ -279,6 +284,22 @@ def local_command(python: str | None = None) -> WorkerCommand:
         python: the interpreter (PythonSlicer within Slicer); None for the running one.
     """
     return WorkerCommand((python or sys.executable, "-m", "SPDSegmentLib.worker"), str(library_root()))
+
+
+def from_here(command: WorkerCommand) -> WorkerCommand:
+    """Return a command in whose own working folder ``SPDSEGMENT_HOME`` means the same folder as in the caller's."""
+    variables = dict(os.environ if command.environment is None else command.environment)
+    home = variables.get(HOME_VARIABLE, "").strip()
+    if command.folder is None or not home or os.path.isabs(home):
+        return command
+    variables[HOME_VARIABLE] = os.path.abspath(user_path(home))
+    return replace(command, environment=tuple(sorted(variables.items())))
+
+
+def bundle_from_here(bundle: str) -> str:
+    """Return a bundle's folder as an absolute path, and what is no such folder as it is: a name."""
+    folder = os.path.abspath(user_path(bundle))
+    return folder if os.path.isfile(os.path.join(folder, INFO_NAME)) else bundle
 
 
 def library_root() -> Path:

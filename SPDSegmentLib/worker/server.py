@@ -144,7 +144,9 @@ class Server:
         self._volumes = self._handler.volumes
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outgoing = Outgoing(events, self._config.unread_bytes, self._lose_client)
-        self._pulse = Pulse(self._beat, lambda: bool(self._jobs or self._assemblies), self._end_orphaned)
+        self._pulse = Pulse(
+            self._beat, lambda: bool(self._jobs or any(tuple(self._assemblies.values()))), self._end_orphaned
+        )
         self._lock = threading.Lock()
         self._jobs: dict[int, WaitingRequest] = {}
         self._running: WaitingRequest | None = None

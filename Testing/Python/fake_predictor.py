@@ -28,13 +28,15 @@ from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus  # noqa: E4
 REACH = 2
 RADIUS_PX = 4.0
 BEFORE_GATE = 3
+SPARSE = "fake?sparse=1"
 
 
 @dataclass(frozen=True)
 class Behavior:
     """Attributes: what to do, by the names used in the bundle text; seconds, exit codes, or 0 for not.
 
-    With the path ``gate`` every run waits after its first slices until that file exists.
+    With the path ``gate`` every run waits after its first slices until that file exists. With ``sparse`` a session does
+    not report slices that it never filled, as the real one does not.
     """
 
     delay: float = 0.0
@@ -54,6 +56,7 @@ class Behavior:
     radius: float = RADIUS_PX
     fov: float = 0.0
     flood: int = 0
+    sparse: int = 0
     learns: float = 2.0
     name: str = ""
     gate: str = ""
@@ -165,6 +168,9 @@ class FakeSession:
         count, height, width = self.stack.shape
         center = count // 2 if first_slice is None else first_slice
         near = self._near(clicks)
+        for t in range(count):
+            if behavior.sparse and t not in self.known and not near[t] and t not in (locked or {}):
+                self.known[t] = (self._key(t, near, locked), self._slice(t, near, locked, (height, width), 0.0))
         changed = [t for t in range(count) if t not in self.known or self.known[t][0] != self._key(t, near, locked)]
         changed.sort(key=lambda t: (abs(t - center), t))
         for done, t in enumerate(changed):

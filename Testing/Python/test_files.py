@@ -333,6 +333,12 @@ def test_a_folder_that_cannot_be_made_is_refused_and_none_is_made(tmp_path: Path
     assert names_in(tmp_path) == ["a file"]
 
 
+def test_a_folder_on_a_drive_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)
+    with pytest.raises(BadInput, match="cannot be reached"):
+        check_folder("/unmapped/models", "output folder")
+
+
 def test_too_little_space_is_said_with_figures(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"needs about 1000000.00 GB, and the disk has .* free"):
         check_output(tmp_path / "a.nrrd", "mask", 10**15)

@@ -10,10 +10,12 @@ from typing import Any
 
 import psutil
 import pytest
+from fake_predictor import SPARSE
 from gui_helpers import (
     add_clicks,
     add_volume,
     digests,
+    filled_slices,
     load,
     mask_of,
     move_click,
@@ -24,6 +26,8 @@ from gui_helpers import (
     use_fake,
 )
 from worker_drivers import slow_to_start
+
+from SPDSegmentLib.worker.client import ModelChoice
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
@@ -67,6 +71,24 @@ def test_killed_unnoticed_the_next_press_is_served_without_a_word(host: Any) -> 
     host.wait_until(lambda: job.finished)
     assert job.error is None and mask_of(module).any()
     assert "background process" not in module.ui.statusLabel.text
+
+
+def test_after_another_model_was_loaded_the_worker_knows_no_result_and_no_slice_of_before_is_left(host: Any) -> None:
+    module = opened(host, SPARSE)
+    segment(host, module)
+    assert filled_slices(mask_of(module)) == list(range(2, 9))
+    logic, panel, offered = module.logic, module.widget.panel, []
+    assert logic.segmenter.suggest(panel.run.task, [], offered.append) is not None
+    host.wait_until(lambda: bool(offered))
+    client = logic.workerHost.client
+    chosen = client.model
+    client.set_model(ModelChoice(f"{SPARSE}&name=other"))
+    client.wait(client.warm_up())
+    client.set_model(chosen)
+    assert logic.segmenter.suggest(panel.run.task, [], offered.append) is None
+    state_of(module).centerlineNodes[0].RemoveNthControlPoint(1)
+    segment(host, module)
+    assert filled_slices(mask_of(module)) == list(range(2, 7))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that stops a process")

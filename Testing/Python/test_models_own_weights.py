@@ -9,14 +9,17 @@ import pytest
 from models_helpers import CONTENT, leftovers, sha256, url_weights, use_manifest
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
+from SPDSegmentLib.models import base_weights
 from SPDSegmentLib.models.base_weights import (
     add_file,
     fetch_base_weights,
     find_base_weights,
+    quick_state,
     remove_base_weights,
     verify_base_weights,
     weights_status,
 )
+from SPDSegmentLib.models.storage import ChecksumMemory
 
 
 def test_weights_with_an_md5_only_need_the_users_word(
@@ -94,6 +97,37 @@ def test_fetching_does_not_replace_a_file_of_the_users_own(publisher: Path, tmp_
         fetch_base_weights("stub")
 
 
+def test_an_end_before_the_users_own_file_is_there_leaves_the_published_one_sound(
+    publisher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fetch_base_weights("stub")
+    own = tmp_path / "mine.pth"
+    own.write_bytes(b"my own weights")
+    with monkeypatch.context() as patched:
+        patched.setattr(base_weights, "write_whole", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            add_file("stub", own, accept_unknown=True)
+    assert find_base_weights("stub") == path and quick_state("stub") == "ready"
+    assert not weights_status("stub").accepted_by_user
+
+    add_file("stub", own, accept_unknown=True)
+    assert weights_status("stub").accepted_by_user
+    with monkeypatch.context() as patched:
+        patched.setattr(base_weights, "write_whole", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            add_file("stub", _published(tmp_path))
+    assert find_base_weights("stub").read_bytes() == b"my own weights"
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _published(folder: Path) -> Path:
+    (folder / "published.pth").write_bytes(CONTENT)
+    return folder / "published.pth"
+
+
 def test_a_file_that_is_not_there_is_bad_input(publisher: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="There is no file"):
         add_file("stub", tmp_path / "nowhere.pth")
@@ -107,3 +141,15 @@ def test_a_file_put_there_by_hand_without_known_checksum_is_refused(
     (spd_home / "weights" / "stub.pth").write_bytes(b"?")
     with pytest.raises(ModelCorrupt, match="put there by hand"):
         find_base_weights("stub")
+
+
+def test_a_file_that_is_replaced_while_it_is_checked_is_checked_again(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"first" * 100)
+
+    def replaced(done: int, total: int | None) -> None:
+        (tmp_path / "new").write_bytes(b"second")
+        (tmp_path / "new").replace(path)
+
+    assert ChecksumMemory(tmp_path).digest(path, replaced) == sha256(b"first" * 100)
+    assert ChecksumMemory(tmp_path).digest(path) == sha256(b"second")

@@ -18,6 +18,7 @@ from SPDSegmentLib.errors import Cancelled, ModelMissing
 from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.models.bundle_info import read_info
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.__main__ import load_predictor
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice
@@ -31,12 +32,15 @@ torch = pytest.importorskip("torch")
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that needs no base weights."""
+    return _write(tmp_path_factory.mktemp("models") / "tiny-test")
+
+
+def _write(folder: Path, seed: int = 3) -> Path:
     from SPDSegmentLib.models.bundle import write_bundle
     from SPDSegmentLib.networks.config import NetworkConfig
     from SPDSegmentLib.networks.spd import SPDModel
 
-    folder = tmp_path_factory.mktemp("models") / "tiny-test"
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     model = SPDModel(NetworkConfig(backbone="tiny_random", image_size=64, lora_rank=2, decoder_lora_rank=2))
     write_bundle(
         folder,
@@ -134,6 +138,37 @@ def test_a_warm_worker_has_loaded_the_model_before_the_first_segmentation(worker
     request = worker.client.segment("volume", [line()], callbacks=Callbacks(on_progress=lambda p: seen.append(p.stage)))
     worker.result(request)
     assert worker.client.process_id == process and "encoding" in seen and "load_model" not in seen
+
+
+def test_a_model_that_was_trained_again_in_its_place_is_the_one_of_the_next_run(worker: Driver, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny-test"
+    for seed in (1, 2):
+        _write(folder, seed)
+        worker.client.set_model(ModelChoice(str(folder), "cpu", "float32"))
+        request, answer = worker.segment(send_all=True)
+        assert answer.report["model"]["adapter_sha256"] == read_info(folder / "model.json").adapter_sha256
+    shape, connection = volume_array().shape, worker.client.connection
+    assert sorted(request.slices) == list(range(shape[0])) and connection is not None
+    before = connection.session_of("volume", ModelChoice(str(folder), "cpu", "float32"))
+    assert before is not None
+    _write(folder, 3)
+    assert connection.session_of("volume", ModelChoice(str(folder), "cpu", "float32")) is None
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_relative_paths_mean_the_same_folder_in_the_worker(
+    by_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "home" / "models" / "tiny-test")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPDSEGMENT_HOME", "home" if by_name else "")
+    d = Driver("subprocess", local_command())
+    d.client.set_model(ModelChoice("tiny-test" if by_name else "home/models/tiny-test", "cpu", "float32"))
+    d.result(d.client.warm_up())
+    d.client.open_volume("volume", volume_array(), AFFINE)
+    _, answer = d.segment()
+    assert answer.report["model"]["name"] == "tiny-test"
+    d.client.close()
 
 
 def test_a_bundle_that_is_not_there(worker: Driver) -> None:

@@ -100,7 +100,8 @@ class Segmenter:
         )
         owner = "|".join(task.key)
         name = volumeName(snapshot, owner)
-        job.onFinished.connect(lambda done: self._noteFinished(task, memory, name, done, former))
+        sent: list[Request] = []
+        job.onFinished.connect(lambda done: self._noteFinished(task, memory, sent, done, former))
         job.onFinished.connect(lambda done: self._updateSurfaces(task, now=blocking))
         memory.job = job
         memory.startedClicks = before
@@ -114,7 +115,7 @@ class Segmenter:
             self.workerHost.openVolume(snapshot, owner)
             isSameModel = writer.record.model == task.view.model.name
             formerLesson = writer.record.learned if isSameModel else ""
-            return self.workerHost.client.segment(
+            request = self.workerHost.client.segment(
                 name,
                 clicks,
                 prompts=task.prompts,
@@ -125,6 +126,8 @@ class Segmenter:
                 learned=formerLesson if learned is None else learned,
                 callbacks=callbacks,
             )
+            sent.append(request)
+            return request
 
         job.start(send)
         return job
@@ -325,7 +328,7 @@ class Segmenter:
         memory.lastClicks = renameClicks(clicks, renamed)
 
     def _noteFinished(
-        self, task: Task, memory: SegmentMemory, name: str, job: SegmentationJob, former: WriteRecord | None = None
+        self, task: Task, memory: SegmentMemory, sent: list[Request], job: SegmentationJob, former: WriteRecord | None
     ) -> None:
         clicks = memory.startedClicks or ()
         if memory.job is job:
@@ -333,8 +336,8 @@ class Segmenter:
         mark = memory.mark = task.target.mark
         if job.state is JobState.DONE:
             memory.isIncomplete = bool(job.writer.withheld)
-            memory.served = name
-            self.workerHost.noteServed(name)
+            memory.served = sent[-1].volume_id or ""
+            self.workerHost.noteServed(memory.served, sent[-1].session)
             if job.writer.changed:
                 self.forgetUndoStep()
             memory.lastClicks = clicks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 
@@ -62,7 +62,7 @@ class WorkerHost:
         self.onDied = Signal()
         self.isRemote = False
         self.client = WorkerClient(makeTransport, defaultCommand(), on_died=lambda error: self.onDied.emit(error))
-        self._volumes: dict[str, tuple[str, str, str]] = {}
+        self._volumes: dict[str, tuple[str, str, Hashable]] = {}
 
     def setCommand(self, command: str | WorkerCommand) -> None:
         """Use another worker command, an empty text for the usual one; the running worker is closed."""
@@ -86,7 +86,7 @@ class WorkerHost:
             volume = snapshot.volume
             self.client.open_volume(name, volume.array, volume.ijk_to_ras, snapshot.axis)
         state = snapshot.volumeId.removesuffix(f"|{snapshot.axis}")
-        self._volumes[name] = (snapshot.nodeId, state, self._volumes.pop(name, ("", "", ""))[2])
+        self._volumes[name] = (snapshot.nodeId, state, self._volumes.pop(name, ("", "", None))[2])
         stale = [
             known
             for known, (nodeId, other, _served) in self._volumes.items()
@@ -98,20 +98,21 @@ class WorkerHost:
             self.client.close_volume(old)
         return name
 
-    def noteServed(self, name: str) -> None:
-        """A result for a volume has arrived whole: the running worker knows what the next one differs from."""
+    def noteServed(self, name: str, session: Hashable) -> None:
+        """A result of a session has arrived whole: a worker that is still in it knows what the next one differs from.
+
+        Args:
+            session: ``Request.session``.
+        """
         if name in self._volumes:
-            self._volumes[name] = (*self._volumes[name][:2], self._session)
+            self._volumes[name] = (*self._volumes[name][:2], session)
 
     def hasServed(self, name: str) -> bool:
         """Whether the running worker, with the present model, has given a whole result for a volume before."""
-        return name in self._volumes and self._volumes[name][2] == self._session != ""
-
-    @property
-    def _session(self) -> str:
-        """Identifies worker process and model, empty while no process runs."""
-        processId = self.client.process_id
-        return "" if processId is None else f"{processId}|{self.client.model}"
+        connection, model = self.client.connection, self.client.model
+        if connection is None or model is None or name not in self._volumes:
+            return False
+        return self._volumes[name][2] == connection.session_of(name, model) is not None
 
     def forgetVolumes(self) -> None:
         """Let go of all volumes, as when the scene closes."""
