@@ -55,8 +55,8 @@ SPDBENCH := PYTHONPATH=Testing/Benchmarks $(BIN)/python -m spdbench Testing/Benc
 bench: $(BENCH)
 	mkdir -p $(RESULTS)
 	$(BIN)/python Testing/Benchmarks/speed.py --output $(RESULTS)/speed.json
-	$(BIN)/python Testing/Benchmarks/memory.py | tee $(RESULTS)/memory.json
-	$(BIN)/python Testing/Benchmarks/freed_memory.py | tee $(RESULTS)/freed-memory.json
+	$(BIN)/python Testing/Benchmarks/memory.py --output $(RESULTS)/memory.json
+	$(BIN)/python Testing/Benchmarks/freed_memory.py --output $(RESULTS)/freed-memory.json
 	$(SPDBENCH)
 
 # The systems in small, with the models that are here: some minutes.

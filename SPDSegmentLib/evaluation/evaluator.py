@@ -12,7 +12,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.prompts.click_path import nearest_pixel
 from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY, STRATEGIES
 from SPDSegmentLib.prompts.fates import Fate, PointFate
 from SPDSegmentLib.prompts.noise import SEVERITIES, ClickPath, NoiseConfig, click_path, simulate_clicks_from_path
@@ -43,7 +44,7 @@ class EvaluationConfig:
 
     Attributes:
         severities: noise of the clicks, names or numbers of :mod:`SPDSegmentLib.prompts.noise`.
-        seeds: click sets per target and severity.
+        seeds: click sets per target and severity; one where the clicks are clean, as all seeds give the same.
         methods: prompt strategies; ``saliency-only`` (S > tau as the mask); ``shuffled`` (another patient's clicks).
         first_seed: seeds count from here; the same numbers give the same clicks for every bundle.
     """
@@ -60,6 +61,13 @@ class EvaluationConfig:
             check_choice(method, METHODS, "method")
         if self.seeds < 1:
             raise BadInput("At least one seed is needed.")
+
+    @property
+    def draws(self) -> list[tuple[str, int]]:
+        """(severity, seed) of every set of clicks that a target gets."""
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        noisy = {severity: any(astuple(SEVERITIES[severity])) for severity in self.severities}
+        return [(severity, seed) for severity in self.severities for seed in (seeds if noisy[severity] else seeds[:1])]
 
 
 @dataclass(frozen=True)
@@ -178,15 +186,27 @@ def shuffled_clicks(
     """The next other patient's clicks, moved to the same place of this volume by relative position.
 
     They are on the like structure (the same name) where another patient has one: of two kidneys, on the same side.
+
+    Raises:
+        BadInput: all targets are of one patient.
     """
-    own = targets[position]
-    others = [t for t in (*targets[position + 1 :], *targets[:position]) if t.patient != own.patient]
-    others = [t for t in others if t.name == own.name] or others or [own]
-    clicks, _ = others[0].clicks(severity, seed)
-    theirs, ours = np.array(others[0].mask.shape, float), np.array(own.mask.shape, float)
+    own, other = targets[position], _of_another_patient(targets, position)
+    clicks, _ = other.clicks(severity, seed)
+    theirs, ours = np.array(other.mask.shape, float), np.array(own.mask.shape, float)
     index = np.clip(np.rint(clicks.slice_index * ours[0] / theirs[0]), 0, ours[0] - 1).astype(int)
     xy = clicks.xy * (ours[[2, 1]] / theirs[[2, 1]])
     return Clicks(index, xy, clicks.outside, clicks.ids)
+
+
+def _of_another_patient(targets: Sequence[EvaluationTarget], position: int) -> EvaluationTarget:
+    own = targets[position]
+    others = [t for t in (*targets[position + 1 :], *targets[:position]) if t.patient != own.patient]
+    if not others:
+        raise BadInput(
+            f"Another patient's clicks ({SHUFFLED}) are wanted, and all cases are of the patient {own.patient}.",
+            f"Leave the method {SHUFFLED} out, or add a case of another patient.",
+        )
+    return next((t for t in others if t.name == own.name), others[0])
 
 
 Fates = Mapping[int, PointFate]
@@ -286,25 +306,30 @@ def window_of(predictor: Predictor, stack: SliceStack, clicks: Clicks) -> InputW
 def evaluate(
     predictor: Predictor, targets: Sequence[EvaluationTarget], config: EvaluationConfig, bundle: str
 ) -> Iterator[EvaluationRow]:
-    """Yield one row per target, severity, seed and method; the clicks are the same for every method."""
+    """Yield one row per target, severity, seed and method; the clicks are the same for every method.
+
+    Raises:
+        BadInput: another patient's clicks are wanted, and there is one patient only.
+    """
     methods, judge = BundleMethods(predictor), Judge()
+    if SHUFFLED in config.methods and targets:
+        _of_another_patient(targets, 0)
     for position, target in enumerate(targets):
-        for severity in config.severities:
-            for seed in range(config.first_seed, config.first_seed + config.seeds):
-                for method in config.methods:
-                    clicks, outside = target.clicks(severity, seed)
-                    if method == SHUFFLED:
-                        clicks = shuffled_clicks(targets, position, severity, seed)
-                    occasion = Occasion(bundle, method, severity, seed, outside)
-                    segment = functools.partial(methods.segment, method=method)
-                    yield measure(segment, target, clicks, occasion, judge)
+        for severity, seed in config.draws:
+            for method in config.methods:
+                clicks, outside = target.clicks(severity, seed)
+                if method == SHUFFLED:
+                    clicks = shuffled_clicks(targets, position, severity, seed)
+                occasion = Occasion(bundle, method, severity, seed, outside)
+                segment = functools.partial(methods.segment, method=method)
+                yield measure(segment, target, clicks, occasion, judge)
 
 
 def verdict_shares(
     mask_thw: np.ndarray, clicks: Clicks, fates: Fates
 ) -> tuple[float | None, float | None, float | None]:
     """Shares of all clicks that were kept, of those inside the target that were rejected, of those outside kept."""
-    column, row = np.rint(clicks.xy).astype(int).T
+    column, row = nearest_pixel(clicks.xy).T
     size = np.array(mask_thw.shape)
     place = np.stack((clicks.slice_index, row, column), axis=1)
     seen = ((place >= 0) & (place < size)).all(axis=1)

@@ -71,6 +71,11 @@ class _CrossSections:
     pixels: np.ndarray
 
 
+def nearest_pixel(positions: np.ndarray) -> np.ndarray:
+    """The pixel or slice, int, that each position lies in; on the border of two it is the higher one."""
+    return np.floor(positions + 0.5).astype(np.intp)
+
+
 def click_path(mask_thw: np.ndarray, pixel_mm: tuple[float, float], slice_mm: float) -> ClickPath:
     """Path along a structure, with a point every 5 mm or every slice, whichever is larger.
 
@@ -91,10 +96,9 @@ def click_path(mask_thw: np.ndarray, pixel_mm: tuple[float, float], slice_mm: fl
     origin = (corner - 1) * spacing
 
     sections = _cross_sections(mask, spacing)
-    if _several_per_slice(sections):
-        branches = skeleton_branches(mask, spacing)
-    else:
-        branches = [Branch(_main_centers(sections) * spacing)]
+    branches = skeleton_branches(mask, spacing) if _several_per_slice(sections) else []
+    if not branches:
+        branches = [Branch(_main_centers(part) * spacing) for part in _parts(mask, sections, spacing)]
 
     step = max(MIN_STEP_MM, slice_mm)
     index, yx, radius = _points_inside(branches, sections, spacing, step)
@@ -129,7 +133,7 @@ def _cross_sections(mask: np.ndarray, spacing: np.ndarray) -> _CrossSections:
         depth[t] = ndimage.distance_transform_edt(mask[t], sampling=spacing[1:])
     deepest = np.array(ndimage.maximum_position(depth, labels, ids)).reshape(-1, 3)
     slices = deepest[:, 0].astype(np.intp)
-    pixel = np.floor(centers[:, 1:] + 0.5).astype(np.intp)
+    pixel = nearest_pixel(centers[:, 1:])
     strays = labels[slices, pixel[:, 0], pixel[:, 1]] != ids
     centers[strays] = deepest[strays]
     radius = np.sqrt(pixels * spacing[1] * spacing[2] / np.pi)
@@ -142,6 +146,14 @@ def _several_per_slice(sections: _CrossSections) -> bool:
     np.maximum.at(largest, sections.slice_index, sections.pixels)
     counted = (sections.pixels >= SPECK_SHARE * largest[sections.slice_index]) & (sections.pixels >= SPECK_PIXELS)
     return bool(np.bincount(sections.slice_index[counted], minlength=1).max() > 1)
+
+
+def _parts(mask: np.ndarray, sections: _CrossSections, spacing: np.ndarray) -> list[_CrossSections]:
+    """Cross-sections of each part that touches no other; of the whole where no slice holds several."""
+    if not _several_per_slice(sections):
+        return [sections]
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3), dtype=bool))
+    return [_cross_sections(labels == part, spacing) for part in range(1, count + 1)]
 
 
 def _main_centers(sections: _CrossSections) -> np.ndarray:
@@ -165,9 +177,9 @@ def _points_inside(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slices (N,), pixels (N, 2) and radii (N,); a point outside the target moves to the nearest section's center."""
     points = np.concatenate([_resample(branch.points_mm, step) for branch in branches]) / spacing
-    index = np.floor(points[:, 0] + 0.5).astype(np.intp)
+    index = nearest_pixel(points[:, 0])
     yx = points[:, 1:].copy()
-    pixel = np.floor(yx + 0.5).astype(np.intp)
+    pixel = nearest_pixel(yx)
     component = sections.labels[index, pixel[:, 0], pixel[:, 1]] - 1
     section_mm = np.column_stack([sections.slice_index, sections.center]) * spacing
     for i in np.flatnonzero(component < 0):
@@ -198,7 +210,7 @@ def _way_out(mask: np.ndarray, spacing: np.ndarray, start: np.ndarray, direction
     """Distance in mm along a ray after which it stays outside the target (0 when it starts outside for good)."""
     pitch = 0.5 * float(spacing.min())
     along = np.arange(0.0, float(np.linalg.norm(spacing * mask.shape)), pitch)
-    voxel = np.floor((start + direction * along[:, None]) / spacing + 0.5).astype(np.intp)
+    voxel = nearest_pixel((start + direction * along[:, None]) / spacing)
     within = np.all((voxel >= 0) & (voxel < mask.shape), axis=1)
     hit = np.zeros(len(along), dtype=bool)
     hit[within] = mask[tuple(voxel[within].T)]
@@ -207,6 +219,8 @@ def _way_out(mask: np.ndarray, spacing: np.ndarray, start: np.ndarray, direction
 
 def skeleton_branches(mask: np.ndarray, spacing: np.ndarray) -> list[Branch]:
     """Branches of the skeleton in depth-first order; loops are cut open, short side branches left out.
+
+    There are none where thinning leaves nothing, as it does of a few voxels in an even number.
 
     Args:
         mask: (T, H, W) bool, with an empty margin of one voxel; spacing: (3,) mm.
@@ -220,6 +234,8 @@ def skeleton_branches(mask: np.ndarray, spacing: np.ndarray) -> list[Branch]:
         raise missing_package("skimage", f"clicks on a branching structure are simulated with it; {error}") from error
     cube, pitch = _isotropic(mask, spacing)
     voxels = np.argwhere(skeletonize(cube))
+    if not len(voxels):
+        return []
     depth = ndimage.distance_transform_edt(cube) * pitch
     points, radius = voxels * pitch, depth[tuple(voxels.T)]
     neighbors = _tree(voxels)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from SPDSegmentLib.prompts.click_path import nearest_pixel
+
 if TYPE_CHECKING:
     from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 
@@ -40,7 +42,7 @@ def raise_at(saliency: np.ndarray, points_xy: np.ndarray, threshold: float) -> n
         points_xy: (column, row) in pixels of the map.
     """
     size = saliency.shape[0]
-    column, row = np.rint(points_xy).astype(int).T
+    column, row = nearest_pixel(points_xy).T
     seen = (column >= 0) & (column < saliency.shape[1]) & (row >= 0) & (row < size)
     denied = seen.copy()
     denied[seen] = saliency[row[seen], column[seen]] <= threshold

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, fields
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.prompts.click_path import ClickPath, click_path
+from SPDSegmentLib.prompts.click_path import ClickPath, click_path, nearest_pixel
 
 __all__ = [
     "NOISE_VERSION",
@@ -162,7 +162,7 @@ def _count(share: float, total: int, rng: np.random.Generator) -> int:
 
 def _in_target(mask_thw: np.ndarray, slices: np.ndarray, yx: np.ndarray) -> np.ndarray:
     """(..., N) bool of positions (..., N, 2) within the slice."""
-    pixel = np.floor(yx + 0.5).astype(np.intp)
+    pixel = nearest_pixel(yx)
     covered: np.ndarray = mask_thw[slices, pixel[..., 0], pixel[..., 1]].astype(bool)
     return covered
 
@@ -182,7 +182,7 @@ def _with_over_run(
     ):
         n = _count(2 * share / n_ends, len(path.slice_index), rng)
         beyond = end + direction * (first + path.step_mm * np.arange(n))[:, None]
-        index = np.floor(beyond / spacing + 0.5).astype(np.intp)
+        index = nearest_pixel(beyond / spacing)
         within = np.all((index >= 0) & (index < shape), axis=1)
         slices.append(index[within, 0])
         yx.append(beyond[within, 1:] / path.pixel_mm)

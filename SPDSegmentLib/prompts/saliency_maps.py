@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import bisect
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 from scipy import ndimage
+
+from SPDSegmentLib.prompts.click_path import nearest_pixel
 
 T = TypeVar("T")
 FEW = 8
@@ -203,10 +206,10 @@ def _pick(image: np.ndarray, points_xy: np.ndarray) -> np.ndarray:
     """Values (N,) of an image (H, W) at the pixels nearest to points (N, 2); 0 outside."""
     height, width = image.shape
     if len(points_xy) <= FEW:  # sparing numpy's overhead
-        at = ((round(x), round(y)) for x, y in points_xy.tolist())
+        at = ((math.floor(x + 0.5), math.floor(y + 0.5)) for x, y in points_xy.tolist())
         found = [image[y, x] if 0 <= x < width and 0 <= y < height else 0 for x, y in at]
         return np.array(found, dtype=image.dtype)
-    columns, rows = np.rint(points_xy).astype(int).T
+    columns, rows = nearest_pixel(points_xy).T
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     if inside.all():
         return np.asarray(image[rows, columns])

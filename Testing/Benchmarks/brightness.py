@@ -2,7 +2,8 @@
 
 python Testing/Benchmarks/brightness.py [BUNDLE]: in every validation volume a strip outside the field of view is made
 so bright that the volume's normalization leaves the rest the given share of its brightness. Rows go to
-``results/brightness.json``; what is there is not computed again. A table is printed.
+``results/brightness.json``; what is there is not computed again, and refused where the bundle or
+the noise is another. A table is printed.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shipped import data_of, predictor_of
+from kept_rows import inputs_of, keep, rows_to_go_on_with
+from shipped import bundle_of, data_of, predictor_of
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Judge, Occasion, load_targets, measure, window_of
-from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.intensity import intensity_range
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
@@ -72,13 +72,15 @@ def main() -> None:
     predictor = predictor_of(name)
     blind = copy.copy(predictor)
     blind.intensity = dataclasses.replace(predictor.intensity, usual_low=0.0, usual_high=0.0)
-    rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    usual = [predictor.intensity.usual_low, predictor.intensity.usual_high]
+    inputs = inputs_of(bundle_of(name), severity=SEVERITY, seeds=[SEED], bright=BRIGHT_SHARE, usual=usual)
+    rows = rows_to_go_on_with(RESULTS, inputs)
     done = {(row["case"], row["target"], row["share"]) for row in rows}
     for target in load_targets(folder, data, data.validation):
         for share in SHARES:
             if (target.case, target.name, share) not in done:
                 rows += rows_of(target, {"with": predictor, "without": blind}, share)
-                write_json(RESULTS, rows)
+                keep(RESULTS, inputs, rows)
     print("brightness left | without | with | lowest without | lowest with")
     for share in SHARES:
         dsc = {

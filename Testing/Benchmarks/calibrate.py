@@ -2,14 +2,14 @@
 
 python Testing/Benchmarks/calibrate.py [BUNDLE ...] [--seeds N] [--write]; the data lie where the configurations of the
 bundles say. Rows, one a volume and set of clicks with the predicted and the measured Dice of every slice, are kept
-in ``results/calibration/BUNDLE.json``; what is there is not computed again. With ``--write`` the table goes into the
+in ``results/calibration/BUNDLE.json``; what is there is not computed again, and refused where
+bundle, cases, seeds or the noise are others. With ``--write`` the table goes into the
 bundle.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from shipped import SHIPPED, data_of, predictor_of
+from kept_rows import inputs_of, keep, rows_to_go_on_with
+from shipped import SHIPPED, bundle_of, data_of, predictor_of
 from SPDSegmentLib.evaluation.evaluator import load_targets
 from SPDSegmentLib.evaluation.metrics import dice
-from SPDSegmentLib.files import write_json
-from SPDSegmentLib.models.bundle import describe_again, read_bundle
+from SPDSegmentLib.models.bundle import describe_again
 from SPDSegmentLib.models.fit import CONFIDENCE, as_dice, predicted_dice
 
 HERE = Path(__file__).resolve().parent
@@ -117,12 +117,15 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.bundles:
         kept = HERE / "results" / "calibration" / f"{name}.json"
-        if not kept.is_file():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json(kept, rows_of(name, options.seeds), "rows", indent=None)
-        table = table_of(json.loads(kept.read_text(encoding="utf-8")))
+        seeds = [FIRST_SEED, options.seeds]
+        inputs = inputs_of(bundle_of(name), cases=data_of(name)[1].validation, severity=SEVERITY, seeds=seeds)
+        rows = rows_to_go_on_with(kept, inputs)
+        if not rows:
+            rows = rows_of(name, options.seeds)
+            keep(kept, inputs, rows)
+        table = table_of(rows)
         if options.write:
-            describe_again(read_bundle(HERE.parents[1] / "Resources" / "Models" / name), calibration=table)
+            describe_again(bundle_of(name), calibration=table)
         print(name, table)
 
 

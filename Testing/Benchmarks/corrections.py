@@ -5,24 +5,24 @@ bundles say, and the patients are those that the bundles never saw. A simulated 
 (*clinic*), and replaces the slice with most wrong pixels by the reference, again and again. With learning, the model
 learns after 2, 4 and 8 corrections (``SPDSegmentLib.inference.adaptation``), which refuses where nothing is gained.
 Corrected slices count as right in both ways; what a lesson takes is in seconds of processor time. Rows are kept in
-``results/corrections/BUNDLE.json``; what is there is not computed again.
+``results/corrections/BUNDLE.json``; what is there is not computed again, and refused where
+bundle, noise or settings are others.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kept_rows import inputs_of, keep, rows_to_go_on_with
 from next_click import held_out
-from shipped import SHIPPED, predictor_of
+from shipped import SHIPPED, bundle_of, predictor_of
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.evaluation.metrics import dice
-from SPDSegmentLib.files import write_json
 from SPDSegmentLib.inference.adaptation import learn
 from SPDSegmentLib.inference.predictor import Predictor
 
@@ -89,14 +89,15 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.bundles:
         kept = HERE / "results" / "corrections" / f"{name}.json"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        rows = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
+        settings = {"severity": SEVERITY, "seeds": [SEED], "most": MOST, "learn_after": LEARN_AFTER}
+        inputs = inputs_of(bundle_of(name), **settings)
+        rows = rows_to_go_on_with(kept, inputs)
         done = {(row["case"], row["target"]) for row in rows}
         predictor = predictor_of(name)
         for target in held_out(name, options.volumes):
             if (target.case, target.name) not in done:
                 rows += run(target, predictor)
-                write_json(kept, rows, "rows", indent=None)
+                keep(kept, inputs, rows)
         print(name, f"DSC after {SHOWN} corrections; corrections until {WANTED}; not reached", *table(rows), sep="\n")
 
 

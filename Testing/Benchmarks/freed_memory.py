@@ -1,6 +1,6 @@
 """What keeping freed memory is worth: the sample's first run in a thread, as in the worker, with and without.
 
-    .venv/bin/python Testing/Benchmarks/freed_memory.py [--precision float32]
+    .venv/bin/python Testing/Benchmarks/freed_memory.py [--precision float32] [--output FILE]
 
 Each way runs in a process of its own, three times in turn; prints medians, their ratio and the largest peak in memory.
 """
@@ -54,6 +54,7 @@ def main() -> None:
     """Run both ways and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--output", type=Path, help="write the figures there as well")
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.once:
@@ -75,7 +76,10 @@ def main() -> None:
         for way, runs in found.items()
     }
     ratio = result["given back"]["seconds"] / result["kept"]["seconds"]
-    print(json.dumps({"precision": options.precision, **result, "times_faster": round(ratio, 2)}, indent=1))
+    text = json.dumps({"precision": options.precision, **result, "times_faster": round(ratio, 2)}, indent=1)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Peak resident memory of segmenting a 512 x 512 x 300 CT on the CPU, beyond torch's own.
 
-.venv/bin/python Testing/Benchmarks/memory.py [--bundle esophagus-ct] [--slices 300]
+.venv/bin/python Testing/Benchmarks/memory.py [--bundle esophagus-ct] [--slices 300] [--output FILE]
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import json
 import resource
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", default="esophagus-ct")
     parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--output", type=Path, help="write the figures there as well")
     options = parser.parse_args()
     torch.nn.functional.gelu(torch.randn(256, 256) @ torch.randn(256, 256))
     torch_gb = resident_gb()
@@ -60,7 +62,10 @@ def main() -> None:
         "peak_gb": round(resident_gb(), 3),
         "beyond_torch_gb": round(resident_gb() - torch_gb, 3),
     }
-    print(json.dumps(report, indent=1))
+    text = json.dumps(report, indent=1)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Does a suggested click help more than any other? DSC after 1, 3 and 5 clicks on patients the bundles never saw.
 
 python Testing/Benchmarks/next_click.py [BUNDLE ...] [--volumes N] [--seeds N]; the data lie where the configurations of
-the bundles say. Each run starts from three noisy clicks (severity *severe*: about two in three lie outside). Then a
+the bundles say. Each run starts from three noisy clicks (severity *severe*: about three in four lie outside). Then a
 simulated person is asked about one slice after the other and places a click there that prompts whatever the model
 believes: at the suggested place where that lies on the structure, otherwise in the middle of the structure's
 cross-section. Where the slice holds nothing of it, the question is lost. The slice comes from
@@ -11,13 +11,13 @@ cross-section. Where the slice holds nothing of it, the question is lost. The sl
 - ``random``: any of those;
 - ``oracle``: the one with most wrong pixels that was not asked about, which needs the reference.
 
-Rows are kept in ``results/next-click/BUNDLE.json``; what is there is not computed again.
+Rows are kept in ``results/next-click/BUNDLE.json``; what is there is not computed again, and refused
+where bundle, noise or start are others.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from shipped import SHIPPED, data_of, first_of_each_patient, predictor_of
+from kept_rows import inputs_of, keep, rows_to_go_on_with
+from shipped import SHIPPED, bundle_of, data_of, first_of_each_patient, predictor_of
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, load_targets
 from SPDSegmentLib.evaluation.metrics import dice
-from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.inference.next_click import suggest
 from SPDSegmentLib.inference.predictor import Predictor
@@ -135,15 +135,15 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.bundles:
         kept = HERE / "results" / "next-click" / f"{name}.json"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        rows = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
+        inputs = inputs_of(bundle_of(name), start=START, severity=SEVERITY)
+        rows = rows_to_go_on_with(kept, inputs)
         done = {(row["case"], row["target"], row["seed"], row["way"]) for row in rows}
         predictor = predictor_of(name)
         for target in held_out(name, options.volumes):
             for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
                 if ways := [way for way in WAYS if (target.case, target.name, seed, way) not in done]:
                     rows += run(target, predictor, seed, ways)
-                    write_json(kept, rows, "rows", indent=None)
+                    keep(kept, inputs, rows)
         print(name, "DSC after", SHOWN, "clicks, and the share of questions that led to one", *table(rows), sep="\n")
 
 

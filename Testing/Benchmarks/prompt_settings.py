@@ -3,24 +3,30 @@
     python Testing/Benchmarks/prompt_settings.py [BUNDLE ...] [--setting NAME --values V ...] [--seeds N] [--all-cases]
 
 Of one volume a patient, every severity and set of clicks, the rows of ``spdsegment evaluate`` with each value; kept in
-``results/evidence/BUNDLE.json`` (``BUNDLE-NAME.json`` for another setting), a volume that is there is not computed
-again. A table is printed.
+``results/evidence/BUNDLE.json`` (``BUNDLE-NAME.json`` for another setting), what is there is not computed again, and
+refused where the bundle or the noise is another. A table is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shipped import SHIPPED, data_of, first_of_each_patient, predictor_of
-from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Judge, Occasion, load_targets, measure
-from SPDSegmentLib.files import write_json
+from kept_rows import Rows, inputs_of, keep, rows_in, rows_to_go_on_with
+from shipped import SHIPPED, bundle_of, data_of, first_of_each_patient, predictor_of
+from SPDSegmentLib.evaluation.evaluator import (
+    EvaluationConfig,
+    EvaluationTarget,
+    Judge,
+    Occasion,
+    load_targets,
+    measure,
+)
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.distillation import EVIDENCE, PromptConfig
@@ -33,27 +39,32 @@ FIRST_SEED = 9000
 SETTING = "evidence"
 
 
-def of_target(
-    predictors: dict[str, Predictor], target: EvaluationTarget, name: str, severities: Sequence[str], seeds: range
-) -> dict[str, Any]:
-    """Rows of one volume; the values share its embeddings."""
+def rows_of(
+    predictors: dict[str, Predictor], target: EvaluationTarget, name: str, wanted: Sequence[tuple[str, str, int]]
+) -> Rows:
+    """A row of one volume for each (value, severity, seed); the values share its embeddings."""
     judge, rows, features = Judge(), [], None
-    for severity in severities:
-        for seed in seeds:
-            placed, outside = target.clicks(severity, seed)
-            for value, predictor in predictors.items():
-                session = predictor.open(target.stack, features)
-                features = session.features
+    for value, severity, seed in wanted:
+        placed, outside = target.clicks(severity, seed)
+        session = predictors[value].open(target.stack, features)
+        features = session.features
 
-                def segment(_: Any, given: Any, session: Session = session) -> tuple[np.ndarray, Any]:
-                    result = session.segment(given)
-                    return result.mask, result.click_fates()
+        def segment(_: Any, given: Any, session: Session = session) -> tuple[np.ndarray, Any]:
+            result = session.segment(given)
+            return result.mask, result.click_fates()
 
-                occasion = Occasion(name, value, severity, seed, outside)
-                row = dataclasses.asdict(measure(segment, target, placed, occasion, judge))
-                rows.append({key: row[key] for key in KEPT})
-                print(name, target.case, target.name, value, severity, seed, rows[-1]["dsc"], flush=True)
-    return {"patient": target.patient, "case": target.case, "target": target.name, "rows": rows}
+        row = dataclasses.asdict(
+            measure(segment, target, placed, Occasion(name, value, severity, seed, outside), judge)
+        )
+        rows.append({key: row[key] for key in KEPT})
+        print(name, target.case, target.name, value, severity, seed, rows[-1]["dsc"], flush=True)
+    return rows
+
+
+def missing(rows: Rows, values: Sequence[str], draws: Sequence[tuple[str, int]]) -> list[tuple[str, str, int]]:
+    """(value, severity, seed) that a volume's rows lack."""
+    done = {(row["method"], row["severity"], row["seed"]) for row in rows}
+    return [(value, *draw) for draw in draws for value in values if (value, *draw) not in done]
 
 
 KEPT = ("method", "severity", "seed", "dsc", "hd95_mm", "right_rejected", "wrong_kept")
@@ -65,13 +76,14 @@ def kept_in(name: str, setting: str) -> Path:
 
 
 def run(name: str, options: argparse.Namespace) -> None:
-    """Measure the volumes of a bundle that are not measured yet."""
+    """Measure what is not measured yet of a bundle's volumes."""
     folder, data = data_of(name)
     path = kept_in(name, options.setting)
-    volumes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    done = {(v["case"], v["target"]) for v in volumes}
     own = predictor_of(name)
     prompts = dataclasses.asdict(own.prompts)
+    inputs = inputs_of(bundle_of(name), setting=options.setting)
+    volumes = rows_to_go_on_with(path, inputs)
+    draws = EvaluationConfig(tuple(options.severities), options.seeds, first_seed=options.first_seed).draws
     predictors = {
         value: own.with_prompts(PromptConfig.from_dict({**prompts, options.setting: _parsed(value)}))
         for value in options.values
@@ -79,11 +91,13 @@ def run(name: str, options: argparse.Namespace) -> None:
     usual = data.validation if options.all_cases else first_of_each_patient(name)
     for case in options.cases or usual:
         for target in load_targets(folder, data, [case]):
-            if (target.case, target.name) not in done:
-                seeds = range(options.first_seed, options.first_seed + options.seeds)
-                volumes.append(of_target(predictors, target, name, options.severities, seeds))
-                RESULTS.mkdir(parents=True, exist_ok=True)
-                write_json(path, volumes, indent=None)
+            place: dict[str, Any] = {"patient": target.patient, "case": target.case, "target": target.name}
+            same = (v for v in volumes if all(v[key] == value for key, value in place.items()))
+            volume = next(same, place | {"rows": []})
+            if wanted := missing(volume["rows"], options.values, draws):
+                volume["rows"] += rows_of(predictors, target, name, wanted)
+                volumes = [v for v in volumes if v is not volume] + [volume]
+                keep(path, inputs, volumes)
 
 
 def _parsed(value: str) -> Any:
@@ -94,18 +108,29 @@ def _parsed(value: str) -> Any:
         return value
 
 
+def mean_of_patients(rows: Rows, metric: str) -> float | None:
+    """Mean over patients of their means; None where no row has the metric."""
+    of_patient: dict[str, list[float]] = {}
+    for row in rows:
+        if row[metric] is not None:
+            of_patient.setdefault(row["patient"], []).append(row[metric])
+    return float(np.mean([np.mean(values) for values in of_patient.values()])) if of_patient else None
+
+
 def table_of(name: str, setting: str = SETTING) -> list[str]:
-    """Means over the volumes of a bundle, a line for each severity and value."""
-    volumes = json.loads(kept_in(name, setting).read_text(encoding="utf-8"))
-    lines = [f"{name}: {len(volumes)} volumes of {len({v['patient'] for v in volumes})} patients"]
-    every = [row for volume in volumes for row in volume["rows"]]
+    """Means over the patients of a bundle, a line for each severity and value, and how many targets are missing."""
+    volumes = rows_in(kept_in(name, setting))
+    patients, cases = {v["patient"] for v in volumes}, {v["case"] for v in volumes}
+    absent = len(cases) * len(data_of(name)[1].targets) - len(volumes)
+    lines = [f"{name}: {len(volumes)} targets of {len(patients)} patients, {absent} missing"]
+    every = [row | {"patient": volume["patient"]} for volume in volumes for row in volume["rows"]]
     for severity in dict.fromkeys(row["severity"] for row in every):
         for value in dict.fromkeys(row["method"] for row in every):
             rows = [r for r in every if (r["severity"], r["method"]) == (severity, value)]
             means = []
             for metric in KEPT[3:]:
-                values = [r[metric] for r in rows if r[metric] is not None]
-                means.append(f"{metric} {np.mean(values):.4f}" if values else f"{metric} -")
+                mean = mean_of_patients(rows, metric)
+                means.append(f"{metric} -" if mean is None else f"{metric} {mean:.4f}")
             lowest = min(r["dsc"] or 0.0 for r in rows)
             lines.append(f"  {severity:7}{value:10}{'  '.join(means)}  lowest dsc {lowest:.3f}")
     return lines

@@ -7,15 +7,26 @@ from pathlib import Path
 
 from SPDSegmentLib.api import load_model
 from SPDSegmentLib.inference.predictor import Predictor
+from SPDSegmentLib.models.bundle import Bundle, read_bundle
 from SPDSegmentLib.training.config import DataConfig, patient_of, read_training_config
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct", "spleen-mr", "spinal-cord-ct")
 
 
+def folder_of(name: str) -> Path:
+    """Where a shipped bundle lies."""
+    return HERE.parents[1] / "Resources" / "Models" / name
+
+
+def bundle_of(name: str) -> Bundle:
+    """A shipped bundle."""
+    return read_bundle(folder_of(name))
+
+
 def predictor_of(name: str) -> Predictor:
     """A shipped bundle, loaded on the CPU."""
-    return load_model(HERE.parents[1] / "Resources" / "Models" / name, "cpu").predictor
+    return load_model(folder_of(name), "cpu").predictor
 
 
 def first_of_each_patient(name: str) -> list[str]:

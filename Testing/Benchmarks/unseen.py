@@ -3,7 +3,8 @@
     PYTHONPATH=Testing/Benchmarks python Testing/Benchmarks/unseen.py BUNDLE [--seeds N] [--only TEXT]
 
 BUNDLE: what ``spdsegment train`` makes of ``Configs/any-structure.toml``. One volume a structure, every severity; rows
-go to ``results/unseen.json``, one that is there is not computed again. A table and the shares of clicks are printed.
+go to ``results/unseen.json``, one that is there is not computed again, and refused where model, seeds or noise are
+others. A table and the shares of clicks are printed.
 Beside it the random walker and the frozen LiteMedSAM with a box around a slice's clicks; both are told the structure's
 true radius, which a user would have to guess. Most of these masks were drawn by another model and each is of one case:
 the figures say how far masks agree, not how accurate they are.
@@ -13,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kept_rows import Rows, inputs_of, keep, rows_to_go_on_with
 from spdbench.comparators.frozen_sam import FrozenSam
 from spdbench.comparators.protocol import InputSettings, make_comparator
 from SPDSegmentLib.evaluation.evaluator import (
@@ -31,7 +32,6 @@ from SPDSegmentLib.evaluation.evaluator import (
     measure,
 )
 from SPDSegmentLib.evaluation.report import mean_of_worst_tenth
-from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.models.bundle import find_bundle
@@ -125,9 +125,9 @@ def rows_of(predictor: Predictor, volume: Unseen, name: str, seeds: range) -> It
                 yield place | {key: row[key] for key in KEPT}
 
 
-def table(report: dict[str, Any]) -> list[str]:
+def table(rows: Rows) -> list[str]:
     """A line a structure: DSC (HD95 in mm) of each method at each severity; then medians and the worst tenth."""
-    rows, methods = report["rows"], (OURS, WALKER, BOX)
+    methods = (OURS, WALKER, BOX)
     lines = ["| structure | " + " | ".join(f"{m}, {s}" for m in methods for s in SEVERITIES) + " |"]
     lines.append("|---" * (1 + len(methods) * len(SEVERITIES)) + "|")
     names = list(dict.fromkeys(row["structure"] for row in rows))
@@ -152,11 +152,11 @@ def _mean(rows: list[dict[str, Any]]) -> tuple[float, float]:
     return float(np.mean([r["dsc"] for r in rows])), float(np.mean([r["hd95_mm"] for r in rows]))
 
 
-def shares(report: dict[str, Any]) -> list[str]:
+def shares(every: Rows) -> list[str]:
     """A line a severity: means over the structures of right clicks rejected and of wrong clicks kept."""
     lines = []
     for severity in SEVERITIES:
-        rows = [row for row in report["rows"] if (row["method"], row["severity"]) == (OURS, severity)]
+        rows = [row for row in every if (row["method"], row["severity"]) == (OURS, severity)]
         means = []
         for share in ("right_rejected", "wrong_kept"):
             known = [row[share] for row in rows if row[share] is not None]
@@ -176,19 +176,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     bundle = find_bundle(options.bundle)
-    report = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
-    model = bundle.info.adapter_sha256
-    if report.get("adapter_sha256", model) != model:
-        raise SystemExit(f"{options.output} holds another model's figures: move it away, or name another --output.")
-    report = {"adapter_sha256": model, "rows": report.get("rows", [])}
-    done = {row["structure"] for row in report["rows"]}
+    inputs = inputs_of(bundle, severities=SEVERITIES, seeds=[FIRST_SEED, options.seeds])
+    rows = rows_to_go_on_with(options.output, inputs)
+    done = {row["structure"] for row in rows}
     predictor = Predictor.load(bundle, "cpu")
     for volume in VOLUMES:
         for name in volume.structures:
             if options.only in name and name not in done:
-                report["rows"] += rows_of(predictor, volume, name, range(FIRST_SEED, FIRST_SEED + options.seeds))
-                write_json(options.output, report, indent=None)
-    print("\n".join([*table(report), *shares(report)]))
+                rows += rows_of(predictor, volume, name, range(FIRST_SEED, FIRST_SEED + options.seeds))
+                keep(options.output, inputs, rows)
+    print("\n".join([*table(rows), *shares(rows)]))
 
 
 if __name__ == "__main__":

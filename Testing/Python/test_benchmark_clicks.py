@@ -6,14 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tiny_benchmark import options, write_benchmark
 
 from spdbench.command import plan_of
+from spdbench.comparators.bundle_row import clicked_component
 from spdbench.comparators.frozen_sam import box_around, random_points
+from spdbench.comparators.protocol import NotRun
 from spdbench.datasets import clicks_for, oracle_clicks
-from SPDSegmentLib.evaluation.evaluator import shuffled_clicks
+from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.evaluation.evaluator import shuffled_clicks, verdict_shares
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.window import place_window
+from SPDSegmentLib.prompts.evidence import raise_at
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
 
 
 def test_oracle_clicks_lie_inside_and_reach_every_slice() -> None:
@@ -50,6 +56,29 @@ def test_shuffled_clicks_are_on_the_like_structure_of_another_patient(tmp_path: 
         assert np.array_equal(clicks.slice_index, expected.clicks("severe", 5)[0].slice_index)
     alone = shuffled_clicks([left, theirs[1]], 0, "severe", 5)
     assert np.array_equal(alone.slice_index, theirs[1].clicks("severe", 5)[0].slice_index)
+
+
+def test_a_structure_that_no_other_patient_has_is_given_no_clicks(tmp_path: Path) -> None:
+    dataset = plan_of(options(write_benchmark(tmp_path))).cells[0].dataset
+    target = dataset.targets("b")[0]
+    with pytest.raises(NotRun, match="no other patient has a structure left"):
+        clicks_for("shuffled", dataset, replace(target, name="left"), "severe", 5)
+    with pytest.raises(BadInput, match="all cases are of the patient b"):
+        shuffled_clicks([target, replace(target, name="left")], 0, "severe", 5)
+
+
+def test_a_click_on_the_border_of_two_pixels_is_in_the_same_one_everywhere() -> None:
+    mask = np.zeros((1, 8, 8), dtype=bool)
+    mask[0, 3, 3] = True
+    clicks = Clicks(np.array([0]), np.array([[2.5, 2.5]]), np.zeros(1, dtype=bool), ("1",))
+    assert oracle_clicks(clicks, mask).xy.tolist() == clicks.xy.tolist()
+    assert clicked_component(mask, clicks).sum() == 1
+    assert verdict_shares(mask, clicks, {}) == (0.0, 1.0, None)
+    for copies in (1, 40):  # few points are looked up in another way than many
+        maps = SaliencyMaps.from_array(np.where(mask, 0.9, 0.1).astype(np.float32), 0.5)
+        assert maps.at(0, np.repeat(clicks.xy, copies, axis=0)).min() > 0.8
+    saliency = np.where(mask[0], 0.9, 0.1).astype(np.float32)
+    assert raise_at(saliency, clicks.xy, 0.5) is saliency
 
 
 def test_random_points_are_as_many_and_come_from_nearby() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tiny_benchmark import options, write_benchmark
 
 from spdbench import figures, tables
-from spdbench.cells import read_cell, write_cell
+from spdbench.cells import Cell, read_cell, write_cell
 from spdbench.command import list_cells, plan_of, run_benchmark
 from spdbench.comparators.bundle_row import clicked_component
 from spdbench.comparators.protocol import Budget
@@ -212,6 +212,23 @@ def test_a_claim_may_want_a_lower_hd95_as_well(tmp_path: Path) -> None:
 def test_a_difference_on_few_patients_is_shown_in_size_only(tmp_path: Path) -> None:
     checked = check_claims(_config(tmp_path).config.claims, [_dataset(0.12, patients=3)])
     assert [c.verdict for c in checked] == ["in size only"]
+
+
+def test_a_verdict_says_of_what_its_rows_are(tmp_path: Path) -> None:
+    claim, dataset = _config(tmp_path).config.claims[0], _dataset(0.12)
+    dataset.methods["sam-tuning"].state = "3 of 40 measured"
+    assert [c.verdict for c in check_claims([claim], [dataset])] == ["yes, 3 of 40 measured"]
+    dataset.methods["spd"].state = "535 of 1050 steps"
+    assert [c.verdict for c in check_claims([claim], [dataset])] == ["yes, 535 of 1050 steps, 3 of 40 measured"]
+
+
+def test_kept_rows_are_of_the_patients_that_the_pattern_names_today(tmp_path: Path) -> None:
+    path = write_benchmark(tmp_path)
+    cell = Cell("blob", "spd")
+    for case in ("b", "c"):
+        cell.add(replace(_row("unknown", "clean", 0.9), case=case), "here")
+    write_cell(tmp_path / "results", cell)
+    assert {row.patient for row in plan_of(options(path)).cells[0].cell.rows.values()} == {"b", "c"}
 
 
 def test_nothing_is_wanted_of_a_bound(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import tiny_benchmark
 from tiny_benchmark import options, without_figures, write_benchmark, write_bundle
 
-from spdbench.cells import read_cell
+from spdbench.cells import read_cell, write_cell
 from spdbench.command import Outcome, list_cells, plan_of, run_benchmark
 from spdbench.comparators.protocol import COMPARATORS
 from SPDSegmentLib.errors import Cancelled
@@ -115,6 +116,27 @@ def test_a_killed_process_leaves_whole_files_and_the_next_run_goes_on(
     assert measured(bench, "spd") == 10
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_case_that_cannot_be_read_stops_its_data_set_alone(
+    bench: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    without_figures(monkeypatch)
+    text = bench.read_text(encoding="utf-8")
+    config = (bench.parent / "tiny-consensus.toml").read_text(encoding="utf-8")
+    case = "b" if first else "c"
+    (bench.parent / "damaged.toml").write_text(config.replace('folder = "data"', 'folder = "damaged"'), "utf-8")
+    shutil.copytree(bench.parent / "data", bench.parent / "damaged")
+    (bench.parent / "damaged" / f"{case}_label.nii.gz").write_bytes(b"damaged")
+    table = '[dataset.damaged]\ntitle = "Damaged"\nconfig = "damaged.toml"\n\n[dataset.blob]'
+    bench.write_text(text.replace("[dataset.blob]", table), encoding="utf-8")
+    results = run_benchmark(options(bench, only=("*/spd", "*/saliency-only"))).folder
+    for method in ("spd", "saliency-only"):
+        state, reason = read_cell(results, "damaged", method).states["0"]
+        assert state == "failed" and f"{case}_label.nii.gz" in reason
+        assert read_cell(results, "blob", method).states == {}
+    assert measured(bench, "spd") == 10
+
+
 def test_one_cell_runs_alone(bench: Path) -> None:
     run_benchmark(options(bench, only=("blob/oracle",)))
     assert sorted(path.stem for path in (bench.parent / "results" / "cells" / "blob").iterdir()) == ["oracle"]
@@ -141,6 +163,29 @@ def test_another_bundle_is_measured_again(bench: Path, monkeypatch: pytest.Monke
     run_benchmark(options(bench, only=("blob/spd",)))
     assert read_cell(bench.parent / "results", "blob", "spd").keys != old
     assert measured(bench, "spd") == 10
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_setting_that_was_added_later_voids_no_row_at_its_default(
+    bench: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    without_figures(monkeypatch)
+    only = options(bench, only=("blob/saliency-only",))
+    run_benchmark(only)
+    cell = read_cell(bench.parent / "results", "blob", "saliency-only")
+    entry = plan_of(only).cells[0].entries[0]
+    assert "usual_low" in str(entry.dataset.definition(whole=True))
+    assert "usual_low" not in str(entry.dataset.definition())
+    cell.keys["0"] = entry.whole_key if whole else entry.key
+    write_cell(bench.parent / "results", cell)
+    assert list_cells(plan_of(only))[0].split()[1] == "6"
+    told: list[str] = []
+    run_benchmark(options(bench, only=only.only, on_progress=lambda what, *rest: told.append(what)))
+    assert told == []
+    text = (bench.parent / "tiny-consensus.toml").read_text(encoding="utf-8")
+    changed = text.replace("[intensity]\n", "[intensity]\nusual_low = 0.1\nusual_high = 0.5\n")
+    (bench.parent / "tiny-consensus.toml").write_text(changed, encoding="utf-8")
+    assert list_cells(plan_of(only))[0].split()[1] == "0"
 
 
 def test_more_seeds_add_rows_and_keep_the_old_ones(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:

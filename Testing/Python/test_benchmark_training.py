@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from tiny_benchmark import options, without_figures, write_benchmark
 
-from spdbench.cells import read_cell
+from spdbench.cells import read_cell, write_cell
 from spdbench.command import plan_of, run_benchmark
+from spdbench.comparators.own_training import OwnTraining
+from spdbench.summary import collect
 from SPDSegmentLib.models.bundle import read_bundle
 from SPDSegmentLib.networks.backbones import load_state_dict
+from SPDSegmentLib.training.config import read_training_config
 
 METHODS = """
 name = "folds"
@@ -91,6 +94,29 @@ def test_no_patient_of_a_test_fold_is_trained_on(bench: Path) -> None:
         assert not {dataset.patient(c) for c in fold.train} & {dataset.patient(c) for c in fold.test}
 
 
+def test_no_checkpoint_is_chosen_by_the_tested_patients(bench: Path) -> None:
+    config = bench.parent / "tiny-consensus.toml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("[stage2]\n", "[stage2]\nvalidate_every = 1\npatience = 2\n"), encoding="utf-8")
+    assert read_training_config(config).stage2.validate_every == 1
+    for entry in plan_of(options(bench)).cells[0].entries:
+        training = entry.make()
+        assert isinstance(training, OwnTraining)
+        stage = training.config.stage2
+        assert (stage.validate_every, stage.patience) == (0, 0)
+
+
+def test_without_folds_the_test_patients_are_tested_where_there_are_any(bench: Path) -> None:
+    config = bench.parent / "tiny-consensus.toml"
+    text = config.read_text(encoding="utf-8")
+    bench.write_text(METHODS.replace("folds = 3", "train = true"), encoding="utf-8")
+    assert plan_of(options(bench)).cells[0].dataset.folds[0].test == ("b", "c")
+    config.write_text(text.replace('["b", "c"]', '["b"]\ntest = ["c"]'), encoding="utf-8")
+    assert plan_of(options(bench)).cells[0].dataset.folds[0].test == ("c",)
+    bench.write_text(METHODS, encoding="utf-8")
+    assert sorted(fold.test for fold in plan_of(options(bench)).cells[0].dataset.folds) == [("a",), ("b",), ("c",)]
+
+
 def test_a_bundle_that_learned_from_a_test_patient_is_not_measured(tmp_path: Path) -> None:
     path = write_benchmark(tmp_path)
     config = tmp_path / "tiny-consensus.toml"
@@ -152,6 +178,34 @@ train = { stage2 = { entries = 5 } }
     assert len(list(fold.glob("embeddings-*"))) == 2
     shared = read_cell(bench.parent / "results", "blob", "no-psc").rows
     assert {p: replace(r, seconds=0) for p, r in shared.items()} == {p: replace(r, seconds=0) for p, r in alone.items()}
+
+
+def test_rows_of_a_part_of_a_training_are_marked_and_measured_again(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_figures(monkeypatch)
+    bench.write_text(METHODS.replace("folds = 3", "train = true"), encoding="utf-8")
+    of_spd = options(bench, only=("blob/spd",))
+    results = run_benchmark(of_spd).folder
+    cell = read_cell(results, "blob", "spd")
+    cell.training["0"]["steps"] = 3
+    write_cell(results, cell)
+    plan = plan_of(of_spd)
+    assert plan.rows(plan.cells[0]) == []
+    shown = collect(plan)[0].methods["spd"]
+    assert (shown.state, len(shown.rows)) == ("3 of 6 steps", 2)
+
+    (record,) = (bench.parent / "work" / "blob" / "fold0").glob("model-*/training.json")
+    whole = record.read_text(encoding="utf-8")
+    record.write_text(whole.replace('"steps": 6', '"steps": 3'), encoding="utf-8")
+    run_benchmark(of_spd)
+    refused = read_cell(results, "blob", "spd")
+    assert "had 3 of 6 steps; remove model-" in refused.states["0"][1]
+    assert len(refused.rows) == 2
+    record.write_text(whole, encoding="utf-8")
+    run_benchmark(of_spd)
+    again = read_cell(results, "blob", "spd")
+    assert (again.training["0"]["steps"], again.states, len(again.rows)) == (6, {}, 2)
 
 
 def test_without_training_untrained_rows_say_so(bench: Path) -> None:

@@ -37,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cases(folder / "data")
     text = write_config(folder, 1, 0, 0).read_text(encoding="utf-8")
     (folder / "c.toml").write_text(text.replace('train = ["a", "b"]', 'train = ["b"]\nvalidation = ["a"]'))
+    (folder / "both.toml").write_text(text.replace('train = ["a", "b"]', 'train = ["x"]\nvalidation = ["a", "b"]'))
     torch.manual_seed(0)
     network: dict[str, Any] = {"lora_rank": 2, "decoder": "full"}
     model = SPDModel(NetworkConfig("tiny_random", 64, **network))
@@ -58,28 +59,36 @@ def run(folder: Path, output: Path, *extra: str, model: Path | None = None, conf
 def test_every_method_and_control_is_measured_at_every_severity_and_seed(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "tables"
     severities = ["clean", "severe"]
-    result = run(
-        folder, out, "--methods", ",".join(METHODS), "--severity", ", ".join([*severities, "clean"]), "--seeds", "2"
-    )
+    given = ", ".join([*severities, "clean"])
+    result = run(folder, out, "--methods", ",".join(METHODS), "--severity", given, "--seeds", "2", config="both.toml")
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in out.iterdir()) == ["rows.csv", "severity.png", "summary.json", "table.md"]
 
     rows = read_rows(out / "rows.csv")
     assert {(r.method, r.severity, r.seed) for r in rows} == {
-        (method, severity, seed) for method in METHODS for severity in severities for seed in (1000, 1001)
+        (method, severity, seed)
+        for method in METHODS
+        for severity, seed in (("clean", 1000), ("severe", 1000), ("severe", 1001))
     }
+    assert len(rows) == 2 * 3 * len(METHODS)
     assert all(r.dsc is not None and r.hd95_mm is not None and 0 <= r.outside_share <= 1 for r in rows)
     with (out / "rows.csv").open(newline="") as file:
         assert set(next(csv.reader(file))) >= {"dsc", "iou", "hd95_mm", "nsd", "slice_dsc", "slice_hd95_mm"}
 
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    assert summary["noise_version"] and summary["seeds"] == [1000, 1001] and summary["cases"] == ["a"]
+    assert summary["noise_version"] and summary["seeds"] == [1000, 1001] and summary["cases"] == ["a", "b"]
     assert len(summary["summary"]) == len(METHODS) * len(severities)
     assert "Empty masks" in summary["empty_mask_policy"] and "Empty masks" in (out / "table.md").read_text(
         encoding="utf-8"
     )
     assert (out / "severity.png").read_bytes().startswith(b"\x89PNG")
     assert "| tiny-test | consensus |" in result.stdout
+
+
+def test_another_patients_clicks_are_refused_where_there_is_no_other_patient(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "tables", "--methods", "consensus,shuffled")
+    assert result.exit_code != 0
+    assert "all cases are of the patient a. Leave the method shuffled out" in " ".join(result.output.split())
 
 
 def test_every_method_gets_the_same_clicks_and_a_repetition_the_same_figures(folder: Path, tmp_path: Path) -> None:
@@ -151,7 +160,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
         (["--methods", ","], 2, "--methods names nothing"),
         (["--severity", ""], 2, "--severity names nothing"),
         (["--split", "all"], 2, "Unknown split 'all'"),
-        (["--split", "test"], 2, "names no test case"),
+        (["--split", "test"], 2, "names no test case. Measure with --split validation instead, or list some in [data]"),
         (["-m", "unheard-of"], 3, "There is no model 'unheard-of'"),
         (["--device", "cuda:99"], 4, "device"),
     ],

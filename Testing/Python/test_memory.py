@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import freed_memory
 
 GLIBC = sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc"
 FAULTS = """
@@ -49,3 +53,30 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys, "platform", "win32")
     assert not keep_freed_memory()
+
+
+def test_a_measurement_that_fails_leaves_the_figures_of_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "freed-memory.json"
+    monkeypatch.setattr(sys, "argv", ["freed_memory.py", "--output", str(output)])
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, '{"seconds": 2.0, "peak_mb": 10.0}')
+
+    def fail(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    freed_memory.main()
+    written = output.read_text(encoding="utf-8")
+    assert json.loads(written)["times_faster"] == 1.0
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(subprocess.CalledProcessError):
+        freed_memory.main()
+    assert output.read_text(encoding="utf-8") == written
+
+
+def test_the_makefile_empties_no_kept_figures_before_they_are_measured() -> None:
+    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text(encoding="utf-8")
+    assert "| tee" not in makefile

@@ -178,6 +178,16 @@ def test_parts_that_do_not_touch_are_all_clicked() -> None:
     assert (rows < 64).any() and (rows > 64).any()
 
 
+@pytest.mark.parametrize("n_slices", [1, 8])
+def test_small_parts_whose_skeleton_is_empty_are_all_clicked(n_slices: int) -> None:
+    mask = np.zeros((n_slices, 20, 40), dtype=bool)
+    mask[:, 2:4, 2:4] = mask[:, 12:14, 30:32] = True
+    path = click_path(mask, (1.0, 1.0), 3.0)
+    assert {tuple(xy) for xy in path.xy.tolist()} == {(2.5, 2.5), (30.5, 12.5)}
+    assert {*path.slice_index.tolist()} >= {0, n_slices - 1}
+    assert simulate(mask, "clean").inside_target.all()
+
+
 def test_a_crescent_is_clicked_inside() -> None:
     ring = disk(128, 64, (60, 30), 16.0) & ~disk(128, 64, (60, 33), 13.0)
     ring[:, 34:] = False

@@ -64,9 +64,13 @@ class Cell:
     def start_fold(self, fold: str, key: str) -> None:
         """Forget what was measured in a fold under another key."""
         if self.keys.get(fold) != key:
-            self.rows = {place: row for place, row in self.rows.items() if row.fold != fold}
-            self.training.pop(fold, None)
+            self.forget(fold)
             self.keys[fold] = key
+
+    def forget(self, fold: str) -> None:
+        """Drop the rows of a fold, and the record of its training."""
+        self.rows = {place: row for place, row in self.rows.items() if row.fold != fold}
+        self.training.pop(fold, None)
 
     def add(self, row: EvaluationRow, machine: str) -> None:
         """Take in a row."""

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from spdbench.comparators.protocol import InputSettings, TrainingCase
+from spdbench.comparators.protocol import InputSettings, NotRun, TrainingCase
 from spdbench.config import CLEAN, DatasetSpec, parse_noise
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, load_targets, shuffled_clicks
 from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.intensity import IntensityConfig
+from SPDSegmentLib.prompts.click_path import nearest_pixel
 from SPDSegmentLib.training.config import TrainingConfig, patient_of, read_training_config
 
 
@@ -45,7 +47,7 @@ def oracle_clicks(clicks: Clicks, mask: np.ndarray) -> Clicks:
     Args:
         mask: (T, H, W) bool.
     """
-    pixel = np.floor(clicks.xy + 0.5).astype(int).clip(0, np.array(mask.shape[:0:-1]) - 1)
+    pixel = nearest_pixel(clicks.xy).clip(0, np.array(mask.shape[:0:-1]) - 1)
     inside = mask[clicks.slice_index, pixel[:, 1], pixel[:, 0]]
     missing = np.setdiff1d(np.flatnonzero(mask.any(axis=(1, 2))), clicks.slice_index[inside])
     deepest = np.array([_deepest_point(mask[t]) for t in missing]).reshape(-1, 2)
@@ -62,7 +64,11 @@ def _deepest_point(mask: np.ndarray) -> tuple[float, float]:
 
 
 def _of_another_patient(dataset: Dataset, target: EvaluationTarget, noise: str, seed: int) -> Clicks:
-    """The clicks on the like target of the next patient of the data set, test cases of all folds in a ring."""
+    """The clicks on the like target of the next patient of the data set, test cases of all folds in a ring.
+
+    Raises:
+        NotRun: no other patient has one.
+    """
     cases = [case for fold in dataset.folds for case in fold.test]
     if len({dataset.patient(case) for case in cases}) < 2:
         cases += [case for fold in dataset.folds for case in fold.train]
@@ -73,10 +79,12 @@ def _of_another_patient(dataset: Dataset, target: EvaluationTarget, noise: str, 
         like = [other for other in dataset.targets(case) if other.name == target.name]
         if like:
             return shuffled_clicks([target, like[0]], 0, parse_noise(noise), seed)
-    return target.clicks(parse_noise(noise), seed)[0]
+    raise NotRun(f"no other patient has a structure {target.name}, whose clicks are wanted")
 
 
 KEPT_CASES = 6
+ADDED_LATER = ("usual_low", "usual_high")
+"""Settings of the normalization that are younger than measured rows; at their default they are no part of a key."""
 
 
 @dataclass(frozen=True)
@@ -155,23 +163,32 @@ class Dataset:
         chosen = set(_evenly(known, patients))
         return tuple(case for case in fold.train if self.patient(case) in chosen)
 
-    def definition(self) -> dict[str, object]:
-        """What a result depends on, JSON-ready; the list of cases is left out, since every row names its case."""
+    def definition(self, whole: bool = False) -> dict[str, object]:
+        """What a result depends on, JSON-ready; the list of cases is left out, since every row names its case.
+
+        Args:
+            whole: with settings that were added after rows had been measured and change nothing at their default.
+        """
         data = self.training.data
+        inputs = dataclasses.asdict(dataclasses.replace(self.inputs, device="auto"))
+        for name in () if whole else ADDED_LATER:
+            if inputs["intensity"][name] == getattr(IntensityConfig(), name):
+                del inputs["intensity"][name]
         return {
             "files": [data.folder.rstrip("/").rpartition("/")[2], data.image, data.label],
             "targets": data.targets,
             "plane": data.plane,
-            "inputs": dataclasses.asdict(dataclasses.replace(self.inputs, device="auto")),
+            "inputs": inputs,
         }
 
     def _all_folds(self) -> list[Fold]:
         data = self.training.data
         if not self.cross_validated:
-            if not data.validation:
-                raise BadInput(f"{self.spec.config} names no validation case.", "List some, or set folds.")
-            return [Fold("0", data.train, data.validation)]
-        cases = sorted({*data.train, *data.validation})
+            shown = data.test or data.validation
+            if not shown:
+                raise BadInput(f"{self.spec.config} names no test or validation case.", "List some, or set folds.")
+            return [Fold("0", data.train, shown)]
+        cases = sorted({*data.train, *data.validation, *data.test})
         patients = sorted({self.patient(case) for case in cases})
         if self.spec.folds > len(patients):
             raise BadInput(f"{self.name} has fewer patients than folds.", f"Set folds to {len(patients)} or less.")

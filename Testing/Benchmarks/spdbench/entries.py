@@ -32,12 +32,14 @@ class Entry:
     """A method on one fold, ready to be prepared.
 
     Attributes:
-        key: of everything that its results depend on.
+        key: of everything that its results depend on; whole_key: the same with what :meth:`Dataset.definition` leaves
+            out, which rows stand under as well.
         make: builds the comparator (raises :class:`NotRun`); nothing is loaded yet.
         train_patients: at most so many training patients, 0 for all.
         shares: entries with the same value rest on the same bundle and are run together, case by case.
         not_run: why it cannot run at all, empty when it can.
         model: of our own trainings, what stands for the model; rows with the same one train it once.
+        steps: of our own trainings, how many their configuration promises; 0 where nothing is promised.
         shared: whether rows of other data sets may rest on the same model.
     """
 
@@ -51,6 +53,8 @@ class Entry:
     not_run: str = ""
     model: str = ""
     shared: bool = False
+    steps: int = 0
+    whole_key: str = ""
 
     def folder(self, work: Path) -> Path:
         """Where a training of this entry is kept."""
@@ -83,6 +87,7 @@ class EntryMaker:
         self._made: dict[tuple[str, str, str], Entry] = {}
         self._bundles: dict[str, Bundle | None] = {}
         self._datasets: dict[str, Dataset] = {}
+        self._whole_keys: dict[str, str] = {}
 
     def entry(self, name: str, dataset: Dataset, fold: Fold) -> Entry:
         """The entry of a method; made once."""
@@ -94,6 +99,7 @@ class EntryMaker:
             except NotRun as reason:
                 key = self._key(method, dataset, fold, {"not run": reason.reason})
                 self._made[place] = Entry(method, dataset, fold, key, _never, not_run=reason.reason)
+            self._made[place].whole_key = self._whole_keys[self._made[place].key]
         return self._made[place]
 
     def _make(self, method: MethodSpec, dataset: Dataset, fold: Fold) -> Entry:
@@ -160,7 +166,8 @@ class EntryMaker:
         model = _digest(trained.describe_model())
         key = self._key(method, dataset, fold, trained.describe())
         shares = f"trained {model}"
-        return Entry(method, dataset, fold, key, lambda: trained, method.train_patients, shares, model=model)
+        patients, steps = method.train_patients, trained.steps
+        return Entry(method, dataset, fold, key, lambda: trained, patients, shares, model=model, steps=steps)
 
     def _joint(self, method: MethodSpec, dataset: Dataset, fold: Fold, inputs: InputSettings) -> Entry:
         """A row on several data sets; the model for a fold knows nobody who is tested in it on any of them."""
@@ -185,7 +192,8 @@ class EntryMaker:
         )
         model = _digest(trained.describe_model())
         key = self._key(method, dataset, fold, trained.describe())
-        return Entry(method, dataset, fold, key, lambda: trained, shares=f"trained {model}", model=model, shared=True)
+        shares, steps = f"trained {model}", trained.steps
+        return Entry(method, dataset, fold, key, lambda: trained, shares=shares, model=model, shared=True, steps=steps)
 
     def _tested_elsewhere(self, method: MethodSpec, dataset: Dataset, fold: Fold) -> list[TestedPatients]:
         """Test patients of the like-named fold of every other data set that has the row."""
@@ -210,14 +218,16 @@ class EntryMaker:
         return entry.folder(self.work) / "bundle", entry.model
 
     def _training_config(self, method: MethodSpec, dataset: Dataset, fold: Fold) -> TrainingConfig:
+        """The configuration for a fold; no checkpoint is chosen, as that would be by who is tested."""
         config = changed_config(dataset.training, method.train)
         name = f"{dataset.name}-fold{fold.name}"
         return dataclasses.replace(
             config,
             bundle=dataclasses.replace(config.bundle, name=name, title=f"{dataset.spec.title}, fold {fold.name}"),
             data=dataclasses.replace(
-                config.data, train=dataset.training_names(fold, method.train_patients), validation=fold.test
+                config.data, train=dataset.training_names(fold, method.train_patients), validation=fold.test, test=()
             ),
+            stage2=dataclasses.replace(config.stage2, validate_every=0, patience=0),
             initialize_from="",
         )
 
@@ -272,7 +282,9 @@ class EntryMaker:
             "others": [f.test for f in dataset.folds] if method.clicks == "shuffled" else [],
             "described": described,
         }
-        return _digest(content)
+        key = _digest(content)
+        self._whole_keys[key] = _digest({**content, "dataset": dataset.definition(whole=True)})
+        return key
 
 
 def _tested(dataset: Dataset, fold: Fold) -> TestedPatients:

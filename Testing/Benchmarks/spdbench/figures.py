@@ -22,6 +22,7 @@ from spdbench.config import CLEAN, PART_TITLES, BenchmarkConfig, is_clean
 from spdbench.entries import Entry
 from spdbench.plan import Plan
 from spdbench.summary import DatasetResult, MethodResult
+from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.files import write_png
 
 BINS = 20
@@ -44,7 +45,7 @@ def measure_histograms(plan: Plan, results: Path, work: Path) -> None:
             continue
         try:
             counts = _counts(entry, work)
-        except NotRun:
+        except (NotRun, SPDError):
             continue
         write_text(path, json.dumps({"key": entry.key, "pixels": counts.tolist()}) + "\n")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from spdbench.cells import Cell, read_cell
 from spdbench.config import BenchmarkConfig, MethodSpec, is_clean
@@ -17,6 +18,12 @@ from SPDSegmentLib.prompts.noise import NOISE_VERSION
 
 Place = tuple[str, str, str, int]
 SECONDS_UNKNOWN = 2.0
+
+
+def steps_short(training: Mapping[str, Any], entry: Entry) -> str:
+    """``535 of 1050 steps`` where a training's record says others than its configuration promises; else empty."""
+    steps = training.get("steps", entry.steps)
+    return f"{steps} of {entry.steps} steps" if entry.steps and steps != entry.steps else ""
 
 
 @dataclass
@@ -32,6 +39,21 @@ class PlannedCell:
     def label(self) -> str:
         """As ``--only`` names it."""
         return f"{self.dataset.name}/{self.method.name}"
+
+    def key(self, entry: Entry) -> str:
+        """What rows of a fold stand under today: as they were written where that means the same."""
+        kept = self.cell.keys.get(entry.fold.name)
+        return entry.whole_key if kept is not None and kept == entry.whole_key else entry.key
+
+    def counts(self, entry: Entry) -> bool:
+        """Whether the rows of a fold are of today's key and of a whole training."""
+        return self.cell.keys.get(entry.fold.name) == self.key(entry) and not self.half_trained(entry)
+
+    def half_trained(self, entry: Entry) -> str:
+        """``535 of 1050 steps`` where our own training of a fold had others than its configuration says."""
+        if self.cell.keys.get(entry.fold.name) != self.key(entry):
+            return ""
+        return steps_short(self.cell.training.get(entry.fold.name, {}), entry)
 
 
 @dataclass
@@ -56,7 +78,7 @@ class Plan:
                 yield noise, seed
 
     def missing(self, planned: PlannedCell, entry: Entry, case: str) -> list[Place]:
-        """Places of a case that were not measured under today's key.
+        """Places of a case that were not measured under today's key with a whole training.
 
         The case is read when its targets are not known yet.
         """
@@ -65,22 +87,21 @@ class Plan:
             known = [target.name for target in planned.dataset.targets(case)]
             self.target_names[planned.dataset.name, case] = known
         cell = planned.cell
-        done = cell.rows if cell.keys.get(entry.fold.name) == entry.key else {}
+        done = cell.rows if planned.counts(entry) else {}
         places = ((case, target, *draw) for target in known for draw in self.draws(planned))
         return [place for place in places if place not in done]
 
     def rows(self, planned: PlannedCell, earlier: bool = False) -> list[EvaluationRow]:
-        """What was measured under today's keys, of what is wanted today; no case is read.
+        """What counts, of what is wanted today; no case is read.
 
         Args:
-            earlier: instead what was measured under keys of an earlier version, with the same clicks.
+            earlier: instead what was measured under keys of an earlier version or with a part of the training, with
+                the same clicks.
         """
         cell, draws = planned.cell, set(self.draws(planned))
         if earlier and cell.noise_version != NOISE_VERSION:
             return []
-        folds = {
-            e.fold.name: set(e.fold.test) for e in planned.entries if (cell.keys.get(e.fold.name) != e.key) == earlier
-        }
+        folds = {e.fold.name: set(e.fold.test) for e in planned.entries if planned.counts(e) != earlier}
         return [
             row
             for _, row in sorted(cell.rows.items())
@@ -113,12 +134,22 @@ def make_plan(config: BenchmarkConfig, results: Path, maker: EntryMaker, only: S
         dataset = Dataset(spec, config.folder, config.limit)
         for method in methods:
             entries = [maker.entry(method.name, dataset, fold) for fold in dataset.folds]
-            cells.append(PlannedCell(dataset, method, entries, read_cell(results, spec.name, method.name)))
+            cells.append(
+                PlannedCell(
+                    dataset, method, entries, _with_patients(read_cell(results, spec.name, method.name), dataset)
+                )
+            )
     for pattern in only:
         if not any(fnmatch.fnmatch(cell.label, pattern) for cell in cells):
             raise BadInput(f"--only {pattern} fits no cell.", "Give data-set/method, for example kidney-mr/spd.")
     names = {(c.dataset.name, case): targets for c in cells for case, targets in c.cell.targets.items()}
     return Plan(config, cells, names)
+
+
+def _with_patients(cell: Cell, dataset: Dataset) -> Cell:
+    """A cell whose rows name the patients as the data set does today."""
+    cell.rows = {place: replace(row, patient=dataset.patient(row.case)) for place, row in cell.rows.items()}
+    return cell
 
 
 def _chosen(label: str, only: Sequence[str]) -> bool:

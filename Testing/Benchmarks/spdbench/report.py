@@ -127,7 +127,7 @@ def report_text(given: ReportInput, place: Path) -> str:
         _controls_table(given),
         "## All rows, by data set",
         f"{METRICS_NOTE} Rows marked *{EARLIER}* were measured with an earlier version of their model or method, on "
-        "the same clicks, and not since; *not run*: never.",
+        "the same clicks, and not since; *n of m steps*: with that part of their training; *not run*: never.",
         *(_dataset_section(given, dataset, place) for dataset in given.datasets if dataset.measured),
         _unmeasured(given),
         "## What did not work",

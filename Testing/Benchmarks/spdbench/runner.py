@@ -21,7 +21,7 @@ from spdbench.comparators.own_training import TrainedRow
 from spdbench.comparators.protocol import Comparator, NotRun
 from spdbench.datasets import clicks_for
 from spdbench.entries import Entry
-from spdbench.plan import Place, Plan, PlannedCell, TimeLeft
+from spdbench.plan import Place, Plan, PlannedCell, TimeLeft, steps_short
 from spdbench.progress import StepClock, time_text
 from SPDSegmentLib.errors import Cancelled, SPDError
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Fates, Judge, Occasion, measure
@@ -84,7 +84,11 @@ class Runner:
     def _run_group(self, group: list[tuple[PlannedCell, Entry]]) -> None:
         ready: list[tuple[PlannedCell, Entry, Comparator]] = []
         for planned, entry in group:
-            if not any(self.plan.missing(planned, entry, case) for case in entry.fold.test):
+            try:
+                if not any(self.plan.missing(planned, entry, case) for case in entry.fold.test):
+                    continue
+            except Exception as error:  # a case cannot be read
+                self._give_up(planned, entry.fold.name, error)
                 continue
             comparator = self._prepare(planned, entry)
             if comparator is not None:
@@ -97,7 +101,7 @@ class Runner:
     def _prepare(self, planned: PlannedCell, entry: Entry) -> Comparator | None:
         """A comparator ready to segment; ``None``, with the reason on record, where that cannot be."""
         cell, fold = planned.cell, entry.fold.name
-        cell.start_fold(fold, entry.key)
+        cell.start_fold(fold, planned.key(entry))
         try:
             if entry.not_run:
                 raise NotRun(entry.not_run)
@@ -105,7 +109,12 @@ class Runner:
             folder = entry.folder(self.options.work)
             if comparator.needs_training:
                 self._train(planned, entry, comparator, folder)
-                cell.training[fold] = read_training_record(folder)
+                record = read_training_record(folder)
+                if short := steps_short(record, entry):
+                    raise NotRun(f"its model had {short}; remove {folder.name} from the folder of trainings (--work)")
+                if planned.half_trained(entry):
+                    cell.forget(fold)
+                cell.training[fold] = record
             comparator.load(folder)
         except Exception as error:
             self._give_up(planned, fold, error)
@@ -133,12 +142,12 @@ class Runner:
 
     def _run_case(self, planned: PlannedCell, entry: Entry, comparator: Comparator, case: str) -> bool:
         """Measure what a case lacks; whether the cell can go on."""
-        places = self.plan.missing(planned, entry, case)
-        if not places:
-            return True
-        targets = {target.name: target for target in planned.dataset.targets(case)}
-        planned.cell.targets[case] = list(targets)
         try:
+            places = self.plan.missing(planned, entry, case)
+            if not places:
+                return True
+            targets = {target.name: target for target in planned.dataset.targets(case)}
+            planned.cell.targets[case] = list(targets)
             self._measure(planned, entry, comparator, targets, places)
         except Exception as error:
             self._give_up(planned, entry.fold.name, error)

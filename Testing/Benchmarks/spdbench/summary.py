@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spdbench.config import ClaimSpec, DatasetSpec, MethodSpec
-from spdbench.plan import Plan
+from spdbench.plan import Plan, PlannedCell
 from SPDSegmentLib.evaluation.evaluator import EvaluationRow
 from SPDSegmentLib.evaluation.report import Difference, Estimate, corrected, difference, estimate
 
@@ -22,7 +22,8 @@ class MethodResult:
     """One method on one data set.
 
     Attributes:
-        state: empty, or ``not run: ...``, ``failed: ...``, ``3 of 40 measured``.
+        state: empty, or ``not run: ...``, ``failed: ...``, ``3 of 40 measured``, ``earlier version``, or, of a model
+            that had a part of its training, ``535 of 1050 steps``.
     """
 
     def __init__(
@@ -90,12 +91,19 @@ def collect(plan: Plan) -> list[DatasetResult]:
         states = list(dict.fromkeys(f"{state}: {reason}" for state, reason in planned.cell.states.values()))
         if not states and not rows:
             rows = plan.rows(planned, earlier=True)
-            states = [EARLIER] if rows else [NOT_YET]
+            states = _of_earlier(planned, rows) or [NOT_YET]
         elif not states and len(rows) < wanted:
             states = [f"{len(rows)} of {wanted} measured"]
         result = MethodResult(planned.method, rows, "; ".join(states), planned.cell.training)
         collected[dataset.name].methods[planned.method.name] = result
     return list(collected.values())
+
+
+def _of_earlier(planned: PlannedCell, rows: Sequence[EvaluationRow]) -> list[str]:
+    """What rows that do not count are of: an earlier version, or a part of a training."""
+    entries = {entry.fold.name: entry for entry in planned.entries}
+    folds = sorted({row.fold for row in rows})
+    return list(dict.fromkeys(planned.half_trained(entries[fold]) or EARLIER for fold in folds))
 
 
 def compare_methods(reference: MethodResult, other: MethodResult, noise: str, metric: str = "dsc") -> Difference | None:
@@ -128,14 +136,14 @@ class ClaimResult:
     """A claim on one data set; ``hd95`` is first minus second in mm (negative is better).
 
     Attributes:
-        earlier: rows of an earlier version are among them.
+        states: of the two rows, where they are not whole and of today.
     """
 
     claim: ClaimSpec
     dataset: str
     dsc: Difference | None
     hd95: Difference | None
-    earlier: bool = False
+    states: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool | None:
@@ -158,10 +166,8 @@ class ClaimResult:
         """``yes`` needs the size and p < 0.05 after correction; few patients can show the size only."""
         if self.dsc is None:
             return NOT_YET
-        if self.claim.bound:
-            return "-"
         shown = "yes" if self.dsc.p_holm < SIGNIFICANT else "in size only"
-        return (shown if self.met else "no") + (f", {EARLIER}" if self.earlier else "")
+        return ", ".join(["-" if self.claim.bound else shown if self.met else "no", *self.states])
 
 
 def check_claims(claims: Iterable[ClaimSpec], datasets: Iterable[DatasetResult]) -> list[ClaimResult]:
@@ -176,8 +182,8 @@ def check_claims(claims: Iterable[ClaimSpec], datasets: Iterable[DatasetResult])
             if not any(fnmatch.fnmatch(dataset.name, pattern) for pattern in claim.datasets):
                 continue
             hd95 = compare_methods(first, second, claim.noise, "hd95_mm")
-            earlier = EARLIER in (first.state, second.state)
-            own.append((dataset.name, compare_methods(first, second, claim.noise), hd95, earlier))
+            states = tuple(dict.fromkeys(state for state in (first.state, second.state) if state))
+            own.append((dataset.name, compare_methods(first, second, claim.noise), hd95, states))
         tests = iter(corrected([dsc for _, dsc, _, _ in own if dsc is not None]))
-        checked += [ClaimResult(claim, name, dsc and next(tests), hd95, earlier) for name, dsc, hd95, earlier in own]
+        checked += [ClaimResult(claim, name, dsc and next(tests), hd95, states) for name, dsc, hd95, states in own]
     return checked

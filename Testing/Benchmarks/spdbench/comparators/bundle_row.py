@@ -29,6 +29,7 @@ from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.models.bundle import Bundle, read_bundle
+from SPDSegmentLib.prompts.click_path import nearest_pixel
 from SPDSegmentLib.prompts.distillation import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.strategies import DISTILLATION_VERSION, rests_on_distillation
 
@@ -93,7 +94,7 @@ def clicked_component(mask: np.ndarray, clicks: Clicks) -> np.ndarray:
     """
     labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     inside = clicks.inside()
-    pixel = np.floor(inside.xy + 0.5).astype(int).clip(0, np.array(mask.shape[:0:-1]) - 1)
+    pixel = nearest_pixel(inside.xy).clip(0, np.array(mask.shape[:0:-1]) - 1)
     hit = labels[inside.slice_index, pixel[:, 1], pixel[:, 0]]
     hit = hit[hit > 0]
     if len(hit) == 0:

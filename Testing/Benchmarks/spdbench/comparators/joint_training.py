@@ -134,13 +134,18 @@ class JointTraining(TrainedRow):
         self._stage1 = stage1
         self._stage1_identity = stage1_identity
 
-    def train_bundle(self, folder: Path, hooks: RunHooks) -> tuple[int, int]:
+    @property
+    def steps(self) -> int:
+        """See the base class."""
+        return self.config.stage.steps
+
+    def train_bundle(self, folder: Path, hooks: RunHooks) -> int:
         """See the base class."""
         weights = base_weights(self.config.network.backbone)
         start = stage1_state(self._stage1)
         processes = join_processes(self._inputs.device)
         model = train_joint(self.config, self.root, folder / "run", weights, processes, hooks, start)
-        return self.config.stage.steps, self.write_bundle(model, weights, folder)
+        return self.write_bundle(model, weights, folder)
 
     def write_bundle(self, model: SPDModel, weights: Path | None, folder: Path) -> int:
         """Write ``folder/bundle`` of a trained model; returns the number of parameters that learned."""

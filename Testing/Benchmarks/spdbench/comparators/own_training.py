@@ -60,12 +60,17 @@ class TrainedRow:
             return
         begun = time.monotonic()
         hooks = RunHooks(lambda what, done, total, left, losses: on_progress(done, total, losses))
-        steps, parameters = self.train_bundle(folder, hooks)
-        record = {"steps": steps, "seconds": round(time.monotonic() - begun, 1), "parameters": parameters}
+        parameters = self.train_bundle(folder, hooks)
+        record = {"steps": self.steps, "seconds": round(time.monotonic() - begun, 1), "parameters": parameters}
         write_json(folder / "training.json", record)
 
-    def train_bundle(self, folder: Path, hooks: RunHooks) -> tuple[int, int]:
-        """Train, write ``folder/bundle``, and return the steps and the number of trainable parameters."""
+    @property
+    def steps(self) -> int:
+        """Of a whole training."""
+        raise NotImplementedError
+
+    def train_bundle(self, folder: Path, hooks: RunHooks) -> int:
+        """Train, write ``folder/bundle``, and return the number of trainable parameters."""
         raise NotImplementedError
 
     def describe_model(self) -> dict[str, Any]:
@@ -138,7 +143,12 @@ class OwnTraining(TrainedRow):
         self._stage1 = stage1
         self._stage1_identity = stage1_identity
 
-    def train_bundle(self, folder: Path, hooks: RunHooks) -> tuple[int, int]:
+    @property
+    def steps(self) -> int:
+        """See the base class."""
+        return self.config.stage1.steps + self.config.stage2.head_steps + self.config.stage2.steps
+
+    def train_bundle(self, folder: Path, hooks: RunHooks) -> int:
         """See the base class; raises :class:`NotRun` where the row whose stage I is wanted is not trained."""
         weights = base_weights(self.config.network.backbone)
         state = stage1_state(self._stage1)
@@ -153,9 +163,8 @@ class OwnTraining(TrainedRow):
             embeddings=self._embeddings(folder),
         )
         parameters = sum(p.numel() for p in model.stage1_parameters() + model.stage2_parameters())
-        steps = self.config.stage1.steps + self.config.stage2.head_steps + self.config.stage2.steps
         save_bundle(model, self.config, "benchmark", folder / "bundle")
-        return steps, parameters
+        return parameters
 
     def describe_model(self) -> dict[str, Any]:
         """What the trained model depends on, JSON-ready."""

@@ -1,0 +1,69 @@
+"""Rows that the benchmark's scripts keep: those of other inputs are refused, what is missing is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from models_helpers import tiny_info
+
+import prompt_settings
+from kept_rows import inputs_of, keep, rows_in, rows_to_go_on_with
+from prompt_settings import missing, table_of
+from SPDSegmentLib.models.bundle import Bundle
+
+ROWS = [{"case": "a", "dsc": 0.5}]
+
+
+def bundle(adapter: str, folder: Path) -> Bundle:
+    return Bundle(replace(tiny_info(), adapter_sha256=adapter * 64), folder, folder / "adapter.safetensors")
+
+
+def test_rows_of_other_inputs_are_refused_and_those_of_the_same_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "rows.json"
+    inputs = inputs_of(bundle("1", tmp_path), seeds=(1, 2))
+    assert rows_to_go_on_with(path, inputs) == []
+    keep(path, inputs, ROWS)
+    assert rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path), seeds=(1, 2))) == ROWS
+    with pytest.raises(SystemExit, match=r"rows.json was measured with other inputs \(adapter_sha256\): move it away"):
+        rows_to_go_on_with(path, inputs_of(bundle("2", tmp_path), seeds=(1, 2)))
+    with pytest.raises(SystemExit, match=r"\(seeds\)"):
+        rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path), seeds=(1, 3)))
+    monkeypatch.setattr("kept_rows.NOISE_VERSION", 99)
+    with pytest.raises(SystemExit, match=r"\(noise_version\)"):
+        rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path), seeds=(1, 2)))
+
+
+def test_rows_without_a_word_of_their_inputs_are_read_and_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(ROWS), encoding="utf-8")
+    assert rows_in(path) == ROWS
+    with pytest.raises(SystemExit, match="move it away"):
+        rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path)))
+
+
+def test_another_value_severity_or_seed_of_a_setting_is_missing() -> None:
+    rows = [{"method": "gate", "severity": "clean", "seed": 1}]
+    assert missing(rows, ["gate"], [("clean", 1)]) == []
+    assert missing(rows, ["gate", "soft"], [("clean", 1), ("severe", 2)]) == [
+        ("soft", "clean", 1), ("gate", "severe", 2), ("soft", "severe", 2),
+    ]  # fmt: skip
+
+
+def test_the_table_of_a_setting_is_a_mean_over_patients_and_tells_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def volume(patient: str, target: str, dsc: float) -> dict[str, object]:
+        row = {"method": "gate", "severity": "clean", "seed": 1, "dsc": dsc, "hd95_mm": 1.0}
+        row |= {"right_rejected": 0.0, "wrong_kept": None}
+        return {"patient": patient, "case": patient, "target": target, "rows": [row]}
+
+    monkeypatch.setattr(prompt_settings, "RESULTS", tmp_path)
+    keep(tmp_path / "kidney-mr.json", {}, [volume("a", "2", 0.9), volume("a", "3", 0.7), volume("b", "2", 0.4)])
+    head, line = table_of("kidney-mr")
+    assert head == "kidney-mr: 3 targets of 2 patients, 1 missing"
+    assert "dsc 0.6000" in line and "wrong_kept -" in line
