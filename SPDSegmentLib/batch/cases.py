@@ -82,7 +82,10 @@ def checked_cases(cases: Cases) -> list[BatchCase]:
     if isinstance(cases, (str, Path)):
         given = read_cases(user_path(cases))
         if not given:
-            raise BadInput(f"The table {cases} lists no case.", "Give it a line with name, image and points.")
+            raise BadInput(
+                f"The table {cases} lists no case.",
+                f"Its first line names the columns {', '.join(NEEDED)}; give each case a line below.",
+            )
     else:
         given = [_as_case(case) for case in cases]
         if not given:
@@ -140,7 +143,10 @@ def _case_of(path: Path, line: int, values: list[str], columns: dict[str, int], 
     if frame and not (frame.isascii() and frame.isdigit() and int(frame[:9]) > 0):
         problem = problem or f"Line {line} of {path.name} has '{frame[:20]}' for a frame; give its number, from 1."
     number = 0 if problem else int(frame[:9] or 0)
-    return BatchCase(found["name"], image, points, found.get("series", ""), number, line, problem)
+    name = found["name"]
+    if not BatchCase(name, image, points).file_name:
+        name, problem = f"line {line}", problem or f"Line {line} of {path.name} has no name that a file can have."
+    return BatchCase(name, image, points, found.get("series", ""), number, line, problem)
 
 
 def _beside(table: Path, text: str) -> str:

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.files import check_output
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
 from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, filled_part, measure, write_labelmap
-from SPDSegmentLib.geometry.markups import Markup, insist_on, read_markups
+from SPDSegmentLib.geometry.markups import insist_on, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 from SPDSegmentLib.models.fit import fit_of_image
@@ -132,7 +132,7 @@ class CaseSegmenter:
         check_image(volume)
         axis = self._settings.axis or self._model.axis
         stack = SliceStack(volume, axis)
-        markups = _named(insist_on(read_markups(case.points), self._settings.insist))
+        markups = insist_on(read_markups(case.points), self._settings.insist)
         clicks = clicks_from_markups(markups, stack)
         check_mask_output(output, volume)
         source = self._source(case, output)
@@ -281,16 +281,6 @@ def _cropped(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The part of a mask that is not empty, and where it begins."""
     inside = filled_part(mask) or (slice(0, 0),) * 3
     return mask[inside], (inside[0].start, inside[1].start, inside[2].start)
-
-
-def _named(markups: Sequence[Markup]) -> list[Markup]:
-    """Clicks of several nodes in one file with names of their own."""
-    if len(markups) == 1:
-        return list(markups)
-    return [
-        replace(markup, points=tuple(replace(point, id=f"{n}:{point.id}") for point in markup.points))
-        for n, markup in enumerate(markups, start=1)
-    ]
 
 
 def check_settings(settings: BatchSettings) -> None:

@@ -84,9 +84,10 @@ def demo(
         device=device,
     )
     with show_slices() as on_progress:
-        outcome = run_segmentation(request, on_progress)
-    describe(request, outcome)
-    typer.echo(f"Dice against the shipped label: {dice_with(case / LABEL, outcome.mask):.3f}")
+        done = run_segmentation(request, on_progress)
+    describe(request, done)
+    done.raise_failures()
+    typer.echo(f"Dice against the shipped label: {dice_with(case / LABEL, done.outcome.mask):.3f}")
 
 
 def dice_with(label: Path, mask_kji: np.ndarray) -> float:

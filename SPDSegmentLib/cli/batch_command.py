@@ -150,13 +150,16 @@ def _conclude(rows: list[dict[str, Any]], output: Path) -> None:
     """Say what there is; raises BadInput where cases have no result."""
     look = sum(row["state"] == "look" for row in rows)
     done = sum(row["state"] == "done" for row in rows) + look
-    typer.echo(f"{done} of {len(rows)} cases are done.")
+    typer.echo(f"{done} of {len(rows)} cases {'is' if done == 1 else 'are'} done.")
     typer.echo(printable(f"Report: {output / 'report.csv'}"))
     if look:
-        typer.echo(f"{look} of them must be looked at (state look); the column notes says why.", err=True)
-    if done < len(rows):
+        whose = "It" if look == done == 1 else f"{look} of them"
+        typer.echo(f"{whose} must be looked at (state look); the column notes says why.", err=True)
+    left = len(rows) - done
+    if left:
         raise BadInput(
-            f"{len(rows) - done} of {len(rows)} cases have no result of this batch; the column error says why.",
+            f"{left} of {len(rows)} cases {'has' if left == 1 else 'have'} no result of this batch; "
+            "the column error says why.",
             "Mend them and run the same command again; it does only what is missing.",
         )
     if look:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from SPDSegmentLib.cli.terminal import printable, show_bytes
+from SPDSegmentLib.cli.terminal import printable, require_input, show_bytes
 from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models import base_weights
@@ -26,6 +27,7 @@ from SPDSegmentLib.models.base_weights import (
 from SPDSegmentLib.models.bundle import (
     Bundle,
     add_bundle,
+    check_removable,
     find_bundle,
     origin_note,
     read_bundle,
@@ -71,7 +73,7 @@ def list_models(as_json: AsJson = False) -> None:
     console.print()
     table = Table("Base weights", "Size", "License", "State", box=None)
     for status in statuses:
-        size = megabytes(status.weights.size) if status.weights.size else "?"
+        size = megabytes(status.weights.size) if status.weights.size else "not known"
         table.add_row(status.weights.name, size, status.weights.license, _state(status))
     console.print(table)
     folders = f"\nYour models: {user_models_folder()}\nBase weights: {weights_folder()}"
@@ -158,6 +160,12 @@ def add_model(
         if note := origin_note(bundle):
             typer.echo(note, err=True)
         return
+    require_input(file, "file")
+    if file.suffix.lower() == ".toml":
+        raise BadInput(
+            f"{source} is the configuration of a training, not a model.",
+            "Train it by 'spdsegment train', then add the bundle's folder that this names.",
+        )
     by_filename = {weights.filename: weights.name for weights in base_weights.BASE_WEIGHTS.values()}
     name = name or by_filename.get(file.name)
     if name is None:
@@ -197,10 +205,22 @@ def remove_models(
             typer.echo(f"{name}: removed" if removed else f"{name}: was not on this machine")
             continue
         folder = _own_bundle_folder(name)
+        check_removable(folder)
         if not yes:
-            typer.confirm(f"Delete {folder}?", abort=True)
+            _confirm(f"Delete {folder}?")
         remove_bundle(folder)
         typer.echo(f"{name}: removed")
+
+
+def _confirm(question: str) -> None:
+    """Ask for a yes; raises BadInput where nobody can answer."""
+    try:
+        typer.confirm(question, abort=True)
+    except typer.Abort:
+        if sys.stdin.isatty() or sys.stdin.read(1):
+            raise
+        typer.echo(err=True)
+        raise BadInput("There is no terminal to ask for a yes.", "Give --yes.") from None
 
 
 def _own_bundle_folder(name: str) -> Path:

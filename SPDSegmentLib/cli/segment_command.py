@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +25,7 @@ from SPDSegmentLib.cli.terminal import (
     show_slices,
     takes,
 )
-from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled, well_formed
+from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled, SPDError, well_formed
 from SPDSegmentLib.files import write_csv, write_json, write_png
 from SPDSegmentLib.geometry.labelmap import SUFFIXES
 from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, read_markups
@@ -32,7 +33,6 @@ from SPDSegmentLib.models.bundle import origin_note
 
 if TYPE_CHECKING:
     from SPDSegmentLib.cli.preview import PreviewText
-    from SPDSegmentLib.errors import SPDError
     from SPDSegmentLib.geometry.dicom_frames import Frame
     from SPDSegmentLib.inference.results import SegmentationProgress
 
@@ -79,7 +79,8 @@ class CaseOptions:
         typer.Option("--frame", help="Which frame of a 4-D image, a sequence or a DICOM series, from 1.", min=1),
     ] = None
     insist: Annotated[
-        str, typer.Option(help="Ids of clicks, separated by commas, that prompt whatever the model believes.")
+        str,
+        typer.Option(help="Ids of clicks, or LIST:ID, separated by commas, that prompt whatever the model believes."),
     ] = ""
     axis: Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")] = None
     device: DeviceOption = "auto"
@@ -125,6 +126,13 @@ class SegmentRequest(CaseOptions):
             return None
         return self.measure.with_suffix(".png")
 
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """The files to write, by what they are called to people, in their order."""
+        asked = {"Mask": self.output, "Report": self.report, "Picture": self.preview, "Measures": self.measure,
+                 "Drawn": self.drawn, "SEG": self.dicom_seg, "RTSTRUCT": self.rtstruct}  # fmt: skip
+        return {name: path for name, path in asked.items() if path is not None}
+
     def check(self) -> None:
         """Raise :class:`BadInput` for paths and settings that cannot work."""
         positions = self.positions
@@ -150,10 +158,40 @@ class SegmentRequest(CaseOptions):
 def segment(request: SegmentRequest) -> None:
     """Segment a structure from rough clicks along its centerline."""
     with show_slices() as on_progress:
-        outcome = run_segmentation(request, on_progress, lambda note: typer.echo(printable(f"Note: {note}"), err=True))
-    describe(request, outcome)
-    if outcome.result.doubts:
+        done = run_segmentation(request, on_progress, lambda note: typer.echo(printable(f"Note: {note}"), err=True))
+    describe(request, done)
+    done.raise_failures()
+    if done.outcome.result.doubts or not done.outcome.mask.any():
         raise typer.Exit(MUST_LOOK)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was segmented and written.
+
+    Attributes:
+        files: that were written, by what they are.
+        replaced: those of them that took the place of others.
+        failures: why further ones were not; :meth:`raise_failures` tells.
+        notes: on files, in sentences.
+    """
+
+    outcome: Segmentation
+    files: Mapping[str, Path]
+    replaced: Collection[Path] = ()
+    failures: Sequence[SPDError] = ()
+    notes: Sequence[str] = ()
+
+    def raise_failures(self) -> None:
+        """Raise the first failure, saying all; the mask stays and is named."""
+        if not self.failures:
+            return
+        first, mask = self.failures[0], self.files["Mask"]
+        if isinstance(first, Cancelled):
+            raise Cancelled(f"Cancelled; the mask is written to {mask}.")
+        said = " ".join(dict.fromkeys(failure.message for failure in self.failures))
+        details = "\n".join(failure.details for failure in self.failures)
+        raise type(first)(f"The mask is written to {mask}, but: {said}", first.remedy, details)
 
 
 def names_of(text: str) -> tuple[str, ...]:
@@ -165,34 +203,33 @@ def position_of(text: str) -> tuple[float, float, float]:
     """A position that was written as X,Y,Z.
 
     Raises:
-        BadInput: it is not three numbers.
+        BadInput: it is not three finite numbers.
     """
     try:
         x, y, z = (float(part) for part in text.split(","))
+        if not all(map(math.isfinite, (x, y, z))):
+            raise ValueError(text)
     except ValueError as error:
         raise BadInput(f"'{text}' is no position.", "Give a click as in --point 12.5,-30,104.", repr(error)) from error
     return x, y, z
 
 
-def describe(request: SegmentRequest, outcome: Segmentation) -> None:
+def describe(request: SegmentRequest, done: Done) -> None:
     """Say what was made: the result on standard output, what to look at on standard error."""
-    result = outcome.result
+    outcome, result = done.outcome, done.outcome.result
     segmented = sum(1 for part in result.slices if part.mask.any())
     typer.echo(
         f"{outcome.bundle.info.title}: {outcome.volume_ml:.1f} ml on {segmented} of {len(result.slices)} "
         f"{outcome.stack.plane} slices, {result.seconds:.1f} s on {result.device}"
     )
-    made = {"Mask": request.output, "Report": request.report, "Picture": request.preview, "Measures": request.measure,
-            "Drawn": request.drawn, "SEG": request.dicom_seg, "RTSTRUCT": request.rtstruct}  # fmt: skip
-    for name, path in made.items():
-        if path is not None:
-            typer.echo(f"{name + ':':<10}{well_formed(str(path))}")
+    for name, path in done.files.items():
+        typer.echo(f"{name + ':':<10}{well_formed(str(path))}{' (replaced)' if path in done.replaced else ''}")
     if result.quality is not None:
         typer.echo(result.quality.sentence())
-    if request.measure is not None:
+    if "Measures" in done.files:
         typer.echo(printable(f"Measured: {outcome.straightened.sentence()}"))
     said = [note for note in result.notes if note not in outcome.said_before]
-    for note in filter(None, (origin_note(outcome.bundle), *said)):
+    for note in filter(None, (origin_note(outcome.bundle), *said, *done.notes)):
         typer.echo(printable(f"Note: {note}"), err=True)
     if result.doubts:
         typer.echo("The mask is written, but look at it before you use it.", err=True)
@@ -207,16 +244,17 @@ def run_segmentation(
     request: SegmentRequest,
     on_progress: Callable[[SegmentationProgress], None] | None = None,
     on_note: Callable[[str], None] = lambda note: None,
-) -> Segmentation:
-    """Segment one case and write the mask, then report and preview.
+) -> Done:
+    """Segment one case and write the mask, then report and preview; what fails of these is among the failures.
 
     Args:
         on_note: told, before anything is computed, why the image may not be of the model's kind.
 
     Raises:
-        SPDError: each kind, see :mod:`SPDSegmentLib.errors`; where it says that the mask is written, it is.
+        SPDError: each kind, see :mod:`SPDSegmentLib.errors`; nothing is written then.
     """
     request.check()
+    replaced = {path for path in request.outputs.values() if path.exists()}
     if request.preview is not None:
         from SPDSegmentLib.cli.preview import require_drawing
 
@@ -238,8 +276,7 @@ def run_segmentation(
         insist=names_of(request.insist),
         **{name: getattr(request, name) for name in _PASSED_ON},
     )
-    _write_beside(request, outcome, source)
-    return outcome
+    return _write_beside(request, outcome, source, replaced)
 
 
 def _clicks_of(request: SegmentRequest) -> Path | list[Markup]:
@@ -250,25 +287,38 @@ def _clicks_of(request: SegmentRequest) -> Path | list[Markup]:
     return [*(read_markups(request.points) if request.points else ()), Markup("--point", LIST, given)]
 
 
-def _write_beside(request: SegmentRequest, outcome: Segmentation, source: Sequence[Frame]) -> None:
-    """Write what goes with the mask: where that fails, the mask stays and is named."""
-    missing: list[SPDError] = []
+def _write_beside(
+    request: SegmentRequest, outcome: Segmentation, source: Sequence[Frame], replaced: Collection[Path]
+) -> Done:
+    """Write what goes with the mask: where that fails, the mask stays."""
+    files, empty = {"Mask": request.output}, not outcome.mask.any()
+    failures, notes = list[SPDError](), list[str]()
+    if empty and request.output in replaced:
+        notes.append(f"The mask is empty and has replaced the file {request.output}.")
+    if empty and request.measure is not None:
+        notes.append("The mask is empty, so there are no measures.")
+    if empty and (request.dicom_seg is not None or request.rtstruct is not None):
+        notes.append("The mask is empty, so there is no DICOM object.")
     dicom = functools.partial(_write_dicom, source)
-    parts = ((request.report, _write_report), (request.preview, _write_picture), (request.measure, _write_measures),
-             (request.drawn, _write_straightened), (request.dicom_seg, dicom), (request.rtstruct, dicom))  # fmt: skip
-    for path, write in parts:
-        if path is None:
+    writers: dict[str, Callable[[Path, SegmentRequest, Segmentation], None]]
+    writers = {"Report": _write_report, "Picture": _write_picture, "Measures": _write_measures,
+               "Drawn": _write_straightened, "SEG": dicom, "RTSTRUCT": dicom}  # fmt: skip
+    for name, path in request.outputs.items():
+        if name == "Mask":
+            continue
+        if empty and name not in ("Report", "Picture"):
+            notes += [f"The file {path} is of an earlier mask."] if path in replaced else []
             continue
         try:
-            write(path, request, outcome)
-        except KeyboardInterrupt as error:
-            raise Cancelled(f"Cancelled; the mask is written to {request.output}.") from error
+            writers[name](path, request, outcome)
+        except KeyboardInterrupt:
+            failures.insert(0, Cancelled())
+            break
         except Exception as error:
-            missing.append(as_spd_error(error))
-    if missing:
-        said = " ".join(dict.fromkeys(failure.message for failure in missing))
-        details = "\n".join(failure.details for failure in missing)
-        raise type(missing[0])(f"The mask is written to {request.output}, but: {said}", missing[0].remedy, details)
+            failures.append(as_spd_error(error))
+        else:
+            files[name] = path
+    return Done(outcome, files, replaced, failures, notes)
 
 
 def _write_report(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         Callable[[RunHooks], list[str]], Callable[[Processes, RunHooks], SPDModel], Callable[[SPDModel], Bundle]
     ]
 
+SPLITS = ("validation", "test", "train")
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="Training configuration (.toml).", show_default=False)],
@@ -76,7 +78,8 @@ def train(
         model = run(processes, hooks)
     if processes.is_main:
         target.parent.mkdir(parents=True, exist_ok=True)
-        typer.echo(f"Bundle: {save(model).folder}")
+        save(model)
+        typer.echo(f"Bundle: {target}")
         _draw_curves(run_folder)
         if not joint:
             split = " --split test" if read_training_config(config).data.test else ""
@@ -203,7 +206,7 @@ def evaluate(
     """Measure models on labeled volumes: table, CSV, JSON and figure."""
     require_input(config, "configuration")
     check_folder(output, "output folder")
-    check_choice(split, ("validation", "test", "train"), "split")
+    check_choice(split, SPLITS, "split")
     from SPDSegmentLib.evaluation.evaluator import EvaluationConfig, load_targets
     from SPDSegmentLib.evaluation.evaluator import evaluate as run_evaluation
     from SPDSegmentLib.evaluation.report import check_reports, markdown_table, write_reports
@@ -216,7 +219,9 @@ def evaluate(
     folder = (config.parent / data.folder).resolve()
     cases = _pick(getattr(data, split), limit)
     if not cases:
-        raise BadInput(f"{config} names no {split} case.", f"List some in [data] {split}.")
+        others = [f"--split {name}" for name in SPLITS if getattr(data, name)]
+        instead = f"Measure with {others[0]} instead, or list some" if others else "List some"
+        raise BadInput(f"{config} names no {split} case.", f"{instead} in [data] {split}.")
     jobs = _jobs(model, methods)
     bundles = {name: find_bundle(name) for name in dict.fromkeys(name for name, _ in jobs)}
     if update_card:
@@ -235,7 +240,7 @@ def evaluate(
         for name, bundle in bundles.items():
             protocol = protocols[name]
             predictor = Predictor.load(bundle, device)
-            total = len(targets) * len(severities) * seeds * len(protocol.methods)
+            total = len(targets) * len(protocol.draws) * len(protocol.methods)
             for done, row in enumerate(run_evaluation(predictor, targets, protocol, labels[name]), start=1):
                 rows.append(row)
                 bar.advance(f"evaluating {labels[name]}", done, total, None, {"dsc": row.dsc or 0.0})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.markups import BEYOND_MM, KOCHANEK, LINEAR, LIST, POLYNOMIAL, SPLINE, Markup
+from SPDSegmentLib.geometry.markups import BEYOND_MM, KOCHANEK, LINEAR, LIST, POLYNOMIAL, SPLINE, Markup, named_apart
 from SPDSegmentLib.geometry.slices import SliceStack
 
 VERTICES_PER_SEGMENT = 10
@@ -25,6 +25,8 @@ SMALL_PART = 0.05
 """A part of a mask with less than this share of it is none that the centerline must reach."""
 BRIDGE = 5.0
 """How much longer than it is a way through a gap between two parts counts."""
+SAME_PATIENT = "Check that points and volume belong to one patient and one coordinate system."
+"""What to do where clicks lie outside the volume."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,7 @@ class Clicks:
         outside: (N,) bool, more than half a voxel outside the volume.
         ids: control point ids; samples of a curve carry that of the nearest control point.
         insisted: (N,) bool, prompts whatever the model believes; of a curve only control points themselves.
+        lists: names of the lists that they come from, or empty.
     """
 
     slice_index: np.ndarray
@@ -44,6 +47,7 @@ class Clicks:
     outside: np.ndarray
     ids: tuple[str, ...]
     insisted: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=bool))
+    lists: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "insisted", np.broadcast_to(self.insisted, np.shape(self.slice_index)))
@@ -54,8 +58,8 @@ class Clicks:
     def inside(self) -> Clicks:
         """Those that lie in the volume."""
         kept = np.flatnonzero(~self.outside)
-        ids = tuple(self.ids[int(i)] for i in kept)
-        return Clicks(self.slice_index[kept], self.xy[kept], self.outside[kept], ids, self.insisted[kept])
+        ids, lists = (tuple(names[int(i)] for i in kept) if names else () for names in (self.ids, self.lists))
+        return Clicks(self.slice_index[kept], self.xy[kept], self.outside[kept], ids, self.insisted[kept], lists)
 
 
 def clicks_from_points(
@@ -86,13 +90,14 @@ def within_reach(points_ras: np.ndarray) -> np.ndarray:
 def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
     """Clicks of all nodes together; left out are boxes, planes, angles, and points that are unplaced or unselected.
 
-    Curves are sampled as :func:`resolve_curve` does.
+    Curves are sampled as :func:`resolve_curve` does; ids are those of :func:`named_apart`.
 
     Raises:
         BadInput: no point is left, or all lie outside the volume.
     """
-    resolved = [resolve_curve(markup, stack) for markup in markups if not markup.is_shape]
+    resolved = [resolve_curve(markup, stack) for markup in named_apart(markups) if not markup.is_shape]
     used = [point for markup in resolved for point in markup.points if point.placed and point.selected]
+    lists = tuple(markup.name for markup in resolved for point in markup.points if point.placed and point.selected)
     names = ", ".join(markup.name for markup in markups)
     if not used:
         raise _no_point(markups, names or "the markups")
@@ -101,9 +106,9 @@ def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
     if clicks.outside.all():
         raise BadInput(
             f"No click lies inside the volume: all {len(clicks)} of {names} are outside.",
-            "Check that points and volume belong to one patient and one coordinate system.",
+            SAME_PATIENT,
         )
-    return clicks
+    return replace(clicks, lists=lists)
 
 
 def resolve_curve(markup: Markup, stack: SliceStack) -> Markup:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,7 +37,7 @@ LINEAR, SPLINE, KOCHANEK, POLYNOMIAL = CURVE_TYPES = ("linear", "spline", "kocha
 INSISTED = "insisted"
 """Description of a control point that a person insists on: it prompts whatever the model believes."""
 BEYOND_MM = 1e5
-"""No volume reaches as far; a coordinate beyond it, or none that is a number, is a click outside the volume."""
+"""No volume reaches as far; a coordinate beyond it is a click outside the volume."""
 _PLACED_IN_FCSV = "2"
 CLICK_COLUMNS = ("r", "a", "s", "l", "p", "label", "defined", "selected", "description")
 _TO_RAS: dict[str, Point] = {
@@ -61,6 +63,11 @@ class ControlPoint:
     placed: bool = True
     selected: bool = True
     insisted: bool = False
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it counts as a click."""
+        return self.placed and self.selected
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,11 @@ class Markup:
 def read_markups(path: str | Path) -> list[Markup]:
     """Read all nodes of a file.
 
-    A coordinate that is NaN, infinite or beyond :data:`BEYOND_MM` is kept: its click counts as outside the volume.
+    A coordinate beyond :data:`BEYOND_MM` is kept: its click counts as outside the volume.
 
     Raises:
         BadInput: missing, neither markups JSON nor ``.fcsv`` nor a table with positions, an unknown coordinate system,
-            unit or type of curve, or a position that is not three numbers.
+            unit or type of curve, or a position that is not three finite numbers.
     """
     path = Path(path)
     try:
@@ -111,6 +118,12 @@ def read_markups(path: str | Path) -> list[Markup]:
     try:
         parsed = json.loads(content, parse_int=_whole_number)
     except (ValueError, RecursionError) as error:
+        if path.suffix.lower() != ".json":
+            raise BadInput(
+                f"The points file {path} is none of .mrk.json, .fcsv and .csv.",
+                "Save the points from Slicer as .mrk.json, or name a table with columns r, a, s .csv.",
+                str(error),
+            ) from error
         raise BadInput(
             f"The points file {path} is not markups JSON.", "Save the points from Slicer as .mrk.json.", str(error)
         ) from error
@@ -120,25 +133,54 @@ def read_markups(path: str | Path) -> list[Markup]:
     return [_markup(node, n, path) for n, node in enumerate(nodes)]
 
 
+def named_apart(markups: Sequence[Markup]) -> list[Markup]:
+    """Markups with names of their own; an id that points of several lists have becomes LIST:ID.
+
+    A name that several have, or with a comma, is replaced by the number of the list.
+    """
+    names = Counter(markup.name for markup in markups)
+    ids = Counter(name for m in markups if not m.is_shape for name in {point.id for point in m.points if point.is_used})
+    apart = []
+    for number, markup in enumerate(markups, start=1):
+        own = markup.name and names[markup.name] == 1 and "," not in markup.name
+        name = markup.name if own else f"list {number}"
+        points = (replace(p, id=f"{name}:{p.id}") if ids[p.id] > 1 else p for p in markup.points)
+        apart.append(replace(markup, name=name, points=tuple(points)))
+    return apart
+
+
 def insist_on(markups: Sequence[Markup], names: Sequence[str]) -> list[Markup]:
     """Markups whose points of these ids, or where there is none of these labels, are insisted on.
 
+    The name of the list (:func:`named_apart`) and a colon may stand before either.
+
     Raises:
-        BadInput: a name that no placed and selected point has.
+        BadInput: a name that no placed and selected point has, or that points of several lists have.
     """
-    used = [point for markup in markups for point in markup.points if point.placed and point.selected]
-    ids, labels = {point.id for point in used}, {point.label for point in used}
-    unknown = [name for name in names if name not in ids | labels]
-    if unknown:
-        some = ", ".join(dict.fromkeys(point.id for point in used[:10])) + (", ..." if len(used) > 10 else "")
-        raise BadInput(f"There is no click '{unknown[0]}' to insist on.", f"Give ids of the points file: {some}.")
-    by_id, by_label = set(names) & ids, set(names) - ids
-
-    def with_word(point: ControlPoint) -> ControlPoint:
-        named = point.id in by_id or point.label in by_label
-        return replace(point, insisted=True) if named else point
-
-    return [replace(markup, points=tuple(map(with_word, markup.points))) for markup in markups]
+    named: tuple[dict[str, list[tuple[int, int]]], ...] = ({}, {}, {}, {})
+    used, all_apart = [], named_apart(markups)
+    for n, (markup, apart) in enumerate(zip(markups, all_apart, strict=True)):
+        for i, point in enumerate(() if markup.is_shape else markup.points):
+            if point.is_used:
+                used.append(apart.points[i].id)
+                ways = (point.id, f"{apart.name}:{point.id}", point.label, f"{apart.name}:{point.label}")
+                for known, way in zip(named, ways, strict=True):
+                    known.setdefault(way, []).append((n, i))
+    told: set[tuple[int, int]] = set()
+    for name in names:
+        found = next((known[name] for known in named if name in known), [])
+        if not found:
+            some = ", ".join(dict.fromkeys(used[:10])) + (", ..." if len(used) > 10 else "")
+            raise BadInput(f"There is no click '{name}' to insist on.", f"Give ids of the points file: {some}.")
+        lists = [all_apart[n].name for n in dict(found)]
+        if len(lists) > 1:
+            choice = " or ".join(f"{listed}:{name}" for listed in lists)
+            raise BadInput(f"The click '{name}' to insist on is in several lists.", f"Give {choice}.")
+        told.update(found)
+    return [
+        replace(m, points=tuple(replace(p, insisted=p.insisted or (n, i) in told) for i, p in enumerate(m.points)))
+        for n, m in enumerate(markups)
+    ]
 
 
 def are_numbers(points: Points) -> bool:
@@ -162,6 +204,8 @@ def list_of(points: Points, frame: str, volume: Volume) -> Markup:
         raise BadInput("The points are no numbers.", "Give an array (N, 3) or a markups file.", str(error)) from error
     if array.ndim != 2 or array.shape[1] != 3:
         raise BadInput(f"The points are an array of shape {array.shape}.", "Give one of shape (N, 3).")
+    for number, place in enumerate(array.tolist(), start=1):
+        _check_finite(place, f"Point {number} of the array", "Leave it out.")
     if frame not in FRAMES:
         raise BadInput(f"Unknown frame '{frame}'.", f"Use {', '.join(FRAMES)}.")
     if frame == "LPS":
@@ -211,8 +255,15 @@ def _point(point: Any, number: int, signs: Point, name: str, path: Path) -> Cont
         return ControlPoint(identity, label, (0.0, 0.0, 0.0), False, selected, insisted)
     if not isinstance(position, list) or len(position) != 3 or not all(map(_is_number, position)):
         raise BadInput(f"{where} has no position of three numbers.", "Place it again in Slicer.")
+    _check_finite(position, where, "Place it again in Slicer.")
     x, y, z = (float(v) * s for v, s in zip(position, signs, strict=True))
     return ControlPoint(identity, label, (x, y, z), True, selected, insisted)
+
+
+def _check_finite(position: Iterable[float], where: str, remedy: str) -> None:
+    """Raise BadInput for a position that is nowhere."""
+    if not all(math.isfinite(value) for value in position):
+        raise BadInput(f"{where} has a position that is not finite.", remedy)
 
 
 def is_insisted(description: Any) -> bool:
@@ -258,7 +309,7 @@ def _csv_markup(content: bytes, path: Path) -> Markup:
     if system is None:
         raise BadInput(
             f"The table {path} has no columns r, a, s or l, p, s with positions in mm.",
-            "Name the columns so, or save the points from Slicer as .mrk.json.",
+            "Name them r, a, s where they are as 3D Slicer shows them, or l, p, s where they are as in DICOM and ITK.",
         )
     points = []
     for count, (line, values) in enumerate(rows[1:], 1):
@@ -275,6 +326,8 @@ def _csv_markup(content: bytes, path: Path) -> Markup:
             ) from error
         x, y, z = (number * sign for number, sign in zip(numbers, _TO_RAS[system], strict=True))
         placed, selected = (found.get(name, "") != "0" for name in ("defined", "selected"))
+        if placed:
+            _check_finite(numbers, f"Line {line} of {path}", "Correct that line of the table.")
         told = is_insisted(found.get("description", ""))
         points.append(ControlPoint(str(count), found.get("label", ""), (x, y, z), placed, selected, told))
     return Markup(path.stem, LIST, tuple(points))
@@ -290,6 +343,8 @@ def _fcsv_point(line: str, number: int, signs: Point, path: Path) -> ControlPoin
             f"Line {number} of {path} has no position of three numbers.", "Load it in Slicer and save it as .mrk.json."
         ) from error
     placed = fields[14] in ("", _PLACED_IN_FCSV)
+    if placed:
+        _check_finite((x, y, z), f"Line {number} of {path}", "Load it in Slicer and place that point again.")
     return ControlPoint(
         fields[0] or str(number), fields[11], (x, y, z), placed, fields[9] != "0", is_insisted(fields[12])
     )

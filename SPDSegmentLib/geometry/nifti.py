@@ -114,7 +114,8 @@ def frame_index(name: str | Path, count: int, frame: int | None) -> int:
         )
     if frame is not None and not 1 <= frame <= count:
         held = f"{count} frames" if count > 1 else "a single frame"
-        raise BadInput(f"{said} has no frame {frame}: it holds {held}.", f"Choose one from 1 to {count}.")
+        remedy = f"Choose one from 1 to {count}." if count > 1 else "Leave the frame out."
+        raise BadInput(f"{said} has no frame {frame}: it holds {held}.", remedy)
     return (frame or 1) - 1
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from SPDSegmentLib.errors import Cancelled
-from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.centerline import SAME_PATIENT, Clicks
 from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.models.fit import QualityEstimate, estimate, slice_estimate
 from SPDSegmentLib.prompts.distillation import Distillation
@@ -21,6 +21,11 @@ from SPDSegmentLib.prompts.strategies import NEAREST_REASON, rests_on_distillati
 
 UNREMARKABLE_SLICES, UNREMARKABLE_SHARE = 3, 0.25
 """A mask may go on past the outermost click by so many slices, or this share of the clicks' extent, without a note."""
+BEYOND_VOLUME, BEYOND_VIEW = "Outside the volume.", "Outside the model's field of view."
+NAMED = 5
+"""So many clicks are named in a note."""
+LEAST_UNSEEN, LEAST_UNSEEN_SHARE = 3, 0.25
+"""So many clicks, and this share of those in the volume, beyond the field of view are no slips of the hand."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +185,53 @@ def note_gain(gain: float) -> list[str]:
 
 def note_outside(fates: Iterable[PointFate]) -> list[str]:
     """What the user should know of clicks that could not be used."""
-    outside = [f.click_id or str(f.click) for f in fates if f.fate is Fate.OUTSIDE]
-    if not outside:
-        return []
-    names = ", ".join(outside[:5]) + (", ..." if len(outside) > 5 else "")
-    return [f"{len(outside)} of the clicks lie outside the volume or the field of view and were left out: {names}."]
+    notes = []
+    left_out = [fate for fate in fates if fate.fate is Fate.OUTSIDE]
+    for reason, where in ((BEYOND_VOLUME, "the volume"), (BEYOND_VIEW, "the model's field of view")):
+        names = list(dict.fromkeys(f.click_id or str(f.click) for f in left_out if f.reason == reason))
+        if names:
+            said = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+            notes.append(f"Clicks outside {where} ({len(names)}) were left out: {said}.")
+    return notes
+
+
+def doubts_of_places(clicks: Clicks, seen: np.ndarray, window: InputWindow, pixel_mm: float) -> list[str]:
+    """Why a result must be looked at because of where the clicks lie; none where only few lie elsewhere.
+
+    Args:
+        seen: indexes of the clicks that lie in the volume and in the field of view.
+        pixel_mm: width of a slice's pixels.
+    """
+    lists = dict(zip(clicks.ids, clicks.lists or ("",) * len(clicks), strict=True))  # of a curve each point counts once
+    several = len({*lists.values()}) > 1
+    within = {clicks.ids[n] for n in np.flatnonzero(~clicks.outside)}
+    beyond, unseen = lists.keys() - within, within - {clicks.ids[n] for n in seen}
+    view = f"{window.size * window.scale_xy[0] * pixel_mm:.0f} mm view"
+    alone = "each list by itself" if several else "the clicks of each structure by themselves"
+    doubts = []
+    if len(beyond) >= len(within) or _has_whole_list(lists, beyond):
+        doubts.append(f"{_some_of(lists, beyond)} outside the volume. {SAME_PATIENT}")
+    many = len(unseen) >= LEAST_UNSEEN and len(unseen) >= LEAST_UNSEEN_SHARE * len(within)
+    if many or _has_whole_list({name: lists[name] for name in within}, unseen):
+        doubts.append(
+            f"{_some_of(lists, unseen)} outside the model's {view} of the others, so nothing was segmented there. "
+            f"Segment {alone}."
+        )
+    return doubts
+
+
+def _has_whole_list(lists: Mapping[str, str], clicks: Collection[str]) -> bool:
+    """Whether one of several lists has all its clicks among these; ``lists`` are the names of lists by click."""
+    left = {name for click, name in lists.items() if click not in clicks}
+    return not left.issuperset(lists.values())
+
+
+def _some_of(lists: Mapping[str, str], clicks: Collection[str]) -> str:
+    """So many of all clicks, of which lists where there are several."""
+    counts = Counter(name for click, name in lists.items() if click in clicks)
+    named = ", ".join(f"{count} in list '{name}'" for name, count in counts.items())
+    of_lists = f" ({named})" if len({*lists.values()}) > 1 else ""
+    return f"{len(clicks)} of {len(lists)} clicks{of_lists} {'lies' if len(clicks) == 1 else 'lie'}"
 
 
 def fates_of_points(
@@ -203,7 +250,7 @@ def fates_of_points(
         results.append(replace(fate, click=click, xy=(column, row), click_id=name))
     for click in np.setdiff1d(np.arange(len(clicks.slice_index)), seen).tolist():
         t, (column, row) = int(clicks.slice_index[click]), clicks.xy[click].tolist()
-        reason = "Outside the volume." if clicks.outside[click] else "Outside the model's field of view."
+        reason = BEYOND_VOLUME if clicks.outside[click] else BEYOND_VIEW
         results.append(PointFate(click, t, Fate.OUTSIDE, (column, row), t, reason, clicks.ids[click]))
     return results
 

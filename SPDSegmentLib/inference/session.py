@@ -25,6 +25,7 @@ from SPDSegmentLib.inference.results import (
     OnSlice,
     SegmentationResult,
     SliceResult,
+    doubts_of_places,
     fates_of_points,
     note_beyond,
     note_gain,
@@ -163,7 +164,8 @@ class Session:
             notes += note_beyond(clicks.slice_index[inside], results.values())
         self.predictor.engine.compile_encoder()
         slices = [results.get(t) or self._blank(t, SliceStatus.EMPTY) for t in range(self.stack.n_slices)]
-        doubts = self._doubts(clicks, fates, slices) if rests_on_distillation(strategy) else []
+        doubts = doubts_of_places(clicks, seen, self._features.window, self.stack.pixel_mm[1])
+        doubts += self._doubts(clicks, fates, slices) if rests_on_distillation(strategy) else []
         notes += note_learned(learned := self.predictor.identity.get("learned"))
         return SegmentationResult(
             slices,

@@ -114,8 +114,9 @@ def doubts_of_result(
     rejected = sum(fate.startswith("rejected") for fate in looked_at)
     doubts = []
     if looked_at and rejected == len(looked_at):
+        every = "The only click was" if rejected == 1 else f"All {rejected} clicks were"
         doubts.append(
-            f"All {rejected} clicks were rejected: the model {info.name} does not recognize what you clicked, and what "
+            f"{every} rejected: the model {info.name} does not recognize what you clicked, and what "
             "it segmented, if anything, is something else."
         )
     elif rejected > (1 - LEAST_KEPT) * len(looked_at):

@@ -201,7 +201,7 @@ CORPUS: dict[str, tuple[str, Prepare]] = {
 """Target and preparation by name."""
 
 EXITS = {
-    **dict.fromkeys(("points at 1e300", "points without a position", "points of a number without end"), MUST_LOOK),
+    **dict.fromkeys(("points at 1e300", "points without a position"), MUST_LOOK),
     "NIfTI of 32,767 voxels a side": OutOfMemory.exit_code,
 }
 """Exit codes of those that are not refused as bad input."""

@@ -164,7 +164,10 @@ def test_a_failed_change_leaves_clicks_and_mask_as_they_were(case: SimpleNamespa
         lambda: work.remove("1"),
         lambda: work.move("1", (9e3, 9e3, 9e3)),
         lambda: work.move("2", (0, 0, 0)),
+        lambda: work.move("1", (np.nan, 0, 0)),
+        lambda: work.move("1", (0, 0)),
         lambda: work.correct(np.zeros((2, 2, 2))),
+        lambda: work.correct(np.full(before.mask.shape, np.nan)),
         lambda: work.add([[1, 2]]),
     ):
         with pytest.raises(BadInput):

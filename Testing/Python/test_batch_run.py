@@ -249,6 +249,7 @@ def test_an_image_that_does_not_fit_is_said_before_the_case_runs(cases: list[Cas
     result = CliRunner().invoke(build_app(), [str(word) for word in words])
     said = "a: The image is cut into coronal slices; the model tiny-test was trained on axial ones."
     assert result.exit_code == MUST_LOOK and 0 <= result.stderr.find(said) < result.stderr.find("must be looked at")
+    assert "1 of 1 cases is done." in result.stdout and "It must be looked at" in result.stderr
 
 
 def test_an_unknown_click_to_insist_on_or_series_fails_the_case_with_a_sentence(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -71,6 +72,11 @@ def test_fetch_list_verify_and_remove_follow_each_other(publisher: Path, spd_hom
     assert leftovers(spd_home) == []
 
 
+def test_a_size_that_the_publisher_does_not_say_is_not_known(publisher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_manifest(monkeypatch, dataclasses.replace(url_weights(publisher), size=None))
+    assert re.search(r"stub +not known ", run("models", "list").stdout)
+
+
 def test_a_failed_fetch_is_one_sentence_with_exit_code_3(publisher: Path, spd_home: Path) -> None:
     publisher.unlink()
     result = run("models", "fetch", "stub")
@@ -105,8 +111,31 @@ def test_a_model_of_the_user_is_deleted_only_after_a_yes(model_folder: Path, spd
     own = spd_home / "models" / "tiny-test"
     assert run("models", "remove", "tiny-test", input="n\n").exit_code != 0
     assert own.is_dir()
+    unasked = run("models", "remove", "tiny-test")
+    assert unasked.exit_code == 2 and "Error: There is no terminal to ask for a yes. Give --yes." in unasked.stderr
+    assert own.is_dir()
     assert run("models", "remove", "tiny-test", "--yes").exit_code == 0
     assert not own.exists()
+
+
+def test_a_shipped_model_is_not_removed_and_nothing_is_asked(
+    model_folder: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_module, "shipped_models_folder", lambda: model_folder.parent)
+    refused = run("models", "remove", "tiny-test")
+    assert refused.exit_code == 2 and "Delete" not in refused.output
+    assert "The model tiny-test comes with SPDSegment and cannot be removed." in refused.stderr
+    assert model_folder.is_dir()
+
+
+def test_what_is_no_model_is_said_to_be_what_it_is(model_folder: Path, tmp_path: Path) -> None:
+    run("models", "add", model_folder)
+    assert "Did you mean tiny-test?" in run("models", "pack", "Tiny-Tset").stderr
+    assert "Did you mean" not in run("models", "pack", "lung").stderr
+    assert "lite_medsam is base weights, not a model. Give a folder or" in run("models", "pack", "lite_medsam").stderr
+    (tmp_path / "x.toml").touch()
+    assert "x.toml is the configuration of a training, not a model." in run("models", "add", tmp_path / "x.toml").stderr
+    assert "There is no file none.pth." in run("models", "add", "none.pth").stderr
 
 
 def test_a_damaged_model_is_listed_as_damaged_and_can_be_removed(model_folder: Path, spd_home: Path) -> None:

@@ -120,8 +120,45 @@ def test_a_failing_picture_leaves_mask_and_report_and_says_so(
 
     assert result.exit_code == 2
     assert f"The mask is written to {case.output}, but" in result.stderr and "disk is full" in result.stderr
+    assert "ml on 3 of 9" in result.stdout and f"Report:   {case.out / 'r.json'}" in result.stdout
+    assert "p.png" not in result.stdout
     assert files_in(case.out) == ["mask.nii.gz", "r.json"]
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(case.output))).sum() == 75
+
+
+class Silent:
+    """A session that finds nothing."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def segment(self, clicks: Any, **options: Any) -> Any:
+        result = self.session.segment(clicks, **options)
+        result.mask[:] = False
+        result.doubts = ["Nothing was segmented."]
+        result.notes = [*result.notes, *result.doubts]
+        return result
+
+
+def test_an_empty_mask_has_no_measures_and_is_said_where_it_replaces_a_file(
+    case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert f"{case.output}\n" in run(case).stdout
+    module = sys.modules["SPDSegmentLib.inference.predictor"]
+    load = module.Predictor.load
+    silent = SimpleNamespace(load=lambda *a: SimpleNamespace(open=lambda stack: Silent(load(*a).open(stack))))
+    monkeypatch.setattr(module, "Predictor", silent)
+
+    (case.out / "m.csv").write_text("older")
+    result = run(case, "--measure", case.out / "m.csv", "--report", case.out / "r.json")
+
+    assert result.exit_code == 6, result.output
+    assert f"Note: The file {case.out / 'm.csv'} is of an earlier mask." in result.stderr
+    assert "0.0 ml on 0 of 9" in result.stdout and f"{case.output} (replaced)" in result.stdout
+    assert "Note: The mask is empty, so there are no measures." in result.stderr
+    assert f"Note: The mask is empty and has replaced the file {case.output}." in result.stderr
+    assert "Nothing was segmented." in result.stderr
+    assert files_in(case.out) == ["m.csv", "mask.nii.gz", "r.json"]
 
 
 def test_an_interrupted_picture_leaves_the_mask_and_says_so(

@@ -112,6 +112,7 @@ def test_clicks_that_were_all_or_mostly_rejected() -> None:
     no, yes = "rejected_own_slice", "kept"
     result = doubts_of_result(KIDNEY, stack, clicks, [no] * 8, pixels)
     assert "All 8 clicks were rejected" in result[0] and "something else" in result[0]
+    assert doubts_of_result(KIDNEY, stack, clicks, [no], pixels)[0].startswith("The only click was rejected: ")
     assert "6 of 8 clicks were rejected" in doubts_of_result(KIDNEY, stack, clicks, [no] * 6 + [yes] * 2, pixels)[0]
     assert doubts_of_result(KIDNEY, stack, clicks, [no] * 4 + [yes] * 4, pixels) == []
     assert doubts_of_result(KIDNEY, stack, clicks, ["insisted"] * 8, pixels) == []

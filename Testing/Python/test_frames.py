@@ -79,7 +79,7 @@ def test_an_image_of_one_frame_has_no_second_one(tmp_path: Path) -> None:
         sitk.WriteImage(sitk.GetImageFromArray(FILM[0]), str(path))
     for path in (*paths, series(tmp_path / "dicom")):
         read_volume(path, frame=1)
-        with pytest.raises(BadInput, match="no frame 2: it holds a single frame"):
+        with pytest.raises(BadInput, match="no frame 2: it holds a single frame. Leave the frame out."):
             read_volume(path, frame=2)
 
 

@@ -105,10 +105,10 @@ def test_a_curve_that_leaves_the_volume_costs_no_more_than_the_volume(stack: Sli
     assert set(clicks.inside().slice_index.tolist()) == set(range(20))
 
 
-def test_points_of_several_nodes_are_used_together_with_their_ids(stack: SliceStack) -> None:
+def test_points_of_several_nodes_are_used_together_with_ids_of_their_own(stack: SliceStack) -> None:
     clicks = clicks_from_markups([node((-3, -3, 9)), node((-3, -3, 12), (-3, -3, 30))], stack)
     assert clicks.slice_index.tolist() == [3, 4, 10]
-    assert clicks.ids == ("1", "1", "2")
+    assert clicks.ids == ("list 1:1", "list 2:1", "2")
 
 
 def test_unplaced_and_unselected_points_and_boxes_are_left_out(stack: SliceStack) -> None:

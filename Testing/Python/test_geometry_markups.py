@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from points_files import write_markups
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.markups import BEYOND_MM, ControlPoint, Markup, read_markups
+from SPDSegmentLib.geometry.markups import BEYOND_MM, ControlPoint, Markup, list_of, read_markups
 
 numbers = st.floats(-1000, 1000)
 points = st.builds(
@@ -114,12 +114,44 @@ def test_what_is_no_points_file_is_refused_in_one_sentence_with_its_name(
     assert "p.mrk.json" in caught.value.message and caught.value.remedy
 
 
-@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e300", b"1e400", b"1" + b"0" * 5000])
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e400", b"1" + b"0" * 5000])
+def test_a_position_that_is_not_finite_is_refused_with_its_point_and_file(tmp_path: Path, number: bytes) -> None:
+    path = tmp_path / "p.mrk.json"
+    path.write_bytes(b'{"markups": [{"name": "F", "controlPoints": [{"position": [%b, 0, 0]}]}]}' % number)
+    with pytest.raises(BadInput, match=r"Point 1 of F in .*p\.mrk\.json has a position that is not finite\."):
+        read_markups(path)
+
+
+@pytest.mark.parametrize("word", ["nan", "-inf"])
+def test_tables_and_arrays_with_positions_that_are_not_finite_are_refused_unless_unplaced(
+    tmp_path: Path, word: str
+) -> None:
+    head = "# Markups fiducial file version = 5.6\n# CoordinateSystem = LPS\n"
+    for name, text in (
+        ("p.csv", f"r,a,s,defined\n1,2,3,1\n{word},2,3,{{}}\n"),
+        ("p.fcsv", head + f"2,{word},0,0,0,0,0,1,1,1,0,F-2,,,{{}}\n"),
+    ):
+        (tmp_path / name).write_text(text.format(0))
+        assert not read_markups(tmp_path / name)[0].points[-1].placed
+        (tmp_path / name).write_text(text.format("2"))
+        with pytest.raises(BadInput, match=rf"Line 3 of .*{name} has a position that is not finite"):
+            read_markups(tmp_path / name)
+    with pytest.raises(BadInput, match="Point 2 of the array has a position that is not finite"):
+        list_of([[1, 2, 3], [1, float(word), 3]], "RAS", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [b"1e300", b"1" + b"0" * 298])
 def test_a_coordinate_beyond_any_volume_is_kept_and_its_click_is_outside(tmp_path: Path, number: bytes) -> None:
     path = tmp_path / "p.mrk.json"
     path.write_bytes(b'{"markups": [{"controlPoints": [{"id": 3, "position": [%b, 0, 0]}]}]}' % number)
     (point,) = read_markups(path)[0].points
     assert point.placed and point.id == "3" and not abs(point.position_ras[0]) <= BEYOND_MM
+
+
+def test_a_points_file_of_another_kind_is_told_which_there_are(tmp_path: Path) -> None:
+    (tmp_path / "clicks.txt").write_text("r,a,s\n1,2,3\n")
+    with pytest.raises(BadInput, match=r"clicks\.txt is none of \.mrk\.json, \.fcsv and \.csv\. .* r, a, s \.csv\."):
+        read_markups(tmp_path / "clicks.txt")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -222,6 +254,7 @@ def test_a_table_of_positions_is_a_list_of_clicks(tmp_path: Path, text: str, enc
     ("text", "words"),
     [
         ("x,y,z\n1,2,3\n", "has no columns r, a, s or l, p, s"),
+        ("x,y,z\n1,2,3\n", "Name them r, a, s where they are as 3D Slicer shows them, or l, p, s"),
         ("", "has no columns r, a, s or l, p, s"),
         ("r,a,s\n1,2,3\n1,two,3\n", "Line 3 of .* has no position of three numbers"),
         ("r,a,s\n1,2\n", "Line 2 of .* has no position of three numbers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,32 @@ def test_of_a_curve_the_control_points_are_insisted_on_and_not_the_samples_betwe
 def test_insisting_on_a_click_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(BadInput, match=r"no click '7' to insist on\. .*6, 9, 12"):
         insist_on([POINTS], ["6", "7"])
+
+
+LEFT, RIGHT = (dataclasses.replace(POINTS, name=name) for name in ("left", "right"))
+
+
+def insisted_among(lists: Sequence[Markup], *names: str) -> list[list[bool]]:
+    return [[point.insisted for point in markup.points] for markup in insist_on(lists, names)]
+
+
+@pytest.mark.parametrize("name", ["9", "F-9"])
+def test_a_click_that_several_lists_have_is_insisted_on_by_list_and_id(name: str) -> None:
+    with pytest.raises(BadInput, match=rf"'{name}' .*in several lists. Give left:{name} or right:{name}."):
+        insist_on([LEFT, RIGHT], [name])
+    assert insisted_among([LEFT, RIGHT], f"right:{name}") == [[False] * 3, [False, True, False]]
+    assert insisted_among([LEFT, LEFT], f"list 2:{name}") == [[False] * 3, [False, True, False]]
+    alone = dataclasses.replace(RIGHT, points=RIGHT.points[:1])
+    assert insisted_among([LEFT, alone], name) == [[False, True, False], [False]]
+
+
+def test_clicks_of_several_lists_are_told_apart_and_say_their_list() -> None:
+    further = ControlPoint("p", "", (-25.0, -30.0, 15.0))
+    lists = [LEFT, dataclasses.replace(RIGHT, points=(RIGHT.points[0], further))]
+    clicks = clicks_from_markups(insist_on(lists, ["right:6"]), SliceStack(tube_volume(), "axial"))
+    assert clicks.ids == ("left:6", "9", "12", "right:6", "p")
+    assert clicks.lists == ("left", "left", "left", "right", "right")
+    assert np.flatnonzero(clicks.insisted).tolist() == [3]
 
 
 def test_a_point_that_is_insisted_on_must_be_among_those_that_arrive() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -168,6 +169,48 @@ def test_clicks_outside_are_named_and_the_rest_is_used(session: Session) -> None
     assert "p1" in result.notes[0]
     with pytest.raises(BadInput, match="No click lies inside"):
         session.segment(clicks_at((40, 10, 10)))
+
+
+def placed(*lists: tuple[str, int, float]) -> Clicks:
+    """Of each list a name, a number of clicks from slice 6 on, and their column and row; 99 is beyond the volume."""
+    places = [(6 + n, at, 30.0 if at < 50 else at) for _, count, at in lists for n in range(count)]
+    clicks = clicks_at(*places)
+    names = tuple(name for name, count, _ in lists for _ in range(count))
+    return dataclasses.replace(clicks, outside=clicks.xy[:, 0] > 64, lists=names)
+
+
+@pytest.mark.parametrize("strategy", ["consensus", "raw", "saliency-only"])
+def test_many_clicks_beyond_the_field_of_view_are_a_reason_to_look_and_few_are_a_note(strategy: str) -> None:
+    def doubts(*lists: tuple[str, int, float]) -> list[str]:
+        session = tiny_predictor(fov_mm=44).open(SliceStack(tube_volume(), "axial"))
+        return session.segment(placed(*lists), prompts=strategy).doubts
+
+    (said,) = doubts(("tube", 5, 30), ("other", 4, 56))
+    assert said.startswith("4 of 9 clicks (4 in list 'other') lie outside the model's 44 mm view of the others")
+    assert said.endswith("Segment each list by itself.")
+    assert "1 of 6 clicks (1 in list 'other') lies" in doubts(("tube", 5, 30), ("other", 1, 56))[0], "all of a list"
+    assert "3 of 9 clicks lie" in doubts(("tube", 6, 30), ("tube", 3, 56))[0]
+    assert doubts(("tube", 10, 30), ("tube", 3, 56)) == doubts(("tube", 3, 30), ("tube", 2, 56)) == []
+
+
+def test_half_of_the_clicks_outside_the_volume_are_a_reason_to_look(session: Session) -> None:
+    (said,) = session.segment(placed(("tube", 4, 30), ("tube", 4, 99))).doubts
+    assert said.startswith("4 of 8 clicks lie outside the volume. Check that points and volume belong")
+    assert session.segment(placed(("tube", 5, 30), ("tube", 4, 99))).doubts == []
+    (said,) = session.segment(placed(("tube", 5, 30), ("other", 1, 99))).doubts
+    assert said.startswith("1 of 6 clicks (1 in list 'other') lies outside the volume.")
+    predictor = tiny_predictor(fov_mm=44)
+    both = predictor.open(session.stack).segment(placed(("tube", 8, 30), ("tube", 1, 56), ("other", 1, 99)))
+    assert len(both.doubts) == 1, "one slip of the hand is none"
+
+
+def test_clicks_that_were_left_out_are_named_once_by_where_they_lie() -> None:
+    session = tiny_predictor(fov_mm=44).open(SliceStack(tube_volume(), "axial"))
+    clicks = placed(("tube", 12, 30), ("tube", 6, 99), ("tube", 2, 56))
+    names = (*clicks.ids[:12], *"aabcdefg"[:8])
+    notes = session.segment(dataclasses.replace(clicks, ids=names)).notes
+    assert notes[0] == "Clicks outside the volume (5) were left out: a, b, c, d, e."
+    assert notes[1] == "Clicks outside the model's field of view (2) were left out: f, g."
 
 
 def test_the_user_is_told_when_the_mask_goes_on_far_past_the_clicks(session: Session) -> None:

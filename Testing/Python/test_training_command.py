@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,15 @@ def test_a_run_leaves_a_bundle_and_its_curves_as_picture_and_csv(whole: Path) ->
         assert [int(row["step"]) for row in rows] == list(range(1, steps + 1))
         assert all(np.isfinite([float(value) for value in row.values()]).all() for row in rows)
     assert {"total", "segmentation", "psc", "quality", "dsc"} <= set(curve(whole, "stage2")[0])
+
+
+def test_the_bundle_is_named_as_it_was_given(
+    config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    done = run(config, Path())
+    assert done.exit_code == 0 and "Bundle: bundle\n" in done.stdout, done.output
 
 
 def test_a_bundle_says_what_its_training_cases_are_like(data: Path, config: Path, whole: Path) -> None:
