@@ -145,8 +145,9 @@ class Stage1Config:
 
     Attributes:
         steps: optimizer steps with encoder LoRA.
-        objective: ``saliency`` (SPD), or ``prompted``: encoder LoRA and decoder learn the clicked target together from
-            all raw clicks, and there is no prior (SAM-Tuning).
+        objective: ``saliency`` (paper); ``both``: encoder LoRA, saliency head and decoder learn the saliency and, from
+            interpolated clicks, the clicked target (ours); ``prompted``: encoder LoRA and decoder learn the clicked
+            target from all raw clicks, and there is no prior (SAM-Tuning).
         runs_per_step, run_length: a batch is this many runs; each of this many neighboring slices.
         learning_rate, weight_decay, warmup: of AdamW; of AdamW; steps in which the learning rate rises.
         background_share: share of runs drawn from anywhere in the volume instead of around the target.
@@ -166,7 +167,7 @@ class Stage1Config:
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
     def __post_init__(self) -> None:
-        check_choice(self.objective, ("saliency", "prompted"), "objective of stage1")
+        check_choice(self.objective, ("saliency", "both", "prompted"), "objective of stage1")
         check_ranges(self, _STAGE_RANGES | {"background_share": (0.0, 1.0)})
 
 
@@ -231,7 +232,8 @@ class TrainingConfig:
         bundle, data, network, prompts, intensity, augmentation, stage1, stage2: tables of their own.
         fov_mm: physical side of the network's field of view, 0 for the whole slice.
         seed: of everything that is drawn at random.
-        initialize_from: a bundle whose stage I (encoder LoRA, saliency head) is taken over instead of trained.
+        initialize_from: a bundle whose stage I (encoder LoRA, saliency head) is taken over instead of trained; with
+            ``stage1.objective = "both"`` the bundle that the training begins with.
         checkpoint_seconds: how often progress is saved, in seconds.
     """
 

@@ -100,12 +100,14 @@ def describe(
 
 def bundle_info(config: TrainingConfig, config_name: str) -> BundleInfo:
     """Describe the model of a finished run, as :func:`describe`."""
-    stage1_steps = 0 if config.initialize_from else config.stage1.steps
+    taken_over = config.initialize_from and config.stage1.objective != "both"
+    stage1_steps = 0 if taken_over else config.stage1.steps
     training = {
         "patients": list(config.data.train),
         "validation_patients": list(config.data.validation),
         "strategy": config.stage2.strategy,
         "steps": {f"stage I ({config.stage1.objective})": stage1_steps, "stage II": config.stage2.steps},
+        "start": config.initialize_from,
     }
     return describe(config, config_name, config.data.plane, config.intensity, config.fov_mm, training)
 

@@ -29,7 +29,7 @@ from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.joint_config import JointConfig
 from SPDSegmentLib.training.loop import Loop, LoopProgress, Processes
 from SPDSegmentLib.training.result import Validation, make_validation
-from SPDSegmentLib.training.stages import PromptedStage1, Stage1, Stage2
+from SPDSegmentLib.training.stages import STAGE1, Stage2
 
 Settings = TrainingConfig | JointConfig
 CONFIG_NAME = "config.json"
@@ -76,7 +76,7 @@ def train(
         data_folder: where ``config.data`` finds its files.
         run_folder: checkpoints, curves and kept embeddings; made if missing.
         weights: base weights of the backbone, ``None`` for random ones.
-        stage1_state: adapter tensors of a bundle whose stage I is taken over.
+        stage1_state: adapter tensors of a bundle whose stage I is taken over, or goes on with the objective ``both``.
         embeddings: folder of the kept embeddings, by default one in the run's folder; runs that differ in the decoder
             alone may share it. Those in the run's folder are deleted at the end.
 
@@ -91,27 +91,27 @@ def train(
     hooks = hooks or RunHooks()
     folders = [run_folder] if embeddings is None else [run_folder, embeddings]
     with opened_run(config, weights, folders, processes, hooks, stage1_state) as (loop, model):
+        taken_over = stage1_state is not None and config.stage1.objective != "both"
         if stage1_state is not None:
-            load_stage1(model, stage1_state)
+            load_stage1(model, stage1_state, whole=not taken_over)
         cases = load_cases(
             data_folder, config.data.train, config.data, config.intensity, hooks.counting("reading cases")
         )
         for case in cases:
             if case.note:
                 hooks.say(case.note)
-        if stage1_state is None:
-            stage1 = PromptedStage1 if config.stage1.objective == "prompted" else Stage1
-            loop.run(stage1(model, cases, config, processes).phase())
+        if not taken_over:
+            loop.run(STAGE1[config.stage1.objective](model, cases, config, processes).phase())
         if config.stage2.steps == 0 and config.stage2.head_steps == 0:
             return model
-        head_steps = config.stage2.head_steps if stage1_state is None else 0
+        head_steps = 0 if taken_over else config.stage2.head_steps
         own = run_folder / "embeddings"
         done = loop.is_finished("stage1_head", head_steps) and loop.is_finished("stage2", config.stage2.steps)
         bank = (
             EmbeddingBank([]) if done else _bank(model, cases, config, embeddings or own, run_folder, processes, hooks)
         )
         stage2 = Stage2(model, bank, config, processes)
-        if stage1_state is None:
+        if not taken_over:
             loop.run(stage2.head_phase())
         bank.compute_saliency(model, processes.device)
         if config.stage2.validate_every and config.data.validation and not done:
@@ -131,17 +131,17 @@ def _validation(
     return make_validation(model, cases, config, folder, run_folder, processes, counting, hooks.cancelled, hooks.say)
 
 
-def load_stage1(model: SPDModel, state: dict[str, torch.Tensor]) -> None:
-    """Take over the encoder's LoRA and the saliency head of another bundle.
+def load_stage1(model: SPDModel, state: dict[str, torch.Tensor], whole: bool = False) -> None:
+    """Take over the encoder's LoRA and the saliency head of another bundle, ``whole`` with its decoder.
 
     Raises:
         BadInput: when its network differs from this one.
     """
     own = model.adapter_state()
-    wanted = {name for name in own if name.startswith(("image_encoder.", "saliency_head."))}
+    wanted = {name for name in own if whole or name.startswith(("image_encoder.", "saliency_head."))}
     if not wanted <= set(state) or any(state[name].shape != own[name].shape for name in wanted):
         raise BadInput(
-            "The bundle in initialize_from has another encoder or saliency head than [network] describes.",
+            "The bundle in initialize_from has another network than [network] describes.",
             "Use the same [network] settings as that bundle.",
         )
     model.load_state_dict({name: state[name].float() for name in wanted}, strict=False)

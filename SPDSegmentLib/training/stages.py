@@ -337,3 +337,61 @@ class PromptedStage1(Stage1):
         part = [p.slice_index for p in chosen]
         images = apply_view(case.images[part], view, image=True)
         return images, apply_view(target.mask[part], view, image=False) > 0.5, chosen
+
+
+class BothStage1(Stage1):
+    """Stage I with a second loss (ours): the clicked target through encoder and decoder, beside the saliency's.
+
+    The encoder then keeps what the decoder needs at borders, too. Prompts are interpolated clicks; the saliency is
+    given to the decoder without learning from it.
+    """
+
+    def phase(self) -> Phase:
+        """The stage as a phase of the training loop."""
+        learning = self.model.stage1_parameters() + self.model.stage2_parameters()
+        return dataclasses.replace(super().phase(), parameters=learning)
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """The saliency's loss plus L_seg and the quality head's error of the prompted slices of a fresh batch."""
+        stage, device = self.config.stage1, self.processes.device
+        rng = np.random.default_rng([self.config.seed, 7, step, self.processes.rank])
+        runs = [self._draw_with_clicks(rng, stage) for _ in range(stage.runs_per_step)]
+        images, salient, masks = (torch.cat(parts).to(device) for parts in zip(*(run[:3] for run in runs), strict=True))
+        prompts = [p.points for run in runs for p in run[3]]
+        prompted = torch.tensor([k for k, xy in enumerate(prompts) if len(xy)], device=device)
+        points, labels = pad_points([xy for xy in prompts if len(xy)], self.config.prompts.max_points)
+        with self.processes.autocast():
+            embeddings = self.model.encode(images)
+            saliency = saliency_of_runs(self.model, embeddings, [len(run[0]) for run in runs])
+            terms = saliency_losses(saliency, salient, stage)
+            if len(prompted) == 0:
+                return terms | {"segmentation": terms["total"].new_zeros(())}
+            logits, quality = self.model.decode(
+                embeddings[prompted],
+                torch.from_numpy(points).to(device),
+                torch.from_numpy(labels).to(device),
+                saliency.detach()[prompted],
+            )
+        decoded = decoder_losses(logits, quality, masks[prompted], self.config.stage2)
+        return {**terms, "total": terms["total"] + decoded["total"], "segmentation": decoded["segmentation"]}
+
+    def _draw_with_clicks(
+        self, rng: np.random.Generator, stage: Stage1Config
+    ) -> tuple[Tensor, Tensor, Tensor, Sequence[SlicePrompts]]:
+        """Images, salient pixels and masks (R, 1, S, S) of a run of neighboring slices, and its slices' prompts."""
+        cases = [case for case in self.cases if case.targets]
+        case = cases[int(rng.integers(len(cases)))]
+        target = case.targets[int(rng.integers(len(case.targets)))]
+        part = draw_slices(rng, case, target, stage)
+        view = draw_view(rng, case, target, self.config)
+        n = len(case.images)
+        clicks = clicks_in_view(target, (0, n - 1), view, self.config.stage2.severities, rng)
+        nowhere = SaliencyMaps.from_array(np.zeros((n, 1, 1), dtype=np.float32), self.config.prompts.threshold)
+        prompts = distill_prompts(nowhere, clicks, self.config.prompts, "interpolated").slices[part]
+        images = apply_view(case.images[part], view, image=True)
+        salient, mask = (apply_view(of[part], view, image=False) > 0.5 for of in (case.salient, target.mask))
+        return images, salient, mask, prompts
+
+
+STAGE1 = {"saliency": Stage1, "both": BothStage1, "prompted": PromptedStage1}
+"""Stage I by its objective."""

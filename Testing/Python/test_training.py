@@ -113,6 +113,35 @@ def test_sam_tuning_learns_encoder_and_decoder_from_clicks_and_leaves_the_salien
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
+def with_both(config_path: Path, extra: str = "") -> Path:
+    """The configuration with a stage I that learns saliency and clicked target together."""
+    text = config_path.read_text(encoding="utf-8").replace("[stage1]", '[stage1]\nobjective = "both"')
+    path = config_path.with_name("both.toml")
+    path.write_text(extra + text, encoding="utf-8")
+    return path
+
+
+def test_stage_one_can_learn_saliency_and_clicked_target_together(data: Path, tmp_path: Path) -> None:
+    config_path = with_both(write_config(data, stage1=40, head=0, stage2=0))
+    config = read_training_config(config_path)
+    torch.manual_seed(config.seed)
+    before = SPDModel(config.network).adapter_state()
+    after = run(config_path, tmp_path / "run").adapter_state()
+    changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+    assert {"image_encoder", "saliency_head", "mask_decoder"} <= changed
+    names, *rows = (tmp_path / "run" / "stage1.csv").read_text(encoding="utf-8").splitlines()
+    for term in ("dice_loss", "segmentation"):
+        losses = [float(row.split(",")[names.split(",").index(term)]) for row in rows]
+        assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_such_a_stage_one_goes_on_from_a_bundle_with_its_decoder(data: Path, tmp_path: Path) -> None:
+    config = read_training_config(with_both(write_config(data, stage1=0, head=0, stage2=0)))
+    begun = {name: tensor + 0.25 for name, tensor in SPDModel(config.network).adapter_state().items()}
+    model = train(config, data / "data", tmp_path / "run", None, Processes(), stage1_state=begun)
+    assert all(torch.equal(tensor, begun[name]) for name, tensor in model.adapter_state().items())
+
+
 def test_a_prior_cannot_be_asked_of_sam_tuning(data: Path) -> None:
     config_path = write_config(data, stage1=2, head=2, stage2=2, strategy="raw")
     config_path.write_text(
