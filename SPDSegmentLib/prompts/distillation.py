@@ -67,6 +67,8 @@ class PromptConfig:
         follow_jump: with ``follow_components``, components of adjoining slices that do not overlap connect where they
             are at most this share of the field of view apart (ours).
         follow_beyond: slices past the outermost click or owned slice that are followed at most, -1 for no limit (ours).
+        context_beyond: slices past the outermost click, too, borrow clicks (paper); off where a structure ends by
+            convention and is clicked to its ends (ours).
     """
 
     threshold: float = 0.5
@@ -82,6 +84,7 @@ class PromptConfig:
     follow_threshold: float = 0.5
     follow_jump: float = 0.0
     follow_beyond: int = -1
+    context_beyond: bool = True
     evidence: str = "gate"
 
     def __post_init__(self) -> None:
@@ -296,6 +299,9 @@ def consensus_of_slices(
     """Consensus prompts of those of ``slices`` that have a consensus, with all fates."""
     prompts: dict[int, SlicePrompts] = {}
     fates: list[PointFate] = []
+    if not config.context_beyond and len(clicks):
+        first, last = int(clicks.slice_index.min()), int(clicks.slice_index.max())
+        slices = (t for t in slices if first <= t <= last)
     for t in slices:
         found, looked_at = consensus_of_slice(saliency, t, clicks, config)
         fates += looked_at

@@ -120,6 +120,15 @@ def test_beyond_the_outermost_clicks_components_are_followed_as_far_as_is_set() 
         assert [p.slice_index for p in slices if len(p.points)] == list(followed)
 
 
+def test_slices_past_the_outermost_click_borrow_clicks_only_where_that_is_allowed() -> None:
+    saliency = maps_of(*[square(10, 10)] * 9)
+    clicks = clicks_at((4, 10, 10), (6, 10, 10))
+    for allowed, prompted in ((True, range(2, 9)), (False, range(4, 7))):
+        config = dataclasses.replace(OURS, follow_beyond=0, context_beyond=allowed)
+        slices = distill_prompts(saliency, clicks, config).slices
+        assert [p.slice_index for p in slices if len(p.points)] == list(prompted)
+
+
 def test_an_owned_slice_leads_to_its_neighbors_and_as_far_past_it_as_past_a_click() -> None:
     config = dataclasses.replace(OURS, n_neighbors=0, follow_beyond=2, bridge_gaps=False)
     clicks = clicks_at((4, 10, 10), (6, 10, 10))
@@ -292,6 +301,7 @@ def test_the_consensus_is_a_subset_of_the_clicks_in_the_window(seed: int) -> Non
         (
             OURS,
             dataclasses.replace(OURS, follow_threshold=0.2, follow_beyond=1),
+            dataclasses.replace(OURS, follow_beyond=0, context_beyond=False),
             dataclasses.replace(OURS, follow_jump=0.1),
         )
     ),
