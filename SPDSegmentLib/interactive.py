@@ -108,7 +108,7 @@ class InteractiveSegmenter:
         volume = self.stack.volume
         markups = [list_of(points, frame, volume)] if are_numbers(points) else markups_of(points, frame)
         listed = [resolve_curve(markup, self.stack) for markup in markups if not markup.is_shape]
-        used = [point for markup in listed for point in markup.points if point.placed and point.selected]
+        used = [point for markup in listed for point in markup.points if point.is_used]
         names = [str(self._next_id + n) for n in range(len(used))]
         added = {n: replace(p, id=n, insisted=insist or p.insisted) for n, p in zip(names, used, strict=True)}
         found = self._update(self._points | added, self._corrected)

@@ -96,13 +96,13 @@ def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
         BadInput: no point is left, or all lie outside the volume.
     """
     resolved = [resolve_curve(markup, stack) for markup in named_apart(markups) if not markup.is_shape]
-    used = [point for markup in resolved for point in markup.points if point.placed and point.selected]
-    lists = tuple(markup.name for markup in resolved for point in markup.points if point.placed and point.selected)
+    used = [(markup.name, point) for markup in resolved for point in markup.points if point.is_used]
     names = ", ".join(markup.name for markup in markups)
     if not used:
         raise _no_point(markups, names or "the markups")
-    positions = np.array([point.position_ras for point in used], dtype=float)
-    clicks = clicks_from_points(positions, stack, [p.id for p in used], [p.insisted for p in used])
+    lists, points = zip(*used, strict=True)
+    positions = np.array([point.position_ras for point in points], dtype=float)
+    clicks = clicks_from_points(positions, stack, [p.id for p in points], [p.insisted for p in points])
     if clicks.outside.all():
         raise BadInput(
             f"No click lies inside the volume: all {len(clicks)} of {names} are outside.",

@@ -267,6 +267,14 @@ def clicks_in_view(
     return SliceClicks(clicks.slice_index[inside][visible] - span[0], uv[visible])
 
 
+def unjudged_prompts(
+    case: Case, clicks: SliceClicks, config: TrainingConfig, strategy: str
+) -> tuple[SlicePrompts, ...]:
+    """The prompts of a case's slices by a ``strategy`` that needs no saliency."""
+    maps = SaliencyMaps.from_array(np.zeros((len(case.images), 1, 1), np.float32), config.prompts.threshold)
+    return distill_prompts(maps, clicks, config.prompts, strategy).slices
+
+
 def prompt_beyond(prompts: list[SlicePrompts], share: float, rng: np.random.Generator) -> list[SlicePrompts]:
     """Prompts in which a share of the slices just beyond the first and the last prompted one got a point of those."""
     prompted = [p.slice_index for p in prompts if len(p.points)]
@@ -305,8 +313,7 @@ class PromptedStage1(Stage1):
         rng = np.random.default_rng([self.config.seed, 6, step, self.processes.rank])
         runs = [self._draw_clicked(rng) for _ in range(self.config.stage1.runs_per_step)]
         device = self.processes.device
-        prompts = [p.points for _, _, chosen in runs for p in chosen]
-        points, labels = pad_points(prompts, self.config.prompts.max_points)
+        points, labels = pad_points([p.points for *_, chosen in runs for p in chosen], self.config.prompts.max_points)
         with self.processes.autocast():
             embeddings = self.model.encode(torch.cat([image for image, _, _ in runs]).to(device))
             logits, quality = self.model.decode(
@@ -323,15 +330,12 @@ class PromptedStage1(Stage1):
             case = cases[int(rng.integers(len(cases)))]
             target = case.targets[int(rng.integers(len(case.targets)))]
             view = draw_view(rng, case, target, self.config)
-            span = (0, len(case.images) - 1)
-            clicks = clicks_in_view(target, span, view, self.config.stage2.severities, rng)
+            clicks = clicks_in_view(target, (0, len(case.images) - 1), view, self.config.stage2.severities, rng)
             if len(clicks):
                 break
         else:
             raise BadInput("No click of the training data lies in the network's field of view.", "Increase fov_mm.")
-        nowhere = np.zeros((len(case.images), 1, 1), dtype=np.float32)
-        maps = SaliencyMaps.from_array(nowhere, self.config.prompts.threshold)
-        prompts = [p for p in distill_prompts(maps, clicks, self.config.prompts, "raw").slices if len(p.points)]
+        prompts = [p for p in unjudged_prompts(case, clicks, self.config, "raw") if len(p.points)]
         first = int(rng.integers(max(1, len(prompts) - length + 1)))
         chosen = prompts[first : first + length]
         part = [p.slice_index for p in chosen]
@@ -384,10 +388,8 @@ class BothStage1(Stage1):
         target = case.targets[int(rng.integers(len(case.targets)))]
         part = draw_slices(rng, case, target, stage)
         view = draw_view(rng, case, target, self.config)
-        n = len(case.images)
-        clicks = clicks_in_view(target, (0, n - 1), view, self.config.stage2.severities, rng)
-        nowhere = SaliencyMaps.from_array(np.zeros((n, 1, 1), dtype=np.float32), self.config.prompts.threshold)
-        prompts = distill_prompts(nowhere, clicks, self.config.prompts, "interpolated").slices[part]
+        clicks = clicks_in_view(target, (0, len(case.images) - 1), view, self.config.stage2.severities, rng)
+        prompts = unjudged_prompts(case, clicks, self.config, "interpolated")[part]
         images = apply_view(case.images[part], view, image=True)
         salient, mask = (apply_view(of[part], view, image=False) > 0.5 for of in (case.salient, target.mask))
         return images, salient, mask, prompts

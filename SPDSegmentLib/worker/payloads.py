@@ -223,7 +223,7 @@ def flatten_markups(markups: Iterable[Markup]) -> FlatPoints:
     ids: list[str] = []
     groups: list[PointGroup] = []
     for markup in markups:
-        used = [point for point in markup.points if point.placed and point.selected]
+        used = [point for point in markup.points if point.is_used]
         positions.extend(point.position_ras for point in used)
         ids.extend(point.id for point in used)
         insisted = tuple(n for n, point in enumerate(used) if point.insisted)

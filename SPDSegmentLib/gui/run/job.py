@@ -47,7 +47,7 @@ class SegmentationJob:
         state: see ``JobState``.
         progress: the worker's latest progress, or None.
         error: why it failed or was cancelled, or None.
-        answer: the worker's answer once done.
+        request: what was sent, or None so far; answer: the worker's answer once done.
         digests: checksums of the segment once done.
         wasUndone: it ended because a person undid what it had written.
         onProgress, onSlices, onFinished: signals; called with progress, with the changed slices, with the job.
@@ -78,7 +78,7 @@ class SegmentationJob:
         self._result = result
         self._model = model
         self._pending: list[SliceReady] = []
-        self._request: Request | None = None
+        self.request: Request | None = None
         self._send: Callable[[Callbacks], Request] | None = None
         self._writeIsPlanned = False
         self._slicesPerWrite = 2
@@ -114,17 +114,17 @@ class SegmentationJob:
         """Stop; the segment is as it was before."""
         if self.finished:
             return
-        if self._request is not None and not self._request.finished:
-            self._client.cancel(self._request, urgent=urgent)
+        if self.request is not None and not self.request.finished:
+            self._client.cancel(self.request, urgent=urgent)
         if not self.finished:
             self._end(JobState.CANCELLED, Cancelled())
 
     def wait(self) -> Any:
         """Block until it has finished, without an event loop, and return the result."""
         self._sendNow()
-        if self._request is not None and not self.finished:
+        if self.request is not None and not self.finished:
             try:
-                self._client.wait(self._request)
+                self._client.wait(self.request)
             except SPDError as error:
                 if not self.finished:
                     self._end(JobState.FAILED, error)
@@ -137,8 +137,8 @@ class SegmentationJob:
         reason = "" if self.finished else self._isValid()
         if reason:
             self._end(JobState.FAILED, BadInput(reason))
-            if self._request is not None and not self._request.finished:
-                self._client.cancel(self._request, urgent=False)
+            if self.request is not None and not self.request.finished:
+                self._client.cancel(self.request, urgent=False)
 
     def _sendNow(self) -> None:
         self.checkValid()
@@ -146,7 +146,7 @@ class SegmentationJob:
         if send is None or self.finished:
             return
         try:
-            self._request = send(Callbacks(self._takeSlice, self._takeProgress, self._takeFinished))
+            self.request = send(Callbacks(self._takeSlice, self._takeProgress, self._takeFinished))
         except SPDError as error:
             self._end(JobState.FAILED, error)
 

@@ -100,8 +100,7 @@ class Segmenter:
         )
         owner = "|".join(task.key)
         name = volumeName(snapshot, owner)
-        sent: list[Request] = []
-        job.onFinished.connect(lambda done: self._noteFinished(task, memory, sent, done, former))
+        job.onFinished.connect(lambda done: self._noteFinished(task, memory, done, former))
         job.onFinished.connect(lambda done: self._updateSurfaces(task, now=blocking))
         memory.job = job
         memory.startedClicks = before
@@ -115,7 +114,7 @@ class Segmenter:
             self.workerHost.openVolume(snapshot, owner)
             isSameModel = writer.record.model == task.view.model.name
             formerLesson = writer.record.learned if isSameModel else ""
-            request = self.workerHost.client.segment(
+            return self.workerHost.client.segment(
                 name,
                 clicks,
                 prompts=task.prompts,
@@ -126,8 +125,6 @@ class Segmenter:
                 learned=formerLesson if learned is None else learned,
                 callbacks=callbacks,
             )
-            sent.append(request)
-            return request
 
         job.start(send)
         return job
@@ -328,7 +325,7 @@ class Segmenter:
         memory.lastClicks = renameClicks(clicks, renamed)
 
     def _noteFinished(
-        self, task: Task, memory: SegmentMemory, sent: list[Request], job: SegmentationJob, former: WriteRecord | None
+        self, task: Task, memory: SegmentMemory, job: SegmentationJob, former: WriteRecord | None
     ) -> None:
         clicks = memory.startedClicks or ()
         if memory.job is job:
@@ -336,8 +333,9 @@ class Segmenter:
         mark = memory.mark = task.target.mark
         if job.state is JobState.DONE:
             memory.isIncomplete = bool(job.writer.withheld)
-            memory.served = sent[-1].volume_id or ""
-            self.workerHost.noteServed(memory.served, sent[-1].session)
+            assert job.request is not None
+            memory.served = job.request.volume_id or ""
+            self.workerHost.noteServed(memory.served, job.request.session)
             if job.writer.changed:
                 self.forgetUndoStep()
             memory.lastClicks = clicks

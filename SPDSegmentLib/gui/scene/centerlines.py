@@ -115,12 +115,7 @@ def snapshotClicks(nodes: Iterable[Any]) -> Clicks:
 
 def middleOfClicks(nodes: Iterable[Any]) -> tuple[float, float, float] | None:
     """Return the median of the clicks that count, in world mm, or None where there is none yet."""
-    positions = [
-        point.position_ras
-        for _, markup in snapshotClicks(nodes)
-        for point in markup.points
-        if point.placed and point.selected
-    ]
+    positions = [point.position_ras for _, markup in snapshotClicks(nodes) for point in markup.points if point.is_used]
     if not positions:
         return None
     r, a, s = np.median(np.array(positions), axis=0).tolist()
@@ -199,7 +194,7 @@ def usedClicks(clicks: Clicks) -> list[tuple[str, str, list[list[float]]]]:
     """Return what a result depends on: nodes, every click that is placed and included, and the course of curves."""
 
     def told(markup: Markup) -> list[list[float]]:
-        given = [(*p.position_ras, p.insisted) for p in markup.points if p.placed and p.selected]
+        given = [(*p.position_ras, p.insisted) for p in markup.points if p.is_used]
         points: list[list[float]] = np.round(np.array(given, dtype=float).reshape(-1, 4), 3).tolist()
         return points + np.round(markup.path, 3).tolist()
 
