@@ -77,7 +77,7 @@ def test_after_another_model_was_loaded_the_worker_knows_no_result_and_no_slice_
     module = opened(host, SPARSE)
     segment(host, module)
     assert filled_slices(mask_of(module)) == list(range(2, 9))
-    logic, panel, offered = module.logic, module.widget.panel, []
+    logic, panel, offered = module.logic, module.widget.panel, list[Any]()
     assert logic.segmenter.suggest(panel.run.task, [], offered.append) is not None
     host.wait_until(lambda: bool(offered))
     client = logic.workerHost.client
