@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.errors import BadInput, SPDError
+from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import user_path
 from SPDSegmentLib.geometry.labelmap import DEFAULT_COLOR
-from SPDSegmentLib.models.bundle import Bundle, find_bundle
+from SPDSegmentLib.models.bundle import Bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 from SPDSegmentLib.models.storage import sha256_of
 from SPDSegmentLib.settings import named_columns, table_rows
@@ -158,16 +158,11 @@ def _beside(table: Path, text: str) -> str:
 
 def _as_case(case: Any) -> BatchCase:
     if isinstance(case, BatchCase):
-        return replace(case, name=str(case.name), image=_own(case.image), points=_own(case.points))
+        return replace(case, name=str(case.name), image=str(user_path(case.image)), points=str(user_path(case.points)))
     if isinstance(case, (str, Path)) or not isinstance(case, Sequence) or len(case) != 3:
         raise BadInput("A case of the batch is not (name, image, points).", "Give three values for each case.")
     name, image, points = case
-    return BatchCase(str(name), _own(image), _own(points))
-
-
-def _own(path: str | Path) -> str:
-    """A path as it was given, but for the sign of one's home."""
-    return str(user_path(path))
+    return BatchCase(str(name), str(user_path(image)), str(user_path(points)))
 
 
 def _refuse_collisions(cases: list[BatchCase]) -> None:
@@ -217,14 +212,6 @@ def batch_model(bundle: Bundle) -> BatchModel:
     codes = info.terminology or terminology_entry(info.structure)
     axis = info.slicing_axis
     return BatchModel(str(bundle.folder), info.name, info.structure, info.color, codes, axis, digest, info)
-
-
-def model_digest(name: str) -> str:
-    """Digest of a bundle by name or folder; of one that only a remote worker has, the name stands for it."""
-    try:
-        return _digest_of(find_bundle(name))
-    except SPDError:
-        return f"name:{name}"
 
 
 def _digest_of(bundle: Bundle) -> str:

@@ -230,11 +230,6 @@ class Report:
         return is_finished(row, self._folder / f"{case.file_name}{self._settings['suffix']}", key)
 
 
-def write_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Keep a case's row; raises BadInput where that fails."""
-    write_json(path, dict(row))
-
-
 def _digest(path: Path) -> str | None:
     try:
         return sha256_of(path)

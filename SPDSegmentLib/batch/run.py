@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,10 @@ from SPDSegmentLib.batch.report import (
     read_row,
     report_row,
     result_of,
-    write_row,
 )
 from SPDSegmentLib.batch.segmenting import DICOM_SUFFIXES, BatchSettings, CaseResult, check_settings
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
-from SPDSegmentLib.files import user_path, write_whole
+from SPDSegmentLib.files import user_path, write_json, write_whole
 from SPDSegmentLib.geometry.labelmap import SUFFIXES
 from SPDSegmentLib.models.storage import sha256_of
 from SPDSegmentLib.staging import LOCK_NAME, FolderLock, is_alive
@@ -105,7 +104,7 @@ class CaseProcess:
         """Write a row; what is known of an earlier result stays where the case did not get as far as that."""
         try:
             earlier = {} if "known_digests" in row else earlier_result(former, row_file, output)
-            write_row(row_file, row | key | earlier)
+            write_json(row_file, row | key | earlier)
         except SPDError as error:
             row["error"] = f"{row['error']} {error.sentence}".strip()
         return row
@@ -116,7 +115,7 @@ class CaseProcess:
             row["state"] = done_state(row).value
             row["known_digests"] = self._drop_former(case, row, known_digests(row))
             with contextlib.suppress(SPDError):
-                write_row(row_file, row)
+                write_json(row_file, row)
         return row
 
     def _drop_former(self, case: BatchCase, row: Mapping[str, Any], known: Sequence[str]) -> list[str]:
@@ -153,7 +152,7 @@ class CaseProcess:
             known.insert(0, sha256_of(part))
 
         def note() -> None:
-            write_row(row_file, row | told | {"state": CaseState.WRITING.value, "known_digests": known})
+            write_json(row_file, row | told | {"state": CaseState.WRITING.value, "known_digests": known})
 
         def write_mask(part: Path) -> None:
             stage(result.write, part)
@@ -282,52 +281,22 @@ class BatchRun:
             for case in cases:
                 yield process(segment, case)
             return
-        waiting: queue.SimpleQueue[BatchCase] = queue.SimpleQueue()
-        for case in cases:
-            waiting.put(case)
-        finished: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
-        threads = [
-            threading.Thread(
-                target=self._work, args=(process, waiting, finished), name=f"spdsegment-batch-{n}", daemon=True
-            )
-            for n in range(min(self.workers, len(cases)))
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            for _ in cases:
-                row = self._next(finished)
-                if isinstance(row, BaseException):
-                    raise row
-                yield row
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
+        local = threading.local()
 
-    def _work(
-        self,
-        process: CaseProcess,
-        waiting: queue.SimpleQueue[BatchCase],
-        finished: queue.SimpleQueue[dict[str, Any] | BaseException],
-    ) -> None:
-        try:
-            segment = self.make_segmenter(self._stop.is_set)
-            while not self._stop.is_set():
-                try:
-                    case = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                finished.put(process(segment, case))
-        except BaseException as error:
-            finished.put(error)
+        def work(case: BatchCase) -> dict[str, Any]:
+            if not hasattr(local, "segment"):
+                local.segment = self.make_segmenter(self._stop.is_set)
+            return process(local.segment, case)
 
-    @staticmethod
-    def _next(finished: queue.SimpleQueue[dict[str, Any] | BaseException]) -> dict[str, Any] | BaseException:
-        """Wait in steps, so that Ctrl-C is heard on every system."""
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return finished.get(timeout=_POLL_SECONDS)
+        with ThreadPoolExecutor(self.workers, "spdsegment-batch") as pool:
+            left = {pool.submit(work, case) for case in cases}
+            try:
+                while left:  # in steps, so that Ctrl-C is heard on every system
+                    done, left = wait(left, _POLL_SECONDS, FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            finally:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

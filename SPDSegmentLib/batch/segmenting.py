@@ -16,7 +16,7 @@ from SPDSegmentLib.batch.cases import BatchCase, BatchModel
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.files import check_output
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
-from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, filled_part, measure, write_labelmap
+from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, measure, write_labelmap
 from SPDSegmentLib.geometry.markups import insist_on, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
@@ -254,8 +254,7 @@ class CaseSegmenter:
 
 
 def _figures(mask: np.ndarray, stack: SliceStack, slices: dict[int, SliceReady]) -> dict[str, Any]:
-    box, start = _cropped(mask)
-    found = measure(box, start, stack)
+    found = measure(mask, (0, 0, 0), stack)
     looked_at = [ready for ready in slices.values() if ready.status is not SliceStatus.EMPTY]
     qualities = [ready.quality for ready in looked_at if ready.quality is not None]
     return {
@@ -263,7 +262,7 @@ def _figures(mask: np.ndarray, stack: SliceStack, slices: dict[int, SliceReady])
         "length_mm": round(found.length_mm, 1),
         "mean_diameter_mm": round(found.mean_diameter_mm, 1),
         "largest_diameter_mm": round(found.largest_diameter_mm, 1),
-        "voxels": int(box.sum()),
+        "voxels": int(mask.sum()),
         "quality": round(sum(qualities) / len(qualities), 3) if qualities else "",
     }
 
@@ -275,12 +274,6 @@ def _promised(quality: Any) -> dict[str, Any]:
     bound = quality["at_least"]
     missing = "too few patients" if quality["patients"] else "not calibrated"
     return {"dice": round(quality["predicted_dice"], 3), "dice_at_least": missing if bound is None else round(bound, 3)}
-
-
-def _cropped(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """The part of a mask that is not empty, and where it begins."""
-    inside = filled_part(mask) or (slice(0, 0),) * 3
-    return mask[inside], (inside[0].start, inside[1].start, inside[2].start)
 
 
 def check_settings(settings: BatchSettings) -> None:

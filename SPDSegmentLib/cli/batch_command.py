@@ -24,14 +24,10 @@ if TYPE_CHECKING:
 _PART = re.compile(r"(\d+)/(\d+)")
 
 
-class MaskFormat(StrEnum):
-    """File name extensions of masks."""
-
-    seg_nrrd = "seg.nrrd"
-    nii_gz = "nii.gz"
-    nii = "nii"
-    nrrd = "nrrd"
-    mha = "mha"
+MaskFormat = StrEnum(
+    "MaskFormat", {"seg_nrrd": "seg.nrrd", "nii_gz": "nii.gz", "nii": "nii", "nrrd": "nrrd", "mha": "mha"}
+)
+"""File name extensions of masks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,27 +37,11 @@ if TYPE_CHECKING:
     from SPDSegmentLib.inference.results import SegmentationProgress
 
 
-class Prompts(StrEnum):
-    """Where the prompts of the decoder come from."""
+Prompts = StrEnum("Prompts", ["consensus", "local", "raw", "interpolated", "sampled"])
+"""Where the prompts of the decoder come from."""
 
-    consensus = "consensus"
-    local = "local"
-    raw = "raw"
-    interpolated = "interpolated"
-    sampled = "sampled"
-
-
-class Axis(StrEnum):
-    """Axis to slice along."""
-
-    auto = "auto"
-    i = "i"
-    j = "j"
-    k = "k"
-    axial = "axial"
-    coronal = "coronal"
-    sagittal = "sagittal"
-
+Axis = StrEnum("Axis", ["auto", "i", "j", "k", "axial", "coronal", "sagittal"])
+"""Axis to slice along."""
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")]
 
@@ -327,7 +311,10 @@ def _write_report(path: Path, request: SegmentRequest, outcome: Segmentation) ->
 
 
 def _write_picture(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
-    write_png(path, lambda part: _write_preview(part, outcome), "preview")
+    from SPDSegmentLib.cli.preview import write_preview
+
+    shown = outcome.stack, outcome.result, _limits(outcome), _text(outcome), outcome.bundle.info.color
+    write_png(path, lambda part: write_preview(part, *shown), "preview")
 
 
 def _write_dicom(source: Sequence[Frame], path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
@@ -353,12 +340,6 @@ def _write_straightened(path: Path, request: SegmentRequest, outcome: Segmentati
 
     info, found = outcome.bundle.info, outcome.straightened
     write_png(path, lambda part: write_straightened(part, found, _limits(outcome), _text(outcome), info.color))
-
-
-def _write_preview(path: Path, outcome: Segmentation) -> None:
-    from SPDSegmentLib.cli.preview import write_preview
-
-    write_preview(path, outcome.stack, outcome.result, _limits(outcome), _text(outcome), outcome.bundle.info.color)
 
 
 def _limits(outcome: Segmentation) -> tuple[float, float]:

@@ -25,10 +25,10 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
-from SPDSegmentLib.prompts.click_path import nearest_pixel
+from SPDSegmentLib.prompts.click_path import ClickPath, click_path, nearest_pixel
 from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY, STRATEGIES
 from SPDSegmentLib.prompts.fates import Fate, PointFate
-from SPDSegmentLib.prompts.noise import SEVERITIES, ClickPath, NoiseConfig, click_path, simulate_clicks_from_path
+from SPDSegmentLib.prompts.noise import SEVERITIES, NoiseConfig, simulate_clicks_from_path
 from SPDSegmentLib.prompts.strategies import rests_on_distillation
 from SPDSegmentLib.settings import check_choice
 from SPDSegmentLib.training.config import DataConfig, patient_of

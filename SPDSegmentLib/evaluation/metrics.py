@@ -90,10 +90,8 @@ def volume_metrics(
     return MaskMetrics(_dice(a, b), _iou(a, b), distances.robust_hausdorff(95), distances.surface_dice(tolerance_mm))
 
 
-def metrics_per_slice(
-    predicted: np.ndarray, truth: np.ndarray, pixel_mm: Sequence[float], tolerance_mm: float = TOLERANCE_MM
-) -> dict[int, MaskMetrics]:
-    """Metrics in the plane of every slice that holds the target, by slice index.
+def slice_metrics(predicted: np.ndarray, truth: np.ndarray, pixel_mm: Sequence[float]) -> MaskMetrics:
+    """Means over the slices that hold the target of the metrics in their plane; no values where the truth is empty.
 
     Args:
         predicted, truth: (T, H, W) masks; pixel_mm: (row, column) spacing.
@@ -102,14 +100,7 @@ def metrics_per_slice(
         BadInput: different shapes, or a spacing that does not fit.
     """
     a, b = _masks(predicted, truth)
-    return {int(t): volume_metrics(a[t], b[t], pixel_mm, tolerance_mm) for t in np.flatnonzero(b.any(axis=(1, 2)))}
-
-
-def slice_metrics(
-    predicted: np.ndarray, truth: np.ndarray, pixel_mm: Sequence[float], tolerance_mm: float = TOLERANCE_MM
-) -> MaskMetrics:
-    """Means of :func:`metrics_per_slice`; no values where the truth is empty."""
-    rows = metrics_per_slice(predicted, truth, pixel_mm, tolerance_mm).values()
+    rows = [volume_metrics(a[t], b[t], pixel_mm) for t in np.flatnonzero(b.any(axis=(1, 2)))]
     if not rows:
         return MaskMetrics(None, None, None, None)
     return MaskMetrics(*(float(np.mean([getattr(row, field.name) for row in rows])) for field in fields(MaskMetrics)))

@@ -180,7 +180,10 @@ class SliceFeatures:
             Slices whose S_t may change; it is computed again when it is next asked for.
         """
         told = self._insisted
-        self._insisted = {int(t): clicks.xy[clicks.insisted & (clicks.slice_index == t)] for t in _insisted_on(clicks)}
+        self._insisted = {
+            int(t): clicks.xy[clicks.insisted & (clicks.slice_index == t)]
+            for t in set(clicks.slice_index[clicks.insisted])
+        }
         changed = {t for t in told.keys() | self._insisted.keys() if not _same(told.get(t), self._insisted.get(t))}
         if not self.conditioned:
             return changed
@@ -364,7 +367,7 @@ class SliceFeatures:
         embeddings = self.engine.encode(self._slices.inputs(batch))
         self._embeddings.add(batch, embeddings)
         self.encoded += len(batch)
-        call.encoded(len(batch))
+        call.advance("encoding", len(batch))
         return embeddings
 
     def _infer_saliency(self, batch: Sequence[int], call: Call) -> None:
@@ -382,11 +385,6 @@ class SliceFeatures:
     def _found(self, batch: Sequence[int], maps: Tensor) -> None:
         found = SaliencyBatch(list(batch), maps, Download(maps, failed(maps)))
         self._saliency.update((t, (found, row)) for row, t in enumerate(batch))
-
-
-def _insisted_on(clicks: SliceClicks) -> np.ndarray:
-    """Slices with a click that is insisted on, ascending."""
-    return np.unique(clicks.slice_index[clicks.insisted])
 
 
 def _same(one: np.ndarray | None, other: np.ndarray | None) -> bool:

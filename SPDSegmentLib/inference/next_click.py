@@ -184,7 +184,7 @@ def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None 
         found, _ = session.features.masks(batch, session.predictor.prompts.max_points, call).arrays()
         for p, mask in zip(batch, found, strict=True):
             masks.setdefault(p.slice_index, []).append(mask)
-        call.decoded(len(batch))
+        call.advance("decoding", len(batch))
 
     session.predictor.engine.with_smaller_batches(asked, decode, 2)
     nothing = np.zeros(stack.shape[1:], dtype=bool)

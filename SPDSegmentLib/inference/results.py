@@ -301,15 +301,8 @@ class Call:
         """Time since the call began."""
         return time.monotonic() - self.started
 
-    def encoded(self, slices: int) -> None:
-        """Report encoded slices."""
-        self._advance("encoding", slices)
-
-    def decoded(self, slices: int) -> None:
-        """Report decoded slices."""
-        self._advance("decoding", slices)
-
-    def _advance(self, stage: str, slices: int) -> None:
+    def advance(self, stage: str, slices: int) -> None:
+        """Report that so many more slices of a stage, encoding or decoding, are done."""
         self._done[stage] += slices
         done, total = self._done[stage], max(self._total[stage], self._done[stage])
         seconds = time.monotonic() - self._begun.get(stage, self.started)

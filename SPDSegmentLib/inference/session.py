@@ -348,7 +348,7 @@ class Session:
             require_numbers([p.slice_index for p in prompts], quality)
             for p, mask, iou in zip(prompts, found, quality.tolist(), strict=True):
                 self._keep(p, SliceResult(p.slice_index, mask, iou if mask.any() else 0.0, p.status), call)
-            call.decoded(len(prompts))
+            call.advance("decoding", len(prompts))
 
     def _keep(self, prompts: SlicePrompts, result: SliceResult, call: Call) -> None:
         t = prompts.slice_index

@@ -25,7 +25,7 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.prompts.evidence import believed
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
-from SPDSegmentLib.settings import build_settings, check_ranges
+from SPDSegmentLib.settings import build_settings, check_choice, check_ranges
 
 STRATEGIES = ("consensus", "local", "raw", "interpolated", "sampled")
 SALIENCY_ONLY = "saliency-only"
@@ -93,13 +93,8 @@ class PromptConfig:
         if not 0.0 < self.follow_threshold < 1.0:
             raise BadInput(f"follow_threshold {self.follow_threshold} is not between 0 and 1.")
         check_ranges(self, RANGES)
-        if self.evidence not in EVIDENCE:
-            raise BadInput(f"Unknown evidence '{self.evidence}'.", f"Choose one of {', '.join(EVIDENCE)}.")
-        if self.unsupported not in UNSUPPORTED_POLICIES:
-            raise BadInput(
-                f"Unknown policy '{self.unsupported}' for unsupported slices.",
-                f"Choose one of {', '.join(UNSUPPORTED_POLICIES)}.",
-            )
+        check_choice(self.evidence, EVIDENCE, "evidence")
+        check_choice(self.unsupported, UNSUPPORTED_POLICIES, "policy for unsupported slices")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptConfig:
@@ -197,24 +192,26 @@ def consensus(
         chosen, stray = chosen[(labels == main) | word], chosen[(labels != main) & ~word]
     mine, supported, taken = (set(part.tolist()) for part in (own, local, chosen))
     kept = sorted(supported & taken)
-    fates = [_fate(clicks, p, t, Fate.INSISTED, "You insist on it.") for p in kept if clicks.insisted[p]]
+    fates = [fate_of(clicks, p, t, Fate.INSISTED, "You insist on it.") for p in kept if clicks.insisted[p]]
     fates += [
-        _fate(clicks, p, t, Fate.KEPT, "The saliency of its slice supports it.") for p in kept if not clicks.insisted[p]
+        fate_of(clicks, p, t, Fate.KEPT, "The saliency of its slice supports it.")
+        for p in kept
+        if not clicks.insisted[p]
     ]
     fates += [
-        _fate(clicks, p, t, Fate.REJECTED_OWN_SLICE, "Its slice shows no sign of the structure there.")
+        fate_of(clicks, p, t, Fate.REJECTED_OWN_SLICE, "Its slice shows no sign of the structure there.")
         for p in sorted(mine - supported)
     ]
     strayed = set(stray.tolist())
     fates += [
-        _fate(clicks, p, t, Fate.REJECTED_OWN_SLICE, "Most clicks around it lie in another part of the slice.")
+        fate_of(clicks, p, t, Fate.REJECTED_OWN_SLICE, "Most clicks around it lie in another part of the slice.")
         for p in sorted(mine & strayed)
     ]
     fates += [
-        _fate(clicks, p, t, Fate.BORROWED, "Both slices support it.") for p in sorted(set(context.tolist()) & taken)
+        fate_of(clicks, p, t, Fate.BORROWED, "Both slices support it.") for p in sorted(set(context.tolist()) & taken)
     ]
     fates += [
-        _fate(clicks, p, t, Fate.REJECTED_NEIGHBOR, "Supported in its own slice, not in this one.")
+        fate_of(clicks, p, t, Fate.REJECTED_NEIGHBOR, "Supported in its own slice, not in this one.")
         for p in sorted(set(refused.tolist()) | (strayed - mine))
     ]
     return chosen, fates
@@ -271,7 +268,8 @@ def _dominant(labels: np.ndarray, saliency: np.ndarray) -> int:
     return int(candidates[max(range(len(candidates)), key=score.__getitem__)])
 
 
-def _fate(clicks: SliceClicks, click: int, t: int, fate: Fate, reason: str) -> PointFate:
+def fate_of(clicks: SliceClicks, click: int, t: int, fate: Fate, reason: str) -> PointFate:
+    """What became of a click in slice ``t``."""
     column, row = clicks.xy[click]
     return PointFate(int(click), t, fate, (float(column), float(row)), int(clicks.slice_index[click]), reason)
 

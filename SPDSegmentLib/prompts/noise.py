@@ -13,19 +13,6 @@ import numpy as np
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.prompts.click_path import ClickPath, click_path, nearest_pixel
 
-__all__ = [
-    "NOISE_VERSION",
-    "SEVERITIES",
-    "ClickPath",
-    "NoiseConfig",
-    "SimulatedClicks",
-    "click_path",
-    "noise_config",
-    "simulate_clicks",
-    "simulate_clicks_from_path",
-    "single_noise",
-]
-
 NOISE_VERSION = 1
 DRIFT_RADII = (1.0, 3.0)
 DRIFT_CANDIDATES = 24

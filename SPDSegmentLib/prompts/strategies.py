@@ -30,7 +30,6 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.spatial import KDTree
 
-from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.prompts.distillation import (
     STRATEGIES,
     Distillation,
@@ -38,11 +37,13 @@ from SPDSegmentLib.prompts.distillation import (
     SlicePrompts,
     consensus_of_slices,
     empty_prompts,
+    fate_of,
     supported_prompts,
     thin_out,
 )
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks, deepest_point, grown
+from SPDSegmentLib.settings import check_choice
 
 MIDDLE_REASON = "No click supports this slice; the point is the middle of what its saliency shows."
 NEAREST_REASON = "No click is supported anywhere; this is the salient region nearest to the clicks. Please check."
@@ -79,8 +80,7 @@ def distill_prompts(
     Raises:
         BadInput: unknown strategy.
     """
-    if strategy not in STRATEGIES:
-        raise BadInput(f"Unknown prompt strategy '{strategy}'.", f"Choose one of {', '.join(STRATEGIES)}.")
+    check_choice(strategy, STRATEGIES, "prompt strategy")
     if strategy in ("raw", "interpolated"):
         return _raw(saliency, clicks, config, strategy == "interpolated")
     if strategy == "sampled":
@@ -120,17 +120,10 @@ def _raw(saliency: SaliencyMaps, clicks: SliceClicks, config: PromptConfig, inte
         own = clicks.on(t)
         if len(own):
             slices.append(supported_prompts(saliency, t, clicks, own, config))
-            fates += [
-                PointFate(int(p), t, Fate.KEPT, (float(clicks.xy[p][0]), float(clicks.xy[p][1])), t, "Used as it is.")
-                for p in own
-            ]
+            fates += [fate_of(clicks, p, t, Fate.KEPT, "Used as it is.") for p in own]
         elif t in between:
             slices.append(SlicePrompts(t, between[t], np.array([-1]), SliceStatus.SYNTHESIZED))
-            fates.append(
-                PointFate(
-                    -1, t, Fate.SYNTHESIZED, (float(between[t][0, 0]), float(between[t][0, 1])), t, "On the centerline."
-                )
-            )
+            fates.append(_synthesized_fate(slices[-1], "On the centerline."))
         else:
             slices.append(empty_prompts(t, SliceStatus.EMPTY))
     return Distillation(tuple(slices), tuple(fates))

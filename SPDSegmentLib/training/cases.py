@@ -21,7 +21,8 @@ from SPDSegmentLib.geometry.labels import read_labeled
 from SPDSegmentLib.geometry.markups import read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
-from SPDSegmentLib.prompts.noise import ClickPath, click_path, simulate_clicks_from_path
+from SPDSegmentLib.prompts.click_path import ClickPath, click_path
+from SPDSegmentLib.prompts.noise import simulate_clicks_from_path
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.training.config import AugmentationConfig, DataConfig, TrainingConfig
 

@@ -19,7 +19,8 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.intensity import intensity_range, normalize
 from SPDSegmentLib.geometry.labels import read_labeled
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.prompts.noise import click_path, simulate_clicks_from_path
+from SPDSegmentLib.prompts.click_path import click_path
+from SPDSegmentLib.prompts.noise import simulate_clicks_from_path
 from SPDSegmentLib.training.joint_config import JointStage, SetConfig
 
 MIN_VOXELS, MIN_SLICES = 30, 3

@@ -76,23 +76,12 @@ def unpack_mask(packed: PackedMask) -> np.ndarray:
     Raises:
         ContentError: the box leaves the slice or does not fit the number of bits.
     """
-    inside = unpack_box(packed)
+    check_packed(packed)
     mask = np.zeros(packed.shape, dtype=bool)
     row0, row1, column0, column1 = packed.box
-    mask[row0:row1, column0:column1] = inside
+    inside = mask[row0:row1, column0:column1]
+    inside[...] = np.unpackbits(packed.bits, count=inside.size).reshape(inside.shape)
     return mask
-
-
-def unpack_box(packed: PackedMask) -> np.ndarray:
-    """Return the part of the mask within its box, bool.
-
-    Raises:
-        ContentError: the box leaves the slice or does not fit the number of bits.
-    """
-    check_packed(packed)
-    row0, row1, column0, column1 = packed.box
-    count = (row1 - row0) * (column1 - column0)
-    return np.unpackbits(packed.bits, count=count).astype(bool).reshape(row1 - row0, column1 - column0)
 
 
 def check_packed(packed: PackedMask) -> None:

@@ -194,14 +194,7 @@ def to_error(raised: BaseException) -> SPDError:
 
 def to_event(request_id: int, raised: BaseException) -> Failed:
     """Return the event that tells a request's failure."""
-    error = to_error(raised)
-    return Failed(
-        request_id,
-        type(error).__name__,
-        error.message[:MAX_DETAILS],
-        error.remedy[:MAX_DETAILS],
-        error.details[:MAX_DETAILS],
-    )
+    return Failed(request_id, **{name: text[:MAX_DETAILS] for name, text in to_error(raised).to_wire().items()})
 
 
 URGENT_SHARE = 2.0

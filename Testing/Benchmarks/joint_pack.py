@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from SPDSegmentLib.prompts.noise import click_path, simulate_clicks_from_path
+from SPDSegmentLib.prompts.click_path import click_path
+from SPDSegmentLib.prompts.noise import simulate_clicks_from_path
 from SPDSegmentLib.settings import build_settings
 from SPDSegmentLib.training.joint_cases import WITH_SYNTHETIC, JointTarget, JointVolume, case_names, load_joint_cases
 from SPDSegmentLib.training.joint_config import JointConfig, SetConfig

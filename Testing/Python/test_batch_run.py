@@ -20,11 +20,11 @@ from points_files import write_markups
 from segment_case import tiny_bundle
 from typer.testing import CliRunner
 
-from SPDSegmentLib.batch import report as report_module
 from SPDSegmentLib.batch import run as run_module
 from SPDSegmentLib.batch.segmenting import BatchSettings
 from SPDSegmentLib.cli.app import build_app
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled
+from SPDSegmentLib.files import write_json
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.labels import read_labels_of
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup
@@ -173,9 +173,9 @@ def test_a_row_that_cannot_be_written_does_not_stop_the_batch(
     def full(path: Path, row: Any) -> None:
         if path.name.startswith("b."):
             raise BadInput("The disk is full.", "Free some space.")
-        report_module.write_row(path, row)
+        write_json(path, row)
 
-    monkeypatch.setattr(run_module, "write_row", full)
+    monkeypatch.setattr(run_module, "write_json", full)
     assert states(run(cases)) == {"a": "done", "b": "failed", "c": "done"}
     monkeypatch.undo()
     assert states(run(cases)) == {"a": "done", "b": "done", "c": "done"}

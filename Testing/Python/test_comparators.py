@@ -23,7 +23,7 @@ from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
-from SPDSegmentLib.prompts.noise import click_path
+from SPDSegmentLib.prompts.click_path import click_path
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 
 INPUTS = InputSettings(64, 0.0, IntensityConfig("window", 0.0, 100.0), (0.5, 1.5), box_margin_mm=6.0, device="cpu")

@@ -17,7 +17,6 @@ from SPDSegmentLib.evaluation.metrics import (
     MaskMetrics,
     dice,
     element_areas,
-    metrics_per_slice,
     neighbor_codes,
     slice_metrics,
     surface_distances,
@@ -235,8 +234,7 @@ def test_slices_count_where_they_hold_the_target() -> None:
     predicted[2] = False  # a miss
     predicted[3] = np.roll(truth[3], 2, axis=1)
     predicted[5, :3, :3] = True  # a false alarm where there is no target
-    rows = metrics_per_slice(predicted, truth, (1.0, 0.5))
-    assert list(rows) == [1, 2, 3]
+    rows = {t: volume_metrics(predicted[t], truth[t], (1.0, 0.5)) for t in (1, 2, 3)}
     assert rows[1] == MaskMetrics(1.0, 1.0, 0.0, 1.0)
     assert astuple(rows[2]) == pytest.approx((0.0, 0.0, np.hypot(20.0, 10.0), 0.0))
     assert rows[3].dsc == pytest.approx(0.8) and rows[3].hd95_mm == pytest.approx(1.0)

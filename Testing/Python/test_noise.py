@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.prompts.click_path import click_path
 from SPDSegmentLib.prompts.noise import (
     SEVERITIES,
     NoiseConfig,
     SimulatedClicks,
-    click_path,
     noise_config,
     simulate_clicks,
     simulate_clicks_from_path,

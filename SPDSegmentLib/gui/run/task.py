@@ -9,7 +9,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from SPDSegmentLib.batch.cases import BatchModel, batch_model, model_digest
+from SPDSegmentLib.batch.cases import BatchModel, batch_model
 from SPDSegmentLib.errors import ModelMissing, SPDError
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, origin_note
 
@@ -58,7 +58,7 @@ def findModel(name: str, *, remote: bool = False) -> ModelEntry:
     except SPDError:
         if not remote:
             raise
-        return ModelEntry(name, name, name.partition("?")[0], digest=model_digest(name), title=name)
+        return ModelEntry(name, name, name.partition("?")[0], digest=f"name:{name}", title=name)
 
 
 def likelyModel(models: Sequence[ModelEntry], names: Iterable[str], lowestValue: float | None) -> int | None:
