@@ -1,6 +1,7 @@
 # `make demo` and `make test` set up .venv by themselves; both are safe to repeat.
 # Another Python:  make test PYTHON=/path/to/python3.12
-# Another torch:   make demo TORCH="torch==2.13.0 --index-url ..."   (one for your GPU, for example)
+# Another torch:   make demo TORCH="torch==2.13.0 --index-url ..."   (one for your GPU; first `make clean` a .venv that is
+# there)
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -15,6 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet
 comma := ,
 
 .PHONY: demo test install-check lint style format setup weights clean bench bench-quick publish-tree soak fuzz lock
+.PHONY: named-torch
 
 demo: weights
 	$(BIN)/spdsegment demo --output demo-output
@@ -119,14 +121,20 @@ define install
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(PIP) --no-compile --constraint $(VENV)/constraints.txt --editable '.[$(1)]'
 	$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/(tests?|transformers/models)/' $(VENV)/lib || true
+	echo '$(TORCH)' > $(VENV)/.torch
 	touch $(2)
 endef
 
-$(INSTALLED): pyproject.toml constraints.txt
+# pip leaves an installed torch as it is, so that another one that is named needs a new .venv.
+named-torch:
+	@test '$(origin TORCH)' = file || test ! -f $(VENV)/.torch || test '$(TORCH)' = "$$(cat $(VENV)/.torch)" || { \
+	  echo ".venv was made with TORCH=\"$$(cat $(VENV)/.torch)\": run \`make clean\`, then this command again."; exit 1; }
+
+$(INSTALLED): pyproject.toml constraints.txt | named-torch
 	$(call install,$(EXTRAS),$@)
 
 # What the tests of the 3D Slicer module need besides: its MRML and Qt, without Slicer (Python 3.11 on Linux).
-$(HOST): pyproject.toml constraints.txt
+$(HOST): pyproject.toml constraints.txt | named-torch
 	$(call install,$(EXTRAS)$(comma)host,$(INSTALLED) $@)
 
 # Other systems' packages; torchvision belongs to one torch, so it is named together with it.

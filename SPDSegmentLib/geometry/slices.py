@@ -52,6 +52,9 @@ class SliceStack:
         self.plane = axis if axis in _PLANES else max(_PLANES, key=lambda p: abs(float(_PLANES[p][0] @ normal)))
         self._axes, self.flips = _nearest_orientation(self.axis, directions, np.array(_PLANES[self.plane]))
         self.order = tuple(2 - a for a in self._axes)
+        # 3D Slicer makes a left-handed volume right-handed as it reads it, by reversing K.
+        left_handed = bool(np.linalg.det(directions) < 0)
+        self._counts_down = self.flips[0] != (self.axis == 2 and left_handed)
         _, row_axis, column_axis = self._axes
         self.pixel_mm = (float(spacing[row_axis]), float(spacing[column_axis]))
         self.slice_mm = float(spacing[self.axis])
@@ -95,8 +98,8 @@ class SliceStack:
         return ras
 
     def slice_number(self, t: int) -> int:
-        """Index of slice t along the volume's own axis: what a viewer shows."""
-        return self.n_slices - 1 - t if self.flips[0] else t
+        """Index of slice t along the volume's own axis, as 3D Slicer shows it, which holds every file right-handed."""
+        return self.n_slices - 1 - t if self._counts_down else t
 
     def _thw_to_ijk(self) -> np.ndarray:
         """(4, 4) matrix from (slice, row, column) to (I, J, K) indexes."""

@@ -106,14 +106,14 @@ class Straightened:
     Attributes:
         position_mm: (S,) along the centerline, from its end on the lowest slice.
         center_ras: (S, 3) mm; across_ras: (S, 2, 3) unit vectors of rows and columns of the planes.
-        slice_number: (S,) nearest slice, as the image numbers them.
+        slice_number: (S,) nearest slice, as 3D Slicer numbers them.
         masks: (S, P, P) bool, the cross-sections; P is odd, the centerline in the middle.
         image: (S, P, P) float32, NaN outside the volume; None where it was not asked for.
         pixel_mm: of the planes.
         area_mm2, diameter_mm: (S,) of the cross-section, and of the circle of its area; 0 in a gap of the mask.
         feret_min_mm, feret_max_mm: (S,) least and greatest distance of two parallel lines that enclose it.
         centerline_mm: length of the centerline from end to end; :func:`labelmap.measure` follows another path, through
-            the centroids of slices.
+            the centroids of slices, so that its length and diameters are others.
         left_out: share of the mask that no plane met, as parts and side branches apart from the centerline.
     """
 

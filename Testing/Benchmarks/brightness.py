@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kept_rows import inputs_of, keep, rows_to_go_on_with
+from kept_rows import Rows, inputs_of, keep, rows_to_go_on_with
 from shipped import bundle_of, data_of, predictor_of
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Judge, Occasion, load_targets, measure, window_of
 from SPDSegmentLib.geometry.intensity import intensity_range
@@ -64,6 +64,18 @@ def rows_of(target: EvaluationTarget, predictors: dict[str, Predictor], share: f
     return rows
 
 
+def table(rows: Rows) -> list[str]:
+    """Mean and lowest DSC by how much of the brightness is left."""
+    lines = ["brightness left | without | with | lowest without | lowest with"]
+    for share in SHARES:
+        dsc = {
+            m: [r["dsc"] or 0.0 for r in rows if (r["share"], r["method"]) == (share, m)] for m in ("without", "with")
+        }
+        means, least = ([f"{of(dsc[m]):.3f}" for m in dsc] for of in (np.mean, min))
+        lines.append(" | ".join((f"{share:.2f}", *means, *least)))
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", nargs="?", default="kidney-mr")
@@ -74,20 +86,14 @@ def main() -> None:
     blind.intensity = dataclasses.replace(predictor.intensity, usual_low=0.0, usual_high=0.0)
     usual = [predictor.intensity.usual_low, predictor.intensity.usual_high]
     inputs = inputs_of(bundle_of(name), severity=SEVERITY, seeds=[SEED], bright=BRIGHT_SHARE, usual=usual)
-    rows = rows_to_go_on_with(RESULTS, inputs)
+    rows = rows_to_go_on_with(RESULTS, inputs, table)
     done = {(row["case"], row["target"], row["share"]) for row in rows}
     for target in load_targets(folder, data, data.validation):
         for share in SHARES:
             if (target.case, target.name, share) not in done:
                 rows += rows_of(target, {"with": predictor, "without": blind}, share)
                 keep(RESULTS, inputs, rows)
-    print("brightness left | without | with | lowest without | lowest with")
-    for share in SHARES:
-        dsc = {
-            m: [r["dsc"] or 0.0 for r in rows if (r["share"], r["method"]) == (share, m)] for m in ("without", "with")
-        }
-        means, least = ([f"{of(dsc[m]):.3f}" for m in dsc] for of in (np.mean, min))
-        print(" | ".join((f"{share:.2f}", *means, *least)))
+    print("\n".join(table(rows)))
 
 
 if __name__ == "__main__":

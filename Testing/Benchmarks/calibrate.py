@@ -119,7 +119,7 @@ def main() -> None:
         kept = HERE / "results" / "calibration" / f"{name}.json"
         seeds = [FIRST_SEED, options.seeds]
         inputs = inputs_of(bundle_of(name), cases=data_of(name)[1].validation, severity=SEVERITY, seeds=seeds)
-        rows = rows_to_go_on_with(kept, inputs)
+        rows = rows_to_go_on_with(kept, inputs, lambda rows: [str(table_of(rows))])
         if not rows:
             rows = rows_of(name, options.seeds)
             keep(kept, inputs, rows)

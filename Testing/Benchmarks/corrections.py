@@ -91,7 +91,7 @@ def main() -> None:
         kept = HERE / "results" / "corrections" / f"{name}.json"
         settings = {"severity": SEVERITY, "seeds": [SEED], "most": MOST, "learn_after": LEARN_AFTER}
         inputs = inputs_of(bundle_of(name), **settings)
-        rows = rows_to_go_on_with(kept, inputs)
+        rows = rows_to_go_on_with(kept, inputs, table)
         done = {(row["case"], row["target"]) for row in rows}
         predictor = predictor_of(name)
         for target in held_out(name, options.volumes):

@@ -6,6 +6,7 @@ A file is ``{"inputs": {...}, "rows": [...]}``; one of before that has rows alon
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ def rows_in(path: Path) -> Rows:
     return rows
 
 
-def rows_to_go_on_with(path: Path, inputs: dict[str, Any]) -> Rows:
+def rows_to_go_on_with(path: Path, inputs: dict[str, Any], table: Callable[[Rows], Iterable[str]]) -> Rows:
     """Rows of a file that were measured with these inputs; none where there is no file.
+
+    Args:
+        table: the lines of a script's table, which is printed of rows that are refused, too.
 
     Raises:
         SystemExit: they were measured with others, or nobody knows with which.
@@ -42,6 +46,7 @@ def rows_to_go_on_with(path: Path, inputs: dict[str, Any]) -> Rows:
     before = kept.get("inputs", {}) if isinstance(kept, dict) else {}
     if before != inputs:
         other = ", ".join(name for name in {**before, **inputs} if before.get(name) != inputs.get(name))
+        print(*table(rows_in(path)), sep="\n", flush=True)
         raise SystemExit(f"{path} was measured with other inputs ({other}): move it away, and it is measured again.")
     return rows_in(path)
 

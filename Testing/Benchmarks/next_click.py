@@ -136,7 +136,7 @@ def main() -> None:
     for name in options.bundles:
         kept = HERE / "results" / "next-click" / f"{name}.json"
         inputs = inputs_of(bundle_of(name), start=START, severity=SEVERITY)
-        rows = rows_to_go_on_with(kept, inputs)
+        rows = rows_to_go_on_with(kept, inputs, table)
         done = {(row["case"], row["target"], row["seed"], row["way"]) for row in rows}
         predictor = predictor_of(name)
         for target in held_out(name, options.volumes):

@@ -4,7 +4,7 @@
 
 Of one volume a patient, every severity and set of clicks, the rows of ``spdsegment evaluate`` with each value; kept in
 ``results/evidence/BUNDLE.json`` (``BUNDLE-NAME.json`` for another setting), what is there is not computed again, and
-refused where the bundle or the noise is another. A table is printed.
+refused where the bundle, another of its settings or the noise has changed. A table is printed, of refused rows too.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from SPDSegmentLib.evaluation.evaluator import (
 )
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.models.bundle import Bundle
 from SPDSegmentLib.prompts.distillation import EVIDENCE, PromptConfig
 from SPDSegmentLib.settings import parse_json
 
@@ -75,14 +76,21 @@ def kept_in(name: str, setting: str) -> Path:
     return RESULTS / (f"{name}.json" if setting == SETTING else f"{name}-{setting}.json")
 
 
+def inputs_under(bundle: Bundle, setting: str) -> dict[str, Any]:
+    """What the rows depend on: the measured setting has a value in each row, so that of the bundle does not count."""
+    inputs = inputs_of(bundle, setting=setting)
+    inputs["prompts"].pop(setting, None)
+    return inputs
+
+
 def run(name: str, options: argparse.Namespace) -> None:
     """Measure what is not measured yet of a bundle's volumes."""
     folder, data = data_of(name)
     path = kept_in(name, options.setting)
     own = predictor_of(name)
     prompts = dataclasses.asdict(own.prompts)
-    inputs = inputs_of(bundle_of(name), setting=options.setting)
-    volumes = rows_to_go_on_with(path, inputs)
+    inputs = inputs_under(bundle_of(name), options.setting)
+    volumes = rows_to_go_on_with(path, inputs, lambda _: table_of(name, options.setting))
     draws = EvaluationConfig(tuple(options.severities), options.seeds, first_seed=options.first_seed).draws
     predictors = {
         value: own.with_prompts(PromptConfig.from_dict({**prompts, options.setting: _parsed(value)}))

@@ -177,7 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     bundle = find_bundle(options.bundle)
     inputs = inputs_of(bundle, severities=SEVERITIES, seeds=[FIRST_SEED, options.seeds])
-    rows = rows_to_go_on_with(options.output, inputs)
+    rows = rows_to_go_on_with(options.output, inputs, lambda rows: [*table(rows), *shares(rows)])
     done = {row["structure"] for row in rows}
     predictor = Predictor.load(bundle, "cpu")
     for volume in VOLUMES:

@@ -15,7 +15,7 @@ from segment_case import SHAPE, SPACING, files_in, run, tiny_bundle, write_click
 from typer.testing import CliRunner
 
 from SPDSegmentLib.cli import app as app_module
-from SPDSegmentLib.cli import segment_command
+from SPDSegmentLib.cli import preview
 from SPDSegmentLib.errors import OutOfMemory
 from SPDSegmentLib.geometry.labelmap import read_labelmap
 from SPDSegmentLib.geometry.markups import read_markups
@@ -111,11 +111,11 @@ def test_a_failing_picture_leaves_mask_and_report_and_says_so(
 ) -> None:
     pytest.importorskip("matplotlib")
 
-    def fail(path: Path, outcome: Any) -> None:
+    def fail(path: Path, *shown: Any) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(segment_command, "_write_preview", fail)
+    monkeypatch.setattr(preview, "write_preview", fail)
     result = run(case, "--preview", case.out / "p.png", "--report", case.out / "r.json")
 
     assert result.exit_code == 2
@@ -166,10 +166,10 @@ def test_an_interrupted_picture_leaves_the_mask_and_says_so(
 ) -> None:
     pytest.importorskip("matplotlib")
 
-    def interrupt(path: Path, outcome: Any) -> None:
+    def interrupt(path: Path, *shown: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(segment_command, "_write_preview", interrupt)
+    monkeypatch.setattr(preview, "write_preview", interrupt)
     result = run(case, "--preview", case.out / "p.png")
 
     assert result.exit_code == 130

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
+import tomllib
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from typer.testing import CliRunner
 
 from SPDSegmentLib.cli.app import build_app
 from SPDSegmentLib.geometry.centerline import clicks_from_points
-from SPDSegmentLib.models.bundle import read_bundle
+from SPDSegmentLib.models.bundle import list_bundles, read_bundle
+from SPDSegmentLib.models.bundle_info import BundleInfo
 from SPDSegmentLib.networks import backbones, config
 from SPDSegmentLib.worker.protocol import FrameParser, decode_frame, decode_message, encode_message
 
@@ -88,6 +92,74 @@ def test_the_example_of_a_row_segments(repository: Path, monkeypatch: pytest.Mon
     target = tube_target()
     mask = row.segment(target, clicks_from_points(np.array([[-27.0, -30.0, 30.0]]), target.stack))
     assert mask.sum() == mask[10].sum() == 81
+
+
+def shipped_models() -> list[BundleInfo]:
+    """What the shipped bundles say of themselves."""
+    return [bundle.info for bundle in list_bundles() if bundle.shipped]
+
+
+def test_the_comparison_counts_the_models_that_are_shipped(repository: Path) -> None:
+    page = (repository / "docs" / "peers.md").read_text(encoding="utf-8")
+    assert f"| structures that work at once | **-** {len(shipped_models())} |" in page
+
+
+def test_the_page_of_the_command_line_says_of_every_shipped_model_how_low_its_dice_may_be(repository: Path) -> None:
+    page = (repository / "docs" / "command-line.md").read_text(encoding="utf-8")
+    for info in shipped_models():
+        table = info.calibration
+        row = f"| `{info.name}` | {table.get('patients', 'not calibrated')} | no bound | - |"
+        if table.get("volume_margin") is not None:
+            less = table["volume_margin"] - table["volume_bias"]
+            row = f"| `{info.name}` | {table['patients']} | {less:.2f} | {100 * table['coverage']:.0f} % |"
+        assert row in page
+
+
+def test_the_benchmark_writes_no_page_that_is_not_kept(repository: Path) -> None:
+    folder = repository / "Testing" / "Benchmarks"
+    settings = {path.name: tomllib.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.toml")}
+    pages = {name: folder / values["report"] for name, values in settings.items() if values.get("report")}
+    assert "benchmark.toml" in pages and [name for name, page in pages.items() if not page.exists()] == []
+
+
+def points(repository: Path, cell: str, severity: str) -> float:
+    """Mean DSC over patients of a kept cell, in percent."""
+    path = repository / "Testing" / "Benchmarks" / "results" / f"{cell}.jsonl"
+    head, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    of_patient: dict[str, list[float]] = defaultdict(list)
+    for row in (dict(zip(head["columns"], line, strict=True)) for line in lines):
+        if (row.get("severity") or row.get("noise")) == severity:
+            of_patient[row["patient"]].append(row["dsc"])
+    return 100 * float(np.mean([np.mean(values) for values in of_patient.values()]))
+
+
+def test_figures_that_are_said_in_words_are_those_of_the_kept_rows(repository: Path) -> None:
+    def more(cell: str, severity: str, method: str, other: str) -> float:
+        return points(repository, f"{cell}/{method}", severity) - points(repository, f"{cell}/{other}", severity)
+
+    notes = " ".join((repository / "Testing" / "Benchmarks" / "benchmark-notes.md").read_text("utf-8").split())
+    hippocampus = [points(repository, "full/cells/hippocampus-mr/spd", noise) for noise in ("clinic", "severe")]
+    kidneys = [
+        more(f"full/cells/{name}", "severe", "spd", "no-local-validation") for name in ("kidney-mr", "kidney-mr-cv")
+    ]
+    spleen = [more("full/cells/spleen-mr", noise, "beyond-6", "spd") for noise in ("clean", "clinic", "severe")]
+    assert "91, {:.0f} and {:.0f} with the synthesized points".format(*hippocampus) in notes
+    assert "without it {:.0f} and {:.0f} points are lost".format(*kidneys) in notes
+    assert f"gain {min(spleen):.1f} to {max(spleen):.1f} on the spleen" in notes
+    results = " ".join((repository / "docs" / "results.md").read_text(encoding="utf-8").split())
+    stage1 = "conditioned-stage1/cells"
+    ahead = [
+        more(f"{stage1}/{name}", "severe", "conditioned", "sam-tuning-stage1")
+        for name in ("kidney-mr-cv", "esophagus-ct")
+    ]
+    assert {f"{value:.0f}" for value in ahead} == {"4"} and "(4 points at severe on both" in results
+    config = repository / "Testing" / "Benchmarks" / "Configs" / "any-structure.toml"
+    sets = [one["structures"] for one in tomllib.loads(config.read_text(encoding="utf-8"))["sets"].values()]
+    kinds = {re.sub("^(left|right)_|_2$", "", name) for structures in sets for name in structures}
+    assert f"{sum(map(len, sets))} structures of seven data sets in MR and CT ({len(kinds)} kinds)" in results
+    assert len(sets) == 7
+    behind = [more(f"{stage1}/esophagus-ct", noise, "spd", "conditioned") for noise in ("clinic", "severe")]
+    assert "{:.0f} and {:.0f} on the esophagus. `esophagus-ct`".format(*behind) in results
 
 
 def test_links_between_pages_lead_somewhere(repository: Path) -> None:

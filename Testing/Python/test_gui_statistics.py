@@ -31,6 +31,7 @@ def test_statistics_are_a_table_and_a_file(host: Any, scene: Any, tmp_path: Path
     assert float(table.GetCellText(0, 2)) == pytest.approx(18.0)
     assert f"{volume_ml:.2f} ml" in scene.ui.exportLabel.text
     rows = list(csv.reader(export(scene, "csv", tmp_path / "k").open(encoding="utf-8")))
+    assert rows[0][2] == "Length from slice to slice (mm)", "*Along the centerline* measures another"
     assert rows[0][1] == "Volume (ml)" and float(rows[1][1]) == pytest.approx(volume_ml, rel=1e-3)
 
     scene.ui.statisticsButton.click()

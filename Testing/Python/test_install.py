@@ -127,6 +127,28 @@ def test_commands_that_the_pages_give_name_extras_that_there_are(repository: Pat
     assert given >= 3
 
 
+def test_another_torch_for_an_environment_that_is_there_is_refused_with_what_helps(
+    repository: Path, tmp_path: Path
+) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed here")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(repository / name, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".torch").write_text("torch==2.13.0\n", encoding="utf-8")
+    (tmp_path / ".venv" / ".installed").touch()
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "TORCH"}
+
+    def make(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["make", "setup", *words], cwd=tmp_path, env=plain, capture_output=True, text=True, encoding="utf-8"
+        )
+
+    assert make().returncode == 0 and make("TORCH=torch==2.13.0").returncode == 0
+    other = make("TORCH=torch --index-url https://example.org/whl")
+    assert other.returncode != 0 and 'made with TORCH="torch==2.13.0": run `make clean`' in other.stdout
+
+
 def test_the_dockerfile_is_sound_and_copies_what_the_build_needs(repository: Path) -> None:
     text = (repository / "Dockerfile").read_text(encoding="utf-8")
     ignored = (repository / ".dockerignore").read_text(encoding="utf-8").splitlines()

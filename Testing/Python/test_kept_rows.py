@@ -10,15 +10,20 @@ import pytest
 from models_helpers import tiny_info
 
 import prompt_settings
-from kept_rows import inputs_of, keep, rows_in, rows_to_go_on_with
-from prompt_settings import missing, table_of
+from kept_rows import Rows, inputs_of, keep, rows_in, rows_to_go_on_with
+from prompt_settings import inputs_under, missing, table_of
 from SPDSegmentLib.models.bundle import Bundle
 
 ROWS = [{"case": "a", "dsc": 0.5}]
 
 
-def bundle(adapter: str, folder: Path) -> Bundle:
-    return Bundle(replace(tiny_info(), adapter_sha256=adapter * 64), folder, folder / "adapter.safetensors")
+def bundle(adapter: str, folder: Path, **prompts: object) -> Bundle:
+    info = replace(tiny_info(), adapter_sha256=adapter * 64, prompts=prompts)
+    return Bundle(info, folder, folder / "adapter.safetensors")
+
+
+def lines(rows: Rows) -> list[str]:
+    return [f"{row['case']}: {row['dsc']}" for row in rows]
 
 
 def test_rows_of_other_inputs_are_refused_and_those_of_the_same_go_on(
@@ -26,16 +31,16 @@ def test_rows_of_other_inputs_are_refused_and_those_of_the_same_go_on(
 ) -> None:
     path = tmp_path / "new" / "rows.json"
     inputs = inputs_of(bundle("1", tmp_path), seeds=(1, 2))
-    assert rows_to_go_on_with(path, inputs) == []
+    assert rows_to_go_on_with(path, inputs, lines) == []
     keep(path, inputs, ROWS)
-    assert rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path), seeds=(1, 2))) == ROWS
+    assert rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path), seeds=(1, 2)), lines) == ROWS
     with pytest.raises(SystemExit, match=r"rows.json was measured with other inputs \(adapter_sha256\): move it away"):
-        rows_to_go_on_with(path, inputs_of(bundle("2", tmp_path), seeds=(1, 2)))
+        rows_to_go_on_with(path, inputs_of(bundle("2", tmp_path), seeds=(1, 2)), lines)
     with pytest.raises(SystemExit, match=r"\(seeds\)"):
-        rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path), seeds=(1, 3)))
+        rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path), seeds=(1, 3)), lines)
     monkeypatch.setattr("kept_rows.NOISE_VERSION", 99)
     with pytest.raises(SystemExit, match=r"\(noise_version\)"):
-        rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path), seeds=(1, 2)))
+        rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path), seeds=(1, 2)), lines)
 
 
 def test_rows_without_a_word_of_their_inputs_are_read_and_not_gone_on_with(tmp_path: Path) -> None:
@@ -43,7 +48,21 @@ def test_rows_without_a_word_of_their_inputs_are_read_and_not_gone_on_with(tmp_p
     path.write_text(json.dumps(ROWS), encoding="utf-8")
     assert rows_in(path) == ROWS
     with pytest.raises(SystemExit, match="move it away"):
-        rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path)))
+        rows_to_go_on_with(path, inputs_of(bundle("1", tmp_path)), lines)
+
+
+def test_rows_that_are_refused_are_shown_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.json"
+    keep(path, inputs_of(bundle("1", tmp_path)), ROWS)
+    with pytest.raises(SystemExit, match="move it away"):
+        rows_to_go_on_with(path, inputs_of(bundle("2", tmp_path)), lines)
+    assert capsys.readouterr().out == "a: 0.5\n"
+
+
+def test_rows_of_a_setting_hold_when_the_bundle_takes_one_of_its_values_over(tmp_path: Path) -> None:
+    before, after = (bundle("1", tmp_path, follow_jump=value, n_neighbors=2) for value in (0.0, 0.06))
+    assert inputs_under(before, "follow_jump") == inputs_under(after, "follow_jump")
+    assert inputs_under(before, "n_neighbors") != inputs_under(after, "n_neighbors")
 
 
 def test_another_value_severity_or_seed_of_a_setting_is_missing() -> None:

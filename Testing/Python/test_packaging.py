@@ -65,6 +65,16 @@ def test_every_declared_dependency_is_pinned(repository: Path, requirements: set
     assert pins["torch"] == "2.13.0"
 
 
+def test_hooks_before_a_commit_run_every_check_of_make_lint(repository: Path) -> None:
+    recipes = re.findall(
+        r"^(?:lint|style):.*\n((?:\t.*\n)+)", (repository / "Makefile").read_text("utf-8"), re.MULTILINE
+    )
+    checks = {words.strip() for recipe in recipes for words in re.findall(r"\$\(BIN\)/(\w+ ?\w*)", recipe)}
+    hooks = (repository / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert checks >= {"ruff check", "ruff format", "mypy", "hadolint Dockerfile"}
+    assert [check for check in checks if f".venv/bin/{check}" not in hooks] == []
+
+
 def test_what_a_message_tells_to_install_is_what_is_declared(project: dict[str, Any]) -> None:
     extras = project["project"]["optional-dependencies"]
     declared = {r for group in [project["project"]["dependencies"], *extras.values()] for r in group}

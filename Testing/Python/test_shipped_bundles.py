@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +166,22 @@ def test_every_shipped_bundle_names_its_data_and_its_measured_figures() -> None:
         assert bundle.info.title in bundle.card
         assert sum(f.stat().st_size for f in bundle.folder.iterdir()) < 10_000_000
         json.dumps(bundle.info.to_dict())
+
+
+@pytest.mark.parametrize("name", ["esophagus-ct", "spleen-mr", "spinal-cord-ct"])
+def test_figures_of_a_card_are_those_of_the_kept_rows(name: str) -> None:
+    found: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    with (REPOSITORY / "Testing" / "Benchmarks" / "results" / "cards" / f"{name}.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            figures = float(row["dsc"]), float(row["hd95_mm"])
+            found[row["method"], row["severity"]][row["patient"]].append(figures)
+    card = read_bundle(REPOSITORY / "Resources" / "Models" / name).card
+    assert card.count(f"\n| {name} |") == len(found) == 9
+    for (method, severity), patients in found.items():
+        dsc, hd95 = np.mean([np.mean(figures, axis=0) for figures in patients.values()], axis=0)
+        (line,) = [row for row in card.splitlines() if row.startswith(f"| {name} | {method} | {severity} |")]
+        cells = line.split(" | ")
+        assert (cells[3].split()[0], cells[4]) == (f"{100 * dsc:.1f}", f"{hd95:.1f}")
 
 
 def test_the_configurations_of_the_shipped_bundles_are_in_the_repository() -> None:

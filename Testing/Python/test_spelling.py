@@ -21,7 +21,7 @@ BRITISH = re.compile(
 ODD = re.compile(r"\b(?:anew|without a word|in vain|betimes|forthwith|heretofore|whereupon)\b", re.IGNORECASE)
 NAMES_OF_OTHERS = re.compile(r"ctkColorPickerButton|hideLabelLayer")
 STORED = (
-    "Resources/Models/",
+    *(f"Resources/Models/{name}/model.json" for name in ("kidney-mr", "hippocampus-mr", "esophagus-ct")),
     "SPDSegmentLib/training/",
     "SPDSegmentLib/models/bundle_info.py",
     "Testing/Python/test_init.py",

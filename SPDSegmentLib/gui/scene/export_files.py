@@ -266,9 +266,9 @@ def columnTitles() -> tuple[str, ...]:
     return (
         _("Segment"),
         _("Volume (ml)"),
-        _("Length along the centerline (mm)"),
-        _("Mean diameter (mm)"),
-        _("Largest diameter (mm)"),
+        _("Length from slice to slice (mm)"),
+        _("Mean diameter of the slices (mm)"),
+        _("Largest diameter of the slices (mm)"),
     )
 
 
@@ -311,7 +311,7 @@ def sentence(row: dict[str, Any]) -> str:
     """Return a row as one line."""
     volume = f"{row['volume']:.1f}" if row["volume"] >= 10 else f"{row['volume']:.2f}"
     return _(
-        "{segment}: {volume} ml, {length} mm along the centerline, {mean} mm in diameter (largest {largest} mm)."
+        "{segment}: {volume} ml, from slice to slice {length} mm, {mean} mm in diameter (largest {largest} mm)."
     ).format(**row | {"volume": volume})
 
 
