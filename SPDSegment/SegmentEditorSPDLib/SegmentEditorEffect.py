@@ -19,14 +19,14 @@ from slicer.util import VTKObservationMixin
 from SPDSegmentLib.errors import Cancelled, SPDError
 from SPDSegmentLib.gui.panel.about import resourcePath
 from SPDSegmentLib.gui.panel.controls import showPlainly
-from SPDSegmentLib.gui.panel.run_section import endText, progressText
-from SPDSegmentLib.gui.panel.setup_section import forSlicer
+from SPDSegmentLib.gui.panel.run_section import endText, forSlicer, ofSegment, progressText
 from SPDSegmentLib.gui.run.job import SegmentationJob
 from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView, likelyModel
 from SPDSegmentLib.gui.scene.centerlines import clickEvents, clicksOf, makeClicks, removeClicks, snapshotClicks
 from SPDSegmentLib.gui.scene.state import idleTimer
 from SPDSegmentLib.gui.scene.target import SegmentTarget
 from SPDSegmentLib.gui.scene.volumes import viewCenter, viewNode
+from SPDSegmentLib.gui.scene.write_record import identityOf
 
 CLICK_MS = 150
 """After a change of the clicks, before a run starts."""
@@ -46,10 +46,11 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
         VTKObservationMixin.__init__(self)
         self.models: list[ModelEntry] = []
-        self.job: SegmentationJob | None = None
+        self.job: SegmentationJob | None = None  # the latest one
+        self._jobs: dict[tuple[str, ...], SegmentationJob] = {}  # by segment
+        self._ends: dict[tuple[str, ...], str] = {}  # what came of those of other segments, until one turns to these
         self._followed: tuple[str, ...] = ()
         self._message = ""
-        self._isLate = False
         self._clicksTimer = idleTimer(self._onClicks, CLICK_MS)
         self._segmentTimer = idleTimer(self._onSegment, CLICK_MS)
         self._refreshTimer = idleTimer(self._refresh)
@@ -118,7 +119,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
 
     def activate(self) -> None:
         """The effect was chosen."""
-        self.models = slicer.util.getModuleWidget("SPDSegment").panel.inputs.usableModels()
+        self.models = self._panel.inputs.usableModels()
         self._follow()
         self._refresh()
         task = self.task
@@ -151,14 +152,19 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         return slicer.util.getModuleLogic("SPDSegment")
 
     @property
+    def _panel(self) -> Any:
+        """The module's panel, whose models, device and slicing axis hold here too."""
+        return slicer.util.getModuleWidget("SPDSegment").panel
+
+    @property
     def task(self) -> Task | None:
         """What would be segmented, or None where something is missing."""
         target, volumeNode, model = self._target, self._editor.GetSourceVolumeNode(), self.model
         if target is None or volumeNode is None or model is None:
             return None
-        view = VolumeView(volumeNode, model)
+        view = VolumeView(volumeNode, model, self._panel.state.device, self._panel.state.axis)
         try:
-            shown = viewNode(view.snapshot().stack.plane)
+            shown = viewNode(view.snapshot().stack)
         except SPDError:
             shown = None
         first = viewCenter(shown) if shown is not None else None
@@ -177,7 +183,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         names = [volumeNode.GetName() or ""] if volumeNode is not None else []
         if target is not None:
             names.append(target.node.GetSegmentation().GetSegment(target.segmentId).GetName() or "")
-        lowest = volumeNode.GetImageData().GetScalarRange()[0] if volumeNode is not None else None
+        image = volumeNode.GetImageData() if volumeNode is not None else None
+        lowest = image.GetScalarRange()[0] if image is not None and image.GetPointData().GetScalars() else None
         likely = likelyModel(self.models, names, lowest)
         return None if likely is None else self.models[likely]
 
@@ -194,12 +201,15 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
             if task is not None:
                 job = self.logic.segmenter.start(task, everywhere=everywhere)
         except SPDError as error:
-            self._message = forSlicer(error).sentence
-        if job is not None:
-            job.onProgress.connect(lambda progress: setattr(self.statusLabel, "text", progressText(progress)))
-            job.onFinished.connect(self._onFinished)
-        if job is not None or not self._isRunning:
-            self.job = job
+            self._message = _sentence(error)
+        if job is not None and task is not None:
+            key = task.key
+            self._jobs[key] = self.job = job
+            self._ends.pop(key, None)
+            job.onProgress.connect(lambda progress: self._show(progressText(progress), key))
+            job.onFinished.connect(lambda done: self._onFinished(done, task))
+        elif not self._isRunning:
+            self.job = None
         self._refresh()
         return job
 
@@ -215,7 +225,22 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
 
     @property
     def _isRunning(self) -> bool:
-        return self.job is not None and not self.job.finished
+        """Whether a run is under way, of whichever segment."""
+        return any(not job.finished for job in self._jobs.values())
+
+    @property
+    def _key(self) -> tuple[str, ...]:
+        """Names the current segment among all, as ``Task.key``."""
+        target = self._target
+        return () if target is None else (target.nodeId, target.segmentId, identityOf(target.node, target.segmentId))
+
+    @property
+    def _ownJob(self) -> SegmentationJob | None:
+        return self._jobs.get(self._key)
+
+    @property
+    def _isRunningHere(self) -> bool:
+        return self._ownJob is not None and not self._ownJob.finished
 
     def _follow(self) -> None:
         """Listen to the editor's choices, to the segmentation, and to the clicks of the segment."""
@@ -235,7 +260,6 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
 
     def _look(self) -> None:
         """Take in, in a moment, what happened while the segment was not looked at."""
-        self._isLate = True
         self._segmentTimer.start()
 
     @property
@@ -257,7 +281,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
             return
         if self._followed and self._followed != self._present:
             if self._followed[:2] != self._present[:2]:
-                self._message = ""
+                self._message = self._ends.pop(self._key, "")
             self._follow()
         model = self.model
         self.modelBox.clear()
@@ -266,21 +290,32 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         for entry in self.models:
             self.modelBox.addItem(entry.title, entry.name)
         self.modelBox.currentIndex = 0 if model is None else self.modelBox.findData(model.name)
-        nodes = self.clickNodes
-        if nodes and self.placeWidget.currentNode() is not nodes[0]:
-            isPlacing = self.placeWidget.placeModeEnabled
-            self.placeWidget.setCurrentNode(nodes[0])
-            self.placeWidget.placeModeEnabled = isPlacing
+        nodes = self._turnPlacing()
         any_ = any(node.GetNumberOfDefinedControlPoints() for node in nodes)
         self.deleteLastButton.enabled = self.clearButton.enabled = any_
-        self.segmentButton.text = _("Cancel") if self._isRunning else _("Segment")
-        self.segmentButton.enabled = self._isRunning or (any_ and model is not None)
+        isRunning = self._isRunningHere
+        self.segmentButton.text = _("Cancel") if isRunning else _("Segment")
+        self.segmentButton.enabled = isRunning or (any_ and model is not None)
         self.liveCheck.checked = bool(self.scriptedEffect.integerParameter(LIVE))
-        withheld = self.job is not None and self.job.finished and bool(self.job.writer.withheld)
+        job = self._ownJob
+        withheld = job is not None and job.finished and bool(job.writer.withheld and self._message)
         self.writeAnywayButton.setVisible(withheld)
-        if not self._isRunning:
+        if not isRunning:
             hint = "" if any_ else _("Press Place clicks, then click along the structure in the slice views.")
             self.statusLabel.text = self._message or hint
+
+    def _turnPlacing(self) -> list[Any]:
+        """Place into the clicks of the current segment, which get a list where they are being placed; return them."""
+        nodes, target = self.clickNodes, self._target
+        isPlacing = self.placeWidget.placeModeEnabled
+        if not nodes and isPlacing and target is not None:
+            nodes = [makeClicks(target.node, target.segmentId)]
+            showPlainly(nodes[0])
+            self._follow()
+        if self.placeWidget.currentNode() is not (nodes[0] if nodes else None):
+            self.placeWidget.setCurrentNode(nodes[0] if nodes else None)
+            self.placeWidget.placeModeEnabled = isPlacing and bool(nodes)
+        return nodes
 
     def _onModel(self, index: int) -> None:
         self.scriptedEffect.setParameter(MODEL, self.modelBox.itemData(index) or "")
@@ -302,9 +337,11 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
             removeClicks(node, lastOnly=lastOnly)
 
     def _onRun(self, checked: bool) -> None:
-        if self._isRunning and self.job is not None:
-            self.job.cancel()
+        if self._ownJob is not None and self._isRunningHere:
+            self._ownJob.cancel()
         else:
+            if self.logic.workerHost.client.gave_up:
+                self.logic.workerHost.client.reset()
             self.start()
 
     def _onClicks(self) -> None:
@@ -313,30 +350,41 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         task = self.task
         if task is None or not self.liveCheck.checked or not self.segmentButton.enabled:
             return
-        segmenter = self.logic.segmenter
-        isFollowed = self._isRunning or task.target.record.model
-        if isFollowed and segmenter.hasOtherClicks(task, snapshotClicks(task.centerlineNodes)):
+        isFollowed = self._isRunningHere or task.target.record.model
+        if isFollowed and self.logic.segmenter.hasOtherClicks(task, snapshotClicks(task.centerlineNodes)):
             self.start()
 
     def _onSegment(self) -> None:
         """Take in what was edited, undone or redone."""
-        isLate, self._isLate = self._isLate, False
         task = self.task
         hasResult = task is not None and bool(task.target.record.model)
-        if hasResult and self.logic.segmenter.noteChange(task, isLate=isLate):
+        if hasResult and self.logic.segmenter.noteChange(task):
             self._message = ""
         self._refresh()
 
-    def _onFinished(self, job: SegmentationJob) -> None:
-        if job is not self.job:
+    def _show(self, text: str, key: tuple[str, ...]) -> None:
+        if key == self._key:
+            self.statusLabel.text = text
+
+    def _onFinished(self, job: SegmentationJob, task: Task) -> None:
+        problem = None if isinstance(job.error, Cancelled) else job.error
+        text = endText(job) if problem is None else _sentence(problem)
+        if self._jobs.get(task.key, job) is not job:
             return
-        if job.error is not None and not isinstance(job.error, Cancelled):
-            self._message = forSlicer(job.error).sentence
+        if task.key == self._key:
+            self._message = text
         else:
-            self._message = endText(job)
+            self._ends[task.key] = text
+            if problem is not None:
+                self._message = ofSegment(task, text)
         self._refreshTimer.start()
         if self._followed:
             self._look()
+
+
+def _sentence(error: SPDError) -> str:
+    """An error with a remedy that can be followed from the Segment Editor, which has no Set-up."""
+    return forSlicer(error, setUp=str(_("Set-up in the module SPDSegment"))).sentence
 
 
 def _button(text: str, onClicked: Any, *, checkable: bool = False) -> Any:

@@ -78,6 +78,66 @@ def test_released_slices_are_the_models_again(host: Any, module: Any) -> None:
     assert not mask_of(module)[3, 8].any() and mask_of(module)[3, 20, 24]
 
 
+def test_the_slice_of_the_view_that_is_shown_and_lies_nearest_is_released(host: Any, module: Any) -> None:
+    import slicer
+
+    paint(host, module)
+    host.slice_view("Red").jump_to((24.0, 20.0, 21.0))
+    paint(host, module, 7)
+    red, yellow = (slicer.app.layoutManager().sliceWidget(name).mrmlSliceNode() for name in ("Red", "Yellow"))
+    red.SetSliceOffset(9.0)
+    red.SetMappedInLayout(0)  # as in a layout that has the other view alone
+    yellow.SetOrientation("Axial")
+    yellow.SetSliceOffset(21.0)
+    yellow.RotateToVolumePlane(state_of(module).volumeNode)
+    yellow.SetOrientation("Reformat")
+    module.ui.releaseSliceButton.click()
+    assert record_of(module).owned == {3}
+    yellow.SetOrientation("Sagittal")
+    module.widget.panel.showRecord()
+    assert module.ui.releaseButton.enabled and not module.ui.releaseSliceButton.enabled
+
+
+def test_undo_of_the_run_after_a_release_makes_the_slices_a_persons_again(host: Any, module: Any) -> None:
+    module.ui.liveUpdateCheck.checked = False
+    paint(host, module)
+    drawn = mask_of(module)[3]
+    module.ui.releaseButton.click()
+    segment(host, module)
+    assert not np.array_equal(mask_of(module)[3], drawn) and not record_of(module).owned
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert np.array_equal(mask_of(module)[3], drawn) and record_of(module).owned == {3}
+    segment(host, module)
+    assert np.array_equal(mask_of(module)[3], drawn)
+
+
+def test_another_axis_and_back_leaves_the_one_edited_slice_alone_a_persons(host: Any, module: Any) -> None:
+    state = state_of(module)
+    module.ui.liveUpdateCheck.checked = False
+    paint(host, module)
+    painted = mask_of(module)
+    state.axis = "coronal"
+    segment(host, module)
+    assert np.array_equal(mask_of(module)[3], painted[3]) and "another axis (axial)" in module.ui.statusLabel.text
+    state.axis = "axial"
+    segment(host, module)
+    assert np.array_equal(mask_of(module), painted) and record_of(module).owned == {3}
+
+
+def test_what_is_painted_along_another_axis_is_a_persons_back_on_the_first(host: Any, module: Any) -> None:
+    state = state_of(module)
+    module.ui.liveUpdateCheck.checked = False
+    paint(host, module)
+    state.axis = "coronal"
+    segment(host, module)
+    paint(host, module, 10)
+    for axis in ("coronal", "axial"):
+        state.axis = axis
+        segment(host, module)
+    assert record_of(module).owned == {3, 10}
+
+
 def test_undo_of_a_stroke_gives_the_slice_back(host: Any, module: Any) -> None:
     before = mask_of(module)
     paint(host, module)

@@ -94,7 +94,12 @@ def module(scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     item = hierarchy.GetItemByDataNode(volume)
     hierarchy.SetItemAttribute(item, "DICOM.Modality", "MR")
     hierarchy.SetItemParent(item, study)
-    scene.widget.panel.state.model = "kidney-mr"
+    from SPDSegmentLib.gui.scene.write_record import WriteRecord, identify, saveRecord
+
+    state = scene.widget.panel.state
+    state.model = "spleen-mr"  # chosen for the next structure
+    identify(state.segmentationNode, state.segmentId)
+    saveRecord(state.segmentationNode, state.segmentId, WriteRecord(model="kidney-mr", learned="lesson-1"))
     scene.widget.panel.refresh()
     return scene
 
@@ -163,11 +168,21 @@ def test_a_seg_names_series_structure_and_algorithm(module: Any, tmp_path: Path)
         "Left kidney": {
             "TerminologyEntry": TERMINOLOGY,
             "DICOM.SegmentAlgorithmType": "SEMIAUTOMATIC",
-            "DICOM.SegmentAlgorithmName": "SPDSegment kidney-mr",
+            "DICOM.SegmentAlgorithmName": "SPDSegment kidney-mr lesson-1",
             "voxels": int(block().sum()),
         }
     }
     assert said["SeriesDescription"] == "Left kidney (SPDSegment)"
+
+
+def test_a_segment_that_was_drawn_by_hand_names_no_algorithm(module: Any, tmp_path: Path) -> None:
+    from SPDSegmentLib.gui.scene.write_record import WriteRecord, saveRecord
+
+    state = module.widget.panel.state
+    saveRecord(state.segmentationNode, state.segmentId, WriteRecord())
+    press(module, tmp_path)
+    tags = json.loads((tmp_path / "Left_kidney-seg.dcm").read_bytes()[132:])["segments"]["Left kidney"]
+    assert (tags["DICOM.SegmentAlgorithmType"], tags["DICOM.SegmentAlgorithmName"]) == ("MANUAL", "")
 
 
 def test_a_failing_exporter_is_one_sentence_and_leaves_no_patient_data(

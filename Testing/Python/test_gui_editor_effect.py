@@ -277,3 +277,79 @@ def test_a_start_that_fails_leaves_the_run_under_way_to_be_cancelled(host: Any, 
     editor.effect.segmentButton.click()
     editor.rest()
     assert job.finished and not editor.mask().any()
+
+
+def test_a_first_click_of_one_segment_starts_nothing_while_another_is_computed(
+    host: Any, editor: Editor, tmp_path: Path
+) -> None:
+    effect, gate = editor.effect, tmp_path / "gate"
+    use_fake(editor.module, f"fake?gate={gate}")
+    editor.widget.setActiveEffectByName("")
+    editor.choose()
+    editor.click(3)
+    effect.segmentButton.click()
+    job = effect.job
+    host.wait_until(lambda: job.writer.changed)
+    editor.widget.setCurrentSegmentID("Other")
+    host.process_events(300)
+    assert effect.segmentButton.text == "Segment" and effect.statusLabel.text.startswith("Press Place clicks")
+    effect.placeButton.click()
+    host.slice_view("Red").click_ras((12.0, 30.0, 24.0))
+    effect.placeButton.click()
+    host.process_events(400)
+    assert effect.job is job and effect.segmentButton.enabled
+    gate.touch()
+    editor.rest()
+    assert not editor.mask("Other").any()
+    editor.widget.setCurrentSegmentID("Kidney")
+    editor.rest()
+    assert "slices updated" in effect.statusLabel.text
+
+
+def test_clicks_go_to_the_segment_that_is_chosen_while_they_are_placed(host: Any, editor: Editor) -> None:
+    editor.effect.placeButton.click()
+    host.slice_view("Red").click_ras((24.0, 20.0, 9.0))
+    editor.widget.setCurrentSegmentID("Other")
+    host.process_events(300)
+    host.slice_view("Red").click_ras((12.0, 30.0, 24.0))
+    editor.effect.placeButton.click()
+    editor.rest()
+    assert editor.clicked() == [8]
+    editor.widget.setCurrentSegmentID("Kidney")
+    editor.rest()
+    assert editor.clicked() == [3]
+
+
+def test_segment_starts_a_worker_again_that_had_given_up(host: Any, editor: Editor) -> None:
+    client = editor.module.logic.workerHost.client
+    editor.click(3)
+    client.deaths = client.config.max_deaths
+    assert client.gave_up
+    assert editor.run().error is None and filled_slices(editor.mask())
+
+
+def test_the_device_and_the_axis_of_the_module_hold(editor: Editor) -> None:
+    state = editor.module.widget.panel.state
+    state.device, state.axis = "cpu", "coronal"
+    view = editor.effect.task.view
+    assert (view.device, view.axis) == ("cpu", "coronal")
+
+
+def test_a_source_volume_without_voxels_raises_nothing(host: Any, editor: Editor) -> None:
+    import slicer
+
+    editor.effect.scriptedEffect.setParameter("Model", "")
+    editor.widget.setSourceVolumeNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty"))
+    editor.rest()
+    assert editor.effect.modelBox.count
+
+
+def test_write_anyway_is_offered_for_the_segment_that_it_concerns(editor: Editor) -> None:
+    editor.click(3)
+    editor.node.SetSourceVolumeIntensityMask(True)
+    editor.node.SetSourceVolumeIntensityMaskRange(1000, 2000)
+    editor.run()
+    assert not editor.effect.writeAnywayButton.isHidden()
+    editor.widget.setCurrentSegmentID("Other")
+    editor.rest()
+    assert editor.effect.writeAnywayButton.isHidden()

@@ -18,6 +18,7 @@ from gui_helpers import (
     press_segment,
     record_of,
     segment,
+    segmented,
     settle,
     state_of,
 )
@@ -193,6 +194,41 @@ def test_what_is_moved_during_a_run_is_as_before_and_nothing_is_a_persons(host: 
     assert not mask_of(module).any() and not record_of(module).owned
     assert segment(host, module).error is None
     assert mask_of(module)[4, 20, 24]
+
+
+def test_a_segmentation_under_a_transform_that_shears_it_is_named_with_the_remedy(host: Any) -> None:
+    import slicer
+
+    module = segmented(host)
+    before, node = mask_of(module), state_of(module).segmentationNode
+    matrix = np.eye(4)
+    matrix[0, :2] = 1.05, 0.1
+    affine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Affine registration")
+    affine.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    node.SetAndObserveTransformNodeID(affine.GetID())
+    settle(host, module)
+    module.ui.segmentButton.click()
+    settle(host, module)
+    assert f"The segmentation {node.GetName()} is under a transform that shears it" in module.ui.statusLabel.text
+    assert "Harden the transform" in module.ui.statusLabel.text
+    node.SetAndObserveTransformNodeID(None)
+    segment(host, module)
+    assert np.array_equal(mask_of(module), before) and not record_of(module).owned
+
+
+def test_clicks_that_a_transform_moves_update_the_segment(host: Any) -> None:
+    import slicer
+
+    module = segmented(host)
+    before = mask_of(module)
+    moved = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Moved")
+    state_of(module).centerlineNodes[0].SetAndObserveTransformNodeID(moved.GetID())
+    settle(host, module)
+    matrix = np.eye(4)
+    matrix[0, 3] = 6.0
+    moved.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    settle(host, module)
+    assert np.array_equal(mask_of(module), np.roll(before, 6, axis=2))
 
 
 def test_a_frame_of_a_sequence_is_segmented_and_another_frame_is_another_volume(host: Any) -> None:

@@ -143,6 +143,20 @@ def test_undo_brings_back_mask_and_clicks_and_redo_both_again(host: Any, module:
     assert node.GetNthControlPointPositionWorld(0)[0] == pytest.approx(29.0)
 
 
+def test_undo_and_redo_of_a_result_keep_clicks_that_are_not_segmented_yet(host: Any, module: Any) -> None:
+    node, mask = clicks_of(module), mask_of(module)
+    module.ui.liveUpdateCheck.checked = False
+    for k in (3, 4):
+        node.AddControlPointWorld(24.0, 20.0, 3.0 * k)
+    settle(host, module)
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert node.GetNumberOfControlPoints() == 4 and not mask_of(module).any()
+    module.ui.editor.redo()
+    settle(host, module)
+    assert node.GetNumberOfControlPoints() == 4 and np.array_equal(mask_of(module), mask)
+
+
 def test_undo_brings_back_a_removed_click_and_takes_away_an_added_one(host: Any, module: Any) -> None:
     node = clicks_of(module)
     before = places(node)

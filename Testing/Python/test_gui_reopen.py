@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from gui_helpers import (
@@ -19,6 +20,7 @@ from gui_helpers import (
     record_of,
     segment,
     segmented,
+    segmented_behind_gate,
     settle,
     state_of,
     use_fake,
@@ -202,3 +204,40 @@ def test_helpers_of_the_module_are_not_saved(host: Any, tmp_path: Path) -> None:
     text = (tmp_path / "case.mrml").read_text(encoding="utf-8")
     assert "SPD saliency" not in text and "SPD kept" not in text
     assert "SPDSegment.Record" in text
+
+
+def test_a_scene_that_was_saved_during_a_run_says_so_until_the_result_is_whole(host: Any, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    module, node = segmented_behind_gate(host, gate)
+    move_click(node, 0, (6.0, 0.0, 0.0))
+    host.wait_until(lambda: module.widget.panel.run.isRunning and module.widget.panel.run.job.writer.changed)
+    host.save_scene(tmp_path / "saved.mrb")
+    gate.touch()
+    settle(host, module)
+    whole = mask_of(module)
+    host.open_scene(tmp_path / "saved.mrb")
+    settle(host, module)
+    assert "press Segment to complete" in module.ui.statusLabel.text
+    segment(host, module)
+    assert "press Segment" not in module.ui.statusLabel.text
+    assert np.array_equal(mask_of(module), whole) and not record_of(module).owned
+
+
+def test_a_scene_saved_with_the_saliency_shown_keeps_the_foreground(host: Any, tmp_path: Path) -> None:
+    import slicer
+
+    module = segmented(host)
+    fused = add_volume(host, name="Fused", show=False)
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        composite.SetForegroundVolumeID(fused.GetID())
+    module.ui.saliencyCheck.checked = True
+    overlay = module.widget.panel.saliency.overlay
+    host.wait_until(lambda: overlay.node is not None)
+    slicer.mrmlScene.StartState(slicer.mrmlScene.SaveState)  # as Slicer's Save window does
+    host.save_scene(tmp_path / "saved.mrb")
+    slicer.mrmlScene.EndState(slicer.mrmlScene.SaveState)
+    host.wait_until(lambda: overlay.node is not None, 5000)
+    module.ui.saliencyCheck.checked = False
+    host.open_scene(tmp_path / "saved.mrb")
+    shown = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0].GetForegroundVolumeID()
+    assert shown and slicer.mrmlScene.GetNodeByID(shown).GetName() == "Fused"

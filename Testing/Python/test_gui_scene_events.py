@@ -17,9 +17,11 @@ from gui_helpers import (
     filled_slices,
     load,
     mask_of,
+    move_click,
     press_segment,
     record_of,
     segment,
+    segmented_behind_gate,
     settle,
     state_of,
     use_fake,
@@ -242,3 +244,87 @@ def _array(volume: Any) -> np.ndarray:
     import slicer
 
     return slicer.util.arrayFromVolume(volume)
+
+
+def run_until_written(host: Any, module: Any) -> Any:
+    """Press Segment and return the job in its middle: some slices are written."""
+    job = press_segment(module)
+    host.wait_until(lambda: job.writer.changed)
+    host.process_events(300)
+    return job
+
+
+def stroke(host: Any, module: Any, k: int) -> None:
+    """Paint in a slice while a run goes on."""
+    module.ui.editor.setActiveEffectByName("Paint")
+    host.slice_view("Red").drag_ras((8.0, 8.0, 3.0 * k), (14.0, 8.0, 3.0 * k))
+    module.ui.editor.setActiveEffectByName("")
+
+
+@pytest.mark.parametrize("end", ["done", "cancelled"])
+def test_undo_of_a_stroke_that_was_painted_during_a_run_makes_no_slice_a_persons(
+    host: Any, tmp_path: Path, end: str
+) -> None:
+    gate = tmp_path / "gate"
+    module, node = segmented_behind_gate(host, gate)
+    first, module.ui.correctSection.collapsed = mask_of(module), False
+    module.ui.liveUpdateCheck.checked = False
+    move_click(node, 0, (6.0, 0.0, 0.0))
+    move_click(node, 1, (6.0, 0.0, 0.0))
+    run_until_written(host, module)
+    stroke(host, module, 11)
+    if end == "cancelled":
+        module.ui.segmentButton.click()
+    gate.touch()
+    settle(host, module)
+    last = mask_of(module)
+    assert record_of(module).owned == {11}
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert not mask_of(module)[11].any() and not record_of(module).owned
+    assert "press Segment" in module.ui.statusLabel.text
+    module.ui.editor.redo()
+    settle(host, module)
+    assert np.array_equal(mask_of(module), last) and record_of(module).owned == {11}
+    for _ in range(2):
+        module.ui.undoButton.click()
+        settle(host, module)
+    assert np.array_equal(mask_of(module), first) and not record_of(module).owned
+    segment(host, module)
+    shift = round(node.GetNthControlPointPositionWorld(0)[0]) - 24
+    assert np.array_equal(mask_of(module), np.roll(first, shift, axis=2)) and not record_of(module).owned
+
+
+def test_a_slice_erased_during_a_run_stays_a_persons_when_a_later_stroke_is_undone(host: Any, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    add_volume(host)
+    module = load(host, f"fake?gate={gate}")
+    module.ui.correctSection.collapsed = False
+    add_clicks((2, 5, 8))
+    job = run_until_written(host, module)
+    k = min(job.writer.changed)
+    module.ui.editor.setActiveEffectByName("Erase")
+    host.slice_view("Red").drag_ras((20.0, 20.0, 3.0 * k), (28.0, 20.0, 3.0 * k))
+    stroke(host, module, 11)
+    gate.touch()
+    settle(host, module)
+    assert record_of(module).owned == {k, 11}
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert record_of(module).owned == {k}
+
+
+def test_the_editors_undo_of_a_stroke_lets_the_run_under_way_end_whole(host: Any, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    add_volume(host)
+    module = load(host, f"fake?gate={gate}&delay=0.15")
+    module.ui.correctSection.collapsed = False
+    add_clicks((2, 5, 8))
+    job = run_until_written(host, module)
+    stroke(host, module, 0)
+    count = len(job.writer.changed)
+    gate.touch()
+    host.wait_until(lambda: len(job.writer.changed) > count + 2)
+    module.ui.editor.undo()
+    settle(host, module)
+    assert not record_of(module).owned and filled_slices(mask_of(module)) == list(range(11))

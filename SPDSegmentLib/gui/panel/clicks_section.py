@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import qt
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
+from vtk.util.numpy_support import vtk_to_numpy
 
 from SPDSegmentLib.geometry.markups import ControlPoint
 from SPDSegmentLib.prompts.fates import SIGNS, Fate, PointFate
@@ -24,11 +27,10 @@ from ..scene.centerlines import (
     removeClicks,
     setIncluded,
     snapshotClicks,
-    usedClicks,
 )
 from ..scene.state import ModuleState, idleTimer
 from ..scene.volumes import jumpTo, nodeById
-from ..scene.write_record import Position, WriteRecord
+from ..scene.write_record import Position, WriteRecord, nodeOf
 from .overlays import FateMarks
 
 MAX_ROWS = 2000
@@ -58,6 +60,7 @@ class ClicksSection(VTKObservationMixin):
         self.marks = FateMarks()
         self._state = state
         self._onClicksChanged = onClicksChanged
+        self._more = 0  # clicks that the table has no rows for
         self._rows: list[tuple[str, str]] = []
         self._contents: list[RowContent] = []
         self._filled: list[RowContent | None] = []
@@ -65,7 +68,8 @@ class ClicksSection(VTKObservationMixin):
         self._filling = False
         self._dragging = False
         self._record = WriteRecord()
-        self._removals: list[tuple[Clicks, Clicks]] = []  # before and after *Delete last click* and *Clear*
+        self._removals: list[tuple[Clicks, Clicks, set[int]]] = []
+        """Clicks before and after *Delete last click* and *Clear*, and the voxels then."""
         self._turnedDown: set[str] = set()  # clicks that were rejected when they were unticked
         self._nodeIds: list[str] = []
         self._timer = idleTimer(self._onTimeout, REFRESH_MS)
@@ -101,6 +105,7 @@ class ClicksSection(VTKObservationMixin):
                 self.addObserver(node, event, self._onPoints)
             self.addObserver(node, dragStarts, self._onDragStarts)
             self.addObserver(node, dragEnds, self._onDragEnds)
+            self.addObserver(node, node.DisplayModifiedEvent, lambda caller, event: self._marksTimer.start())
 
     def _remove(self, *, lastOnly: bool) -> None:
         nodes = self._state().centerlineNodes
@@ -109,15 +114,16 @@ class ClicksSection(VTKObservationMixin):
             removeClicks(node, lastOnly=lastOnly)
         after = snapshotClicks(nodes)
         if after != before:
-            self._removals.append((before, after))
+            self._removals.append((before, after, _voxels(self._state().segmentationNode)))
             self.ui.undoButton.enabled = True
 
     def removed(self) -> Clicks | None:
-        """Return the clicks as they were before the latest removal, None where they have changed since."""
+        """Return the clicks as they were before the latest removal, None where clicks or voxels have changed since."""
         if not self._removals:
             return None
-        before, after = self._removals[-1]
-        return before if usedClicks(after) == usedClicks(self.snapshot()) else None
+        before, after, voxels = self._removals[-1]
+        isLatest = _allClicks(after) == _allClicks(self.snapshot())
+        return before if isLatest and voxels == _voxels(self._state().segmentationNode) else None
 
     def snapshot(self) -> Clicks:
         """Return the clicks as they are now."""
@@ -132,9 +138,14 @@ class ClicksSection(VTKObservationMixin):
         for button in (self.ui.deleteLastButton, self.ui.clearButton):
             button.enabled = bool(self._nodeIds)
         self._record = record
-        self.ui.clicksLabel.text = summary(record.fates)
+        self._showSummary()
         self._current = None
         self._marksTimer.start()
+
+    def _showSummary(self) -> None:
+        more = _("The table ends after {count} clicks; {more} more are not in it.")
+        said = (summary(self._record.fates), more.format(count=MAX_ROWS, more=self._more) if self._more else "")
+        self.ui.clicksLabel.text = "\n".join(filter(None, said))
 
     def fill(self, clicks: Clicks | None = None) -> None:
         """Fill the table, where it can be seen; ``clicks``: those of now, where they were read already."""
@@ -142,7 +153,9 @@ class ClicksSection(VTKObservationMixin):
             return
         fates = {fate.click_id: fate for fate in self._record.fates if fate.click_id}
         clicks = self.snapshot() if clicks is None else clicks
-        rows = [(nodeId, point) for nodeId, markup in clicks for point in markup.points if point.placed][:MAX_ROWS]
+        rows = [(nodeId, point) for nodeId, markup in clicks for point in markup.points if point.placed]
+        self._more, rows = max(0, len(rows) - MAX_ROWS), rows[:MAX_ROWS]
+        self._showSummary()
         self._rows = [(nodeId, point.id) for nodeId, point in rows]
         texts = fateTexts()
         self._contents = [_rowContent(point, fates.get(clickName(nodeId, point.id)), texts) for nodeId, point in rows]
@@ -182,8 +195,11 @@ class ClicksSection(VTKObservationMixin):
         self.marks.clear()
 
     def _showMarks(self) -> None:
-        """Show the fates of the clicks that are still where they were, and of the model's own points."""
-        fates = self._record.fates
+        """Show the fates of the clicks that are shown and still where they were, and of the model's own points."""
+        shown = {
+            n.GetID() for n in self._state().centerlineNodes if n.GetDisplayNode() is None or n.GetDisplayVisibility()
+        }
+        fates = [fate for fate in self._record.fates if (nodeOf(fate.click_id) in shown if fate.click_id else shown)]
         places: dict[str, Position] = {}
         if self._current is None and (fates or not self.ui.clicksSection.collapsed):
             self._current = self.snapshot()
@@ -219,8 +235,11 @@ class ClicksSection(VTKObservationMixin):
         if node is None:
             return
         included, name = item.checkState() == qt.Qt.Checked, clickName(nodeId, clickId)
-        if any(fate.click_id == name and fate.fate == Fate.REJECTED_OWN_SLICE for fate in self._record.fates):
+        fate = next((fate.fate for fate in self._record.fates if fate.click_id == name), None)
+        if fate == Fate.REJECTED_OWN_SLICE:
             self._turnedDown.add(name)
+        elif fate == Fate.INSISTED and not included:
+            self._turnedDown.discard(name)
         setIncluded(node, clickId, included, insisted=included and name in self._turnedDown)
 
     def _onCellClicked(self, row: int, column: int) -> None:
@@ -250,6 +269,22 @@ class ClicksSection(VTKObservationMixin):
             self._seen = self._current = clicks
             self._marksTimer.start()
             self._onClicksChanged(clicks)
+
+
+def _allClicks(clicks: Clicks) -> list[Any]:
+    """What a person sees of clicks, used or not; their names change where they are brought back."""
+    return [(nodeId, [(p.position_ras, p.placed, p.selected, p.insisted) for p in m.points]) for nodeId, m in clicks]
+
+
+def _voxels(segmentationNode: Any) -> set[int]:
+    """Checksums of the voxels of all segments: they are as before where an edit was undone."""
+    if segmentationNode is None:
+        return set()
+    segmentation = segmentationNode.GetSegmentation()
+    segments = (segmentation.GetNthSegment(n) for n in range(segmentation.GetNumberOfSegments()))
+    images = {segment.GetRepresentation("Binary labelmap") for segment in segments} - {None}
+    scalars = [scalars for image in images if (scalars := image.GetPointData().GetScalars())]
+    return {zlib.crc32(np.ascontiguousarray(vtk_to_numpy(values)).data) for values in scalars}
 
 
 def _isNear(one: Position | None, other: Position) -> bool:

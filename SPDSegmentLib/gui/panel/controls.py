@@ -1,8 +1,9 @@
-"""Placing clicks, how the views show the result, and keys."""
+"""Placing clicks, how the views show the result, a model's card, what a result came of, and keys."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import qt
@@ -10,19 +11,33 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
+from ..run.task import ModelEntry, Task
+from ..scene.centerlines import clickName, clicksOf, positionOf
 from ..scene.state import ModuleState, idleTimer
 from ..scene.surfaces import ShownSurfaces
+from ..scene.target import segmentNames
 from ..scene.volumes import nodeById
+from ..scene.write_record import Position, WriteRecord, loadRecord, nodeOf
 
 GLYPH_SCALE = 2.0
 GLYPH_COLOR = (1.0, 0.9, 0.3)
+CARD_SIZE = (600, 520)
+SAME_PLACE_MM = 0.01
+REPEATED = "Shift+N"
+"""The only key that goes on while it is held."""
 
 
 class Placing:
-    """Keeps the button, Slicer's place mode and the chosen centerline together."""
+    """Keeps the button, Slicer's place mode and the chosen centerline together.
 
-    def __init__(self, ui: Any) -> None:
+    Args:
+        ui: widgets.
+        isForeign: whether the chosen list may be no clicks at all; then they get a new one.
+    """
+
+    def __init__(self, ui: Any, isForeign: Callable[[], bool]) -> None:
         self.ui = ui
+        self._isForeign = isForeign
         self._placedId = ""
         ui.placeButton.connect("clicked(bool)", self._onPlace)
         ui.placeWidget.connect("activeMarkupsPlaceModeChanged(bool)", self._onPlacing)
@@ -31,7 +46,7 @@ class Placing:
         ui.placeWidget.placeMultipleMarkups = slicer.qSlicerMarkupsPlaceWidget.ForcePlaceMultipleMarkups
 
     def _onPlace(self, on: bool) -> None:
-        if on and self.ui.centerlineSelector.currentNode() is None:
+        if on and (self.ui.centerlineSelector.currentNode() is None or self._isForeign()):
             self.ui.centerlineSelector.addNode()
             showPlainly(self.ui.centerlineSelector.currentNode())
         self.ui.placeWidget.placeModeEnabled = on
@@ -185,6 +200,7 @@ class Shortcuts:
             return
         for keys, action in self._actions.items():
             shortcut = qt.QShortcut(qt.QKeySequence(keys), window)
+            shortcut.setAutoRepeat(keys == REPEATED)
             shortcut.connect("activated()", action)
             self._installed.append(shortcut)
 
@@ -194,3 +210,159 @@ class Shortcuts:
             shortcut.setEnabled(False)
             shortcut.deleteLater()
         self._installed.clear()
+
+
+def cardWindow(title: str, card: str) -> Any:
+    """Return a window with a model card; what it shows is text only: no HTML, no images from files or the network."""
+    window = qt.QDialog(slicer.util.mainWindow())
+    window.setWindowTitle(title)
+    text = qt.QTextBrowser()
+    text.openLinks = False
+    text.setMarkdown(card.replace("<", "&lt;").replace("![", "["))
+    layout = qt.QVBoxLayout(window)
+    layout.addWidget(text)
+    window.resize(*CARD_SIZE)
+    return window
+
+
+class Source:
+    """What a result came of: volume, model, clicks. A result is replaced unasked only where these are still chosen.
+
+    A list that was cleared keeps its segment for as long as that stays chosen.
+
+    Attributes:
+        isNext: whether the chosen list was made for the next structure, which has no segment yet.
+    """
+
+    def __init__(
+        self,
+        state: Callable[[], ModuleState],
+        task: Callable[[], Task | None],
+        models: Callable[[], Sequence[ModelEntry]],
+    ) -> None:
+        self.isNext = False
+        self._state = state
+        self._task = task
+        self._models = models
+        self._own: tuple[str, ...] = ()
+
+    def _differences(self, task: Task | None) -> set[str]:
+        """Which of ``volume``, ``model`` and ``clicks`` is not that of the result; none where there is no result."""
+        record = task.target.record if task is not None else WriteRecord()
+        if task is None or not record.model:
+            self._own = ()
+            return set()
+        found = {"model"} if record.model != task.view.model.name else set()
+        if record.volumeId and record.volumeId != task.volumeNode.GetID():
+            found.add("volume")
+        of = {fate.click_id: fate.position_ras for fate in record.fates if fate.click_id}
+        nodes = {node.GetID(): node for node in task.centerlineNodes}
+        shared = [nodes[nodeId] for nodeId in {nodeOf(name) for name in of} if nodeId in nodes]
+        if of and not shared:
+            found.add("clicks")
+        elif not of or any(node.IsA("vtkMRMLMarkupsCurveNode") or _hasAny(node, of) for node in shared):
+            self._own = task.key
+        elif self._own != task.key:
+            found.add("clicks")
+        return found
+
+    def note(self) -> str:
+        """Return what a run would do with a result that came of something else; empty where there is none."""
+        if self.isNext:
+            return str(_("These clicks make a new segment."))
+        task = self._task()
+        differs = self._differences(task)
+        if task is not None and differs:
+            named = {"name": _nameOf(task)}
+            if self._isOtherStructure(task):
+                return _("{name} is another structure; Segment makes a new segment.").format(**named)
+            if differs >= {"volume", "clicks"}:
+                return _("{name} was segmented in another volume; Segment makes a new segmentation.").format(**named)
+            if "clicks" in differs:
+                return _(
+                    "These clicks are not those of {name}; press Segment to replace it, or choose New segment."
+                ).format(**named)
+            return _(
+                "{name} came of another volume or model; press Segment to compute it again, or choose New segment."
+            ).format(**named)
+        return ""
+
+    def isOwn(self, task: Task) -> bool:
+        """Whether volume, model and clicks are those of the result in the segment."""
+        return not self._differences(task)
+
+    def turnToOwn(self, confirm: Callable[[str], bool]) -> str:
+        """Choose a new segment where a run would replace the result of another structure, volume or other clicks.
+
+        Args:
+            confirm: asked whether a result of other clicks in the same volume is to be replaced.
+
+        Returns:
+            What was done, empty where nothing was.
+        """
+        state, task = self._state(), self._task()
+        differs = self._differences(task)
+        if task is None:
+            return ""
+        named = {"name": _nameOf(task)}
+        if self._isOtherStructure(task):
+            done = _("A new segment was made; {name} stays as it is.")
+        elif differs >= {"volume", "clicks"}:
+            state.segmentationNode = None
+            done = _("A new segmentation was made; {name} stays as it is.")
+        elif "clicks" in differs:
+            question = _(
+                "The clicks that are chosen are not those of {name}.\n\nReplace the result in {name}? With No a new"
+                " segment is made."
+            )
+            if confirm(question.format(**named)):
+                return ""
+            done = _("A new segment was made; {name} stays as it is.")
+        else:
+            return ""
+        state.segmentId = ""
+        return done.format(**named)
+
+    def _isOtherStructure(self, task: Task) -> bool:
+        """Whether the segment holds the result of a known model of another structure than the chosen one's."""
+        former = next((model for model in self._models() if model.name == task.target.record.model), None)
+        return former is not None and former.structure.lower() != task.view.model.structure.lower()
+
+    def turnToNext(self, node: Any) -> None:
+        """Choose a new segment for an empty list that was made where other clicks have a result."""
+        state, task = self._state(), self._task()
+        segmentation = state.segmentationNode
+        self.isNext = False
+        if node is None or node.GetNumberOfControlPoints() or segmentation is None:
+            return
+        records = [loadRecord(segmentation, segmentId) for _name, segmentId in segmentNames(segmentation)]
+        volumes = {record.volumeId for record in records if record.model}
+        self.isNext = bool(task.target.record.model if task is not None else volumes and not state.segmentId)
+        if self.isNext:
+            state.segmentId = ""
+            if state.volumeNode is not None and not volumes & {state.volumeNode.GetID(), ""}:
+                state.segmentationNode = None
+
+    def turnToSegment(self) -> None:
+        """Choose what the result in the chosen segment came of: clicks, volume, model."""
+        state = self._state()
+        node, segmentId = state.segmentationNode, state.segmentId
+        if node is None or not segmentId:
+            return
+        record, clicks = loadRecord(node, segmentId), clicksOf(node, segmentId)
+        if clicks and {n.GetID() for n in clicks} != {n.GetID() for n in state.centerlineNodes}:
+            state.centerlineNodes = clicks
+        if record.model and nodeById(record.volumeId) is not None:
+            state.volumeNode = nodeById(record.volumeId)
+        if any(model.name == record.model for model in self._models()):
+            state.model = record.model
+
+
+def _hasAny(node: Any, places: Mapping[str, Position]) -> bool:
+    """Whether a node still has one of some clicks where it was: a list that was emptied gives names again."""
+    names = ((n, clickName(node.GetID(), node.GetNthControlPointID(n))) for n in range(node.GetNumberOfControlPoints()))
+    return any(name in places and math.dist(positionOf(node, n), places[name]) < SAME_PLACE_MM for n, name in names)
+
+
+def _nameOf(task: Task) -> str:
+    return {segmentId: name for name, segmentId in segmentNames(task.target.node)}.get(task.target.segmentId, "")

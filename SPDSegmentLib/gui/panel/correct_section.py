@@ -46,7 +46,6 @@ class CorrectSection(VTKObservationMixin):
         self._currentSlice = currentSlice
         self._entered = False
         self._hasOwned = False
-        self._isLate = False
         self._shown: tuple[str, str, str] | None = None
         self._timer = idleTimer(self.takeIn, NOTICE_MS)
         segmenter.saveStateForUndo = self._saveState
@@ -60,7 +59,9 @@ class CorrectSection(VTKObservationMixin):
         What a person selects there stays selected until the panel turns to another segment or volume.
         """
         node = target.node if target is not None else None
-        self.ui.undoButton.enabled = node is not None
+        shownNode = self.ui.editor.segmentationNode()  # whose history may bring back a segment that was removed
+        isShown = shownNode is not None and nodeById(shownNode.GetID() or "") is not None
+        self.ui.undoButton.enabled = node is not None or isShown
         if target is None or node is None:
             self.removeObservers()
             self._shown = None
@@ -100,20 +101,19 @@ class CorrectSection(VTKObservationMixin):
         """Show whether slices can be released: a run goes by those that were a person's when it began."""
         task = self._task() if self._hasOwned else None
         isFree = task is not None and not self._segmenter.isBusy(task.target.node, task.target.segmentId)
-        self.ui.releaseButton.enabled = self.ui.releaseSliceButton.enabled = isFree
+        self.ui.releaseButton.enabled = isFree
+        self.ui.releaseSliceButton.enabled = isFree and self._currentSlice() is not None
 
     def look(self) -> None:
         """Take in, in a moment, what happened while the segment was not looked at."""
-        self._isLate = True
         self._timer.start()
 
     def takeIn(self) -> None:
         """Recognize edits, undo and redo since the last look."""
-        isLate, self._isLate = self._isLate, False
         task = self._task()
         if task is None or task.target.node is None or nodeById(task.volumeNode.GetID()) is None:
             return
-        self._onChanged(self._segmenter.noteChange(task, isLate=isLate))
+        self._onChanged(self._segmenter.noteChange(task))
 
     def enter(self) -> None:
         """Listen to the editor's keys, where it is unfolded."""

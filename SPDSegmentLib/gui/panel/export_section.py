@@ -28,6 +28,7 @@ from ..scene.export_files import (
     writeTable,
 )
 from ..scene.state import BackgroundCall, ModuleState
+from ..scene.write_record import loadRecord
 
 _FOLDER_SETTING = "SPDSegment/ExportFolder"
 
@@ -116,9 +117,10 @@ class ExportSection:
         try:
             self._checkWhole()
             with slicer.util.WaitCursor():
-                path = exportDicom(
-                    kind, state.segmentationNode, state.segmentId, state.volumeNode, folder, state.model, self.confirm
-                )
+                node, segmentId = state.segmentationNode, state.segmentId
+                record = loadRecord(node, segmentId)
+                algorithm = f"{record.model} {record.learned}".strip()
+                path = exportDicom(kind, node, segmentId, state.volumeNode, folder, algorithm, self.confirm)
         except Cancelled:
             return
         except SPDError as error:

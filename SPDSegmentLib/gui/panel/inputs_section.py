@@ -19,9 +19,9 @@ from ..scene.centerlines import anyIncluded, centerlinesOfScene, checkClicks
 from ..scene.state import ModuleState, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
 from ..scene.volumes import nodeById, shownImage, viewCenter, viewNode
-from .controls import Placing, showDevice
+from .controls import Placing, Source, cardWindow, showDevice
 
-CARD_SIZE = (600, 520)
+MOVED_MS = 200
 AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
 
 
@@ -32,12 +32,16 @@ class InputsSection(VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.ui = ui
         self.models: list[ModelEntry] = []
+        self.source = Source(state, self.currentTask, lambda: self.models)
+        self._removed = ("", "")  # segmentation and segment that was chosen until it was removed
         self._doubts = (("", ""), "")  # of volume and model
         self.extraModels: list[ModelEntry] = []
         self._state = state
         self._changed = changed
-        self.placing = Placing(ui)
+        self.placing = Placing(ui, lambda: self.isForeign)
+        self._pickedId = ""  # of a list that the panel chose, of whatever it may be
         self._namesTimer = idleTimer(self._fillNames)
+        self._movedTimer = idleTimer(self._tell, MOVED_MS)
         self._filling = False
         self._card: Any = None
         for axis, text in zip(AXES, _axisNames(), strict=True):
@@ -59,6 +63,12 @@ class InputsSection(VTKObservationMixin):
         """The chosen model, or None."""
         index = self.ui.modelBox.currentIndex - (self.ui.modelBox.count - len(self.models))
         return self.models[index] if 0 <= index < len(self.models) else None
+
+    @property
+    def isForeign(self) -> bool:
+        """Whether the list was chosen by the panel, and neither a person nor its name says that it holds clicks."""
+        nodes = self._state().centerlineNodes
+        return bool(nodes) and nodes[0].GetID() == self._pickedId and nodes[0].GetNumberOfControlPoints() > 0
 
     def fill(self, *, listAgain: bool = True) -> None:
         """Show the settings; what is not set yet is picked from the scene.
@@ -87,6 +97,8 @@ class InputsSection(VTKObservationMixin):
     def close(self) -> None:
         """Let go of the scene's nodes."""
         self._namesTimer.stop()
+        self._movedTimer.stop()
+        self._removed, self.source.isNext = ("", ""), False
         self.removeObservers()
         if self._card is not None:
             self._card.close()
@@ -102,6 +114,10 @@ class InputsSection(VTKObservationMixin):
             return _("The model {name} of this scene is not installed; choose another one.").format(name=state.model)
         if self.model is None:
             return _("Choose the model of the structure.")
+        try:
+            VolumeView(state.volumeNode, self.model, state.device, state.axis).snapshot()
+        except SPDError as error:
+            return error.sentence
         if not state.centerlineNodes:
             return _("Press Place clicks, then click along the structure in the slice views.")
         if not any(node.GetNumberOfDefinedControlPoints() for node in state.centerlineNodes):
@@ -112,9 +128,21 @@ class InputsSection(VTKObservationMixin):
 
     def note(self) -> str:
         """Return what a person should know before a segmentation starts, empty if nothing."""
+        said = self.source.note()
+        if said:
+            return said
+        task = self.currentTask()
+        if task is not None and task.target.record.isPartial:
+            return _("Some slices are of a run that did not end; press Segment to complete the result.")
         if self._state().model or self.model is None:
             return ""
         return _("{model} was chosen by the names of volume and clicks.").format(model=self.model.title)
+
+    def choice(self) -> tuple[str, ...]:
+        """Return what is chosen: volume, segment, model, clicks."""
+        state = self._state()
+        nodes = (state.volumeNode, state.segmentationNode, *state.centerlineNodes)
+        return (state.segmentId, state.model, *(node.GetID() if node is not None else "" for node in nodes))
 
     def doubts(self) -> str:
         """Return why the volume may not be of the model's kind, and the better model; empty where it fits."""
@@ -167,11 +195,12 @@ class InputsSection(VTKObservationMixin):
         target = makeTarget(
             state.segmentationNode, state.segmentId, state.volumeNode, model.structure, model.color, model.terminology
         )
+        self.source.isNext, self._removed, self._pickedId = False, ("", ""), ""
         state.model = model.name
         state.segmentationNode = target.node
         state.segmentId = target.segmentId
         self.fill(listAgain=False)
-        shown = viewNode(snapshot.stack.plane)
+        shown = viewNode(snapshot.stack)
         first = viewCenter(shown) if shown is not None else None
         return Task(view, state.centerlineNodes, target, firstSliceRas=first)
 
@@ -182,7 +211,9 @@ class InputsSection(VTKObservationMixin):
         if state.volumeNode is None:
             state.volumeNode = shownImage()
         if not state.centerlineNodes:
-            state.centerlineNodes = centerlinesOfScene()[:1]
+            found = sorted(centerlinesOfScene(), key=lambda node: not _saysClicks(node))[:1]
+            state.centerlineNodes = found
+            self._pickedId = "" if not found or _saysClicks(found[0]) else found[0].GetID()
 
     def _followNames(self, state: ModuleState) -> None:
         """Notice what is added, removed and renamed elsewhere."""
@@ -193,6 +224,9 @@ class InputsSection(VTKObservationMixin):
         followed += [(node, vtk.vtkCommand.ModifiedEvent) for node in self._branchNodes(state)]
         for node, event in followed:
             self.addObserver(node, event, lambda caller, event: self._namesTimer.start())
+        if state.volumeNode is not None:
+            moved = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
+            self.addObserver(state.volumeNode, moved, lambda caller, event: self._movedTimer.start())
 
     def _fillNames(self) -> None:
         """Show the names of now; where the chosen segment is gone everybody is told."""
@@ -218,7 +252,10 @@ class InputsSection(VTKObservationMixin):
         for name, segmentId in segmentNames(node):
             box.addItem(name, segmentId)
         if box.findData(state.segmentId) < 0:
-            state.segmentId = ""
+            self._removed, state.segmentId = (node.GetID() if node is not None else "", state.segmentId), ""
+        elif not state.segmentId and node is not None and self._removed[0] == node.GetID():
+            isBack = box.findData(self._removed[1]) >= 0  # by the editor's undo
+            state.segmentId = self._removed[1] if isBack else ""
         box.currentIndex = max(0, box.findData(state.segmentId))
         box.setVisible(node is not None)
 
@@ -262,6 +299,12 @@ class InputsSection(VTKObservationMixin):
             item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
             item.setCheckState(qt.Qt.Checked if node.GetID() in chosen[1:] else qt.Qt.Unchecked)
             listed.addItem(item)
+        self._nameBranches(state)
+
+    def _nameBranches(self, state: ModuleState) -> None:
+        """Name the branches, which count as much as the first list, where the list of them is folded."""
+        names = ", ".join(node.GetName() or "" for node in state.centerlineNodes[1:])
+        self.ui.optionsSection.text = _("Options (branches: {names})").format(names=names) if names else _("Options")
 
     @staticmethod
     def _branchNodes(state: ModuleState) -> list[Any]:
@@ -276,27 +319,37 @@ class InputsSection(VTKObservationMixin):
     def _onVolume(self, node: Any) -> None:
         if not self._filling:
             self._state().volumeNode = node
+            if self.source.isNext:
+                self.source.turnToNext(self.ui.centerlineSelector.currentNode())
             self._tell()
 
     def _onCenterline(self, node: Any) -> None:
         self.placing.into(node)
         if not self._filling:
-            state = self._state()
-            state.centerlineNodes = [
-                *([node] if node is not None else []),
-                *(n for n in state.centerlineNodes[1:] if n is not node),
-            ]
+            state, self._pickedId = self._state(), ""
+            if node is None:
+                state.centerlineNodes = state.centerlineNodes[1:]
+            elif [node] != state.centerlineNodes[:1]:
+                state.centerlineNodes = [node]  # branches are those of the former list
+            self.source.turnToNext(node)
+            self.fill(listAgain=False)
             self._tell()
 
     def _onSegmentation(self, node: Any) -> None:
         if not self._filling:
             state = self._state()
             state.segmentationNode = node
+            self.source.isNext = False
             self._fillSegments(state)
             self._tell()
 
     def _onChosen(self, name: str, value: str | None) -> None:
         setattr(self._state(), name, value or "")
+        if name == "segmentId":
+            self._removed = ("", "")
+            self.source.isNext = False
+            self.source.turnToSegment()
+            self.fill(listAgain=False)
         self._tell()
 
     def _onBranches(self, item: Any) -> None:
@@ -309,25 +362,18 @@ class InputsSection(VTKObservationMixin):
         branches = [nodeById(nodeId) for nodeId in checked]
         first = self.ui.centerlineSelector.currentNode()
         state.centerlineNodes = [n for n in (first, *branches) if n is not None]
+        self._nameBranches(state)
         self._tell()
 
     def _onCard(self, checked: bool) -> None:
         if self.model is not None:
-            self._card = _cardWindow(self.model.title, self.model.card or _("This model has no card."))
+            self._card = cardWindow(self.model.title, self.model.card or _("This model has no card."))
             self._card.show()
 
 
-def _cardWindow(title: str, card: str) -> Any:
-    """Return a window with a model card; what it shows is text only: no HTML, no images from files or the network."""
-    window = qt.QDialog(slicer.util.mainWindow())
-    window.setWindowTitle(title)
-    text = qt.QTextBrowser()
-    text.openLinks = False
-    text.setMarkdown(card.replace("<", "&lt;").replace("![", "["))
-    layout = qt.QVBoxLayout(window)
-    layout.addWidget(text)
-    window.resize(*CARD_SIZE)
-    return window
+def _saysClicks(node: Any) -> bool:
+    """Whether the name of a list says that it holds clicks along a structure."""
+    return any(word in (node.GetName() or "").lower() for word in ("click", "centerline"))
 
 
 def _axisNames() -> tuple[str, ...]:

@@ -236,9 +236,12 @@ class SaliencySection(VTKObservationMixin):
         if not self.ui.saliencyCheck.checked:
             return
         view = self._inputs.currentView()
-        node = viewNode(view.snapshot().stack.plane) if view is not None else None
+        node = viewNode(view.snapshot().stack) if view is not None else None
         if node is not None:
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, lambda caller, event: self._timer.start())
+        scene = slicer.mrmlScene  # a saved view would name the layer, which is not saved, instead of a person's
+        self.addObserver(scene, scene.StartSaveEvent, lambda caller, event: self.overlay.remove())
+        self.addObserver(scene, scene.EndSaveEvent, lambda caller, event: self._timer.start())
         self._timer.start()
 
     def update(self) -> None:
@@ -248,7 +251,7 @@ class SaliencySection(VTKObservationMixin):
             self.overlay.remove()
             return
         snapshot = view.snapshot()
-        node = viewNode(snapshot.stack.plane)
+        node = viewNode(snapshot.stack)
         t = snapshot.sliceAt(viewCenter(node)) if node is not None else snapshot.grid.shape[0] // 2
         task = self._segmentedTask()
         center = task.target.record.anchorRas if task is not None else middleOfClicks(self._inputs.centerlineNodes)

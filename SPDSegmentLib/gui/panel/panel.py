@@ -125,6 +125,8 @@ class ModulePanel(VTKObservationMixin):
         _held = task.view.snapshot() if task is not None else None  # every section that asks for it is given this one
         record = task.target.record if task is not None else WriteRecord()
         self.clicks.show(record)
+        for button in (self.ui.deleteLastButton, self.ui.clearButton):
+            button.enabled = button.enabled and not self.inputs.isForeign
         self.review.show(record)
         self.correct.edit(task.target if task is not None else None, self.state.volumeNode)
         self.correct.show(record)
@@ -157,21 +159,28 @@ class ModulePanel(VTKObservationMixin):
         return self._isEntered and self.state.liveUpdate and not self.inputs.whyNot()
 
     def _isFollowed(self, clicks: Clicks) -> bool:
-        task = self.inputs.currentTask() if self._mayFollow else None
-        if task is None:
+        """Whether a run may follow these clicks unasked: what it would replace came of the same list, volume, model."""
+        if not self._mayFollow:
             return False
-        hasResult = self.run.isRunningFor(task) or bool(task.target.record.model)
-        return hasResult and self.logic.segmenter.hasOtherClicks(task, clicks)
+        task = self.inputs.currentTask()
+        if task is None:
+            return self.inputs.source.isNext
+        if self.run.isRunningFor(task):
+            isOwn = self.run.isOfRun(task)
+        else:
+            isOwn = bool(task.target.record.model) and self.inputs.source.isOwn(task)
+        return isOwn and self.logic.segmenter.hasOtherClicks(task, clicks)
 
     def _onUndo(self, checked: bool) -> None:
-        """Bring back clicks that were taken away, where no result has come of that, otherwise mask and clicks."""
-        removed, task = self.clicks.removed(), self.inputs.currentTask()
-        if removed is not None:
+        """Bring back clicks, where taking them away was the last change and nothing runs, else mask and clicks."""
+        task = self.inputs.currentTask()
+        isBusy = task is not None and self.logic.segmenter.isBusy(task.target.node, task.target.segmentId)
+        removed = None if isBusy else self.clicks.removed()
+        if removed is None:
+            self.correct.undo()
+        else:
             self.clicks.forgetRemoval()
-            if task is None or self.logic.segmenter.hasOtherClicks(task, self.clicks.snapshot()):
-                self.logic.segmenter.bringBack(task, removed)
-                return
-        self.correct.undo()
+            self.logic.segmenter.bringBack(task, removed)
 
     def _onJob(self, job: SegmentationJob) -> None:
         """What may be done with the segment depends on whether a run writes into it, whoever started that."""

@@ -68,7 +68,7 @@ class ReviewSection(VTKObservationMixin):
         if task is None or nodeById(task.volumeNode.GetID()) is None:
             return None
         snapshot = task.writtenSnapshot(self._record)
-        node = viewNode(snapshot.stack.plane)
+        node = viewNode(snapshot.stack)
         return snapshot.sliceAt(viewCenter(node)) if node is not None else None
 
     def step(self, direction: int) -> None:
@@ -88,7 +88,7 @@ class ReviewSection(VTKObservationMixin):
             return
         snapshot = task.writtenSnapshot(self._record)
         height, width = snapshot.grid.shape[1:]
-        node = viewNode(snapshot.stack.plane)
+        node = viewNode(snapshot.stack)
         xy = np.array([[(width - 1) / 2, (height - 1) / 2]])
         if node is not None:
             xy = snapshot.stack.to_slices(np.array(viewCenter(node)))[1]
@@ -146,7 +146,7 @@ class ReviewSection(VTKObservationMixin):
     def _follow(self) -> None:
         self.removeObservers()
         stack = self._stack()
-        node = viewNode(stack.plane) if stack is not None else None
+        node = viewNode(stack) if stack is not None else None
         if node is not None:
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onView)
 

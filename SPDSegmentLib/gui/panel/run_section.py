@@ -9,7 +9,7 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib.errors import Cancelled, DependencyMissing, ModelCorrupt, ModelMissing, SPDError, WorkerDied
 from SPDSegmentLib.worker.messages import Progress
 
 from ..run.console import Console
@@ -17,6 +17,7 @@ from ..run.job import JobState, SegmentationJob
 from ..run.task import Task
 from ..scene.editor_nodes import areaSentence, convertToLabelmap, otherRepresentation
 from ..scene.state import ModuleState, Signal
+from ..scene.target import segmentNames
 from ..scene.volumes import jumpTo
 from .inputs_section import InputsSection
 
@@ -36,12 +37,17 @@ class RunSection:
         self._state = state
         self._details = ""
         self._message = ""
+        self._isProblem = False
+        self._shown = ""  # progress or what can be done now, where it is not the message
+        self._saidOf: tuple[str, ...] = ()  # what was chosen when the message was given
+        self._note = ""  # to be said at the end of the run under way
+        self._failures: dict[tuple[str, ...], SPDError] = {}  # of other segments' runs
         ui.segmentButton.connect("clicked(bool)", self._onSegment)
         ui.showAreaButton.connect("clicked(bool)", self._onShowArea)
         ui.writeAnywayButton.connect("clicked(bool)", self._onWriteAnyway)
         ui.liveUpdateCheck.connect("toggled(bool)", lambda on: setattr(self._state(), "liveUpdate", on))
         ui.detailsButton.connect(
-            "clicked(bool)", lambda checked: slicer.app.clipboard().setText(f"{self._message}\n\n{self._details}")
+            "clicked(bool)", lambda checked: slicer.app.clipboard().setText(f"{self._text}\n\n{self._allDetails}")
         )
         logic.workerHost.onDied.connect(self._onDied)
 
@@ -54,16 +60,29 @@ class RunSection:
         """Whether the job under way is that of a segment."""
         return self.isRunning and self.task is not None and self.task.key == task.key
 
+    def isOfRun(self, task: Task) -> bool:
+        """Whether a task is the one under way, with the same volume and model and clicks of the same nodes."""
+        mine = self.task
+        if mine is None or not self.isRunningFor(task):
+            return False
+        isSameView = (mine.view.volumeNode, mine.view.model.key) == (task.view.volumeNode, task.view.model.key)
+        return isSameView and any(node in mine.centerlineNodes for node in task.centerlineNodes)
+
     def refresh(self) -> None:
         """Show what can be done now."""
         reason = self._inputs.whyNot()
+        if self._saidOf != self._inputs.choice():
+            self._message, self._details, self._isProblem = "", "", False
+        self._showButtons()
         self.ui.segmentButton.text = _("Cancel") if self.isRunning else _("Segment")
         self.ui.segmentButton.enabled = self.isRunning or not reason
         self.ui.liveUpdateCheck.checked = self._state().liveUpdate
         if not self.isRunning:
             self.ui.progressBar.setVisible(False)
-            said = (self._inputs.doubts(), reason or self._inputs.note())
-            self.ui.statusLabel.text = self._message or "\n".join(filter(None, said))
+            hints = [self._inputs.doubts(), reason or self._inputs.note()]
+            if reason and self._isProblem and self._message != reason:
+                hints.append(self._message)
+            self._show("\n".join(filter(None, hints)) if reason or not self._message else self._message)
 
     def start(self, *, everywhere: bool = False, learned: str | None = None) -> SegmentationJob | None:
         """Start a job with the present settings; a problem is shown, not raised, and one under way goes on.
@@ -77,6 +96,7 @@ class RunSection:
         self._say("")
         try:
             task = self._inputs.makeTask()
+            self._failures.pop(task.key, None)
             job = self.logic.segmenter.start(task, everywhere=everywhere, learned=learned)
         except SPDError as error:
             self.show(error)
@@ -84,19 +104,19 @@ class RunSection:
         self.job, self.task = job, task
         job.onProgress.connect(self._onProgress)
         job.onSlices.connect(self.onSlices.emit)
-        job.onFinished.connect(self._onFinished)
+        job.onFinished.connect(lambda done: self._onFinished(done, task))
         if job.finished:
-            self._onFinished(job)
+            self._onFinished(job, task)
             return job
         self.ui.progressBar.maximum = 0
         self.ui.progressBar.setVisible(True)
-        self.ui.statusLabel.text = _("Starting...")
+        self._show(_("Starting..."))
         self.refresh()
         return job
 
     def show(self, error: SPDError) -> None:
         """Show a problem as one sentence."""
-        self._say(error.sentence, error.details)
+        self._say(forSlicer(error).sentence, error.details, isProblem=True)
 
     def forgetMessage(self) -> None:
         """What was said last holds no longer, as after an undo."""
@@ -107,6 +127,7 @@ class RunSection:
         self.logic.segmenter.forgetScene()
         self.job = None
         self.task = None
+        self._failures.clear()
         self._say("")
 
     def close(self) -> None:
@@ -122,6 +143,8 @@ class RunSection:
         else:
             if self.logic.workerHost.client.gave_up:
                 self.logic.workerHost.client.reset()
+            self._failures.clear()
+            self._note = self._inputs.source.turnToOwn(self.confirm)
             if self._isConverted():
                 self.start()
 
@@ -167,30 +190,94 @@ class RunSection:
         bar = self.ui.progressBar
         bar.maximum = max(progress.total, 1)
         bar.value = progress.done
-        self.ui.statusLabel.text = progressText(progress)
+        self._show(progressText(progress))
 
-    def _onFinished(self, job: SegmentationJob) -> None:
+    def _onFinished(self, job: SegmentationJob, task: Task) -> None:
+        problem = None if isinstance(job.error, Cancelled) else job.error
+        if problem is not None and (job is not self.job or not self._isChosen(task)):
+            named = type(problem)(ofSegment(task, problem.message), problem.remedy, problem.details)
+            self._failures[task.key] = forSlicer(named)
         if job is not self.job:
+            self._show(self._shown)
+            self.refresh()
             return
-        if job.error is not None and not isinstance(job.error, Cancelled):
-            self.show(job.error)
+        note, self._note = self._note, ""
+        if problem is not None and self._isChosen(task):
+            self.show(problem)
+        elif problem is not None:
+            self._say("")
         else:
-            self._say(endText(job))
+            text = " ".join(filter(None, (endText(job), note if job.error is None else "")))
+            self._say(text if self._isChosen(task) else ofSegment(task, text))
         self.onFinished.emit(job)
 
     def _onDied(self, error: SPDError) -> None:
         if not self.isRunning:
             self.show(error)
 
-    def _say(self, text: str, details: str = "") -> None:
-        self._message = text
-        self._details = details
-        self.ui.detailsButton.setVisible(bool(details))
-        isWithheld = bool(self.job is not None and self.job.finished and self.job.writer.withheld)
-        for button in (self.ui.showAreaButton, self.ui.writeAnywayButton):
-            button.setVisible(isWithheld and bool(text))
-        self.ui.statusLabel.text = text
+    def _isChosen(self, task: Task) -> bool:
+        """Whether a task's segment is the one that is chosen now."""
+        state = self._state()
+        node = state.segmentationNode
+        return node is not None and (node.GetID(), state.segmentId) == (task.target.nodeId, task.target.segmentId)
+
+    @property
+    def _text(self) -> str:
+        return "\n".join(filter(None, (*(error.sentence for error in self._failures.values()), self._message)))
+
+    @property
+    def _allDetails(self) -> str:
+        details = (*(error.details for error in self._failures.values()), self._details)
+        return "\n\n".join(filter(None, details))
+
+    def _show(self, text: str) -> None:
+        """Show a text below what failed elsewhere."""
+        self._shown = text
+        failed = [error.sentence for error in self._failures.values()]
+        self.ui.statusLabel.text = "\n".join(filter(None, (*failed, text)))
+
+    def _say(self, text: str, details: str = "", *, isProblem: bool = False) -> None:
+        """Show a message for as long as what is chosen now stays chosen."""
+        self._message, self._details, self._isProblem = text, details, isProblem
+        self._saidOf = self._inputs.choice()
+        self._show(text)
         self.refresh()
+
+    def _showButtons(self) -> None:
+        job, task = self.job, self.task
+        isOwn = job is not None and task is not None and job.finished and self._isChosen(task)
+        isWithheld = bool(isOwn and job is not None and job.writer.withheld and self._message)
+        for button in (self.ui.showAreaButton, self.ui.writeAnywayButton):
+            button.setVisible(isWithheld)
+        self.ui.detailsButton.setVisible(bool(self._allDetails))
+
+
+def ofSegment(task: Task, text: str) -> str:
+    """A text that names its segment, where that is still there."""
+    names = {segmentId: name for name, segmentId in segmentNames(task.target.node)}
+    name = names.get(task.target.segmentId, "")
+    return f"{name}: {text}" if name else text
+
+
+def forSlicer(error: SPDError, *, setUp: str = "") -> SPDError:
+    """Return the same error with a remedy that a person in front of Slicer can follow; ``setUp``: where that is."""
+    setUp = setUp or str(_("Set-up"))
+    remedy = error.remedy
+    if isinstance(error, ModelMissing) and "models fetch" in remedy:
+        remedy = _("Open {setUp} and press Install what is missing.").format(setUp=setUp)
+    elif isinstance(error, ModelCorrupt) and "add --accept-unknown" in remedy:
+        remedy = _("Get a fresh copy of the model and add it in {setUp}.").format(setUp=setUp)
+    elif isinstance(error, ModelCorrupt) and "models verify" in remedy:
+        remedy = _("Check it in {setUp}; where that finds nothing, get another copy of the model.").format(setUp=setUp)
+    elif isinstance(error, ModelCorrupt) and "models " in remedy:
+        remedy = _("Open {setUp}, remove it there, and fetch or add it again.").format(setUp=setUp)
+    elif isinstance(error, DependencyMissing) and any(word in remedy for word in ("pip install", "the set-up")):
+        remedy = _("Open {setUp} and press Install what is missing.").format(setUp=setUp)
+    elif isinstance(error, WorkerDied) and remedy.endswith("then restart it."):
+        remedy = _("Change the device or the worker command in {setUp}, then press Segment to start it again.").format(
+            setUp=setUp
+        )
+    return type(error)(error.message, remedy, error.details)
 
 
 def progressText(progress: Progress) -> str:
@@ -226,5 +313,5 @@ def _doneText(job: SegmentationJob) -> str:
     if owned:
         parts.append(_("{count} slices edited by you were kept.").format(count=owned))
     quality = job.answer.report.get("quality") or {}
-    parts += [quality.get("sentence", ""), *job.answer.report.get("notes", [])]
+    parts += [quality.get("sentence", ""), *job.answer.report.get("notes", []), job.note]
     return " ".join(filter(None, parts))

@@ -34,7 +34,7 @@ from ..setup import (
     sourceText,
 )
 from .controls import showDevice
-from .run_section import RunSection
+from .run_section import RunSection, forSlicer
 
 COMMAND_SETTING = "SPDSegment/WorkerCommand"
 ROW_HEIGHT = 22
@@ -295,22 +295,6 @@ class SetupSection:
 
 def _isNeeded(item: SetupItem) -> bool:
     return item.kind is Kind.PACKAGE or item.canFetch
-
-
-def forSlicer(error: SPDError) -> SPDError:
-    """Return the same error with a remedy that a person in front of Slicer can follow."""
-    remedy = error.remedy
-    if isinstance(error, ModelMissing) and "models fetch" in remedy:
-        remedy = _("Open Set-up and press Install what is missing.")
-    elif isinstance(error, ModelCorrupt) and "add --accept-unknown" in remedy:
-        remedy = _("Get a fresh copy of the model and add it in Set-up.")
-    elif isinstance(error, ModelCorrupt) and "models verify" in remedy:
-        remedy = _("Check it in Set-up; where that finds nothing, get another copy of the model.")
-    elif isinstance(error, ModelCorrupt) and "models " in remedy:
-        remedy = _("Open Set-up, remove it there, and fetch or add it again.")
-    elif isinstance(error, DependencyMissing) and any(word in remedy for word in ("pip install", "the set-up")):
-        remedy = _("Open Set-up and press Install what is missing.")
-    return type(error)(error.message, remedy, error.details)
 
 
 def _confirm(text: str) -> bool:

@@ -49,6 +49,7 @@ class SegmentationJob:
         error: why it failed or was cancelled, or None.
         request: what was sent, or None so far; answer: the worker's answer once done.
         digests: checksums of the segment once done.
+        note: what a person should know about a result, or empty.
         wasUndone: it ended because a person undid what it had written.
         onProgress, onSlices, onFinished: signals; called with progress, with the changed slices, with the job.
     """
@@ -67,6 +68,7 @@ class SegmentationJob:
         self.error: SPDError | None = None
         self.answer: Segmented | None = None
         self.digests: dict[int, str] = {}
+        self.note = ""
         self.wasUndone = False
         self.onProgress = Signal()
         self.onSlices = Signal()
@@ -192,6 +194,10 @@ class SegmentationJob:
             self.cancel(urgent=False)
         if self.finished:
             return
+        again = self.writer.takeIn()
+        if again:
+            self._pending = [*again, *self._pending]
+            self._fates, self._isKept = None, False
         part = self._nextPart()
         if part:
             started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +12,57 @@ from SPDSegmentLib.prompts.fates import PointFate
 from SPDSegmentLib.worker.payloads import PackedMask, pack_mask, unpack_mask
 
 from ..scene.volumes import SegmentContent, VolumeSnapshot, maskDigest
-from ..scene.write_record import Position, SliceInfo
+from ..scene.write_record import Position, SliceInfo, WriteRecord
 
 if TYPE_CHECKING:
     from SPDSegmentLib.worker.messages import SliceReady
 
     from ..scene.target import SegmentTarget
+
+
+@dataclass
+class RunParts:
+    """The parts in which a run writes. Each is named in the segment: a stroke of a person may save any state between.
+
+    Attributes:
+        run: name of the run.
+        before: the record when it began.
+        count: of the parts so far.
+        wrote: part and checksum by slice.
+    """
+
+    run: str
+    before: WriteRecord
+    count: int = 0
+    wrote: dict[int, tuple[int, str]] = field(default_factory=dict)
+
+    @property
+    def mark(self) -> str:
+        """Name of the state after the latest part."""
+        return f"{self.run}/{self.count}"
+
+    def add(self, slices: Iterable[int], written: Mapping[int, str]) -> None:
+        """Take in what the next part has written."""
+        self.count += 1
+        self.wrote.update({t: (self.count, written.get(t, "")) for t in slices})
+
+    def goBack(self, mark: str) -> None:
+        """Forget the parts after one: the editor's history took them back and cannot bring them again."""
+        part = int(mark.rpartition("/")[2])
+        self.count += 1
+        self.wrote = {t: (n, digest) for t, (n, digest) in self.wrote.items() if n <= part}
+
+    def hasMade(self, mark: str) -> bool:
+        """Whether a mark names a state of this run."""
+        return mark.rpartition("/")[0] == self.run
+
+    def recordAt(self, mark: str, record: WriteRecord) -> WriteRecord:
+        """Return a record as it was in one of the states of this run: what no part had written yet is as before."""
+        part = int(mark.rpartition("/")[2])
+        then = replace(record.copy(), written=dict(self.before.written), owned=set(self.before.owned), isPartial=True)
+        done = {t: digest for t, (n, digest) in self.wrote.items() if n <= part}
+        then.noteWritten(done, done)
+        return then
 
 
 class ResultWriter:
@@ -26,7 +72,7 @@ class ResultWriter:
         target: the segment.
         snapshot: the volume's state on whose slices the results lie; from now on where it is in the segmentation.
         saveStateForUndo: called once, before the first write.
-        mark: name of the state that this run makes.
+        run: name of this run, see ``RunParts``.
         everywhere: write outside the editable area too.
 
     Attributes:
@@ -41,7 +87,7 @@ class ResultWriter:
         target: SegmentTarget,
         snapshot: VolumeSnapshot,
         saveStateForUndo: Callable[[], None],
-        mark: str,
+        run: str,
         *,
         everywhere: bool = False,
     ) -> None:
@@ -54,11 +100,12 @@ class ResultWriter:
         self._target = target
         self.snapshot = target.place(snapshot)
         self._saveState = saveStateForUndo
-        self._mark = mark
+        self.parts = RunParts(run, self.record)
         self._markBefore = target.mark
         self._everywhere = everywhere
         self._hasBegun = False
         self._before: dict[int, PackedMask] = {}
+        self._answers: dict[int, SliceReady] = {}
         self._recordBefore = self.record.copy()
         self._renamed: dict[str, str] = {}
 
@@ -71,7 +118,7 @@ class ResultWriter:
         """Recognize what a person edited and return the masks (H, W) of all slices that belong to a person."""
         self.digestsBefore = self._target.digests(self.snapshot)
         self.record.noteEdits(self.digestsBefore)
-        self._recordBefore = self.record.copy()
+        self._recordBefore = self.parts.before = self.record.copy()
         self._target.saveRecord(self.record)
         if not self.record.owned:
             return {}
@@ -89,6 +136,7 @@ class ResultWriter:
         changes: dict[int, np.ndarray] = {}
         for answer in answers:
             t = answer.slice_index
+            self._answers[t] = answer
             self.record.info[t] = SliceInfo(answer.quality, answer.status)
             present = content.digest(t)
             if present != self.record.written.get(t, ""):
@@ -99,18 +147,29 @@ class ResultWriter:
         if changes and not self._hasBegun:
             self._hasBegun = True
             self._saveState()
-            self._target.setMark(self._mark)
+            self._target.setMark(self.parts.mark)
             return None
         return self._write(changes, content) if changes else set()
 
     def wasUndone(self) -> bool:
-        """Whether the editor's history took back what this run has written."""
-        return self._hasBegun and self._target.mark != self._mark
+        """Whether the editor's history took back all that this run has written."""
+        return self._hasBegun and not self.parts.hasMade(self._target.mark)
+
+    def takeIn(self) -> list[SliceReady]:
+        """Return what is to be written once more, since the editor's history took back some parts of this run."""
+        mark = self._target.mark
+        if not self._hasBegun or mark == self.parts.mark:
+            return []
+        then = self.parts.recordAt(mark, self.record)
+        self.record.written, self.record.owned = then.written, then.owned
+        self.parts.goBack(mark)
+        self._target.setMark(self.parts.mark)
+        return list(self._answers.values())
 
     @property
     def isBack(self) -> bool:
         """Whether the segment, which was removed before it could be put back, is there again as this run left it."""
-        return self._hasBegun and bool(self._before) and self._target.mark == self._mark
+        return self._hasBegun and bool(self._before) and self.parts.hasMade(self._target.mark)
 
     def rename(self, renamed: Mapping[str, str]) -> None:
         """Take over new names of clicks, see ``centerlines.restoreClicks``; the worker knows the former ones."""
@@ -137,17 +196,18 @@ class ResultWriter:
         edited = set(self._before) - set(mine) - back
         if mine:
             self._target.write(self.snapshot, mine, content, everywhere=True)
-        if self._hasBegun and self._target.mark == self._mark:
+        if self._hasBegun and self.parts.hasMade(self._target.mark):
             self._target.setMark(self._markBefore)
         self._hasBegun = False
         self.record = self._recordBefore.copy()
         self.record.owned |= edited
         self._target.saveRecord(self.record)
-        for kept in (self.asked, self.changed, self.withheld, self._before):
+        for kept in (self.asked, self.changed, self.withheld, self._before, self._answers):
             kept.clear()
 
     def finish(self, fates: list[PointFate], model: str, anchor: Position | None = None, learned: str = "") -> None:
         """Keep the record of a complete run."""
+        self.record.isPartial = False
         self.record.learned = learned
         self.record.fates = tuple(fates)
         self.record.model = model
@@ -171,18 +231,21 @@ class ResultWriter:
         digests = {t: after.digest(t) for t in changes}
         changed = {t for t in changes if digests[t] != content.digest(t)}
         self.record.noteWritten(changes, digests)
-        if not isExact:
-            self._noteNeighbors(before)
+        self.record.isPartial = True
+        reached = set() if isExact else self._noteNeighbors(before)
+        self.parts.add({*changes, *reached}, self.record.written)
+        self._target.setMark(self.parts.mark)
         self._noteWithheld(changes, after, changed)
         self.changed |= changed
         self._target.saveRecord(self.record)
         return changed
 
-    def _noteNeighbors(self, before: Mapping[int, str]) -> None:
-        """On a coarser grid a write reaches into the slices beside it: that is not a person's edit."""
+    def _noteNeighbors(self, before: Mapping[int, str]) -> set[int]:
+        """On a coarser grid a write reaches into the slices beside it: that is not a person's edit; return which."""
         digests = self._target.digests(self.snapshot)
-        reached = {t for t in {*before, *digests} if before.get(t, "") != digests.get(t, "")}
-        self.record.noteWritten(reached - self.record.owned, digests)
+        reached = {t for t in {*before, *digests} if before.get(t, "") != digests.get(t, "")} - self.record.owned
+        self.record.noteWritten(reached, digests)
+        return reached
 
     def _noteWithheld(self, changes: Mapping[int, np.ndarray], after: SegmentContent, changed: set[int]) -> None:
         isExact = self._target.hasVoxelsOf(self.snapshot)

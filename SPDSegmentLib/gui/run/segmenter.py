@@ -12,13 +12,13 @@ from SPDSegmentLib.worker.messages import Answer, Progress, SaliencyReady
 from SPDSegmentLib.worker.requests import learn_message, suggest_message
 
 from ..scene.centerlines import Clicks, checkClicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks
+from ..scene.editor_nodes import placeError
 from ..scene.state import Signal
 from ..scene.surfaces import ShownSurfaces
-from ..scene.volumes import VolumeSnapshot, slicesBeside
 from ..scene.write_record import Position, WriteRecord, identify
 from .job import CallLater, JobState, SegmentationJob
 from .result_writer import ResultWriter
-from .task import History, SegmentMemory, Task, VolumeView
+from .task import SegmentMemory, Task, VolumeView, adoptGrid
 from .worker_host import WorkerHost, volumeName
 
 OnAnswer = Callable[[Answer | SPDError], None]
@@ -72,6 +72,9 @@ class Segmenter:
             SPDError: what was given cannot be segmented.
         """
         if task.target.exists:
+            misplaced = placeError(task.target.node, task.target.segmentId)
+            if misplaced is not None:
+                raise misplaced
             identify(task.target.node, task.target.segmentId)
         memory = self._memoryOf(task)
         checkClicks(task.centerlineNodes)  # a start that fails leaves the run under way alone
@@ -79,10 +82,10 @@ class Segmenter:
         if memory.job is not None:
             memory.job.cancel(urgent=False)
         if memory.mark != task.target.mark:
-            self.noteChange(task, isLate=True)
+            self.noteChange(task)
         before = readClicks(task.centerlineNodes)
         clicks = namedClicks(before, snapshot.stack)
-        former = self._adoptGrid(task, snapshot)
+        former = adoptGrid(task, snapshot, memory)
         writer = ResultWriter(
             task.target,
             snapshot,
@@ -109,7 +112,10 @@ class Segmenter:
         def send(callbacks: Callbacks) -> Request:
             locked = writer.begin()
             clicksBefore = before if memory.lastClicks is None else memory.lastClicks
-            memory.history.remember(task.target.mark, writer.digestsBefore, clicksBefore, writer.record)
+            undone = writer.record.copy()  # undo brings back what was released, too
+            undone.owned |= memory.released
+            memory.history.remember(task.target.mark, writer.digestsBefore, clicksBefore, undone)
+            memory.noteOtherGrids(task, isOurs=False)
             self.workerHost.useModel(task.view.model.key, task.view.device)
             self.workerHost.openVolume(snapshot, owner)
             isSameModel = writer.record.model == task.view.model.name
@@ -186,7 +192,7 @@ class Segmenter:
         Raises:
             SPDError: what was given cannot be segmented.
         """
-        self.noteChange(task, isLate=True)
+        self.noteChange(task)
         snapshot, owner = task.view.snapshot(), "|".join(task.key)
         clicks, record = namedClicks(readClicks(task.centerlineNodes), snapshot.stack), task.target.record
         content = task.target.read(snapshot, record.owned)
@@ -208,16 +214,15 @@ class Segmenter:
         for job in self._jobs:
             job.checkValid()
 
-    def noteChange(self, task: Task, *, isLate: bool = False) -> bool:
+    def noteChange(self, task: Task) -> bool:
         """Take in that somebody else changed the segment; return whether undo or redo did.
 
-        Undo and redo bring the clicks of that state back; any other change makes the slices a person's. The mark that
-        travels with the voxels through the editor's history tells which of both it was. While a run writes into the
-        segment nothing is taken in.
+        Undo and redo bring the clicks of that state back, unless there are some that are not segmented yet; any other
+        change makes the slices a person's. The mark that travels with the voxels through the editor's history tells
+        which of both it was. While a run writes into the segment nothing is taken in.
 
         Args:
             task: with the segment.
-            isLate: clicks may have changed since the segment did; then they stay as they are.
         """
         target = task.target
         memory = self._memoryOf(task)
@@ -243,8 +248,7 @@ class Segmenter:
             state = state or memory.history.latest(mark)
             if state is not None:
                 memory.isIncomplete = True
-                keepsClicks = isLate and memory.hasNewClicks
-                self._restore(task, state.clicks, state.record, keepsClicks=keepsClicks)
+                self._restore(task, state.clicks, state.record, keepsClicks=memory.hasNewClicks)
                 record = target.record
         record.owned &= record.findEdits(digests) | (state.record.owned if state is not None else record.owned)
         record.noteEdits(digests)
@@ -254,10 +258,12 @@ class Segmenter:
     def release(self, task: Task, slices: set[int] | None = None) -> None:
         """Give a person's slices (all by default) back to the model; the next run may rewrite them."""
         record = task.target.record
-        digests = task.target.digests(task.writtenSnapshot())
-        record.release(record.owned if slices is None else slices & record.owned, digests)
+        memory, digests = self._memoryOf(task), task.target.digests(task.writtenSnapshot())
+        released = record.owned if slices is None else slices & record.owned
+        memory.released |= released
+        record.release(released, digests)
         task.target.saveRecord(record)
-        self._memoryOf(task).isIncomplete = True
+        memory.isIncomplete = True
 
     def takeBack(self, task: Task) -> bool:
         """Stop the run of a segment, if there is one, and bring back the clicks of the result before it."""
@@ -312,9 +318,10 @@ class Segmenter:
         self._undoStep = None
 
     def _restoreLastClicks(self, task: Task) -> None:
-        last = self._memoryOf(task).lastClicks
-        if last is not None:
-            self._restore(task, last, task.target.record)
+        memory, record = self._memoryOf(task), task.target.record
+        record.owned |= memory.released
+        if memory.lastClicks is not None:
+            self._restore(task, memory.lastClicks, record)
 
     def _restore(self, task: Task, clicks: Clicks, record: WriteRecord, *, keepsClicks: bool = False) -> None:
         """Bring back the clicks and the record of an earlier state."""
@@ -338,17 +345,25 @@ class Segmenter:
             self.workerHost.noteServed(memory.served, job.request.session)
             if job.writer.changed:
                 self.forgetUndoStep()
-            memory.lastClicks = clicks
-            memory.history.remember(mark, job.digests, clicks, job.writer.record)
+            memory.lastClicks, memory.released = clicks, set()
+            edited = job.writer.record.owned | job.writer.record.findEdits(job.digests)
+            memory.noteOtherGrids(task, isOurs=edited <= job.writer.parts.before.owned)
+            job.note = memory.crossingNote(job.writer.record)
+            memory.history.remember(mark, job.digests, clicks, job.writer.record, job.writer.parts)
         else:
             memory.isIncomplete = True
+            if job.writer.parts.count:
+                clicks = clicks if memory.lastClicks is None else memory.lastClicks
+                memory.history.remember(job.writer.parts.run, {}, clicks, job.writer.record, job.writer.parts)
             if former is not None and task.target.isPlaced:
                 former.noteEdits(task.target.digests(task.writtenSnapshot(former)))
                 task.target.saveRecord(former)
             if job.wasUndone:
                 state = memory.history.latest(mark)
                 if state is not None:
-                    self._restore(task, state.clicks, task.target.record)
+                    record = task.target.record
+                    record.owned |= memory.released
+                    self._restore(task, state.clicks, record)
         memory.halfWritten = None if task.target.exists else job.writer
         self.onJob.emit(job)
 
@@ -362,32 +377,3 @@ class Segmenter:
         if task.target.changesOthers:
             ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
         (self.surfaces.updateNow if now else self.surfaces.updateLater)(node, ids)
-
-    def _adoptGrid(self, task: Task, snapshot: VolumeSnapshot) -> WriteRecord | None:
-        """Translate the record of a segment to the slices of the volume that is segmented now.
-
-        Returns:
-            The former record where a result holds for other slices, otherwise None.
-        """
-        target = task.target
-        record, grid = target.record, target.gridOf(snapshot)
-        former = record.copy()
-        if record.axis == snapshot.axis and (record.grid is None or record.grid.fits(grid)):
-            if (record.volumeId, record.grid) != (snapshot.nodeId, grid):
-                record.volumeId, record.grid = snapshot.nodeId, grid
-                target.saveRecord(record)
-            return None
-        old = task.writtenSnapshot(record)
-        edited = record.owned | record.findEdits(target.digests(old))
-        digests = target.digests(snapshot)
-        new = WriteRecord(axis=snapshot.axis, model=record.model, volumeId=snapshot.nodeId, grid=grid)
-        beside = slicesBeside(old.stack, snapshot.stack, edited)
-        if beside is not None:
-            new.owned = beside
-            new.noteWritten(set(digests) - beside, digests)
-        elif not edited:
-            new.noteWritten(digests, digests)
-        target.saveRecord(new)
-        memory = self._memoryOf(task)
-        memory.isIncomplete, memory.history = True, History()
-        return former if former.model else None

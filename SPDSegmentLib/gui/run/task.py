@@ -16,10 +16,10 @@ from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, origi
 from ..scene.centerlines import Clicks, renameClicks, snapshotClicks, usedClicks
 from ..scene.editor_nodes import otherRepresentation
 from ..scene.target import SegmentTarget
-from ..scene.volumes import VolumeSnapshot, nodeById, takeSnapshot
-from ..scene.write_record import WriteRecord, identityOf
+from ..scene.volumes import VolumeSnapshot, nodeById, slicesBeside, takeSnapshot
+from ..scene.write_record import RecordGrid, WriteRecord, identityOf
 from .job import SegmentationJob
-from .result_writer import ResultWriter
+from .result_writer import ResultWriter, RunParts
 
 CT_BELOW = -200
 
@@ -181,12 +181,14 @@ class State:
         digests: checksums by slice.
         clicks: it came from these.
         record: at that time.
+        parts: of the run that made it, or that ended without making one; the states between count as its own.
     """
 
     mark: str
     digests: Mapping[int, str]
     clicks: Clicks
     record: WriteRecord
+    parts: RunParts | None = None
 
 
 class History:
@@ -195,10 +197,17 @@ class History:
     def __init__(self) -> None:
         self._states: list[State] = []
 
-    def remember(self, mark: str, digests: Mapping[int, str], clicks: Clicks, record: WriteRecord) -> None:
+    def remember(
+        self,
+        mark: str,
+        digests: Mapping[int, str],
+        clicks: Clicks,
+        record: WriteRecord,
+        parts: RunParts | None = None,
+    ) -> None:
         """Add a state; an older one of the same mark and content is replaced."""
         kept = [state for state in self._states if (state.mark, state.digests) != (mark, digests)]
-        self._states = [*kept[-(MAX_STATES - 1) :], State(mark, dict(digests), clicks, record.copy())]
+        self._states = [*kept[-(MAX_STATES - 1) :], State(mark, dict(digests), clicks, record.copy(), parts)]
 
     def find(self, mark: str, digests: Mapping[int, str]) -> State | None:
         """Return the latest state of this mark and exactly this content."""
@@ -208,8 +217,13 @@ class History:
         return None
 
     def latest(self, mark: str) -> State | None:
-        """Return the latest state of this mark, whatever a person has edited since."""
-        return next((state for state in reversed(self._states) if state.mark == mark), None)
+        """Return the latest state of this mark, whatever a person has edited since; also one between parts of a run."""
+        for state in reversed(self._states):
+            if state.mark == mark:
+                return state
+            if state.parts is not None and state.parts.hasMade(mark):
+                return replace(state, mark=mark, record=state.parts.recordAt(mark, state.record))
+        return None
 
     def rename(self, renamed: Mapping[str, str]) -> None:
         """Take over new names of clicks, see ``centerlines.restoreClicks``."""
@@ -232,6 +246,8 @@ class SegmentMemory:
         served: name of the volume of the latest result in the worker.
         mark: state of the segment that was seen last, see ``target.MARK_TAG``.
         halfWritten: the way of a run that ended because the segment was removed; what it wrote may come back.
+        released: slices that were a person's, since the latest result; undo of the next run makes them so again.
+        otherGrids: records for slices that cross those of now, with what a person edited in them.
     """
 
     history: History = field(default_factory=History)
@@ -242,6 +258,8 @@ class SegmentMemory:
     served: str = ""
     mark: str | None = None
     halfWritten: ResultWriter | None = None
+    released: set[int] = field(default_factory=set)
+    otherGrids: list[WriteRecord] = field(default_factory=list)
 
     @property
     def isRunning(self) -> bool:
@@ -256,6 +274,27 @@ class SegmentMemory:
         nodes = [node for nodeId, _markup in self.lastClicks if (node := nodeById(nodeId)) is not None]
         return usedClicks(snapshotClicks(nodes)) != usedClicks(self.lastClicks)
 
+    def knownOn(self, axis: str, grid: RecordGrid) -> WriteRecord | None:
+        """Return what is remembered of the slices along an axis of some voxels."""
+        return next((r for r in self.otherGrids if r.axis == axis and r.grid is not None and r.grid.fits(grid)), None)
+
+    def crossingNote(self, record: WriteRecord) -> str:
+        """Say why slices are kept that nobody touched: those that a person edited lie across them; empty if not so."""
+        axes = sorted({kept.axis for kept in self.otherGrids if kept.owned and kept.axis != record.axis})
+        if not record.owned or not axes:
+            return ""
+        text = _("Slices edited along another axis ({axes}) cross all that were kept; choose it to update the others.")
+        return str(text.format(axes=", ".join(axes)))
+
+    def noteOtherGrids(self, task: Task, *, isOurs: bool) -> None:
+        """Take in what changed in the slices that cross those of now: it is a run's, or a person's."""
+        for record in self.otherGrids:
+            digests = task.target.digests(task.writtenSnapshot(record))
+            if isOurs:
+                record.noteWritten(record.findEdits(digests) - record.owned, digests)
+            else:
+                record.noteEdits(digests)
+
     def rename(self, renamed: Mapping[str, str]) -> None:
         """Take over new names of clicks, see ``centerlines.restoreClicks``."""
         self.history.rename(renamed)
@@ -265,3 +304,43 @@ class SegmentMemory:
             self.startedClicks = renameClicks(self.startedClicks, renamed)
         if self.job is not None:
             self.job.writer.rename(renamed)
+
+
+def adoptGrid(task: Task, snapshot: VolumeSnapshot, memory: SegmentMemory) -> WriteRecord | None:
+    """Translate the record of a segment to the slices of the volume that is segmented now.
+
+    Where a person edited slices that cross these, everything here is a person's; the former record is remembered, so
+    that back on its slices no others are.
+
+    Returns:
+        The former record where a result holds for other slices, otherwise None.
+    """
+    target = task.target
+    record, grid = target.record, target.gridOf(snapshot)
+    former = record.copy()
+    if record.axis == snapshot.axis and (record.grid is None or record.grid.fits(grid)):
+        if (record.volumeId, record.grid) != (snapshot.nodeId, grid):
+            record.volumeId, record.grid = snapshot.nodeId, grid
+            target.saveRecord(record)
+        return None
+    old = task.writtenSnapshot(record)
+    edited = record.owned | record.findEdits(target.digests(old))
+    digests = target.digests(snapshot)
+    new = WriteRecord(axis=snapshot.axis, model=record.model, volumeId=snapshot.nodeId, grid=grid)
+    beside, known = slicesBeside(old.stack, snapshot.stack, edited), memory.knownOn(snapshot.axis, grid)
+    if beside is not None:
+        new.owned = beside
+        new.noteWritten(set(digests) - beside, digests)
+    elif not edited:
+        new.noteWritten(digests, digests)
+        memory.otherGrids.clear()
+    else:
+        if known is not None:
+            new.written, new.owned = dict(known.written), set(known.owned)
+            new.noteEdits(digests)
+        latest = memory.knownOn(record.axis, record.grid) if record.grid is not None else None
+        memory.otherGrids = [kept for kept in memory.otherGrids if kept is not latest]
+        memory.otherGrids.append(replace(former.copy(), owned=set(edited)))
+    target.saveRecord(new)
+    memory.isIncomplete, memory.history = True, History()
+    return former if former.model else None

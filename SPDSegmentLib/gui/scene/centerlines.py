@@ -45,6 +45,7 @@ def clickEvents(node: Any) -> list[int]:
         kinds.PointPositionUndefinedEvent,
         kinds.PointModifiedEvent,
         kinds.PointRemovedEvent,
+        slicer.vtkMRMLTransformableNode.TransformModifiedEvent,
     ]
     # of a curve also its type, tension or surface
     return [*events, vtk.vtkCommand.ModifiedEvent] if node.IsA("vtkMRMLMarkupsCurveNode") else events
@@ -202,13 +203,15 @@ def usedClicks(clicks: Clicks) -> list[tuple[str, str, list[list[float]]]]:
 
 
 def setIncluded(node: Any, clickId: str, included: bool, insisted: bool = False) -> None:
-    """Include or exclude a click; one that is ``insisted`` on prompts whatever the model believes."""
+    """Include or exclude a click; one that is ``insisted`` on prompts whatever the model believes, until excluded."""
     index = indexOf(node, clickId)
     if index < 0:
         return
     wasModifying = node.StartModify()
     if insisted:
         node.SetNthControlPointDescription(index, INSISTED)
+    elif not included and is_insisted(node.GetNthControlPointDescription(index)):
+        node.SetNthControlPointDescription(index, "")
     node.SetNthControlPointSelected(index, included)
     node.EndModify(wasModifying)
 

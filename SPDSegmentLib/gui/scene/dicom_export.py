@@ -56,7 +56,7 @@ def exportDicom(
     segmentId: str,
     volumeNode: Any,
     folder: str | Path,
-    model: str,
+    algorithm: str,
     confirm: Callable[[Path], bool],
 ) -> Path:
     """Write a segment as DICOM and return the file, or the folder of the structure set's files.
@@ -69,7 +69,7 @@ def exportDicom(
         segmentId: the segment.
         volumeNode: loaded from DICOM; the result refers to its series.
         folder: where to write.
-        model: name of the algorithm, for the segment's identification.
+        algorithm: what made the segment, for its identification; empty where a person drew all of it.
         confirm: asked before a file that exists is replaced.
 
     Raises:
@@ -82,8 +82,8 @@ def exportDicom(
     segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
     if not source.terminology:
         segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), DEFAULT_TERMINOLOGY)
-    segment.SetTag("DICOM.SegmentAlgorithmType", "SEMIAUTOMATIC")
-    segment.SetTag("DICOM.SegmentAlgorithmName", f"{CREATOR} {model}".strip())
+    segment.SetTag("DICOM.SegmentAlgorithmType", "SEMIAUTOMATIC" if algorithm else "MANUAL")
+    segment.SetTag("DICOM.SegmentAlgorithmName", f"{CREATOR} {algorithm}" if algorithm else "")
     path = Path(folder) / (fileStem(source.name) + kind.suffix)
     if path.suffix:
         check_output(path)

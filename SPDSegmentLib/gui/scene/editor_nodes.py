@@ -9,9 +9,11 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.errors import BadInput, GeometryUnsupported, SPDError
+from SPDSegmentLib.geometry.volume import SHEAR_TOLERANCE
 
-from .volumes import SegmentContent, VolumeSnapshot
+from .volumes import SegmentContent, VolumeSnapshot, parentMatrix
+from .write_record import loadRecord
 
 EDITOR_ATTRIBUTE = "SPDSegment.Editor"
 WRITER_ATTRIBUTE = "SPDSegment.Writer"
@@ -23,6 +25,26 @@ def otherRepresentation(segmentationNode: Any) -> str:
         return ""
     name = str(segmentationNode.GetSegmentation().GetSourceRepresentationName())
     return "" if name == slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName() else name
+
+
+def placeError(segmentationNode: Any, segmentId: str) -> SPDError | None:
+    """Return why nothing can be written to a segment where its segmentation lies now, None if something can."""
+    if segmentationNode.GetParentTransformNode() is None:
+        return None
+    try:
+        matrix = parentMatrix(segmentationNode)
+    except SPDError as error:
+        return error
+    grid = loadRecord(segmentationNode, segmentId).grid
+    for place in [matrix] if grid is None else [matrix, matrix @ grid.toWorld]:
+        axes = place[:3, :3] / np.linalg.norm(place[:3, :3], axis=0)
+        if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
+            text = _("The segmentation {name} is under a transform that shears it.")
+            return GeometryUnsupported(
+                text.format(name=segmentationNode.GetName()),
+                _("Harden the transform (right click in the Data module), then run again."),
+            )
+    return None
 
 
 def convertToLabelmap(segmentationNode: Any, volumeNode: Any) -> None:

@@ -15,7 +15,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.geometry.labelmap import filled_part
 
-from .editor_nodes import areaMasks, describeArea, editorLogic, existingEditorNode, otherRepresentation
+from .editor_nodes import areaMasks, describeArea, editorLogic, existingEditorNode, otherRepresentation, placeError
 from .surfaces import surfacesAside
 from .volumes import (
     SegmentContent,
@@ -70,9 +70,8 @@ class SegmentTarget:
 
     @property
     def isPlaced(self) -> bool:
-        """Whether the segment is there, under no transform that is not linear."""
-        parent = self.node.GetParentTransformNode() if self.exists else None
-        return self.exists and (parent is None or bool(parent.IsTransformToWorldLinear()))
+        """Whether the segment is there, under no transform that shears it or is not linear."""
+        return self.exists and placeError(self.node, self.segmentId) is None
 
     def removeNode(self) -> None:
         """Take the whole segmentation out of the scene."""
@@ -348,7 +347,7 @@ def makeTarget(
     """Return a target; a missing segmentation node or segment is made.
 
     Raises:
-        GeometryUnsupported: the volume is under a non-linear transform.
+        GeometryUnsupported: a transform is not linear, or shears the segmentation.
         BadInput: the segmentation has to be converted first, see :func:`convertToLabelmap`.
     """
     worldMatrix(volumeNode)
@@ -366,7 +365,8 @@ def makeTarget(
         segmentationNode.CreateDefaultDisplayNodes()
         segmentationNode.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
-    parentMatrix(segmentationNode)
+    if (misplaced := placeError(segmentationNode, segmentId)) is not None:
+        raise misplaced
     segmentation = segmentationNode.GetSegmentation()
     if segmentation.GetNumberOfSegments() == 0:
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)

@@ -19,6 +19,8 @@ from SPDSegmentLib.geometry.volume import Volume
 
 PARALLEL = 0.999
 """Cosine between the normals of slices that count as parallel."""
+NEARLY_PARALLEL = 0.7
+"""The same for a view and the slices that it shows."""
 OPACITY = 0.45
 SHOWN_FROM = 0.05
 COLOR_NODE = "vtkMRMLColorTableNodeFileHotToColdRainbow.txt"
@@ -149,9 +151,7 @@ def slicesBeside(old: SliceStack, new: SliceStack, slices: Iterable[int]) -> set
         new: the other one.
         slices: of ``old``.
     """
-    ends = [stack.to_ras(np.array([0.0, 1.0]), np.zeros((2, 2))) for stack in (old, new)]
-    normals = [(second - first) / np.linalg.norm(second - first) for first, second in ends]
-    if abs(float(normals[0] @ normals[1])) < PARALLEL:
+    if abs(float(_normal(old) @ _normal(new))) < PARALLEL:
         return None
     corner = np.zeros((1, 2))
     wanted = set(slices)
@@ -160,6 +160,11 @@ def slicesBeside(old: SliceStack, new: SliceStack, slices: Iterable[int]) -> set
     every = np.arange(new.n_slices, dtype=float)
     places = old.to_slices(new.to_ras(every, np.repeat(corner, len(every), axis=0)))[0]
     return {t for t in range(new.n_slices) if t in near or round(float(places[t])) in wanted}
+
+
+def _normal(stack: SliceStack) -> np.ndarray:
+    first, second = stack.to_ras(np.array([0.0, 1.0]), np.zeros((2, 2)))
+    return (second - first) / np.linalg.norm(second - first)
 
 
 def fingerprint(node: Any, axis: str) -> str:
@@ -304,12 +309,15 @@ def _overlap(start: int, size: int, limit: int) -> tuple[slice, slice]:
     return slice(first, last), slice(first - start, last - start)
 
 
-def viewNode(plane: str) -> Any:
-    """Return the slice node that shows a plane (axial, coronal or sagittal), or None."""
-    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-        if node.GetOrientation().lower() == plane:
-            return node
-    return None
+def viewNode(stack: SliceStack) -> Any:
+    """Return the node of the shown view that lies nearest to the slices of a stack, the latest of several; or None."""
+    found = []
+    nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+    for node in [node for node in nodes if node.IsMappedInLayout()] or nodes:  # none is before views are laid out
+        normal = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS())[:3, 2]
+        found.append((round(abs(float(normal @ _normal(stack))), 3), node.GetMTime(), node))
+    cosine, _time, node = max(found, key=lambda view: view[:2], default=(0.0, 0, None))
+    return node if cosine > NEARLY_PARALLEL else None
 
 
 def viewCenter(node: Any) -> tuple[float, float, float]:

@@ -79,6 +79,7 @@ class WriteRecord:
         identity: of the segment, see ``record_store``.
         anchorRas: where the model's field of view was, in world mm; a new worker puts it there again.
         learned: name of what the model had learned from corrections, empty for the model itself.
+        isPartial: some slices are of a run that has not ended, the others of the result before.
     """
 
     written: dict[int, str] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class WriteRecord:
     grid: RecordGrid | None = None
     identity: str = ""
     learned: str = ""
+    isPartial: bool = False
 
     @property
     def nodeIds(self) -> set[str]:
@@ -179,6 +181,7 @@ class WriteRecord:
                 "grid": None if self.grid is None else [self.grid.shape, self.grid.matrix],
                 "segment": self.identity,
                 "learned": self.learned,
+                **({"partial": True} if self.isPartial else {}),
             },
             separators=(",", ":"),
         )
@@ -248,6 +251,7 @@ def _parsed(text: str, names: tuple[tuple[str, str], ...]) -> WriteRecord:
             _grid(content.get("grid")),
             str(content.get("segment") or ""),
             str(content.get("learned") or ""),
+            content.get("partial") is True,
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return WriteRecord()
