@@ -26,6 +26,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, volume_of
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for, find_bundle
 from SPDSegmentLib.models.fit import fit_of_image
+from SPDSegmentLib.settings import check_choice
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -91,7 +92,7 @@ class Segmentation:
         """JSON-ready: what was asked, the measured volume, every slice that is not empty, the fate of every click.
 
         Files are named without their folders, which may name a patient, unless ``full_paths``. Slices are counted in
-        the stack (``slice``) and as the image numbers them (``slice_number``).
+        the stack (``slice``) and as 3D Slicer numbers them (``slice_number``).
         """
         report = self.result.report()
         for entry in [*report.get("slices", []), *report.get("points", [])]:
@@ -151,7 +152,7 @@ def segment(
     axis: str | None = None,
     prompts: str = "consensus",
     saliency_only: bool = False,
-    insist: str | Sequence[str] = (),
+    insist: str | int | Sequence[str | int] = (),
     device: str = "auto",
     on_progress: Callable[[SegmentationProgress], None] | None = None,
     on_note: Callable[[str], None] = lambda note: None,
@@ -173,7 +174,8 @@ def segment(
 
     Args:
         image: file, DICOM folder, SimpleITK image, :class:`Volume`, or an array (K, J, I) with ``ijk_to_ras``.
-        points: markups file (``.mrk.json``, ``.fcsv``, ``.csv``), its markups, or an array (N, 3) in ``frame``.
+        points: markups file (``.mrk.json``, ``.fcsv``, ``.csv``), its markups, or an array (N, 3) in ``frame``, also as
+            points (3,) by their ids.
         model: name, folder, or what :func:`load_model` gave.
         output: where to write the mask; a path that cannot be written, or is that of an input, is refused before
             the work.
@@ -192,7 +194,8 @@ def segment(
     Raises:
         SPDError: each kind, see :mod:`SPDSegmentLib.errors`.
     """
-    insist = (insist,) if isinstance(insist, str) else tuple(insist)
+    insist = tuple(map(str, (insist,) if isinstance(insist, str | int | np.integer) else insist))
+    check_prompts(prompts)
     if not are_numbers(points):
         markups = insist_on(markups_of(points, frame), insist)
     bundle = bundle_of(model)
@@ -220,6 +223,13 @@ def segment(
     if output is not None:
         found.save(output)
     return found
+
+
+def check_prompts(prompts: str) -> None:
+    """Raise :class:`BadInput` for an unknown prompt strategy."""
+    from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY, STRATEGIES
+
+    check_choice(prompts, (*STRATEGIES, SALIENCY_ONLY), "prompt strategy")
 
 
 def segmentation_of(

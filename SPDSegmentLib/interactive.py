@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SPDSegmentLib.api import LoadedModel, Segmentation, bundle_of, image_name, loaded, model_name, segmentation_of
+from SPDSegmentLib.api import (
+    LoadedModel,
+    Segmentation,
+    bundle_of,
+    check_prompts,
+    image_name,
+    loaded,
+    model_name,
+    segmentation_of,
+)
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks, clicks_from_markups, clicks_from_points, resolve_curve
 from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, are_numbers, list_of, markups_of
@@ -51,7 +60,8 @@ class InteractiveSegmenter:
     >>> found = case.release()
 
     Args:
-        image, model, ijk_to_ras, series, frame_number, axis, prompts, device: as for :func:`segment`.
+        image, model, ijk_to_ras, series, frame_number, axis, prompts, device: as for :func:`segment`. An array that can
+            be written into is copied.
 
     Attributes:
         found: the last segmentation; None before the first click.
@@ -72,8 +82,11 @@ class InteractiveSegmenter:
         prompts: str = "consensus",
         device: str = "auto",
     ) -> None:
+        check_prompts(prompts)
         bundle = bundle_of(model)
         volume = volume_of(image, ijk_to_ras, series, frame_number)
+        if not isinstance(image, str | Path) and volume.array.flags.writeable:
+            volume = replace(volume, array=volume.array.copy())
         self.stack = SliceStack(volume, axis or bundle.info.slicing_axis)
         self.model = loaded(model, bundle, device)
         self.found: Segmentation | None = None
@@ -115,7 +128,7 @@ class InteractiveSegmenter:
         self._next_id += len(used)
         return found
 
-    def move(self, click: str, point: ArrayLike, frame: str = "RAS") -> Segmentation:
+    def move(self, click: str | int, point: ArrayLike, frame: str = "RAS") -> Segmentation:
         """Move one click, by its id, to ``point`` (3,).
 
         Raises:
@@ -124,9 +137,9 @@ class InteractiveSegmenter:
         place: Any = [point]
         (moved,) = list_of(place, frame, self.stack.volume).points
         changed = replace(self._point(click), position_ras=moved.position_ras)
-        return self._update(self._points | {click: changed}, self._corrected)
+        return self._update(self._points | {changed.id: changed}, self._corrected)
 
-    def remove(self, *clicks: str) -> Segmentation:
+    def remove(self, *clicks: str | int) -> Segmentation:
         """Remove clicks by their ids; the last one cannot be removed."""
         gone = {self._point(click).id for click in clicks}
         return self._update({n: p for n, p in self._points.items() if n not in gone}, self._corrected)
@@ -189,10 +202,15 @@ class InteractiveSegmenter:
         """Segment under what was learned, from now on.
 
         Raises:
-            BadInput: nothing was gained by it.
+            BadInput: nothing was gained by it, or it was not learned by this object.
         """
         if lesson.session is None:
             raise BadInput(lesson.sentence, "Correct more slices.")
+        if lesson.session.stack is not self.stack:
+            raise BadInput(
+                "This was learned from another volume, or by an earlier object for the same one.",
+                "Correct slices of this one and apply what its own learn() gives.",
+            )
         return self._under(lesson.session)
 
     def forget(self) -> Segmentation:
@@ -204,10 +222,10 @@ class InteractiveSegmenter:
         left = {t: m for t, m in self._corrected.items() if slices and t not in slices}
         return self._update(self._points, left)
 
-    def _point(self, click: str) -> ControlPoint:
-        if click not in self._points:
+    def _point(self, click: str | int) -> ControlPoint:
+        if str(click) not in self._points:
             raise BadInput(f"There is no click '{click}'.", f"Known: {', '.join(self._points) or 'none'}.")
-        return self._points[click]
+        return self._points[str(click)]
 
     def _clicks_of(self, points: Mapping[str, ControlPoint]) -> Clicks:
         return clicks_from_markups([Markup("the clicks", LIST, tuple(points.values()))], self.stack)

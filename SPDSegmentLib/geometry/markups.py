@@ -9,7 +9,7 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from SPDSegmentLib.geometry.volume import Volume
 
-    Points: TypeAlias = "str | Path | Sequence[Markup] | ArrayLike"
+    Points: TypeAlias = "str | Path | Sequence[Markup] | Mapping[str, Point] | ArrayLike"
 
 FRAMES = ("RAS", "LPS", "IJK")
 """Of a caller's points."""
@@ -191,15 +191,17 @@ def are_numbers(points: Points) -> bool:
 
 def markups_of(points: Points, frame: str) -> list[Markup]:
     """Markups of a file, or those that were given; their frame is known, and no other can be asked for."""
-    if frame != "RAS":
+    if frame != "RAS" and points:
         raise BadInput(f"The frame '{frame}' was given for points that say themselves where they lie.", "Leave it out.")
     return read_markups(points) if isinstance(points, str | Path) else list(points)  # type: ignore[arg-type]
 
 
 def list_of(points: Points, frame: str, volume: Volume) -> Markup:
-    """Points (N, 3) as a list in RAS mm with the ids 1 to N."""
+    """Points (N, 3) as a list in RAS mm with the ids 1 to N, or by id; a masked value counts as not finite."""
+    ids = [str(name) for name in points] if isinstance(points, Mapping) else None
     try:
-        array = np.asarray(points, dtype=float)
+        values: Any = list(points.values()) if isinstance(points, Mapping) else points
+        array: np.ndarray = np.ma.filled(np.ma.asarray(values, dtype=float), np.nan)
     except (TypeError, ValueError) as error:
         raise BadInput("The points are no numbers.", "Give an array (N, 3) or a markups file.", str(error)) from error
     if array.ndim != 2 or array.shape[1] != 3:
@@ -212,7 +214,8 @@ def list_of(points: Points, frame: str, volume: Volume) -> Markup:
         array = array * (-1, -1, 1)
     elif frame == "IJK":
         array = volume.to_ras(array)
-    named = [ControlPoint(str(n), str(n), (r, a, s)) for n, (r, a, s) in enumerate(array.tolist(), start=1)]
+    ids = ids or [str(n) for n in range(1, len(array) + 1)]
+    named = [ControlPoint(name, name, (r, a, s)) for name, (r, a, s) in zip(ids, array.tolist(), strict=True)]
     return Markup("the points", LIST, tuple(named))
 
 

@@ -326,8 +326,9 @@ def check_image(volume: Volume) -> None:
     name = f"image {volume.name}" if volume.name else "volume"
     if array.ndim != 3 or array.size == 0:
         raise BadInput(f"The {name} is not a 3-D volume with voxels.")
-    if array.dtype.kind not in "biuf":
-        raise BadInput(f"The {name} does not hold numbers.", "Give a gray-scale volume.")
+    if array.dtype.kind not in "iuf":
+        held = "holds only true and false, as a mask does" if array.dtype.kind == "b" else "does not hold numbers"
+        raise BadInput(f"The {name} {held}.", "Give a gray-scale volume.")
     low, high = array.min(), array.max()  # NaN goes through both, without a temporary array
     if not (np.isfinite(low) and np.isfinite(high)):
         raise invalid_values(name)

@@ -29,7 +29,8 @@ from SPDSegmentLib.inference.features import SliceFeatures
 from SPDSegmentLib.inference.results import Call, SegmentationProgress, SegmentationResult
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.adapters import SaliencyHead
-from SPDSegmentLib.networks.spd import SegmentationLossConfig, segmentation_loss
+from SPDSegmentLib.networks.config import SegmentationLossConfig
+from SPDSegmentLib.networks.spd import segmentation_loss
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.strategies import distill_prompts
 

@@ -50,7 +50,7 @@ class SliceResult:
 
     Attributes:
         slice_index: position in the stack.
-        mask: (H, W) bool.
+        mask: (H, W) bool; nobody may write into it, because what did not change is handed out again.
         quality: predicted IoU in [0, 1]; 0 where nothing was segmented.
     """
 
@@ -58,6 +58,9 @@ class SliceResult:
     mask: np.ndarray
     quality: float
     status: SliceStatus
+
+    def __post_init__(self) -> None:
+        self.mask.setflags(write=False)
 
     @functools.cached_property
     def pixels(self) -> int:

@@ -73,7 +73,6 @@ class Session:
         self._strategy = ""
         self._running = [Call()]
         self._nothing = np.zeros(stack.array.shape[1:], dtype=bool)
-        self._nothing.setflags(write=False)
         self._image_doubts: tuple[object, list[str]] | None = None  # by what was seen
         self._on_the_way: list[tuple[list[SlicePrompts], MasksOnTheWay]] = []
 

@@ -8,6 +8,7 @@ another image or encoder, is computed again.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def _entry(case: Case, target: TargetMask, k: int, config: TrainingConfig, folde
     view = draw_view(rng, case, target, config)
     first = max(0, target.first - config.stage2.margin)
     last = min(len(case.images) - 1, target.last + config.stage2.margin)
-    name = target.name.replace(":", "_").replace("+", "-")
+    name = re.sub(r"[^\w.-]", "-", target.name.replace(":", "_"))  # of a case name with a folder in it, too
     return BankEntry(target, first, last, view, folder / f"{k:05d}_{name}.safetensors")
 
 
@@ -135,6 +136,8 @@ def _key(encoder: str, case: Case, entry: BankEntry) -> str:
     part, view = slice(entry.first, entry.last + 1), entry.view
     digest = hashlib.blake2b(encoder.encode(), digest_size=16)
     digest.update(repr((view.size, view.gamma, view.noise, view.noise_seed, entry.first, entry.last)).encode())
+    if max(view.coarseness) > 1:  # entries of a version that did not blur are of another image
+        digest.update(repr(view.coarseness).encode())
     for array in (view.matrix, view.offset, view.field, case.images[part], entry.target.mask[part], case.salient[part]):
         digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -5,6 +5,8 @@ A view changes geometry and intensity; the clicks move with the image.
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from SPDSegmentLib.prompts.noise import simulate_clicks_from_path
 from SPDSegmentLib.prompts.saliency_maps import SliceClicks
 from SPDSegmentLib.training.config import AugmentationConfig, DataConfig, TrainingConfig
 
+SAME_SIZE = 0.01  # pixels that differ by a smaller share are not averaged
 SHOWN_CASES = 5
 SHOWN_VALUES = 8
 
@@ -69,6 +72,7 @@ class Case:
         targets: none where the structure is not in the volume: such a case is background for the saliency head.
         pixel_mm: (row, column); slice_mm: distance of slices.
         note: what the user should know of it, a sentence or empty.
+        digest: of image, masks and given clicks as they were read.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Case:
     pixel_mm: tuple[float, float]
     slice_mm: float
     note: str = ""
+    digest: str = ""
 
 
 def check_cases(
@@ -92,9 +97,10 @@ def check_cases(
 
     def check(name: str) -> None:
         stack, labels, _ = read_labeled_case(folder, name, data)
-        if not np.isin(labels, [value for values in data.targets for value in values]).any():
+        present = [bool(np.isin(labels, values).any()) for values in data.targets]
+        if not any(present):
             notes.append(_without_structure(name, folder, labels, data))
-        _given_clicks(folder, name, data, stack)
+        _given_clicks(folder, name, data, stack, present)
 
     _each(names, check, on_case)
     return notes
@@ -124,16 +130,27 @@ def load_case(folder: Path, name: str, data: DataConfig, intensity: IntensityCon
     label_slices = stack.from_volume(labels)
     check_values(volume.array, intensity, volume.name)
     images = normalize(stack.array, intensity_range(volume.array, intensity)).astype(np.float16)
-    given = _given_clicks(folder, name, data, stack)
+    masks = [np.ascontiguousarray(np.isin(label_slices, values)) for values in data.targets]
+    given = _given_clicks(folder, name, data, stack, [bool(mask.any()) for mask in masks])
     targets = []
-    for values in data.targets:
-        mask = np.ascontiguousarray(np.isin(label_slices, values))
+    for values, mask, clicks in zip(data.targets, masks, given, strict=True):
         if mask.any():
             title = f"{name}:{'+'.join(map(str, values))}"
-            targets.append(make_target(title, mask, click_path(mask, stack.pixel_mm, stack.slice_mm), given))
+            targets.append(make_target(title, mask, click_path(mask, stack.pixel_mm, stack.slice_mm), clicks))
     salient = np.ascontiguousarray(np.isin(label_slices, data.saliency_values()))
     note = "" if targets else _without_structure(name, folder, labels, data)
-    return Case(name, images, salient, tuple(targets), stack.pixel_mm, stack.slice_mm, note)
+    seen = [volume.array, np.round([*stack.pixel_mm, stack.slice_mm], 6), salient, *(t.mask for t in targets)]
+    seen += [array for t in targets if t.given is not None for array in (t.given.slice_index, np.round(t.given.xy, 3))]
+    return Case(name, images, salient, tuple(targets), stack.pixel_mm, stack.slice_mm, note, digest_of(*seen))
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """Digest of arrays: of their shapes, types and values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def load_cases(
@@ -152,7 +169,14 @@ def load_cases(
     _each(names, lambda name: cases.append(load_case(folder, name, data, intensity)), on_case)
     if not any(case.targets for case in cases):
         raise BadInput(
-            f"No training case has the structure: {cases[0].note.partition(':')[0]}.", "Correct targets in [data]."
+            f"No training case has the structure: {cases[0].note.partition('): case ')[0]}).",
+            "Correct targets in [data].",
+        )
+    if not any(case.salient.any() for case in cases):
+        values = " or ".join(map(str, data.saliency_values()))
+        raise BadInput(
+            f"No training case has what the saliency is to learn: the label values {values} are in none.",
+            "Correct saliency in [data].",
         )
     return cases
 
@@ -186,11 +210,26 @@ def read_labeled_case(folder: Path, name: str, data: DataConfig) -> tuple[SliceS
     return SliceStack(volume, data.plane), labels, volume
 
 
-def _given_clicks(folder: Path, name: str, data: DataConfig, stack: SliceStack) -> SliceClicks | None:
+def _given_clicks(
+    folder: Path, name: str, data: DataConfig, stack: SliceStack, present: Sequence[bool]
+) -> list[SliceClicks | None]:
+    """Clicks of a person, by target; where a case shows several targets each has a list of its own, in their order."""
     if not data.clicks:
-        return None
-    clicks = clicks_from_markups(read_markups(folder / data.clicks.format(case=name)), stack).inside()
-    return SliceClicks(clicks.slice_index, clicks.xy)
+        return [None for _ in present]
+    path = folder / data.clicks.format(case=name)
+    markups = read_markups(path)
+    lists = [markup for markup in markups if not markup.is_shape]
+    apart = len(lists) == len(present)
+    if not apart and sum(present) > 1:
+        raise BadInput(
+            f"{path} holds {len(lists)} lists of points for {len(present)} targets, which need one each.",
+            "Give a list for each entry of targets, in that order, or leave clicks out of [data] to simulate them.",
+        )
+    given: list[SliceClicks | None] = []
+    for k, there in enumerate(present):
+        clicks = clicks_from_markups([lists[k]] if apart else markups, stack).inside() if there else None
+        given.append(None if clicks is None else SliceClicks(clicks.slice_index, clicks.xy))
+    return given
 
 
 def _without_structure(name: str, folder: Path, labels: np.ndarray, data: DataConfig) -> str:
@@ -232,6 +271,12 @@ class AugmentedView:
     field: np.ndarray | None = None
     noise: float = 0.0
     noise_seed: int = 0
+
+    @property
+    def coarseness(self) -> tuple[float, float]:
+        """Slice pixels per network pixel along the slice's columns and rows, 1 where the network's are not larger."""
+        across, down = (float(size) if size > 1 + SAME_SIZE else 1.0 for size in np.linalg.norm(self.matrix, axis=1))
+        return across, down
 
     def to_input(self, xy: np.ndarray) -> np.ndarray:
         """Slice pixels (N, 2) to network pixels."""
@@ -299,7 +344,10 @@ def slice_middle(case: Case) -> np.ndarray:
 
 
 def apply_view(slices: np.ndarray, view: AugmentedView, image: bool) -> Tensor:
-    """Resample (R, H, W) slices to (R, 1, S, S) float32; zero outside. ``image`` also changes the intensities."""
+    """Resample (R, H, W) slices to (R, 1, S, S) float32; zero outside.
+
+    An ``image`` is averaged where the network's pixels are larger, as in use, and its intensities are changed.
+    """
     height, width = slices.shape[1:]
     pixels = torch.arange(view.size, dtype=torch.float32)
     rows, columns = torch.meshgrid(pixels, pixels, indexing="ij")
@@ -308,10 +356,33 @@ def apply_view(slices: np.ndarray, view: AugmentedView, image: bool) -> Tensor:
     y = matrix[1, 0] * columns + matrix[1, 1] * rows + float(view.offset[1])
     grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
     source = torch.from_numpy(np.ascontiguousarray(slices, dtype=np.float32))[None]
+    if image:
+        for size, axis in zip(view.coarseness, (3, 2), strict=True):
+            source = _blurred(source, size, axis)
     resampled = F.grid_sample(source, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     if image:
         resampled = _change_intensities(resampled, view)
     return resampled[:, None]
+
+
+def _blurred(images: Tensor, size: float, axis: int) -> Tensor:
+    """Images (1, R, H, W) averaged along one axis, so that linear interpolation then weights them by a triangle.
+
+    It is as wide as one of half the base ``size``: exactly where that is whole, else in its second moment.
+    """
+    if size == 1:
+        return images
+    length, whole = images.shape[axis], math.floor(size)
+    share = (size**2 - whole**2) / (2 * whole + 1)  # of the next whole size
+    own, wider = ([max(0.0, 1 - step / n) / n for step in range(whole + 1)] for n in (whole, whole + 1))
+    weights = [(1 - share) * w + share * v for w, v in zip(own, wider, strict=True)]
+    total = images * weights[0]
+    within = torch.full([length if k == axis else 1 for k in range(4)], weights[0])
+    for step, weight in enumerate(weights[1:length], start=1):
+        for first, second in ((0, step), (step, 0)):
+            total.narrow(axis, first, length - step).add_(images.narrow(axis, second, length - step), alpha=weight)
+            within.narrow(axis, first, length - step).add_(weight)
+    return total.div_(within)
 
 
 def _change_intensities(images: Tensor, view: AugmentedView) -> Tensor:

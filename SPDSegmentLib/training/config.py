@@ -13,8 +13,7 @@ from typing import Any
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.models.bundle_info import terminology_entry
-from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.spd import SegmentationLossConfig
+from SPDSegmentLib.networks.config import NetworkConfig, SegmentationLossConfig
 from SPDSegmentLib.prompts.distillation import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
 from SPDSegmentLib.settings import build_settings, check_choice, check_ranges, shorten
@@ -62,7 +61,8 @@ class DataConfig:
         series: of a DICOM folder with several image series, the wanted one's UID, number or description; segments: of a
             DICOM SEG or RTSTRUCT file the names that become the label values 1, 2 and so on, or patterns with ``*``; by
             default each has its own number.
-        clicks: file name of given clicks (``.mrk.json``) with ``{case}``; empty for simulated ones.
+        clicks: file name of given clicks (``.mrk.json``) with ``{case}``, with a list for each of several targets, in
+            their order; empty for simulated ones.
         plane: slicing plane: ``axial``, ``coronal``, ``sagittal``, an axis ``i``, ``j``, ``k``, or ``auto``.
         train, validation, test: cases to learn from; cases to choose the best checkpoint by; cases for the
             measurement alone. No patient may be in two of them.
@@ -94,6 +94,8 @@ class DataConfig:
                 raise BadInput(f"The file name {name} = '{pattern}' has no {{case}} in it.", "Write {case} once.")
         if not self.targets or not all(self.targets):
             raise BadInput("targets names no label value.", "Give a list of lists, such as targets = [[1]].")
+        if any(0 in values for values in (*self.targets, self.saliency)):
+            raise BadInput("targets or saliency in [data] names the label value 0, the background.", "Leave it out.")
 
     def saliency_values(self) -> tuple[int, ...]:
         """Label values of the saliency target."""
@@ -252,6 +254,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, {"seed": (0, math.inf), "fov_mm": (0, math.inf), "checkpoint_seconds": (0, math.inf)})
+        if self.network.conditioned:
+            raise BadInput(
+                'saliency = "conditioned" in [network] is trained jointly, and this configuration has a table [data].',
+                "Give tables [sets.NAME] instead, or leave saliency out.",
+            )
         if self.stage1.objective == "prompted" and (self.stage2.strategy != "raw" or self.stage2.head_steps):
             raise BadInput(
                 'stage1.objective = "prompted" trains no saliency.',

@@ -1,6 +1,7 @@
 """One training run from configuration to bundle; stopped runs go on where they were.
 
-A run's folder belongs to the configuration that started it, whose checkpoints alone it holds.
+A run's folder belongs to the configuration that started it, whose checkpoints alone it holds, and to the cases as they
+were then.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from SPDSegmentLib.training.result import Validation, make_validation
 from SPDSegmentLib.training.stages import STAGE1, Stage2
 
 Settings = TrainingConfig | JointConfig
-CONFIG_NAME = "config.json"
+CONFIG_NAME, CASES_NAME = "config.json", "cases.json"
 CONTENT = "content"
 """Key of the digests of what a run starts from, beside the settings."""
 DIGEST = 16
-SHOWN_DIFFERENCES = 3
+SHOWN_DIFFERENCES = SHOWN_CHANGED = 3
 _NO_MATTER = ("bundle.", "checkpoint_seconds")
 """Settings that change nothing of what is computed."""
 
@@ -84,7 +85,8 @@ def train(
         The trained model with its adapters unmerged.
 
     Raises:
-        BadInput: the run folder belongs to another configuration or is in use, or a case cannot be used.
+        BadInput: the run folder belongs to another configuration or is in use, or a case cannot be used or is another
+            one than when the run began.
         ModelCorrupt: a checkpoint cannot be continued.
         Cancelled: the user stopped; the same call goes on.
     """
@@ -97,6 +99,7 @@ def train(
         cases = load_cases(
             data_folder, config.data.train, config.data, config.intensity, hooks.counting("reading cases")
         )
+        check_unchanged(run_folder, {case.name: case.digest for case in cases}, processes)
         for case in cases:
             if case.note:
                 hooks.say(case.note)
@@ -106,7 +109,8 @@ def train(
             return model
         head_steps = 0 if taken_over else config.stage2.head_steps
         own = run_folder / "embeddings"
-        done = loop.is_finished("stage1_head", head_steps) and loop.is_finished("stage2", config.stage2.steps)
+        learned = loop.is_finished("stage2", config.stage2.steps) or not model.stage2_parameters()
+        done = loop.is_finished("stage1_head", head_steps) and learned
         bank = (
             EmbeddingBank([]) if done else _bank(model, cases, config, embeddings or own, run_folder, processes, hooks)
         )
@@ -127,6 +131,7 @@ def _validation(
     model: SPDModel, config: TrainingConfig, data_folder: Path, run_folder: Path, processes: Processes, hooks: RunHooks
 ) -> Validation | None:
     cases = [load_case(data_folder, name, config.data, config.intensity) for name in config.data.validation]
+    check_unchanged(run_folder, {case.name: case.digest for case in cases}, processes)
     folder, counting = run_folder / "embeddings" / "validation", hooks.counting("embedding validation")
     return make_validation(model, cases, config, folder, run_folder, processes, counting, hooks.cancelled, hooks.say)
 
@@ -241,6 +246,27 @@ def claim(run_folder: Path, config: Settings, content: Mapping[str, str]) -> Non
     write_json(path, values | {CONTENT: dict(content)}, "configuration", indent=1)
 
 
+def check_unchanged(run_folder: Path, cases: Mapping[str, str], processes: Processes) -> None:
+    """Keep digests of cases, by name, in the run's folder, or check that they are those that something was learned of.
+
+    Raises:
+        BadInput: naming the cases that changed, or what is written there cannot be read.
+    """
+    path = run_folder / CASES_NAME
+    there = _table(path, "which cases this run has seen", "take the cases as they are") if path.exists() else {}
+    if any(run_folder.glob("*.ckpt")):
+        changed = [name for name, digest in cases.items() if there.get(name, digest) != digest]
+        if changed:
+            names = ", ".join(changed[:SHOWN_CHANGED])
+            more = f" and {len(changed) - SHOWN_CHANGED} more" if len(changed) > SHOWN_CHANGED else ""
+            raise BadInput(
+                f"{run_folder} holds what was learned before image, labels or clicks of {names}{more} changed.",
+                f"Choose another run folder, or remove this one to train again; delete {path} to go on with both.",
+            )
+    if processes.is_main and there != {**there, **cases}:
+        write_json(path, {**there, **cases}, "list of cases", indent=1)
+
+
 def run_key(config: Settings, content: Mapping[str, str]) -> str:
     """A digest of all settings that change what is computed and differ from their defaults, then those of ``content``.
 
@@ -253,18 +279,28 @@ def run_key(config: Settings, content: Mapping[str, str]) -> str:
     return "-".join([key, *(digest for _, digest in sorted(content.items()))])
 
 
-def _check_same(path: Path, config: Settings, content: Mapping[str, str]) -> None:
+def _table(path: Path, what: str, instead: str) -> dict[str, Any]:
+    """A JSON object of a run's folder; ``what`` it says, and what deleting it means, are for the message.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(there, dict):
             raise ValueError("no table")
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"{path}, which says how this run was started, is damaged.",
-            "Delete that file to go on with this configuration (the checkpoints are compared with it), or choose "
-            "another run folder.",
+            f"{path}, which says {what}, is damaged.",
+            f"Delete that file to {instead}, or choose another run folder.",
             repr(error),
         ) from error
+    return there
+
+
+def _check_same(path: Path, config: Settings, content: Mapping[str, str]) -> None:
+    instead = "go on with this configuration (the checkpoints are compared with it)"
+    there = _table(path, "how this run was started", instead)
     defaults = _settings(_defaults(type(config)))
     before = defaults | _settings(there)
     now = defaults | _settings(_plain(config) | ({CONTENT: content} if CONTENT in there else {}))

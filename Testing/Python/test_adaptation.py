@@ -25,8 +25,8 @@ from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.results import Call
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.models.bundle import read_bundle, write_bundle
-from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.spd import SegmentationLossConfig, SPDModel, segmentation_loss
+from SPDSegmentLib.networks.config import NetworkConfig, SegmentationLossConfig
+from SPDSegmentLib.networks.spd import SPDModel, segmentation_loss
 from SPDSegmentLib.prompts.distillation import PromptConfig
 
 MIDDLES = {t: (20 + t // 2 + 5, 30) for t in range(4, 20)}
@@ -183,10 +183,26 @@ def test_a_field_of_view_that_moves_in_one_session_leaves_the_other_as_it_was(se
     assert session.features.cached_slices() == set() and lesson.session.features.cached_slices() == kept
 
 
-def test_from_python_what_was_learned_is_applied_and_forgotten_by_the_person(spd_home: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def loaded(spd_home: Path, tmp_path: Path) -> LoadedModel:
     bundle = tmp_path / "tiny"
     write_bundle(bundle, tiny_info(), {"w": torch.zeros(2)}, "")
-    case = InteractiveSegmenter(tube_volume(), LoadedModel(read_bundle(bundle), predictor()), axis="axial")
+    return LoadedModel(read_bundle(bundle), predictor())
+
+
+def test_what_was_learned_from_one_volume_is_not_applied_to_another(loaded: LoadedModel) -> None:
+    lesson = Lesson((6, 9), 0.5, 0.9, "it", InteractiveSegmenter(tube_volume(), loaded, axis="axial")._session)
+    other = InteractiveSegmenter(tube_volume(), loaded, axis="axial")
+    places = clicks()
+    before = other.add(other.stack.to_ras(places.slice_index, places.xy))
+    with pytest.raises(BadInput, match="learned from another volume"):
+        other.apply(lesson)
+    assert other.found is before
+    assert other.move("1", other.clicks["1"]).result.recomputed == [], "and it goes on as it was"
+
+
+def test_from_python_what_was_learned_is_applied_and_forgotten_by_the_person(loaded: LoadedModel) -> None:
+    case = InteractiveSegmenter(tube_volume(), loaded, axis="axial")
     with pytest.raises(BadInput, match="no mask"):
         case.suggest()
     places = clicks()

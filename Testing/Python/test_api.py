@@ -6,6 +6,7 @@ import doctest
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,9 +120,13 @@ def test_one_loaded_model_segments_many_cases(case: SimpleNamespace, monkeypatch
         ({"points": [["a", "b", "c"]]}, "are no numbers"),
         ({"points": ras(*ON_TUBE), "frame": "XYZ"}, "Unknown frame 'XYZ'"),
         ({"points": []}, "No placed point"),
+        ({"points": [], "frame": "IJK"}, "No placed point"),
+        ({"points": np.ma.masked_less(ras(*ON_TUBE), -27)}, "Point 1 of the array"),
+        ({"prompts": "nonsense"}, "Unknown prompt strategy 'nonsense'"),
         ({"points": ras(*ON_TUBE) + 1e4}, "No click lies inside the volume"),
         ({"insist": ["nobody"]}, "no click 'nobody'"),
         ({"insist": "nobody"}, "no click 'nobody'"),
+        ({"insist": 99}, "no click '99'"),
         ({"image": sitk.Image([4, 4], sitk.sitkUInt8)}, "The image has 2 dimensions"),
         ({"image": sitk.Image([4, 4, 4, 4], sitk.sitkUInt8)}, "The image has 4 dimensions"),
         ({"axis": "upward"}, "Unknown slicing axis"),
@@ -155,6 +160,38 @@ def test_interactive_clicks_give_what_one_call_gives(case: SimpleNamespace) -> N
     assert list(work.clicks) == ["1", "2", "4", "5", "6", "7", "8"]
     at_once = segment(case.volume, ras(*ON_TUBE[:2], *ON_TUBE, BESIDE), "kidney-mr")
     np.testing.assert_array_equal(found.mask, at_once.mask)
+
+
+def test_ids_may_be_numbers_and_clicks_may_be_given_by_id(case: SimpleNamespace) -> None:
+    work = InteractiveSegmenter(case.volume, "kidney-mr")
+    found = work.add(ras(*ON_TUBE, BESIDE))
+    assert np.array_equal(segment(case.volume, work.clicks, "kidney-mr").mask, found.mask)
+    assert np.array_equal(InteractiveSegmenter(case.volume, "kidney-mr").add(work.clicks).mask, found.mask)
+    insisted = segment(case.volume, work.clicks, "kidney-mr", insist=5)
+    assert np.array_equal(insisted.mask, segment(case.volume, work.clicks, "kidney-mr", insist=["5"]).mask)
+    work.move(1, ras(ON_TUBE[1])[0])
+    assert list(work.clicks) == ["1", "2", "3", "4", "5"] and work.clicks["1"] == work.clicks["2"]
+    work.remove(2, 5)
+    assert list(work.clicks) == ["1", "3", "4"]
+
+
+def test_an_array_that_is_written_into_later_does_not_matter(case: SimpleNamespace) -> None:
+    expected = InteractiveSegmenter(case.volume, "kidney-mr").add(ras(*ON_TUBE)).mask
+    for as_volume in (False, True):
+        array = case.volume.array.copy()
+        affine = None if as_volume else case.volume.ijk_to_ras
+        image = replace(case.volume, array=array) if as_volume else array
+        work = InteractiveSegmenter(image, "kidney-mr", ijk_to_ras=affine)
+        array[:] = 0
+        np.testing.assert_array_equal(work.add(ras(*ON_TUBE)).mask, expected)
+
+
+def test_an_unknown_strategy_is_said_before_the_model_is_loaded(
+    case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictor, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(BadInput, match="Unknown prompt strategy 'nonsense'"):
+        InteractiveSegmenter(case.volume, "kidney-mr", prompts="nonsense")
 
 
 def test_a_failed_change_leaves_clicks_and_mask_as_they_were(case: SimpleNamespace) -> None:

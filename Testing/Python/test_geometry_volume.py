@@ -144,6 +144,7 @@ def test_a_flat_picture_is_refused(tmp_path: Path) -> None:
         (np.zeros((4, 5, 6, 3), np.uint8), "not a 3-D volume"),
         (np.zeros((0, 5, 6)), "not a 3-D volume"),
         (np.zeros((4, 5, 6), complex), "does not hold numbers"),
+        (NOISE > 100, "holds only true and false"),
         (np.where(NOISE > 100, np.nan, 1), "invalid values"),
         (np.where(NOISE > 100, -np.inf, 1), "invalid values"),
     ],

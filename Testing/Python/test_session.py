@@ -145,6 +145,16 @@ def test_a_slice_that_a_person_owns_is_kept_and_serves_as_context(session: Sessi
     assert np.array_equal(released.mask, free.mask)
 
 
+def test_what_is_handed_out_again_cannot_be_written_into(session: Session) -> None:
+    clicks, drawn = clicks_at(center(6), center(12)), np.ones((SIZE, SIZE), bool)
+    for options in ({}, {"locked": {9: drawn}}, {"saliency_only": True, "locked": {9: drawn}}):
+        found = session.segment(clicks, **options)
+        assert not any(s.mask.flags.writeable for s in found.slices), options
+        assert found.mask.flags.writeable, "a copy"
+    drawn[:] = False
+    assert session.segment(clicks, locked={9: np.ones((SIZE, SIZE), bool)}).slices[9].mask.all()
+
+
 def test_the_saliency_alone_keeps_slices_that_a_person_owns_too(session: Session) -> None:
     mine = np.zeros(session.stack.shape[1:], dtype=bool)
     mine[2:5, 2:5] = True

@@ -11,13 +11,14 @@ from tiny_training import write_cases, write_config
 
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.evaluation.evaluator import EvaluationConfig, evaluate, load_targets
+from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.fates import SliceStatus
 from SPDSegmentLib.training.cases import apply_view, random_view
 from SPDSegmentLib.training.config import AugmentationConfig, read_training_config
-from SPDSegmentLib.training.loop import Processes, schedule
+from SPDSegmentLib.training.loop import Loop, Phase, Processes, schedule
 from SPDSegmentLib.training.result import plot_curves, save_bundle
 from SPDSegmentLib.training.run import RunHooks, train
 from SPDSegmentLib.training.stages import prompt_beyond
@@ -223,7 +224,46 @@ def test_clicks_move_with_the_image(data: Path) -> None:
         assert np.allclose([(weights * columns).sum(), (weights * rows).sum()], expected, atol=0.15)
 
 
+@pytest.mark.parametrize(("pixel_mm", "apart"), [(0.5, 1e-3), (0.7, 0.035), (1.0, 1e-3)])
+def test_a_view_in_training_shows_what_the_network_sees_in_use(pixel_mm: float, apart: float) -> None:
+    image = np.random.default_rng(0).random((2, 100, 100)).astype(np.float32)
+    still, center = AugmentationConfig(0, 0, 0, 0, 0, 0, 0), np.array([49.5, 49.5])
+    pixels = (pixel_mm, pixel_mm)
+    used = place_window((100, 100), pixels, 40, 40.0, center).resample(image)
+    view = random_view(np.random.default_rng(0), still, 40, 40.0, pixels, center)
+    seen = apply_view(image, view, image=True)[:, 0].numpy()
+    assert np.abs(used - seen).mean() < apart and abs(used.std() - seen.std()) < apart
+    mask = (image > 0.5).astype(np.float32)
+    assert apply_view(mask, view, image=False).std() > seen.std(), "masks keep their edges"
+
+
 def test_the_learning_rate_warms_up_and_decays() -> None:
     rates = [schedule(step, 100, 250) for step in range(100)]
     assert rates[0] < rates[5] < rates[9] and max(rates) == 1.0
     assert rates[-1] < 0.03
+
+
+def test_a_finished_run_with_a_frozen_decoder_computes_no_embeddings_again(data: Path, tmp_path: Path) -> None:
+    path, done = write_config(data, stage1=1, head=1, stage2=1, strategy="local"), list[str]()
+    path.write_text(path.read_text(encoding="utf-8").replace('"full"', '"frozen"'), encoding="utf-8")
+    run(path, tmp_path)
+    run(path, tmp_path, RunHooks(on_progress=lambda what, *_: done.append(what)))
+    assert "reading cases" in done and "computing embeddings" not in done
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_an_unstable_training_ends_at_once_and_its_last_checkpoint_is_sound(tmp_path: Path, what: str) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        total = ((parameter - 10) ** 2).sum()
+        if step == 3:
+            total = total * float("nan") if what == "loss" else total + (parameter * 0).sqrt().sum()
+        return {"total": total}
+
+    with pytest.raises(BadInput, match=r"^p became unstable: at step 4 .* \(learning rate 0.1\)") as ended:
+        Loop(tmp_path, checkpoint_seconds=-1.0).run(Phase("p", [parameter], 12, 0.1, 0.0, 1, loss))
+    assert "another run folder" in ended.value.remedy
+    state = torch.load(tmp_path / "p.ckpt", weights_only=True)
+    assert state["step"] == 3 and state["parameters"][0].isfinite().all()
+    assert len((tmp_path / "p.csv").read_text(encoding="utf-8").splitlines()) == 4

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from SPDSegmentLib.cli import app as app_module
 from SPDSegmentLib.cli import training_commands
-from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -215,6 +215,41 @@ def test_clicks_of_a_person_are_used_in_the_place_of_simulated_ones(data: Path, 
     (data / "data" / "b.mrk.json").unlink()
     refused = run(path, tmp_path / "again")
     assert refused.exit_code == 2 and "b.mrk.json cannot be read" in refused.stderr
+
+
+def test_each_of_several_targets_gets_the_clicks_of_its_own_list(config: Path, tmp_path: Path) -> None:
+    write_cases(tmp_path / "data")
+    label, clicks = tmp_path / "data" / "a_label.nii.gz", tmp_path / "data" / "a.mrk.json"
+    labels = read_labelmap(label)
+    both = np.array(labels.array)
+    both[4:8, 2:12, 50:60] = 2
+    write_labelmap(label, both, labels)
+    stack = SliceStack(read_volume(tmp_path / "data" / "a_image.nii.gz"), "axial")
+
+    def markup(name: str, slices: list[int], xy: list[list[float]]) -> Markup:
+        places = stack.to_ras(np.array(slices), np.array(xy)).tolist()
+        points = tuple(ControlPoint(str(n), "", (x, y, z)) for n, (x, y, z) in enumerate(places))
+        return Markup(name, "Fiducial", points)
+
+    first, second = markup("first", [3, 6], [[29, 30], [32, 30]]), markup("second", [5], [[55, 7]])
+    text = config.read_text(encoding="utf-8").replace(
+        "targets = [[1]]", 'clicks = "{case}.mrk.json"\ntargets = [[1], [2]]'
+    )
+    path = tmp_path / "two.toml"
+    path.write_text(text, encoding="utf-8")
+    given = read_training_config(path)
+    write_markups(clicks, [first, second])
+    targets = load_case(tmp_path / "data", "a", given.data, given.intensity).targets
+    assert [t.clicks(1.0, 0).slice_index.tolist() for t in targets] == [[3, 6], [5]]
+    # where only one of them is there, its list counts, or all that is given
+    write_labelmap(label, np.where(both == 1, 0, both), labels)
+    for lists, slices in (([first, second], [5]), ([second], [5])):
+        write_markups(clicks, lists)
+        (target,) = load_case(tmp_path / "data", "a", given.data, given.intensity).targets
+        assert target.clicks(1.0, 0).slice_index.tolist() == slices
+    write_labelmap(label, both, labels)
+    with pytest.raises(BadInput, match="1 lists of points for 2 targets, which need one each"):
+        load_case(tmp_path / "data", "a", given.data, given.intensity)
 
 
 @pytest.mark.parametrize(

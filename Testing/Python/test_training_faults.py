@@ -179,6 +179,39 @@ def test_a_run_goes_on_only_with_the_start_bundle_that_it_began_with(finished: P
     assert run(second, "second").exit_code == 0
 
 
+def test_a_run_whose_labels_were_corrected_says_so_and_the_ways_out_work(finished: Path) -> None:
+    model, told = digest(finished), finished.parent / "run" / "cases.json"
+    assert run(finished).exit_code == 0, "the same cases"
+    path = finished.parent / "data" / "a_label.nii.gz"
+    labels = read_labelmap(path)
+    write_labelmap(path, np.roll(labels.array, 9, 1), labels)
+    refused = run(finished)
+    assert refused.exit_code == 2 and "learned before image, labels or clicks of a changed" in refused.stderr
+    assert f"delete {told} to go on with both" in refused.stderr.replace("\n", " ")
+    # a run begun by a version that kept no digests goes on
+    told.unlink()
+    assert run(finished).exit_code == 0 and digest(finished) == model
+    # and what was learned of nothing yet takes the cases as they are
+    (finished.parent / "other").mkdir()
+    shutil.copy(finished.parent / "run" / "cases.json", finished.parent / "other")
+    write_labelmap(path, np.roll(labels.array, 5, 1), labels)
+    assert run(finished).exit_code == 2
+    again = run(finished, "other")
+    assert again.exit_code == 0, again.stderr
+    assert run(finished, "other").exit_code == 0 and digest(finished, "other") != model
+
+
+def test_changed_validation_cases_are_named_too(config: Path) -> None:
+    add_validation(config)
+    text = config.read_text(encoding="utf-8").replace("[stage2]", "[stage2]\nvalidate_every = 1")
+    config.write_text(text, encoding="utf-8")
+    assert run(config).exit_code == 0
+    (config.parent / "run" / "stage2.ckpt").unlink()
+    set_label(config, "b", 7)
+    refused = run(config)
+    assert refused.exit_code == 2 and "clicks of b changed" in refused.stderr, refused.stderr
+
+
 def test_damaged_best_parameters_are_named_first_and_the_way_out_works(config: Path) -> None:
     add_validation(config)
     text = config.read_text(encoding="utf-8")
@@ -244,7 +277,48 @@ def test_training_is_refused_where_no_case_has_the_structure(config: Path) -> No
     for case in ("a", "b"):
         set_label(config, case, 7)
     result = run(config)
-    assert result.exit_code == 2 and "No training case has the structure" in result.stderr
+    assert result.exit_code == 2 and "No training case has the structure: " in result.stderr
+    assert "(it holds 7). Correct targets" in result.stderr
+
+
+def test_the_sentence_is_whole_where_the_path_has_a_colon(tmp_path: Path) -> None:
+    folder = tmp_path / "C: data"
+    write_cases(folder / "data")
+    config = write_config(folder, stage1=2, head=1, stage2=2)
+    for case in ("a", "b"):
+        set_label(config, case, 7)
+    result = run(config)
+    assert result.exit_code == 2 and "a_label.nii.gz holds none of the label values 1 (it holds 7)." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("targets = [[1]]", "targets = [[1], [0]]", "names the label value 0, the background"),
+        ("targets = [[1]]", "targets = [[1]]\nsaliency = [0, 1]", "names the label value 0, the background"),
+        ("targets = [[1]]", "targets = [[1]]\nsaliency = [9]", "the label values 9 are in none"),
+        ("[network]", '[network]\nsaliency = "conditioned"', "Give tables [sets.NAME] instead"),
+    ],
+)
+def test_settings_that_can_teach_nothing_are_refused_in_one_sentence(
+    config: Path, old: str, new: str, sentence: str
+) -> None:
+    config.write_text(config.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    result = run(config)
+    assert result.exit_code == 2 and sentence in result.stderr, result.output
+    assert not list((config.parent / "run").glob("*.ckpt"))
+
+
+def test_case_names_with_a_folder_in_them_train(config: Path) -> None:
+    data = config.parent / "data"
+    for case in ("a", "b"):
+        (data / f"site{case}").mkdir()
+        for kind in ("image", "label"):
+            (data / f"{case}_{kind}.nii.gz").rename(data / f"site{case}" / f"p_{kind}.nii.gz")
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace('["a", "b"]', '["sitea/p", "siteb/p"]'), encoding="utf-8")
+    result = run(config)
+    assert result.exit_code == 0, result.output
 
 
 def test_a_second_training_in_one_folder_is_refused_and_the_first_goes_on(config: Path, repository: Path) -> None:
