@@ -229,10 +229,6 @@ class TokenBatch:
         """What it is made of, in that order."""
         return self.xy, self.kind, self.distance, self.valid
 
-    def restricted(self, valid: Tensor) -> TokenBatch:
-        """The same places with fewer of them valid, ``valid`` (B, K)."""
-        return TokenBatch(self.xy, self.kind, self.distance, self.valid & valid)
-
 
 class ClickConditioning(nn.Module):
     """Embeddings of a token's kind and distance, and projections of the adjoining slices; all start at zero.

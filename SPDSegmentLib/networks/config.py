@@ -1,7 +1,8 @@
-"""What the SPD network consists of: a frozen dataclass that validates itself."""
+"""What the SPD network consists of and what its masks learn by: frozen dataclasses that validate themselves."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,3 +81,24 @@ class NetworkConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
         """Build from a mapping; an unknown key or a value of another kind raises :class:`BadInput`."""
         return build_settings(cls, values, kind="network")
+
+
+@dataclass(frozen=True)
+class SegmentationLossConfig:
+    """Weights of the segmentation loss.
+
+    Attributes:
+        dice_weight, focal_weight: of the Dice loss; of the focal loss, 20 to 1 as in SAM.
+        focal_gamma, focal_alpha: how much easy pixels count less (paper); share of the structure's pixels (SAM).
+    """
+
+    dice_weight: float = 1.0
+    focal_weight: float = 20.0
+    focal_gamma: float = 2.0
+    focal_alpha: float = 0.25
+
+    def __post_init__(self) -> None:
+        weights = dict.fromkeys(("dice_weight", "focal_weight", "focal_gamma"), (0.0, math.inf))
+        check_ranges(self, weights | {"focal_alpha": (0.0, 1.0)})
+        if 0 < self.focal_gamma < 1:  # the gradient of a pixel that is surely right has no bound
+            raise BadInput(f"focal_gamma is {self.focal_gamma:g}, between 0 and 1.", "Set it to 0, or to 1 or more.")

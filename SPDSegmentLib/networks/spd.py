@@ -6,7 +6,6 @@ Segmentation loss (Dice and focal) and Pairwise Slice Consistency are those of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from SPDSegmentLib.networks.adapters import (
     merge_adapter_tensors,
 )
 from SPDSegmentLib.networks.backbones import build_sam
-from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.config import NetworkConfig, SegmentationLossConfig
 from SPDSegmentLib.networks.slice_decoder import SliceDecoder
 from SPDSegmentLib.networks.tiny_vit import LayerNorm2d, TinyViTEncoder, collapse_gray_input
 from SPDSegmentLib.settings import shorten
@@ -98,14 +97,15 @@ class SPDModel(nn.Module):
         return [p for name, p in self.image_encoder.named_parameters() if "lora_" in name]
 
     def stage2_parameters(self) -> list[nn.Parameter]:
-        """Trainable in stage II: the decoder's LoRA, or all of it, with the point embeddings and the quality head."""
-        if self.config.decoder == "frozen":
-            return []
-        full = self.config.decoder == "full"
+        """Trainable in stage II: the decoder's LoRA, or all of it, with the point embeddings and the quality head.
+
+        Of a frozen decoder nothing; a conditioned model's tokens learn all the same.
+        """
+        full, frozen = self.config.decoder == "full", self.config.decoder == "frozen"
         chosen = [
             p
             for name, p in self.mask_decoder.named_parameters()
-            if full or "lora_" in name or name.startswith("iou_prediction_head")
+            if not frozen and (full or "lora_" in name or name.startswith("iou_prediction_head"))
         ]
         conditioned = self.config.conditioned
         conditioning = list(self.conditioning.parameters()) if conditioned else []
@@ -306,21 +306,6 @@ def _check_shapes(state: dict[str, Tensor], expected: dict[str, tuple[int, ...]]
             "Get a fresh copy of the bundle.",
             "\n".join(f"{kind}: {name}" for kind, names in found.items() for name in names),
         )
-
-
-@dataclass(frozen=True)
-class SegmentationLossConfig:
-    """Weights of the segmentation loss.
-
-    Attributes:
-        dice_weight, focal_weight: of the Dice loss; of the focal loss, 20 to 1 as in SAM.
-        focal_gamma, focal_alpha: how much easy pixels count less (paper); share of the structure's pixels (SAM).
-    """
-
-    dice_weight: float = 1.0
-    focal_weight: float = 20.0
-    focal_gamma: float = 2.0
-    focal_alpha: float = 0.25
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,19 +1,22 @@
 """Joint training of a click-conditioned model, from configuration to bundle (docs/method.md).
 
 Saliency and mask are two passes of one decoder. Pass one is prompted with all clicks near a slice and gives S_t; CPD
-keeps the tokens that S_t supports; pass two is prompted with those and S_t. Both learn the clicked target alone, on
-slices beyond its ends too. Stopped runs go on where they were.
+keeps the clicks that their slice's saliency and S_t support; pass two is prompted with those, or with a point of S_t,
+and with S_t. Both learn the clicked target alone, on slices beyond its ends too. Stopped runs go on where they were.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from SPDSegmentLib.errors import Cancelled
@@ -23,16 +26,20 @@ from SPDSegmentLib.models.bundle import Bundle, write_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel, hard_dice, pairwise_slice_consistency, segmentation_loss, soft_iou
-from SPDSegmentLib.prompts.click_tokens import TokenKind
+from SPDSegmentLib.prompts.click_tokens import SLICES, TokenKind
+from SPDSegmentLib.prompts.distillation import PromptConfig
 from SPDSegmentLib.training.bank import check_room, encoder_digest, is_made_of, write_tensors
+from SPDSegmentLib.training.cases import digest_of
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs
-from SPDSegmentLib.training.joint_cases import case_names, load_joint_cases
+from SPDSegmentLib.training.joint_cases import WITH_SYNTHETIC, JointVolume, case_names, load_joint_cases
 from SPDSegmentLib.training.joint_config import JointConfig
 from SPDSegmentLib.training.loop import Phase, Processes
 from SPDSegmentLib.training.result import adapter_tensors, describe, model_card
-from SPDSegmentLib.training.run import RunHooks, opened_run
+from SPDSegmentLib.training.run import RunHooks, check_unchanged, opened_run
 
 KEPT = "embeddings"
+DEPTH = 8
+"""Pixels to its border by which the deepest place of a salient region is chosen; what is deeper counts alike."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,11 +61,13 @@ class Batch:
 
     Attributes:
         target: (R T, 1, S, S) bool; tokens: of the slices.
+        real: (R T,) bool; in a volume of fewer slices than a run, what comes after its last one is that one again.
         images: (R T, 3, S, S) in [0, 1]; ``None`` where ``embeddings`` (R T, C, h, w) are kept.
     """
 
     target: Tensor
     tokens: TokenBatch
+    real: Tensor
     images: Tensor | None = None
     embeddings: Tensor | None = None
 
@@ -76,6 +85,11 @@ class JointStageRunner:
         self.model, self.sampler, self.config, self.processes, self.kept = model, sampler, config, processes, kept
         self.stage = config.stage
 
+    @property
+    def name(self) -> str:
+        """Of the phase."""
+        return f"joint_{self.stage.objective}"
+
     def phase(self) -> Phase:
         """The training as a phase of the loop."""
         stage, prompted = self.stage, self.stage.objective == "prompted"
@@ -83,7 +97,7 @@ class JointStageRunner:
         encoder = [] if stage.entries or stage.objective == "frozen_encoder" else self.model.encoder_lora_parameters()
         learning = [p for p in self.model.stage2_parameters() if id(p) not in left_out]
         rates = {"encoder": encoder, "encoder_learning_rate": stage.encoder_learning_rate}
-        return Phase.of(f"joint_{stage.objective}", learning, stage, self.loss, **rates)
+        return Phase.of(self.name, learning, stage, self.loss, **rates)
 
     def loss(self, step: int) -> dict[str, Tensor]:
         """Named loss terms of a fresh batch; ``total`` is minimized."""
@@ -105,18 +119,20 @@ class JointStageRunner:
         with self.processes.autocast():
             embeddings = embeddings if prompted else self.with_context(embeddings)
             logits, quality = self.model.decode_clicks(embeddings, tokens)
-        counted = tokens.valid.any(1) if prompted else torch.ones(len(target), device=target.device)
+        counted = batch.real & tokens.valid.any(1) if prompted else batch.real
         segmentation = _mean(segmentation_loss(logits, target, self.stage.loss), counted)
         saliency_first = self.stage.objective == "saliency_first"
         second = self.config.network.second_pass and not prompted and not (saliency_first and first_half)
+        none = torch.zeros_like(segmentation)
         if not second:
-            return self._sum({"saliency": segmentation}, quality, logits, target, counted)
-        terms = {} if saliency_first else {"saliency": segmentation}
-        supported = tokens.restricted(supported_tokens(logits, tokens, self.config.prompts.threshold))
+            later = {"segmentation": none, "psc": none} if saliency_first and self.config.network.second_pass else {}
+            return self._sum({"saliency": segmentation, **later}, quality, logits, target, counted)
+        terms = {"saliency": none if saliency_first else segmentation}
+        consensus = consensus_tokens(logits, tokens, self.config.prompts, self.stage.run_length)
         with self.processes.autocast():
-            masks, quality = self.model.decode_clicks(embeddings, supported, logits.detach())
+            masks, quality = self.model.decode_clicks(embeddings, consensus, logits.detach())
         terms["segmentation"] = _mean(segmentation_loss(masks, target, self.stage.loss), counted)
-        terms["psc"] = self.stage.psc_weight * self._consistency(masks, target)
+        terms["psc"] = self.stage.psc_weight * self._consistency(masks, target, batch.real)
         return self._sum(terms, quality, masks, target, counted)
 
     def _sum(
@@ -131,7 +147,7 @@ class JointStageRunner:
     def _new_batch(self, rng: np.random.Generator) -> Batch:
         runs, chosen = self.sampler.draw_runs(rng, self.stage.runs_per_step)
         images, target = self.sampler.images_and_masks(runs)
-        return Batch(target, self.sampler.tokens(runs, chosen), images=images)
+        return Batch(target, self.sampler.tokens(runs, chosen), self.sampler.real(runs), images=images)
 
     def _encode(self, images: Tensor | None, step: int) -> Tensor:
         frozen = self.stage.objective == "frozen_encoder"
@@ -145,7 +161,8 @@ class JointStageRunner:
         runs = join_runs([entry.runs for entry in entries])
         embeddings = torch.cat([entry.embeddings for entry in entries]).to(self.processes.device).float()
         target = torch.cat([entry.masks for entry in entries]).to(self.processes.device)
-        return Batch(target, self.sampler.tokens(runs, self.sampler.clicks_of(rng, runs)), embeddings=embeddings)
+        tokens = self.sampler.tokens(runs, self.sampler.clicks_of(rng, runs))
+        return Batch(target, tokens, self.sampler.real(runs), embeddings=embeddings)
 
     def with_context(self, embeddings: Tensor) -> Tensor:
         """Each run's embeddings with their neighbors'; the runs' edges repeat."""
@@ -154,23 +171,68 @@ class JointStageRunner:
         following = torch.cat((runs[:, 1:], runs[:, -1:]), 1).flatten(0, 1)
         return self.model.conditioning.with_context(embeddings, previous, following)
 
-    def _consistency(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _consistency(self, logits: Tensor, target: Tensor, real: Tensor) -> Tensor:
         """Mean PSC over pairs of neighbors in which neither ground truth is empty."""
         masks = logits.float().sigmoid().unflatten(0, (-1, self.stage.run_length))
-        filled = target.flatten(1).any(1).unflatten(0, (-1, self.stage.run_length))
+        filled = (real & target.flatten(1).any(1)).unflatten(0, (-1, self.stage.run_length))
         valid = (filled[:, :-1] & filled[:, 1:]).flatten().float()
         if len(valid) == 0:
             return logits.new_zeros(())
         return _mean(pairwise_slice_consistency(masks[:, :-1].flatten(0, 1), masks[:, 1:].flatten(0, 1)), valid)
 
 
-def supported_tokens(logits: Tensor, tokens: TokenBatch, threshold: float) -> Tensor:
-    """Tokens (B, K) that their slice's saliency supports, S_t(p) > tau."""
+def consensus_tokens(logits: Tensor, tokens: TokenBatch, config: PromptConfig, run_length: int) -> TokenBatch:
+    """What prompts pass two: CPD as published, and the point that a slice without a consensus gets (docs/method.md).
+
+    Own clicks that S_t supports, and clicks at most n slices away that their own slice j supports as well, where j is
+    in the run. A salient slice that is left without any gets the deepest place of its saliency as an interpolated
+    point on the slice itself. Shapes depend on no value, and nothing waits for the device.
+
+    Args:
+        logits: of pass one, (R T, 1, S, S).
+    """
     saliency = logits.detach()[:, 0].sigmoid()
-    size = saliency.shape[-1]
-    column, row = tokens.xy.round().long().clamp(0, size - 1).unbind(-1)
-    found = saliency.flatten(1).gather(1, row * size + column) > threshold
+    count, size = len(saliency), saliency.shape[-1]
+    here = supported_tokens(logits, tokens, config.threshold)
+    offset = (tokens.distance[..., 1] * SLICES).round().long()
+    own, borrowed = tokens.kind == TokenKind.OWN, (tokens.kind == TokenKind.BEFORE) | (tokens.kind == TokenKind.AFTER)
+    place = torch.arange(count, device=saliency.device)[:, None]
+    there = place % run_length + offset
+    outside = (there < 0) | (there >= run_length)
+    at = (place + offset).clamp(0, count - 1) * size * size + _pixel(tokens.xy, size)
+    validated = outside | (saliency.flatten()[at] > config.threshold)
+    near = borrowed & (offset.abs() <= (config.n_neighbors if config.context_enrichment else 0))
+    valid = (own & (here if config.local_validation else tokens.valid)) | (near & here & validated)
+
+    salient = saliency > config.threshold
+    region = salient.float()[:, None]
+    depth = region
+    for _ in range(DEPTH - 1):
+        region = -F.max_pool2d(-region, 3, 1, 1)
+        depth = depth + region
+    deepest = ((depth[:, 0] + saliency) * salient).flatten(1).argmax(1)
+    xy = torch.stack((deepest % size, deepest // size), -1).to(tokens.xy.dtype)
+    alone = salient.flatten(1).any(1) & ~valid.any(1) & (config.unsupported == "synthesize")
+    # the first place is that of the guess between or beyond the clicks, which CPD does not know
+    return TokenBatch(
+        torch.cat((xy[:, None], tokens.xy[:, 1:]), 1),
+        torch.cat((torch.full_like(tokens.kind[:, :1], int(TokenKind.INTERPOLATED)), tokens.kind[:, 1:]), 1),
+        torch.cat((torch.zeros_like(tokens.distance[:, :1]), tokens.distance[:, 1:]), 1),
+        torch.cat((alone[:, None], valid[:, 1:]), 1),
+    )
+
+
+def supported_tokens(logits: Tensor, tokens: TokenBatch, threshold: float) -> Tensor:
+    """Tokens (B, K) that the saliency of the slice that they are told to supports, S_t(p) > tau."""
+    saliency = logits.detach()[:, 0].sigmoid()
+    found = saliency.flatten(1).gather(1, _pixel(tokens.xy, saliency.shape[-1])) > threshold
     return found & tokens.valid
+
+
+def _pixel(xy: Tensor, size: int) -> Tensor:
+    """Places (B, K) of points (B, K, 2) in a flat slice of ``size`` columns and rows."""
+    column, row = xy.round().long().clamp(0, size - 1).unbind(-1)
+    return row * size + column
 
 
 def raw_tokens(tokens: TokenBatch) -> TokenBatch:
@@ -256,7 +318,8 @@ def train_joint(
         The trained model with its adapters unmerged.
 
     Raises:
-        BadInput: the run folder belongs to another configuration or is in use, or a case cannot be used.
+        BadInput: the run folder belongs to another configuration or is in use, or a case cannot be used or is another
+            one than when the run began.
         ModelCorrupt: a checkpoint cannot be continued.
         Cancelled: the user stopped; the same call goes on.
     """
@@ -267,16 +330,28 @@ def train_joint(
         if start is not None:
             model.load_adapter_state(conditioned_start(model, start))
         counting = hooks.counting("reading cases")
-        volumes, targets = load_joint_cases(config.sets, root, config.stage, config.seed, counting)
+        volumes, targets = load_joint_cases(config.sets, root, config.stage, config.seed, counting, hooks.say)
+        check_unchanged(run_folder, _digests(volumes), processes)
         sampler = JointSampler(volumes, targets, config.network, config.stage, config.augmentation, processes.device)
         hooks.say(f"{len(volumes)} volumes, {len(targets)} structures of {len(sampler.groups)} kinds.")
         folder = run_folder / KEPT
-        kept = processes.main_first(lambda: keep_runs(model, sampler, config, folder, processes, hooks))
-        loop.run(JointStageRunner(model, sampler, config, processes, kept).phase())
+        runner = JointStageRunner(model, sampler, config, processes, [])
+        if not loop.is_finished(runner.name, config.stage.steps):
+            runner.kept = processes.main_first(lambda: keep_runs(model, sampler, config, folder, processes, hooks))
+        loop.run(runner.phase())
         processes.wait()
         if processes.is_main and folder.is_dir():
             shutil.rmtree(folder, ignore_errors=True)
     return model
+
+
+def _digests(volumes: Sequence[JointVolume]) -> dict[str, str]:
+    """Of what is learned from each case; a case of several sets has one for all."""
+    seen: dict[str, list[np.ndarray]] = defaultdict(list)
+    for v in volumes:
+        if not v.name.endswith(WITH_SYNTHETIC):
+            seen[v.name] += [v.images, v.labels, np.round([*v.pixel_mm, v.slice_mm], 6)]
+    return {name: digest_of(*arrays) for name, arrays in seen.items()}
 
 
 def conditioned_start(model: SPDModel, start: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -151,6 +151,11 @@ class JointSampler:
         )
         return TokenBatch.of(tokens, self.device)
 
+    def real(self, runs: Runs) -> Tensor:
+        """Which slices of all runs (R T,) are in the volume; the others are its last one again."""
+        there = runs.first[:, None] + np.arange(self.stage.run_length)
+        return torch.from_numpy((there < self._shape[self._volume[runs.target], :1]).ravel()).to(self.device)
+
     def clicks_of(self, rng: np.random.Generator, runs: Runs) -> np.ndarray:
         """Other sets of clicks for runs that are kept: (R,)."""
         return rng.integers(self._click_slice.shape[1], size=len(runs.target))

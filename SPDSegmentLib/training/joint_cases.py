@@ -7,7 +7,10 @@ whose intensities stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import glob
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +19,12 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.intensity import intensity_range, normalize
+from SPDSegmentLib.geometry.intensity import check_values, intensity_range, normalize
 from SPDSegmentLib.geometry.labels import read_labeled
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.prompts.click_path import click_path
 from SPDSegmentLib.prompts.noise import simulate_clicks_from_path
+from SPDSegmentLib.settings import shorten
 from SPDSegmentLib.training.joint_config import JointStage, SetConfig
 
 MIN_VOXELS, MIN_SLICES = 30, 3
@@ -34,6 +38,7 @@ RADIUS_MM = (2.0, 14.0)
 BRANCH_CHANCE = 0.35
 MAX_BRANCHES = 3
 STEP_MM = 1.5
+SHOWN_CASES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +46,8 @@ class JointVolume:
     """One volume.
 
     Attributes:
-        images: (T, H, W) uint8, 0 to 255 over the modality's range; labels: (T, H, W) uint8.
+        images: (T, H, W) uint8, 0 to 255 over the modality's range; labels: (T, H, W) uint8, the numbers that
+            :func:`numbers_of` gives the label values of the file.
         pixel_mm: (row, column); slice_mm: distance of slices.
     """
 
@@ -60,7 +66,7 @@ class JointTarget:
 
     Attributes:
         volume: index of the volume; group: set and structure, drawn with equal chance.
-        values: label values; first, last: slices that it spans.
+        values: numbers of its label values in the volume; first, last: slices that it spans.
         clicks: P sets of simulated clicks, each (slice_index (N,), xy (N, 2) in slice pixels).
     """
 
@@ -79,41 +85,81 @@ def load_joint_cases(
     stage: JointStage,
     seed: int,
     on_case: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[list[JointVolume], list[JointTarget]]:
     """Read all volumes and simulate the clicks of their structures.
 
+    Args:
+        say: takes a sentence for each structure that some or all cases of a set do not show.
+
     Raises:
-        BadInput: a folder without cases, an image and a label of different grids, or no structure at all.
+        BadInput: a folder without cases, an image and a label of different grids, a CT that is none, or a structure
+            that no case shows.
     """
     jobs = [(key, spec, name) for key, spec in sets.items() for name in case_names(spec, root / spec.folder)]
     volumes: list[JointVolume] = []
     targets: list[JointTarget] = []
+    without: dict[tuple[str, str], list[str]] = defaultdict(list)
     for done, (key, spec, name) in enumerate(jobs):
-        volume = _read(root / spec.folder, name, spec)
-        _add(
-            volumes, targets, volume, [(f"{key}:{s}", v) for s, v in spec.structures.items()], spec.weight, stage, seed
-        )
+        numbers = numbers_of(spec)
+        volume = _read(root / spec.folder, name, spec, numbers)
+        structures = [
+            (f"{key}:{structure}", values[0], tuple(numbers[value] for value in values))
+            for structure, values in spec.structures.items()
+        ]
+        shown = _add(volumes, targets, volume, structures, spec.weight, stage, seed)
+        for structure in spec.structures:
+            if f"{key}:{structure}" not in shown:
+                without[key, structure].append(name)
         for k in range(spec.synthetic):
             rng = np.random.default_rng([seed, 11, len(volumes), k])
             made = _with_synthetic(volume, rng)
             if made is not None:
-                _add(volumes, targets, made, [(SYNTHETIC, (1,))], spec.weight, stage, seed)
+                _add(volumes, targets, made, [(SYNTHETIC, 1, (1,))], spec.weight, stage, seed)
         on_case(done + 1, len(jobs))
-    if not targets:
-        raise BadInput("None of the data sets holds a structure that it names.", "Check [sets.NAME.structures].")
+    _check_shown(sets, {target.group for target in targets})
+    for (key, structure), names in without.items():
+        more = f" and {len(names) - SHOWN_CASES} more" if len(names) > SHOWN_CASES else ""
+        say(
+            f"[sets.{key}] does not teach {structure} with {', '.join(names[:SHOWN_CASES])}{more}: fewer than "
+            f"{MIN_VOXELS} voxels or {MIN_SLICES} slices of it are labeled there."
+        )
     return volumes, targets
 
 
+def _check_shown(sets: Mapping[str, SetConfig], groups: set[str]) -> None:
+    """Refuse structures that the model would be said to know, and has never seen."""
+    named = {structure for spec in sets.values() for structure in spec.structures}
+    missing = sorted(name for name in named if not any(f"{key}:{name}" in groups for key in sets))
+    if missing or not groups:
+        raise BadInput(
+            f"None of the data sets holds {', '.join(missing) or 'a structure'}, with at least {MIN_VOXELS} voxels on "
+            f"{MIN_SLICES} slices.",
+            "Correct the label values in [sets.NAME.structures], or leave it out there.",
+        )
+
+
+def numbers_of(spec: SetConfig) -> dict[int, int]:
+    """The numbers, from 1, that stand for the label values of a set's structures in its volumes."""
+    values = sorted({value for values in spec.structures.values() for value in values})
+    return {value: number for number, value in enumerate(values, start=1)}
+
+
 def case_names(spec: SetConfig, folder: Path) -> list[str]:
-    """Names of a set's cases, sorted, without the excluded ones.
+    """Names of a set's cases, each once and without the excluded ones; sorted where the set lists none.
 
     Raises:
-        BadInput: none is there.
+        BadInput: none is there, or a name that is excluded is that of no case.
     """
-    prefix, _, suffix = spec.image.partition("{case}")
-    found = sorted(p.name[len(prefix) : len(p.name) - len(suffix)] for p in folder.glob(f"{prefix}*{suffix}"))
+    found = _named(folder, spec.image)
+    unknown = [name for name in spec.exclude if name not in found and name not in spec.cases]
+    if unknown:
+        raise BadInput(
+            f"{folder} holds no case {unknown[0]}, which exclude of its set names.",
+            f"Correct exclude; there are {shorten(', '.join(found) or 'none', 200)}.",
+        )
     names = list(spec.cases) or [n for n in found if (folder / spec.label.format(case=n)).exists()]
-    names = [name for name in names if name not in spec.exclude]
+    names = [name for name in dict.fromkeys(names) if name not in spec.exclude]
     if not names:
         raise BadInput(f"{folder} holds no pair {spec.image} and {spec.label}.", "Check folder, image and label.")
     if spec.max_cases and len(names) > spec.max_cases:
@@ -122,42 +168,59 @@ def case_names(spec: SetConfig, folder: Path) -> list[str]:
     return names
 
 
-def _read(folder: Path, name: str, spec: SetConfig) -> JointVolume:
+def _named(folder: Path, pattern: str) -> list[str]:
+    """Names of the cases whose files or folders are named as a pattern with ``{case}`` says, sorted."""
+    parts = pattern.split("{case}")
+    first, *rest = (re.escape(part) for part in parts)
+    expression = re.compile(first + r"(?P<case>[^/]+)" + r"(?P=case)".join(rest))
+    places = (path.relative_to(folder).as_posix() for path in folder.glob("*".join(map(glob.escape, parts))))
+    return sorted(match["case"] for place in places if (match := expression.fullmatch(place)))
+
+
+def _read(folder: Path, name: str, spec: SetConfig, numbers: Mapping[int, int]) -> JointVolume:
     volume, labels = read_labeled(folder, spec, name)
+    check_values(volume.array, spec.intensity, volume.name)
     stack = SliceStack(volume, spec.plane)
     is_ct = spec.modality == "CT"
     images = np.rint(normalize(stack.array, intensity_range(volume.array, spec.intensity)) * 255).astype(np.uint8)
-    label_slices = np.ascontiguousarray(stack.from_volume(labels)).astype(np.uint8)
-    return JointVolume(
-        f"{folder.name}/{name}", images, label_slices, stack.pixel_mm, stack.slice_mm, is_ct, spec.fov_mm
-    )
+    slices = stack.from_volume(labels)
+    numbered = np.zeros(slices.shape, dtype=np.uint8)
+    for value, number in numbers.items():
+        numbered[slices == value] = number
+    return JointVolume(f"{folder.name}/{name}", images, numbered, stack.pixel_mm, stack.slice_mm, is_ct, spec.fov_mm)
 
 
 def _add(
     volumes: list[JointVolume],
     targets: list[JointTarget],
     volume: JointVolume,
-    structures: Iterable[tuple[str, tuple[int, ...]]],
+    structures: Iterable[tuple[str, int, tuple[int, ...]]],
     weight: float,
     stage: JointStage,
     seed: int,
-) -> None:
-    """Append a volume and those of its structures that are large enough to be clicked."""
-    index = len(volumes)
+) -> set[str]:
+    """Append a volume and those of its structures that are large enough to be clicked; returns their groups.
+
+    Args:
+        structures: group, the file's label value that its clicks are seeded with, and numbers in the volume.
+    """
+    index, shown = len(volumes), set[str]()
     volumes.append(volume)
-    for group, values in structures:
+    for group, seeded, values in structures:
         mask = np.isin(volume.labels, values)
         spans = np.flatnonzero(mask.any(axis=(1, 2)))
         if mask.sum() < MIN_VOXELS or len(spans) < MIN_SLICES:
             continue
         path = click_path(mask, volume.pixel_mm, volume.slice_mm)
-        rng = np.random.default_rng([seed, 12, index, values[0]])
+        shown.add(group)
+        rng = np.random.default_rng([seed, 12, index, seeded])
         clicks = []
         for _ in range(stage.click_sets):
             severity = 0.0 if rng.random() < 0.25 else float(rng.uniform(*stage.severities))
             drawn = simulate_clicks_from_path(path, mask, severity, int(rng.integers(2**31)))
             clicks.append((drawn.slice_index.astype(np.int64), drawn.xy.astype(np.float64)))
         targets.append(JointTarget(index, group, weight, values, int(spans[0]), int(spans[-1]), clicks))
+    return shown
 
 
 def _with_synthetic(volume: JointVolume, rng: np.random.Generator) -> JointVolume | None:

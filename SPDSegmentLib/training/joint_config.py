@@ -8,12 +8,13 @@ from pathlib import Path
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.intensity import CT_WINDOW, MR_PERCENTILES, IntensityConfig
-from SPDSegmentLib.networks.config import NetworkConfig
-from SPDSegmentLib.networks.spd import SegmentationLossConfig
+from SPDSegmentLib.networks.config import NetworkConfig, SegmentationLossConfig
 from SPDSegmentLib.prompts.distillation import PromptConfig
 from SPDSegmentLib.settings import build_settings, check_choice, check_ranges
 from SPDSegmentLib.training.config import BundleText, check_severities, read_toml
 
+MAX_LABELS = 255
+"""Label values that a set may name; its volumes are kept in 8 bits."""
 OBJECTIVES = ("joint", "saliency_first", "frozen_encoder", "prompted")
 
 
@@ -23,7 +24,7 @@ class SetConfig:
 
     Attributes:
         folder: where the volumes lie; relative to the configuration file.
-        structures: names and label values; values of one list belong together.
+        structures: names and label values, of which a set has at most 255; values of one list belong together.
         image, label: file names with ``{case}`` in place of the case's name.
         series, segments: as in :class:`SPDSegmentLib.training.config.DataConfig`.
         modality: ``CT`` or ``MR``.
@@ -53,8 +54,19 @@ class SetConfig:
 
     def __post_init__(self) -> None:
         check_choice(self.modality, ("CT", "MR"), f"modality of {self.folder}")
-        limits = {"fov_mm": (1e-3, 1e6), "weight": (0.0, 1e6), "max_cases": (0, 1e9), "synthetic": (0, 100)}
+        limits = {"fov_mm": (1e-3, 1e6), "weight": (1e-6, 1e6), "max_cases": (0, 1e9), "synthetic": (0, 100)}
         check_ranges(self, limits)
+        for structure, values in self.structures.items():
+            if not values or min(values) < 1:
+                raise BadInput(
+                    f"The label values of {structure} in {self.folder} are {list(values)}; what is not labeled has 0.",
+                    "Name at least one value, each 1 or more.",
+                )
+        if len({value for values in self.structures.values() for value in values}) > MAX_LABELS:
+            raise BadInput(
+                f"The structures of {self.folder} have more than {MAX_LABELS} different label values.",
+                "Divide them among several tables [sets.NAME] with the same folder.",
+            )
 
     @property
     def intensity(self) -> IntensityConfig:
@@ -140,7 +152,8 @@ class JointStage:
         check_severities(self.severities)
         counts = dict.fromkeys(("steps", "runs_per_step", "run_length", "click_sets"), (1, math.inf))
         rates = dict.fromkeys(("learning_rate", "encoder_learning_rate", "weight_decay"), (0.0, 1.0))
-        check_ranges(self, counts | rates | {"entries": (0, math.inf), "margin": (0, math.inf)})
+        others = dict.fromkeys(("entries", "margin", "warmup", "psc_weight", "quality_weight"), (0, math.inf))
+        check_ranges(self, counts | rates | others)
 
 
 @dataclass(frozen=True)

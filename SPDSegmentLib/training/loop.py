@@ -6,6 +6,7 @@ Several processes train through accelerate: each draws its own batches, gradient
 from __future__ import annotations
 
 import csv
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -45,12 +46,15 @@ class Processes:
         return autocast(self.device, choose_precision("auto", self.device))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over all processes."""
+        """Replace every gradient by its mean over all processes; a parameter that has one in none keeps none."""
         if self.count == 1:
             return
-        for parameter in parameters:
-            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            parameter.grad = self.accelerator.reduce(gradient, "mean")
+        parameters = list(parameters)
+        flags = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        for parameter, processes in zip(parameters, self.accelerator.reduce(flags, "sum").tolist(), strict=True):
+            if processes:
+                gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+                parameter.grad = self.accelerator.reduce(gradient, "mean")
 
     def any_of(self, flag: bool) -> bool:
         """Whether the flag is set in any process, so that all of them stop at the same step."""
@@ -213,10 +217,11 @@ class Loop:
 
         Raises:
             ModelCorrupt: the checkpoint cannot be read or does not fit.
-            BadInput: a checkpoint cannot be written.
+            BadInput: a checkpoint cannot be written, or loss or gradient are no numbers any more; checkpoints are of
+                the steps before.
             Cancelled: the user stopped.
         """
-        if phase.steps == 0 or not phase.parameters:
+        if phase.steps == 0 or not phase.all_parameters():
             return
         parameters, groups = phase.all_parameters(), phase.groups()
         for parameter in parameters:
@@ -232,10 +237,12 @@ class Loop:
             losses = phase.loss(step)
             losses["total"].backward()
             self.processes.average_gradients(parameters)
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            values = {name: float(value.detach()) for name, value in losses.items()}
+            if self.processes.any_of(not (math.isfinite(values["total"]) and math.isfinite(float(norm)))):
+                raise _unstable(phase, step)
             optimizer.step()
             now = time.monotonic()
-            values = {name: float(value.detach()) for name, value in losses.items()}
             self._record(phase, step, values)
             left = (now - begun) / (step + 1 - start) * (phase.steps - step - 1)
             self.on_progress(LoopProgress(phase.name, step + 1, phase.steps, values, left))
@@ -353,6 +360,16 @@ class Loop:
             path.unlink()
             return
         write_csv(path, [header, *kept], "curve")
+
+
+def _unstable(phase: Phase, step: int) -> BadInput:
+    rates = ", ".join(f"{rate:g}" for _, rate in phase.groups())
+    return BadInput(
+        f"{phase.name} became unstable: at step {step + 1} loss or gradient is not a finite number (learning rate "
+        f"{rates}).",
+        "Lower the learning rate in its table of the configuration or raise warmup there, and train into another run "
+        "folder.",
+    )
 
 
 def _cannot_go_on(path: Path, error: Exception) -> ModelCorrupt:

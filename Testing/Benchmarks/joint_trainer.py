@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from joint_pack import TEST_SEVERITIES, Plan, chosen
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.training.joint import Batch, JointStageRunner, raw_tokens, supported_tokens
+from SPDSegmentLib.training.joint import Batch, JointStageRunner, consensus_tokens, raw_tokens
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs
 from SPDSegmentLib.training.joint_cases import JointTarget, JointVolume
 from SPDSegmentLib.training.joint_config import JointAugmentation, JointStage
@@ -93,12 +93,12 @@ def captured(
 
 def _tensors(batch: Batch) -> list[Tensor]:
     assert batch.images is not None
-    return [batch.target, batch.images, *batch.tokens.parts]
+    return [batch.target, batch.real, batch.images, *batch.tokens.parts]
 
 
 def _with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
-    target, images, *tokens = tensors
-    return dataclasses.replace(batch, target=target, images=images, tokens=TokenBatch(*tokens))
+    target, real, images, *tokens = tensors
+    return dataclasses.replace(batch, target=target, real=real, images=images, tokens=TokenBatch(*tokens))
 
 
 class Training:
@@ -228,8 +228,8 @@ class Training:
             saliency, _ = self.model.decode_clicks(embeddings, tokens)
             mask = saliency
             if self.config.network.second_pass and not prompted:
-                supported = tokens.restricted(supported_tokens(saliency, tokens, self.config.prompts.threshold))
-                mask, _ = self.model.decode_clicks(embeddings, supported, saliency)
+                consensus = consensus_tokens(saliency, tokens, self.config.prompts, self.stage.run_length)
+                mask, _ = self.model.decode_clicks(embeddings, consensus, saliency)
         real, inside = (
             torch.from_numpy(which.ravel()).to(truth.device).view(-1, 1, 1, 1) for which in (counted, clicked)
         )

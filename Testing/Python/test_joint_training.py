@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,11 @@ from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
+from SPDSegmentLib.prompts.click_tokens import TokenKind
+from SPDSegmentLib.prompts.distillation import PromptConfig
 from SPDSegmentLib.training.joint import (
+    JointStageRunner,
+    consensus_tokens,
     joint_bundle_info,
     keep_runs,
     raw_tokens,
@@ -168,6 +174,73 @@ def test_a_damaged_kept_embedding_is_computed_again(data: Path, tmp_path: Path) 
     assert all(torch.equal(a.embeddings, b.embeddings) for a, b in zip(whole, again, strict=True))
 
 
+def test_a_finished_run_computes_no_embeddings_again(data: Path, tmp_path: Path) -> None:
+    config, done = configured(data, 2, stage='objective = "frozen_encoder"\nentries = 2'), list[str]()
+    run(config, data, tmp_path)
+    run(config, data, tmp_path, RunHooks(on_progress=lambda what, *_: done.append(what)))
+    assert "reading cases" in done and "computing embeddings" not in done
+
+
+def test_a_run_does_not_go_on_with_other_labels(data: Path, tmp_path: Path) -> None:
+    config, copy = configured(data, 1), tmp_path / "copy"
+    shutil.copytree(data, copy)
+    run(config, copy, tmp_path / "run")
+    run(config, copy, tmp_path / "run")
+    shutil.copy(copy / "data" / "a_label.nii.gz", copy / "data" / "b_label.nii.gz")
+    with pytest.raises(BadInput, match=r"learned before image, labels or clicks of data/b changed"):
+        run(config, copy, tmp_path / "run")
+
+
+def test_encoder_and_tokens_learn_before_a_frozen_decoder(data: Path, tmp_path: Path) -> None:
+    config = configured(data, 3)
+    config = dataclasses.replace(config, network=dataclasses.replace(config.network, decoder="frozen"))
+    torch.manual_seed(config.seed)
+    start = SPDModel(config.network).state_dict()
+    model = run(config, data, tmp_path / "run")
+    changed = {
+        name.split(".")[0] for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])
+    }
+    assert changed == {"image_encoder", "conditioning", "prompt_encoder"}
+    assert save_joint_bundle(model, config, "joint.toml", data, tmp_path / "bundle").info.adapter_sha256
+
+
+class TwoProcesses:
+    """An accelerate of two processes that are in the same state."""
+
+    def reduce(self, tensor: torch.Tensor, how: str) -> torch.Tensor:
+        return tensor * 2 if how == "sum" else tensor
+
+    def wait_for_everyone(self) -> None:
+        """Both are here."""
+
+
+@pytest.mark.parametrize("processes", [Processes(), Processes(0, 2, accelerator=TwoProcesses())])
+def test_the_encoder_stays_in_the_second_half_of_saliency_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes
+) -> None:
+    config, seen, loss = configured(data, 6, stage='objective = "saliency_first"'), [], JointStageRunner.loss
+
+    def noting(self: JointStageRunner, step: int) -> dict[str, torch.Tensor]:
+        seen.append(torch.cat([p.detach().flatten() for p in self.model.encoder_lora_parameters()]))
+        return loss(self, step)
+
+    monkeypatch.setattr(JointStageRunner, "loss", noting)
+    train_joint(config, data, tmp_path, None, processes)
+    assert not torch.equal(seen[2], seen[3]) and torch.equal(seen[3], seen[5])
+
+
+def test_the_curve_of_saliency_first_names_the_terms_of_both_halves_and_stays_whole(data: Path, tmp_path: Path) -> None:
+    config = configured(data, 4, stage='objective = "saliency_first"')
+    run(config, data, tmp_path)
+    run(config, data, tmp_path)
+    with (tmp_path / "joint_saliency_first.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    halves = [[float(row[term]) > 0 for term in ("saliency", "segmentation")] for row in (rows[0], rows[3])]
+    assert halves == [[True, False], [False, True]]
+    assert all(float(row["dsc"]) <= 1 and float(row["segmentation"]) <= float(row["total"]) for row in rows)
+
+
 def test_kept_embeddings_do_not_go_with_an_encoder_that_learns(data: Path) -> None:
     with pytest.raises(BadInput, match="do not go with an encoder that learns"):
         configured(data, stage="entries = 3")
@@ -213,6 +286,50 @@ def test_only_tokens_that_the_saliency_supports_prompt_pass_two() -> None:
         xy, torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, 4), torch.tensor([[True, True, False]])
     )
     assert supported_tokens(logits, tokens, 0.5).tolist() == [[True, False, False]]
+
+
+def told(tokens: TokenBatch, row: int) -> list[tuple[TokenKind, int, list[float]]]:
+    """Kind, distance in slices and place of the tokens of a slice."""
+    valid = tokens.valid[row]
+    distances = (tokens.distance[row, valid, 1] * 4).tolist()
+    kinds = [TokenKind(kind) for kind in tokens.kind[row, valid].tolist()]
+    return list(zip(kinds, map(round, distances), tokens.xy[row, valid].tolist(), strict=True))
+
+
+def test_pass_two_is_prompted_as_in_use(data: Path) -> None:
+    # given: a run of four slices, all but the last salient around (4, 4), and the second one at (12, 12) as well
+    logits = torch.full((4, 1, 16, 16), -5.0)
+    logits[:3, 0, 2:7, 2:7] = 5.0
+    logits[1, 0, 10:15, 10:15] = 5.0
+    kinds = torch.tensor([TokenKind.BEYOND, TokenKind.OWN, TokenKind.BEFORE, TokenKind.AFTER, TokenKind.BEFORE])
+    xy = torch.tensor([[4.0, 4.0], [3.0, 3.0], [12.0, 12.0], [5.0, 5.0], [6.0, 6.0]])
+    steps = torch.tensor([0.0, 0.0, -1.0, 1.0, -3.0])
+    valid = torch.ones(4, 5, dtype=torch.bool)
+    valid[2, 1] = valid[2, 3] = False
+    distance = (steps / 4)[:, None].expand(4, 5, 4)
+    tokens = TokenBatch(xy.expand(4, 5, 2), kinds.expand(4, 5), distance, valid)
+    # when
+    consensus = consensus_tokens(logits, tokens, PromptConfig(), 4)
+    # then: clicks that both slices support and that lie near, never the guess; else the deepest salient place
+    assert told(consensus, 0) == [(TokenKind.OWN, 0, [3.0, 3.0]), (TokenKind.AFTER, 1, [5.0, 5.0])]
+    assert told(consensus, 1) == [(TokenKind.OWN, 0, [3.0, 3.0]), (TokenKind.AFTER, 1, [5.0, 5.0])]
+    assert told(consensus, 2) == [(TokenKind.INTERPOLATED, 0, [4.0, 4.0])]
+    assert told(consensus, 3) == []
+    assert told(consensus_tokens(logits, tokens, PromptConfig(unsupported="abstain"), 4), 2) == []
+    assert (TokenKind.BEFORE, -3, [6.0, 6.0]) in told(
+        consensus_tokens(logits, tokens, PromptConfig(n_neighbors=3), 4), 0
+    )
+
+
+def test_a_run_that_is_longer_than_its_volume_learns_each_slice_once(data: Path) -> None:
+    config = configured(data, stage="run_length = 16\npsc_weight = 1.0")
+    sampler, model = sampler_of(config, data), SPDModel(config.network)
+    runner = JointStageRunner(model, sampler, config, Processes(), [])
+    batch = runner.batch(0)
+    assert batch.real.tolist() == ([True] * 14 + [False] * 2) * 3
+    copies = dataclasses.replace(batch, target=batch.target | ~batch.real.view(-1, 1, 1, 1))
+    with torch.no_grad():
+        assert torch.equal(runner.loss_of(batch, 0)["total"], runner.loss_of(copies, 0)["total"])
 
 
 def test_sam_tuning_sees_own_and_interpolated_clicks_alone(data: Path) -> None:

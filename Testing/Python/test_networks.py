@@ -12,9 +12,8 @@ from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.networks import tiny_vit
 from SPDSegmentLib.networks.adapters import SaliencyHead, adjoining
 from SPDSegmentLib.networks.backbones import interpolate_positions, load_state_dict
-from SPDSegmentLib.networks.config import NetworkConfig
+from SPDSegmentLib.networks.config import NetworkConfig, SegmentationLossConfig
 from SPDSegmentLib.networks.spd import (
-    SegmentationLossConfig,
     SPDModel,
     consistency_of_run,
     dice_loss,

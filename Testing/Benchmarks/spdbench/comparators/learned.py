@@ -37,7 +37,8 @@ from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.inference.engine import autocast, choose_device, choose_precision
 from SPDSegmentLib.inference.session import OUTSIDE_LOGIT
 from SPDSegmentLib.networks.backbones import load_state_dict
-from SPDSegmentLib.networks.spd import SegmentationLossConfig, segmentation_loss
+from SPDSegmentLib.networks.config import SegmentationLossConfig
+from SPDSegmentLib.networks.spd import segmentation_loss
 from SPDSegmentLib.training.cases import Case
 from SPDSegmentLib.training.loop import Loop, LoopProgress, Phase
 
