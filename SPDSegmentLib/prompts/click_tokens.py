@@ -68,10 +68,6 @@ class ClickTokens:
         at = np.asarray(rows, dtype=np.int64)
         return ClickTokens(self.xy[at], self.kind[at], self.distance[at], self.valid[at], self.click[at])
 
-    def restricted(self, valid: np.ndarray) -> ClickTokens:
-        """The same places with fewer of them valid, ``valid`` (M, K)."""
-        return ClickTokens(self.xy, self.kind, self.distance, self.valid & valid, self.click)
-
 
 def click_tokens(
     slices: np.ndarray | Sequence[int],

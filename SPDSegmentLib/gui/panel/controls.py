@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from ..run.task import ModelEntry, Task
-from ..scene.centerlines import clickName, clicksOf, positionOf
+from ..scene.centerlines import clickName, clicksOf, isCurve, positionOf
 from ..scene.state import ModuleState, idleTimer
 from ..scene.surfaces import ShownSurfaces
 from ..scene.target import segmentNames
@@ -260,7 +260,7 @@ class Source:
         shared = [nodes[nodeId] for nodeId in {nodeOf(name) for name in of} if nodeId in nodes]
         if of and not shared:
             found.add("clicks")
-        elif not of or any(node.IsA("vtkMRMLMarkupsCurveNode") or _hasAny(node, of) for node in shared):
+        elif not of or any(isCurve(node) or _hasAny(node, of) for node in shared):
             self._own = task.key
         elif self._own != task.key:
             found.add("clicks")

@@ -15,7 +15,7 @@ from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.models.fit import fit_of_image
 
 from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, listModels
-from ..scene.centerlines import anyIncluded, centerlinesOfScene, checkClicks
+from ..scene.centerlines import anyIncluded, centerlinesOfScene, checkClicks, transformEvent
 from ..scene.state import ModuleState, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
 from ..scene.volumes import nodeById, shownImage, viewCenter, viewNode
@@ -225,8 +225,7 @@ class InputsSection(VTKObservationMixin):
         for node, event in followed:
             self.addObserver(node, event, lambda caller, event: self._namesTimer.start())
         if state.volumeNode is not None:
-            moved = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
-            self.addObserver(state.volumeNode, moved, lambda caller, event: self._movedTimer.start())
+            self.addObserver(state.volumeNode, transformEvent(), lambda caller, event: self._movedTimer.start())
 
     def _fillNames(self) -> None:
         """Show the names of now; where the chosen segment is gone everybody is told."""

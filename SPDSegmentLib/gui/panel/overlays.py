@@ -239,9 +239,6 @@ class SaliencySection(VTKObservationMixin):
         node = viewNode(view.snapshot().stack) if view is not None else None
         if node is not None:
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, lambda caller, event: self._timer.start())
-        scene = slicer.mrmlScene  # a saved view would name the layer, which is not saved, instead of a person's
-        self.addObserver(scene, scene.StartSaveEvent, lambda caller, event: self.overlay.remove())
-        self.addObserver(scene, scene.EndSaveEvent, lambda caller, event: self._timer.start())
         self._timer.start()
 
     def update(self) -> None:

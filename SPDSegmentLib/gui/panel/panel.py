@@ -62,6 +62,9 @@ class ModulePanel(VTKObservationMixin):
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self._onSceneEnd)
         self.addObserver(scene, scene.EndImportEvent, self._onSceneEnd)
+        # a saved view would name the saliency, which is not saved, instead of a person's foreground
+        self.addObserver(scene, scene.StartSaveEvent, lambda caller, event: self.saliency.overlay.remove())
+        self.addObserver(scene, scene.EndSaveEvent, lambda caller, event: self.saliency.restart())
         self.addObserver(scene, scene.NodeAddedEvent, self._onNodesChanged)
         self.addObserver(scene, scene.EndBatchProcessEvent, self._onNodesChanged)
         self.addObserver(scene, scene.NodeRemovedEvent, self._onNodeRemoved)

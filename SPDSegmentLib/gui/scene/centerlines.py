@@ -36,6 +36,16 @@ def centerlinesOfScene() -> list[Any]:
     return [node for node in nodes if node.GetClassName() in classes and not node.GetHideFromEditors()]
 
 
+def isCurve(node: Any) -> bool:
+    """Whether the points of a node are joined by a curve."""
+    return bool(node.IsA("vtkMRMLMarkupsCurveNode"))
+
+
+def transformEvent() -> int:
+    """Return the event of a node after which it may lie elsewhere, as a transform above it changed."""
+    return int(slicer.vtkMRMLTransformableNode.TransformModifiedEvent)
+
+
 def clickEvents(node: Any) -> list[int]:
     """Return the events of a node after which its clicks may be others."""
     kinds = slicer.vtkMRMLMarkupsNode
@@ -45,10 +55,10 @@ def clickEvents(node: Any) -> list[int]:
         kinds.PointPositionUndefinedEvent,
         kinds.PointModifiedEvent,
         kinds.PointRemovedEvent,
-        slicer.vtkMRMLTransformableNode.TransformModifiedEvent,
+        transformEvent(),
     ]
     # of a curve also its type, tension or surface
-    return [*events, vtk.vtkCommand.ModifiedEvent] if node.IsA("vtkMRMLMarkupsCurveNode") else events
+    return [*events, vtk.vtkCommand.ModifiedEvent] if isCurve(node) else events
 
 
 def dragEvents() -> tuple[int, int]:
@@ -224,7 +234,7 @@ def addClick(node: Any, positionRas: Point) -> None:
     wasModifying = node.StartModify()
     index = node.GetNumberOfControlPoints()
     real = _realPoints(node)
-    if node.IsA("vtkMRMLMarkupsCurveNode") and len(real) > 1:
+    if isCurve(node) and len(real) > 1:
         places = np.array([positionOf(node, n) for n in real])
         away = np.linalg.norm(places - positionRas, axis=1)
         detour = [away[0], *(away[:-1] + away[1:] - np.linalg.norm(np.diff(places, axis=0), axis=1)), away[-1]]
@@ -320,7 +330,7 @@ def _readNode(node: Any) -> Markup:
 
 def _path(node: Any) -> tuple[Point, ...]:
     """Vertices of a curve as it is shown, whatever its type, in world mm; empty for a point list."""
-    shown = node.GetCurvePointsWorld() if node.IsA("vtkMRMLMarkupsCurveNode") else None
+    shown = node.GetCurvePointsWorld() if isCurve(node) else None
     if shown is None or shown.GetNumberOfPoints() < 2:
         return ()
     return tuple((r, a, s) for r, a, s in vtk_to_numpy(shown.GetData()).astype(float).tolist())
