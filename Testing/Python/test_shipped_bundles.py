@@ -184,6 +184,15 @@ def test_figures_of_a_card_are_those_of_the_kept_rows(name: str) -> None:
         assert (cells[3].split()[0], cells[4]) == (f"{100 * dsc:.1f}", f"{hd95:.1f}")
 
 
+def test_how_low_a_dice_may_be_was_measured_with_the_shipped_adapter_and_prompts() -> None:
+    bounded = [b.info for b in list_bundles() if b.shipped and b.info.calibration.get("volume_margin") is not None]
+    assert {info.name for info in bounded} == {"hippocampus-mr", "spinal-cord-ct"}
+    for info in bounded:
+        kept = REPOSITORY / "Testing" / "Benchmarks" / "results" / "calibration" / f"{info.name}.json"
+        inputs = json.loads(kept.read_text(encoding="utf-8"))["inputs"]
+        assert (inputs["adapter_sha256"], inputs["prompts"]) == (info.adapter_sha256, info.prompts)
+
+
 def test_the_configurations_of_the_shipped_bundles_are_in_the_repository() -> None:
     for bundle in list_bundles():
         if bundle.shipped:
