@@ -320,6 +320,21 @@ def test_clicks_go_to_the_segment_that_is_chosen_while_they_are_placed(host: Any
     assert editor.clicked() == [3]
 
 
+def test_a_new_segment_with_a_used_id_has_clicks_of_its_own(editor: Editor) -> None:
+    editor.click(3)
+    editor.run()
+    segmentation, clicks = editor.segmentation.GetSegmentation(), editor.effect.clickNodes
+    segmentation.RemoveSegment("Kidney")
+    segmentation.AddEmptySegment("Kidney", "Spleen")
+    editor.widget.setCurrentSegmentID("Kidney")
+    editor.rest()
+    assert not editor.effect.clickNodes and not editor.effect.segmentButton.enabled
+    editor.click(8)
+    assert editor.clicked() == [8] and editor.effect.clickNodes != clicks
+    editor.run()
+    assert editor.clicked() == [8] and filled_slices(editor.mask())
+
+
 def test_segment_starts_a_worker_again_that_had_given_up(host: Any, editor: Editor) -> None:
     client = editor.module.logic.workerHost.client
     editor.click(3)

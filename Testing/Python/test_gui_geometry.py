@@ -172,12 +172,17 @@ def test_a_non_linear_transform_is_refused_with_a_reason(host: Any) -> None:
 @pytest.mark.parametrize("kind", ["linear", "not linear"])
 @pytest.mark.parametrize("moved", ["volume and segmentation", "segmentation"])
 def test_what_is_moved_during_a_run_is_as_before_and_nothing_is_a_persons(host: Any, moved: str, kind: str) -> None:
+    import slicer
+
     volume = add_volume(host, show=False)
     module = load(host, "fake?delay=0.05")
     add_clicks()
+    segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    state = state_of(module)
+    state.segmentId = segmentation.GetSegmentation().AddEmptySegment("Kidney", "Kidney")
+    state.segmentationNode = segmentation
     job = press_segment(module)
     host.wait_until(lambda: job.writer.changed)
-    segmentation = state_of(module).segmentationNode
     nodes = [volume, segmentation] if moved.startswith("volume") else [segmentation]
     oblique = placed(rotation(10.0, 2) @ np.diag([1, 1, 1 / 3, 1]))
     node = transform(oblique) if kind == "linear" else warped()
@@ -229,6 +234,31 @@ def test_clicks_that_a_transform_moves_update_the_segment(host: Any) -> None:
     moved.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
     settle(host, module)
     assert np.array_equal(mask_of(module), np.roll(before, 6, axis=2))
+
+
+def test_a_common_transform_takes_signs_and_field_of_view_along(host: Any) -> None:
+    import slicer
+
+    from SPDSegmentLib.gui.scene.write_record import saveRecord
+
+    module = segmented(host)
+    state, marks = state_of(module), module.widget.panel.clicks.marks
+    module.ui.liveUpdateCheck.checked = False
+    record = record_of(module)
+    record.anchorRas = (1.0, 2.0, 3.0)
+    saveRecord(state.segmentationNode, state.segmentId, record)
+    signs = [fate.position_ras for fate in marks.fates]
+    moved = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Moved")
+    for node in (state.volumeNode, state.segmentationNode, state.centerlineNodes[0]):
+        node.SetAndObserveTransformNodeID(moved.GetID())
+    matrix = rotation(90.0, 2)
+    matrix[:3, 3] = 10.0, 5.0, 6.0
+    moved.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    settle(host, module)
+    places = np.array([*signs, record.anchorRas]) @ matrix[:3, :3].T + matrix[:3, 3]
+    np.testing.assert_allclose([fate.position_ras for fate in marks.fates], places[:-1], atol=0.01)
+    np.testing.assert_allclose(record_of(module).anchorRas, places[-1], atol=0.01)
+    assert "not those" not in module.ui.statusLabel.text
 
 
 def test_a_frame_of_a_sequence_is_segmented_and_another_frame_is_another_volume(host: Any) -> None:
@@ -306,7 +336,7 @@ def test_clicks_all_outside_are_refused_with_a_reason(host: Any) -> None:
     add_clicks((40, 50))
     job = segment(host, module)
     assert job.error is None or "inside the volume" in job.error.sentence
-    assert not mask_of(module).any()
+    assert state_of(module).segmentationNode is None
     assert "outside" in module.ui.statusLabel.text.lower() or "inside" in module.ui.statusLabel.text.lower()
 
 

@@ -91,7 +91,7 @@ def test_removing_the_clicks_ends_the_run_and_nothing_is_half_written(host: Any,
     slicer.mrmlScene.RemoveNode(state.centerlineNodes[0])
     assert job.finished and "clicks were removed" in job.error.sentence
     host.process_events(300)
-    assert not mask_of(running).any()
+    assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
 
 
 @pytest.mark.parametrize("what", ["segmentation", "segment"])
@@ -131,6 +131,41 @@ def test_a_segment_removed_during_its_run_comes_back_as_it_was_before(host: Any,
     assert not mask_of(running).any()
 
 
+@pytest.mark.parametrize("among", [(), ("Other",)])
+def test_a_first_run_that_comes_to_nothing_leaves_nothing_behind(host: Any, gate: Path, among: tuple[str, ...]) -> None:
+    import slicer
+
+    add_volume(host)
+    module = load(host, f"fake?gate={gate}")
+    clicks, state = add_clicks((4, 6)), state_of(module)
+    kept: Any = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode") if among else None
+    for name in among:
+        kept.GetSegmentation().AddEmptySegment(name, name)
+    state.segmentationNode, state.segmentId = kept, ""
+    module.widget.panel.refresh()
+    job = press_segment(module)
+    host.wait_until(lambda: job.writer.changed)
+    module.ui.segmentButton.click()
+    settle(host, module)
+    assert "Cancelled; nothing was changed." in module.ui.statusLabel.text
+    assert (state.segmentationNode, state.segmentId, module.ui.segmentButton.text) == (kept, "", "Segment")
+    for index in range(2):
+        clicks.SetNthControlPointPositionWorld(index, 500.0, 500.0, 500.0)
+    gate.touch()
+    segment(host, module)
+    assert "No click lies inside the volume" in module.ui.statusLabel.text
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert [node.GetSegmentation().GetSegmentIDs() for node in nodes] == ([among] if among else [])
+
+
+def test_a_stroke_in_the_segment_of_a_cancelled_first_run_is_kept(host: Any, running: Any) -> None:
+    running.ui.correctSection.collapsed = False
+    stroke(host, running, 11)
+    running.ui.segmentButton.click()
+    settle(host, running)
+    assert filled_slices(mask_of(running)) == [11] and record_of(running).owned == {11}
+
+
 def test_a_run_whose_clicks_are_all_unticked_can_still_be_cancelled(host: Any, running: Any) -> None:
     run, node = running.widget.panel.run, state_of(running).centerlineNodes[0]
     job = run.job
@@ -141,7 +176,7 @@ def test_a_run_whose_clicks_are_all_unticked_can_still_be_cancelled(host: Any, r
     assert not job.finished and running.ui.segmentButton.text == "Cancel" and running.ui.segmentButton.enabled
     running.ui.segmentButton.click()
     settle(host, running)
-    assert job.finished and not mask_of(running).any() and not running.ui.segmentButton.enabled
+    assert job.finished and state_of(running).segmentationNode is None and not running.ui.segmentButton.enabled
 
 
 def test_a_segment_is_not_exported_while_it_is_written(
@@ -177,10 +212,10 @@ def test_a_volume_that_changes_makes_the_late_result_void(host: Any, running: An
     host.wait_until(lambda: job.finished, 5000)
     assert "volume changed" in job.error.sentence
     host.process_events(300)
-    assert not mask_of(running).any()
+    assert state.segmentationNode is None
     client = running.logic.workerHost.client
     host.wait_until(lambda: not client.busy, 5000)
-    assert not mask_of(running).any()
+    assert state.segmentationNode is None
 
 
 def test_reloading_the_module_ends_run_and_worker(host: Any, running: Any) -> None:
@@ -328,3 +363,28 @@ def test_the_editors_undo_of_a_stroke_lets_the_run_under_way_end_whole(host: Any
     module.ui.editor.undo()
     settle(host, module)
     assert not record_of(module).owned and filled_slices(mask_of(module)) == list(range(11))
+
+
+@pytest.mark.parametrize("moment", ["before the first write", "later"])
+def test_undo_of_a_stroke_in_another_segment_lets_the_run_go_on(host: Any, tmp_path: Path, moment: str) -> None:
+    gate = tmp_path / "gate"
+    module, node = segmented_behind_gate(host, gate)
+    first, place = mask_of(module), tuple(node.GetNthControlPointPositionWorld(0))
+    module.ui.correctSection.collapsed = False
+    state_of(module).segmentationNode.GetSegmentation().AddEmptySegment("Other", "Other")
+    module.ui.liveUpdateCheck.checked = False
+    move_click(node, 0, (6.0, 0.0, 0.0))
+    job = press_segment(module) if moment != "later" else run_until_written(host, module)
+    module.ui.editor.setCurrentSegmentID("Other")
+    stroke(host, module, 11)
+    assert mask_of(module, "Other").any() and job.writer.hasBegun == (moment == "later")
+    module.ui.undoButton.click()
+    assert not mask_of(module, "Other").any() and not job.finished
+    gate.touch()
+    settle(host, module)
+    assert job.state.value == "done" and not record_of(module).owned
+    assert not np.array_equal(mask_of(module), first)
+    for _ in range(2 if moment == "later" else 1):  # the stroke's own step holds a part of the run
+        module.ui.undoButton.click()
+        settle(host, module)
+    assert np.array_equal(mask_of(module), first) and tuple(node.GetNthControlPointPositionWorld(0)) == place

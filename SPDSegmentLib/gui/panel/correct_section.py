@@ -161,9 +161,9 @@ class CorrectSection(VTKObservationMixin):
             editor.setActiveEffectByName("")
 
     def undo(self) -> None:
-        """Take back the run under way, otherwise the last change in the editor's history."""
+        """Take back what was done last: an edit, or the run under way."""
         task = self._task()
-        if task is None or not self._segmenter.takeBack(task):
+        if task is None or not self._segmenter.takeBack(task, self.ui.editor.undo):
             self.ui.editor.undo()
 
     def _onReleaseSlice(self, checked: bool) -> None:

@@ -57,6 +57,7 @@ class ModulePanel(VTKObservationMixin):
         self._showLater = idleTimer(self.showRecord)
         self._startLater = idleTimer(self._startAgain)
         self.run.onFinished.connect(lambda job: self._showLater.start())
+        self.run.onDropped.connect(self._showLater.start)
         logic.segmenter.onJob.connect(self._onJob)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self._onSceneStartClose)

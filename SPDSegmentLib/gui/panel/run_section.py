@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,30 @@ from SPDSegmentLib.worker.messages import Progress
 from ..run.console import Console
 from ..run.job import JobState, SegmentationJob
 from ..run.task import Task
-from ..scene.editor_nodes import areaSentence, convertToLabelmap, otherRepresentation
-from ..scene.state import ModuleState, Signal
-from ..scene.target import segmentNames
+from ..scene.editor_nodes import areaSentence, convertToLabelmap, isEmptySegment, otherRepresentation
+from ..scene.state import ModuleState, Signal, idleTimer
+from ..scene.target import SegmentTarget, segmentNames
 from ..scene.volumes import jumpTo
 from .inputs_section import InputsSection
+
+
+@dataclass(frozen=True)
+class Made:
+    """A segment that was made for a run to write into, and what was chosen before.
+
+    Attributes:
+        target: the segment.
+        name: its name.
+        withNode: whether its segmentation was made, too.
+        model: the chosen one.
+        isNext: see ``Source``.
+    """
+
+    target: SegmentTarget
+    name: str
+    withNode: bool
+    model: str
+    isNext: bool
 
 
 class RunSection:
@@ -30,6 +50,7 @@ class RunSection:
         self.ui = ui
         self.logic = logic
         self.onFinished = Signal()
+        self.onDropped = Signal()
         self.onSlices = Signal()
         self.job: SegmentationJob | None = None
         self.task: Task | None = None
@@ -42,6 +63,8 @@ class RunSection:
         self._saidOf: tuple[str, ...] = ()  # what was chosen when the message was given
         self._note = ""  # to be said at the end of the run under way
         self._failures: dict[tuple[str, ...], SPDError] = {}  # of other segments' runs
+        self._made: dict[tuple[str, str], Made] = {}  # segments that have no result yet
+        self._dropTimer = idleTimer(self._dropMade)
         ui.segmentButton.connect("clicked(bool)", self._onSegment)
         ui.showAreaButton.connect("clicked(bool)", self._onShowArea)
         ui.writeAnywayButton.connect("clicked(bool)", self._onWriteAnyway)
@@ -95,10 +118,11 @@ class RunSection:
             self.job = None
         self._say("")
         try:
-            task = self._inputs.makeTask()
+            task = self._makeTask()
             self._failures.pop(task.key, None)
             job = self.logic.segmenter.start(task, everywhere=everywhere, learned=learned)
         except SPDError as error:
+            self._dropTimer.start()
             self.show(error)
             return None
         self.job, self.task = job, task
@@ -127,6 +151,8 @@ class RunSection:
         self.logic.segmenter.forgetScene()
         self.job = None
         self.task = None
+        self._dropTimer.stop()
+        self._made.clear()
         self._failures.clear()
         self._say("")
 
@@ -136,6 +162,7 @@ class RunSection:
         job, self.job = self.job, None
         if job is not None:
             job.cancel(urgent=False)
+        self._dropTimer.stop()
 
     def _onSegment(self, checked: bool) -> None:
         if self.isRunning and self.job is not None:
@@ -192,7 +219,47 @@ class RunSection:
         bar.value = progress.done
         self._show(progressText(progress))
 
+    def _makeTask(self) -> Task:
+        state = self._state()
+        node, model, isNext = state.segmentationNode, state.model, self._inputs.source.isNext
+        known = {segmentId for _name, segmentId in segmentNames(node)}
+        task = self._inputs.makeTask()
+        target = task.target
+        if target.segmentId not in known:
+            name = next(name for name, segmentId in segmentNames(target.node) if segmentId == target.segmentId)
+            self._made[target.nodeId, target.segmentId] = Made(target, name, node is None, model, isNext)
+        return task
+
+    def _dropMade(self) -> None:
+        """Take away what was made for runs that came to nothing, unless a person has painted there or named it."""
+        state, source = self._state(), self._inputs.source
+        said = (self._message, self._details, self._isProblem) if self._saidOf == self._inputs.choice() else None
+        for key, made in list(self._made.items()):
+            target, node = made.target, made.target.node
+            if node is not None and self.logic.segmenter.isBusy(node, target.segmentId):
+                continue
+            del self._made[key]
+            isNamed = (made.name, target.segmentId) not in segmentNames(node)
+            if node is None or isNamed or not isEmptySegment(node, target.segmentId):
+                continue
+            isChosen = (state.segmentationNode, state.segmentId) == (node, target.segmentId)
+            state.segmentId = "" if isChosen else state.segmentId  # before it goes: it is not to be chosen again
+            if made.withNode and len(segmentNames(node)) == 1:
+                target.removeNode()
+            else:
+                node.GetSegmentation().RemoveSegment(target.segmentId)
+            if isChosen:
+                state.model, source.isNext = made.model, made.isNext
+        self._inputs.fill(listAgain=False)
+        if said is not None:
+            self._say(said[0], said[1], isProblem=said[2])
+        self.onDropped.emit()
+
     def _onFinished(self, job: SegmentationJob, task: Task) -> None:
+        if job.state is JobState.DONE:
+            self._made.pop((task.target.nodeId, task.target.segmentId), None)
+        elif self._made:
+            self._dropTimer.start()
         problem = None if isinstance(job.error, Cancelled) else job.error
         if problem is not None and (job is not self.job or not self._isChosen(task)):
             named = type(problem)(ofSegment(task, problem.message), problem.remedy, problem.details)

@@ -12,7 +12,7 @@ from SPDSegmentLib.prompts.fates import PointFate
 from SPDSegmentLib.worker.payloads import PackedMask, pack_mask, unpack_mask
 
 from ..scene.volumes import SegmentContent, VolumeSnapshot, maskDigest
-from ..scene.write_record import Position, SliceInfo, WriteRecord
+from ..scene.write_record import Position, SliceInfo, WriteRecord, placeOf
 
 if TYPE_CHECKING:
     from SPDSegmentLib.worker.messages import SliceReady
@@ -102,6 +102,7 @@ class ResultWriter:
         self._saveState = saveStateForUndo
         self.parts = RunParts(run, self.record)
         self._markBefore = target.mark
+        self._place = placeOf(target.node)
         self._everywhere = everywhere
         self._hasBegun = False
         self._before: dict[int, PackedMask] = {}
@@ -150,6 +151,11 @@ class ResultWriter:
             self._target.setMark(self.parts.mark)
             return None
         return self._write(changes, content) if changes else set()
+
+    @property
+    def hasBegun(self) -> bool:
+        """Whether the state for undo was saved, as the first write is near or done."""
+        return self._hasBegun
 
     def wasUndone(self) -> bool:
         """Whether the editor's history took back all that this run has written."""
@@ -212,6 +218,7 @@ class ResultWriter:
         self.record.fates = tuple(fates)
         self.record.model = model
         self.record.anchorRas = anchor
+        self.record.place = self._place
         if self._renamed:
             self.record = self.record.withNames(self._renamed)
         self._target.saveRecord(self.record)

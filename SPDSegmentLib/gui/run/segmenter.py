@@ -11,8 +11,8 @@ from SPDSegmentLib.worker.client import Callbacks, Request
 from SPDSegmentLib.worker.messages import Answer, Progress, SaliencyReady
 from SPDSegmentLib.worker.requests import learn_message, suggest_message
 
-from ..scene.centerlines import Clicks, checkClicks, namedClicks, readClicks, renameClicks, restoreClicks, usedClicks
-from ..scene.editor_nodes import placeError
+from ..scene.centerlines import Clicks, checkClicks, namedClicks, ownClicks, readClicks, renameClicks, restoreClicks
+from ..scene.editor_nodes import editTimes, placeError
 from ..scene.state import Signal
 from ..scene.surfaces import ShownSurfaces
 from ..scene.write_record import Position, WriteRecord, identify
@@ -76,6 +76,7 @@ class Segmenter:
             if misplaced is not None:
                 raise misplaced
             identify(task.target.node, task.target.segmentId)
+            ownClicks(task.target.node, task.target.segmentId)
         memory = self._memoryOf(task)
         checkClicks(task.centerlineNodes)  # a start that fails leaves the run under way alone
         snapshot = task.view.snapshot()
@@ -106,7 +107,7 @@ class Segmenter:
         job.onFinished.connect(lambda done: self._noteFinished(task, memory, done, former))
         job.onFinished.connect(lambda done: self._updateSurfaces(task, now=blocking))
         memory.job = job
-        memory.startedClicks = before
+        memory.startedClicks, memory.startedEdits = before, editTimes(task.target.node)
         self.onJob.emit(job)
 
         def send(callbacks: Callbacks) -> Request:
@@ -144,9 +145,7 @@ class Segmenter:
 
     def hasOtherClicks(self, task: Task, clicks: Clicks) -> bool:
         """Whether the clicks, as they are now, differ from those of the run under way or of the last result."""
-        memory = self._memoryOf(task)
-        last = memory.startedClicks if memory.job is not None else memory.lastClicks
-        return last is None or usedClicks(last) != usedClicks(clicks)
+        return self._memoryOf(task).areOther(clicks)
 
     def saliency(
         self,
@@ -265,13 +264,30 @@ class Segmenter:
         task.target.saveRecord(record)
         memory.isIncomplete = True
 
-    def takeBack(self, task: Task) -> bool:
-        """Stop the run of a segment, if there is one, and bring back the clicks of the result before it."""
-        job = self._memoryOf(task).job
+    def takeBack(self, task: Task, undo: Callable[[], None]) -> bool:
+        """Take back what was done last while a run of a segment is under way; return whether one is.
+
+        Where a person has edited any segment since, that is the edit; otherwise the run is stopped, and the clicks of
+        the result before it come back.
+
+        Args:
+            undo: takes back the top of the editor's history.
+        """
+        memory, target = self._memoryOf(task), task.target
+        job = memory.job
         if job is None or job.finished:
             return False
+        hasStep = job.writer.hasBegun and self._undoStep is not None and self._undoStep[0] == task.key
+        if hasStep or (not job.writer.hasBegun and memory.startedEdits != editTimes(target.node)):
+            mark = target.mark
+            undo()
+            memory.startedEdits = editTimes(target.node)
+            if target.mark == mark or (hasStep and not job.writer.wasUndone()):
+                return True
+            job.wasUndone = True
         job.cancel(urgent=False)
-        self._restoreLastClicks(task)
+        if not job.wasUndone:
+            self._restoreLastClicks(task)
         return True
 
     def bringBack(self, task: Task | None, clicks: Clicks) -> None:
@@ -359,6 +375,7 @@ class Segmenter:
                 former.noteEdits(task.target.digests(task.writtenSnapshot(former)))
                 task.target.saveRecord(former)
             if job.wasUndone:
+                self.forgetUndoStep()
                 state = memory.history.latest(mark)
                 if state is not None:
                     record = task.target.record

@@ -242,6 +242,7 @@ class SegmentMemory:
         job: the run under way.
         lastClicks: of the latest result, None before the first.
         startedClicks: of the run that was started last.
+        startedEdits: when voxels were edited last as it was started, see ``editor_nodes.editTimes``.
         isIncomplete: whether the next run has to send all slices.
         served: name of the volume of the latest result in the worker.
         mark: state of the segment that was seen last, see ``target.MARK_TAG``.
@@ -254,6 +255,7 @@ class SegmentMemory:
     job: SegmentationJob | None = None
     lastClicks: Clicks | None = None
     startedClicks: Clicks | None = None
+    startedEdits: Mapping[str, int] = field(default_factory=dict)
     isIncomplete: bool = False
     served: str = ""
     mark: str | None = None
@@ -273,6 +275,11 @@ class SegmentMemory:
             return True
         nodes = [node for nodeId, _markup in self.lastClicks if (node := nodeById(nodeId)) is not None]
         return usedClicks(snapshotClicks(nodes)) != usedClicks(self.lastClicks)
+
+    def areOther(self, clicks: Clicks) -> bool:
+        """Whether clicks differ from those of the run under way, or else of the latest result."""
+        last = self.startedClicks if self.job is not None else self.lastClicks
+        return last is None or usedClicks(last) != usedClicks(clicks)
 
     def knownOn(self, axis: str, grid: RecordGrid) -> WriteRecord | None:
         """Return what is remembered of the slices along an axis of some voxels."""

@@ -18,7 +18,7 @@ from SPDSegmentLib.geometry.markups import INSISTED, ControlPoint, Markup, Point
 from SPDSegmentLib.geometry.slices import SliceStack
 
 from .volumes import hiddenNode
-from .write_record import loadRecord, nodeOf, safeName
+from .write_record import identityOf, loadRecord, nodeOf, safeName
 
 Clicks = tuple[tuple[str, Markup], ...]
 
@@ -170,15 +170,34 @@ def removeClicks(node: Any, *, lastOnly: bool = False) -> None:
 
 GHOST_SCALE, GHOST_COLOR = 3.0, (0.35, 0.85, 0.95)
 CLICKS_ROLE = "SPDSegment.Clicks."
+OWNER_ATTRIBUTE = "SPDSegment.ClicksOwner."
 
 
 def clicksOf(segmentationNode: Any, segmentId: str) -> list[Any]:
     """Return the nodes whose clicks belong to a segment: those of its latest result, and the one made for it."""
     record = loadRecord(segmentationNode, segmentId)
     ids = sorted({nodeOf(fate.click_id) for fate in record.fates if fate.click_id})
-    own = segmentationNode.GetNodeReference(CLICKS_ROLE + safeName(segmentId))
+    own = None
+    if _ownsClicks(segmentationNode, segmentId):
+        own = segmentationNode.GetNodeReference(CLICKS_ROLE + safeName(segmentId))
     found = [own, *(slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in ids)]
     return [node for n, node in enumerate(found) if node is not None and node not in found[:n]]
+
+
+def ownClicks(segmentationNode: Any, segmentId: str) -> None:
+    """Keep whose the list is that was made for a segment ID; one of a segment that had the ID before is let go."""
+    if not _ownsClicks(segmentationNode, segmentId):
+        segmentationNode.RemoveNodeReferenceIDs(CLICKS_ROLE + safeName(segmentId))
+    name, identity = OWNER_ATTRIBUTE + safeName(segmentId), identityOf(segmentationNode, segmentId)
+    if identity:
+        segmentationNode.SetAttribute(name, identity)
+    else:
+        segmentationNode.RemoveAttribute(name)
+
+
+def _ownsClicks(segmentationNode: Any, segmentId: str) -> bool:
+    owner = segmentationNode.GetAttribute(OWNER_ATTRIBUTE + safeName(segmentId))
+    return not owner or bool(owner == identityOf(segmentationNode, segmentId))
 
 
 def makeClicks(segmentationNode: Any, segmentId: str) -> Any:
@@ -187,6 +206,7 @@ def makeClicks(segmentationNode: Any, segmentId: str) -> Any:
     node = slicer.mrmlScene.AddNewNodeByClass(
         "vtkMRMLMarkupsFiducialNode", slicer.mrmlScene.GenerateUniqueName(_("{name} clicks").format(name=name))
     )
+    ownClicks(segmentationNode, segmentId)
     segmentationNode.SetNodeReferenceID(CLICKS_ROLE + safeName(segmentId), node.GetID())
     return node
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import slicer
 from slicer.i18n import tr as _
+from vtk.util.numpy_support import vtk_to_numpy
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported, SPDError
 from SPDSegmentLib.geometry.volume import SHEAR_TOLERANCE
@@ -45,6 +46,23 @@ def placeError(segmentationNode: Any, segmentId: str) -> SPDError | None:
                 _("Harden the transform (right click in the Data module), then run again."),
             )
     return None
+
+
+def isEmptySegment(segmentationNode: Any, segmentId: str) -> bool:
+    """Whether a segment, which others may share a labelmap with, has no voxel."""
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+    labelmap = segment.GetRepresentation(slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName())
+    scalars = labelmap.GetPointData().GetScalars() if labelmap is not None else None
+    return not scalars or not np.any(vtk_to_numpy(scalars) == segment.GetLabelValue())
+
+
+def editTimes(segmentationNode: Any) -> dict[str, int]:
+    """Return by segment when its voxels, or those of others in its labelmap, were changed last."""
+    segmentation = segmentationNode.GetSegmentation()
+    name = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
+    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    labelmaps = {segmentId: segmentation.GetSegment(segmentId).GetRepresentation(name) for segmentId in ids}
+    return {segmentId: image.GetMTime() for segmentId, image in labelmaps.items() if image is not None}
 
 
 def convertToLabelmap(segmentationNode: Any, volumeNode: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import vtk
 
+from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.prompts.fates import Fate, PointFate, Review, SliceStatus, review
 
 RECORD_VERSION = 1
@@ -79,6 +80,8 @@ class WriteRecord:
         identity: of the segment, see ``record_store``.
         anchorRas: where the model's field of view was, in world mm; a new worker puts it there again.
         learned: name of what the model had learned from corrections, empty for the model itself.
+        place: by row the (4, 4) matrix from the segmentation's coordinates to world mm for which fates and anchor hold,
+            empty for none; None where it is not known.
         isPartial: some slices are of a run that has not ended, the others of the result before.
     """
 
@@ -94,6 +97,7 @@ class WriteRecord:
     identity: str = ""
     learned: str = ""
     isPartial: bool = False
+    place: tuple[float, ...] | None = None
 
     @property
     def nodeIds(self) -> set[str]:
@@ -154,6 +158,17 @@ class WriteRecord:
         own = {name: copy(getattr(self, name)) for name in ("written", "owned", "info")}
         return replace(self, **own)
 
+    def movedTo(self, place: tuple[float, ...] | None) -> WriteRecord:
+        """Return it with fates and anchor where they are now that the segmentation was moved to another place."""
+        if self.place is None or place is None or self.place == place:
+            return self
+        then, now = (np.array(p or np.eye(4)).reshape(4, 4) for p in (self.place, place))
+        move = now @ np.linalg.inv(then)
+        anchor = None if self.anchorRas is None else _moved([self.anchorRas], move)[0]
+        places = _moved([fate.position_ras for fate in self.fates], move)
+        fates = tuple(replace(f, position_ras=p) for f, p in zip(self.fates, places, strict=True))
+        return replace(self, fates=fates, anchorRas=anchor, place=place)
+
     def withNames(self, renamed: Mapping[str, str]) -> WriteRecord:
         """Return a copy with other names of clicks."""
         copied = self.copy()
@@ -181,6 +196,7 @@ class WriteRecord:
                 "grid": None if self.grid is None else [self.grid.shape, self.grid.matrix],
                 "segment": self.identity,
                 "learned": self.learned,
+                **({} if self.place is None else {"place": self.place}),
                 **({"partial": True} if self.isPartial else {}),
             },
             separators=(",", ":"),
@@ -252,9 +268,16 @@ def _parsed(text: str, names: tuple[tuple[str, str], ...]) -> WriteRecord:
             str(content.get("segment") or ""),
             str(content.get("learned") or ""),
             content.get("partial") is True,
+            None if content.get("place") is None else tuple(float(value) for value in content["place"]),
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return WriteRecord()
+
+
+def _moved(places: Sequence[Position], move: np.ndarray) -> list[Position]:
+    """Places in mm, moved by a (4, 4) matrix."""
+    moved = np.array(places, dtype=float).reshape(-1, 3) @ move[:3, :3].T + move[:3, 3]
+    return [(x, y, z) for x, y, z in moved.tolist()]
 
 
 def _position(given: Any) -> Position | None:
@@ -296,7 +319,19 @@ def loadRecord(segmentationNode: Any, segmentId: str) -> WriteRecord:
     record = WriteRecord.fromJson(text, _nodeIds(segmentationNode))
     if record.identity and record.identity != identityOf(segmentationNode, segmentId):
         return WriteRecord()
-    return record
+    return record.movedTo(placeOf(segmentationNode))
+
+
+def placeOf(segmentationNode: Any) -> tuple[float, ...] | None:
+    """Return where a segmentation lies, as a record keeps it; None where that is no linear transform."""
+    if segmentationNode.GetParentTransformNode() is None:
+        return ()
+    from .volumes import parentMatrix
+
+    try:
+        return tuple(parentMatrix(segmentationNode).ravel().tolist())
+    except SPDError:
+        return None
 
 
 def saveRecord(segmentationNode: Any, segmentId: str, record: WriteRecord) -> None:
