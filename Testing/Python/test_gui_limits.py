@@ -266,6 +266,9 @@ def test_a_write_takes_as_many_slices_as_its_time_allows(host: Any) -> None:
         def wasUndone(self) -> bool:
             return False
 
+        def takeIn(self) -> list[Any]:
+            return []
+
         def put(self, slices: Any) -> set[int]:
             self.counts.append(len(slices))
             time.sleep(self.seconds * len(slices))

@@ -143,7 +143,8 @@ def test_the_panel_turns_to_a_new_segment_when_the_chosen_one_is_removed(host: A
     state.segmentationNode.GetSegmentation().RemoveSegment(state.segmentId)
     settle(host, module)
     assert (state.segmentId, module.ui.segmentBox.currentText) == ("", "New segment")
-    assert not module.ui.undoButton.enabled and not module.ui.exportButton.enabled
+    assert module.ui.undoButton.enabled, "the editor's history may bring it back"
+    assert not module.ui.exportButton.enabled
 
 
 def test_the_list_of_branches_follows_names_additions_and_removals(host: Any, module: Any) -> None:

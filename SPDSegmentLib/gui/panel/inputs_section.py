@@ -18,7 +18,7 @@ from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, lis
 from ..scene.centerlines import anyIncluded, centerlinesOfScene, checkClicks, transformEvent
 from ..scene.state import ModuleState, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
-from ..scene.volumes import nodeById, shownImage, viewCenter, viewNode
+from ..scene.volumes import VolumeSnapshot, nodeById, shownImage, viewCenter, viewNode
 from .controls import Placing, Source, cardWindow, showDevice
 
 MOVED_MS = 200
@@ -35,6 +35,7 @@ class InputsSection(VTKObservationMixin):
         self.source = Source(state, self.currentTask, lambda: self.models)
         self._removed = ("", "")  # segmentation and segment that was chosen until it was removed
         self._doubts = (("", ""), "")  # of volume and model
+        self._held: VolumeSnapshot | None = None  # the latest, so that it is taken once for all who ask
         self.extraModels: list[ModelEntry] = []
         self._state = state
         self._changed = changed
@@ -98,7 +99,7 @@ class InputsSection(VTKObservationMixin):
         """Let go of the scene's nodes."""
         self._namesTimer.stop()
         self._movedTimer.stop()
-        self._removed, self.source.isNext = ("", ""), False
+        self._removed, self.source.isNext, self._held = ("", ""), False, None
         self.removeObservers()
         if self._card is not None:
             self._card.close()
@@ -115,7 +116,7 @@ class InputsSection(VTKObservationMixin):
         if self.model is None:
             return _("Choose the model of the structure.")
         try:
-            VolumeView(state.volumeNode, self.model, state.device, state.axis).snapshot()
+            self._held = VolumeView(state.volumeNode, self.model, state.device, state.axis).snapshot()
         except SPDError as error:
             return error.sentence
         if not state.centerlineNodes:
@@ -159,11 +160,13 @@ class InputsSection(VTKObservationMixin):
         """Return volume and model as chosen, or None where one is missing or cannot be used."""
         state = self._state()
         if state.volumeNode is None or self.model is None:
+            self._held = None
             return None
         view = VolumeView(state.volumeNode, self.model, state.device, state.axis)
         try:
-            view.snapshot()
+            self._held = view.snapshot()
         except SPDError:
+            self._held = None
             return None
         return view
 

@@ -206,21 +206,14 @@ class SliceGrid:
     """The whole-voxel relation between slices (T, H, W) and the volume's indexes (I, J, K)."""
 
     def __init__(self, stack: SliceStack) -> None:
-        origin, *ends = (self._index(stack, thw) for thw in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)))
-        steps = [end - origin for end in ends]
-        self._axes = tuple(int(np.argmax(np.abs(step))) for step in steps)
-        self._flips = tuple(int(step[axis]) < 0 for step, axis in zip(steps, self._axes, strict=True))
+        self._stack = stack
+        self._axes = tuple(2 - axis for axis in stack.order)
+        self._flips = stack.flips
         self.shape: Triple = stack.shape
-
-    @staticmethod
-    def _index(stack: SliceStack, thw: Triple) -> np.ndarray:
-        ras = stack.to_ras(np.array([thw[0]]), np.array([[thw[2], thw[1]]]))[0]
-        return np.rint((stack.volume.ras_to_ijk @ np.append(ras, 1.0))[:3]).astype(int)
 
     def toSlices(self, arrayKJI: np.ndarray, startIJK: Triple) -> tuple[np.ndarray, Triple]:
         """Return the view (t, h, w) of a box (k, j, i) and its first slice, row and column."""
-        view = arrayKJI.transpose([2 - axis for axis in self._axes])
-        view = view[tuple(slice(None, None, -1 if flip else 1) for flip in self._flips)]
+        view = self._stack.from_volume(arrayKJI)
         start = [
             self.shape[n] - startIJK[axis] - view.shape[n] if flip else startIJK[axis]
             for n, (axis, flip) in enumerate(zip(self._axes, self._flips, strict=True))
@@ -230,7 +223,7 @@ class SliceGrid:
     def toVolume(self, arrayTHW: np.ndarray, startTHW: Triple) -> tuple[np.ndarray, Triple]:
         """Return a box (t, h, w) as (k, j, i) and its first I, J and K: the inverse of :meth:`toSlices`."""
         view = arrayTHW[tuple(slice(None, None, -1 if flip else 1) for flip in self._flips)]
-        view = view.transpose(np.argsort([2 - axis for axis in self._axes]))
+        view = view.transpose(np.argsort(self._stack.order))
         start = [0, 0, 0]
         for n, (axis, flip) in enumerate(zip(self._axes, self._flips, strict=True)):
             start[axis] = self.shape[n] - startTHW[n] - arrayTHW.shape[n] if flip else startTHW[n]
