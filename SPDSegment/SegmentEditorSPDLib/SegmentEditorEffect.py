@@ -23,6 +23,7 @@ from SPDSegmentLib.gui.panel.run_section import endText, forSlicer, ofSegment, p
 from SPDSegmentLib.gui.run.job import SegmentationJob
 from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView, likelyModel
 from SPDSegmentLib.gui.scene.centerlines import clickEvents, clicksOf, makeClicks, removeClicks, snapshotClicks
+from SPDSegmentLib.gui.scene.editor_nodes import segmentName
 from SPDSegmentLib.gui.scene.state import idleTimer
 from SPDSegmentLib.gui.scene.target import SegmentTarget
 from SPDSegmentLib.gui.scene.volumes import viewCenter, viewNode
@@ -182,7 +183,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         target, volumeNode = self._target, self._editor.GetSourceVolumeNode()
         names = [volumeNode.GetName() or ""] if volumeNode is not None else []
         if target is not None:
-            names.append(target.node.GetSegmentation().GetSegment(target.segmentId).GetName() or "")
+            names.append(segmentName(target.node, target.segmentId))
         image = volumeNode.GetImageData() if volumeNode is not None else None
         lowest = image.GetScalarRange()[0] if image is not None and image.GetPointData().GetScalars() else None
         likely = likelyModel(self.models, names, lowest)

@@ -67,8 +67,7 @@ class Volume:
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         if (lengths < 1e-9).any() or abs(np.linalg.det(matrix[:3, :3])) < 1e-9 * lengths.prod():
             raise GeometryUnsupported(f"The axes of the {name} do not span space.", "Resample it first.")
-        axes = matrix[:3, :3] / lengths
-        if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
+        if not has_right_angles(matrix):
             raise GeometryUnsupported(
                 f"The axes of the {name} are not at right angles.", "Resample it to a regular grid first."
             )
@@ -103,6 +102,12 @@ class Volume:
         """Patient millimeters (N, 3) to voxel indexes (N, 3), with fractions."""
         ras_to_ijk = self.ras_to_ijk
         return np.asarray(ras @ ras_to_ijk[:3, :3].T + ras_to_ijk[:3, 3])
+
+
+def has_right_angles(matrix: np.ndarray) -> bool:
+    """Whether the axes of a (4, 4) matrix, whose columns have a length, are at right angles to each other."""
+    axes = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() <= SHEAR_TOLERANCE)
 
 
 def read_volume(path: str | Path, series: str | None = None, frame: int | None = None) -> Volume:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import qt
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
-from vtk.util.numpy_support import vtk_to_numpy
 
 from SPDSegmentLib.geometry.markups import ControlPoint
 from SPDSegmentLib.prompts.fates import SIGNS, Fate, PointFate
@@ -28,16 +25,17 @@ from ..scene.centerlines import (
     setIncluded,
     snapshotClicks,
 )
+from ..scene.editor_nodes import voxelDigests
 from ..scene.state import ModuleState, idleTimer
 from ..scene.volumes import jumpTo, nodeById
 from ..scene.write_record import Position, WriteRecord, nodeOf
+from .controls import SAME_PLACE_MM
 from .overlays import FateMarks
 
 MAX_ROWS = 2000
 ROWS_PER_PART = 60
 EXCLUDED = "excluded"
 REFRESH_MS = 150
-SAME_PLACE_MM = 0.01
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class ClicksSection(VTKObservationMixin):
             removeClicks(node, lastOnly=lastOnly)
         after = snapshotClicks(nodes)
         if after != before:
-            self._removals.append((before, after, _voxels(self._state().segmentationNode)))
+            self._removals.append((before, after, voxelDigests(self._state().segmentationNode)))
             self.ui.undoButton.enabled = True
 
     def removed(self) -> Clicks | None:
@@ -123,7 +121,7 @@ class ClicksSection(VTKObservationMixin):
             return None
         before, after, voxels = self._removals[-1]
         isLatest = _allClicks(after) == _allClicks(self.snapshot())
-        return before if isLatest and voxels == _voxels(self._state().segmentationNode) else None
+        return before if isLatest and voxels == voxelDigests(self._state().segmentationNode) else None
 
     def snapshot(self) -> Clicks:
         """Return the clicks as they are now."""
@@ -274,17 +272,6 @@ class ClicksSection(VTKObservationMixin):
 def _allClicks(clicks: Clicks) -> list[Any]:
     """What a person sees of clicks, used or not; their names change where they are brought back."""
     return [(nodeId, [(p.position_ras, p.placed, p.selected, p.insisted) for p in m.points]) for nodeId, m in clicks]
-
-
-def _voxels(segmentationNode: Any) -> set[int]:
-    """Checksums of the voxels of all segments: they are as before where an edit was undone."""
-    if segmentationNode is None:
-        return set()
-    segmentation = segmentationNode.GetSegmentation()
-    segments = (segmentation.GetNthSegment(n) for n in range(segmentation.GetNumberOfSegments()))
-    images = {segment.GetRepresentation("Binary labelmap") for segment in segments} - {None}
-    scalars = [scalars for image in images if (scalars := image.GetPointData().GetScalars())]
-    return {zlib.crc32(np.ascontiguousarray(vtk_to_numpy(values)).data) for values in scalars}
 
 
 def _isNear(one: Position | None, other: Position) -> bool:

@@ -13,6 +13,7 @@ from slicer.util import VTKObservationMixin
 
 from ..run.task import ModelEntry, Task
 from ..scene.centerlines import clickName, clicksOf, isCurve, positionOf
+from ..scene.editor_nodes import segmentName
 from ..scene.state import ModuleState, idleTimer
 from ..scene.surfaces import ShownSurfaces
 from ..scene.target import segmentNames
@@ -273,7 +274,7 @@ class Source:
         task = self._task()
         differs = self._differences(task)
         if task is not None and differs:
-            named = {"name": _nameOf(task)}
+            named = {"name": segmentName(task.target.node, task.target.segmentId)}
             if self._isOtherStructure(task):
                 return _("{name} is another structure; Segment makes a new segment.").format(**named)
             if differs >= {"volume", "clicks"}:
@@ -304,7 +305,7 @@ class Source:
         differs = self._differences(task)
         if task is None:
             return ""
-        named = {"name": _nameOf(task)}
+        named = {"name": segmentName(task.target.node, task.target.segmentId)}
         if self._isOtherStructure(task):
             done = _("A new segment was made; {name} stays as it is.")
         elif differs >= {"volume", "clicks"}:
@@ -362,7 +363,3 @@ def _hasAny(node: Any, places: Mapping[str, Position]) -> bool:
     """Whether a node still has one of some clicks where it was: a list that was emptied gives names again."""
     names = ((n, clickName(node.GetID(), node.GetNthControlPointID(n))) for n in range(node.GetNumberOfControlPoints()))
     return any(name in places and math.dist(positionOf(node, n), places[name]) < SAME_PLACE_MM for n, name in names)
-
-
-def _nameOf(task: Task) -> str:
-    return {segmentId: name for name, segmentId in segmentNames(task.target.node)}.get(task.target.segmentId, "")

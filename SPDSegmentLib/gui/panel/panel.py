@@ -126,7 +126,6 @@ class ModulePanel(VTKObservationMixin):
         if self.isClosing:
             return
         task = self.inputs.currentTask()
-        _held = task.view.snapshot() if task is not None else None  # every section that asks for it is given this one
         record = task.target.record if task is not None else WriteRecord()
         self.clicks.show(record)
         for button in (self.ui.deleteLastButton, self.ui.clearButton):

@@ -16,7 +16,7 @@ from SPDSegmentLib.worker.messages import Progress
 from ..run.console import Console
 from ..run.job import JobState, SegmentationJob
 from ..run.task import Task
-from ..scene.editor_nodes import areaSentence, convertToLabelmap, isEmptySegment, otherRepresentation
+from ..scene.editor_nodes import areaSentence, convertToLabelmap, isEmptySegment, otherRepresentation, segmentName
 from ..scene.state import ModuleState, Signal, idleTimer
 from ..scene.target import SegmentTarget, segmentNames
 from ..scene.volumes import jumpTo
@@ -226,7 +226,7 @@ class RunSection:
         task = self._inputs.makeTask()
         target = task.target
         if target.segmentId not in known:
-            name = next(name for name, segmentId in segmentNames(target.node) if segmentId == target.segmentId)
+            name = segmentName(target.node, target.segmentId)
             self._made[target.nodeId, target.segmentId] = Made(target, name, node is None, model, isNext)
         return task
 
@@ -239,7 +239,7 @@ class RunSection:
             if node is not None and self.logic.segmenter.isBusy(node, target.segmentId):
                 continue
             del self._made[key]
-            isNamed = (made.name, target.segmentId) not in segmentNames(node)
+            isNamed = made.name != segmentName(node, target.segmentId)
             if node is None or isNamed or not isEmptySegment(node, target.segmentId):
                 continue
             isChosen = (state.segmentationNode, state.segmentId) == (node, target.segmentId)
@@ -321,8 +321,7 @@ class RunSection:
 
 def ofSegment(task: Task, text: str) -> str:
     """A text that names its segment, where that is still there."""
-    names = {segmentId: name for name, segmentId in segmentNames(task.target.node)}
-    name = names.get(task.target.segmentId, "")
+    name = segmentName(task.target.node, task.target.segmentId)
     return f"{name}: {text}" if name else text
 
 

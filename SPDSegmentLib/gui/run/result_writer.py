@@ -100,14 +100,13 @@ class ResultWriter:
         self._target = target
         self.snapshot = target.place(snapshot)
         self._saveState = saveStateForUndo
-        self.parts = RunParts(run, self.record)
+        self.parts = RunParts(run, self.record.copy())
         self._markBefore = target.mark
         self._place = placeOf(target.node)
         self._everywhere = everywhere
         self._hasBegun = False
         self._before: dict[int, PackedMask] = {}
         self._answers: dict[int, SliceReady] = {}
-        self._recordBefore = self.record.copy()
         self._renamed: dict[str, str] = {}
 
     @property
@@ -119,7 +118,7 @@ class ResultWriter:
         """Recognize what a person edited and return the masks (H, W) of all slices that belong to a person."""
         self.digestsBefore = self._target.digests(self.snapshot)
         self.record.noteEdits(self.digestsBefore)
-        self._recordBefore = self.parts.before = self.record.copy()
+        self.parts.before = self.record.copy()
         self._target.saveRecord(self.record)
         if not self.record.owned:
             return {}
@@ -181,7 +180,7 @@ class ResultWriter:
         """Take over new names of clicks, see ``centerlines.restoreClicks``; the worker knows the former ones."""
         self._renamed = {former: renamed.get(name, name) for former, name in self._renamed.items()} | dict(renamed)
         self.record = self.record.withNames(renamed)
-        self._recordBefore = self._recordBefore.withNames(renamed)
+        self.parts.before = self.parts.before.withNames(renamed)
 
     @property
     def wasRefused(self) -> bool:
@@ -205,7 +204,7 @@ class ResultWriter:
         if self._hasBegun and self.parts.hasMade(self._target.mark):
             self._target.setMark(self._markBefore)
         self._hasBegun = False
-        self.record = self._recordBefore.copy()
+        self.record = self.parts.before.copy()
         self.record.owned |= edited
         self._target.saveRecord(self.record)
         for kept in (self.asked, self.changed, self.withheld, self._before, self._answers):

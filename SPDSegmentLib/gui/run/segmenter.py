@@ -113,8 +113,7 @@ class Segmenter:
         def send(callbacks: Callbacks) -> Request:
             locked = writer.begin()
             clicksBefore = before if memory.lastClicks is None else memory.lastClicks
-            undone = writer.record.copy()  # undo brings back what was released, too
-            undone.owned |= memory.released
+            undone = memory.withReleased(writer.record)  # undo brings back what was released, too
             memory.history.remember(task.target.mark, writer.digestsBefore, clicksBefore, undone)
             memory.noteOtherGrids(task, isOurs=False)
             self.workerHost.useModel(task.view.model.key, task.view.device)
@@ -334,10 +333,9 @@ class Segmenter:
         self._undoStep = None
 
     def _restoreLastClicks(self, task: Task) -> None:
-        memory, record = self._memoryOf(task), task.target.record
-        record.owned |= memory.released
+        memory = self._memoryOf(task)
         if memory.lastClicks is not None:
-            self._restore(task, memory.lastClicks, record)
+            self._restore(task, memory.lastClicks, memory.withReleased(task.target.record))
 
     def _restore(self, task: Task, clicks: Clicks, record: WriteRecord, *, keepsClicks: bool = False) -> None:
         """Bring back the clicks and the record of an earlier state."""
@@ -378,9 +376,7 @@ class Segmenter:
                 self.forgetUndoStep()
                 state = memory.history.latest(mark)
                 if state is not None:
-                    record = task.target.record
-                    record.owned |= memory.released
-                    self._restore(task, state.clicks, record)
+                    self._restore(task, state.clicks, memory.withReleased(task.target.record))
         memory.halfWritten = None if task.target.exists else job.writer
         self.onJob.emit(job)
 

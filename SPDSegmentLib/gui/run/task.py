@@ -285,6 +285,12 @@ class SegmentMemory:
         """Return what is remembered of the slices along an axis of some voxels."""
         return next((r for r in self.otherGrids if r.axis == axis and r.grid is not None and r.grid.fits(grid)), None)
 
+    def withReleased(self, record: WriteRecord) -> WriteRecord:
+        """Return a copy of a record in which what was released since the latest result is a person's again."""
+        copied = record.copy()
+        copied.owned |= self.released
+        return copied
+
     def crossingNote(self, record: WriteRecord) -> str:
         """Say why slices are kept that nobody touched: those that a person edited lie across them; empty if not so."""
         axes = sorted({kept.axis for kept in self.otherGrids if kept.owned and kept.axis != record.axis})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported, SPDError
-from SPDSegmentLib.geometry.volume import SHEAR_TOLERANCE
+from SPDSegmentLib.geometry.volume import has_right_angles
 
 from .volumes import SegmentContent, VolumeSnapshot, parentMatrix
 from .write_record import loadRecord
@@ -37,32 +38,47 @@ def placeError(segmentationNode: Any, segmentId: str) -> SPDError | None:
     except SPDError as error:
         return error
     grid = loadRecord(segmentationNode, segmentId).grid
-    for place in [matrix] if grid is None else [matrix, matrix @ grid.toWorld]:
-        axes = place[:3, :3] / np.linalg.norm(place[:3, :3], axis=0)
-        if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
-            text = _("The segmentation {name} is under a transform that shears it.")
-            return GeometryUnsupported(
-                text.format(name=segmentationNode.GetName()),
-                _("Harden the transform (right click in the Data module), then run again."),
-            )
-    return None
+    if has_right_angles(matrix) and (grid is None or has_right_angles(matrix @ grid.toWorld)):
+        return None
+    return GeometryUnsupported(
+        _("The segmentation {name} is under a transform that shears it.").format(name=segmentationNode.GetName()),
+        _("Harden the transform (right click in the Data module), then run again."),
+    )
 
 
 def isEmptySegment(segmentationNode: Any, segmentId: str) -> bool:
     """Whether a segment, which others may share a labelmap with, has no voxel."""
     segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
-    labelmap = segment.GetRepresentation(slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName())
+    labelmap = labelmapsOf(segmentationNode).get(segmentId)
     scalars = labelmap.GetPointData().GetScalars() if labelmap is not None else None
     return not scalars or not np.any(vtk_to_numpy(scalars) == segment.GetLabelValue())
 
 
 def editTimes(segmentationNode: Any) -> dict[str, int]:
     """Return by segment when its voxels, or those of others in its labelmap, were changed last."""
+    return {segmentId: image.GetMTime() for segmentId, image in labelmapsOf(segmentationNode).items()}
+
+
+def voxelDigests(segmentationNode: Any) -> set[int]:
+    """Return checksums of the voxels of all segments, empty for None: they are as before where an edit was undone."""
+    images = set(labelmapsOf(segmentationNode).values()) if segmentationNode is not None else set()
+    scalars = [scalars for image in images if (scalars := image.GetPointData().GetScalars())]
+    return {zlib.crc32(np.ascontiguousarray(vtk_to_numpy(values)).data) for values in scalars}
+
+
+def labelmapsOf(segmentationNode: Any) -> dict[str, Any]:
+    """Return the binary labelmaps by segment, where there are any; segments may share one."""
     segmentation = segmentationNode.GetSegmentation()
     name = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
     ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
-    labelmaps = {segmentId: segmentation.GetSegment(segmentId).GetRepresentation(name) for segmentId in ids}
-    return {segmentId: image.GetMTime() for segmentId, image in labelmaps.items() if image is not None}
+    images = {segmentId: segmentation.GetSegment(segmentId).GetRepresentation(name) for segmentId in ids}
+    return {segmentId: image for segmentId, image in images.items() if image is not None}
+
+
+def segmentName(segmentationNode: Any, segmentId: str) -> str:
+    """Return the name of a segment, empty where it or its segmentation is gone."""
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId) if segmentationNode is not None else None
+    return segment.GetName() or "" if segment is not None else ""
 
 
 def convertToLabelmap(segmentationNode: Any, volumeNode: Any) -> None:
