@@ -7,7 +7,7 @@ command line around :func:`segment`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.errors import well_formed
+from SPDSegmentLib.errors import BadInput, well_formed
 from SPDSegmentLib.files import check_output, write_json
 from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.intensity import check_values
@@ -26,7 +26,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, volume_of
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for, find_bundle
 from SPDSegmentLib.models.fit import fit_of_image
-from SPDSegmentLib.settings import check_choice
+from SPDSegmentLib.settings import check_choice, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -181,7 +181,7 @@ def segment(
             the work.
         ijk_to_ras: (4, 4), voxel indexes of an array to patient mm.
         frame: of points in an array: ``RAS`` or ``LPS`` in mm, or ``IJK``, voxel indexes.
-        series: of a DICOM folder, the wanted series' UID or the end of it, its number or its description.
+        series: of a DICOM folder, the wanted series' number, its UID or the end of it, or its description.
         frame_number: of a 4-D image, the wanted frame, from 1.
         axis: ``auto``, ``i``, ``j``, ``k``, ``axial``, ``coronal`` or ``sagittal``; None for the model's own plane.
         prompts: ``consensus``, ``local``, ``raw``, ``interpolated`` or ``sampled``.
@@ -194,6 +194,8 @@ def segment(
     Raises:
         SPDError: each kind, see :mod:`SPDSegmentLib.errors`.
     """
+    if not isinstance(insist, str | int | np.integer | Iterable):
+        raise BadInput("The clicks to insist on are no ids.", "Give one id, a list of ids, or () for none.")
     insist = tuple(map(str, (insist,) if isinstance(insist, str | int | np.integer) else insist))
     check_prompts(prompts)
     if not are_numbers(points):
@@ -249,6 +251,8 @@ def bundle_of(model: str | Path | LoadedModel) -> Bundle:
     """The bundle of a model, whose base weights are here."""
     if isinstance(model, LoadedModel):
         return model.bundle
+    if not isinstance(model, str | Path):
+        raise BadInput(f"{shorten(repr(model))} is no model.", "Give its name, its folder, or what load_model gave.")
     bundle = find_bundle(model)
     base_weights_for(bundle)
     return bundle

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ class InteractiveSegmenter:
     >>> found = case.correct(mask)
     >>> case.corrected
     [12]
-    >>> found = case.release()
+    >>> found = case.release(case.corrected)
 
     Args:
         image, model, ijk_to_ras, series, frame_number, axis, prompts, device: as for :func:`segment`. An array that can
@@ -164,20 +164,24 @@ class InteractiveSegmenter:
         differ = np.flatnonzero((given != self.found.result.mask).any(axis=(1, 2)))
         return self._update(self._points, self._corrected | {int(t): given[t].copy() for t in differ})
 
-    def suggest(self, dismissed: Sequence[ArrayLike] = ()) -> list[float] | None:
+    def suggest(self, dismissed: ArrayLike | Sequence[ArrayLike] = ()) -> list[float] | None:
         """Where one more click would help most, in RAS mm; None where the model agrees with itself everywhere.
 
         Add it, moved if it lies beside the structure, with ``insist=True``.
 
         Args:
-            dismissed: places (3,) in RAS mm where you want no click.
+            dismissed: places (3,) in RAS mm where you want no click, or one place.
 
         Raises:
-            BadInput: nothing was segmented yet.
+            BadInput: nothing was segmented yet, or a place is no finite point.
         """
         if self.found is None:
             raise BadInput("There is no mask to improve.", "Add clicks first.")
-        places = [*self.clicks.values(), *(np.asarray(place, dtype=float) for place in dismissed)]
+        given: Any = np.array(dismissed, dtype=object)
+        if given.ndim == 1 and len(given):
+            given = [dismissed]  # one place
+        refused = list_of(given, "RAS", self.stack.volume).points if np.size(given) else ()
+        places = [*self.clicks.values(), *(point.position_ras for point in refused)]
         found = self.model.predictor.suggest(self._current, clicks_from_points(np.array(places), self.stack))
         if not found:
             return None
@@ -217,10 +221,21 @@ class InteractiveSegmenter:
         """Forget what was learned: the masks are the model's own again, corrected slices stay yours."""
         return self._under(self._session)
 
-    def release(self, *slices: int) -> Segmentation:
-        """Give corrected slices back to the model; all where none is named."""
-        left = {t: m for t, m in self._corrected.items() if slices and t not in slices}
-        return self._update(self._points, left)
+    def release(self, *slices: int | Iterable[int]) -> Segmentation:
+        """Give corrected slices back to the model, by their numbers or lists of them; an empty list releases none.
+
+        Raises:
+            BadInput: nothing was named, or a slice that is not yours.
+        """
+        if not slices:
+            raise BadInput("No slice was named.", "Name slices, or release all with case.release(case.corrected).")
+        listed = [[t] if isinstance(t, str) or not isinstance(t, Iterable) else list(t) for t in slices]
+        named = [t for given in listed for t in given]
+        for t in named:
+            if t not in self.corrected:
+                known = ", ".join(map(str, self.corrected)) or "none"
+                raise BadInput(f"There is no corrected slice '{t}'.", f"Give numbers as in case.corrected: {known}.")
+        return self._update(self._points, {t: m for t, m in self._corrected.items() if t not in named})
 
     def _point(self, click: str | int) -> ControlPoint:
         if str(click) not in self._points:

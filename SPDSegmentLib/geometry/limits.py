@@ -75,6 +75,11 @@ def free_memory_bytes() -> int | None:
     return min((n for n in (free, address_space_left()) if n is not None), default=None)
 
 
+def usable_cores() -> int:
+    """How many cores this process may use: those of its job, which may be fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def total_memory_bytes() -> int | None:
     """How much memory this machine has, or this process may take, None where the system does not say."""
     try:

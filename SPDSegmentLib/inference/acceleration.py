@@ -50,6 +50,17 @@ _pools: dict[tuple[int, int], ThreadPoolExecutor | None] = {}
 _lock = threading.Lock()
 
 
+def _alone_in_child() -> None:
+    """A forked child has no thread of its parent's, torch's own ones included, for which it would wait without end."""
+    global _lock
+    _lock = threading.Lock()
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_alone_in_child)
+
+
 def batch_for_cores() -> int:
     """Slices per call that keep all cores busy: two for each of them."""
     return max(FEWEST, min(2 * torch.get_num_threads(), MOST))

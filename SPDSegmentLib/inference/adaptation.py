@@ -164,12 +164,11 @@ class _Lessons:
         seen = np.concatenate((targets, *shown))
         device = self._engine.device
         self._head = copy.deepcopy(self._engine.model.saliency_head).float().requires_grad_(False)
-        mixed = self._head.with_neighbors(*self._features.learning_inputs([*self._order, *held], call))
-        size = mixed.shape[-2:]
+        size = (self._engine.image_size // self._engine.model.stride,) * 2
         near = F.max_pool2d(F.adaptive_max_pool2d(upload(seen[:, None], device), size), 3, 1, 1).amax((0, 1)) > SALIENT
         near[::REST, ::REST] = True
         self._share = float(near.float().mean())
-        inputs = mixed[:, :, near][:, :, None]
+        inputs = self._inputs([*self._order, *held], near)
         fine = F.interpolate(upload(targets[:, None], device), (4 * size[0], 4 * size[1]), mode="area")
         blocks = fine.view(len(fine), size[0], 4, size[1], 4).permute(0, 2, 1, 3, 4)[:, :, near]
         aims = blocks.reshape(len(fine), 1, 4, -1)
@@ -177,6 +176,17 @@ class _Lessons:
         self._held = inputs[len(self._order) :], aims[len(self._order) :]
         self._prompts = {t: p for fold in self._folds for t, p in self._prompts_without(fold, clicks, prompts).items()}
         self.own_dice = float(np.mean(self._dice(self._features, self._order)))
+
+    def _inputs(self, slices: Sequence[int], near: Tensor) -> Tensor:
+        """What a head learns from, (B, C, 1, N): of slices, a batch after another, the N pixels that are near."""
+        found: list[Tensor] = []
+
+        def mix(batch: Sequence[int]) -> None:
+            mixed = self._head.with_neighbors(*self._features.learning_inputs(batch, self._call))
+            found.append(mixed[:, :, near])
+
+        self._engine.with_smaller_batches(slices, mix)
+        return torch.cat(found)[:, :, None]
 
     def left_out(self) -> list[tuple[int, float]]:
         """Number of steps, and mean Dice of the corrected slices by heads that did not see them."""

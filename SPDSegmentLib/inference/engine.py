@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +20,7 @@ from SPDSegmentLib.errors import (
     is_out_of_memory,
 )
 from SPDSegmentLib.geometry.intensity import IntensityConfig
-from SPDSegmentLib.geometry.limits import free_memory_bytes, keep_freed_memory
+from SPDSegmentLib.geometry.limits import free_memory_bytes, keep_freed_memory, usable_cores
 from SPDSegmentLib.inference import acceleration
 from SPDSegmentLib.inference.acceleration import (
     CapturedDecoder,
@@ -79,7 +78,7 @@ def list_devices() -> list[tuple[str, str, int | None]]:
         except RuntimeError:
             free = None
         devices.append((f"cuda:{index}", str(torch.cuda.get_device_name(index)), free))
-    return [*devices, ("cpu", f"CPU, {os.cpu_count() or 1} cores", free_memory_bytes())]
+    return [*devices, ("cpu", f"CPU, {usable_cores()} cores", free_memory_bytes())]
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig, gain_in_view, intensity_range
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -90,9 +91,10 @@ class SliceFeatures:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of voxels on a device, embeddings and saliency, here and on the device."""
+        """Bytes of voxels on a device, embeddings, what they are stacked in, and saliency, here and on the device."""
         batches = {id(batch): batch.maps.nbytes for batch, _ in tuple(self._saliency.values())}
-        return self._slices.nbytes + self._embeddings.nbytes + self._contexts.nbytes + sum(batches.values())
+        stacked = sum(memory.nbytes for memory in tuple(self._memory.values()))
+        return self._slices.nbytes + self._embeddings.nbytes + self._contexts.nbytes + sum(batches.values()) + stacked
 
     @property
     def window(self) -> InputWindow:
@@ -171,7 +173,9 @@ class SliceFeatures:
         """Embeddings (B, C, h, w) float32 of slices, and of those before and after each, that gradients may go to."""
         last = self.stack.n_slices - 1
         sides = [list(slices), [max(0, t - 1) for t in slices], [min(last, t + 1) for t in slices]]
-        return [self._stacked(side, call).to(torch.float32, copy=True) for side in sides]
+        found = [self._stacked(side, call).to(torch.float32, copy=True) for side in sides]
+        self._shrink()
+        return found
 
     def tell(self, clicks: SliceClicks) -> set[int]:
         """The clicks in network pixels that the saliency listens to from now on; an image's to those insisted on.
@@ -196,8 +200,7 @@ class SliceFeatures:
             network.neighbor_tokens,
             network.interpolated_token,
         )
-        every = range(self.stack.n_slices)
-        retold = {t for t in every if before is None or before.key(t) != self._tokens.key(t)}
+        retold = {t for t in range(self.stack.n_slices) if before is None or before.key(t) != self._tokens.key(t)}
         self._stale |= retold & self._saliency.keys()
         for t in retold:
             self._saliency.pop(t, None)
@@ -253,13 +256,12 @@ class SliceFeatures:
         if memory is None or len(memory) < len(kept):
             shape = (max(len(kept), self.engine.batch_size), *kept[0].shape)
             flat = kept[0].permute(1, 2, 0).is_contiguous()
-            memory = torch.empty(
+            memory = self._memory[place] = torch.empty(
                 shape,
                 dtype=self.engine.precision,
                 device=kept[0].device,
                 memory_format=torch.channels_last if flat else torch.contiguous_format,
             )
-            self._memory[place] = memory
         stacked = memory[: len(kept)]
         torch._foreach_copy_(list(stacked), kept)
         return stacked
@@ -288,8 +290,14 @@ class SliceFeatures:
         return [self._contexts[t] for t in slices]
 
     def ensure(self, slices: Iterable[int], call: Call) -> None:
-        """Compute S of ``slices`` and of those that clicks made stale, and the embeddings; not waiting for a GPU."""
+        """Compute S of ``slices`` and of those that clicks made stale, and the embeddings; not waiting for a GPU.
+
+        Raises:
+            BadInput: the saliency listens to clicks, and none were told yet.
+        """
         wanted = [t for t in slices if t not in self._saliency]
+        if wanted and self.conditioned and self._tokens is None:
+            raise BadInput("The saliency of this model listens to clicks, and it has none yet.", "Segment first.")
         missing = self.missing(wanted)
         if not self.conditioned and not self._uses_neighbors:  # what was encoded is there for the saliency as it is
             self.engine.with_smaller_batches(
@@ -379,7 +387,7 @@ class SliceFeatures:
 
     def _listen(self, batch: Sequence[int], call: Call) -> None:
         """The saliency of slices, given the clicks near them."""
-        assert self._tokens is not None, "a conditioned saliency needs clicks"
+        assert self._tokens is not None
         self._found(batch, self.engine.conditioned_saliency(self._with_context(batch, call), self._tokens.rows(batch)))
 
     def _found(self, batch: Sequence[int], maps: Tensor) -> None:

@@ -189,7 +189,7 @@ class Session:
         return [dataclasses.replace(p, points=self._features.window.to_slice(p.points)) for p in slices]
 
     def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:
-        """S_t in the slice's own pixels, (H, W) float32, 0 outside the field of view.
+        """S_t in the slice's own pixels, (H, W) float32, 0 outside the view; raises as :meth:`SliceFeatures.ensure`.
 
         Args:
             center_xy: where to look before the first segmentation, which alone fixes the field of view.

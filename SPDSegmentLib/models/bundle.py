@@ -105,11 +105,8 @@ def read_bundle(folder: str | Path) -> Bundle:
     state = adapter.stat()
     digest = _digest_of(adapter, state.st_size, state.st_mtime_ns)
     if digest != info.adapter_sha256:
-        raise ModelCorrupt(
-            f"{adapter} has the wrong checksum.",
-            "Get a fresh copy of the bundle.",
-            details=f"expected {info.adapter_sha256}\nactual   {digest}",
-        )
+        both = f"expected {info.adapter_sha256}\nactual   {digest}"
+        raise ModelCorrupt(f"{adapter} has the wrong checksum.", "Get a fresh copy of the bundle.", both)
     return Bundle(info, folder, adapter)
 
 
@@ -228,14 +225,12 @@ def _roots(extra_folders: Iterable[str | Path]) -> list[Path]:
     """Folders of bundles, the first first; what a kill has left in the user's is swept away."""
     roots = [user_path(folder).resolve() for folder in extra_folders] + [user_models_folder().resolve()]
     sweep(user_models_folder())
-    shipped = shipped_models_folder()
-    return [*roots, *([shipped] if shipped is not None else [])]
+    return [*roots, *filter(None, [shipped_models_folder()])]
 
 
 def list_shipped_bundles() -> list[Bundle]:
     """The usable bundles that come with the library, whatever the user's folder holds."""
-    shipped = shipped_models_folder()
-    return _scan([shipped])[0] if shipped is not None else []
+    return _scan(filter(None, [shipped_models_folder()]))[0]
 
 
 def _scan(roots: Iterable[Path]) -> tuple[list[Bundle], list[tuple[Path, SPDError]]]:
@@ -269,15 +264,28 @@ def _same_name(first: Bundle, folder: Path) -> BadInput:
 def bundle_state(name_or_path: str) -> tuple[object, ...]:
     """What differs once a bundle was replaced: place, sizes and times of its files; empty where none is here.
 
-    Nothing is read, so that it can be asked before every use.
+    It can be asked before every use: nothing is read but, once for each state, the names of bundles in the folders.
     """
     with contextlib.suppress(OSError, ValueError):
-        path = user_path(name_or_path)
-        for root in (Path(), user_models_folder(), shipped_models_folder() or Path()):
-            if _holds_info(root / path):
-                files = [(root / path / name).stat() for name in (INFO_NAME, ADAPTER_NAME)]
-                return (str((root / path).absolute()), *((file.st_size, file.st_mtime_ns) for file in files))
+        path, roots = user_path(name_or_path), filter(None, (user_models_folder(), shipped_models_folder()))
+        if _holds_info(path):
+            return _files_of(path)
+        states = {folder: _files_of(folder) for root in roots for folder in _bundle_folders(root)}
+        return tuple(s for f, s in states.items() if name_or_path in (f.name, _name_of(f / INFO_NAME, s)))
     return ()
+
+
+def _files_of(folder: Path) -> tuple[object, ...]:
+    files = [file.stat() for name in (INFO_NAME, ADAPTER_NAME) if (file := folder / name).is_file()]
+    return (str(folder.absolute()), *((file.st_size, file.st_mtime_ns) for file in files))
+
+
+@functools.lru_cache(maxsize=64)
+def _name_of(description: Path, _state: tuple[object, ...]) -> str:
+    """The name that a description gives, empty where it cannot be read."""
+    with contextlib.suppress(SPDError):
+        return read_info(description).name
+    return ""
 
 
 def origin_note(bundle: Bundle) -> str:
@@ -323,11 +331,9 @@ def find_bundle(name_or_path: str | Path, extra_folders: Iterable[str | Path] = 
     small = {name.casefold(): name for name in bundles}
     near = difflib.get_close_matches(wanted.casefold(), small, n=1)
     meant = f"Did you mean {small[near[0]]}? " if near else ""
-    said = (
-        f"{wanted} is base weights, not a model."
-        if wanted in BASE_WEIGHTS
-        else f"There is no model '{shorten(wanted)}'."
-    )
+    said = f"There is no model '{shorten(wanted)}'."
+    if wanted in BASE_WEIGHTS:
+        said = f"{wanted} is base weights, not a model."
     raise ModelMissing(said, f"{meant}Give a folder or one of these: {known}.")
 
 

@@ -7,6 +7,7 @@ out of an archive before names and sizes of all members are known to be these, a
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import urllib.parse
 import zipfile
@@ -14,7 +15,7 @@ import zlib
 from pathlib import Path
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
-from SPDSegmentLib.files import megabytes, write_bytes, write_text, write_whole
+from SPDSegmentLib.files import check_folder, megabytes, write_bytes, write_text, write_whole
 from SPDSegmentLib.models.bundle import ADAPTER_NAME, CARD_NAME, INFO_NAME, Bundle, add_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo
 from SPDSegmentLib.models.download import download_url
@@ -30,7 +31,7 @@ _STORED = (1980, 1, 1, 0, 0, 0)
 
 
 def pack_bundle(bundle: Bundle, target: str | Path) -> None:
-    """Write a bundle as one file (``.zip``), or into a new folder as a model hub expects it.
+    """Write a bundle as one file (``.zip``), or into a new folder as a model hub expects it, whole or not at all.
 
     Raises:
         BadInput: the target cannot be written, or is a folder that holds something.
@@ -41,13 +42,16 @@ def pack_bundle(bundle: Bundle, target: str | Path) -> None:
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(contents.items()))
     contents[SUMS_NAME] = sums.encode()
     if target.suffix.lower() != ".zip":
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        check_folder(target, "folder of the model")
+        if target.exists() and any(target.iterdir()):
             raise BadInput(
                 f"{target} is there already and not empty.", "Give a new folder, or a name ending with .zip."
             )
-        target.mkdir(parents=True, exist_ok=True)
-        for name, data in contents.items():
-            write_bytes(target / name, data, "model")
+        with staging_folder(target) as staging:
+            for name, data in contents.items():
+                write_bytes(staging / name, data, "model")
+            for name in contents:
+                os.replace(staging / name, target / name)
         return
 
     def write(part: Path) -> None:

@@ -127,6 +127,26 @@ def test_the_result_says_from_how_many_slices_it_has_learned(session: Session) -
     assert "learned" not in session.segment(clicks()).report()["model"]
 
 
+def test_learning_from_many_slices_holds_a_batch_of_them_at_a_time(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, engine = session.features, session.predictor.engine
+    monkeypatch.setattr(engine, "cache_bytes", engine.batch_size * engine.embedding_bytes)
+    inputs, held = features.learning_inputs, []
+
+    def note(slices: Sequence[int], call: Call) -> list[Tensor]:
+        found = inputs(slices, call)
+        held.append((len(slices), features._embeddings.nbytes))
+        return found
+
+    monkeypatch.setattr(features, "learning_inputs", note)
+    lesson = learn(session, clicks(), corrected(*range(4, 20)))
+    assert lesson.session is not None and sum(slices for slices, _ in held) >= 16
+    assert all(slices <= engine.batch_size and nbytes <= engine.cache_bytes for slices, nbytes in held)
+    assert session.nbytes >= engine.batch_size * engine.embedding_bytes, "also what batches are stacked in"
+    assert all(len(stacked) <= engine.batch_size for stacked in features._memory.values())
+
+
 def test_the_same_corrections_teach_the_same(session: Session) -> None:
     first = learn(session, clicks(), corrected(6, 9, 12))
     assert first.name == learn(session, clicks(), corrected(6, 9, 12)).name != ""
@@ -210,12 +230,16 @@ def test_from_python_what_was_learned_is_applied_and_forgotten_by_the_person(loa
     suggested = case.suggest()
     if suggested is not None:
         assert case.suggest([suggested]) != suggested
+        assert case.suggest(suggested) == case.suggest([suggested]) == case.suggest(np.array([suggested]))
+    for wrong in ([np.nan, 0, 0], None, [[1, 2]], "here"):
+        with pytest.raises(BadInput):
+            case.suggest(wrong)  # type: ignore[arg-type]
     mask = case.stack.from_volume(first.mask.copy())
     for t, reference in corrected(6, 9, 12, 15).items():
         mask[t] = reference
     own = case.correct(case.stack.to_volume(mask))
     lesson = case.learn()
-    assert np.array_equal(case.release(0).mask, own.mask), "nothing changes by learning alone"
+    assert np.array_equal(case.release([]).mask, own.mask), "nothing changes by learning alone"
     under = case.apply(lesson)
     assert under.report()["model"]["learned"]["slices"] == 4
     assert int((under.mask ^ own.mask).sum()) == lesson.voxels > 0

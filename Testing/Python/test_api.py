@@ -224,6 +224,31 @@ def test_corrected_slices_stay_until_they_are_released(case: SimpleNamespace) ->
     assert not work.release(t).mask[:, 30, :5].any() and work.corrected == []
 
 
+def test_hand_work_is_released_only_where_it_is_named(case: SimpleNamespace) -> None:
+    work = InteractiveSegmenter(case.volume, "kidney-mr", axis="axial")
+    mask = work.add(ras(*ON_TUBE)).mask.copy()
+    mask[10:14, 50, 50] = 1
+    work.correct(mask)
+    corrected = work.corrected
+    assert len(corrected) == 4
+    for wrong in ((), (999,), (str(corrected[0]),), ([corrected[0], 999],), (None,)):
+        with pytest.raises(BadInput, match=r"case\.corrected"):
+            work.release(*wrong)
+    assert work.release([]) is work.found and work.corrected == corrected
+    work.release(*np.array(corrected[:1]), corrected[1:3])
+    assert work.corrected == corrected[3:]
+    assert not work.release(work.corrected).mask[:, 50, 50].any() and work.corrected == []
+
+
+def test_a_model_or_clicks_to_insist_on_of_another_kind_are_refused_in_a_sentence(case: SimpleNamespace) -> None:
+    for model in (None, 3):
+        with pytest.raises(BadInput, match="is no model"):
+            load_model(model)  # type: ignore[arg-type]
+    for insist in (None, 1.5):
+        with pytest.raises(BadInput, match="insist"):
+            segment(case.volume, ras(*ON_TUBE), "kidney-mr", insist=insist)  # type: ignore[arg-type]
+
+
 def test_a_model_of_random_weights_runs_through_the_real_predictor(tmp_path: Path, spd_home: Path) -> None:
     bundle = SimpleNamespace(model=tmp_path / "tiny")
     tiny_bundle(bundle)

@@ -95,6 +95,14 @@ def test_the_clicked_body_is_segmented_and_not_the_like_one_beside_it(session: S
     assert not result.mask[:, 48:60, 48:60].any(), "the other body is as bright, but nobody clicked it"
 
 
+def test_before_there_are_clicks_the_saliency_is_refused_in_a_sentence_and_nothing_is_encoded(session: Session) -> None:
+    with pytest.raises(BadInput, match="listens to clicks"):
+        session.saliency(10, (30.0, 30.0))
+    assert session.features.encoded == 0
+    session.segment(clicks_at(center(10)))
+    assert session.saliency(10).any()
+
+
 def test_a_moved_click_changes_only_its_reach_and_coming_back_gives_the_same_bits(session: Session) -> None:
     before = clicks_at(*[center(t) for t in range(0, 24, 3)])
     places = [center(t) for t in range(0, 24, 3)]

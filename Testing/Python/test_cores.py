@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_predictor import tiny_predictor
 from torch import Tensor
 
+from SPDSegmentLib.cli.batch_command import _share_cores
 from SPDSegmentLib.errors import OutOfMemory
 from SPDSegmentLib.inference import acceleration
 from SPDSegmentLib.inference.acceleration import batch_for_cores, on_cores
+from SPDSegmentLib.inference.engine import list_devices
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +112,30 @@ def test_where_the_threads_do_not_start_nothing_is_split_and_nothing_fails(
     ]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process forks here")
+def test_a_forked_child_of_a_process_that_has_segmented_segments_the_same(repository: Path) -> None:
+    code = (
+        "import multiprocessing, numpy, torch\n"
+        "from SPDSegmentLib.geometry.slices import SliceStack\n"
+        "from tiny_predictor import tiny_predictor, tube_volume\n"
+        "from test_session import clicks_at, center\n"
+        "torch.set_num_threads(2)\n"
+        "model, clicks = tiny_predictor(), clicks_at(center(10))\n"
+        "def mask(): return model.open(SliceStack(tube_volume(), 'axial')).segment(clicks).mask\n"
+        "own = mask()\n"
+        "assert own.any() and torch.get_num_threads() == 2\n"
+        "def work(): assert numpy.array_equal(mask(), own)\n"
+        "child = multiprocessing.get_context('fork').Process(target=work, daemon=True)\n"
+        "child.start()\n"
+        "child.join(60)\n"
+        "print('ended with', child.exitcode)\n"
+    )
+    options = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (repository, Path(__file__).parent)))}
+    options.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run([sys.executable, "-c", code], env=options, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "ended with 0", done.stderr
+
+
 def test_each_core_has_two_slices_within_reason() -> None:
     found = []
     for threads in (1, 2, 4, 64):
@@ -134,3 +164,12 @@ def test_embeddings_are_those_of_one_core_and_memory_that_runs_out_halves_the_ba
     with pytest.raises(OutOfMemory):
         engine.with_smaller_batches(list(range(4)), run)
     assert sizes == [4, 2, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not bind processes to cores")
+def test_workers_share_the_cores_of_the_job_and_not_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    _share_cores(4)
+    assert os.environ["OMP_NUM_THREADS"] == "2" and list_devices()[-1][1] == "CPU, 8 cores"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from SPDSegmentLib.cli import app as app_module
-from SPDSegmentLib.errors import ModelCorrupt, ModelMissing
+from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
+from SPDSegmentLib.files import write_bytes
 from SPDSegmentLib.models import packed
 from SPDSegmentLib.models.bundle import find_bundle, read_bundle
 
@@ -83,6 +85,26 @@ def test_a_folder_for_a_model_hub_has_card_front_matter_and_is_a_bundle(file: Pa
         assert hashlib.sha256((hub / name).read_bytes()).hexdigest() == digest
     refused = run("pack", tmp_path / "own", "--output", hub)
     assert refused.exit_code == 2 and "not empty" in refused.stderr
+
+
+def test_a_folder_for_a_model_hub_is_written_whole_or_stays_empty_for_the_next_try(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, written = tmp_path / "new" / "hub", []
+
+    def fill_up(path: Path, content: bytes, what: str) -> None:
+        written.append(path)
+        if len(written) == 3:
+            raise BadInput(f"The {what} {path} cannot be written: the disk is full.", "Free some space and try again.")
+        write_bytes(path, content, what)
+
+    monkeypatch.setattr(packed, "write_bytes", fill_up)
+    full = run("pack", tmp_path / "own", "--output", hub)
+    assert full.exit_code == 2 and f"The model {hub}{os.sep}README.md cannot" in " ".join(full.stderr.split())
+    assert not list(hub.iterdir())
+    assert run("pack", tmp_path / "own", "--output", hub).exit_code == 0 and len(list(hub.iterdir())) == 4
+    refused = run("pack", tmp_path / "own", "--output", file / "hub")
+    assert refused.exit_code == 2 and "Give the name of a folder" in " ".join(refused.stderr.split())
 
 
 def without_info(members: dict[str, bytes]) -> None:

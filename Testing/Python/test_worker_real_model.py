@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,6 +20,7 @@ from SPDSegmentLib.errors import Cancelled, ModelMissing
 from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.models.bundle import ADAPTER_NAME, bundle_state, describe_again, find_bundle
 from SPDSegmentLib.models.bundle_info import read_info
 from SPDSegmentLib.worker import messages as m
 from SPDSegmentLib.worker.__main__ import load_predictor
@@ -175,6 +178,29 @@ def test_a_bundle_that_is_not_there(worker: Driver) -> None:
     worker.client.set_model(ModelChoice("no such model"))
     with pytest.raises(ModelMissing):
         worker.segment()
+
+
+@pytest.mark.parametrize("asked", ["tiny-test", "trained-friday", "folder", "second-of-the-name"])
+def test_a_model_that_was_trained_again_in_its_place_is_loaded_again(bundle: Path, spd_home: Path, asked: str) -> None:
+    own, loads = spd_home / "models" / "trained-friday", []
+    shutil.copytree(bundle, own)
+    if asked == "second-of-the-name":  # the first of them is damaged
+        asked = "tiny-test"
+        (shutil.copytree(bundle, own.with_name("a-first")) / ADAPTER_NAME).unlink()
+    name = str(own) if asked == "folder" else asked
+    assert find_bundle(name).folder == own
+
+    def load(*wanted: str) -> Any:
+        loads.append(wanted)
+        return object()
+
+    handler = RequestHandler(load, lambda event: None, 1)
+    for expected in (1, 1, 2, 2):
+        if expected > len(loads) > 0:
+            describe_again(find_bundle(name), title="Trained again on a Friday")
+        handler.answer(m.LoadModel(1, name, "cpu", "float32"), lambda: False)
+        assert len(loads) == expected
+    assert bundle_state("unheard-of") == ()
 
 
 @pytest.mark.parametrize("how", ["closed", "forgotten", "other model"])
