@@ -94,11 +94,12 @@ def write_json(path: str | Path, value: Any, what: str = "file", indent: int | N
     write_text(path, text + "\n", what)
 
 
-def write_csv(path: str | Path, rows: Iterable[Sequence[object]], what: str = "file") -> None:
-    """Write a table, its header first, see :func:`write_whole`."""
+def write_csv(path: str | Path, rows: Iterable[Sequence[object]], what: str = "file", marked: bool = False) -> None:
+    """Write a table, its header first, see :func:`write_whole`; ``marked`` as UTF-8 for Excel where it is not ASCII."""
     stream = io.StringIO(newline="")
     csv.writer(stream).writerows(rows)
-    write_text(path, stream.getvalue(), what)
+    text = stream.getvalue()
+    write_text(path, f"\ufeff{text}" if marked and not text.isascii() else text, what)
 
 
 def write_png(path: str | Path, draw: Callable[[Path], object], what: str = "picture") -> None:

@@ -30,10 +30,14 @@ from SPDSegmentLib.settings import named_columns, table_rows
 NEEDED = ("name", "image", "points")
 MAX_NAME_BYTES = 100
 """Longest name of a file without its extension: room is left for extensions and for names that are written beside."""
+_WITH_ZEROS = re.compile(r"([0-9]+)[.,]0+")
 _UNSAFE = re.compile(r"[^\w.-]+")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-WHOLE_IN_ONE_FILE = (".nii", ".nii.gz", ".mha", ".dcm")
+WHOLE_IN_ONE_FILE = (".nii", ".nii.gz", ".dcm")
+_META_DATA = re.compile(rb"(?m)^\s*ElementDataFile\s*=[^\S\n]*(.*?)\s*$")
 KEY_FIELDS = ("image_digest", "points_digest", "model_digest", "version", "settings")
+STAMP = "stamp"
+"""What stands beside the key and is no part of it, see :func:`input_stamp`."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +143,22 @@ def _case_of(path: Path, line: int, values: list[str], columns: dict[str, int], 
             problem = problem or (
                 f"Line {line} of {path.name} has backslashes in {found[column][:60]}; here / separates folders."
             )
-    frame = found.get("frame", "")
+    frame, series = (_whole(found.get(name, "")) for name in ("frame", "series"))
     if frame and not (frame.isascii() and frame.isdigit() and int(frame[:9]) > 0):
         problem = problem or f"Line {line} of {path.name} has '{frame[:20]}' for a frame; give its number, from 1."
     number = 0 if problem else int(frame[:9] or 0)
     name = found["name"]
     if not BatchCase(name, image, points).file_name:
         name, problem = f"line {line}", problem or f"Line {line} of {path.name} has no name that a file can have."
-    return BatchCase(name, image, points, found.get("series", ""), number, line, problem)
+    return BatchCase(name, image, points, series, number, line, problem)
+
+
+def _whole(text: str) -> str:
+    """A value as it was before a program made fractions of numbers and words of gaps: 2.0 is 2, NaN and NA are none."""
+    if text.casefold() in ("nan", "na", "<na>"):
+        return ""
+    number = _WITH_ZEROS.fullmatch(text)
+    return number[1] if number else text
 
 
 def _beside(table: Path, text: str) -> str:
@@ -229,7 +241,7 @@ def settings_key(case: BatchCase, model: BatchModel, settings: Mapping[str, str]
 
 
 def case_key(case: BatchCase, model: BatchModel, settings: Mapping[str, str]) -> dict[str, str]:
-    """What the result of a case depends on, by the names of ``KEY_FIELDS``.
+    """What the result of a case depends on, by the names of ``KEY_FIELDS``, and the stamp of its inputs.
 
     Raises:
         BadInput: image or points are not there or cannot be read.
@@ -241,6 +253,7 @@ def case_key(case: BatchCase, model: BatchModel, settings: Mapping[str, str]) ->
             raise BadInput(f"The {what} {path} is not a file.", "Check the list of cases.")
     try:
         return {
+            STAMP: input_stamp(case),
             "image_digest": image_digest(Path(case.image), case.series, case.frame),
             "points_digest": sha256_of(Path(case.points)),
             **settings_key(case, model, settings),
@@ -249,6 +262,29 @@ def case_key(case: BatchCase, model: BatchModel, settings: Mapping[str, str]) ->
         raise BadInput(
             f"{error.filename or case.image} cannot be read: {error.strerror or error}.", "Check it.", repr(error)
         ) from error
+
+
+def input_stamp(case: BatchCase) -> str:
+    """Digest of the sizes and times of a case's files, by which unchanged ones are known without being read.
+
+    Empty where they cannot be looked at, or where the image leads to files elsewhere.
+    """
+    image, told = Path(case.image), []
+    try:
+        if image.is_dir():
+            from SPDSegmentLib.geometry.dicom_series import files_of
+
+            files = [(path.relative_to(image).as_posix(), path) for path in files_of(image, True)]
+        elif _is_whole(image):
+            files = [("", image)]
+        else:
+            return ""
+        for name, path in [*files, ("points", Path(case.points))]:
+            state = path.stat()
+            told.append(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\0")
+    except (OSError, BadInput):
+        return ""
+    return hashlib.sha256("".join(told).encode(errors="surrogateescape")).hexdigest()
 
 
 def image_digest(path: Path, series: str = "", frame: int = 0) -> str:
@@ -265,7 +301,7 @@ def image_digest(path: Path, series: str = "", frame: int = 0) -> str:
         for file in sorted(choose_series(path, series or None)):
             digest.update(f"{file.name}\0{sha256_of(file)}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
-    if path.name.lower().endswith(WHOLE_IN_ONE_FILE) or _is_whole_nrrd(path):
+    if _is_whole(path):
         return sha256_of(path)
     from SPDSegmentLib.geometry.volume import read_volume
 
@@ -276,9 +312,13 @@ def image_digest(path: Path, series: str = "", frame: int = 0) -> str:
     return digest.hexdigest()
 
 
-def _is_whole_nrrd(path: Path) -> bool:
-    """Whether a file is an NRRD whose header does not lead to another file."""
+def _is_whole(path: Path) -> bool:
+    """Whether an image is one file: NIfTI, DICOM, or NRRD or MetaImage whose header does not lead to another file."""
+    if path.name.lower().endswith(WHOLE_IN_ONE_FILE):
+        return True
     with path.open("rb") as file:
         start = file.read(1 << 16)
+    if (leads_to := _META_DATA.search(start)) is not None:
+        return leads_to[1].upper() == b"LOCAL"
     header = start.partition(b"\n\n")[0].partition(b"\r\n\r\n")[0].lower()
     return start.startswith(b"NRRD") and b"data file:" not in header and b"datafile:" not in header

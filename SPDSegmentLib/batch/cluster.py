@@ -8,23 +8,26 @@ found again by content.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import queue
 import threading
+import time
 import uuid
 from asyncio import CancelledError as AsyncCancelledError
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.batch.cases import BatchCase, BatchModel, batch_model
 from SPDSegmentLib.batch.report import empty_row
 from SPDSegmentLib.batch.run import CaseProcess, SchedulerLost, SegmentCase
-from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
-from SPDSegmentLib.errors import BadInput, SPDError, import_package
+from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, CaseSegmenter
+from SPDSegmentLib.errors import BadInput, DeviceUnavailable, SPDError, import_package
 from SPDSegmentLib.models.bundle import find_bundle
 from SPDSegmentLib.worker.client import WorkerClient
 
@@ -32,8 +35,12 @@ MakeSegmenter = Callable[[BatchModel, BatchSettings], SegmentCase]
 CONNECT_SECONDS = 15
 LOST_SECONDS = 20.0
 _POLL_SECONDS = 0.5
+_PAUSE_SECONDS = 2.0
+"""How long a worker that cannot segment holds each case that is given to it all the same."""
 _idle: dict[Any, list[SegmentCase]] = {}
 """What segments cases on this worker and has nothing to do, by what it is for."""
+_unfit: dict[Any, UnfitWorker] = {}
+"""Why this worker cannot segment, by what it is for; until the end of the batch."""
 _batches = [0]
 """How many batches this worker has ended."""
 _guard = threading.Lock()
@@ -93,36 +100,63 @@ class ClusterDispatch:
     client: Any
     make_segmenter: MakeSegmenter | None = None
     say: Callable[[str], None] = lambda sentence: None
+    _unfit: set[str] = field(default_factory=set, init=False)
     _here: str = field(default_factory=lambda: uuid.uuid4().hex[:12], init=False)
 
     def __call__(self, process: CaseProcess, cases: Sequence[BatchCase]) -> Iterator[dict[str, Any]]:
         """Yield the row of each case as it is finished.
 
+        The case of a worker that cannot begin, for want of the model or a device, goes to the others.
+
         Raises:
             SchedulerLost: the scheduler does not answer any more; rows of finished cases stay on disk.
-            BadInput: a worker has another version, also one that joins later; as above.
+            BadInput: a worker has another version, also one that joins later, or, of those that are there, not this
+                model; as above.
+            UnfitWorker: no other worker is left; as above.
         """
         self._check_workers()
+        self._check_models(process.model)
         finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         make = self.make_segmenter or worker_segmenter
-        futures = {
-            self.client.submit(
-                process_on_worker, process, make, case, __version__, key=f"spdsegment-{self._here}-{n}", pure=False
-            ): case
-            for n, case in enumerate(map(_absolute, cases))
-        }
+        numbers = itertools.count()
+        futures: dict[Any, BatchCase] = {}
+
+        def submit(case: BatchCase, rather: set[str]) -> None:
+            future = self.client.submit(
+                process_on_worker, process, make, case, __version__,
+                key=f"spdsegment-{self._here}-{next(numbers)}", pure=False,
+                workers=sorted(rather) or None, allow_other_workers=bool(rather),
+            )  # fmt: skip
+            futures[future] = case
+            future.add_done_callback(finished.put)
+
         try:
-            for future in futures:
-                future.add_done_callback(finished.put)
-            for _ in cases:
+            for case in map(_absolute, cases):
+                submit(case, set())
+            while futures:
                 future = self._next(finished)
-                yield self._row_of(future, process, futures[future])
+                case = futures.pop(future)
+                try:
+                    row = self._row_of(future, process, case)
+                except UnfitWorker as error:
+                    submit(case, self._others(error))
+                else:
+                    yield row
         finally:
             if self.client.status == "running":  # a lost scheduler would be waited for
                 with contextlib.suppress(Exception):
                     if left := [future for future in futures if not future.done()]:
                         self.client.cancel(left)
                     self.client.run(close_segmenters)
+
+    def _others(self, error: UnfitWorker) -> set[str]:
+        """Where the case of a worker that cannot begin goes; what is wrong with that one is said, or raised."""
+        if error.details not in self._unfit:
+            self._unfit.add(error.details)
+            self.say(f"{error.message} Its cases go to the other workers. {error.remedy}")
+        if not (others := set(self.client.nthreads()) - self._unfit):
+            raise error
+        return others
 
     def _check_workers(self) -> None:
         found = self.client.run(version_of_worker)
@@ -131,6 +165,12 @@ class ClusterDispatch:
                 raise other_version(worker, version, __version__)
         if not found:
             self.say("The cluster has no worker yet; the batch waits for the first one.")
+
+    def _check_models(self, model: BatchModel) -> None:
+        if self.make_segmenter is None:
+            for worker, error in self.client.run(model_error_of_worker, model).items():
+                if error is not None:
+                    raise UnfitWorker(f"The worker {worker} cannot go on: {error.message}", error.remedy, worker)
 
     def _next(self, finished: queue.SimpleQueue[Any]) -> Any:
         """The next finished task; a scheduler that is away for longer is lost."""
@@ -153,11 +193,15 @@ class ClusterDispatch:
                 raise _lost() from gone
             return row
         error = future.exception()
-        if isinstance(error, OtherVersion):  # it would fail every case that it takes
+        if isinstance(error, OtherVersion | UnfitWorker):  # it would fail every case that it takes
             raise error
         why = error.sentence if isinstance(error, SPDError) else f"{type(error).__name__}: {error}".splitlines()[0]
         said = {"error": f"No worker could finish this case: {why}"}
         return empty_row(case, process.model.name, process.settings.full_paths) | said
+
+
+class UnfitWorker(BadInput):
+    """A worker cannot segment any case; ``details`` is its address."""
 
 
 class OtherVersion(BadInput):
@@ -194,6 +238,7 @@ def process_on_worker(process: CaseProcess, make: MakeSegmenter, case: BatchCase
 
     Raises:
         OtherVersion: the batch is of another ``version``.
+        UnfitWorker: the model or a device is missing here.
     """
     if version != __version__:
         raise other_version(f"with process {os.getpid()} on {platform.node()}", __version__, version)
@@ -201,15 +246,52 @@ def process_on_worker(process: CaseProcess, make: MakeSegmenter, case: BatchCase
     with _guard:
         waiting, batch = _idle.setdefault(key, []), _batches[0]
         segment = waiting.pop() if waiting else None
+        known = _unfit.get(key)
+    if known is not None:
+        time.sleep(_PAUSE_SECONDS)
+        raise known
+    lost: list[SPDError] = []
     if segment is None:
-        segment = make(process.model, process.settings)
-    row = process(segment, case) | {"worker": os.getpid()}
+        try:
+            segment = make(process.model, process.settings)
+        except SPDError as error:
+            _unfit[key] = _unfit_here(error)
+            raise _unfit[key] from error
+
+    def watched(case: BatchCase, output: Path) -> CaseResult:
+        try:
+            return segment(case, output)
+        except DeviceUnavailable as error:
+            lost.append(error)
+            raise
+
+    row = process(watched, case) | {"worker": os.getpid()}
+    if lost:
+        _close(segment)
+        _unfit[key] = _unfit_here(lost[0])
+        raise _unfit[key]
     with _guard:
         if batch == _batches[0]:
             _idle.setdefault(key, []).append(segment)
             return row
     _close(segment)
     return row
+
+
+def _unfit_here(error: SPDError) -> UnfitWorker:
+    from distributed import get_worker
+
+    here: str = get_worker().address
+    return UnfitWorker(f"The worker {here} on {platform.node()} cannot go on: {error.message}", error.remedy, here)
+
+
+def model_error_of_worker(model: BatchModel) -> SPDError | None:
+    """What is wrong where a worker has another model of that name, or none."""
+    try:
+        _require_model(model)
+    except SPDError as error:
+        return error
+    return None
 
 
 def worker_segmenter(model: BatchModel, settings: BatchSettings) -> CaseSegmenter:
@@ -219,9 +301,15 @@ def worker_segmenter(model: BatchModel, settings: BatchSettings) -> CaseSegmente
         BadInput: the worker's model of this name is another one.
         ModelMissing: it has none.
     """
-    if batch_model(find_bundle(model.key)).digest != model.digest:
-        raise BadInput(f"The model {model.name} of a worker is not the one of this batch.", "Copy it there.")
+    _require_model(model)
     return CaseSegmenter(WorkerClient(), model, settings)
+
+
+def _require_model(model: BatchModel) -> None:
+    if batch_model(find_bundle(model.key)).digest != model.digest:
+        raise BadInput(
+            f"Its model {model.name} is not the one of this batch.", "Copy it there and run the same command again."
+        )
 
 
 def close_segmenters() -> None:
@@ -230,6 +318,7 @@ def close_segmenters() -> None:
         _batches[0] += 1
         kept = [segment for waiting in _idle.values() for segment in waiting]
         _idle.clear()
+        _unfit.clear()
     for segment in kept:
         _close(segment)
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from SPDSegmentLib.batch.cases import KEY_FIELDS, BatchCase, BatchModel, case_key, settings_key
+from SPDSegmentLib.batch.cases import KEY_FIELDS, STAMP, BatchCase, BatchModel, case_key, input_stamp, settings_key
 from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.files import write_csv, write_json
 from SPDSegmentLib.models.storage import sha256_of
@@ -27,7 +27,8 @@ DICOM_SUFFIX = ".dcm"
 REPORT_NAME = "report"
 EARLIER = "earlier"
 """Key of a row under which the row of the result lies that the last run left as it was."""
-_ROW_ONLY = ("report", "output_digest", "known_digests", "beside", EARLIER)
+_ROW_ONLY = ("report", "output_digest", "known_digests", "beside", STAMP, EARLIER)
+_OF_THE_CASE = ("case", "state", "error", "output", "image", "points")
 _LOCK_NAME = ".spdsegment-report.lock"
 _LOCK_SECONDS = 30.0
 _WRITE_SHARE = 0.1
@@ -108,11 +109,14 @@ def is_foreign(row: Mapping[str, Any] | None, row_file: Path, output: Path) -> b
     if row is not None and "known_digests" not in row and row["state"] == CaseState.DONE:  # of version 0.1.0
         return output.stat().st_mtime > row_file.stat().st_mtime + 1
     from SPDSegmentLib.geometry.labelmap import read_labelmap
+    from SPDSegmentLib.geometry.nifti import CutShort
 
     try:
         read_labelmap(output)
-    except SPDError:
+    except CutShort:
         return False
+    except SPDError:  # overlapping segments, fractions, or no memory to look: somebody's work
+        return True
     return True
 
 
@@ -134,6 +138,15 @@ def kept_error(output: Path) -> str:
         f"{output.name} was changed after the batch wrote it, or is not the batch's, and is left alone. "
         "Delete or rename it, or run without resuming, to have the case segmented again."
     )
+
+
+def kept_figures(former: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the row of a result that is left alone tells of the batch's own mask of that case."""
+    if former is None or former["state"] not in (CaseState.DONE, CaseState.LOOK):
+        return {}
+    figures = {name: former[name] for name in (*COLUMNS, "clicks") if name in former}
+    notes = f"{figures.get('notes', '')} The figures are those of the mask before it was changed."
+    return {name: value for name, value in figures.items() if name not in _OF_THE_CASE} | {"notes": notes.strip()}
 
 
 def report_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,61 +186,70 @@ class Report:
         begun = time.monotonic()
         if begun >= self._due:
             try:
-                self.finish()
+                self._write(False)
             except (SPDError, OSError):
                 self._due = begun + 1  # the last call says what remains
                 return
             self._due = begun + (time.monotonic() - begun) / _WRITE_SHARE
 
-    def finish(self, *, with_others: bool = False) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Write the reports and return what ``report.json`` holds.
 
-        Args:
-            with_others: take in what other parts or an earlier call left of the same images, clicks, model, version
-                and settings.
+        They take in what other parts or an earlier call left of the same images, clicks, model, version and settings.
 
         Raises:
             BadInput: they cannot be written.
         """
-        for case in self._cases if with_others else ():
+        for case in self._cases:
             if case.name not in self._rows:
-                self._of_others(case)  # images are read before other parts have to wait
+                self._of_others(case, True)  # images are read before other parts have to wait
+        return self._write(True)
+
+    def _write(self, checked: bool) -> dict[str, Any]:
+        """Write the reports, the rows of others only with a look at their images and clicks if ``checked``."""
         with FolderLock(self._folder, "report", _LOCK_NAME, _LOCK_SECONDS):
             rows = []
             for case in self._cases:
                 row = self._rows.get(case.name)
-                if row is None and with_others:
-                    row = self._of_others(case)
+                if row is None:
+                    row = self._of_others(case, checked)
                 if row is not None:
                     rows.append(row)
             content = self._head | {"cases": rows}
             write_json(self._folder / f"{REPORT_NAME}.json", content)
             table = [[row.get(column, "") for column in COLUMNS] for row in rows]
-            write_csv(self._folder / f"{REPORT_NAME}.csv", [COLUMNS, *table])
+            write_csv(self._folder / f"{REPORT_NAME}.csv", [COLUMNS, *table], marked=True)
         return content
 
-    def _of_others(self, case: BatchCase) -> dict[str, Any] | None:
+    def _of_others(self, case: BatchCase, checked: bool) -> dict[str, Any] | None:
         """The row that another process left of a case, where it holds for the case as it is now."""
         last = read_row(self._folder / f"{case.file_name}{ROW_SUFFIX}")
         with contextlib.suppress(SPDError):
             for row in (last, result_of(last)):
-                if row is not None and self._holds(row, case):
+                if row is not None and self._holds(row, case, checked):
                     return report_row(row)
         return None
 
-    def _holds(self, row: Mapping[str, Any], case: BatchCase) -> bool:
+    def _holds(self, row: Mapping[str, Any], case: BatchCase, checked: bool) -> bool:
         known = settings_key(case, self._model, self._settings)
         if row["state"] == CaseState.WRITING or any(row.get(name) != value for name, value in known.items()):
             return False
-        if case.name not in self._keys:
-            self._keys[case.name] = known
-            with contextlib.suppress(SPDError):
-                if not case.problem:
-                    self._keys[case.name] = case_key(case, self._model, self._settings)
-        key = self._keys[case.name]
+        own = {name: str(row[name]) for name in KEY_FIELDS if name in row}
+        key = self._key_of(case, row.get(STAMP), own) if checked else own
         if row["state"] in (CaseState.FAILED, CaseState.KEPT):
             return all(row.get(name) == key.get(name) for name in KEY_FIELDS)
         return is_finished(row, self._folder / f"{case.file_name}{self._settings['suffix']}", key)
+
+    def _key_of(self, case: BatchCase, stamp: object, own: dict[str, str]) -> dict[str, str]:
+        """The key of a case: that of its row where its files are as they were then, else from their content."""
+        if case.name not in self._keys:
+            if stamp and not case.problem and input_stamp(case) == stamp:
+                return own
+            self._keys[case.name] = settings_key(case, self._model, self._settings)
+            with contextlib.suppress(SPDError):
+                if not case.problem:
+                    self._keys[case.name] = case_key(case, self._model, self._settings)
+        return self._keys[case.name]
 
 
 def _digest(path: Path) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.batch.cases import BatchCase, BatchModel, Cases, case_key, checked_cases, settings_key
+from SPDSegmentLib.batch.cases import STAMP, BatchCase, BatchModel, Cases, case_key, checked_cases, settings_key
 from SPDSegmentLib.batch.report import (
     REPORT_NAME,
     ROW_SUFFIX,
@@ -26,6 +26,7 @@ from SPDSegmentLib.batch.report import (
     is_finished,
     is_foreign,
     kept_error,
+    kept_figures,
     known_digests,
     read_row,
     report_row,
@@ -76,9 +77,11 @@ class CaseProcess:
             key = case_key(case, self.model, settings)
             if self.resume and former is not None and is_finished(former, output, key):
                 names = {name: row[name] for name in ("case", "image", "points")}
-                return self._adopt(case, row_file, former | names, replaces=last is not former)
+                replaces = last is not former or former.get(STAMP) != key[STAMP]
+                return self._adopt(case, row_file, former | names | {STAMP: key[STAMP]}, replaces)
             for path in (output, *map(output.with_name, self.settings.beside(case).values())):
                 if self.resume and is_foreign(former, row_file, path):
+                    row |= kept_figures(former)
                     row |= {"state": CaseState.KEPT.value, "error": kept_error(path), "output": output.name}
                     return self._keep(row_file, output, row, key, former)
             row["known_digests"] = known_digests(former)
@@ -205,7 +208,7 @@ class BatchRun:
             BadInput: a list that cannot be used, a folder that cannot be used or is in use, an input where report or
                 rows belong, or a report that cannot be written; the masks stay.
             Cancelled: somebody stopped it; the report holds what was finished.
-            SchedulerLost, OtherVersion: see :mod:`SPDSegmentLib.batch.cluster`; as above.
+            SchedulerLost, OtherVersion, UnfitWorker: see :mod:`SPDSegmentLib.batch.cluster`; as above.
         """
         index, count = self.part
         if not 1 <= index <= count:
@@ -213,7 +216,7 @@ class BatchRun:
         check_settings(self.settings)
         listed = checked_cases(cases)
         chosen = [
-            replace(case, series=case.series or self.settings.series, frame=case.frame or self.settings.frame)
+            replace(case, series=case.series or self._series_of(case), frame=case.frame or self.settings.frame)
             for case in listed
         ]
         table = [user_path(cases)] if isinstance(cases, (str, Path)) else []
@@ -234,12 +237,17 @@ class BatchRun:
                 self._run_all(every[index - 1 :: count], report)
             except (SPDError, KeyboardInterrupt) as error:
                 with contextlib.suppress(SPDError, KeyboardInterrupt):
-                    report.finish(with_others=True)
+                    report.finish()
                 if isinstance(error, Cancelled | KeyboardInterrupt):
                     sentence = "The batch was stopped; what is finished is kept."
-                    raise Cancelled(sentence, "Run it again to go on.") from None
+                    goes_on = " to go on" if self.resume else "; with --again it begins with the first case"
+                    raise Cancelled(sentence, f"Run it again{goes_on}.") from None
                 raise
-            return report.finish(with_others=count > 1)
+            return report.finish()
+
+    def _series_of(self, case: BatchCase) -> str:
+        """The series of a case that names none; a file has none to choose among."""
+        return "" if Path(case.image).is_file() else self.settings.series
 
     def _guarded(self, cases: list[BatchCase], table: list[Path]) -> list[BatchCase]:
         """Cases whose mask would replace a file that the batch is read from cannot be segmented.

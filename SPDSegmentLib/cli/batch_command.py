@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from SPDSegmentLib.cli.segment_command import CaseOptions, names_of
-from SPDSegmentLib.cli.terminal import printable, require_device, require_input, show_training, takes
+from SPDSegmentLib.cli.terminal import (
+    printable,
+    require_device,
+    require_input,
+    show_training,
+    takes,
+    termination_interrupts,
+)
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, require_package
 from SPDSegmentLib.files import check_folder
 
@@ -132,13 +139,16 @@ def batch(request: BatchRequest) -> None:
             on_case=show,
             dispatch=dispatch,
         )
-        run(request.cases)
+        with termination_interrupts():
+            run(request.cases)
     _conclude(rows, request.output)
 
 
 def _share_cores(workers: int) -> None:
-    """Give every worker its share of the cores, unless somebody has decided on that."""
-    share = max(1, (os.cpu_count() or 1) // workers)
+    """Give every worker its share of the cores that this process may use, unless somebody has decided on that."""
+    from SPDSegmentLib.geometry.limits import usable_cores
+
+    share = max(1, usable_cores() // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
 
@@ -151,12 +161,19 @@ def _conclude(rows: list[dict[str, Any]], output: Path) -> None:
     if look:
         whose = "It" if look == done == 1 else f"{look} of them"
         typer.echo(f"{whose} must be looked at (state look); the column notes says why.", err=True)
-    left = len(rows) - done
+    kept = sum(row["state"] == "kept" for row in rows)
+    if kept:
+        typer.echo(
+            f"{kept} of {len(rows)} masks {'is' if kept == 1 else 'are'} edited since or not of the batch, and left "
+            "alone (state kept).",
+            err=True,
+        )
+    left = len(rows) - done - kept
     if left:
         raise BadInput(
             f"{left} of {len(rows)} cases {'has' if left == 1 else 'have'} no result of this batch; "
             "the column error says why.",
             "Mend them and run the same command again; it does only what is missing.",
         )
-    if look:
+    if look or kept:
         raise typer.Exit(MUST_LOOK)

@@ -10,6 +10,8 @@ import errno
 import functools
 import inspect
 import re
+import signal
+import threading
 import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -110,6 +112,13 @@ class FailureReportingGroup(typer.core.TyperGroup):
             raise typer.Exit(failure.exit_code) from error
 
 
+_NO_ROOM = {
+    errno.ENOSPC: ("The disk is full", "Free some space and try again."),
+    errno.EDQUOT: ("Your disk quota is used up", "Free some space and try again."),
+    errno.EFBIG: ("A file exceeds the limit on file sizes", "Raise the limit (ulimit -f), or use another disk."),
+}
+
+
 def as_spd_error(error: BaseException) -> SPDError:
     """The error of our family that says what happened."""
     if is_out_of_memory(error):
@@ -121,8 +130,9 @@ def as_spd_error(error: BaseException) -> SPDError:
     package = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
     if package not in ("", "SPDSegmentLib"):
         return missing_package(package, _first_line(error))
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return BadInput(f"The disk is full{_of(error)}.", "Free some space and try again.")
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        what, remedy = _NO_ROOM[error.errno]
+        return BadInput(f"{what}{_of(error)}.", remedy)
     if isinstance(error, PermissionError):
         return BadInput(f"Permission denied{_of(error)}.", "Check the permissions of this file and its folder.")
     return SPDError(
@@ -243,3 +253,20 @@ def show_training(visible: bool) -> Iterator[TrainingBar]:
     text = TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
     with make_bar(console, MofNCompleteColumn(), TimeRemainingColumn(), text, shown=visible) as bar:
         yield TrainingBar(bar, console, visible)
+
+
+@contextlib.contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Within the block a job's end, which Slurm announces half a minute before by SIGTERM, stops as Ctrl+C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from SPDSegmentLib.cli.segment_command import names_of
-from SPDSegmentLib.cli.terminal import TrainingBar, require_input, show_training
-from SPDSegmentLib.errors import BadInput, ModelCorrupt
+from SPDSegmentLib.cli.terminal import TrainingBar, printable, require_input, show_training, termination_interrupts
+from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.settings import check_choice
 from SPDSegmentLib.staging import FolderLock
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
         Callable[[RunHooks], list[str]], Callable[[Processes, RunHooks], SPDModel], Callable[[SPDModel], Bundle]
     ]
 
+_WRITE_SHARE = 0.1
+"""Share of the time that may go into the rows of unfinished evaluations."""
 SPLITS = ("validation", "test", "train")
 
 
@@ -203,13 +206,13 @@ def evaluate(
         bool, typer.Option("--update-card", help="Write the figures into the first model's description and card.")
     ] = False,
 ) -> None:
-    """Measure models on labeled volumes: table, CSV, JSON and figure."""
+    """Measure models on labeled volumes: table, CSV, JSON and figure. What is stopped keeps the runs that are done."""
     require_input(config, "configuration")
     check_folder(output, "output folder")
     check_choice(split, SPLITS, "split")
     from SPDSegmentLib.evaluation.evaluator import EvaluationConfig, load_targets
     from SPDSegmentLib.evaluation.evaluator import evaluate as run_evaluation
-    from SPDSegmentLib.evaluation.report import check_reports, markdown_table, write_reports
+    from SPDSegmentLib.evaluation.report import check_reports, markdown_table
     from SPDSegmentLib.inference.predictor import Predictor
     from SPDSegmentLib.models.bundle import check_replaceable, find_bundle
     from SPDSegmentLib.training.config import read_training_config
@@ -237,20 +240,52 @@ def evaluate(
         check_reports(output)
         targets = load_targets(folder, data, cases, bar.say)
         cases = list(dict.fromkeys(target.case for target in targets))
-        for name, bundle in bundles.items():
-            protocol = protocols[name]
-            predictor = Predictor.load(bundle, device)
-            total = len(targets) * len(protocol.draws) * len(protocol.methods)
-            for done, row in enumerate(run_evaluation(predictor, targets, protocol, labels[name]), start=1):
-                rows.append(row)
-                bar.advance(f"evaluating {labels[name]}", done, total, None, {"dsc": row.dsc or 0.0})
         command = shlex.join(["spdsegment", *sys.argv[1:]])
-        write_reports(output, rows, _context(command, cases, bundles, seeds, first_seed))
+        with _kept(output, rows, _context(command, cases, bundles, seeds, first_seed)) as keep:
+            for name, bundle in bundles.items():
+                protocol = protocols[name]
+                predictor = Predictor.load(bundle, device)
+                total = len(targets) * len(protocol.draws) * len(protocol.methods)
+                for done, row in enumerate(run_evaluation(predictor, targets, protocol, labels[name]), start=1):
+                    rows.append(row)
+                    keep()
+                    bar.advance(f"evaluating {labels[name]}", done, total, None, {"dsc": row.dsc or 0.0})
     typer.echo(markdown_table(rows))
     typer.echo(f"\nWritten to {output}: rows.csv, summary.json, table.md, severity.png")
     if update_card:
         name, first = next(iter(bundles.items()))
         _update(first, [row for row in rows if row.bundle == labels[name]], cases, split, command)
+
+
+@contextlib.contextmanager
+def _kept(output: Path, rows: list[EvaluationRow], context: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """Write the tables of ``rows`` at the end of the block, also where it is stopped.
+
+    Yields a function to call after each row: it writes ``rows.csv``, which a kill leaves, unless that was just now.
+    """
+    from SPDSegmentLib.evaluation.report import write_reports, write_rows
+
+    due = 0.0
+
+    def keep() -> None:
+        nonlocal due
+        begun = time.monotonic()
+        if begun >= due:
+            with contextlib.suppress(SPDError, OSError):  # the end says what remains
+                write_rows(output, rows)
+            due = begun + max(1.0, (time.monotonic() - begun) / _WRITE_SHARE)
+
+    with termination_interrupts():
+        try:
+            yield keep
+        except BaseException:
+            if rows:
+                with contextlib.suppress(Exception):
+                    write_reports(output, rows, context | {"stopped": True})
+                runs = f"{len(rows)} run{'s' if len(rows) > 1 else ''}"
+                typer.echo(printable(f"Stopped after {runs}; the tables in {output} hold what is done."), err=True)
+            raise
+    write_reports(output, rows, context)
 
 
 @contextlib.contextmanager

@@ -159,8 +159,7 @@ def markdown_table(rows: Sequence[EvaluationRow]) -> str:
 def write_reports(folder: Path, rows: Sequence[EvaluationRow], context: dict[str, Any]) -> None:
     """Write ``rows.csv``, ``summary.json``, ``table.md`` and ``severity.png`` into ``folder``, each in one piece."""
     folder.mkdir(parents=True, exist_ok=True)
-    columns = [field.name for field in dataclasses.fields(EvaluationRow)]
-    write_csv(folder / "rows.csv", [columns, *([getattr(row, name) for name in columns] for row in rows)], "table")
+    write_rows(folder, rows)
     bundles = list(dict.fromkeys((row.bundle, row.method) for row in rows))
     content = {
         **context,
@@ -171,6 +170,12 @@ def write_reports(folder: Path, rows: Sequence[EvaluationRow], context: dict[str
     write_json(folder / "summary.json", content, "summary", indent=1)
     write_text(folder / "table.md", markdown_table(rows) + "\n", "table")
     write_png(folder / "severity.png", lambda part: _figure(part, rows), "figure")
+
+
+def write_rows(folder: Path, rows: Sequence[EvaluationRow]) -> None:
+    """Write ``rows.csv``, from which all else can be made, into ``folder``."""
+    columns = [field.name for field in dataclasses.fields(EvaluationRow)]
+    write_csv(folder / "rows.csv", [columns, *([getattr(row, name) for name in columns] for row in rows)], "table")
 
 
 def check_reports(folder: Path) -> None:

@@ -38,6 +38,8 @@ _FRAME_KINDS = (
 _TELLING = (("acquisition", "AcquisitionNumber"), ("trigger time", "TriggerTime"), ("time", "ContentTime"),
             ("instance", "InstanceNumber"))  # fmt: skip
 """What may differ within a volume, and tells images at one position apart."""
+_MEASURED = ("EchoTime", "EffectiveEchoTime", "InversionTime", "FlipAngle", "DiffusionBValue")
+"""What is one in spite of its last digits; times and numbers are not."""
 _TEMPORAL = ("phase", "heart phase", "trigger time", "acquisition")
 """What may tell the volumes of a series apart that were taken one after the other."""
 
@@ -186,7 +188,7 @@ def _text(keyword: str, value: Any) -> str:
     if keyword in ("ImageType", "FrameType"):
         return "\\".join(str(v) for v in list(value)[2:])  # the first two do not tell images of one series apart
     try:
-        return f"{float(value):.4g}"
+        return f"{float(value):{'.4g' if keyword in _MEASURED else '.10g'}}"
     except (TypeError, ValueError):
         return str(value)
 

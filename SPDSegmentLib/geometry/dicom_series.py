@@ -23,6 +23,8 @@ NOT_IMAGES = {*DRAWN, "RTDOSE", "RTPLAN", "RTRECORD", "REG", "SR", "PR", "KO", "
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 MAX_LISTED = 8
 MAX_SEARCHED = 20_000
+_SHORTEST_END = 6
+"""Digits that tell the end of a UID from the number of a series."""
 _MODALITY_TAG = 0x00080060
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _COPY = "Copy the series again."
@@ -34,7 +36,7 @@ def choose_series(folder: Path, series: str | None = None) -> Headers:
     """The files of an image series with their headers, in no order.
 
     Args:
-        series: its UID or the end of it, its number, or its description or a part of it.
+        series: its number, its UID or the end of it (from a dot on, or six digits), or its description or a part of it.
 
     Raises:
         BadInput: there is none, several fit, or a file of it cannot be read.
@@ -66,7 +68,8 @@ def choose_series(folder: Path, series: str | None = None) -> Headers:
         raise BadInput(
             f"The folder {folder} holds {len(chosen)} DICOM image series"
             f"{f' that fit {series}' if series else ''}: {_listed(chosen)}.",
-            "Choose one with --series and its UID, number or description, or give a folder with one of them.",
+            f"Choose one with --series and its {'whole UID' if series else 'UID, number or description'}, or give a "
+            "folder with one of them.",
         )
     (files,) = chosen.values()
     _check_all_read(damaged, files)
@@ -80,7 +83,7 @@ def drawn_objects(place: Path) -> Headers:
         BadInput: the folder holds too many files.
     """
     for below in (False, True):
-        paths = [place] if place.is_file() else list(_files(place, below))
+        paths = [place] if place.is_file() else list(files_of(place, below))
         found = {path: read_header(path) for path in paths if modality_of(path) in DRAWN}
         if found or place.is_file():
             break
@@ -94,7 +97,7 @@ def folders_of(folder: Path) -> dict[str, set[str]]:
         BadInput: there are too many files.
     """
     found: dict[str, set[str]] = defaultdict(set)
-    for path in _files(folder, True, 10 * MAX_SEARCHED):
+    for path in files_of(folder, True, 10 * MAX_SEARCHED):
         if modality := modality_of(path):
             found[path.parent.relative_to(folder).as_posix()].add(modality)
     return found
@@ -144,11 +147,21 @@ def uid_of(header: Any) -> str:
     return str(header.get("SeriesInstanceUID") or "").strip()
 
 
-def _files(folder: Path, below: bool, most: int = MAX_SEARCHED) -> Iterator[Path]:
-    """The files of a folder, and of those below it, that are not hidden, in order."""
+def files_of(folder: Path, below: bool, most: int = MAX_SEARCHED) -> Iterator[Path]:
+    """The files of a folder, and of those below it or that links lead to, that are not hidden, in order."""
     count = 0
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if below and not name.startswith("."))
+    root = Path(os.path.realpath(folder))
+    seen = {root, *root.parents}  # a link to one of them leads in a circle, or to others' files
+
+    def is_new(path: str) -> bool:
+        real = Path(os.path.realpath(path))
+        new = real not in seen
+        seen.add(real)
+        return new
+
+    for place, folders, names in os.walk(folder, followlinks=True):
+        wanted = sorted(name for name in folders if below and not name.startswith("."))
+        folders[:] = [name for name in wanted if is_new(os.path.join(place, name))]
         for name in sorted(names):
             path = Path(place) / name
             if not name.startswith(".") and path.is_file():
@@ -162,7 +175,7 @@ def _headers(folder: Path, below: bool) -> tuple[Headers, list[Path]]:
     """Headers of DICOM files, and the files that cannot be read."""
     found: Headers = {}
     damaged: list[Path] = []
-    for path in _files(folder, below):
+    for path in files_of(folder, below):
         try:
             header = read_header(path)
         except OSError as error:
@@ -177,7 +190,11 @@ def _headers(folder: Path, below: bool) -> tuple[Headers, list[Path]]:
 
 
 def _named(found: dict[str, Headers], text: str) -> dict[str, Headers]:
-    """The series that a person may mean."""
+    """The series that a person may mean.
+
+    A short number is that of a series: never a part of a description, and the end of a UID only from a dot on and where
+    the series has no other number of its own, or in doubt.
+    """
     wanted = text.strip().casefold()
     if wanted in found:
         return {wanted: found[wanted]}
@@ -185,11 +202,15 @@ def _named(found: dict[str, Headers], text: str) -> dict[str, Headers]:
     def said(uid: str, name: str) -> str:
         return str(next(iter(found[uid].values())).get(name) or "").strip().casefold()
 
-    exact = [
+    short = wanted.isdigit() and len(wanted) < _SHORTEST_END
+    exact = [uid for uid in found if wanted in (said(uid, "SeriesNumber"), said(uid, "SeriesDescription"))]
+    exact += [
         uid for uid in found
-        if uid.endswith(wanted) or wanted in (said(uid, "SeriesNumber"), said(uid, "SeriesDescription"))
+        if uid not in exact and uid.endswith(f".{wanted}" if short else wanted)
+        and (exact or not short or not said(uid, "SeriesNumber"))
     ]  # fmt: skip
-    return {uid: found[uid] for uid in exact or found if exact or wanted in said(uid, "SeriesDescription")}
+    likely = exact or [uid for uid in found if not short and wanted in said(uid, "SeriesDescription")]
+    return {uid: files for uid, files in found.items() if uid in likely}
 
 
 def _check_all_read(damaged: Sequence[Path], files: Headers) -> None:

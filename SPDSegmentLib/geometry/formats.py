@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.nifti import BLOCK_BYTES, HEADER_BYTES, NiftiHeader, parse_nifti
+from SPDSegmentLib.geometry.nifti import BLOCK_BYTES, HEADER_BYTES, CutShort, NiftiHeader, cut_short, parse_nifti
 from SPDSegmentLib.settings import shorten
 
 NRRD, META = "NRRD", "MetaImage"
@@ -22,6 +22,8 @@ _MAX_HEADER_BYTES = 1 << 24
 _META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG_LONG": 8, "ULONG_LONG": 8,
                "FLOAT": 4, "DOUBLE": 8}  # fmt: skip
 _NRRD_SPACES = {"right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps"}
+_LPS_IN_TIME = {"left-posterior-superior-time", "lpst"}
+"""ITK turns no space with a time axis; these need not be turned, as those without a name that ITK itself writes."""
 _NRRD_BYTES = {
     2: {"short", "short int", "signed short", "signed short int", "int16", "int16_t", "ushort", "unsigned short",
         "unsigned short int", "uint16", "uint16_t"},
@@ -89,7 +91,7 @@ def _check_by_content(path: Path) -> NiftiFiles | None:
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)
     if not head:
-        raise BadInput(f"The image {path} is empty.", "Copy or download it again.")
+        raise CutShort(f"The image {path} is empty.", "Copy or download it again.")
     if head[:2] == b"\x1f\x8b":
         _check_compressed_name(path)
         return _check_nifti_file(path, path)
@@ -134,7 +136,7 @@ def _first_bytes(path: Path) -> bytes:
         with gzip.open(path) as stream:
             return stream.read(HEADER_BYTES)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(f"The image {path} is cut short or damaged.", "Copy or download it again.") from error
+        raise cut_short(path) from error
 
 
 def _check_compressed_name(path: Path) -> None:
@@ -201,10 +203,9 @@ def _bad_field(path: Path, name: str, fields: dict[str, str]) -> BadInput:
     return BadInput(f"The image {path} has a damaged header: {found}.", _DAMAGED)
 
 
-def _cut_short(path: Path, voxels: Path) -> BadInput:
+def _voxels_cut_short(path: Path, voxels: Path) -> CutShort:
     """The sentence for an image whose voxels, in the same file or another, are not all there."""
-    where = "" if voxels == path else f": its voxels in {voxels.name} are not all there"
-    return BadInput(f"The image {path} is cut short or damaged{where}.", "Copy or download it again.")
+    return cut_short(path, "" if voxels == path else f": its voxels in {voxels.name} are not all there")
 
 
 def _check_nrrd(path: Path, fields: dict[str, str], header_size: int) -> None:
@@ -212,7 +213,9 @@ def _check_nrrd(path: Path, fields: dict[str, str], header_size: int) -> None:
     if units - {"mm", "millimeter", "millimeters"}:
         raise _wrong_unit(path, ", ".join(sorted(units)))
     space = fields.get("space", "").lower()
-    if "space directions" in fields and fields.get("dimension") == "3" and space not in _NRRD_SPACES:
+    in_time = space in _LPS_IN_TIME or (not space and fields.get("space dimension") == "4")
+    known = space in _NRRD_SPACES or (in_time and fields["dimension"] == "4")
+    if "space directions" in fields and int(fields["dimension"]) > 2 and not known:
         named = f"'{fields['space']}'" if space else "not named"
         raise BadInput(
             f"The space of the image {path} is {named}: left and right are open.",
@@ -224,7 +227,7 @@ def _check_nrrd(path: Path, fields: dict[str, str], header_size: int) -> None:
     element = next((size for size, names in _NRRD_BYTES.items() if fields.get("type", "").lower() in names), 1)
     needed = element * math.prod(int(number) for number in fields.get("sizes", "").split())
     if needed > stored * _NRRD_SHRINKING.get(fields.get("encoding", "raw").lower(), 1):
-        raise _cut_short(path, voxels)
+        raise _voxels_cut_short(path, voxels)
 
 
 def _check_meta(path: Path, fields: dict[str, str], header_size: int) -> None:
@@ -234,7 +237,7 @@ def _check_meta(path: Path, fields: dict[str, str], header_size: int) -> None:
     if unit not in ("mm", "?", ""):
         raise _wrong_unit(path, unit)
     slope, inter = (fields.get(f"ElementToIntensityFunction{name}") for name in ("Slope", "Offset"))
-    if (slope or "1", inter or "0") != ("1", "0"):
+    if (_number(slope or "1"), _number(inter or "0")) != (1, 0):
         raise BadInput(f"The image {path} has values to be scaled by {slope} and {inter}.", "Save the scaled values.")
     data = fields.get("ElementDataFile", "LOCAL")
     local = data.upper() == "LOCAL"
@@ -251,7 +254,7 @@ def _check_meta(path: Path, fields: dict[str, str], header_size: int) -> None:
         else:
             complete = stored >= needed
         if not complete:
-            raise _cut_short(path, voxels)
+            raise _voxels_cut_short(path, voxels)
 
 
 def _text_header(path: Path, kind: str) -> tuple[dict[str, str], int]:
@@ -301,11 +304,16 @@ def _wrong_unit(path: Path, unit: str) -> BadInput:
     )
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float:
+    """What a text says; NaN where it is no number."""
     try:
-        return math.isfinite(float(text))
+        return float(text)
     except ValueError:
-        return False
+        return math.nan
+
+
+def _is_number(text: str) -> bool:
+    return math.isfinite(_number(text))
 
 
 def _inflated_size(path: Path, start: int) -> int:

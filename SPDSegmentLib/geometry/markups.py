@@ -18,7 +18,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.limits import check_points_size
-from SPDSegmentLib.settings import named_columns, table_rows, text_of
+from SPDSegmentLib.settings import named_columns, shorten, table_rows, text_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -39,6 +39,7 @@ INSISTED = "insisted"
 BEYOND_MM = 1e5
 """No volume reaches as far; a coordinate beyond it is a click outside the volume."""
 _PLACED_IN_FCSV = "2"
+_WORDS = {"": True, "true": True, "t": True, "yes": True, "false": False, "f": False, "no": False}
 CLICK_COLUMNS = ("r", "a", "s", "l", "p", "label", "defined", "selected", "description")
 _TO_RAS: dict[str, Point] = {
     "LPS": (-1.0, -1.0, 1.0),
@@ -150,14 +151,16 @@ def named_apart(markups: Sequence[Markup]) -> list[Markup]:
 
 
 def insist_on(markups: Sequence[Markup], names: Sequence[str]) -> list[Markup]:
-    """Markups whose points of these ids, or where there is none of these labels, are insisted on.
+    """Markups whose points have ids of their own, and of these ids, or where there is none labels, are insisted on.
 
-    The name of the list (:func:`named_apart`) and a colon may stand before either.
+    An id that several points of a list have, as scripts write them, becomes ID (NUMBER OF THE POINT). The name of the
+    list (:func:`named_apart`) and a colon may stand before either.
 
     Raises:
         BadInput: a name that no placed and selected point has, or that points of several lists have.
     """
     named: tuple[dict[str, list[tuple[int, int]]], ...] = ({}, {}, {}, {})
+    markups = [_with_own_ids(markup) for markup in markups]
     used, all_apart = [], named_apart(markups)
     for n, (markup, apart) in enumerate(zip(markups, all_apart, strict=True)):
         for i, point in enumerate(() if markup.is_shape else markup.points):
@@ -181,6 +184,13 @@ def insist_on(markups: Sequence[Markup], names: Sequence[str]) -> list[Markup]:
         replace(m, points=tuple(replace(p, insisted=p.insisted or (n, i) in told) for i, p in enumerate(m.points)))
         for n, m in enumerate(markups)
     ]
+
+
+def _with_own_ids(markup: Markup) -> Markup:
+    ids = Counter(point.id for point in markup.points)
+    points = enumerate(markup.points, start=1)
+    apart = (replace(p, id=f"{p.id} ({n})") if ids[p.id] > 1 else p for n, p in points)
+    return replace(markup, points=tuple(apart)) if len(ids) < len(markup.points) else markup
 
 
 def are_numbers(points: Points) -> bool:
@@ -328,12 +338,24 @@ def _csv_markup(content: bytes, path: Path) -> Markup:
                 f"Line {line} of {path} has no position of three numbers.", "Correct that line of the table."
             ) from error
         x, y, z = (number * sign for number, sign in zip(numbers, _TO_RAS[system], strict=True))
-        placed, selected = (found.get(name, "") != "0" for name in ("defined", "selected"))
+        placed, selected = (_said_yes(found.get(name, ""), name, line, path) for name in ("defined", "selected"))
         if placed:
             _check_finite(numbers, f"Line {line} of {path}", "Correct that line of the table.")
         told = is_insisted(found.get("description", ""))
         points.append(ControlPoint(str(count), found.get("label", ""), (x, y, z), placed, selected, told))
     return Markup(path.stem, LIST, tuple(points))
+
+
+def _said_yes(text: str, name: str, line: int, path: Path) -> bool:
+    """What a table says in the columns defined and selected, as Slicer, R, pandas or a person writes; empty is yes."""
+    if (word := text.casefold()) in _WORDS:
+        return _WORDS[word]
+    try:
+        return float(word.replace(",", ".")) != 0
+    except ValueError as error:
+        raise BadInput(
+            f"Line {line} of {path} has '{shorten(text)}' in the column {name}.", "Write 1 or 0 there."
+        ) from error
 
 
 def _fcsv_point(line: str, number: int, signs: Point, path: Path) -> ControlPoint:
@@ -349,5 +371,6 @@ def _fcsv_point(line: str, number: int, signs: Point, path: Path) -> ControlPoin
     if placed:
         _check_finite((x, y, z), f"Line {number} of {path}", "Load it in Slicer and place that point again.")
     return ControlPoint(
-        fields[0] or str(number), fields[11], (x, y, z), placed, fields[9] != "0", is_insisted(fields[12])
-    )
+        fields[0] or str(number), fields[11], (x, y, z), placed, _said_yes(fields[9], "sel", number, path),
+        is_insisted(fields[12]),
+    )  # fmt: skip

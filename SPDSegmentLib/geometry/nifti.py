@@ -114,7 +114,8 @@ def frame_index(name: str | Path, count: int, frame: int | None) -> int:
         )
     if frame is not None and not 1 <= frame <= count:
         held = f"{count} frames" if count > 1 else "a single frame"
-        remedy = f"Choose one from 1 to {count}." if count > 1 else "Leave the frame out."
+        alone = "Leave the frame out; in a batch name it in the column frame of those cases that have several."
+        remedy = f"Choose one from 1 to {count}." if count > 1 else alone
         raise BadInput(f"{said} has no frame {frame}: it holds {held}.", remedy)
     return (frame or 1) - 1
 
@@ -162,7 +163,7 @@ def read_voxels(path: Path, header: NiftiHeader, voxels: Path, frame: int | None
 
 def _read_array(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype, index: int, count: int) -> np.ndarray:
     """One of ``count`` arrays that lie one after the other; all of them must be there."""
-    cut = BadInput(f"The image {path} is cut short or damaged.", "Copy or download it again.")
+    cut = cut_short(path)
     size = math.prod(shape) * dtype.itemsize
     with path.open("rb") as raw:
         compressed = path.suffix.lower() == ".gz" and raw.read(2) == b"\x1f\x8b"
@@ -186,6 +187,15 @@ def _read_array(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype,
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise cut from error
     return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+class CutShort(BadInput):
+    """A file that is empty or damaged, or ends before its voxels do: nobody saved it like that."""
+
+
+def cut_short(path: Path, where: str = "", details: str = "") -> CutShort:
+    """The error of an image whose voxels are not all there; ``where`` goes on in the sentence."""
+    return CutShort(f"The image {path} is cut short or damaged{where}.", "Copy or download it again.", details)
 
 
 def invalid_values(name: str) -> BadInput:

@@ -14,7 +14,7 @@ from SPDSegmentLib.errors import BadInput, GeometryUnsupported
 from SPDSegmentLib.files import plain_path
 from SPDSegmentLib.geometry.formats import NiftiFiles, check_file, is_dicom
 from SPDSegmentLib.geometry.limits import check_memory
-from SPDSegmentLib.geometry.nifti import frame_index, invalid_values, nifti_position, read_voxels
+from SPDSegmentLib.geometry.nifti import cut_short, frame_index, invalid_values, nifti_position, read_voxels
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -114,7 +114,7 @@ def read_volume(path: str | Path, series: str | None = None, frame: int | None =
     """Read an image file, or a DICOM folder or multi-frame file.
 
     Args:
-        series: for a DICOM folder with several image series, the wanted one's UID or the end of it, its number, or its
+        series: for a DICOM folder with several image series, the wanted one's number, UID or the end of it, or
             description.
         frame: for a 4-D NIfTI, NRRD or MetaImage file, a sequence of 3D Slicer, and a DICOM series of several volumes
             in time the wanted frame, from 1.
@@ -215,7 +215,7 @@ def _not_read(path: Path, details: str) -> BadInput | GeometryUnsupported:
             details,
         )
     if any(words in details for words in _CUT_SHORT):
-        return BadInput(f"The image {path} is cut short or damaged.", "Copy or download it again.", details)
+        return cut_short(path, details=details)
     return BadInput(f"The image {path} cannot be read.", "Give a NIfTI, NRRD or MetaImage file.", details)
 
 

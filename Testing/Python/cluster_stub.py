@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from SPDSegmentLib.batch.cases import BatchCase, BatchModel
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult
+from SPDSegmentLib.errors import DeviceUnavailable
 
 _STARTS = ".starts"
 
@@ -38,6 +40,22 @@ def sleeping_segmenter(model: BatchModel, settings: BatchSettings) -> Callable[[
             path.write_bytes(case.name.encode())
 
         return CaseResult({"voxels": 1}, [], {}, write)
+
+    return segment
+
+
+def segmenter_on_an_unfit_node(model: BatchModel, settings: BatchSettings) -> Callable[[BatchCase, Path], CaseResult]:
+    """As :func:`sleeping_segmenter`, but the first process that takes a case has no device."""
+    inner = sleeping_segmenter(model, settings)
+
+    def segment(case: BatchCase, output: Path) -> CaseResult:
+        unfit = output.parent / ".unfit"
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(unfit, os.O_CREAT | os.O_EXCL))
+            unfit.write_text(str(os.getpid()))
+        if unfit.read_text() == str(os.getpid()):
+            raise DeviceUnavailable("The GPU does not answer.", "Choose --device cpu.")
+        return inner(case, output)
 
     return segment
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+import typer
 from batch_helpers import Case, Run, states, times, write_clicks, write_image, write_series
+from points_files import write_markups
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.batch.cases import image_digest
 from SPDSegmentLib.batch.segmenting import BatchSettings
-from SPDSegmentLib.errors import Cancelled
+from SPDSegmentLib.cli.batch_command import _conclude
+from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled, OutOfMemory
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup, insist_on, read_markups
 
 pytest_plugins = ["batch_helpers"]
 
@@ -73,6 +79,11 @@ def test_the_digest_of_an_image_covers_the_file_that_its_header_leads_to(tmp_pat
         assert image_digest(path) == before
         write_image(path, 1)
         assert image_digest(path) != before
+    # also where the header alone has the name of a whole image
+    header = Path(shutil.copy(tmp_path / "image.mhd", tmp_path / "header.mha"))
+    before = image_digest(header)
+    write_image(tmp_path / "image.mhd", 2)
+    assert image_digest(header) != before
     # of a DICOM folder it covers the chosen series, and nothing that lies beside it or comes later
     folder = write_series(tmp_path / "dicom")
     before = image_digest(folder)
@@ -101,8 +112,34 @@ def test_notes_and_the_fate_of_every_click_are_in_the_report(run: Run, cases: li
     assert details["report"]["notes"] == [row["notes"]] and details["image_digest"]
 
 
+@pytest.mark.parametrize("ids", [["node_0"] * 4, ["2", "", "3", "3"]], ids=["one for all", "some"])
+def test_points_with_the_same_id_are_clicks_of_their_own(
+    run: Run, cases: list[Case], tmp_path: Path, ids: list[str]
+) -> None:
+    places = [(-16.0, -15.0, 3.0 * k) for k in (2, 3, 4)] + [(900.0, 0.0, 0.0)]
+    points = tuple(ControlPoint(name, "", place) for name, place in zip(ids, places, strict=True))
+    write_markups(Path(cases[0][2]), [Markup("clicks", "Fiducial", points)])
+    (row,) = run(cases[:1])["cases"]
+    assert (row["clicks_kept"], row["clicks_outside"]) == (3, 1)
+    assert len({click["id"] for click in row["clicks"] if click["id"]}) == 4
+    name = ids[-1]
+    with pytest.raises(BadInput, match=rf"no click '{name}' to insist on") as refused:
+        insist_on(read_markups(cases[0][2]), [name])
+    assert f"{name} (4)" in refused.value.remedy
+    (clicks,) = insist_on(read_markups(cases[0][2]), [f"{name} (4)"])
+    assert [point.insisted for point in clicks.points] == [False, False, False, True]
+
+
+def test_a_name_with_an_umlaut_is_shown_right_by_excel(run: Run, cases: list[Case], tmp_path: Path) -> None:
+    run([("Müller, Jörg", *cases[0][1:])])
+    content = (tmp_path / "out" / "report.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfcase,") and "Müller, Jörg" in content.decode()
+    run([("Mueller", *cases[0][1:])])
+    assert (tmp_path / "out" / "report.csv").read_bytes().startswith(b"case,")
+
+
 def test_a_result_that_a_person_changed_is_left_alone_and_said(run: Run, cases: list[Case], tmp_path: Path) -> None:
-    run(cases[:2])
+    first = run(cases[:2])
     output = tmp_path / "out" / "a.seg.nrrd"
     mask = read_labelmap(output)
     mask.array[4, 10:20, 10:20] = 1
@@ -113,8 +150,47 @@ def test_a_result_that_a_person_changed_is_left_alone_and_said(run: Run, cases: 
         assert states(report) == {"a": "kept", "b": "done"}
         assert "a.seg.nrrd was changed after the batch wrote it" in report["cases"][0]["error"]
         assert output.read_bytes() == edited
+        was, now = first["cases"][0], report["cases"][0]
+        assert all(was[name] == now[name] for name in ("volume_ml", "clicks_kept", "quality", "clicks", "model"))
+        assert now["volume_ml"] > 0 and "figures are those of the mask before it was changed" in now["notes"]
     assert states(run(cases[:2], resume=False)) == {"a": "done", "b": "done"}
     assert output.read_bytes() != edited
+
+
+@pytest.mark.parametrize("edit", ["overlapping segments", "fractions", "no memory to look"])
+def test_a_result_that_a_person_changed_is_left_alone_where_it_is_no_plain_label_map(
+    run: Run, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    run(cases[:1])
+    output = tmp_path / "out" / "a.seg.nrrd"
+    mask = sitk.ReadImage(str(output))
+    if edit == "fractions":
+        mask = sitk.Cast(mask, sitk.sitkFloat32) + 0.5
+    sitk.WriteImage(sitk.Compose(mask, mask) if edit == "overlapping segments" else mask + 0, str(output))
+    if edit == "no memory to look":
+
+        def full(path: Path) -> None:
+            raise OutOfMemory("There is no memory.", "Wait.")
+
+        monkeypatch.setattr("SPDSegmentLib.geometry.labelmap.read_labelmap", full)
+    edited = output.read_bytes()
+    assert states(run(cases[:1])) == {"a": "kept"} and output.read_bytes() == edited
+
+
+@pytest.mark.parametrize(
+    ("others", "said", "code"),
+    [([], "2 of 3 cases are done", MUST_LOOK), ([{"state": "failed"}], "1 of 4 cases has no result", 2)],
+)
+def test_a_mask_that_is_kept_is_no_case_without_a_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], others: list[dict[str, Any]], said: str, code: int
+) -> None:
+    rows = [{"state": "done"}, {"state": "kept"}, {"state": "done"}, *others]
+    with pytest.raises((BadInput, typer.Exit)) as end:
+        _conclude(rows, tmp_path)
+    assert isinstance(end.value, BadInput | typer.Exit)
+    shown = capsys.readouterr()
+    assert said in shown.out + str(end.value) and end.value.exit_code == code
+    assert f"1 of {len(rows)} masks is edited since or not of the batch, and left alone" in shown.err
 
 
 def test_a_mask_of_somebody_else_in_a_results_place_is_left_alone(run: Run, cases: list[Case], tmp_path: Path) -> None:
@@ -124,11 +200,14 @@ def test_a_mask_of_somebody_else_in_a_results_place_is_left_alone(run: Run, case
     assert states(run(cases[:1])) == {"a": "kept"}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "gone"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "gone"])
 def test_a_damaged_result_is_done_again(run: Run, cases: list[Case], tmp_path: Path, damage: str) -> None:
     run(cases[:1])
     output = tmp_path / "out" / "a.seg.nrrd"
-    output.write_bytes(output.read_bytes()[:-50]) if damage == "truncated" else output.unlink()
+    whole = output.read_bytes()
+    output.unlink()
+    if damage != "gone":
+        output.write_bytes(whole[:-50] if damage == "truncated" else b"")
     assert states(run(cases[:1])) == {"a": "done"}
     assert read_labelmap(output).array.any()
 
@@ -191,6 +270,49 @@ def test_a_stopped_batch_reports_no_earlier_result_of_what_has_changed_since(
     with pytest.raises(Cancelled):
         run(cases, on_case=stop_after_the_second)
     assert reported(tmp_path / "out") == {"a": "done", "b": "done"}
+
+
+def test_the_report_of_a_batch_that_is_killed_keeps_what_others_and_earlier_runs_have_done(
+    run: Run, cases: list[Case], tmp_path: Path
+) -> None:
+    told = []
+
+    def note(done: int, total: int, row: dict[str, Any]) -> None:
+        told.append(reported(tmp_path / "out"))  # all that a kill now would leave
+
+    run(cases, part=(1, 2))
+    run(cases, part=(2, 2), on_case=note)
+    assert told == [{"a": "done", "b": "done", "c": "done"}]
+    write_image(Path(cases[0][1]), seed=9)
+    run(cases, on_case=note)
+    assert told[1] == {"a": "done", "b": "done", "c": "done"}
+
+
+def test_images_of_others_are_read_only_where_their_size_or_time_has_changed(
+    run: Run, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def digest(path: Path, *which: Any) -> str:
+        read.append(path.name)
+        return image_digest(path, *which)
+
+    monkeypatch.setattr("SPDSegmentLib.batch.cases.image_digest", digest)
+    run(cases, part=(1, 2))
+    run(cases, part=(2, 2))
+    assert sorted(read) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    Path(cases[0][1]).touch()
+    with pytest.raises(Cancelled):
+        run(cases, part=(2, 2), on_case=lambda done, total, row: stop_after_the_second(2, total, row))
+    assert sorted(read[3:]) == ["a.nii.gz", "b.nii.gz"]
+    assert reported(tmp_path / "out") == {"a": "done", "b": "done", "c": "done"}
+
+
+def test_where_a_stopped_batch_begins_again_is_said(run: Run, cases: list[Case]) -> None:
+    for resume, remedy in ((True, "Run it again to go on."), (False, "with --again it begins with the first case.")):
+        with pytest.raises(Cancelled) as stopped:
+            run(cases, resume=resume, on_case=stop_after_the_second)
+        assert stopped.value.remedy.endswith(remedy)
 
 
 @pytest.mark.parametrize("with_earlier", [True, False])

@@ -56,6 +56,13 @@ def test_absolute_paths_and_a_series_are_taken_as_they_are(tmp_path: Path) -> No
     assert case.image == f"{tmp_path}/dicom" and case.series == "12.7"
 
 
+def test_frames_and_series_are_read_as_programs_write_columns_with_gaps(tmp_path: Path) -> None:
+    lines = ["a,i,p,2.0,3.0", "b,i,p,,", "c,i,p,nan,NaN", "d,i,p,NA,<NA>", "e,i,p,12,1.2.30", 'f,i,p,"4,0",T2 3.0']
+    cases = checked_cases(table(tmp_path, "name,image,points,frame,series\n" + "\n".join(lines)))
+    assert [case.frame for case in cases] == [2, 0, 0, 0, 12, 4] and not any(case.problem for case in cases)
+    assert [case.series for case in cases] == ["3", "", "", "", "1.2.30", "T2 3.0"]
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 from batch_helpers import MODEL, Case, cases, states, write_clicks, write_image
-from cluster_stub import not_here, segmenter_that_needs, sleeping_segmenter, starts_in
+from cluster_stub import not_here, segmenter_on_an_unfit_node, segmenter_that_needs, sleeping_segmenter, starts_in
 
 from SPDSegmentLib.batch.cases import BatchModel
 from SPDSegmentLib.batch.report import read_row
@@ -139,6 +141,34 @@ def test_a_worker_that_is_killed_at_random_loses_no_case(dask: Dask, tmp_path: P
     assert not killer.is_alive() and sum(worker.poll() is not None for worker in dask.workers) == 1
     assert set(states(report).values()) == {"done"} and len(report["cases"]) == 12
     assert not list(out.glob(".*partial*"))
+
+
+def test_a_worker_without_a_device_costs_no_case_and_is_named(
+    dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    dispatch = functools.partial(cluster.ClusterDispatch, say=said.append)
+    monkeypatch.setattr(cluster, "ClusterDispatch", dispatch)
+    dask.add_worker(), dask.add_worker()
+    listed = many(tmp_path, 8)
+    report = run_on(dask, tmp_path / "out", listed, 0.1, make=segmenter_on_an_unfit_node, workers=2)
+    assert set(states(report).values()) == {"done"}, report
+    assert len({row["worker"] for row in report["cases"]}) == 1
+    (sentence,) = said
+    assert f"on {platform.node()} cannot go on: The GPU does not answer. Its cases go to the other" in sentence
+    # where no other one is left, the batch ends with that sentence
+    fit = int(report["cases"][0]["worker"])
+    next(worker for worker in dask.workers if worker.pid == fit).kill()
+    (tmp_path / "out" / ".unfit").rename(tmp_path / "unfit")
+    with pytest.raises(cluster.UnfitWorker, match="cannot go on: The GPU does not answer"):
+        run_on(dask, tmp_path / "out", many(tmp_path, 9), 0.2, make=segmenter_on_an_unfit_node)
+
+
+def test_a_worker_without_the_model_is_named_before_the_first_case(dask: Dask, tmp_path: Path, spd_home: Path) -> None:
+    dask.add_worker()
+    with pytest.raises(cluster.UnfitWorker, match=r"The worker tcp://.* cannot go on: There is no model 'fake'"):
+        run_on(dask, tmp_path / "out", many(tmp_path, 2), make=None, workers=1)
+    assert not list((tmp_path / "out").glob("*.case.json"))
 
 
 @in_soak

@@ -67,6 +67,16 @@ def test_a_dicom_folder_is_an_image(run: Run, cases: list[Case], tmp_path: Path)
     assert states(report) == {"a": "done"}, report["cases"][0]["error"]
 
 
+def test_the_series_for_cases_that_name_none_is_not_asked_of_files(run: Run, cases: list[Case], tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "dicom", 2)
+    write_series(folder, 3)
+    mixed = [cases[0], ("folder", str(folder), cases[0][2])]
+    report = run(mixed, settings=BatchSettings(series="1.3"))
+    assert states(report) == {"a": "done", "folder": "done"}, report
+    (row,) = run([("film", *cases[0][1:])], settings=BatchSettings(frame=2))["cases"]
+    assert row["state"] == "failed" and "in a batch name it in the column frame of those cases" in row["error"]
+
+
 def test_a_mask_never_replaces_an_input(run: Run, cases: list[Case], tmp_path: Path) -> None:
     before = Path(cases[0][1]).read_bytes()
     report = run(cases[:1], folder=tmp_path / "data", settings=BatchSettings(suffix=".nii.gz"), resume=False)
@@ -241,6 +251,20 @@ def test_how_a_case_is_segmented_is_said_as_to_the_command_for_one(
     assert expected.any() and (read_labelmap(tmp_path / "out" / "a.nrrd").array == expected).all()
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["cases"]
     assert (row["image"], row["points"]) == (str(folder), cases[0][2])
+
+
+def test_the_end_of_a_job_stops_a_batch_as_ctrl_c_does(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_bundle(SimpleNamespace(model=tmp_path / "model"))
+    table = tmp_path / "cases.csv"
+    table.write_text(f"name,image,points\n{','.join(cases[0])}\n", encoding="utf-8")
+    monkeypatch.setattr(run_module.BatchRun, "_run_all", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
+    words = ["batch", str(table), "-m", str(tmp_path / "model"), "-o", str(tmp_path / "out")]
+    before = signal.getsignal(signal.SIGTERM)
+    result = CliRunner().invoke(build_app(), words)
+    assert result.exit_code == 130 and "what is finished is kept" in result.stderr
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_image_that_does_not_fit_is_said_before_the_case_runs(cases: list[Case], tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -265,6 +267,12 @@ def test_torch_running_out_of_memory_is_known_without_importing_torch() -> None:
     assert isinstance(as_spd_error(OutOfMemoryError("CUDA out of memory")), OutOfMemory)
     assert isinstance(as_spd_error(RuntimeError("DefaultCPUAllocator: can't allocate memory")), OutOfMemory)
     assert type(as_spd_error(RuntimeError("other"))) is SPDError
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_without_room_is_known_whatever_limits_it(number: int) -> None:
+    failure = as_spd_error(OSError(number, os.strerror(number), "/data/x"))
+    assert isinstance(failure, BadInput) and "/data/x" in failure.message and failure.remedy
 
 
 def test_a_bad_argument_of_a_command_keeps_typers_own_message() -> None:

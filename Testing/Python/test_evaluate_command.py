@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from fit_tables import read_rows
 from SPDSegmentLib.cli import app as app_module
+from SPDSegmentLib.evaluation import evaluator
 from SPDSegmentLib.evaluation.evaluator import METHODS
 from SPDSegmentLib.evaluation.report import compare, markdown_table, summarize
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
@@ -187,6 +190,30 @@ def test_a_case_without_the_structure_is_named_and_left_out(folder: Path, tmp_pa
     assert result.exit_code == 0, result.output
     assert "a_label.nii.gz holds none of the label values" in result.stderr and "case a is left out" in result.stderr
     assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["cases"] == ["b"]
+
+
+@pytest.mark.parametrize(("end", "code"), [("a job's time", 130), ("memory", 4)])
+def test_an_evaluation_that_is_stopped_keeps_the_runs_that_are_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, code: int
+) -> None:
+    done, whole = 0, evaluator.measure
+
+    def measure(*given: Any) -> evaluator.EvaluationRow:
+        nonlocal done
+        done += 1
+        if done == 3:
+            assert (tmp_path / "tables" / "rows.csv").exists()  # what a kill would leave
+            if end != "memory":
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise MemoryError
+        return whole(*given)
+
+    monkeypatch.setattr(evaluator, "measure", measure)
+    result = run(folder, tmp_path / "tables", "--seeds", "4", "--severity", "severe")
+    assert result.exit_code == code
+    assert "Stopped after 2 runs; the tables in" in result.stderr
+    assert len(read_rows(tmp_path / "tables" / "rows.csv")) == 2
+    assert json.loads((tmp_path / "tables" / "summary.json").read_text(encoding="utf-8"))["stopped"] is True
 
 
 def test_a_second_evaluation_in_one_folder_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -322,6 +322,12 @@ def test_a_series_is_chosen_by_uid_number_or_description_and_doubt_is_said(tmp_p
     for text in ("12", "T1"):
         with pytest.raises(BadInput, match=rf"2 DICOM image series that fit {text}: 1\.2\.3\.12 .*1\.2\.3\.13"):
             read_volume(tmp_path / "all", text)
+    for text in ("2", "1", "14"):  # the end of a UID, a part of a description, the end of one with a number of its own
+        with pytest.raises(BadInput, match=rf"ends in {text}\. Choose one of these"):
+            read_volume(tmp_path / "all", text)
+    with pytest.raises(BadInput, match="that fit 12") as doubt:
+        read_volume(tmp_path / "all", "12")
+    assert doubt.value.remedy.startswith("Choose one with --series and its whole UID")
     with pytest.raises(BadInput, match=r"ends in 99\. Choose one of these: .*CT T1 post \(number 12\)"):
         read_volume(tmp_path / "all", "99")
 
@@ -345,6 +351,14 @@ def test_below_a_folder_a_series_is_found_wherever_its_files_lie(tmp_path: Path)
     # a folder's own series comes before those below it
     series(tmp_path / "study", lambda t, made: setattr(made, "RescaleIntercept", 5))
     np.testing.assert_array_equal(read_volume(tmp_path / "study").array, PIXELS + 5)
+
+
+def test_a_series_in_a_folder_that_a_link_leads_to_is_found_and_links_in_circles_end(tmp_path: Path) -> None:
+    series(tmp_path / "archive" / "ct")
+    (tmp_path / "case").mkdir()
+    for name, target in (("CT", "archive/ct"), ("again", "archive/ct"), ("up", "."), ("self", "case")):
+        (tmp_path / "case" / name).symlink_to(tmp_path / target, target_is_directory=True)
+    np.testing.assert_array_equal(read_volume(tmp_path / "case").array, PIXELS)
 
 
 def test_one_file_of_a_series_is_said_to_be_one_slice_and_the_remedy_works(tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_frames_that_are_no_volume_are_refused(
     [
         ("TemporalPositionIdentifier", (2, 10, 9)),
         ("TriggerTime", (0, 1033.5, 99.5)),
+        ("TriggerTime", (12345.1, 12347.2, 12345.9)),
+        ("AcquisitionNumber", (10001, 10003, 10002)),
         ("AcquisitionNumber", (4, 6, 5)),
     ],
 )

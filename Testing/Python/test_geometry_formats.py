@@ -249,6 +249,27 @@ def test_an_nrrd_space_without_left_and_right_is_refused(tmp_path: Path, space: 
     refused(nrrd(tmp_path / "scan.nrrd", VALUES.tobytes(), space=space), "left and right are open")
 
 
+def in_time(path: Path, space: str | None, **changes: str) -> Path:
+    """A 4-D NRRD file whose space has four axes, with twice the same voxels."""
+    directions = "(1,0,0,0) (0,2,0,0) (0,0,3,0) (0,0,0,1)"
+    told = {"dimension": "4", "sizes": "6 5 4 2", "space_directions": directions, "space_origin": "(10,20,30,0)"}
+    return nrrd(path, 2 * VALUES.tobytes(), space=space, **(told | changes))
+
+
+@pytest.mark.parametrize("space", ["right-anterior-superior-time", "RAST", "LAST", "scanner-xyz-time"])
+def test_a_4d_nrrd_space_that_would_be_read_mirrored_is_refused(tmp_path: Path, space: str) -> None:
+    refused(in_time(tmp_path / "scan.nrrd", space), "left and right are open")
+    listed = {"space_directions": "(1,0,0) (0,2,0) (0,0,3) none", "space_origin": "(10,20,30)"}
+    refused(in_time(tmp_path / "scan.nrrd", None, space_dimension="3", **listed), "not named: left and right are open")
+
+
+@pytest.mark.parametrize("space", ["left-posterior-superior-time", "LPST"])
+def test_a_4d_nrrd_space_of_lps_and_time_is_read(tmp_path: Path, space: str) -> None:
+    volume = read_volume(in_time(tmp_path / "scan.nrrd", space), frame=2)
+    np.testing.assert_array_equal(volume.array, VALUES)
+    np.testing.assert_allclose(volume.ijk_to_ras, affine(np.diag([-1.0, -1, 1]), (1, 2, 3), (-10, -20, 30)))
+
+
 @pytest.mark.parametrize("space", ["left-posterior-superior", "LPS", "RAS", "right-anterior-superior", "LAS"])
 def test_the_anatomical_spaces_of_nrrd_are_read(tmp_path: Path, space: str) -> None:
     signs = {"l": {"p": (-1, -1), "a": (-1, 1)}, "r": {"a": (1, 1)}}
@@ -278,6 +299,12 @@ def test_meta_fields_that_are_no_numbers_are_refused(tmp_path: Path, field: str,
 )
 def test_meta_fields_that_itk_passes_over_are_refused(tmp_path: Path, changes: dict[str, str], words: str) -> None:
     refused(meta(tmp_path / "scan.mha", VALUES.tobytes(), **changes), words)
+
+
+def test_a_meta_slope_of_one_scales_nothing_however_it_is_written(tmp_path: Path) -> None:
+    told = {"ElementToIntensityFunctionSlope": "1.0", "ElementToIntensityFunctionOffset": "0.0"}
+    path = meta(tmp_path / "scan.mha", VALUES.tobytes(), **told)
+    np.testing.assert_array_equal(read_volume(path).array, VALUES)
 
 
 @pytest.mark.parametrize("left", [0.5, 0.9])

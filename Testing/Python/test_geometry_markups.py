@@ -251,8 +251,21 @@ def test_a_table_of_positions_is_a_list_of_clicks(tmp_path: Path, text: str, enc
 
 
 @pytest.mark.parametrize(
+    ("no", "yes"), [("0", "1"), ("0.0", "1.0"), ("False", "True"), ("FALSE", "TRUE"), ("no", "yes"), ("false", "")]
+)
+@pytest.mark.parametrize("column", ["selected", "defined"])
+def test_a_click_that_a_table_deselects_in_any_programs_words_is_none(
+    tmp_path: Path, column: str, no: str, yes: str
+) -> None:
+    (tmp_path / "clicks.csv").write_text(f"r,a,s,{column}\n1,2,3,{no}\n4,5,6,{yes}\n")
+    (markup,) = read_markups(tmp_path / "clicks.csv")
+    assert [point.is_used for point in markup.points] == [False, True]
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("r,a,s,selected\n1,2,3,1\n1,2,3,maybe\n", "Line 3 of .* has 'maybe' in the column selected"),
         ("x,y,z\n1,2,3\n", "has no columns r, a, s or l, p, s"),
         ("x,y,z\n1,2,3\n", "Name them r, a, s where they are as 3D Slicer shows them, or l, p, s"),
         ("", "has no columns r, a, s or l, p, s"),
