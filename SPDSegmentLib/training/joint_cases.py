@@ -48,7 +48,7 @@ class JointVolume:
     Attributes:
         images: (T, H, W) uint8, 0 to 255 over the modality's range; labels: (T, H, W) uint8, the numbers that
             :func:`numbers_of` gives the label values of the file.
-        pixel_mm: (row, column); slice_mm: distance of slices.
+        pixel_mm: (row, column); slice_mm: distance of slices; of_set: name of its set.
     """
 
     name: str
@@ -58,6 +58,7 @@ class JointVolume:
     slice_mm: float
     is_ct: bool
     fov_mm: float
+    of_set: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,7 @@ def load_joint_cases(
     without: dict[tuple[str, str], list[str]] = defaultdict(list)
     for done, (key, spec, name) in enumerate(jobs):
         numbers = numbers_of(spec)
-        volume = _read(root / spec.folder, name, spec, numbers)
+        volume = _read(root / spec.folder, name, spec, numbers, key)
         structures = [
             (f"{key}:{structure}", values[0], tuple(numbers[value] for value in values))
             for structure, values in spec.structures.items()
@@ -177,7 +178,7 @@ def _named(folder: Path, pattern: str) -> list[str]:
     return sorted(match["case"] for place in places if (match := expression.fullmatch(place)))
 
 
-def _read(folder: Path, name: str, spec: SetConfig, numbers: Mapping[int, int]) -> JointVolume:
+def _read(folder: Path, name: str, spec: SetConfig, numbers: Mapping[int, int], key: str) -> JointVolume:
     volume, labels = read_labeled(folder, spec, name)
     check_values(volume.array, spec.intensity, volume.name)
     stack = SliceStack(volume, spec.plane)
@@ -187,7 +188,8 @@ def _read(folder: Path, name: str, spec: SetConfig, numbers: Mapping[int, int]) 
     numbered = np.zeros(slices.shape, dtype=np.uint8)
     for value, number in numbers.items():
         numbered[slices == value] = number
-    return JointVolume(f"{folder.name}/{name}", images, numbered, stack.pixel_mm, stack.slice_mm, is_ct, spec.fov_mm)
+    name, pixel_mm, slice_mm = f"{folder.name}/{name}", stack.pixel_mm, stack.slice_mm
+    return JointVolume(name, images, numbered, pixel_mm, slice_mm, is_ct, spec.fov_mm, key)
 
 
 def _add(

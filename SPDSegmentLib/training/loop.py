@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt
-from SPDSegmentLib.files import write_csv
+from SPDSegmentLib.files import write_csv, write_error
 from SPDSegmentLib.geometry.limits import keep_freed_memory
 from SPDSegmentLib.inference.engine import autocast, choose_device, choose_precision
 from SPDSegmentLib.networks.backbones import hide_broken_torchvision, save_checkpoint
 
 T = TypeVar("T")
 _BEST = "-best.pt"
+_AGAIN = " Then run the same command: it goes on from the last checkpoint."
 
 
 @dataclass
@@ -217,8 +218,8 @@ class Loop:
 
         Raises:
             ModelCorrupt: the checkpoint cannot be read or does not fit.
-            BadInput: a checkpoint cannot be written, or loss or gradient are no numbers any more; checkpoints are of
-                the steps before.
+            BadInput: a checkpoint or the curve cannot be written, or loss or gradient are no numbers any more;
+                checkpoints are of the steps before.
             Cancelled: the user stopped.
         """
         if phase.steps == 0 or not phase.all_parameters():
@@ -305,7 +306,7 @@ class Loop:
         try:
             save_checkpoint(self._checkpoint(phase), state)
         except BadInput as error:
-            error.remedy += " Then run the same command: it goes on from the last checkpoint."
+            error.remedy += _AGAIN
             raise
 
     def _restore(self, phase: Phase, optimizer: torch.optim.Optimizer) -> int:
@@ -342,11 +343,16 @@ class Loop:
             return
         path = self.folder / f"{phase.name}.csv"
         new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", *values])
-            writer.writerow([step + 1, *(f"{value:.6g}" for value in values.values())])
+        try:
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                if new:
+                    writer.writerow(["step", *values])
+                writer.writerow([step + 1, *(f"{value:.6g}" for value in values.values())])
+        except OSError as error:
+            failure = write_error(path, error, "curve")
+            failure.remedy += _AGAIN
+            raise failure from error
 
     def _forget_after(self, phase: Phase, step: int) -> None:
         """Drop curve rows that are newer than the checkpoint, and one that a kill cut short."""

@@ -28,7 +28,7 @@ from SPDSegmentLib.geometry.intensity import CT_WINDOW
 from SPDSegmentLib.geometry.limits import free_memory_bytes
 from SPDSegmentLib.settings import build_settings, documented
 from SPDSegmentLib.training.config import TrainingConfig, check_split
-from SPDSegmentLib.training.survey import Survey, patient_pattern, split_patients
+from SPDSegmentLib.training.survey import Survey, patient_pattern, shared_numbers, split_patients
 
 if TYPE_CHECKING:
     from SPDSegmentLib.training.cases import Case
@@ -47,6 +47,8 @@ MEASURE_SECONDS = 4.0
 MEASURED_SLICES = 8
 EMBEDDING_BYTES = 2 * 256
 """Of a cell of an embedding, bfloat16."""
+SALIENCY_BYTES = 2
+"""Of a pixel of a kept saliency, half precision."""
 BASE_MEMORY = 1_500_000_000
 """Of torch, a model with its gradients, and a batch of LiteMedSAM at 168 pixels."""
 _TABLES_FIRST = ("bundle", "data", "intensity", "network", "stage1", "stage2", "prompts", "augmentation")
@@ -92,6 +94,8 @@ def plan(
     Raises:
         BadInput: no case has the targets, or a patient would train and validate.
     """
+    from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder
+
     counts = Counter(value for facts in found.facts for value in facts.values)
     chosen = tuple(tuple(values) for values in targets) or tuple((value,) for value in sorted(counts))
     wanted = [value for values in chosen for value in values]
@@ -101,7 +105,9 @@ def plan(
                 f"No case has the label value {value}; they have {', '.join(map(str, sorted(counts)))}.",
                 "Correct --target.",
             )
-    pattern = pattern or patient_pattern([facts.name for facts in found.facts])
+    names = [facts.name for facts in found.facts]
+    guessed = not pattern
+    pattern = pattern or patient_pattern(names)
     train, validating, test = split_patients(found.facts, pattern, wanted)
     if validation:
         known = {facts.name for facts in found.facts}
@@ -175,20 +181,26 @@ def plan(
     }
     config = build_settings(TrainingConfig, values, "the plan")
     check_split(config.data, Path("the plan"))
-    notes = list(found.notes)
+    notes = [*found.notes, *filter(None, [shared_numbers(names, pattern) if guessed else ""])]
     if not targets and len(chosen) > 1:
         named = ", ".join(f"{value} {found.names.get(value, '')}".strip() for value in wanted)
         notes.append(f"The labels have several values ({named}): each is a structure of its own; --target 1+2 joins.")
-    voxels = sum(math.prod(case.shape) for case in found.facts if case.name in set(train))
-    memory = voxels * (3 + len(chosen)) + BASE_MEMORY
+    n_validated = sum(v in case.structures for case in found.facts for v in chosen if case.name in set(validating))
+    kept = (entries + n_validated) * (slices + 2 * config.stage2.margin)
+    voxels = sum(math.prod(case.shape) for case in found.facts if case.name in {*train, *validating})
+    memory = voxels * (3 + len(chosen)) + kept * size * size * SALIENCY_BYTES + BASE_MEMORY
     free = free_memory_bytes()
     if free is not None and memory > free:
-        notes.append(f"Training needs about {megabytes(memory)}, and {megabytes(free)} are free: crop the images.")
-        values["stage1"]["runs_per_step"] = values["stage2"]["runs_per_step"] = 1
-        config = build_settings(TrainingConfig, values, "the plan")
-        reasons["stage1.runs_per_step"] = reasons["stage2.runs_per_step"] = "little memory is free"
-    cells = (size // multiple) ** 2
-    disk = entries * (slices + 2 * config.stage2.margin) * (cells * EMBEDDING_BYTES + 2 * size * size)
+        little = f"Training needs about {megabytes(memory)}, and {megabytes(free)} are free here"
+        if free < BASE_MEMORY:
+            notes.append(f"{little}: runs_per_step is 1; init on the machine that trains plans for that one.")
+            values["stage1"]["runs_per_step"] = values["stage2"]["runs_per_step"] = 1
+            config = build_settings(TrainingConfig, values, "the plan")
+            reasons["stage1.runs_per_step"] = reasons["stage2.runs_per_step"] = "little memory is free"
+        else:
+            notes.append(f"{little}: crop the images, or train on a machine that has more.")
+    cells = (size // (TinyViTEncoder.stride if multiple == 8 else 16)) ** 2
+    disk = kept * (cells * EMBEDDING_BYTES + 2 * size * size)
     return Plan(config, reasons, tuple(notes), disk, memory)
 
 

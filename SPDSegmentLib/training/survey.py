@@ -33,7 +33,12 @@ MAX_VALUES = 64
 FEW_SLICES = 3
 SAMPLE = 20_000
 _PERSON = re.compile(r"(?i)(sub|subj|subject|pat|patient|pt)[-_]?[a-z0-9]*?\d+(?=[-_.]|$)")
-_VISIT = r"[-_](?:left|right|l|r|pre|post|visit\d+|ses\d+|ses-\d+|scan\d+|t\d+|tp\d+)"
+_VISIT = (
+    r"(?:[-_ ](?:left|right|l|r|pre|post|baseline|follow-?up\d*|visit\d+|ses-?\d+|scan\d+|t\d+|tp\d+|day-?\d+)"
+    r"|(?<=\d)[lr])"
+)
+MOST_OF_ONE = 10
+"""Cases of a patient, on average, above which what case names begin with is no patient."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def find_cases(
         series, segments: what is chosen of DICOM.
 
     Raises:
-        BadInput: nothing that belongs together.
+        BadInput: nothing that belongs together, or labels of several namings.
     """
     files = [path.relative_to(folder).as_posix() for path in _files(folder)]
     masks = {name for name in files if _words(name) & LABEL_WORDS}
@@ -151,6 +156,17 @@ def find_cases(
         )
     count, *_, image, label = ranked[0]
     cases = sorted(images[image].keys() & labels[label].keys())
+    namings = {frozenset(labels[label].values()): label}
+    for n, *_, i, k in ranked:
+        taken = frozenset().union(*namings).union(above)
+        if i == image and 2 * n > count and not taken.intersection(labels[k].values()):
+            namings[frozenset(labels[k].values())] = k
+    if len(namings) > 1:
+        named = sorted(namings.values())
+        raise BadInput(
+            f"The cases of {folder} have labels of {len(named)} namings: {_some(named, 8)}.",
+            f"Say which are to be learned, as in --label '{named[0]}'.",
+        )
     others = dict.fromkeys(i for n, *_, i, k in ranked if n == count and k == label and i != image)
     distinct = [
         i
@@ -329,14 +345,33 @@ def _some(names: Sequence[str], shown: int = 4) -> str:
 def patient_pattern(cases: Sequence[str]) -> str:
     """A regular expression whose first group names the patient: what case names begin with, or all of them.
 
-    Of the usual ways to name cases it is the one by which most belong together, though not every name need follow it.
+    Of the usual ways to name cases it is the one by which most belong together, though not every name need follow it,
+    but none by which all are one patient.
     """
     from SPDSegmentLib.training.config import patient_of
 
     patterns = ["(.*)", f"(?i)(.+?)(?:{_VISIT})+$"]
     if words := sorted({match[1] for case in cases if (match := _PERSON.match(case))}):
         patterns.insert(1, f"((?:{'|'.join(words)})[-_]?[A-Za-z0-9]*?\\d+)")
-    return min(patterns, key=lambda pattern: len({patient_of(case, pattern) for case in cases}))
+    patients = {pattern: len({patient_of(case, pattern) for case in cases}) for pattern in patterns}
+    likely = [p for p, n in patients.items() if n > 1 and len(cases) <= MOST_OF_ONE * n]
+    return min(likely, key=patients.__getitem__, default="(.*)")
+
+
+def shared_numbers(cases: Sequence[str], pattern: str) -> str:
+    """A sentence where several patients of a pattern have the same first number in their names, else empty."""
+    from SPDSegmentLib.training.config import patient_of
+
+    people: dict[str, list[str]] = defaultdict(list)
+    for patient in sorted({patient_of(case, pattern) for case in cases}):
+        people[next(iter(re.findall(r"\d+", patient)), "")].append(patient)
+    shared = next((names for number, names in people.items() if number and len(names) > 1), [])
+    if len(people) < 2 or not shared:
+        return ""
+    return (
+        f"{_some(shared)} count as {len(shared)} patients; if their first number is the patient, so that none trains "
+        r"and validates, give --patient '(\D*\d+)'."
+    )
 
 
 def split_patients(

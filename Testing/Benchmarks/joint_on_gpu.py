@@ -2,13 +2,16 @@
 
     export PYTHONPATH=Testing/Benchmarks
     python Testing/Benchmarks/joint_on_gpu.py pack Testing/Benchmarks/generalist.toml packed
-    python Testing/Benchmarks/joint_on_gpu.py train packed trained --seconds 500 --speed 10 40
+    python Testing/Benchmarks/joint_on_gpu.py speed packed 10 40
+    python Testing/Benchmarks/joint_on_gpu.py train packed trained --seconds 500
     python Testing/Benchmarks/joint_on_gpu.py bundle Testing/Benchmarks/generalist.toml trained
 
 ``pack`` writes the plans of all joint rows of a benchmark, the volumes cropped around their structures, with simulated
-clicks, and the backbone in half precision. ``train`` runs several trainings at once, in the order of the plans; every
-batch is drawn on the device. Each leaves what it was measured to do on its tested patients, by the network alone, and,
-if the benchmark wants it, its adapter. ``bundle`` puts the adapters where ``spdbench`` looks for trained models.
+clicks, and the backbone in half precision. ``train`` runs the trainings in the order of the plans, several at once if
+wanted; every batch is drawn on the device. The same command goes on where the last one was stopped; that takes of its
+files records.json and stopped-*.safetensors. Each training leaves what it was measured to do on its tested patients, by
+the network alone, and, if the benchmark wants it, its adapter. ``bundle`` puts the adapters where ``spdbench`` looks
+for trained models; it takes several folders, if there are several.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import multiprocessing
 import sys
@@ -27,100 +31,153 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from joint_pack import Plan, pack, read_plans, unpack
+from joint_files import STOPPED, Trained, half_base, stored
+from joint_pack import Plan, pack, read_plans, same_slices, unpack
 from joint_trainer import Training
-from SPDSegmentLib.files import write_json
-from SPDSegmentLib.networks.backbones import load_state_dict
 
 LEFT_FOR_SAVING = 8.0
 WEIGHTS = "base.safetensors"
 WARM_UP, TIMED = 8, 20
 
 
-def speed(plan: Plan, folder: Path, unpacked: tuple[Any, ...], runs: Sequence[int]) -> None:
-    """Print slices per second, forward and backward, with nothing else on the device."""
+def speed(folder: Path, runs: Sequence[int], seconds: float, only: Sequence[str]) -> None:
+    """Print slices per second, forward and backward, of every objective, and what time all plans take with so many."""
+    deadline = time.monotonic() + seconds
+    plans, unpacked = _wanted(folder, only), unpack(folder)
+    kinds = {plan.config.stage.objective: plan for plan in reversed(plans)}
     for count in runs:
-        stage = dataclasses.replace(plan.config.stage, runs_per_step=count)
-        training = Training(
-            dataclasses.replace(plan, config=dataclasses.replace(plan.config, stage=stage)),
-            _weights(folder),
-            *unpacked,
-        )
-        for _ in range(WARM_UP):
-            training.step(1000)
-        began = training.now()
-        for _ in range(TIMED):
-            training.step(1000)
-        taken = training.now() - began
-        slices = TIMED * count * stage.run_length
-        record = {"slices_per_step": count * stage.run_length, "slices_per_second": round(slices / taken, 1)}
-        print(json.dumps({"alone": plan.config.stage.objective, **record}), flush=True)
+        rates = {}
+        for objective, plan in kinds.items():
+            if time.monotonic() >= deadline:
+                print(f"no time was left to time {objective} with {count} runs per step", flush=True)
+                continue
+            rates[objective] = _slices_per_second(_changed(plan, 1.0, count), folder, unpacked)
+            about = {"alone": objective, "slices_per_step": count * plan.config.stage.run_length}
+            print(json.dumps({**about, "slices_per_second": round(rates[objective], 1)}), flush=True)
+        if len(rates) == len(kinds):
+            needed = sum(_slices(plan) / rates[plan.config.stage.objective] for plan in plans)
+            print(f"--runs {count}: {len(plans)} plans train for {needed:.0f} s, --factor changes that", flush=True)
 
 
-def _train_one(plan: Plan, folder: Path, output: Path, deadline: float, unpacked: tuple[Any, ...]) -> None:
-    """In a process of its own."""
-    torch.set_num_threads(2)
+def _slices_per_second(plan: Plan, folder: Path, unpacked: tuple[Any, ...]) -> float:
+    """With nothing else on the device."""
+    training = Training(plan, _weights(folder), *unpacked)
+    for _ in range(WARM_UP):
+        training.step(1000)
+    began = training.now()
+    for _ in range(TIMED):
+        training.step(1000)
+    stage = plan.config.stage
+    return TIMED * stage.runs_per_step * stage.run_length / (training.now() - began)
+
+
+def _slices(plan: Plan) -> int:
+    """That a plan learns from."""
+    stage = plan.config.stage
+    return stage.steps * stage.runs_per_step * stage.run_length
+
+
+def _changed(plan: Plan, factor: float, runs: int) -> Plan:
+    """A plan with ``factor`` times its slices and so many runs per step, 0 for its own."""
+    stage = plan.config.stage
+    each = runs or stage.runs_per_step
+    stage = dataclasses.replace(stage, steps=same_slices(stage, each, factor), runs_per_step=each)
+    return dataclasses.replace(plan, config=dataclasses.replace(plan.config, stage=stage))
+
+
+def _wanted(folder: Path, only: Sequence[str]) -> list[Plan]:
+    """Plans whose names match one of the patterns, all without any."""
+    plans = read_plans(folder)
+    for pattern in only:
+        if not any(fnmatch.fnmatch(plan.name, pattern) for plan in plans):
+            raise SystemExit(f"No plan is named {pattern}; there are {', '.join(plan.name for plan in plans)}.")
+    return [plan for plan in plans if not only or any(fnmatch.fnmatch(plan.name, pattern) for pattern in only)]
+
+
+def _train_one(
+    plan: Plan, folder: Path, output: Trained, deadline: float, unpacked: tuple[Any, ...], writing: Any
+) -> None:
+    """In a process of its own; ``writing`` is the lock of the output."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
     try:
         training = Training(plan, _weights(folder), *unpacked)
-        record = training.run(deadline)
-        if plan.keep:
-            state = {name: tensor.half() for name, tensor in training.model.adapter_state().items()}
-            save_file(state, output / f"{plan.name}.safetensors")
+        with writing:
+            state, before = output.tensors(STOPPED, plan.name), output.records().get(plan.name, {})
+        if state:
+            training.restore(state)
+            print(f"{plan.name} goes on after step {training.done}", flush=True)
+        record = training.run(deadline, before if state else {})
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         record |= {"name": plan.name, "device": device, "objective": plan.config.stage.objective}
-        write_json(output / f"{plan.name}.json", record, indent=None)
+        record |= {"plan": _digest(plan), "keep": plan.keep, "finished": False}
+        trained = record["steps"] == plan.config.stage.steps
+        adapter = stored(training.model.adapter_state(), _weights(folder)) if trained and plan.keep else {}
+        record["finished"] = bool(adapter)
+        with writing:
+            output.put(plan.name, record, adapter, {} if adapter else training.state())
         began = time.monotonic()
-        record["rows"] = training.measure()
-        write_json(output / f"{plan.name}.json", record, indent=None)
+        rows = training.measure(deadline) if trained else None
+        if rows is None:
+            why = f"stopped after {record['steps']} of {plan.config.stage.steps} steps" if not trained else "unmeasured"
+            print(f"{plan.name}: {why}, no time was left", flush=True)
+            return
+        with writing:
+            output.put(plan.name, record | {"rows": rows, "finished": True}, {}, {})
         print(f"{plan.name}: {record['slices']} slices, measured in {time.monotonic() - began:.0f} s", flush=True)
     except Exception:
         traceback.print_exc()
         sys.exit(1)
 
 
-def train(
-    folder: Path, output: Path, seconds: float, parallel: int, factor: float, runs: int, only: Sequence[str]
-) -> None:
-    """Run the plans of a packed folder, so many at once, until the time is over.
+def _digest(plan: Plan) -> str:
+    """Of all that a plan says, so that another one is not gone on with."""
+    return hashlib.sha256(json.dumps(plan.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
-    Args:
-        factor: on the slices that each plan learns from; runs: of a step, 0 for those of the plan.
+
+def train(folder: Path, output: Trained, deadline: float, parallel: int, plans: Sequence[Plan]) -> None:
+    """Run plans of a packed folder, so many at once, until the time is over; what is finished is left as it is.
+
+    Raises:
+        SystemExit: a training failed, or what is in the output was trained otherwise.
     """
-    deadline = time.monotonic() + seconds
+    records = output.records()
+    for plan in plans:
+        if records.get(plan.name, {"plan": _digest(plan)}).get("plan") != _digest(plan):
+            raise SystemExit(
+                f"{plan.name} was trained into {output.folder} with other settings: give the same --factor and --runs, "
+                "or another folder."
+            )
+    waiting = [plan for plan in plans if not records.get(plan.name, {}).get("finished")]
+    for plan in plans:
+        if plan not in waiting:
+            print(f"{plan.name}: finished before", flush=True)
     unpacked = unpack(folder)
     print(f"unpacked {len(unpacked[0])} volumes, {len(unpacked[1])} structures", flush=True)
-    output.mkdir(parents=True, exist_ok=True)
-    waiting = [
-        plan for plan in read_plans(folder) if not only or any(fnmatch.fnmatch(plan.name, pattern) for pattern in only)
-    ]
-    context, running = multiprocessing.get_context("fork"), list[Any]()
-    while (waiting and time.monotonic() < deadline - LEFT_FOR_SAVING) or running:
-        while waiting and len(running) < parallel and time.monotonic() < deadline - LEFT_FOR_SAVING:
+    slices, left = sum(map(_slices, waiting)), max(deadline - time.monotonic(), 1.0)
+    print(f"{len(waiting)} plans of {slices} slices: {slices / left:.0f} a second are needed", flush=True)
+    context, running, failed = multiprocessing.get_context("fork"), dict[str, Any](), list[str]()
+    writing = context.Lock()
+    while (waiting and time.monotonic() < deadline - 2 * LEFT_FOR_SAVING) or running:
+        while waiting and len(running) < parallel and time.monotonic() < deadline - 2 * LEFT_FOR_SAVING:
             plan = waiting.pop(0)
-            stage = plan.config.stage
-            each = runs or stage.runs_per_step
-            steps = max(1, round(stage.steps * stage.runs_per_step * factor / each))
-            stage = dataclasses.replace(stage, steps=steps, runs_per_step=each)
-            plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, stage=stage))
-            arguments = (plan, folder, output, deadline - LEFT_FOR_SAVING, unpacked)
-            running.append(context.Process(target=_train_one, args=arguments))
-            running[-1].start()
+            arguments = (plan, folder, output, deadline - LEFT_FOR_SAVING, unpacked, writing)
+            running[plan.name] = context.Process(target=_train_one, args=arguments)
+            running[plan.name].start()
         time.sleep(0.1)
-        running = [process for process in running if process.is_alive()]
+        ended = [name for name, process in running.items() if not process.is_alive()]
+        failed += [name for name in ended if running.pop(name).exitcode != 0]
     for plan in waiting:
         print(f"{plan.name}: no time was left", flush=True)
+    sizes = output.sizes()
+    print(f"{output.folder}: {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB", flush=True)
+    if failed:
+        raise SystemExit(f"Failed: {', '.join(failed)}; what is said above is why. The same command tries again.")
 
 
 def _weights(folder: Path) -> Path | None:
     """The packed base weights, ``None`` for a backbone without any."""
     return folder / WEIGHTS if (folder / WEIGHTS).exists() else None
-
-
-def _half(path: Path) -> dict[str, Tensor]:
-    weights = load_state_dict(path)
-    return {name: (t.half() if t.is_floating_point() else t).contiguous() for name, t in weights.items()}
 
 
 def pack_benchmark(path: Path, folder: Path, extra: Sequence[Path], levels: int) -> None:
@@ -132,7 +189,7 @@ def pack_benchmark(path: Path, folder: Path, extra: Sequence[Path], levels: int)
     pack(plans, folder, levels)
     weights = base_weights(plans[0].config.network.backbone)
     if weights is not None:
-        save_file(_half(weights), folder / WEIGHTS)
+        save_file(half_base(weights), folder / WEIGHTS)
     size = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
     print(f"{len(plans)} plans, {size:.1f} MiB in {folder}: {', '.join(plan.name for plan in plans)}")
 
@@ -148,52 +205,39 @@ def main() -> None:
         "--also", type=Path, action="append", default=[], help="a joint configuration to train as well"
     )
     packing.add_argument("--levels", type=int, default=64, help="gray levels that are kept (a power of two)")
+    timing = commands.add_parser("speed")
+    timing.add_argument("folder", type=Path)
+    timing.add_argument("runs", type=int, nargs="+", help="runs per step to time alone")
+    timing.add_argument("--seconds", type=float, default=120)
+    timing.add_argument("--only", action="append", default=[])
     training = commands.add_parser("train")
     training.add_argument("folder", type=Path)
     training.add_argument("output", type=Path)
-    training.add_argument("--seconds", type=float, default=500)
+    training.add_argument("--seconds", type=float, default=500, help="for everything, saving included")
     training.add_argument("--parallel", type=int, default=1)
     training.add_argument("--factor", type=float, default=1.0, help="on the steps of every plan")
     training.add_argument(
         "--runs", type=int, default=0, help="runs of a step in place of the plans', for as many slices"
     )
     training.add_argument("--only", action="append", default=[])
-    training.add_argument("--speed", type=int, nargs="*", default=[], help="first, runs per step to time alone")
     bundling = commands.add_parser("bundle")
     bundling.add_argument("benchmark", type=Path)
-    bundling.add_argument("trained", type=Path)
+    bundling.add_argument("trained", type=Path, nargs="+")
     bundling.add_argument("--also", type=Path, action="append", default=[])
     bundling.add_argument("--work", type=Path, default=Path("runs") / "benchmark")
     options = parser.parse_args()
     if options.command == "pack":
         pack_benchmark(options.benchmark, options.folder, options.also, options.levels)
+    elif options.command == "speed":
+        speed(options.folder, options.runs, options.seconds, options.only)
     elif options.command == "train":
-        if options.speed:
-            timing = multiprocessing.get_context("spawn").Process(
-                target=_speed_alone, args=(options.folder, options.speed)
-            )
-            timing.start()
-            timing.join()
-        train(
-            options.folder,
-            options.output,
-            options.seconds,
-            options.parallel,
-            options.factor,
-            options.runs,
-            options.only,
-        )
+        deadline = time.monotonic() + options.seconds
+        plans = [_changed(plan, options.factor, options.runs) for plan in _wanted(options.folder, options.only)]
+        train(options.folder, Trained(options.output), deadline, options.parallel, plans)
     else:
         from joint_rows import bundle
 
         bundle(options.benchmark, options.also, options.trained, options.work)
-
-
-def _speed_alone(folder: Path, runs: Sequence[int]) -> None:
-    unpacked = unpack(folder)
-    plans = {plan.config.stage.objective: plan for plan in reversed(read_plans(folder))}
-    for plan in plans.values():
-        speed(plan, folder, unpacked, runs)
 
 
 if __name__ == "__main__":

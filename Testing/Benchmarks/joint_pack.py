@@ -20,11 +20,12 @@ from SPDSegmentLib.prompts.click_path import click_path
 from SPDSegmentLib.prompts.noise import simulate_clicks_from_path
 from SPDSegmentLib.settings import build_settings
 from SPDSegmentLib.training.joint_cases import WITH_SYNTHETIC, JointTarget, JointVolume, case_names, load_joint_cases
-from SPDSegmentLib.training.joint_config import JointConfig, SetConfig
+from SPDSegmentLib.training.joint_config import JointConfig, JointStage, SetConfig
 
 MARGIN_SHARE, MARGIN_SLICES = 0.62, 12
 TEST_SEVERITIES = ("clean", "clinic", "severe")
 TEST_SEED = 1000
+VOLUMES = ("folder", "image", "label", "series", "segments", "modality", "plane", "fov_mm")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Plan:
 
     Attributes:
         name: of its files; config: everything it needs to know.
-        learned: cases that it learns from, by the name of their folder; tested: those that it is tested on.
+        learned: cases that it learns from, by the name of their set; tested: those that it is tested on.
         keep: whether its adapter is wanted, or only what it was measured to do.
     """
 
@@ -49,9 +50,8 @@ class Plan:
         places = {key: str((root / spec.folder).resolve()) for key, spec in config.sets.items()}
         sets = {key: dataclasses.replace(spec, folder=places[key]) for key, spec in config.sets.items()}
         config = dataclasses.replace(config, sets=sets)
-        folders = {key: _folder_name(spec) for key, spec in config.sets.items()}
-        learned = {folders[key]: case_names(spec, Path(spec.folder)) for key, spec in config.sets.items()}
-        tested = {folders[key]: list(spec.exclude) for key, spec in config.sets.items()}
+        learned = {key: case_names(spec, Path(spec.folder)) for key, spec in sets.items()}
+        tested = {key: list(spec.exclude) for key, spec in sets.items()}
         return cls(name, config, learned, tested, keep)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,45 +65,75 @@ class Plan:
 
     def learns_from(self, target: JointTarget, volumes: Sequence[JointVolume]) -> JointTarget | None:
         """A target with the plan's weight, ``None`` if the training does not know it."""
-        folder, case, synthetic = _parts(volumes[target.volume])
-        specs = [spec for spec in self.config.sets.values() if _folder_name(spec) == folder]
-        if not specs or case not in self.learned[folder]:
+        key, case, synthetic = _parts(volumes[target.volume])
+        spec = self.config.sets.get(key)
+        if spec is None or case not in self.learned[key]:
             return None
         structure = target.group.partition(":")[2]
-        known = specs[0].synthetic > 0 if synthetic else structure in specs[0].structures
-        return dataclasses.replace(target, weight=specs[0].weight) if known else None
+        known = spec.synthetic > 0 if synthetic else structure in spec.structures
+        return dataclasses.replace(target, weight=spec.weight) if known else None
 
     def is_tested_on(self, target: JointTarget, volumes: Sequence[JointVolume]) -> bool:
         """Whether a target is of a patient whom the training does not know."""
-        folder, case, synthetic = _parts(volumes[target.volume])
-        return not synthetic and case in self.tested.get(folder, ())
+        key, case, synthetic = _parts(volumes[target.volume])
+        return not synthetic and case in self.tested.get(key, ())
 
 
-def _folder_name(spec: SetConfig) -> str:
-    return Path(spec.folder).name
+def same_slices(stage: JointStage, runs: int, factor: float = 1.0) -> int:
+    """Steps of so many runs that see as many slices as the stage's, times ``factor``."""
+    return max(1, round(stage.steps * stage.runs_per_step * factor / runs))
 
 
 def _parts(volume: JointVolume) -> tuple[str, str, bool]:
-    """Folder, case, and whether a synthetic structure is in it."""
-    folder, _, rest = volume.name.partition("/")
-    case, mark, _ = rest.partition(WITH_SYNTHETIC)
-    return folder, case, bool(mark)
+    """Set, case, and whether a synthetic structure is in it."""
+    case, mark, _ = volume.name.partition("/")[2].partition(WITH_SYNTHETIC)
+    return volume.of_set, case, bool(mark)
 
 
 def union(plans: Sequence[Plan]) -> dict[str, SetConfig]:
-    """Sets that hold all that any plan learns from or is tested on."""
+    """Sets that hold all that any plan learns from or is tested on.
+
+    Raises:
+        SystemExit: volumes or clicks of one plan are not those of another.
+    """
     sets: dict[str, SetConfig] = {}
     for plan in plans:
+        own, first = _clicks(plan), _clicks(plans[0])
+        if own != first:
+            other = [name for name in own if own[name] != first[name]]
+            raise SystemExit(
+                f"{plan.name} has another {', '.join(other)} than {plans[0].name}, but plans of a folder learn from "
+                "the same clicks: pack it into another folder, from a benchmark without the other rows."
+            )
         for key, spec in plan.config.sets.items():
-            folder = _folder_name(spec)
             so_far = sets.get(key, dataclasses.replace(spec, cases=(), structures={}, exclude=(), max_cases=0))
             sets[key] = dataclasses.replace(
                 so_far,
-                cases=tuple(sorted({*so_far.cases, *plan.learned[folder], *plan.tested[folder]})),
-                structures={**so_far.structures, **spec.structures},
+                cases=tuple(sorted({*so_far.cases, *plan.learned[key], *plan.tested[key]})),
+                structures={**spec.structures, **so_far.structures},
                 synthetic=max(so_far.synthetic, spec.synthetic),
             )
+    for plan in plans:
+        for key, spec in plan.config.sets.items():
+            _check_same(plan.name, key, spec, sets[key])
     return sets
+
+
+def _clicks(plan: Plan) -> dict[str, object]:
+    """What the simulated clicks depend on."""
+    stage = plan.config.stage
+    return {"click_sets": stage.click_sets, "severities": tuple(stage.severities), "seed": plan.config.seed}
+
+
+def _check_same(plan: str, key: str, spec: SetConfig, packed: SetConfig) -> None:
+    other = [name for name in VOLUMES if getattr(spec, name) != getattr(packed, name)]
+    other += [name for name, values in spec.structures.items() if packed.structures[name] != values]
+    other += ["synthetic"] if spec.synthetic not in (0, packed.synthetic) else []
+    if other:
+        raise SystemExit(
+            f"[sets.{key}] of {plan} has another {', '.join(other)} than that of another plan: give the set a name of "
+            "its own, or pack the plan into another folder, from a benchmark without the other rows."
+        )
 
 
 def pack(plans: Sequence[Plan], folder: Path, levels: int = 64) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file
-
-from joint_pack import Plan
+from joint_files import Trained, adapter_of
+from joint_pack import Plan, same_slices
 from spdbench.comparators.joint_training import JointTraining
 from spdbench.comparators.own_training import base_weights
 from spdbench.config import read_benchmark_config
@@ -39,48 +38,101 @@ def entries_of(path: Path, work: Path) -> Iterator[tuple[str, Entry, JointTraini
                 seen.add(entry.model)
                 training = entry.make()
                 assert isinstance(training, JointTraining)
-                yield f"{method.name}-{fold.name}", entry, training
+                alone = "{dataset}" in method.joint or method.learns in ("own", "other-structures")
+                place = f"{method.name}-{dataset.name}" if alone else method.name
+                yield f"{place}-{fold.name}", entry, training
 
 
 def plans_of(path: Path, also: Sequence[Path]) -> list[Plan]:
-    """Plans of all models, ablations last; adapters of ablations are not kept."""
-    plans = [
-        (entry.method.group == ABLATION, Plan.of(name, training.config, training.root, entry.method.group != ABLATION))
-        for name, entry, training in entries_of(path, Path("runs"))
-    ]
-    further = [(False, Plan.of(file.stem, read_joint_config(file), file.parent)) for file in also]
-    return [plan for _, plan in sorted([*plans, *further], key=lambda item: item[0])]
-
-
-def bundle(path: Path, also: Sequence[Path], trained: Path, work: Path) -> None:
-    """Put what was trained where the benchmark looks for it.
+    """Plans of all models, ablations last; adapters of ablations are not kept.
 
     Raises:
-        SystemExit: an adapter took other steps than the benchmark says.
+        SystemExit: two plans have one name, or one starts from a model.
     """
+    plans = []
+    for name, entry, training in entries_of(path, Path("runs")):
+        if training.describe_model().get("stage1"):
+            raise SystemExit(
+                f"{name} starts from stage I of {entry.method.stage1_from}, which is not packed: take its row out of "
+                "the benchmark, or let python -m spdbench train it."
+            )
+        ablation = entry.method.group == ABLATION
+        plans.append((ablation, Plan.of(name, training.config, training.root, not ablation)))
+    for file in also:
+        config = read_joint_config(file)
+        if config.initialize_from:
+            raise SystemExit(
+                f"{file} starts from {config.initialize_from}, which is not packed: take initialize_from out, or let "
+                "spdsegment train train it."
+            )
+        plans.append((False, Plan.of(file.stem, config, file.parent)))
+    names = [plan.name for _, plan in plans]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SystemExit(f"Two plans are named {twice[0]}: rename the row, or the file of --also.")
+    return [plan for _, plan in sorted(plans, key=lambda item: item[0])]
+
+
+def bundle(path: Path, also: Sequence[Path], trained: Sequence[Path], work: Path) -> None:
+    """Put what was trained where the benchmark looks for it.
+
+    Args:
+        trained: folders of :class:`joint_files.Trained`; of what several have that of the last is taken.
+
+    Raises:
+        SystemExit: after all others, an adapter took other steps than the benchmark says, or is of no row.
+    """
+    problems = []
+    records = {name: record for folder in trained for name, record in Trained(folder).records().items()}
+    left = {name for name, record in records.items() if record.get("keep")}
     for name, entry, training in entries_of(path, work):
-        if not (trained / f"{name}.safetensors").exists():
+        left.discard(name)
+        found = _trained(trained, records, name, training.config)
+        if isinstance(found, str):
+            problems.append(found)
+        if not isinstance(found, tuple):
             continue
-        model, record = _trained(trained, name, training.config)
+        model, training.config = found
         folder = entry.folder(work)
         parameters = training.write_bundle(model, base_weights(training.config.network.backbone), folder)
-        seconds = record["slices"] / record["slices_per_second"]
-        write_json(
-            folder / "training.json", {"steps": record["steps"], "seconds": round(seconds, 1), "parameters": parameters}
-        )
+        about = {"steps": training.config.stage.steps, "seconds": records[name]["seconds"], "parameters": parameters}
+        write_json(folder / "training.json", about)
         print(f"{name}: {folder}")
     for file in also:
-        config = dataclasses.replace(read_joint_config(file), initialize_from="")
-        model, _ = _trained(trained, file.stem, config)
-        print(save_joint_bundle(model, config, file.name, file.parent, work / file.stem).folder)
+        left.discard(file.stem)
+        found = _trained(trained, records, file.stem, read_joint_config(file))
+        if isinstance(found, str):
+            problems.append(found)
+        elif found is not None:
+            print(save_joint_bundle(*found, file.name, file.parent, work / file.stem).folder)
+    if left:
+        problems.append(f"No row of {path} is named {', '.join(sorted(left))}: name the benchmark and --also of pack.")
+    if problems:
+        raise SystemExit("\n".join(problems))
 
 
-def _trained(folder: Path, name: str, config: JointConfig) -> tuple[SPDModel, dict[str, float]]:
-    """A model that was trained, and the record of it."""
-    record: dict[str, float] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    steps = config.stage.steps
+def _trained(
+    folders: Sequence[Path], records: Mapping[str, Mapping[str, Any]], name: str, config: JointConfig
+) -> tuple[SPDModel, JointConfig] | str | None:
+    """A model that was trained, and its configuration with the steps that it took; or why it cannot be used.
+
+    ``None`` where nothing is to be used.
+    """
+    record = records.get(name)
+    if record is None or not record.get("keep"):
+        return None
+    stage = config.stage
+    runs = record["runs_per_step"]
+    steps = same_slices(stage, runs)
     if record["steps"] != steps:
-        raise SystemExit(f"{name} was trained for {record['steps']} steps, the benchmark says {steps}: change one.")
-    model = SPDModel(config.network, base_weights(config.network.backbone))
-    model.load_adapter_state(load_file(folder / f"{name}.safetensors"))
-    return model, record
+        return (
+            f"{name} was trained for {record['steps']} steps, the benchmark says {steps}: go on with train, or change "
+            "the benchmark."
+        )
+    weights = base_weights(config.network.backbone)
+    adapter = adapter_of(folders, name, weights)
+    if not adapter:
+        return f"{name} was trained, but its adapter is in none of the folders: name all that came back."
+    model = SPDModel(config.network, weights)
+    model.load_adapter_state(adapter)
+    return model, dataclasses.replace(config, stage=dataclasses.replace(stage, steps=steps, runs_per_step=runs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from SPDSegmentLib.training.loop import Processes, schedule
 
 UNCHANGED = JointAugmentation(0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 REPORT_EVERY, RUNS_AT_ONCE, EAGER = 200, 32, 4
+MEANS = ("exp_avg", "exp_avg_sq")
 
 
 class Graph:
@@ -42,6 +43,7 @@ class Graph:
         self._inputs = [tensor.clone() for tensor in _tensors(batch)]
         still = _with_tensors(batch, self._inputs)
         self._parameters = list(parameters)
+        torch.cuda.empty_cache()  # memory of a step, which the other stream cannot use
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -75,13 +77,17 @@ def captured(
     """A graph that gives the loss and the gradients that ``backward`` gives; ``None``, and why, where there is none."""
     for parameter in parameters:
         parameter.grad = None
-    expected = backward(batch)["total"].item()
-    wanted = [None if p.grad is None else p.grad.clone() for p in parameters]
+    problem = ""
     try:
+        expected = backward(batch)["total"].item()
+        wanted = [None if p.grad is None else p.grad.clone() for p in parameters]
         graph = Graph(backward, batch, parameters)
         found = graph.replay(batch)["total"].item()
-    except RuntimeError as error:
-        print(f"no graph of the step, every kernel is launched by itself: {error}"[:200], flush=True)
+    except RuntimeError as error:  # which holds the step's tensors
+        problem = f"no graph of the step, every kernel is launched by itself: {error}"
+    if problem:
+        print(problem[:200], flush=True)
+        torch.cuda.empty_cache()
         return None
     size = sum(float(w.norm()) for w in wanted if w is not None)
     pairs = zip(parameters, wanted, strict=True)
@@ -131,7 +137,7 @@ class Training:
         groups = [{"params": parameters, "lr": rate} for parameters, rate in self._phase.groups()]
         fused = self.processes.device.type == "cuda"
         self._optimizer = torch.optim.AdamW(groups, weight_decay=self._phase.weight_decay, fused=fused)
-        self.done = 0
+        self.done = self._first = 0
         self._graph: Graph | None = None
 
     def _sampler(
@@ -142,7 +148,8 @@ class Training:
     def step(self, steps: int) -> dict[str, Tensor]:
         """One of so many steps; returns the terms of its loss."""
         batch = self._runner.batch(self.done)
-        if self.done == EAGER and self.processes.device.type == "cuda" and self.stage.objective != "saliency_first":
+        one_launch = self.processes.device.type == "cuda" and self.stage.objective != "saliency_first"
+        if one_launch and self.done - self._first == EAGER:
             self._graph = captured(self._backward, batch, self._phase.all_parameters())
         for group, (_, rate) in zip(self._optimizer.param_groups, self._phase.groups(), strict=True):
             group["lr"] = rate * schedule(self.done, steps, self._phase.warmup)
@@ -161,22 +168,42 @@ class Training:
         terms["total"].backward()
         return {name: value.detach() for name, value in terms.items()}
 
-    def run(self, deadline: float) -> dict[str, Any]:
-        """All steps, or as many as there is time for; what is to be known of them."""
-        steps, losses, began = self.stage.steps, [], self.now()
+    def state(self) -> dict[str, Tensor]:
+        """What :meth:`restore` goes on from: adapter and means of the optimizer, in 16 bits."""
+        kept = {f"adapter/{name}": tensor.half() for name, tensor in self.model.adapter_state().items()}
+        for index, means in self._optimizer.state_dict()["state"].items():
+            kept |= {f"{name}/{index}": means[name].bfloat16().cpu() for name in MEANS}
+        return kept | {"done": torch.tensor(self.done)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        mark = "adapter/"
+        self.model.load_adapter_state({k.removeprefix(mark): v for k, v in state.items() if k.startswith(mark)})
+        self.done = self._first = int(state["done"])
+        known = [i for i in range(len(self._phase.all_parameters())) if f"{MEANS[0]}/{i}" in state]
+        means = {i: {name: state[f"{name}/{i}"] for name in MEANS} for i in known}
+        each = {i: {"step": torch.tensor(float(self.done)), **means[i]} for i in known}
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": each})
+
+    def run(self, deadline: float, before: Mapping[str, Any]) -> dict[str, Any]:
+        """All steps, or as many as there is time for; what is to be known of them and of those ``before``."""
+        steps, losses, began = self.stage.steps, list(before.get("losses", [])), self.now()
         while self.done < steps and time.monotonic() < deadline:
             terms = self.step(steps)
             if self.done % REPORT_EVERY == 0 or self.done == steps:
-                each = (self.now() - began) / self.done
+                each = (self.now() - began) / (self.done - self._first)
                 losses.append({"step": self.done} | {n: round(float(v.detach()), 4) for n, v in terms.items()})
                 shown = " ".join(f"{name} {losses[-1][name]:.3f}" for name in terms)
                 left = each * (steps - self.done)
                 print(f"{self.plan.name} {self.done}/{steps} {left:.0f} s left, {shown}", flush=True)
         slices = self.done * self.stage.runs_per_step * self.stage.run_length
+        seconds = before.get("seconds", 0.0) + self.now() - began
         return {
             "steps": self.done,
+            "runs_per_step": self.stage.runs_per_step,
             "slices": slices,
-            "slices_per_second": round(slices / max(self.now() - began, 1e-9), 1),
+            "seconds": round(seconds, 1),
+            "slices_per_second": round(slices / max(seconds, 1e-9), 1),
             "losses": losses,
         }
 
@@ -187,18 +214,24 @@ class Training:
         return time.monotonic()
 
     @torch.no_grad()
-    def measure(self) -> list[dict[str, Any]]:
+    def measure(self, deadline: float) -> list[dict[str, Any]] | None:
         """DSC of the network alone on every structure of the tested patients, one set of clicks for each severity.
+
+        ``None`` where there was no time for all of them.
 
         ``saliency`` is pass one, ``mask`` what the decoder gives last, ``within`` the same without slices beyond the
         outermost clicks. Evidence, following and synthesized points of the product are not in it.
         """
+        if not self._tested[1]:
+            return []
         sampler = self._sampler(self._tested, UNCHANGED)
         runner = JointStageRunner(self.model, sampler, self.config, self.processes, [])
         places = [(t, s) for t in range(len(self._tested[1])) for s in range(len(TEST_SEVERITIES))]
         runs, chosen_sets, cell, counted, clicked = _every_slice(sampler, places, self.stage)
         counts = torch.zeros(len(places), 3, 3, dtype=torch.int64, device=self.processes.device)
         for start in range(0, len(cell), RUNS_AT_ONCE):
+            if self.now() >= deadline:
+                return None
             part = slice(start, start + RUNS_AT_ONCE)
             some = Runs(runs.target[part], runs.first[part], runs.matrix[part], runs.offset[part], 0)
             found = self._counts(runner, some, chosen_sets[part], counted[part], clicked[part])

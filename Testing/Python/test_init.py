@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from tiny_training import write_cases
 from typer.testing import CliRunner, Result
 
@@ -22,11 +23,12 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.labelmap import write_labelmap
 from SPDSegmentLib.geometry.volume import Volume, read_volume, set_geometry
 from SPDSegmentLib.models.bundle import read_bundle
+from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.settings import documented
 from SPDSegmentLib.training import planning
 from SPDSegmentLib.training.config import TrainingConfig, patient_of, read_training_config
 from SPDSegmentLib.training.planning import configuration_text, measure_time, plan
-from SPDSegmentLib.training.survey import find_cases, patient_pattern, survey
+from SPDSegmentLib.training.survey import find_cases, patient_pattern, shared_numbers, survey
 
 
 def run(*arguments: str | Path) -> Result:
@@ -93,6 +95,21 @@ def test_names_of_ones_own_are_said_by_patterns(tmp_path: Path) -> None:
         find_cases(folder)
     found = find_cases(folder, "scan{case}.nii", "kidney{case}.nii")
     assert found.cases == ("7", "8") and found.unpaired == ("9",)
+
+
+@pytest.mark.parametrize(
+    "label", ["{case}/segmentations/{part}.nii.gz", "{case}/label_{part}.nii.gz", "segmentations/{case}_{part}.nii.gz"]
+)
+def test_labels_of_several_namings_are_listed_and_one_is_to_be_chosen(tmp_path: Path, label: str) -> None:
+    image, parts = "{case}/ct.nii.gz", ("kidney_left", "vertebrae_T9")
+    names = (image, *(label.replace("{part}", part) for part in parts))
+    folder = touch(tmp_path, *(name.format(case=f"s000{n}") for n in range(4) for name in names))
+    (folder / names[1].format(case="s0003")).unlink()
+    with pytest.raises(BadInput, match="labels of 2 namings") as refused:
+        find_cases(folder)
+    assert names[1] in refused.value.message and f"--label '{names[1]}'" in refused.value.remedy
+    found = find_cases(folder, label=names[1])
+    assert (found.image, found.label, found.cases) == (image, names[1], ("s0000", "s0001", "s0002"))
 
 
 def test_every_file_is_checked_and_what_is_wrong_is_said(tmp_path: Path) -> None:
@@ -184,11 +201,29 @@ def test_patients_are_read_from_usual_names() -> None:
         ("p01_left p01_right p12_left p13", "p01 p01 p12 p13"),
         ("p13 p13_left p14", "p13 p13 p14"),
         ("sub-01_run-1 sub-01_run-2 control", "sub-01 sub-01 control"),
+        ("CT_scan001 CT_scan002 CT_scan003", "CT_scan001 CT_scan002 CT_scan003"),
+        ("MR-T00 MR-T01", "MR-T00 MR-T01"),
+        ("ptx01_000 ptx01_001", "ptx01_000 ptx01_001"),
+        (" ".join(f"{kind}_t{n}" for kind in ("ct", "mr") for n in range(20)),) * 2,
+        ("case000_baseline case000_followup case001_baseline", "case000 case000 case001"),
+        ("000_Day0 000_Day30 001_Day0", "000 000 001"),
+        ("patient00L patient00R patient01L", "patient00 patient00 patient01"),
     ],
 )
 def test_cases_of_one_patient_belong_together_though_not_every_name_says_so(cases: str, patients: str) -> None:
     pattern = patient_pattern(cases.split())
     assert [patient_of(case, pattern) for case in cases.split()] == patients.split()
+
+
+def test_cases_that_may_be_of_one_patient_are_said(tmp_path: Path) -> None:
+    cases = [f"Case {n:02d} {side}" for n in range(3) for side in ("left", "right")]
+    assert {patient_of(case, patient_pattern(cases)) for case in cases} == {"Case 00", "Case 01", "Case 02"}
+    for n in range(6):
+        write_case(tmp_path / "data", f"P{n // 2}_{n % 2}", {1: BOX}, (1, 1, 4))
+    said = init(tmp_path / "data").stderr
+    assert r"P0_0, P0_1 count as 2 patients" in said and r"--patient '(\D*\d+)'" in said
+    assert "count as" not in init(tmp_path / "data", "--replace", "--patient", r"(\D*\d+)").stderr
+    assert not any(shared_numbers(names, "(.*)") for names in (["chaos_01", "chaos_02"], ["BraTS_19_1", "BraTS_19_2"]))
 
 
 @pytest.mark.parametrize("pattern", [r"c\d+", "(", ""])
@@ -289,3 +324,31 @@ def test_the_expected_time_is_measured_with_real_steps(tmp_path: Path) -> None:
     case = load_case(tmp_path / "data", "a", made.config.data, made.config.intensity)
     timing = measure_time(made.config, case, None, "cpu")
     assert min(timing) > 0 and timing.total == pytest.approx(sum(timing))
+
+
+def test_the_planned_disk_is_what_the_embeddings_take(tmp_path: Path) -> None:
+    from SPDSegmentLib.training.bank import build_bank
+    from SPDSegmentLib.training.cases import load_case
+
+    write_cases(tmp_path / "data")
+    made = plan(survey(tmp_path / "data", find_cases(tmp_path / "data")), "data")
+    config, entries = made.config, made.config.stage2.entries + 1  # and one of the validation case
+    few = dataclasses.replace(config, stage2=dataclasses.replace(config.stage2, entries=1))
+    case = load_case(tmp_path / "data", config.data.train[0], config.data, config.intensity)
+    build_bank(SPDModel(config.network, None), [case], few, tmp_path / "bank", torch.device("cpu"))
+    (each,) = (path.stat().st_size for path in (tmp_path / "bank").iterdir())
+    slices = 10 + 2 * config.stage2.margin  # of the structure and beyond; the volume has no more than 14
+    assert made.disk_bytes == pytest.approx(entries * slices * each / 14, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("free", "runs", "said"), [(10**9, 1, "runs_per_step is 1; init on"), (1_500_100_000, 2, "crop the images")]
+)
+def test_batches_are_halved_only_where_the_images_are_not_what_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, runs: int, said: str
+) -> None:
+    write_cases(tmp_path / "data")
+    monkeypatch.setattr(planning, "free_memory_bytes", lambda: free)
+    made = plan(survey(tmp_path / "data", find_cases(tmp_path / "data")), "data", backbone="tiny_random")
+    assert (made.config.stage1.runs_per_step, made.config.stage2.runs_per_step) == (runs, runs)
+    assert said in made.notes[-1] and ("crop" in made.notes[-1]) == (runs == 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -355,6 +356,23 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
         result = run(config)
     assert result.exit_code == 2 and "stage1.ckpt cannot be written" in result.stderr
     assert not list((config.parent / "run").glob("*.tmp"))
+    assert run(config).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.EDQUOT, "your disk quota is used up"), (errno.EFBIG, "limit on")]
+)
+def test_a_curve_that_the_disk_does_not_take_is_one_sentence_and_the_way_out_works(
+    config: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    def full(file: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("csv.writer", full)
+        result = run(config)
+    assert result.exit_code == 2 and "stage1.csv cannot be written" in result.stderr and reason in result.stderr
+    assert "run the same command" in result.stderr
     assert run(config).exit_code == 0
 
 
