@@ -18,21 +18,18 @@ from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.errors import Cancelled, SPDError
 from SPDSegmentLib.gui.panel.about import resourcePath
-from SPDSegmentLib.gui.panel.controls import showPlainly
+from SPDSegmentLib.gui.panel.controls import MODEL, EditorChoice, showPlainly, sourceText
 from SPDSegmentLib.gui.panel.run_section import endText, forSlicer, ofSegment, progressText
 from SPDSegmentLib.gui.run.job import SegmentationJob
-from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView, likelyModel
-from SPDSegmentLib.gui.scene.centerlines import clickEvents, clicksOf, makeClicks, removeClicks, snapshotClicks
+from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView
+from SPDSegmentLib.gui.scene.centerlines import clickEvents, removeClicks, snapshotClicks
 from SPDSegmentLib.gui.scene.editor_nodes import segmentName
-from SPDSegmentLib.gui.scene.state import idleTimer
-from SPDSegmentLib.gui.scene.target import SegmentTarget
-from SPDSegmentLib.gui.scene.volumes import viewCenter, viewNode
-from SPDSegmentLib.gui.scene.write_record import identityOf
+from SPDSegmentLib.gui.scene.state import idleTimer, makeClicks
 
 CLICK_MS = 150
 """After a change of the clicks, before a run starts."""
-MODEL, LIVE = "Model", "LiveUpdate"
-"""Parameters, which the editor's node keeps."""
+LIVE = "LiveUpdate"
+"""A parameter, which the editor's node keeps."""
 
 
 class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMixin):
@@ -46,12 +43,14 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         scriptedEffect.showEffectCursorInSliceView = False
         AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
         VTKObservationMixin.__init__(self)
-        self.models: list[ModelEntry] = []
+        self._chosen = EditorChoice(scriptedEffect, lambda: self._panel.state)
         self.job: SegmentationJob | None = None  # the latest one
         self._jobs: dict[tuple[str, ...], SegmentationJob] = {}  # by segment
         self._ends: dict[tuple[str, ...], str] = {}  # what came of those of other segments, until one turns to these
+        self._views: dict[tuple[str, ...], VolumeView] = {}  # of the same
         self._followed: tuple[str, ...] = ()
         self._message = ""
+        self._saidOf: tuple[str, ...] = ()  # what was chosen then
         self._clicksTimer = idleTimer(self._onClicks, CLICK_MS)
         self._segmentTimer = idleTimer(self._onSegment, CLICK_MS)
         self._refreshTimer = idleTimer(self._refresh)
@@ -120,7 +119,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
 
     def activate(self) -> None:
         """The effect was chosen."""
-        self.models = self._panel.inputs.usableModels()
+        self._chosen.models = self._panel.inputs.usableModels()
         self._follow()
         self._refresh()
         task = self.task
@@ -160,69 +159,38 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
     @property
     def task(self) -> Task | None:
         """What would be segmented, or None where something is missing."""
-        target, volumeNode, model = self._target, self._editor.GetSourceVolumeNode(), self.model
-        if target is None or volumeNode is None or model is None:
-            return None
-        view = VolumeView(volumeNode, model, self._panel.state.device, self._panel.state.axis)
-        try:
-            shown = viewNode(view.snapshot().stack)
-        except SPDError:
-            shown = None
-        first = viewCenter(shown) if shown is not None else None
-        return Task(
-            view, self.clickNodes, target, firstSliceRas=first, saveStateForUndo=self.scriptedEffect.saveStateForUndo
-        )
+        return self._chosen.task
 
     @property
     def model(self) -> ModelEntry | None:
-        """The chosen model, otherwise the one whose structure the segment or the volume names."""
-        name = self.scriptedEffect.parameter(MODEL)
-        chosen = [model for model in self.models if model.name == name]
-        if name or not self.models:
-            return chosen[0] if chosen else None
-        target, volumeNode = self._target, self._editor.GetSourceVolumeNode()
-        names = [volumeNode.GetName() or ""] if volumeNode is not None else []
-        if target is not None:
-            names.append(segmentName(target.node, target.segmentId))
-        image = volumeNode.GetImageData() if volumeNode is not None else None
-        lowest = image.GetScalarRange()[0] if image is not None and image.GetPointData().GetScalars() else None
-        likely = likelyModel(self.models, names, lowest)
-        return None if likely is None else self.models[likely]
+        """The model that a run would take, or None."""
+        return self._chosen.model
 
     @property
     def clickNodes(self) -> list[Any]:
-        """The point lists of the current segment: those that were placed for it, here or in the module."""
-        target = self._target
-        return clicksOf(target.node, target.segmentId) if target is not None else []
+        """The point lists of the current segment."""
+        return self._chosen.clickNodes
 
     def start(self, *, everywhere: bool = False) -> SegmentationJob | None:
         """Start a run; a problem is shown, not raised, and a run under way goes on."""
-        job, task, self._message = None, self.task, ""
+        job, task = None, self.task
+        self._say("")
         try:
             if task is not None:
                 job = self.logic.segmenter.start(task, everywhere=everywhere)
         except SPDError as error:
-            self._message = _sentence(error)
+            self._say(_sentence(error))
         if job is not None and task is not None:
             key = task.key
-            self._jobs[key] = self.job = job
+            self._jobs[key], self._views[key] = job, task.view
+            self.job = job
             self._ends.pop(key, None)
             job.onProgress.connect(lambda progress: self._show(progressText(progress), key))
-            job.onFinished.connect(lambda done: self._onFinished(done, task))
+            job.onFinished.connect(lambda done: self._onFinished(done, task, key))
         elif not self._isRunning:
             self.job = None
         self._refresh()
         return job
-
-    @property
-    def _editor(self) -> Any:
-        return self.scriptedEffect.parameterSetNode()
-
-    @property
-    def _target(self) -> SegmentTarget | None:
-        node, segmentId = self._editor.GetSegmentationNode(), self._editor.GetSelectedSegmentID()
-        target = SegmentTarget(node, segmentId, self._editor) if node is not None and segmentId else None
-        return target if target is not None and target.exists else None
 
     @property
     def _isRunning(self) -> bool:
@@ -230,14 +198,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         return any(not job.finished for job in self._jobs.values())
 
     @property
-    def _key(self) -> tuple[str, ...]:
-        """Names the current segment among all, as ``Task.key``."""
-        target = self._target
-        return () if target is None else (target.nodeId, target.segmentId, identityOf(target.node, target.segmentId))
-
-    @property
     def _ownJob(self) -> SegmentationJob | None:
-        return self._jobs.get(self._key)
+        return self._jobs.get(self._chosen.key)
 
     @property
     def _isRunningHere(self) -> bool:
@@ -246,8 +208,9 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
     def _follow(self) -> None:
         """Listen to the editor's choices, to the segmentation, and to the clicks of the segment."""
         self.removeObservers()
-        self.addObserver(self._editor, vtk.vtkCommand.ModifiedEvent, lambda caller, event: self._refreshTimer.start())
-        node = self._editor.GetSegmentationNode()
+        editor, modified = self._chosen.editor, vtk.vtkCommand.ModifiedEvent
+        self.addObserver(editor, modified, lambda caller, event: self._refreshTimer.start())
+        node, _segmentId = self._chosen.segment
         if node is not None:
             kinds = slicer.vtkSegmentation
             for event in (kinds.SourceRepresentationModified, kinds.RepresentationModified, kinds.SegmentModified):
@@ -256,6 +219,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
             for event in clickEvents(clicks):
                 self.addObserver(clicks, event, lambda caller, event: self._clicksTimer.start())
         if self._followed[:2] != self._present[:2]:
+            self._chosen.turn()
+            self.logic.segmenter.forgetUndoStep()
             self._look()
         self._followed = self._present
 
@@ -266,9 +231,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
     @property
     def _present(self) -> tuple[str, ...]:
         """What is followed: segmentation, segment, clicks."""
-        node = self._editor.GetSegmentationNode()
-        ids = [clicks.GetID() for clicks in self.clickNodes]
-        return (node.GetID() if node is not None else "", self._editor.GetSelectedSegmentID() or "", *ids)
+        return (*self._chosen.names[:2], *(clicks.GetID() for clicks in self.clickNodes))
 
     def _stopFollowing(self) -> None:
         for timer in (self._clicksTimer, self._segmentTimer, self._refreshTimer):
@@ -278,17 +241,20 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
 
     def _refresh(self) -> None:
         """Show what can be done now; turn to the segment that is chosen now."""
-        if self._editor is None or slicer.mrmlScene.IsClosing():
+        if self._chosen.editor is None or slicer.mrmlScene.IsClosing():
             return
         if self._followed and self._followed != self._present:
-            if self._followed[:2] != self._present[:2]:
-                self._message = self._ends.pop(self._key, "")
+            hasTurned = self._followed[:2] != self._present[:2]
             self._follow()
-        model = self.model
+            if hasTurned:
+                self._say(self._ends.pop(self._chosen.key, ""))
+        if self._saidOf != self._chosen.names:
+            self._say("")
+        model, missing = self.model, self._chosen.missing()
         self.modelBox.clear()
         if model is None:
-            self.modelBox.addItem(_("Choose a model") if self.models else _("No model installed"), "")
-        for entry in self.models:
+            self.modelBox.addItem(_("Choose a model") if self._chosen.models else _("No model installed"), "")
+        for entry in self._chosen.models:
             self.modelBox.addItem(entry.title, entry.name)
         self.modelBox.currentIndex = 0 if model is None else self.modelBox.findData(model.name)
         nodes = self._turnPlacing()
@@ -296,18 +262,30 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         self.deleteLastButton.enabled = self.clearButton.enabled = any_
         isRunning = self._isRunningHere
         self.segmentButton.text = _("Cancel") if isRunning else _("Segment")
-        self.segmentButton.enabled = isRunning or (any_ and model is not None)
+        self.segmentButton.enabled = isRunning or (any_ and not missing)
+        self.placeButton.enabled = self._chosen.target is not None
         self.liveCheck.checked = bool(self.scriptedEffect.integerParameter(LIVE))
         job = self._ownJob
         withheld = job is not None and job.finished and bool(job.writer.withheld and self._message)
         self.writeAnywayButton.setVisible(withheld)
         if not isRunning:
-            hint = "" if any_ else _("Press Place clicks, then click along the structure in the slice views.")
-            self.statusLabel.text = self._message or hint
+            self.statusLabel.text = self._message or missing or self._note(any_)
+
+    def _note(self, hasClicks: bool) -> str:
+        """What a person should know before a run, empty if nothing."""
+        task = self.task
+        differs = self.logic.segmenter.differences(task) if task is not None else set()
+        if task is not None and differs:
+            return sourceText(differs).format(name=segmentName(task.target.node, task.target.segmentId))
+        return "" if hasClicks else _("Press Place clicks, then click along the structure in the slice views.")
+
+    def _say(self, text: str) -> None:
+        """Show a message for as long as what is chosen now stays chosen."""
+        self._message, self._saidOf = text, self._chosen.names
 
     def _turnPlacing(self) -> list[Any]:
         """Place into the clicks of the current segment, which get a list where they are being placed; return them."""
-        nodes, target = self.clickNodes, self._target
+        nodes, target = self.clickNodes, self._chosen.target
         isPlacing = self.placeWidget.placeModeEnabled
         if not nodes and isPlacing and target is not None:
             nodes = [makeClicks(target.node, target.segmentId)]
@@ -319,7 +297,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         return nodes
 
     def _onModel(self, index: int) -> None:
-        self.scriptedEffect.setParameter(MODEL, self.modelBox.itemData(index) or "")
+        self._chosen.chooseModel(self.modelBox.itemData(index) or "")
         self._refresh()
 
     def _onLive(self, on: bool) -> None:
@@ -327,7 +305,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
             self.scriptedEffect.setParameter(LIVE, int(on))
 
     def _onPlace(self, on: bool) -> None:
-        target = self._target
+        target = self._chosen.target
         if on and target is not None and not self.clickNodes:
             showPlainly(makeClicks(target.node, target.segmentId))
             self._refresh()
@@ -346,13 +324,17 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
             self.start()
 
     def _onClicks(self) -> None:
-        """With live update, compute again what changed clicks reach, once there is a result."""
+        """With live update, compute again what changed clicks reach, once there is a result of what is chosen now."""
         self._refresh()
         task = self.task
         if task is None or not self.liveCheck.checked or not self.segmentButton.enabled:
             return
-        isFollowed = self._isRunningHere or task.target.record.model
-        if isFollowed and self.logic.segmenter.hasOtherClicks(task, snapshotClicks(task.centerlineNodes)):
+        segmenter = self.logic.segmenter
+        if self._isRunningHere:
+            isFollowed = self._views[self._chosen.key].isLike(task.view)
+        else:
+            isFollowed = bool(task.target.record.model) and not segmenter.differences(task)
+        if isFollowed and segmenter.hasOtherClicks(task, snapshotClicks(task.centerlineNodes)):
             self.start()
 
     def _onSegment(self) -> None:
@@ -360,24 +342,25 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         task = self.task
         hasResult = task is not None and bool(task.target.record.model)
         if hasResult and self.logic.segmenter.noteChange(task):
-            self._message = ""
+            self._say("")
         self._refresh()
 
     def _show(self, text: str, key: tuple[str, ...]) -> None:
-        if key == self._key:
+        if key == self._chosen.key:
             self.statusLabel.text = text
 
-    def _onFinished(self, job: SegmentationJob, task: Task) -> None:
+    def _onFinished(self, job: SegmentationJob, task: Task, key: tuple[str, ...]) -> None:
         problem = None if isinstance(job.error, Cancelled) else job.error
         text = endText(job) if problem is None else _sentence(problem)
-        if self._jobs.get(task.key, job) is not job:
+        if self._jobs[key] is not job:
             return
-        if task.key == self._key:
-            self._message = text
-        else:
-            self._ends[task.key] = text
-            if problem is not None:
-                self._message = ofSegment(task, text)
+        isGone = task.key != key  # its ID may be another one's by now
+        if key == self._chosen.key:
+            self._say(text)
+        elif problem is not None:
+            self._say(text if isGone else ofSegment(task, text))
+        if key != self._chosen.key and not isGone:
+            self._ends[key] = text
         self._refreshTimer.start()
         if self._followed:
             self._look()

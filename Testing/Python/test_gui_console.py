@@ -131,6 +131,31 @@ def test_bad_arguments_are_typed_errors(logic: Any, nodes: Any) -> None:
         logic.segment(volume, None, model="fake")
 
 
+@pytest.mark.parametrize("how", ["segment", "start", "cancel"])
+def test_a_run_that_comes_to_nothing_leaves_no_segment(host: Any, logic: Any, nodes: Any, how: str) -> None:
+    import slicer
+
+    kept = logic.segment(*nodes, model="fake")
+    before, count = node_names(), kept.GetSegmentation().GetNumberOfSegments()
+    for segmentation in (kept, None):
+        if how == "segment":
+            with pytest.raises(SPDError):
+                logic.segment(*nodes, model="fake?bug=1", segmentation=segmentation)
+        else:
+            job = logic.start(*nodes, model="fake?bug=1", segmentation=segmentation)
+            if how == "cancel":
+                job.cancel()
+            host.wait_until(lambda job=job: job.finished, 20_000)
+            host.process_events(30)
+        assert node_names() == before and kept.GetSegmentation().GetNumberOfSegments() == count
+    assert slicer.util.arrayFromSegmentBinaryLabelmap(kept, kept.GetSegmentation().GetNthSegmentID(0), nodes[0]).any()
+
+
+def test_clicks_that_are_not_there_are_left_out(logic: Any, nodes: Any) -> None:
+    volume, points = nodes
+    assert logic.segment(volume, [points, None], model="fake").IsA("vtkMRMLSegmentationNode")
+
+
 @pytest.mark.alone
 def test_start_returns_at_once_and_tells_progress(host: Any, logic: Any, nodes: Any) -> None:
     started = time.monotonic()

@@ -96,6 +96,7 @@ def test_the_slice_of_the_view_that_is_shown_and_lies_nearest_is_released(host: 
     yellow.SetOrientation("Sagittal")
     module.widget.panel.showRecord()
     assert module.ui.releaseButton.enabled and not module.ui.releaseSliceButton.enabled
+    red.SetMappedInLayout(1)  # views outlive a scene
 
 
 def test_undo_of_the_run_after_a_release_makes_the_slices_a_persons_again(host: Any, module: Any) -> None:
@@ -110,6 +111,19 @@ def test_undo_of_the_run_after_a_release_makes_the_slices_a_persons_again(host: 
     assert np.array_equal(mask_of(module)[3], drawn) and record_of(module).owned == {3}
     segment(host, module)
     assert np.array_equal(mask_of(module)[3], drawn)
+
+
+def test_a_stroke_that_was_released_and_undone_leaves_the_slice_the_models(host: Any, module: Any) -> None:
+    before = mask_of(module)
+    paint(host, module)
+    module.ui.releaseButton.click()
+    settle(host, module)
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert np.array_equal(mask_of(module), before) and not record_of(module).owned
+    move_click(state_of(module).centerlineNodes[0], 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    assert mask_of(module)[3, 20, 33] and "edited by you" not in module.ui.statusLabel.text
 
 
 def test_another_axis_and_back_leaves_the_one_edited_slice_alone_a_persons(host: Any, module: Any) -> None:

@@ -277,3 +277,23 @@ def test_a_representation_that_cannot_be_converted_is_named(host: Any, module: A
     module.ui.segmentButton.click()
     settle(host, module)
     assert "Cancelled" not in said(module) and "planar contour" in host.dialogs.texts("confirm")[0]
+
+
+def test_a_segmentation_that_is_stored_as_a_surface_while_a_run_goes_on_keeps_its_surface(
+    host: Any, tmp_path: Path
+) -> None:
+    module, node = segmented_behind_gate(host, tmp_path / "gate")
+    state, run = state_of(module), module.widget.panel.run
+    state.segmentationNode.CreateClosedSurfaceRepresentation()
+    settle(host, module)
+    segmentation = state.segmentationNode.GetSegmentation()
+    surface = segmentation.GetSegment(state.segmentId).GetRepresentation("Closed surface")
+    move_click(node, 0, (5.0, 0.0, 0.0))
+    host.wait_until(lambda: run.isRunning and run.job.writer.changed, 5000)
+    segmentation.SetSourceRepresentationName("Closed surface")
+    time = surface.GetMTime()
+    (tmp_path / "gate").touch()
+    settle(host, module)
+    host.wait_until(lambda: module.logic.segmenter.surfaces.isQuiet)
+    assert "no longer stored as a binary labelmap" in said(module)
+    assert segmentation.GetSegment(state.segmentId).GetRepresentation("Closed surface").GetMTime() == time

@@ -368,3 +368,17 @@ def test_write_anyway_is_offered_for_the_segment_that_it_concerns(editor: Editor
     editor.widget.setCurrentSegmentID("Other")
     editor.rest()
     assert editor.effect.writeAnywayButton.isHidden()
+
+
+def test_a_segmentation_stored_as_a_surface_is_named_with_a_remedy_outside_the_module(editor: Editor) -> None:
+    editor.click(3)
+    editor.run()
+    segmentation = editor.segmentation.GetSegmentation()
+    segmentation.CreateRepresentation("Closed surface")
+    segmentation.SetSourceRepresentationName("Closed surface")
+    editor.effect.segmentButton.click()
+    editor.rest()
+    text = editor.effect.statusLabel.text
+    assert "stored as closed surface" in text and "in the module Segmentations" in text
+    segmentation.SetSourceRepresentationName("Binary labelmap")
+    assert editor.run().error is None

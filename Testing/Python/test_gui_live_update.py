@@ -229,6 +229,30 @@ def test_undo_during_an_update_brings_back_mask_and_clicks(host: Any, how: str, 
     assert not record_of(loaded).owned
 
 
+@pytest.mark.parametrize("step", ["undo", "redo"])
+def test_the_editors_history_before_a_runs_first_write_ends_the_run_and_makes_no_slice_a_persons(
+    host: Any, step: str
+) -> None:
+    add_volume(host)
+    loaded = load(host, "fake?delay=0.15")
+    node = add_clicks((3,))
+    segment(host, loaded)
+    first = mask_of(loaded)
+    if step == "redo":
+        loaded.ui.editor.undo()
+        settle(host, loaded)
+    node.AddControlPointWorld(24.0, 20.0, 24.0)
+    job = press_segment(loaded)
+    host.wait_until(lambda: job.request is not None, 5000)
+    assert not job.writer.hasBegun
+    getattr(loaded.ui.editor, step)()
+    settle(host, loaded)
+    assert job.wasUndone and not record_of(loaded).owned and node.GetNumberOfControlPoints() == 1
+    assert np.array_equal(mask_of(loaded), first if step == "redo" else np.zeros_like(first))
+    segment(host, loaded)
+    assert np.array_equal(mask_of(loaded), first)
+
+
 def test_the_slices_next_to_the_view_come_first(host: Any) -> None:
     add_volume(host)
     loaded = load(host)

@@ -155,6 +155,26 @@ def test_another_model_waits_for_segment(host: Any, module: Any) -> None:
     assert not kidney.is_kept and record_of(module).model == "wide"
 
 
+@pytest.mark.parametrize("other", ["axis", "voxels"])
+def test_another_axis_or_frame_waits_for_segment(host: Any, module: Any, other: str) -> None:
+    import slicer
+
+    kidney, volume = Result(module), state_of(module).volumeNode
+    if other == "axis":
+        choose(module.ui.axisBox, "coronal")
+    else:
+        slicer.util.updateVolumeFromArray(volume, slicer.util.arrayFromVolume(volume) + 7)
+    move_click(state_of(module).centerlineNodes[0], 0, (2.0, 0.0, 0.0))
+    settle(host, module)
+    assert kidney.is_kept and "press Segment" in module.ui.statusLabel.text
+    segment(host, module)
+    assert not kidney.is_kept and "slices updated" in module.ui.statusLabel.text
+    changed = kidney.now
+    move_click(state_of(module).centerlineNodes[0], 0, (2.0, 0.0, 0.0))
+    settle(host, module)
+    assert not np.array_equal(kidney.now, changed), "the result is now of what is chosen"
+
+
 def test_a_model_of_another_structure_gets_a_segment_of_its_own(host: Any, module: Any) -> None:
     kidney = Result(module)
     add_model(module, "spleen", "Spleen")
@@ -288,6 +308,17 @@ def test_unticking_takes_back_that_one_insists(host: Any, module: Any) -> None:
         module.ui.clicksTable.item(0, 0).setCheckState(state)
         settle(host, module)
     assert node.GetNthControlPointSelected(0) and node.GetNthControlPointDescription(0) == ""
+
+
+def test_a_description_comes_back_when_one_insists_no_more(host: Any) -> None:
+    from SPDSegmentLib.gui.scene.centerlines import setIncluded
+
+    node = add_clicks((3,))
+    node.SetNthControlPointDescription(0, "hilum, see report")
+    setIncluded(node, node.GetNthControlPointID(0), True, insisted=True)
+    assert node.GetNthControlPointDescription(0) == "insisted"
+    setIncluded(node, node.GetNthControlPointID(0), False)
+    assert node.GetNthControlPointDescription(0) == "hilum, see report" and not list(node.GetAttributeNames())
 
 
 def test_signs_go_with_the_clicks_that_are_hidden(host: Any, module: Any) -> None:

@@ -1,4 +1,4 @@
-"""Placing clicks, how the views show the result, a model's card, what a result came of, and keys."""
+"""Placing clicks, a model's card, what a result came of and what is chosen in a Segment Editor."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 import qt
 import slicer
 from slicer.i18n import tr as _
-from slicer.util import VTKObservationMixin
 
-from ..run.task import ModelEntry, Task
-from ..scene.centerlines import clickName, clicksOf, isCurve, positionOf
-from ..scene.editor_nodes import segmentName
-from ..scene.state import ModuleState, idleTimer
-from ..scene.surfaces import ShownSurfaces
-from ..scene.target import segmentNames
-from ..scene.volumes import nodeById
-from ..scene.write_record import Position, WriteRecord, loadRecord, nodeOf
+from SPDSegmentLib.errors import SPDError
+
+from ..run.task import ModelEntry, Task, VolumeView, likelyModel
+from ..scene.centerlines import clickName, isCurve, positionOf
+from ..scene.editor_nodes import EDITOR_ATTRIBUTE, segmentName
+from ..scene.state import ModuleState, clicksOf
+from ..scene.target import SegmentTarget, segmentNames
+from ..scene.volumes import nodeById, viewCenter, viewNode, voxelState
+from ..scene.write_record import Position, WriteRecord, identityOf, loadRecord, nodeOf
 
 GLYPH_SCALE = 2.0
 GLYPH_COLOR = (1.0, 0.9, 0.3)
 CARD_SIZE = (600, 520)
 SAME_PLACE_MM = 0.01
-REPEATED = "Shift+N"
-"""The only key that goes on while it is held."""
+MODEL = "Model"
+"""A parameter of the effect, which the editor's node keeps."""
 
 
 class Placing:
@@ -108,111 +108,6 @@ def showPlainly(node: Any) -> None:
         setColor(*GLYPH_COLOR)
 
 
-class ResultDisplay(VTKObservationMixin):
-    """Keeps *Show 3D*, outline, fill and opacity equal with what the scene shows; it ends with :meth:`close`."""
-
-    def __init__(self, ui: Any, surfaces: ShownSurfaces, state: Callable[[], ModuleState]) -> None:
-        VTKObservationMixin.__init__(self)
-        self._ui = ui
-        self._surfaces = surfaces
-        self._state = state
-        self._timer = idleTimer(self._refresh)
-        ui.displayBox.addItem(_("Fill and outline"), (True, True))
-        ui.displayBox.addItem(_("Outline"), (False, True))
-        ui.displayBox.addItem(_("Fill"), (True, False))
-        ui.show3DButton.connect("clicked(bool)", self._onShow3D)
-        ui.displayBox.connect("activated(int)", self._onStyle)
-        ui.opacitySlider.connect("valueChanged(int)", self._onOpacity)
-
-    def follow(self) -> None:
-        """Turn to the segmentation that is chosen now."""
-        self.removeObservers()
-        node = self._state().segmentationNode
-        if node is not None:
-            kinds = slicer.vtkSegmentation
-            changes = (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.ContainedRepresentationNamesModified)
-            for event in (*changes, node.DisplayModifiedEvent):
-                self.addObserver(node, event, lambda caller, event: self._timer.start())
-        self._refresh()
-
-    def close(self) -> None:
-        """Let go of the scene's nodes."""
-        self._timer.stop()
-        self.removeObservers()
-
-    def _refresh(self) -> None:
-        state, ui = self._state(), self._ui
-        node, display = state.segmentationNode, self._display
-        ui.show3DButton.enabled = node is not None and node.GetSegmentation().GetNumberOfSegments() > 0
-        ui.show3DButton.checked = bool(ui.show3DButton.enabled and self._surfaces.isShown(node, state.segmentId))
-        for widget in (ui.displayBox, ui.opacitySlider):
-            widget.enabled = display is not None
-        if display is not None:
-            style = (bool(display.GetVisibility2DFill()), bool(display.GetVisibility2DOutline()))
-            styles = [tuple(ui.displayBox.itemData(n)) for n in range(ui.displayBox.count)]
-            ui.displayBox.currentIndex = styles.index(style) if style in styles else -1
-            ui.opacitySlider.value = round(100 * display.GetOpacity())
-
-    @property
-    def _display(self) -> Any:
-        node = self._state().segmentationNode
-        return node.GetDisplayNode() if node is not None else None
-
-    def _onShow3D(self, checked: bool) -> None:
-        state = self._state()
-        node = state.segmentationNode
-        if node is None:
-            return
-        if checked:
-            self._surfaces.show(node, state.segmentId)
-        else:
-            self._surfaces.hide(node)
-        self._refresh()
-
-    def _onStyle(self, index: int) -> None:
-        display, style = self._display, self._ui.displayBox.itemData(index)
-        if display is not None and style is not None:
-            wasModifying = display.StartModify()
-            display.SetVisibility2DFill(bool(style[0]))
-            display.SetVisibility2DOutline(bool(style[1]))
-            display.EndModify(wasModifying)
-
-    def _onOpacity(self, percent: int) -> None:
-        display = self._display
-        if display is not None and round(100 * display.GetOpacity()) != percent:
-            display.SetOpacity(percent / 100)
-
-
-class Shortcuts:
-    """Keys of the main window.
-
-    Args:
-        actions: what to call, by key sequence such as ``Shift+S``.
-    """
-
-    def __init__(self, actions: Mapping[str, Callable[[], None]]) -> None:
-        self._actions = dict(actions)
-        self._installed: list[Any] = []
-
-    def install(self) -> None:
-        """Listen to the keys."""
-        window = slicer.util.mainWindow()
-        if self._installed or window is None:
-            return
-        for keys, action in self._actions.items():
-            shortcut = qt.QShortcut(qt.QKeySequence(keys), window)
-            shortcut.setAutoRepeat(keys == REPEATED)
-            shortcut.connect("activated()", action)
-            self._installed.append(shortcut)
-
-    def remove(self) -> None:
-        """Let go of the keys."""
-        for shortcut in self._installed:
-            shortcut.setEnabled(False)
-            shortcut.deleteLater()
-        self._installed.clear()
-
-
 def cardWindow(title: str, card: str) -> Any:
     """Return a window with a model card; what it shows is text only: no HTML, no images from files or the network."""
     window = qt.QDialog(slicer.util.mainWindow())
@@ -227,7 +122,7 @@ def cardWindow(title: str, card: str) -> Any:
 
 
 class Source:
-    """What a result came of: volume, model, clicks. A result is replaced unasked only where these are still chosen.
+    """What a result came of: volume, model, axis, clicks. It is replaced unasked only where these are still chosen.
 
     A list that was cleared keeps its segment for as long as that stays chosen.
 
@@ -240,22 +135,22 @@ class Source:
         state: Callable[[], ModuleState],
         task: Callable[[], Task | None],
         models: Callable[[], Sequence[ModelEntry]],
+        differences: Callable[[Task], set[str]],
     ) -> None:
         self.isNext = False
+        self._differencesOf = differences
         self._state = state
         self._task = task
         self._models = models
         self._own: tuple[str, ...] = ()
 
     def _differences(self, task: Task | None) -> set[str]:
-        """Which of ``volume``, ``model`` and ``clicks`` is not that of the result; none where there is no result."""
+        """What is not that of the result, see ``Task.differences``, or is ``clicks``; none where there is no result."""
         record = task.target.record if task is not None else WriteRecord()
         if task is None or not record.model:
             self._own = ()
             return set()
-        found = {"model"} if record.model != task.view.model.name else set()
-        if record.volumeId and record.volumeId != task.volumeNode.GetID():
-            found.add("volume")
+        found = self._differencesOf(task)
         of = {fate.click_id: fate.position_ras for fate in record.fates if fate.click_id}
         nodes = {node.GetID(): node for node in task.centerlineNodes}
         shared = [nodes[nodeId] for nodeId in {nodeOf(name) for name in of} if nodeId in nodes]
@@ -283,13 +178,11 @@ class Source:
                 return _(
                     "These clicks are not those of {name}; press Segment to replace it, or choose New segment."
                 ).format(**named)
-            return _(
-                "{name} came of another volume or model; press Segment to compute it again, or choose New segment."
-            ).format(**named)
+            return " ".join((sourceText(differs).format(**named), str(_("To keep it, choose New segment."))))
         return ""
 
     def isOwn(self, task: Task) -> bool:
-        """Whether volume, model and clicks are those of the result in the segment."""
+        """Whether volume, model, axis and clicks are those of the result in the segment."""
         return not self._differences(task)
 
     def turnToOwn(self, confirm: Callable[[str], bool]) -> str:
@@ -357,6 +250,136 @@ class Source:
             state.volumeNode = nodeById(record.volumeId)
         if any(model.name == record.model for model in self._models()):
             state.model = record.model
+
+
+class EditorChoice:
+    """What is chosen in a Segment Editor for the effect *SPD*; the editor of the panel, which has its own, has nothing.
+
+    Args:
+        effect: Slicer's effect.
+        state: settings of the module, whose device and axis hold here too.
+
+    Attributes:
+        models: those that can be chosen.
+    """
+
+    def __init__(self, effect: Any, state: Callable[[], ModuleState]) -> None:
+        self.models: Sequence[ModelEntry] = ()
+        self._effect = effect
+        self._state = state
+        self._modelBefore: str | None = None  # the parameter as the segment was turned to, None where chosen since
+
+    def turn(self) -> None:
+        """Be told that another segment is chosen: a result's model holds until one is chosen for that segment."""
+        self._modelBefore = self._effect.parameter(MODEL)
+
+    def chooseModel(self, name: str) -> None:
+        """Choose the model for this segment, and for those that have no result and name none."""
+        self._modelBefore = None
+        self._effect.setParameter(MODEL, name)
+
+    @property
+    def editor(self) -> Any:
+        """The editor's node, or None."""
+        return self._effect.parameterSetNode()
+
+    @property
+    def isOfPanel(self) -> bool:
+        """Whether the editor is that of the panel."""
+        return self.editor is not None and bool(self.editor.GetAttribute(EDITOR_ATTRIBUTE))
+
+    @property
+    def volumeNode(self) -> Any:
+        """The source volume, or None."""
+        return self.editor.GetSourceVolumeNode() if self.editor is not None else None
+
+    @property
+    def target(self) -> SegmentTarget | None:
+        """The current segment, or None."""
+        node, segmentId = self.segment
+        target = SegmentTarget(node, segmentId, self.editor) if node is not None and segmentId else None
+        return target if target is not None and target.exists else None
+
+    @property
+    def segment(self) -> tuple[Any, str]:
+        """The segmentation's node, or None, and the segment's ID, even if it is gone."""
+        editor = self.editor
+        if editor is None or self.isOfPanel:
+            return None, ""
+        return editor.GetSegmentationNode(), editor.GetSelectedSegmentID() or ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Names the current segment among all, as ``Task.key``."""
+        target = self.target
+        return () if target is None else (target.nodeId, target.segmentId, identityOf(target.node, target.segmentId))
+
+    @property
+    def clickNodes(self) -> list[Any]:
+        """The point lists of the current segment: those that were placed for it, here or in the module."""
+        target = self.target
+        return clicksOf(target.node, target.segmentId) if target is not None else []
+
+    @property
+    def model(self) -> ModelEntry | None:
+        """The model chosen for the segment, else that of its result, else one chosen before, else the one it names."""
+        target, volumeNode = self.target, self.volumeNode
+        name = self._effect.parameter(MODEL) if self.editor is not None else ""
+        installed = {model.name: model for model in reversed(self.models)}
+        if target is not None and name in ("", self._modelBefore):
+            name = next((own for own in (target.record.model,) if own in installed), name)
+        if name:
+            return installed.get(name)
+        names = [volumeNode.GetName() or ""] if volumeNode is not None else []
+        if target is not None:
+            names.append(segmentName(target.node, target.segmentId))
+        image = volumeNode.GetImageData() if volumeNode is not None else None
+        lowest = image.GetScalarRange()[0] if image is not None and image.GetPointData().GetScalars() else None
+        likely = likelyModel(self.models, names, lowest)
+        return None if likely is None else self.models[likely]
+
+    @property
+    def task(self) -> Task | None:
+        """What would be segmented, or None where something is missing."""
+        target, volumeNode, model = self.target, self.volumeNode, self.model
+        if target is None or volumeNode is None or model is None:
+            return None
+        view = VolumeView(volumeNode, model, self._state().device, self._state().axis)
+        try:
+            shown = viewNode(view.snapshot().stack)
+        except SPDError:
+            shown = None
+        first = viewCenter(shown) if shown is not None else None
+        save = self._effect.saveStateForUndo
+        return Task(view, self.clickNodes, target, firstSliceRas=first, saveStateForUndo=save)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Segment, model, axis and volume with the voxels of now: what is said holds for these."""
+        node, segmentId = self.segment
+        model, volumeNode = self.model, self.volumeNode
+        voxels = voxelState(volumeNode) if volumeNode is not None else ""
+        nodeId = node.GetID() if node is not None else ""
+        return nodeId, segmentId, model.name if model is not None else "", self._state().axis, voxels
+
+    def missing(self) -> str:
+        """Return what has to be chosen before a run, empty if nothing."""
+        if self.isOfPanel:
+            return _("In this editor the panel SPDSegment places clicks and segments; choose another effect.")
+        if self.volumeNode is None:
+            return _("Choose a source volume.")
+        if not self.models:
+            return _("There is no model yet; open Set-up in the module SPDSegment to add one.")
+        return _("Choose a model.") if self.model is None else ""
+
+
+def sourceText(differs: set[str]) -> str:
+    """Return what a result, ``{name}``, did not come of, see ``Task.differences``, and how it is computed again."""
+    if differs == {"voxels"}:
+        text = _("The volume has other voxels than those that {name} came of; press Segment to compute it again.")
+    else:
+        text = _("{name} came of another volume, model or axis; press Segment to compute it again.")
+    return str(text)
 
 
 def _hasAny(node: Any, places: Mapping[str, Position]) -> bool:

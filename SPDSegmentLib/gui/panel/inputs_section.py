@@ -18,7 +18,7 @@ from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, lis
 from ..scene.centerlines import anyIncluded, centerlinesOfScene, checkClicks, transformEvent
 from ..scene.state import ModuleState, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
-from ..scene.volumes import VolumeSnapshot, nodeById, shownImage, viewCenter, viewNode
+from ..scene.volumes import VolumeSnapshot, nodeById, shownImage, viewCenter, viewNode, voxelState
 from .controls import Placing, Source, cardWindow, showDevice
 
 MOVED_MS = 200
@@ -26,13 +26,26 @@ AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
 
 
 class InputsSection(VTKObservationMixin):
-    """Widgets of the inputs, kept equal with the settings in the scene; it ends with :meth:`close`."""
+    """Widgets of the inputs, kept equal with the settings in the scene; it ends with :meth:`close`.
 
-    def __init__(self, ui: Any, state: Callable[[], ModuleState], changed: Callable[[], None]) -> None:
+    Args:
+        ui: widgets.
+        state: settings.
+        changed: called where another choice was made.
+        differences: what a result did not come of, see ``Task.differences``.
+    """
+
+    def __init__(
+        self,
+        ui: Any,
+        state: Callable[[], ModuleState],
+        changed: Callable[[], None],
+        differences: Callable[[Task], set[str]],
+    ) -> None:
         VTKObservationMixin.__init__(self)
         self.ui = ui
         self.models: list[ModelEntry] = []
-        self.source = Source(state, self.currentTask, lambda: self.models)
+        self.source = Source(state, self.currentTask, lambda: self.models, differences)
         self._removed = ("", "")  # segmentation and segment that was chosen until it was removed
         self._doubts = (("", ""), "")  # of volume and model
         self._held: VolumeSnapshot | None = None  # the latest, so that it is taken once for all who ask
@@ -140,10 +153,12 @@ class InputsSection(VTKObservationMixin):
         return _("{model} was chosen by the names of volume and clicks.").format(model=self.model.title)
 
     def choice(self) -> tuple[str, ...]:
-        """Return what is chosen: volume, segment, model, clicks."""
+        """Return what is chosen: segment, model, axis, volume with the voxels of now, clicks."""
         state = self._state()
-        nodes = (state.volumeNode, state.segmentationNode, *state.centerlineNodes)
-        return (state.segmentId, state.model, *(node.GetID() if node is not None else "" for node in nodes))
+        voxels = voxelState(state.volumeNode) if state.volumeNode is not None else ""
+        nodes = (state.segmentationNode, *state.centerlineNodes)
+        ids = (node.GetID() if node is not None else "" for node in nodes)
+        return (state.segmentId, state.model, state.axis, voxels, *ids)
 
     def doubts(self) -> str:
         """Return why the volume may not be of the model's kind, and the better model; empty where it fits."""

@@ -1,4 +1,4 @@
-"""What is laid over the views: signs of the clicks' fates, and the saliency of the shown slice.
+"""What is laid over the views: signs of the clicks' fates, saliency of the shown slice, and how the result looks.
 
 The signs, also those around synthesized points, are drawn into the views and are no nodes: a point list in the scene
 would become the one that is placed.
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
 
@@ -23,7 +24,8 @@ from SPDSegmentLib.worker.messages import SaliencyReady
 from ..run.segmenter import Segmenter
 from ..run.task import Task
 from ..scene.centerlines import middleOfClicks
-from ..scene.state import idleTimer
+from ..scene.state import ModuleState, idleTimer
+from ..scene.surfaces import ShownSurfaces
 from ..scene.volumes import SaliencyOverlay, viewCenter, viewNode
 from .inputs_section import InputsSection
 
@@ -211,6 +213,81 @@ def _cells(indexes: np.ndarray) -> Any:
 
 
 FOLLOW_MS = 120
+
+
+class ResultDisplay(VTKObservationMixin):
+    """Keeps *Show 3D*, outline, fill and opacity equal with what the scene shows; it ends with :meth:`close`."""
+
+    def __init__(self, ui: Any, surfaces: ShownSurfaces, state: Callable[[], ModuleState]) -> None:
+        VTKObservationMixin.__init__(self)
+        self._ui = ui
+        self._surfaces = surfaces
+        self._state = state
+        self._timer = idleTimer(self._refresh)
+        ui.displayBox.addItem(_("Fill and outline"), (True, True))
+        ui.displayBox.addItem(_("Outline"), (False, True))
+        ui.displayBox.addItem(_("Fill"), (True, False))
+        ui.show3DButton.connect("clicked(bool)", self._onShow3D)
+        ui.displayBox.connect("activated(int)", self._onStyle)
+        ui.opacitySlider.connect("valueChanged(int)", self._onOpacity)
+
+    def follow(self) -> None:
+        """Turn to the segmentation that is chosen now."""
+        self.removeObservers()
+        node = self._state().segmentationNode
+        if node is not None:
+            kinds = slicer.vtkSegmentation
+            changes = (kinds.SegmentAdded, kinds.SegmentRemoved, kinds.ContainedRepresentationNamesModified)
+            for event in (*changes, node.DisplayModifiedEvent):
+                self.addObserver(node, event, lambda caller, event: self._timer.start())
+        self._refresh()
+
+    def close(self) -> None:
+        """Let go of the scene's nodes."""
+        self._timer.stop()
+        self.removeObservers()
+
+    def _refresh(self) -> None:
+        state, ui = self._state(), self._ui
+        node, display = state.segmentationNode, self._display
+        ui.show3DButton.enabled = node is not None and node.GetSegmentation().GetNumberOfSegments() > 0
+        ui.show3DButton.checked = bool(ui.show3DButton.enabled and self._surfaces.isShown(node, state.segmentId))
+        for widget in (ui.displayBox, ui.opacitySlider):
+            widget.enabled = display is not None
+        if display is not None:
+            style = (bool(display.GetVisibility2DFill()), bool(display.GetVisibility2DOutline()))
+            styles = [tuple(ui.displayBox.itemData(n)) for n in range(ui.displayBox.count)]
+            ui.displayBox.currentIndex = styles.index(style) if style in styles else -1
+            ui.opacitySlider.value = round(100 * display.GetOpacity())
+
+    @property
+    def _display(self) -> Any:
+        node = self._state().segmentationNode
+        return node.GetDisplayNode() if node is not None else None
+
+    def _onShow3D(self, checked: bool) -> None:
+        state = self._state()
+        node = state.segmentationNode
+        if node is None:
+            return
+        if checked:
+            self._surfaces.show(node, state.segmentId)
+        else:
+            self._surfaces.hide(node)
+        self._refresh()
+
+    def _onStyle(self, index: int) -> None:
+        display, style = self._display, self._ui.displayBox.itemData(index)
+        if display is not None and style is not None:
+            wasModifying = display.StartModify()
+            display.SetVisibility2DFill(bool(style[0]))
+            display.SetVisibility2DOutline(bool(style[1]))
+            display.EndModify(wasModifying)
+
+    def _onOpacity(self, percent: int) -> None:
+        display = self._display
+        if display is not None and round(100 * display.GetOpacity()) != percent:
+            display.SetOpacity(percent / 100)
 
 
 class SaliencySection(VTKObservationMixin):

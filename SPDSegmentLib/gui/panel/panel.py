@@ -1,9 +1,11 @@
-"""The panel: hands widgets and settings to its sections and passes events between them."""
+"""The panel: hands widgets and settings to its sections and passes events between them; its keys."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import qt
 import slicer
 from slicer.util import VTKObservationMixin
 
@@ -13,15 +15,47 @@ from ..scene.centerlines import Clicks
 from ..scene.state import idleTimer, moduleState
 from ..scene.write_record import WriteRecord
 from .clicks_section import ClicksSection
-from .controls import ResultDisplay, Shortcuts
 from .correct_section import AssistSection, CorrectSection
 from .export_section import ExportSection
 from .inputs_section import InputsSection
-from .overlays import SaliencySection
+from .overlays import ResultDisplay, SaliencySection
 from .review_section import ReviewSection
 from .run_section import RunSection
 from .setup_section import SetupSection
 from .straight_section import StraightSection
+
+REPEATED = "Shift+N"
+"""The only key that goes on while it is held."""
+
+
+class Shortcuts:
+    """Keys of the main window.
+
+    Args:
+        actions: what to call, by key sequence such as ``Shift+S``.
+    """
+
+    def __init__(self, actions: Mapping[str, Callable[[], None]]) -> None:
+        self._actions = dict(actions)
+        self._installed: list[Any] = []
+
+    def install(self) -> None:
+        """Listen to the keys."""
+        window = slicer.util.mainWindow()
+        if self._installed or window is None:
+            return
+        for keys, action in self._actions.items():
+            shortcut = qt.QShortcut(qt.QKeySequence(keys), window)
+            shortcut.setAutoRepeat(keys == REPEATED)
+            shortcut.connect("activated()", action)
+            self._installed.append(shortcut)
+
+    def remove(self) -> None:
+        """Let go of the keys."""
+        for shortcut in self._installed:
+            shortcut.setEnabled(False)
+            shortcut.deleteLater()
+        self._installed.clear()
 
 
 class ModulePanel(VTKObservationMixin):
@@ -36,7 +70,7 @@ class ModulePanel(VTKObservationMixin):
         self.isClosing = False
         self._isEntered = False
         self._hasMissedClicks = False
-        self.inputs = InputsSection(ui, lambda: self.state, self._inputsChanged)
+        self.inputs = InputsSection(ui, lambda: self.state, self._inputsChanged, logic.segmenter.differences)
         self.run = RunSection(ui, logic, self.inputs, lambda: self.state)
         self.clicks = ClicksSection(ui, lambda: self.state, self._clicksChanged)
         self.review = ReviewSection(ui, self.inputs.currentTask)
@@ -162,7 +196,7 @@ class ModulePanel(VTKObservationMixin):
         return self._isEntered and self.state.liveUpdate and not self.inputs.whyNot()
 
     def _isFollowed(self, clicks: Clicks) -> bool:
-        """Whether a run may follow these clicks unasked: what it would replace came of the same list, volume, model."""
+        """Whether a run may follow these clicks unasked: what it would replace came of the same choices."""
         if not self._mayFollow:
             return False
         task = self.inputs.currentTask()

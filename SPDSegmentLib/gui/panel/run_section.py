@@ -13,31 +13,25 @@ from slicer.i18n import tr as _
 from SPDSegmentLib.errors import Cancelled, DependencyMissing, ModelCorrupt, ModelMissing, SPDError, WorkerDied
 from SPDSegmentLib.worker.messages import Progress
 
-from ..run.console import Console
+from ..run.console import Console, MadeSegment
 from ..run.job import JobState, SegmentationJob
 from ..run.task import Task
-from ..scene.editor_nodes import areaSentence, convertToLabelmap, isEmptySegment, otherRepresentation, segmentName
+from ..scene.editor_nodes import areaSentence, convertToLabelmap, otherRepresentation, segmentName
 from ..scene.state import ModuleState, Signal, idleTimer
-from ..scene.target import SegmentTarget, segmentNames
+from ..scene.target import segmentNames
 from ..scene.volumes import jumpTo
 from .inputs_section import InputsSection
 
 
 @dataclass(frozen=True)
-class Made:
-    """A segment that was made for a run to write into, and what was chosen before.
+class Made(MadeSegment):
+    """And what was chosen before.
 
     Attributes:
-        target: the segment.
-        name: its name.
-        withNode: whether its segmentation was made, too.
         model: the chosen one.
         isNext: see ``Source``.
     """
 
-    target: SegmentTarget
-    name: str
-    withNode: bool
     model: str
     isNext: bool
 
@@ -84,12 +78,11 @@ class RunSection:
         return self.isRunning and self.task is not None and self.task.key == task.key
 
     def isOfRun(self, task: Task) -> bool:
-        """Whether a task is the one under way, with the same volume and model and clicks of the same nodes."""
+        """Whether a task is the one under way: same volume, axis and model, and clicks of the same nodes."""
         mine = self.task
         if mine is None or not self.isRunningFor(task):
             return False
-        isSameView = (mine.view.volumeNode, mine.view.model.key) == (task.view.volumeNode, task.view.model.key)
-        return isSameView and any(node in mine.centerlineNodes for node in task.centerlineNodes)
+        return mine.view.isLike(task.view) and any(node in mine.centerlineNodes for node in task.centerlineNodes)
 
     def refresh(self) -> None:
         """Show what can be done now."""
@@ -239,15 +232,11 @@ class RunSection:
             if node is not None and self.logic.segmenter.isBusy(node, target.segmentId):
                 continue
             del self._made[key]
-            isNamed = made.name != segmentName(node, target.segmentId)
-            if node is None or isNamed or not isEmptySegment(node, target.segmentId):
+            if not made.isUnused:
                 continue
             isChosen = (state.segmentationNode, state.segmentId) == (node, target.segmentId)
             state.segmentId = "" if isChosen else state.segmentId  # before it goes: it is not to be chosen again
-            if made.withNode and len(segmentNames(node)) == 1:
-                target.removeNode()
-            else:
-                node.GetSegmentation().RemoveSegment(target.segmentId)
+            made.remove()
             if isChosen:
                 state.model, source.isNext = made.model, made.isNext
         self._inputs.fill(listAgain=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,43 @@ from SPDSegmentLib.batch.run import BatchRun
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
 from SPDSegmentLib.errors import BadInput
 
-from ..scene.target import makeTarget
-from .job import SegmentationJob
+from ..scene.editor_nodes import isEmptySegment, segmentName
+from ..scene.target import SegmentTarget, makeTarget, segmentNames
+from .job import JobState, SegmentationJob
 from .segmenter import Segmenter
 from .task import Task, VolumeView, findModel
 from .worker_host import WorkerHost, slicerTransport
 
 Centerlines = Any
+
+
+@dataclass(frozen=True)
+class MadeSegment:
+    """A segment that was made for a run to write into.
+
+    Attributes:
+        target: the segment.
+        name: its name.
+        withNode: whether its segmentation was made, too.
+    """
+
+    target: SegmentTarget
+    name: str
+    withNode: bool
+
+    @property
+    def isUnused(self) -> bool:
+        """Whether it is there as it was made: nobody has written or painted into it, or named it."""
+        node, segmentId = self.target.node, self.target.segmentId
+        return node is not None and self.name == segmentName(node, segmentId) and isEmptySegment(node, segmentId)
+
+    def remove(self) -> None:
+        """Take it away, with its segmentation where that holds nothing else and was made with it."""
+        node = self.target.node
+        if self.withNode and len(segmentNames(node)) == 1:
+            self.target.removeNode()
+        else:
+            node.GetSegmentation().RemoveSegment(self.target.segmentId)
 
 
 class Console:
@@ -31,20 +61,17 @@ class Console:
         self.segmenter = Segmenter(self.workerHost, qt.QTimer.singleShot)
 
     def segment(self, volumeNode: Any, centerlineNode: Centerlines, model: str, **options: Any) -> Any:
-        """Segment and return the segmentation node; see :meth:`start` for the arguments and errors.
-
-        It blocks, and a segmentation that it made is removed if it fails.
-        """
-        task = self._task(volumeNode, centerlineNode, model, **options)
+        """Segment and return the segmentation node; it blocks. See :meth:`start` for the arguments and errors."""
+        job = self._start(volumeNode, centerlineNode, model, blocking=True, **options)
         try:
-            return self.segmenter.start(task, blocking=True).wait()
-        except BaseException:
-            if options.get("segmentation") is None and task.target.node is not None:
-                task.target.removeNode()
-            raise
+            return job.wait()
+        finally:
+            job.cancel(urgent=False)  # where it was interrupted
 
     def start(self, volumeNode: Any, centerlineNode: Centerlines, model: str, **options: Any) -> SegmentationJob:
         """Start a segmentation and return its job: ``cancel()``, ``finished``, ``progress``, ``result``.
+
+        A segment or segmentation that was made for it is taken away where it fails or is cancelled.
 
         Args:
             volumeNode: scalar volume.
@@ -55,7 +82,7 @@ class Console:
         Raises:
             SPDError: what was given cannot be segmented.
         """
-        return self.segmenter.start(self._task(volumeNode, centerlineNode, model, **options))
+        return self._start(volumeNode, centerlineNode, model, blocking=False, **options)
 
     def segmentBatch(
         self, cases: Cases, outputFolder: str | Path, model: str, *, resume: bool = True, **options: Any
@@ -99,6 +126,34 @@ class Console:
         self.segmenter.surfaces.close()
         self.workerHost.close()
 
+    def _start(
+        self, volumeNode: Any, centerlineNode: Centerlines, model: str, *, blocking: bool, **options: Any
+    ) -> SegmentationJob:
+        node = options.get("segmentation")
+        known = {segmentId for _name, segmentId in segmentNames(node)}
+        task = self._task(volumeNode, centerlineNode, model, **options)
+        target = task.target
+        made = MadeSegment(target, segmentName(target.node, target.segmentId), node is None)
+        isMade = target.segmentId not in known
+
+        def drop() -> None:
+            if isMade and made.isUnused and not self.segmenter.isBusy(target.node, target.segmentId):
+                made.remove()
+
+        def onFinished(job: SegmentationJob) -> None:
+            if job.state is not JobState.DONE and blocking:
+                drop()
+            elif job.state is not JobState.DONE:
+                qt.QTimer.singleShot(0, drop)  # another run may be about to take its place
+
+        try:
+            job = self.segmenter.start(task, blocking=blocking)
+        except BaseException:
+            drop()
+            raise
+        job.onFinished.connect(onFinished)
+        return job
+
     def _task(
         self,
         volumeNode: Any,
@@ -116,7 +171,8 @@ class Console:
 
         entry = findModel(model, remote=self.workerHost.isRemote)
         takeSnapshot(volumeNode, axis)
-        nodes = list(centerlineNode) if isinstance(centerlineNode, (list, tuple)) else [centerlineNode]
-        checkClicks([node for node in nodes if node is not None])
+        given = centerlineNode if isinstance(centerlineNode, (list, tuple)) else [centerlineNode]
+        nodes = [node for node in given if node is not None]
+        checkClicks(nodes)
         target = makeTarget(segmentation, segmentId, volumeNode, entry.structure, entry.color, entry.terminology)
         return Task(VolumeView(volumeNode, entry, device, axis), nodes, target, prompts)

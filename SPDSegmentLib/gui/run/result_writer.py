@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import slicer
+import vtk
 
 from SPDSegmentLib.prompts.fates import PointFate
 from SPDSegmentLib.worker.payloads import PackedMask, pack_mask, unpack_mask
 
-from ..scene.volumes import SegmentContent, VolumeSnapshot, maskDigest
+from ..scene.editor_nodes import editTimes, freeEditorNode, labelmapsOf
+from ..scene.target import SegmentTarget
+from ..scene.volumes import SegmentContent, VolumeSnapshot, gridSnapshot, maskDigest, nodeById
 from ..scene.write_record import Position, SliceInfo, WriteRecord, placeOf
 
 if TYPE_CHECKING:
     from SPDSegmentLib.worker.messages import SliceReady
-
-    from ..scene.target import SegmentTarget
 
 
 @dataclass
@@ -65,6 +68,97 @@ class RunParts:
         return then
 
 
+class Neighbors:
+    """The other segments, where the editor's settings let a write change them too: that is no edit of a person.
+
+    Args:
+        target: the segment that a run writes into.
+        snapshot: the volume's state on whose slices it does.
+
+    Attributes:
+        states: of segments with a result of their own before and after each change, with checksums and record.
+    """
+
+    def __init__(self, target: SegmentTarget, snapshot: VolumeSnapshot) -> None:
+        self.states: list[tuple[SegmentTarget, dict[int, str], WriteRecord]] = []
+        self._target = target
+        self._snapshot = snapshot
+        self._taken: dict[str, tuple[SegmentTarget, VolumeSnapshot, dict[int, tuple[PackedMask, str]]]] = {}
+
+    @property
+    def _others(self) -> list[SegmentTarget]:
+        node, free = self._target.node, freeEditorNode()
+        images = labelmapsOf(node) if node is not None else {}
+        return [SegmentTarget(node, name, free) for name in images if name != self._target.segmentId]
+
+    def write(self, changes: Mapping[int, np.ndarray], content: SegmentContent, write: Callable[[], None]) -> None:
+        """Call ``write``, which sets masks (H, W) by slice where ``content`` is now, and keep what others lose."""
+        if not self._target.changesOthers:
+            write()
+            return
+        region = {t: mask ^ content.mask(t) for t, mask in changes.items()}
+        before: list[tuple[SegmentTarget, VolumeSnapshot, dict[int, PackedMask]]] = []
+        for other in self._others:
+            isExact = other.hasVoxelsOf(self._snapshot)
+            grid = self._snapshot if isExact else _ownGrid(other, self._snapshot.nodeId)
+            present = other.read(grid, changes if isExact else None)
+            masks = {t: present.mask(t) for t in (region if isExact else range(grid.grid.shape[0]))}
+            kept = {t: pack_mask(m) for t, m in masks.items() if (m & region[t] if isExact else m).any()}
+            if kept:
+                before.append((other, grid, kept))
+        with self._noted():
+            write()
+        for other, grid, kept in before:
+            present = other.read(grid, kept)
+            taken = self._taken.setdefault(other.segmentId, (other, grid, {}))[2]
+            for t, packed in kept.items():
+                if not np.array_equal(present.mask(t), unpack_mask(packed)):
+                    taken[t] = (taken[t][0] if t in taken else packed, present.digest(t))
+
+    def putBack(self) -> None:
+        """Give back what was taken, except where others were changed since."""
+        if not self._taken:
+            return
+        with self._noted():
+            for other, grid, taken in self._taken.values():
+                present = other.read(grid, taken)
+                lost = {t: unpack_mask(packed) for t, (packed, left) in taken.items() if present.digest(t) == left}
+                if lost and other.exists:
+                    other.write(grid, lost, present, everywhere=True)
+        self._taken.clear()
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Count what changes meanwhile in others as written by a run, where no person had edited it."""
+        known = []
+        for other in self._others:
+            record = other.record
+            if record.model:
+                written = other.writtenSnapshot(record, nodeById(self._snapshot.nodeId))
+                known.append((other, record, written, other.digests(written)))
+        yield
+        for other, record, written, before in known:
+            after = other.digests(written)
+            changed = {t for t in {*before, *after} if before.get(t, "") != after.get(t, "")}
+            if changed and other.exists:
+                record.noteEdits(before)
+                self.states.append((other, before, record.copy()))
+                record.noteWritten(changed - record.owned, after)
+                other.saveRecord(record)
+                self.states.append((other, after, record))
+
+
+def _ownGrid(target: SegmentTarget, nodeId: str) -> VolumeSnapshot:
+    """The voxels of a segment's own labelmap, where they are not those of the volume, as a volume's state."""
+    labelmap, toSegmentation = labelmapsOf(target.node)[target.segmentId], vtk.vtkMatrix4x4()
+    labelmap.GetImageToWorldMatrix(toSegmentation)
+    i0, i1, j0, j1, k0, k1 = labelmap.GetExtent()
+    matrix = slicer.util.arrayFromVTKMatrix(toSegmentation)
+    matrix[:3, 3] += matrix[:3, :3] @ (i0, j0, k0)
+    shape = (k1 - k0 + 1, j1 - j0 + 1, i1 - i0 + 1)
+    return replace(gridSnapshot(shape, matrix, "axial", nodeId), inSegmentation=matrix)
+
+
 class ResultWriter:
     """One run's way into a segment.
 
@@ -76,10 +170,14 @@ class ResultWriter:
         everywhere: write outside the editable area too.
 
     Attributes:
+        neighbors: what its writes change in other segments.
+        markBefore: names the state of the segment when the run began.
         asked: slices that were to be changed.
         changed: those of them that did change.
         withheld: those that are not as asked, and whether nothing at all of it was allowed there.
         area: what the editor's settings restricted changes to while they were withheld.
+        times: of the latest edits of the segmentation, see ``editTimes``, where all since the state for undo are this
+            run's; otherwise None.
     """
 
     def __init__(
@@ -96,12 +194,14 @@ class ResultWriter:
         self.changed: set[int] = set()
         self.withheld: dict[int, bool] = {}
         self.area = ""
+        self.times: dict[str, int] | None = None
         self.digestsBefore: dict[int, str] = {}
         self._target = target
         self.snapshot = target.place(snapshot)
+        self.neighbors = Neighbors(target, self.snapshot)
         self._saveState = saveStateForUndo
         self.parts = RunParts(run, self.record.copy())
-        self._markBefore = target.mark
+        self.markBefore = target.mark
         self._place = placeOf(target.node)
         self._everywhere = everywhere
         self._hasBegun = False
@@ -148,6 +248,7 @@ class ResultWriter:
             self._hasBegun = True
             self._saveState()
             self._target.setMark(self.parts.mark)
+            self.times = editTimes(self._target.node)
             return None
         return self._write(changes, content) if changes else set()
 
@@ -157,8 +258,9 @@ class ResultWriter:
         return self._hasBegun
 
     def wasUndone(self) -> bool:
-        """Whether the editor's history took back all that this run has written."""
-        return self._hasBegun and not self.parts.hasMade(self._target.mark)
+        """Whether the editor's history has led away from the state that this run began with and wrote into."""
+        mark = self._target.mark
+        return not self.parts.hasMade(mark) if self._hasBegun else mark != self.markBefore
 
     def takeIn(self) -> list[SliceReady]:
         """Return what is to be written once more, since the editor's history took back some parts of this run."""
@@ -188,21 +290,37 @@ class ResultWriter:
         return bool(self.withheld) and not self.changed and not self.area
 
     def rollBack(self) -> None:
-        """Put back what this run has changed, except where a person edited since."""
+        """Put back what this run has changed, also of other segments, except where a person edited since."""
+        with self._timed():
+            self._rollBack()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Notice whether somebody else has edited the segmentation since the latest edit of this run."""
+        node = self._target.node
+        isOurs = node is not None and self.times == editTimes(node)
+        yield
+        node = self._target.node
+        self.times = editTimes(node) if isOurs and node is not None else None
+
+    def _rollBack(self) -> None:
+        self.neighbors.putBack()
         if not self._target.exists:
             return
+        isMine = self.parts.hasMade(self._target.mark)  # otherwise what is there is of another state
         content = self._target.read(self.snapshot, self._before)
         back = {t for t in self._before if content.digest(t) == self.digestsBefore.get(t, "")}
         mine = {
             t: unpack_mask(packed)
             for t, packed in self._before.items()
-            if content.digest(t) == self.record.written.get(t, "")
+            if isMine and content.digest(t) == self.record.written.get(t, "")
         }
         edited = set(self._before) - set(mine) - back
         if mine:
-            self._target.write(self.snapshot, mine, content, everywhere=True)
-        if self._hasBegun and self.parts.hasMade(self._target.mark):
-            self._target.setMark(self._markBefore)
+            alone = SegmentTarget(self._target.node, self._target.segmentId, freeEditorNode())
+            alone.write(self.snapshot, mine, content, everywhere=True)
+        if self._hasBegun and isMine:
+            self._target.setMark(self.markBefore)
         self._hasBegun = False
         self.record = self.parts.before.copy()
         self.record.owned |= edited
@@ -232,7 +350,12 @@ class ResultWriter:
             self._before.setdefault(t, pack_mask(content.mask(t)))
         isExact = self._target.hasVoxelsOf(self.snapshot)
         before = {} if isExact else self._target.digests(self.snapshot)
-        self._target.write(self.snapshot, changes, content, everywhere=self._everywhere)
+        with self._timed():
+            self.neighbors.write(
+                changes,
+                content,
+                lambda: self._target.write(self.snapshot, changes, content, everywhere=self._everywhere),
+            )
         after = self._target.read(self.snapshot, changes)
         digests = {t: after.digest(t) for t in changes}
         changed = {t for t in changes if digests[t] != content.digest(t)}

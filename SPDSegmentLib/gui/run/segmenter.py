@@ -8,29 +8,18 @@ from typing import Any
 
 from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.worker.client import Callbacks, Request
-from SPDSegmentLib.worker.messages import Answer, Progress, SaliencyReady
+from SPDSegmentLib.worker.messages import Progress, SaliencyReady
 from SPDSegmentLib.worker.requests import learn_message, suggest_message
 
-from ..scene.centerlines import Clicks, checkClicks, namedClicks, ownClicks, readClicks, renameClicks, restoreClicks
-from ..scene.editor_nodes import editTimes, placeError
-from ..scene.state import Signal
+from ..scene.centerlines import Clicks, checkClicks, namedClicks, readClicks, renameClicks, restoreClicks
+from ..scene.editor_nodes import editTimes, placeError, storageError
+from ..scene.state import Signal, nameSegment, ownClicks
 from ..scene.surfaces import ShownSurfaces
-from ..scene.write_record import Position, WriteRecord, identify
+from ..scene.write_record import Position, WriteRecord
 from .job import CallLater, JobState, SegmentationJob
 from .result_writer import ResultWriter
 from .task import SegmentMemory, Task, VolumeView, adoptGrid
-from .worker_host import WorkerHost, volumeName
-
-OnAnswer = Callable[[Answer | SPDError], None]
-
-
-def _answerTo(callback: OnAnswer, onProgress: Callable[[Progress], None] | None = None) -> Callbacks:
-    """Callbacks that give the answer of a request, or its error, to one call."""
-
-    def finish(request: Request) -> None:
-        callback(request.error if request.error is not None else request.result())
-
-    return Callbacks(on_progress=onProgress, on_finished=finish)
+from .worker_host import OnAnswer, WorkerHost, answerTo, volumeName
 
 
 class Segmenter:
@@ -55,7 +44,7 @@ class Segmenter:
         self.surfaces = ShownSurfaces(lambda: any(not job.finished for job in self._jobs))
         self._callLater = callLater
         self._memories: dict[tuple[str, ...], SegmentMemory] = {}
-        self._undoStep: tuple[tuple[str, ...], dict[int, str]] | None = None
+        self._undoStep: tuple[tuple[str, ...], Any, Mapping[str, int] | None] | None = None  # segment, editor, times
 
     def start(
         self, task: Task, *, blocking: bool = False, everywhere: bool = False, learned: str | None = None
@@ -72,10 +61,10 @@ class Segmenter:
             SPDError: what was given cannot be segmented.
         """
         if task.target.exists:
-            misplaced = placeError(task.target.node, task.target.segmentId)
-            if misplaced is not None:
-                raise misplaced
-            identify(task.target.node, task.target.segmentId)
+            problem = storageError(task.target.node) or placeError(task.target.node, task.target.segmentId)
+            if problem is not None:
+                raise problem
+            nameSegment(task.target.node, task.target.segmentId)
             ownClicks(task.target.node, task.target.segmentId)
         memory = self._memoryOf(task)
         checkClicks(task.centerlineNodes)  # a start that fails leaves the run under way alone
@@ -88,11 +77,7 @@ class Segmenter:
         clicks = namedClicks(before, snapshot.stack)
         former = adoptGrid(task, snapshot, memory)
         writer = ResultWriter(
-            task.target,
-            snapshot,
-            lambda: self._saveState(task, writer.digestsBefore),
-            uuid.uuid4().hex[:12],
-            everywhere=everywhere,
+            task.target, snapshot, lambda: self._saveState(task), uuid.uuid4().hex[:12], everywhere=everywhere
         )
         job = SegmentationJob(
             self.workerHost.client,
@@ -146,6 +131,10 @@ class Segmenter:
         """Whether the clicks, as they are now, differ from those of the run under way or of the last result."""
         return self._memoryOf(task).areOther(clicks)
 
+    def differences(self, task: Task) -> set[str]:
+        """What the segment's result did not come of, see ``Task.differences``."""
+        return task.differences(self._memoryOf(task).served)
+
     def saliency(
         self,
         view: VolumeView,
@@ -167,7 +156,7 @@ class Segmenter:
         self.workerHost.useModel(view.model.key, view.device)
         name = self.workerHost.openVolume(snapshot, "|".join(task.key) if task is not None else "")
 
-        return self.workerHost.client.saliency(name, t, centerRas, _answerTo(callback))  # type: ignore[arg-type]
+        return self.workerHost.client.saliency(name, t, centerRas, answerTo(callback))  # type: ignore[arg-type]
 
     def suggest(self, task: Task, dismissedRas: Sequence[Position], callback: OnAnswer) -> Request | None:
         """Ask where one more click would help the last result most; None where the worker does not know that result.
@@ -182,7 +171,7 @@ class Segmenter:
             return None
         clicks = namedClicks(readClicks(task.centerlineNodes), snapshot.stack)
         message = suggest_message(name, clicks, dismissedRas, task.target.record.learned)
-        return self.workerHost.client.ask(message, _answerTo(callback))
+        return self.workerHost.client.ask(message, answerTo(callback))
 
     def learn(self, task: Task, callback: OnAnswer, onProgress: Callable[[Progress], None] | None = None) -> Request:
         """Let the model learn from the slices that a person edited; nothing changes. ``callback`` gets ``Learned``.
@@ -200,7 +189,7 @@ class Segmenter:
         anchor = record.anchorRas if record.model == task.view.model.name else None
         self._memoryOf(task).isIncomplete = True
         message = learn_message(name, clicks, locked, task.prompts, anchor)
-        return self.workerHost.client.ask(message, _answerTo(callback, onProgress))
+        return self.workerHost.client.ask(message, answerTo(callback, onProgress))
 
     def isBusy(self, segmentationNode: Any, segmentId: str) -> bool:
         """Whether a run is writing into a segment."""
@@ -237,8 +226,12 @@ class Segmenter:
             record.grid = target.gridOf(written)
         mark = target.mark
         state = memory.history.find(mark, digests)
+        if state is not None:  # as it was then, whatever was released or written elsewhere since
+            known = record.findEdits(digests)
+            record.noteWritten(known, state.record.written)
+            memory.released -= known
         wentBack = memory.mark != mark
-        if wentBack or self._undoStep != (task.key, digests):
+        if wentBack or (self._undoStep is not None and self._undoStep[0] != task.key):
             self.forgetUndoStep()
         if wentBack:
             memory.mark = mark
@@ -319,14 +312,17 @@ class Segmenter:
     def _jobs(self) -> list[SegmentationJob]:
         return [memory.job for memory in self._memories.values() if memory.job is not None]
 
-    def _saveState(self, task: Task, digests: Mapping[int, str]) -> None:
+    def _saveState(self, task: Task) -> None:
         """Make an undo step, unless the top of the history is this very state, from a run that was rolled back."""
-        step = task.key, dict(digests)
+        step = (task.key, task.target.ownEditor)
+        if self._undoStep == (*step, editTimes(task.target.node)):
+            return
+        isMade = True
         if task.saveStateForUndo is not None:
             task.saveStateForUndo()
-            self._undoStep = None
-        elif self.saveStateForUndo is not None and step != self._undoStep:
-            self._undoStep = step if self.saveStateForUndo(task) else None
+        else:
+            isMade = self.saveStateForUndo is not None and self.saveStateForUndo(task)
+        self._undoStep = (*step, None) if isMade else None
 
     def forgetUndoStep(self) -> None:
         """Be told that the top of the history may be another one than the last run made."""
@@ -366,6 +362,8 @@ class Segmenter:
             memory.history.remember(mark, job.digests, clicks, job.writer.record, job.writer.parts)
         else:
             memory.isIncomplete = True
+            if self._undoStep is not None and self._undoStep[0] == task.key and job.writer.times is not None:
+                self._undoStep = (*self._undoStep[:2], job.writer.times)
             if job.writer.parts.count:
                 clicks = clicks if memory.lastClicks is None else memory.lastClicks
                 memory.history.remember(job.writer.parts.run, {}, clicks, job.writer.record, job.writer.parts)
@@ -376,8 +374,14 @@ class Segmenter:
                 self.forgetUndoStep()
                 state = memory.history.latest(mark)
                 if state is not None:
-                    self._restore(task, state.clicks, memory.withReleased(task.target.record))
+                    isOther = mark != job.writer.markBefore  # the record of before the run holds for another state
+                    record = state.record if isOther else memory.withReleased(task.target.record)
+                    self._restore(task, state.clicks, record)
         memory.halfWritten = None if task.target.exists else job.writer
+        for other, digests, record in job.writer.neighbors.states:
+            key = (other.nodeId, other.segmentId, record.identity)
+            theirs = self._memories.setdefault(key, SegmentMemory())
+            theirs.history.remember(other.mark, digests, theirs.lastClicks or (), record)
         self.onJob.emit(job)
 
     def _updateSurfaces(self, task: Task, *, now: bool = False) -> None:

@@ -13,10 +13,10 @@ from SPDSegmentLib.batch.cases import BatchModel, batch_model
 from SPDSegmentLib.errors import ModelMissing, SPDError
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, origin_note
 
-from ..scene.centerlines import Clicks, renameClicks, snapshotClicks, usedClicks
+from ..scene.centerlines import Clicks, renameClicks, snapshotClicks, usedClicks, usedPlaces
 from ..scene.editor_nodes import otherRepresentation
 from ..scene.target import SegmentTarget
-from ..scene.volumes import VolumeSnapshot, nodeById, slicesBeside, takeSnapshot
+from ..scene.volumes import VolumeSnapshot, nodeById, slicesBeside, takeSnapshot, voxelState
 from ..scene.write_record import RecordGrid, WriteRecord, identityOf
 from .job import SegmentationJob
 from .result_writer import ResultWriter, RunParts
@@ -105,9 +105,19 @@ class VolumeView:
     device: str = "auto"
     axis: str = "auto"
 
+    @property
+    def slicingAxis(self) -> str:
+        """The axis that is used: the model's where none was chosen."""
+        return self.model.axis if self.axis == "auto" else self.axis
+
     def snapshot(self) -> VolumeSnapshot:
         """The present state of the volume."""
-        return takeSnapshot(self.volumeNode, self.model.axis if self.axis == "auto" else self.axis)
+        return takeSnapshot(self.volumeNode, self.slicingAxis)
+
+    def isLike(self, other: VolumeView) -> bool:
+        """Whether both are the same slices of one volume under the same model."""
+        own, others = ((v.volumeNode, v.model.key, v.slicingAxis) for v in (self, other))
+        return own == others
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +150,24 @@ class Task:
         """Identifies the segment, also among those that had or get its ID."""
         node, segmentId = self.target.node, self.target.segmentId
         return self.target.nodeId, segmentId, identityOf(node, segmentId)
+
+    def differences(self, served: str = "") -> set[str]:
+        """Which of ``model``, ``volume``, ``axis``, ``voxels`` the segment's result did not come of; none without one.
+
+        Args:
+            served: see ``SegmentMemory``; the voxels of a result of an earlier session are not known.
+        """
+        record = self.target.record
+        if not record.model:
+            return set()
+        nodeId = self.volumeNode.GetID()
+        isOther = {
+            "model": record.model != self.view.model.name,
+            "volume": record.volumeId not in ("", nodeId),
+            "axis": record.axis != self.view.slicingAxis,
+            "voxels": served.startswith(f"{nodeId}|") and not served.startswith(f"{voxelState(self.volumeNode)}|"),
+        }
+        return {name for name, differs in isOther.items() if differs}
 
     def writtenSnapshot(self, record: WriteRecord | None = None) -> VolumeSnapshot:
         """The slices for which the segment's record holds, as they lie now.
@@ -270,11 +298,11 @@ class SegmentMemory:
 
     @property
     def hasNewClicks(self) -> bool:
-        """Whether the nodes of the latest result have other clicks now."""
+        """Whether there are clicks now, in the nodes of the latest result, that it did not come of."""
         if self.lastClicks is None:
             return True
         nodes = [node for nodeId, _markup in self.lastClicks if (node := nodeById(nodeId)) is not None]
-        return usedClicks(snapshotClicks(nodes)) != usedClicks(self.lastClicks)
+        return not usedPlaces(snapshotClicks(nodes)) <= usedPlaces(self.lastClicks)
 
     def areOther(self, clicks: Clicks) -> bool:
         """Whether clicks differ from those of the run under way, or else of the latest result."""

@@ -14,8 +14,8 @@ from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.files import megabytes
-from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
-from SPDSegmentLib.worker.messages import Device
+from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request, WorkerClient
+from SPDSegmentLib.worker.messages import Answer, Device, Progress
 from SPDSegmentLib.worker.requests import WorkerCommand, local_command, parse_command
 from SPDSegmentLib.worker.transports import QProcessTransport, Transport
 
@@ -49,6 +49,18 @@ def withEnvironment(command: WorkerCommand) -> WorkerCommand:
 def volumeName(snapshot: VolumeSnapshot, owner: str = "") -> str:
     """Return the name by which the worker knows a volume, see :meth:`WorkerHost.openVolume`."""
     return f"{snapshot.volumeId}|{owner}"
+
+
+OnAnswer = Callable[[Answer | SPDError], None]
+
+
+def answerTo(callback: OnAnswer, onProgress: Callable[[Progress], None] | None = None) -> Callbacks:
+    """Return callbacks that give the answer of a request, or its error, to one call."""
+
+    def finish(request: Request) -> None:
+        callback(request.error if request.error is not None else request.result())
+
+    return Callbacks(on_progress=onProgress, on_finished=finish)
 
 
 class WorkerHost:

@@ -18,7 +18,6 @@ from SPDSegmentLib.geometry.markups import INSISTED, ControlPoint, Markup, Point
 from SPDSegmentLib.geometry.slices import SliceStack
 
 from .volumes import hiddenNode
-from .write_record import identityOf, loadRecord, nodeOf, safeName
 
 Clicks = tuple[tuple[str, Markup], ...]
 
@@ -169,46 +168,7 @@ def removeClicks(node: Any, *, lastOnly: bool = False) -> None:
 
 
 GHOST_SCALE, GHOST_COLOR = 3.0, (0.35, 0.85, 0.95)
-CLICKS_ROLE = "SPDSegment.Clicks."
-OWNER_ATTRIBUTE = "SPDSegment.ClicksOwner."
-
-
-def clicksOf(segmentationNode: Any, segmentId: str) -> list[Any]:
-    """Return the nodes whose clicks belong to a segment: those of its latest result, and the one made for it."""
-    record = loadRecord(segmentationNode, segmentId)
-    ids = sorted({nodeOf(fate.click_id) for fate in record.fates if fate.click_id})
-    own = None
-    if _ownsClicks(segmentationNode, segmentId):
-        own = segmentationNode.GetNodeReference(CLICKS_ROLE + safeName(segmentId))
-    found = [own, *(slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in ids)]
-    return [node for n, node in enumerate(found) if node is not None and node not in found[:n]]
-
-
-def ownClicks(segmentationNode: Any, segmentId: str) -> None:
-    """Keep whose the list is that was made for a segment ID; one of a segment that had the ID before is let go."""
-    if not _ownsClicks(segmentationNode, segmentId):
-        segmentationNode.RemoveNodeReferenceIDs(CLICKS_ROLE + safeName(segmentId))
-    name, identity = OWNER_ATTRIBUTE + safeName(segmentId), identityOf(segmentationNode, segmentId)
-    if identity:
-        segmentationNode.SetAttribute(name, identity)
-    else:
-        segmentationNode.RemoveAttribute(name)
-
-
-def _ownsClicks(segmentationNode: Any, segmentId: str) -> bool:
-    owner = segmentationNode.GetAttribute(OWNER_ATTRIBUTE + safeName(segmentId))
-    return not owner or bool(owner == identityOf(segmentationNode, segmentId))
-
-
-def makeClicks(segmentationNode: Any, segmentId: str) -> Any:
-    """Return a new point list for the clicks of a segment; the scene keeps both together."""
-    name = segmentationNode.GetSegmentation().GetSegment(segmentId).GetName() or segmentId
-    node = slicer.mrmlScene.AddNewNodeByClass(
-        "vtkMRMLMarkupsFiducialNode", slicer.mrmlScene.GenerateUniqueName(_("{name} clicks").format(name=name))
-    )
-    ownClicks(segmentationNode, segmentId)
-    segmentationNode.SetNodeReferenceID(CLICKS_ROLE + safeName(segmentId), node.GetID())
-    return node
+DESCRIPTION_ATTRIBUTE = "SPDSegment.Description."
 
 
 def renameClicks(clicks: Clicks, renamed: Mapping[str, str]) -> Clicks:
@@ -232,16 +192,32 @@ def usedClicks(clicks: Clicks) -> list[tuple[str, str, list[list[float]]]]:
     return [(nodeId, markup.kind, told(markup)) for nodeId, markup in clicks]
 
 
+def usedPlaces(clicks: Clicks) -> set[tuple[str, float, float, float, bool]]:
+    """Return the clicks that are placed and included: node, place rounded to micrometers, whether insisted on."""
+    places = ((nodeId, p) for nodeId, markup in clicks for p in markup.points if p.is_used)
+    return {
+        (nodeId, round(r, 3), round(a, 3), round(s, 3), p.insisted)
+        for nodeId, p in places
+        for r, a, s in [p.position_ras]
+    }
+
+
 def setIncluded(node: Any, clickId: str, included: bool, insisted: bool = False) -> None:
-    """Include or exclude a click; one that is ``insisted`` on prompts whatever the model believes, until excluded."""
+    """Include or exclude a click; one that is ``insisted`` on prompts whatever the model believes, until excluded.
+
+    The list keeps the description that it had before.
+    """
     index = indexOf(node, clickId)
     if index < 0:
         return
     wasModifying = node.StartModify()
-    if insisted:
+    description, kept = node.GetNthControlPointDescription(index) or "", DESCRIPTION_ATTRIBUTE + clickId
+    if insisted and not is_insisted(description):
+        node.SetAttribute(kept, description)
         node.SetNthControlPointDescription(index, INSISTED)
-    elif not included and is_insisted(node.GetNthControlPointDescription(index)):
-        node.SetNthControlPointDescription(index, "")
+    elif not included and is_insisted(description):
+        node.SetNthControlPointDescription(index, node.GetAttribute(kept) or "")
+        node.RemoveAttribute(kept)
     node.SetNthControlPointSelected(index, included)
     node.EndModify(wasModifying)
 

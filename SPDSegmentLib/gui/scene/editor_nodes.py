@@ -29,6 +29,19 @@ def otherRepresentation(segmentationNode: Any) -> str:
     return "" if name == slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName() else name
 
 
+def storageError(segmentationNode: Any, remedy: str = "") -> SPDError | None:
+    """Return why a segmentation, or None, cannot be written to as it is stored; None if it can."""
+    representation = otherRepresentation(segmentationNode)
+    if not representation:
+        return None
+    return BadInput(
+        _("The segmentation {name} is stored as {representation}, which cannot be edited.").format(
+            name=segmentationNode.GetName(), representation=representation.lower()
+        ),
+        remedy or _("Under Representations in the module Segmentations create the binary labelmap and make it source."),
+    )
+
+
 def placeError(segmentationNode: Any, segmentId: str) -> SPDError | None:
     """Return why nothing can be written to a segment where its segmentation lies now, None if something can."""
     if segmentationNode.GetParentTransformNode() is None:
@@ -119,6 +132,13 @@ def editorNode() -> Any:
     node = _newNode("SPDSegment editor", EDITOR_ATTRIBUTE)
     node.SetOverwriteMode(node.OverwriteNone)
     return slicer.mrmlScene.AddNode(node)
+
+
+def freeEditorNode() -> Any:
+    """Return an editor's node, in no scene, by whose settings a write changes one segment alone, at every place."""
+    node = _newNode("", WRITER_ATTRIBUTE)
+    node.SetOverwriteMode(node.OverwriteNone)
+    return node
 
 
 def editorLogic(

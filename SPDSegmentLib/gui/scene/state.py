@@ -1,4 +1,7 @@
-"""The module's settings in the scene, kept by Slicer's own wrapper of its parameter node; signals and timers."""
+"""What the scene keeps: the module's settings, by Slicer's wrapper of its parameter node, and whose clicks are whose.
+
+Also signals and timers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,12 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
+from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import parameterNodeWrapper
+
+from .centerlines import clickName
+from .write_record import WriteRecord, identify, identityOf, loadRecord, nodeOf, safeName, saveRecord
 
 _EARLIER_TEXTS = {"segmentId": "SegmentID", "model": "Model", "axis": "Axis", "device": "Device"}
 _EARLIER_NODES = {"volumeNode": "Volume", "segmentationNode": "Segmentation"}
@@ -73,6 +81,109 @@ def moduleState(parameterNode: Any) -> ModuleState:
     for earlier in (*_EARLIER_NODES.values(), _EARLIER_CENTERLINES):
         node.RemoveNodeReferenceIDs(earlier)
     return state
+
+
+_named: dict[tuple[str, str], tuple[Any, str]] = {}
+
+
+def nameSegment(segmentationNode: Any, segmentId: str) -> None:
+    """Give a segment an identity where it has none: the one that it had before undo led past its first run."""
+    lost = lostIdentity(segmentationNode, segmentId)
+    identify(segmentationNode, segmentId, lost)
+    if lost:
+        saveRecord(segmentationNode, segmentId, WriteRecord())
+    seen = vtk.vtkWeakReference()
+    seen.Set(segmentationNode.GetSegmentation().GetSegment(segmentId))
+    _named[segmentationNode.GetID(), segmentId] = (seen, identityOf(segmentationNode, segmentId))
+
+
+def lostIdentity(segmentationNode: Any, segmentId: str) -> str:
+    """Return the identity that undo has taken from a segment, empty where it did not.
+
+    The segment of the same ID that takes the place of a deleted one is another object.
+    """
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+    seen, identity = _named.get((segmentationNode.GetID(), segmentId), (None, ""))
+    if segment is None or seen is None or seen.Get() is not segment:
+        return ""
+    return "" if identityOf(segmentationNode, segmentId) else identity
+
+
+CLICKS_ROLE = "SPDSegment.Clicks."
+"""Of a segmentation: the list that was made for a segment."""
+SEGMENTATION_ROLE = "SPDSegment.Segmentation"
+"""Of such a list: the segmentation for which it was made."""
+OWNER_ATTRIBUTE = "SPDSegment.ClicksOwner."
+
+
+def clicksOf(segmentationNode: Any, segmentId: str) -> list[Any]:
+    """Return the nodes whose clicks belong to a segment: those of its latest result, and the one made for it.
+
+    Of a list that was made for the segment in another segmentation, of which this one is a clone, it gets a copy.
+    """
+    own = None
+    if _ownsClicks(segmentationNode, segmentId):
+        made = segmentationNode.GetNodeReference(CLICKS_ROLE + safeName(segmentId))
+        own = _unshared(segmentationNode, segmentId, made)
+    record = loadRecord(segmentationNode, segmentId)
+    ids = sorted({nodeOf(fate.click_id) for fate in record.fates if fate.click_id})
+    found = [own, *(slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in ids)]
+    return [node for n, node in enumerate(found) if node is not None and node not in found[:n]]
+
+
+def ownClicks(segmentationNode: Any, segmentId: str) -> None:
+    """Keep whose the list is that was made for a segment ID; one of a segment that had the ID before is let go."""
+    if not _ownsClicks(segmentationNode, segmentId):
+        segmentationNode.RemoveNodeReferenceIDs(CLICKS_ROLE + safeName(segmentId))
+    clicks = segmentationNode.GetNodeReference(CLICKS_ROLE + safeName(segmentId))
+    if clicks is not None and clicks.GetNodeReference(SEGMENTATION_ROLE) is None:
+        _giveClicks(segmentationNode, segmentId, clicks)
+    name, identity = OWNER_ATTRIBUTE + safeName(segmentId), identityOf(segmentationNode, segmentId)
+    if identity:
+        segmentationNode.SetAttribute(name, identity)
+    else:
+        segmentationNode.RemoveAttribute(name)
+
+
+def _unshared(segmentationNode: Any, segmentId: str, clicks: Any) -> Any:
+    """The list that was made for a segment, or a copy where another segmentation has it, too: a clone is another."""
+    role = CLICKS_ROLE + safeName(segmentId)
+    maker = clicks.GetNodeReference(SEGMENTATION_ROLE) if clicks is not None else None
+    if maker in (None, segmentationNode) or maker.GetNodeReferenceID(role) != clicks.GetID():
+        return clicks
+    name = slicer.mrmlScene.GenerateUniqueName(clicks.GetName())
+    copied = slicer.mrmlScene.AddNewNodeByClass(clicks.GetClassName(), name)
+    copied.CopyContent(clicks)
+    copied.CreateDefaultDisplayNodes()
+    if clicks.GetDisplayNode() is not None:
+        copied.GetDisplayNode().CopyContent(clicks.GetDisplayNode())
+    points = range(clicks.GetNumberOfControlPoints())
+    former, own = ([clickName(n.GetID(), n.GetNthControlPointID(p)) for p in points] for n in (clicks, copied))
+    _giveClicks(segmentationNode, segmentId, copied)
+    record = loadRecord(segmentationNode, segmentId).withNames(dict(zip(former, own, strict=True)))
+    saveRecord(segmentationNode, segmentId, record)
+    return copied
+
+
+def _giveClicks(segmentationNode: Any, segmentId: str, clicks: Any) -> None:
+    segmentationNode.SetNodeReferenceID(CLICKS_ROLE + safeName(segmentId), clicks.GetID())
+    clicks.SetNodeReferenceID(SEGMENTATION_ROLE, segmentationNode.GetID())
+
+
+def _ownsClicks(segmentationNode: Any, segmentId: str) -> bool:
+    owner = segmentationNode.GetAttribute(OWNER_ATTRIBUTE + safeName(segmentId))
+    return not owner or owner in (identityOf(segmentationNode, segmentId), lostIdentity(segmentationNode, segmentId))
+
+
+def makeClicks(segmentationNode: Any, segmentId: str) -> Any:
+    """Return a new point list for the clicks of a segment; the scene keeps both together."""
+    name = segmentationNode.GetSegmentation().GetSegment(segmentId).GetName() or segmentId
+    node = slicer.mrmlScene.AddNewNodeByClass(
+        "vtkMRMLMarkupsFiducialNode", slicer.mrmlScene.GenerateUniqueName(_("{name} clicks").format(name=name))
+    )
+    ownClicks(segmentationNode, segmentId)
+    _giveClicks(segmentationNode, segmentId, node)
+    return node
 
 
 class Signal:

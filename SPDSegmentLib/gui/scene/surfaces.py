@@ -196,7 +196,11 @@ def surfacesAside(segmentationNode: Any) -> Iterator[None]:
     """Let nothing be made of the voxels of a segmentation while they are written; views see the surfaces of before."""
     segmentation = segmentationNode.GetSegmentation()
     segments = [segmentation.GetNthSegment(n) for n in range(segmentation.GetNumberOfSegments())]
-    taken = [(segment, name, segment.GetRepresentation(name)) for segment in segments for name in derived(segment)]
+    taken = [
+        (segment, name, segment.GetRepresentation(name))
+        for segment in segments
+        for name in derived(segmentationNode, segment)
+    ]
     if not taken:
         yield
         return
@@ -211,11 +215,12 @@ def surfacesAside(segmentationNode: Any) -> Iterator[None]:
         segmentationNode.EndModify(wasModifying)
 
 
-def derived(segment: Any) -> list[str]:
-    """Return the names of what was made of a segment's voxels."""
+def derived(segmentationNode: Any, segment: Any) -> list[str]:
+    """Return the names of what was made of a segment's voxels, none where the segmentation is not stored as voxels."""
     names: list[str] = []
     segment.GetContainedRepresentationNames(names)
-    return [name for name in names if name != LABELMAP]
+    isMade = LABELMAP in names and not otherRepresentation(segmentationNode)
+    return [name for name in names if name != LABELMAP and isMade]
 
 
 class ShownSurfaces:
@@ -287,7 +292,7 @@ class ShownSurfaces:
         segmentation = segmentationNode.GetSegmentation()
         for segmentId in segmentIds:
             segment = segmentation.GetSegment(segmentId)
-            if segment is not None and derived(segment):
+            if segment is not None and derived(segmentationNode, segment):
                 self._waiting[segmentationNode.GetID(), segmentId] = None
         if self._waiting:
             self._timer.start()
@@ -295,7 +300,8 @@ class ShownSurfaces:
     def updateNow(self, segmentationNode: Any, segmentIds: Iterable[str]) -> None:
         """Do the same at once, for callers without an event loop."""
         segments = [segmentationNode.GetSegmentation().GetSegment(segmentId) for segmentId in segmentIds]
-        for name in {name for segment in segments if segment is not None for name in derived(segment)}:
+        present = [segment for segment in segments if segment is not None]
+        for name in {name for segment in present for name in derived(segmentationNode, segment)}:
             _convert(segmentationNode, name)
 
     def forgetScene(self) -> None:
@@ -326,12 +332,13 @@ class ShownSurfaces:
     def _make(self, key: Key, node: Any, segment: Any) -> None:
         segmentation = node.GetSegmentation()
         usesSlicer = any(segmentation.GetConversionParameter(name) == value for name, value in _OWN_METHODS)
-        for name in derived(segment):
+        names = derived(node, segment)
+        for name in names:
             if name != SURFACE or usesSlicer:
                 _convert(node, name)
         if usesSlicer:
             self._waiting = {other: None for other in self._waiting if other[0] != key[0]}
-        if usesSlicer or segment.GetRepresentation(SURFACE) is None:
+        if usesSlicer or SURFACE not in names:
             return
         labelmap = segment.GetRepresentation(LABELMAP)
         state = labelmap.GetMTime()
@@ -345,7 +352,8 @@ class ShownSurfaces:
         """Show a surface that was made, unless the voxels are others by now."""
         node = slicer.mrmlScene.GetNodeByID(key[0])
         segment: Any = node.GetSegmentation().GetSegment(key[1]) if node is not None else None
-        shown = segment.GetRepresentation(SURFACE) if segment is not None else None
+        isShown = segment is not None and SURFACE in derived(node, segment)
+        shown = segment.GetRepresentation(SURFACE) if isShown else None
         if shown is not None and segment.GetRepresentation(LABELMAP).GetMTime() != state:
             self._waiting[key] = None
         elif shown is not None and surface is not None:

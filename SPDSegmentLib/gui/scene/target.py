@@ -12,10 +12,10 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
-from SPDSegmentLib.errors import BadInput, SPDError
+from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.geometry.labelmap import filled_part
 
-from .editor_nodes import areaMasks, describeArea, editorLogic, existingEditorNode, otherRepresentation, placeError
+from .editor_nodes import areaMasks, describeArea, editorLogic, existingEditorNode, placeError, storageError
 from .surfaces import surfacesAside
 from .volumes import (
     SegmentContent,
@@ -49,11 +49,11 @@ class SegmentTarget:
     def __init__(self, segmentationNode: Any, segmentId: str, editor: Any = None) -> None:
         self.nodeId: str = segmentationNode.GetID()
         self.segmentId = segmentId
-        self._ownEditor = editor
+        self.ownEditor = editor
 
     @property
     def _editor(self) -> Any:
-        return self._ownEditor or existingEditorNode()
+        return self.ownEditor or existingEditorNode()
 
     @property
     def node(self) -> Any:
@@ -351,14 +351,9 @@ def makeTarget(
         BadInput: the segmentation has to be converted first, see :func:`convertToLabelmap`.
     """
     worldMatrix(volumeNode)
-    representation = otherRepresentation(segmentationNode)
-    if representation:
-        raise BadInput(
-            _("The segmentation {name} is stored as {representation}, which cannot be edited.").format(
-                name=segmentationNode.GetName(), representation=representation.lower()
-            ),
-            _("Press Segment and agree to convert it to a binary labelmap, or choose New segmentation."),
-        )
+    remedy = _("Press Segment and agree to convert it to a binary labelmap, or choose New segmentation.")
+    if (stored := storageError(segmentationNode, remedy)) is not None:
+        raise stored
     if segmentationNode is None:
         unique = slicer.mrmlScene.GenerateUniqueName(_("{volume} SPD").format(volume=volumeNode.GetName()))
         segmentationNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", unique)

@@ -169,11 +169,16 @@ def _normal(stack: SliceStack) -> np.ndarray:
 
 def fingerprint(node: Any, axis: str) -> str:
     """Return a text that changes with the node's voxels, its place and the slicing axis."""
+    place = ",".join(f"{value:.6g}" for value in worldMatrix(node).ravel())
+    return f"{voxelState(node)}|{place}|{axis}"
+
+
+def voxelState(node: Any) -> str:
+    """Return the first part of :func:`fingerprint`: it names the node and changes with its voxels."""
     image = node.GetImageData()
     scalars = image.GetPointData().GetScalars() if image is not None else None
-    place = ",".join(f"{value:.6g}" for value in worldMatrix(node).ravel())
     times = (image.GetMTime(), scalars.GetMTime()) if scalars is not None else (0, 0)
-    return f"{node.GetID()}|{times[0]}|{times[1]}|{place}|{axis}"
+    return f"{node.GetID()}|{times[0]}|{times[1]}"
 
 
 def worldMatrix(node: Any) -> np.ndarray:

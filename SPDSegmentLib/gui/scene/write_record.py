@@ -346,10 +346,11 @@ def saveRecord(segmentationNode: Any, segmentId: str, record: WriteRecord) -> No
     segmentationNode.SetAttribute(attributeName(segmentId), record.toJson(names))
 
 
-def identify(segmentationNode: Any, segmentId: str) -> None:
-    """Give a segment the tag by which its record is known, where it has none."""
+def identify(segmentationNode: Any, segmentId: str, identity: str = "") -> None:
+    """Give a segment the tag by which its record is known, where it has none; by default a new one."""
     if not identityOf(segmentationNode, segmentId):
-        segmentationNode.GetSegmentation().GetSegment(segmentId).SetTag(IDENTITY_TAG, uuid.uuid4().hex[:12])
+        segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+        segment.SetTag(IDENTITY_TAG, identity or uuid.uuid4().hex[:12])
 
 
 def identityOf(segmentationNode: Any, segmentId: str) -> str:

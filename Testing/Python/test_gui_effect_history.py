@@ -1,0 +1,136 @@
+"""The Segment Editor effect SPD and that editor's own history: what undo and redo bring back, and what they keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gui_helpers import filled_slices, use_fake
+from test_gui_editor_effect import Editor, editor
+
+pytest_plugins = ["Testing.Host.pytest_plugin"]
+__all__ = ["editor"]
+
+
+def paint(editor: Editor, name: str, k: int) -> None:
+    """Draw a stroke in a slice of a segment, as an effect of the editor does."""
+    import slicer
+
+    editor.widget.saveStateForUndo()
+    drawn = editor.mask(name).astype(np.uint8)
+    drawn[k, 2:6, 2:6] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, editor.segmentation, name, editor.volume)
+    editor.rest()
+
+
+def test_undo_past_the_first_run_leaves_the_clicks_with_their_segment(editor: Editor) -> None:
+    import slicer
+
+    paint(editor, "Kidney", 2)
+    editor.click(6)
+    editor.run()
+    nodes, first = editor.effect.clickNodes, editor.mask()
+    for _ in range(2):
+        editor.widget.undo()
+        editor.rest()
+    assert not editor.mask().any() and editor.effect.clickNodes == nodes and editor.clicked() == [6]
+    for _ in range(2):
+        editor.widget.redo()
+        editor.rest()
+    assert np.array_equal(editor.mask(), first) and editor.clicked() == [6]
+    for _ in range(2):
+        editor.widget.undo()
+        editor.rest()
+    editor.click(8)
+    editor.run()
+    assert editor.clicked() == [6, 8] and filled_slices(editor.mask()) == [4, 5, 6, 7, 8, 9, 10]
+    assert len(slicer.util.getNodesByClass("vtkMRMLMarkupsFiducialNode")) == 1
+
+
+def test_runs_that_were_replaced_leave_one_undo_step_and_none_where_another_segment_was_edited_since(
+    host: Any, editor: Editor, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    use_fake(editor.module, f"fake?gate={gate}")
+    editor.widget.setActiveEffectByName("")
+    editor.choose()
+    editor.click(3)
+    editor.run()
+    first, node = editor.mask(), editor.effect.clickNodes[0]
+
+    def replaced(x: float) -> None:
+        former = editor.effect.job
+        node.SetNthControlPointPositionWorld(0, x, 20.0, 9.0)
+        host.wait_until(lambda: editor.effect.job is not former and editor.effect.job.writer.changed, 5000)
+
+    gate.unlink()
+    for n in range(3):
+        replaced(26.0 + 2.0 * n)
+    editor.effect.segmentButton.click()
+    editor.rest()
+    assert np.array_equal(editor.mask(), first)
+    paint(editor, "Other", 7)
+    drawn = editor.mask("Other")
+    replaced(36.0)
+    replaced(12.0)
+    gate.touch()
+    editor.rest()
+    assert not np.array_equal(editor.mask(), first)
+    editor.widget.undo()
+    editor.rest()
+    assert np.array_equal(editor.mask(), first) and np.array_equal(editor.mask("Other"), drawn)
+    editor.widget.undo()
+    editor.rest()
+    assert np.array_equal(editor.mask(), first) and not editor.mask("Other").any()
+    for _ in range(2):
+        editor.widget.undo()
+        editor.rest()
+    assert not editor.mask().any()
+
+
+@pytest.mark.parametrize("button", ["deleteLastButton", "clearButton"])
+def test_undo_brings_back_clicks_that_were_taken_away_and_redo_the_mask_to_them(editor: Editor, button: str) -> None:
+    editor.click(3, 6)
+    editor.run()
+    first = editor.mask()
+    editor.effect.liveCheck.checked = False
+    editor.rest()
+    getattr(editor.effect, button).click()
+    editor.rest()
+    editor.widget.undo()
+    editor.rest()
+    assert editor.clicked() == [3, 6] and not editor.mask().any()
+    editor.widget.redo()
+    editor.rest()
+    assert editor.clicked() == [3, 6] and np.array_equal(editor.mask(), first)
+
+
+def test_a_cloned_segmentation_has_clicks_of_its_own(editor: Editor) -> None:
+    import slicer
+
+    editor.click(3)
+    editor.run()
+    original, clicks, first = editor.segmentation, editor.effect.clickNodes, editor.mask()
+
+    def turn_to(segmentation: Any) -> None:
+        editor.segmentation = segmentation
+        editor.widget.setSegmentationNode(segmentation)
+        editor.widget.setCurrentSegmentID("Kidney")
+        editor.rest()
+
+    clone = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    clone.Copy(original)
+    turn_to(clone)
+    assert editor.clicked() == [3] and editor.effect.clickNodes != clicks and np.array_equal(editor.mask(), first)
+    record, node = editor.effect.task.target.record, editor.effect.clickNodes[0]
+    assert [fate.click_id for fate in record.fates] == [f"{node.GetID()}:{node.GetNthControlPointID(0)}"]
+    node.SetNthControlPointPositionWorld(0, 24.0, 20.0, 27.0)
+    editor.rest()
+    assert filled_slices(editor.mask()) == [7, 8, 9, 10, 11]
+    turn_to(original)
+    assert editor.clicked() == [3] and editor.effect.clickNodes == clicks and np.array_equal(editor.mask(), first)
+    turn_to(clone)
+    assert editor.clicked() == [9] and editor.effect.clickNodes == [node]
