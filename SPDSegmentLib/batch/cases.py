@@ -34,7 +34,7 @@ _WITH_ZEROS = re.compile(r"([0-9]+)[.,]0+")
 _UNSAFE = re.compile(r"[^\w.-]+")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 WHOLE_IN_ONE_FILE = (".nii", ".nii.gz", ".dcm")
-_META_DATA = re.compile(rb"(?m)^\s*ElementDataFile\s*=[^\S\n]*(.*?)\s*$")
+_META_DATA = re.compile(rb"(?m)^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\r\n]*?)[ \t\r]*$")
 KEY_FIELDS = ("image_digest", "points_digest", "model_digest", "version", "settings")
 STAMP = "stamp"
 """What stands beside the key and is no part of it, see :func:`input_stamp`."""

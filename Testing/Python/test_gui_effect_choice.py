@@ -77,6 +77,17 @@ def test_a_segment_is_chosen_with_the_model_of_its_result(host: Any, editor: Edi
     assert editor.effect.model.name == "big"
 
 
+def test_a_model_chosen_for_a_segment_stays_when_the_effect_is_left_for_another(host: Any, editor: Editor) -> None:
+    editor.click(3)
+    editor.run()
+    choose_model(editor, "big")
+    editor.widget.setActiveEffectByName("")
+    host.process_events(100)
+    editor.widget.setActiveEffectByName("SPD")
+    editor.rest()
+    assert editor.effect.model.name == editor.effect.modelBox.currentData == "big"
+
+
 @pytest.mark.parametrize("other", ["model", "volume", "axis", "voxels"])
 def test_a_result_of_another_choice_waits_for_segment(host: Any, editor: Editor, other: str) -> None:
     import slicer

@@ -140,3 +140,24 @@ def test_what_a_run_takes_from_a_neighbor_is_no_persons_edit_nor_is_it_when_undo
     settle(host, module)
     assert not mask_of(module)[3, 20, 24] and mask_of(module)[3, 20, 12]
     assert "edited by you" not in module.ui.statusLabel.text
+
+
+def test_a_result_that_a_run_cannot_touch_is_not_looked_through(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from SPDSegmentLib.gui.scene.target import SegmentTarget
+
+    add_volume(host)
+    module = load(host)
+    add_clicks((3,))
+    segment(host, module)
+    first = state_of(module).segmentId
+    overwrite()
+    choose(host, module, "", add_clicks((9,), "Other", at=(36.0, 6.0)))
+    looked: list[str] = []
+    digests = SegmentTarget.digests
+    monkeypatch.setattr(
+        SegmentTarget, "digests", lambda self, *given: looked.append(self.segmentId) or digests(self, *given)
+    )
+    segment(host, module)
+    second = state_of(module).segmentId
+    assert not (mask_of(module, first) & mask_of(module, second)).any()
+    assert second in looked and first not in looked

@@ -268,10 +268,12 @@ class EditorChoice:
         self._effect = effect
         self._state = state
         self._modelBefore: str | None = None  # the parameter as the segment was turned to, None where chosen since
+        self._turnedTo: tuple[Any, str] = None, ""
 
     def turn(self) -> None:
-        """Be told that another segment is chosen: a result's model holds until one is chosen for that segment."""
-        self._modelBefore = self._effect.parameter(MODEL)
+        """Be told that a segment is chosen: if it is another one, its result's model holds until one is chosen for it."""
+        if self.segment != self._turnedTo:
+            self._turnedTo, self._modelBefore = self.segment, self._effect.parameter(MODEL)
 
     def chooseModel(self, name: str) -> None:
         """Choose the model for this segment, and for those that have no result and name none."""

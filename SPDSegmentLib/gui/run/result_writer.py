@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -106,7 +106,7 @@ class Neighbors:
             kept = {t: pack_mask(m) for t, m in masks.items() if (m & region[t] if isExact else m).any()}
             if kept:
                 before.append((other, grid, kept))
-        with self._noted():
+        with self._noted([other for other, _grid, _kept in before]):
             write()
         for other, grid, kept in before:
             present = other.read(grid, kept)
@@ -119,7 +119,7 @@ class Neighbors:
         """Give back what was taken, except where others were changed since."""
         if not self._taken:
             return
-        with self._noted():
+        with self._noted([other for other, _grid, _lost in self._taken.values()]):
             for other, grid, taken in self._taken.values():
                 present = other.read(grid, taken)
                 lost = {t: unpack_mask(packed) for t, (packed, left) in taken.items() if present.digest(t) == left}
@@ -128,10 +128,10 @@ class Neighbors:
         self._taken.clear()
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Count what changes meanwhile in others as written by a run, where no person had edited it."""
+    def _noted(self, others: Sequence[SegmentTarget]) -> Iterator[None]:
+        """Count what changes meanwhile in ``others`` as written by a run, where no person had edited it."""
         known = []
-        for other in self._others:
+        for other in others:
             record = other.record
             if record.model:
                 written = other.writtenSnapshot(record, nodeById(self._snapshot.nodeId))
