@@ -255,8 +255,7 @@ def process_on_worker(process: CaseProcess, make: MakeSegmenter, case: BatchCase
         try:
             segment = make(process.model, process.settings)
         except SPDError as error:
-            _unfit[key] = _unfit_here(error)
-            raise _unfit[key] from error
+            raise _unfit_here(error, key, batch) from error
 
     def watched(case: BatchCase, output: Path) -> CaseResult:
         try:
@@ -268,8 +267,7 @@ def process_on_worker(process: CaseProcess, make: MakeSegmenter, case: BatchCase
     row = process(watched, case) | {"worker": os.getpid()}
     if lost:
         _close(segment)
-        _unfit[key] = _unfit_here(lost[0])
-        raise _unfit[key]
+        raise _unfit_here(lost[0], key, batch)
     with _guard:
         if batch == _batches[0]:
             _idle.setdefault(key, []).append(segment)
@@ -278,11 +276,16 @@ def process_on_worker(process: CaseProcess, make: MakeSegmenter, case: BatchCase
     return row
 
 
-def _unfit_here(error: SPDError) -> UnfitWorker:
+def _unfit_here(error: SPDError, key: Any, batch: int) -> UnfitWorker:
+    """Why this worker cannot go on, kept for the rest of the batch."""
     from distributed import get_worker
 
     here: str = get_worker().address
-    return UnfitWorker(f"The worker {here} on {platform.node()} cannot go on: {error.message}", error.remedy, here)
+    found = UnfitWorker(f"The worker {here} on {platform.node()} cannot go on: {error.message}", error.remedy, here)
+    with _guard:
+        if batch == _batches[0]:
+            _unfit[key] = found
+    return found
 
 
 def model_error_of_worker(model: BatchModel) -> SPDError | None:

@@ -39,7 +39,9 @@ INSISTED = "insisted"
 BEYOND_MM = 1e5
 """No volume reaches as far; a coordinate beyond it is a click outside the volume."""
 _PLACED_IN_FCSV = "2"
-_WORDS = {"": True, "true": True, "t": True, "yes": True, "false": False, "f": False, "no": False}
+_YES, _NO = ("", "true", "t", "yes", "y", "na", "<na>", "nan"), ("false", "f", "no", "n")
+"""Words of programs in the columns defined and selected; a gap is yes."""
+_WORDS = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
 CLICK_COLUMNS = ("r", "a", "s", "l", "p", "label", "defined", "selected", "description")
 _TO_RAS: dict[str, Point] = {
     "LPS": (-1.0, -1.0, 1.0),

@@ -10,8 +10,9 @@
 clicks, and the backbone in half precision. ``train`` runs the trainings in the order of the plans, several at once if
 wanted; every batch is drawn on the device. The same command goes on where the last one was stopped; that takes of its
 files records.json and stopped-*.safetensors. Each training leaves what it was measured to do on its tested patients, by
-the network alone, and, if the benchmark wants it, its adapter. ``bundle`` puts the adapters where ``spdbench`` looks
-for trained models; it takes several folders, if there are several.
+the network alone, and, if the benchmark wants it, its adapter; where the time is over before the first, the adapter is
+there to be measured by ``spdbench``. ``bundle`` puts the adapters where that looks for trained models; it takes several
+folders, if there are several.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def _train_one(
         began = time.monotonic()
         rows = training.measure(deadline) if trained else None
         if rows is None:
-            why = f"stopped after {record['steps']} of {plan.config.stage.steps} steps" if not trained else "unmeasured"
+            unmeasured = f"unmeasured, {'spdbench measures its adapter' if adapter else 'go on to measure it'}"
+            why = f"stopped after {record['steps']} of {plan.config.stage.steps} steps" if not trained else unmeasured
             print(f"{plan.name}: {why}, no time was left", flush=True)
             return
         with writing:

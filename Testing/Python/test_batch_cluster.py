@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -12,19 +13,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from batch_helpers import MODEL, Case, cases, states, write_clicks, write_image
 from cluster_stub import not_here, segmenter_on_an_unfit_node, segmenter_that_needs, sleeping_segmenter, starts_in
 
-from SPDSegmentLib.batch.cases import BatchModel
+from SPDSegmentLib import __version__
+from SPDSegmentLib.batch.cases import BatchCase, BatchModel
 from SPDSegmentLib.batch.report import read_row
 from SPDSegmentLib.batch.run import BatchRun
-from SPDSegmentLib.batch.segmenting import BatchSettings
-from SPDSegmentLib.errors import BadInput, DependencyMissing
+from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult
+from SPDSegmentLib.errors import BadInput, DependencyMissing, DeviceUnavailable
 
 pytest.importorskip("distributed", reason="Dask is not installed (pip install '.[batch]')")
 
@@ -162,6 +165,27 @@ def test_a_worker_without_a_device_costs_no_case_and_is_named(
     (tmp_path / "out" / ".unfit").rename(tmp_path / "unfit")
     with pytest.raises(cluster.UnfitWorker, match="cannot go on: The GPU does not answer"):
         run_on(dask, tmp_path / "out", many(tmp_path, 9), 0.2, make=segmenter_on_an_unfit_node)
+
+
+def test_what_a_worker_lacked_in_a_batch_that_has_ended_is_not_held_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(model: object, settings: object) -> Callable[[BatchCase, Path], CaseResult]:
+        def segment(case: BatchCase, output: Path) -> CaseResult:
+            cluster.close_segmenters()  # the batch is stopped meanwhile
+            raise DeviceUnavailable("The GPU does not answer.")
+
+        return segment
+
+    class Process(SimpleNamespace):
+        def __call__(self, segment: Callable[[BatchCase, Path], CaseResult], case: BatchCase) -> dict[str, str]:
+            with contextlib.suppress(DeviceUnavailable):
+                segment(case, Path())
+            return {}
+
+    monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(address="tcp://here"))
+    case, process = BatchCase("a", "a.nii", "a.json"), Process(model="fake", settings="")
+    with pytest.raises(cluster.UnfitWorker, match="tcp://here .* The GPU does not answer"):
+        cluster.process_on_worker(process, make, case, __version__)
+    assert not cluster._unfit
 
 
 def test_a_worker_without_the_model_is_named_before_the_first_case(dask: Dask, tmp_path: Path, spd_home: Path) -> None:

@@ -251,7 +251,18 @@ def test_a_table_of_positions_is_a_list_of_clicks(tmp_path: Path, text: str, enc
 
 
 @pytest.mark.parametrize(
-    ("no", "yes"), [("0", "1"), ("0.0", "1.0"), ("False", "True"), ("FALSE", "TRUE"), ("no", "yes"), ("false", "")]
+    ("no", "yes"),
+    [
+        ("0", "1"),
+        ("0.0", "1.0"),
+        ("False", "True"),
+        ("FALSE", "TRUE"),
+        ("no", "yes"),
+        ("n", "y"),
+        ("false", ""),
+        ("FALSE", "NA"),
+        ("0.0", "NaN"),
+    ],
 )
 @pytest.mark.parametrize("column", ["selected", "defined"])
 def test_a_click_that_a_table_deselects_in_any_programs_words_is_none(

@@ -112,6 +112,14 @@ def test_a_result_of_another_choice_waits_for_segment(host: Any, editor: Editor,
     assert editor.effect.job is not job, "the result is now of what is chosen"
 
 
+def test_an_axis_that_gives_the_same_slices_by_another_name_is_followed(editor: Editor) -> None:
+    editor.click(3)
+    job = editor.run()
+    state_of(editor.module).axis = "k"
+    editor.click(8)
+    assert editor.effect.job is not job and editor.effect.task.target.record.axis == "k"
+
+
 def test_a_run_under_way_is_not_replaced_by_one_on_another_volume(host: Any, editor: Editor, tmp_path: Path) -> None:
     job = start_behind_gate(host, editor, tmp_path / "gate")
     editor.widget.setSourceVolumeNode(add_volume(host, name="T2"))

@@ -271,7 +271,7 @@ class EditorChoice:
         self._turnedTo: tuple[Any, str] = None, ""
 
     def turn(self) -> None:
-        """Be told that a segment is chosen: if it is another one, its result's model holds until one is chosen for it."""
+        """Be told that a segment is chosen: of another one the result's model holds until one is chosen for it."""
         if self.segment != self._turnedTo:
             self._turnedTo, self._modelBefore = self.segment, self._effect.parameter(MODEL)
 

@@ -114,6 +114,16 @@ class VolumeView:
         """The present state of the volume."""
         return takeSnapshot(self.volumeNode, self.slicingAxis)
 
+    def cutsAlong(self, axis: str) -> bool:
+        """Whether an axis, perhaps by another name, gives the same slices."""
+        if axis == self.slicingAxis:
+            return True
+        try:
+            own, others = (takeSnapshot(self.volumeNode, name).stack for name in (self.slicingAxis, axis))
+        except SPDError:
+            return False
+        return (own.order, own.flips) == (others.order, others.flips)
+
     def isLike(self, other: VolumeView) -> bool:
         """Whether both are the same slices of one volume under the same model."""
         own, others = ((v.volumeNode, v.model.key, v.slicingAxis) for v in (self, other))
@@ -164,7 +174,7 @@ class Task:
         isOther = {
             "model": record.model != self.view.model.name,
             "volume": record.volumeId not in ("", nodeId),
-            "axis": record.axis != self.view.slicingAxis,
+            "axis": not self.view.cutsAlong(record.axis),
             "voxels": served.startswith(f"{nodeId}|") and not served.startswith(f"{voxelState(self.volumeNode)}|"),
         }
         return {name for name, differs in isOther.items() if differs}
