@@ -31,7 +31,7 @@ _STORED = (1980, 1, 1, 0, 0, 0)
 
 
 def pack_bundle(bundle: Bundle, target: str | Path) -> None:
-    """Write a bundle as one file (``.zip``), or into a new folder as a model hub expects it, whole or not at all.
+    """Write a bundle as one file (``.zip``), or into a new folder as a model hub expects it, with no file in part.
 
     Raises:
         BadInput: the target cannot be written, or is a folder that holds something.

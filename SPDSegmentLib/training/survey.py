@@ -164,7 +164,7 @@ def find_cases(
     if len(namings) > 1:
         named = sorted(namings.values())
         raise BadInput(
-            f"The cases of {folder} have labels of {len(named)} namings: {_some(named, 8)}.",
+            f"The cases of {folder} have labels of {len(named)} kinds of names: {_some(named, 8)}.",
             f"Say which are to be learned, as in --label '{named[0]}'.",
         )
     others = dict.fromkeys(i for n, *_, i, k in ranked if n == count and k == label and i != image)

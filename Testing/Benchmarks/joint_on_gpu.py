@@ -100,7 +100,6 @@ def _train_one(
     plan: Plan, folder: Path, output: Trained, deadline: float, unpacked: tuple[Any, ...], writing: Any
 ) -> None:
     """In a process of its own; ``writing`` is the lock of the output."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
     try:
         training = Training(plan, _weights(folder), *unpacked)
         with writing:

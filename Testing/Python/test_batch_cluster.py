@@ -182,9 +182,9 @@ def test_what_a_worker_lacked_in_a_batch_that_has_ended_is_not_held_against_it(m
             return {}
 
     monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(address="tcp://here"))
-    case, process = BatchCase("a", "a.nii", "a.json"), Process(model="fake", settings="")
+    process: Any = Process(model="fake", settings="")
     with pytest.raises(cluster.UnfitWorker, match="tcp://here .* The GPU does not answer"):
-        cluster.process_on_worker(process, make, case, __version__)
+        cluster.process_on_worker(process, make, BatchCase("a", "a.nii", "a.json"), __version__)
     assert not cluster._unfit
 
 

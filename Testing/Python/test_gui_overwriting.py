@@ -154,9 +154,12 @@ def test_a_result_that_a_run_cannot_touch_is_not_looked_through(host: Any, monke
     choose(host, module, "", add_clicks((9,), "Other", at=(36.0, 6.0)))
     looked: list[str] = []
     digests = SegmentTarget.digests
-    monkeypatch.setattr(
-        SegmentTarget, "digests", lambda self, *given: looked.append(self.segmentId) or digests(self, *given)
-    )
+
+    def look(self: SegmentTarget, *given: Any) -> Any:
+        looked.append(self.segmentId)
+        return digests(self, *given)
+
+    monkeypatch.setattr(SegmentTarget, "digests", look)
     segment(host, module)
     second = state_of(module).segmentId
     assert not (mask_of(module, first) & mask_of(module, second)).any()

@@ -105,7 +105,7 @@ def test_labels_of_several_namings_are_listed_and_one_is_to_be_chosen(tmp_path: 
     names = (image, *(label.replace("{part}", part) for part in parts))
     folder = touch(tmp_path, *(name.format(case=f"s000{n}") for n in range(4) for name in names))
     (folder / names[1].format(case="s0003")).unlink()
-    with pytest.raises(BadInput, match="labels of 2 namings") as refused:
+    with pytest.raises(BadInput, match="labels of 2 kinds of names") as refused:
         find_cases(folder)
     assert names[1] in refused.value.message and f"--label '{names[1]}'" in refused.value.remedy
     found = find_cases(folder, label=names[1])

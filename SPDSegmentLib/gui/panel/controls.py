@@ -378,7 +378,7 @@ class EditorChoice:
 def sourceText(differs: set[str]) -> str:
     """Return what a result, ``{name}``, did not come of, see ``Task.differences``, and how it is computed again."""
     if differs == {"voxels"}:
-        text = _("The volume has other voxels than those that {name} came of; press Segment to compute it again.")
+        text = _("The volume was changed since {name} came of it; press Segment to compute it again.")
     else:
         text = _("{name} came of another volume, model or axis; press Segment to compute it again.")
     return str(text)
