@@ -18,7 +18,7 @@ from ..scene.editor_nodes import EDITOR_ATTRIBUTE, segmentName
 from ..scene.state import ModuleState, clicksOf
 from ..scene.target import SegmentTarget, segmentNames
 from ..scene.volumes import nodeById, viewCenter, viewNode, voxelState
-from ..scene.write_record import Position, WriteRecord, identityOf, loadRecord, nodeOf
+from ..scene.write_record import Position, WriteRecord, loadRecord, nodeOf
 
 GLYPH_SCALE = 2.0
 GLYPH_COLOR = (1.0, 0.9, 0.3)
@@ -314,7 +314,7 @@ class EditorChoice:
     def key(self) -> tuple[str, ...]:
         """Names the current segment among all, as ``Task.key``."""
         target = self.target
-        return () if target is None else (target.nodeId, target.segmentId, identityOf(target.node, target.segmentId))
+        return () if target is None else target.key
 
     @property
     def clickNodes(self) -> list[Any]:
@@ -328,8 +328,8 @@ class EditorChoice:
         target, volumeNode = self.target, self.volumeNode
         name = self._effect.parameter(MODEL) if self.editor is not None else ""
         installed = {model.name: model for model in reversed(self.models)}
-        if target is not None and name in ("", self._modelBefore):
-            name = next((own for own in (target.record.model,) if own in installed), name)
+        if target is not None and name in ("", self._modelBefore) and (own := target.record.model) in installed:
+            name = own
         if name:
             return installed.get(name)
         names = [volumeNode.GetName() or ""] if volumeNode is not None else []

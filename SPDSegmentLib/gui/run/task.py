@@ -17,7 +17,7 @@ from ..scene.centerlines import Clicks, renameClicks, snapshotClicks, usedClicks
 from ..scene.editor_nodes import otherRepresentation
 from ..scene.target import SegmentTarget
 from ..scene.volumes import VolumeSnapshot, nodeById, slicesBeside, takeSnapshot, voxelState
-from ..scene.write_record import RecordGrid, WriteRecord, identityOf
+from ..scene.write_record import RecordGrid, WriteRecord
 from .job import SegmentationJob
 from .result_writer import ResultWriter, RunParts
 
@@ -157,9 +157,8 @@ class Task:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Identifies the segment, also among those that had or get its ID."""
-        node, segmentId = self.target.node, self.target.segmentId
-        return self.target.nodeId, segmentId, identityOf(node, segmentId)
+        """Identifies the segment, as ``SegmentTarget.key``."""
+        return self.target.key
 
     def differences(self, served: str = "") -> set[str]:
         """Which of ``model``, ``volume``, ``axis``, ``voxels`` the segment's result did not come of; none without one.

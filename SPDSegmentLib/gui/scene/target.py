@@ -28,7 +28,7 @@ from .volumes import (
     takeSnapshot,
     worldMatrix,
 )
-from .write_record import RecordGrid, WriteRecord, loadRecord, saveRecord
+from .write_record import RecordGrid, WriteRecord, identityOf, loadRecord, saveRecord
 
 MARK_TAG = "SPDSegment.State"
 """A tag of the segment: the editor's history keeps it with the voxels, so that undo and redo bring back both."""
@@ -67,6 +67,11 @@ class SegmentTarget:
     def exists(self) -> bool:
         """Whether the segment is still there."""
         return self.node is not None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Identifies the segment, also among those that had or get its ID."""
+        return self.nodeId, self.segmentId, identityOf(self.node, self.segmentId)
 
     @property
     def isPlaced(self) -> bool:
