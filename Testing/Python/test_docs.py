@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import re
@@ -25,6 +26,7 @@ from SPDSegmentLib.networks import backbones, config
 from SPDSegmentLib.worker.protocol import FrameParser, decode_frame, decode_message, encode_message
 
 MOST_FILES = 35
+NOISES = ("clean", "clinic", "severe")
 
 
 @pytest.fixture
@@ -160,6 +162,30 @@ def test_figures_that_are_said_in_words_are_those_of_the_kept_rows(repository: P
     assert len(sets) == 7
     behind = [more(f"{stage1}/esophagus-ct", noise, "spd", "conditioned") for noise in ("clinic", "severe")]
     assert "{:.0f} and {:.0f} on the esophagus. `esophagus-ct`".format(*behind) in results
+
+
+def test_what_is_said_of_the_spleens_model_and_its_limit_follows_from_the_kept_rows(repository: Path) -> None:
+    folder = repository / "Testing" / "Benchmarks" / "results"
+
+    def means(name: str) -> str:
+        found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+        with (folder / name).open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["method"] == "consensus":
+                    found[row["severity"]][row["patient"]].append((float(row["dsc"]), float(row["hd95_mm"])))
+        of_patients = (np.mean([np.mean(p, axis=0) for p in found[noise].values()], axis=0) for noise in NOISES)
+        return "{:.3f} ({:.1f}), {:.3f} ({:.1f}) and {:.3f} ({:.1f})".format(*np.concatenate(list(of_patients)))
+
+    results = " ".join((repository / "docs" / "results.md").read_text(encoding="utf-8").split())
+    assert f"three of the others, it has {means('cards/spleen-mr.csv')}" in results
+    assert f"with the same limit {means('stage1-both/spleen-mr-former.csv')}" in results
+    cells = [f"full/cells/spleen-mr/{row}" for row in ("beyond-2", "spd")]
+    limited, free = ([points(repository, cell, noise) / 100 for noise in NOISES] for cell in cells)
+    mm = r"\([^)]*\)"
+    assert re.search(
+        "13 patients {:.3f} MM clean, {:.3f} MM clinic and {:.3f} ".format(*limited).replace("MM", mm), results
+    )
+    assert re.search("in place of {:.3f} MM, {:.3f} MM and {:.3f} ".format(*free).replace("MM", mm), results)
 
 
 def test_links_between_pages_lead_somewhere(repository: Path) -> None:
