@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from joint_pack import TEST_SEVERITIES, Plan, chosen
+from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.training.joint import Batch, JointStageRunner, consensus_tokens, raw_tokens
@@ -186,7 +188,11 @@ class Training:
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": each})
 
     def run(self, deadline: float, before: Mapping[str, Any]) -> dict[str, Any]:
-        """All steps, or as many as there is time for; what is to be known of them and of those ``before``."""
+        """All steps, or as many as there is time for; what is to be known of them and of those ``before``.
+
+        Raises:
+            BadInput: the loss is no number any more.
+        """
         steps, losses, began = self.stage.steps, list(before.get("losses", [])), self.now()
         while self.done < steps and time.monotonic() < deadline:
             terms = self.step(steps)
@@ -196,6 +202,11 @@ class Training:
                 shown = " ".join(f"{name} {losses[-1][name]:.3f}" for name in terms)
                 left = each * (steps - self.done)
                 print(f"{self.plan.name} {self.done}/{steps} {left:.0f} s left, {shown}", flush=True)
+                if not math.isfinite(losses[-1]["total"]):
+                    raise BadInput(
+                        f"{self.plan.name} became unstable: by step {self.done} its loss is not a finite number.",
+                        "Lower learning_rate in [stage].",
+                    )
         slices = self.done * self.stage.runs_per_step * self.stage.run_length
         seconds = before.get("seconds", 0.0) + self.now() - began
         return {

@@ -26,6 +26,7 @@ from joint_rows import bundle, plans_of
 from joint_trainer import Training
 from spdbench.cells import read_cell
 from spdbench.command import run_benchmark
+from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.models.bundle import read_bundle
 from SPDSegmentLib.training.joint_cases import load_joint_cases
 from SPDSegmentLib.training.joint_config import read_joint_config
@@ -240,6 +241,13 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(alone: tuple[Path, Pla
     moved = {name: t - before[name] for name, t in whole.model.adapter_state().items()}
     apart = sum(float((t - before[n] - moved[n]).norm()) for n, t in second.model.adapter_state().items())
     assert apart < 0.1 * sum(float(t.norm()) for t in moved.values())
+
+
+def test_a_training_whose_loss_is_no_number_ends_with_an_error(alone: tuple[Path, Plan]) -> None:
+    training = Training(alone[1], None, *unpack(alone[0]))
+    training.model.prompt_encoder.no_mask_embed.weight.data.fill_(float("nan"))
+    with pytest.raises(BadInput, match="unstable: by step 4 its loss is not a finite number"):
+        training.run(time.monotonic() + 600, {})
 
 
 def test_a_plan_that_is_tested_on_nobody_has_no_rows(alone: tuple[Path, Plan]) -> None:
