@@ -113,6 +113,17 @@ def test_corrections_teach_what_is_shown_first_then_applied_undone_and_forgotten
     assert np.array_equal(mask_of(module), own) and not record_of(module).learned
 
 
+def test_what_learning_again_would_change_is_said_of_the_masks_as_they_are(host: Any, module: Any) -> None:
+    module.ui.correctSection.collapsed = False
+    paint(host, module, 3)
+    paint(host, module, 4)
+    press(host, module, "learnButton")
+    press(host, module, "applyLearnedButton")
+    paint(host, module, 6)
+    press(host, module, "learnButton")
+    assert "0 slices and 0 voxels would change" in module.ui.learnLabel.text, "it teaches what is applied already"
+
+
 def test_where_nothing_is_gained_nothing_can_be_applied(host: Any) -> None:
     add_volume(host)
     module = load(host, "fake?learns=0")
@@ -180,3 +191,44 @@ def test_what_one_model_learned_is_not_offered_for_another_and_is_applied_for_it
     press(host, module, "learnButton")
     press(host, module, "applyLearnedButton")
     assert record_of(module).model == "wide" and record_of(module).learned
+
+
+def choose_clicks(host: Any, module: Any, slices: tuple[int, ...]) -> Any:
+    """Choose another list with clicks on these slices, and return it."""
+    clicks = add_clicks(slices, name="Other clicks", at=(30.0, 14.0))
+    module.ui.centerlineSelector.setCurrentNode(clicks)
+    settle(host, module)
+    return clicks
+
+
+def test_what_was_learned_is_not_applied_or_forgotten_where_other_clicks_are_chosen(host: Any, module: Any) -> None:
+    own = state_of(module).centerlineNodes[0]
+    module.ui.correctSection.collapsed = False
+    paint(host, module, 3)
+    paint(host, module, 4)
+    before = mask_of(module)
+    press(host, module, "learnButton")
+    choose_clicks(host, module, (9,))
+    assert not module.ui.applyLearnedButton.enabled and "list of clicks" in module.ui.learnLabel.text
+    assert not module.ui.learnButton.enabled, "what it would teach would replace the result"
+    module.widget.panel.assist._apply()
+    settle(host, module)
+    assert np.array_equal(mask_of(module), before)
+
+    module.ui.centerlineSelector.setCurrentNode(own)
+    settle(host, module)
+    press(host, module, "learnButton")
+    press(host, module, "applyLearnedButton")
+    assert record_of(module).learned and module.ui.forgetLearnedButton.enabled
+    choose_clicks(host, module, (9,))
+    assert not module.ui.forgetLearnedButton.enabled
+
+
+def test_a_suggested_click_is_withdrawn_where_another_list_is_chosen(host: Any, module: Any) -> None:
+    press(host, module, "suggestButton")
+    assert module.ui.acceptButton.enabled
+    other = choose_clicks(host, module, (9,))
+    assert module.widget.panel.assist.ghost.node is None and not module.ui.acceptButton.enabled
+    assert not module.ui.suggestButton.enabled, "the result is not that of these clicks"
+    module.widget.panel.assist._accept()
+    assert other.GetNumberOfControlPoints() == 1

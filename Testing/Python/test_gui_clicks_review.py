@@ -234,7 +234,7 @@ def test_stray_clicks_are_listed_apart_and_lead_to_no_doubtful_slices(host: Any,
         t: SliceInfo(0.9 if t < 4 else None, SliceStatus.SUPPORTED if t < 4 else SliceStatus.ABSTAINED)
         for t in range(12)
     }
-    record.info[1] = SliceInfo(0.4, SliceStatus.SUPPORTED)
+    record.info |= {1: SliceInfo(0.4, SliceStatus.SUPPORTED), 3: SliceInfo(None, SliceStatus.SALIENCY)}
     record.fates = (
         PointFate(0, 2, Fate.KEPT, click_id="n:1"),
         PointFate(1, 9, Fate.REJECTED_OWN_SLICE, click_id="n:2"),
@@ -242,6 +242,7 @@ def test_stray_clicks_are_listed_apart_and_lead_to_no_doubtful_slices(host: Any,
     )
     module.widget.panel.review.show(record)
     assert (record.span, record.doubtful, record.review.stray) == (range(4), [1], [9])
+    assert module.widget.panel.review.describe(3) == "Slice 3: its quality is not estimated"
     assert module.ui.reviewLabel.text == (
         "Doubtful slices: 1, 1 of low estimated quality. Clicks beyond the structure that were not used: slices 9"
     )

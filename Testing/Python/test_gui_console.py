@@ -103,6 +103,21 @@ def test_segment_blocks_and_returns_the_segmentation(logic: Any, nodes: Any) -> 
     assert [k for k in range(SHAPE[0]) if mask[k].any()] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_an_unknown_segment_or_option_is_refused_in_a_sentence_and_nothing_is_made(logic: Any, nodes: Any) -> None:
+    segmentation, before = logic.segment(*nodes, model="fake"), node_names()
+    segment_id = segmentation.GetSegmentation().GetNthSegmentID(0)
+    name = segmentation.GetSegmentation().GetSegment(segment_id).GetName()
+    for call in (logic.segment, logic.start):
+        with pytest.raises(BadInput, match=f"no segment with the ID other.*{segment_id} \\({name}\\)"):
+            call(*nodes, model="fake", segmentation=segmentation, segmentId="other")
+        with pytest.raises(BadInput, match="Give the segmentation that has it"):
+            call(*nodes, model="fake", segmentId=segment_id)
+        for option in ("segmentID", "blocking"):
+            with pytest.raises(BadInput, match=f"no option {option}.*segmentId"):
+                call(*nodes, model="fake", **{option: segment_id})
+    assert segmentation.GetSegmentation().GetNumberOfSegments() == 1 and node_names() == before
+
+
 def test_segment_can_write_into_a_segment_that_is_there(logic: Any, nodes: Any) -> None:
     segmentation = logic.segment(*nodes, model="fake")
     segment_id = segmentation.GetSegmentation().GetNthSegmentID(0)
@@ -313,3 +328,28 @@ def test_a_killed_batch_goes_on_with_the_case_that_was_killed(logic: Any, case_f
     assert (out / "first.seg.nrrd").stat().st_mtime_ns == before
     assert read_labelmap(out / "second.seg.nrrd").array.any()
     assert not list(out.glob(".partial*"))
+
+
+def test_a_segment_that_the_console_has_written_is_written_whole_by_the_panel(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gui_helpers import add_clicks, add_volume, load, mask_of, segment, settle, state_of
+
+    volume = add_volume(host)
+    module = load(host)
+    module.widget.panel.run.confirm = lambda question: True
+    clicks, state = add_clicks((4, 6)), state_of(module)
+    segment(host, module)
+    first = mask_of(module)
+    entry = module.widget.panel.inputs.extraModels[0]
+    monkeypatch.setattr("SPDSegmentLib.gui.run.console.findModel", lambda name, remote=False: entry)
+    console = type(module.logic)()
+    console.workerHost.setCommand(FAKE_WORKER)
+    others = add_clicks((3, 8), "Other", at=(14.0, 30.0))
+    console.segment(volume, others, "fake", segmentation=state.segmentationNode, segmentId=state.segmentId)
+    console.close()
+    settle(host, module)
+    assert not np.array_equal(mask_of(module), first)
+    state.centerlineNodes = [clicks]
+    segment(host, module)
+    assert np.array_equal(mask_of(module), first)

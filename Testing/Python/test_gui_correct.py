@@ -152,6 +152,21 @@ def test_what_is_painted_along_another_axis_is_a_persons_back_on_the_first(host:
     assert record_of(module).owned == {3, 10}
 
 
+def test_a_stroke_undone_after_another_axis_was_tried_leaves_no_slice_a_persons(host: Any, module: Any) -> None:
+    state, before = state_of(module), mask_of(module)
+    module.ui.liveUpdateCheck.checked = False
+    paint(host, module)
+    state.axis = "coronal"
+    segment(host, module)
+    assert len(record_of(module).owned) > 1, "the slice that was edited crosses all of them"
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert np.array_equal(mask_of(module), before)
+    assert (record_of(module).owned, record_of(module).axis) == (set(), "axial")
+    segment(host, module)
+    assert module.widget.panel.run.job.writer.changed and not record_of(module).owned
+
+
 def test_undo_of_a_stroke_gives_the_slice_back(host: Any, module: Any) -> None:
     before = mask_of(module)
     paint(host, module)
@@ -178,6 +193,27 @@ def test_stroke_update_undo_undo_leads_back_step_by_step(host: Any, module: Any)
     settle(host, module)
     assert digests(mask_of(module)) == first
     assert not record_of(module).owned
+
+
+@pytest.mark.parametrize("since", ["nothing", "release", "run"])
+def test_undo_of_the_last_of_two_strokes_gives_its_slice_alone_back(host: Any, module: Any, since: str) -> None:
+    before, node = mask_of(module), state_of(module).centerlineNodes[0]
+    for k in (3, 7):
+        paint(host, module, k)
+    if since == "release":
+        module.ui.releaseButton.click()
+    elif since == "run":
+        move_click(node, 0, (5.0, 0.0, 0.0))
+        settle(host, module)
+        module.ui.undoButton.click()
+        settle(host, module)
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert np.array_equal(mask_of(module)[7], before[7])
+    assert record_of(module).owned == (set() if since == "release" else {3})
+    move_click(node, 1, (6.0, 0.0, 0.0))
+    settle(host, module)
+    assert mask_of(module)[7, 20, 33]
 
 
 def test_what_was_painted_before_the_first_run_is_undone_and_redone_with_it(host: Any) -> None:

@@ -208,3 +208,20 @@ def test_an_editor_whose_node_is_taken_away_in_a_run_raises_nothing(
     host.process_events(500)
     assert not slot_errors.take()
     editor.widget.setMRMLSegmentEditorNode(editor.node)
+
+
+def test_a_volume_that_is_moved_alone_waits_for_segment_and_a_warped_segment_breaks_nothing(
+    host: Any, editor: Editor
+) -> None:
+    from test_gui_geometry import warped
+
+    editor.click(3)
+    editor.run()
+    target, differences = editor.effect.task.target, editor.module.logic.segmenter.differences
+    target.node.SetAndObserveTransformNodeID(warped().GetID())
+    assert not differences(editor.effect.task)
+    target.node.SetAndObserveTransformNodeID(None)
+    before = target.record.written
+    editor.effect.task.volumeNode.SetOrigin(0.0, 0.0, 6.0)
+    editor.click(9)
+    assert target.record.written == before and "press Segment" in editor.effect.statusLabel.text

@@ -247,3 +247,21 @@ def test_it_is_asked_before_anything_is_written_whether_a_segment_beyond_the_vol
     scene.ui.exportButton.click()
     settle_export(host, scene)
     assert asked == ["path"]
+
+
+def test_a_label_map_cut_to_a_volume_that_the_segment_does_not_meet_is_refused(
+    host: Any, scene: Any, tmp_path: Path
+) -> None:
+    far = host.add_volume(np.zeros((3, 20, 48), np.int16), SPACING, name="far")
+    far.SetOrigin(0.0, 0.0, 20 * SPACING[2])
+    scene.widget.panel.state.volumeNode = far
+    scene.widget.panel.refresh()
+    export_section, path = scene.widget.panel.export, tmp_path / "kidney.nii.gz"
+    export_section.askPath = lambda format_, name: str(path)
+    for cut in (True, False):
+        export_section.askCut = lambda question, cut=cut: cut
+        scene.ui.exportButton.click()
+        settle_export(host, scene)
+        text = scene.ui.exportLabel.text
+        assert not cut or ("Nothing of Left kidney lies in far" in text and "answer No" in text and not path.exists())
+    assert read_labelmap(path).array.sum() == block().sum(), "what the sentence says helps"

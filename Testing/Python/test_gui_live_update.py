@@ -279,6 +279,64 @@ def test_a_run_that_was_replaced_leaves_no_undo_step_of_its_own(host: Any, tmp_p
     assert not mask_of(loaded).any()
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_undo_during_a_run_keeps_clicks_where_several_have_no_result_yet(
+    host: Any, is_written: bool, tmp_path: Path
+) -> None:
+    loaded, node = segmented_behind_gate(host, tmp_path / "gate")
+    loaded.ui.liveUpdateCheck.checked = False
+    first = mask_of(loaded)
+    for k in (3, 4, 5):
+        node.AddControlPointWorld(30.0, 14.0, 3.0 * k)
+    settle(host, loaded)
+    placed = places(node)
+    job = press_segment(loaded)
+    host.wait_until(lambda: bool(job.writer.changed) if is_written else job.request is not None, 5000)
+    loaded.ui.undoButton.click()
+    (tmp_path / "gate").touch()
+    settle(host, loaded)
+    assert np.array_equal(mask_of(loaded), first) and places(node) == placed
+    assert "no result yet were kept" in loaded.ui.statusLabel.text
+    segment(host, loaded)
+    assert mask_of(loaded)[5, 14, 30] and not record_of(loaded).owned
+
+
+def test_undo_before_a_runs_first_write_takes_the_last_click_back_and_says_so(host: Any, tmp_path: Path) -> None:
+    loaded, node = segmented_behind_gate(host, tmp_path / "gate")
+    placed, first = places(node), mask_of(loaded)
+    node.AddControlPointWorld(30.0, 14.0, 15.0)
+    job = press_segment(loaded)
+    host.wait_until(lambda: job.request is not None, 5000)
+    loaded.ui.undoButton.click()
+    (tmp_path / "gate").touch()
+    settle(host, loaded)
+    assert places(node) == placed and np.array_equal(mask_of(loaded), first)
+    assert "nothing was changed" not in loaded.ui.statusLabel.text
+
+
+def test_many_runs_that_were_replaced_leave_undo_as_it_was(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("SPDSegmentLib.gui.run.job.MAX_STATES", 5)
+    loaded, node = segmented_behind_gate(host, tmp_path / "gate")
+    run, states = loaded.widget.panel.run, [(mask_of(loaded), places(node))]
+    (tmp_path / "gate").touch()
+    move_click(node, 0, (5.0, 0.0, 0.0))
+    settle(host, loaded)
+    states.append((mask_of(loaded), places(node)))
+    (tmp_path / "gate").unlink()
+    for _ in range(6):
+        former = run.job
+        move_click(node, 1, (1.0, 0.0, 0.0))
+        host.wait_until(lambda former=former: run.job is not former and run.job.writer.changed, 5000)
+    (tmp_path / "gate").touch()
+    settle(host, loaded)
+    for mask, clicks in reversed(states):
+        loaded.ui.undoButton.click()
+        settle(host, loaded)
+        assert np.array_equal(mask_of(loaded), mask) and places(node) == clicks and not record_of(loaded).owned
+
+
 def test_the_run_after_a_cancelled_one_is_undone_alone(host: Any, tmp_path: Path) -> None:
     loaded, node = segmented_behind_gate(host, tmp_path / "gate")
     state, first = state_of(loaded), mask_of(loaded)

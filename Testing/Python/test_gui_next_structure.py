@@ -155,13 +155,16 @@ def test_another_model_waits_for_segment(host: Any, module: Any) -> None:
     assert not kidney.is_kept and record_of(module).model == "wide"
 
 
-@pytest.mark.parametrize("other", ["axis", "voxels"])
+@pytest.mark.parametrize("other", ["axis", "voxels", "place"])
 def test_another_axis_or_frame_waits_for_segment(host: Any, module: Any, other: str) -> None:
     import slicer
 
     kidney, volume = Result(module), state_of(module).volumeNode
     if other == "axis":
         choose(module.ui.axisBox, "coronal")
+    elif other == "place":
+        kidney.volume = add_volume(host, name="Former place")
+        volume.SetOrigin(0.0, 0.0, 6.0)
     else:
         slicer.util.updateVolumeFromArray(volume, slicer.util.arrayFromVolume(volume) + 7)
     move_click(state_of(module).centerlineNodes[0], 0, (2.0, 0.0, 0.0))
@@ -192,6 +195,35 @@ def test_branches_are_named_and_stay_with_their_structure(host: Any, module: Any
     assert "Left branch" in module.ui.optionsSection.text
     module.ui.centerlineSelector.addNode()
     assert len(state.centerlineNodes) == 1 and "branch" not in module.ui.optionsSection.text
+
+
+def test_a_branch_is_followed_when_it_is_ticked_or_unticked_and_undo_takes_both_back(host: Any, module: Any) -> None:
+    import qt
+
+    # given
+    def tick(state: Any) -> None:
+        listed = module.ui.branchesList
+        (item,) = (listed.item(n) for n in range(listed.count) if listed.item(n).text() == "Branch")
+        item.setCheckState(state)
+        settle(host, module)
+
+    clicks = state_of(module).centerlineNodes[0]
+    add_clicks((5,), "Branch", at=(30.0, 25.0))
+    move_click(clicks, 0, (2.0, 0.0, 0.0))
+    settle(host, module)
+
+    # when, then
+    tick(qt.Qt.Checked)
+    assert mask_of(module)[5, 25, 30]
+    tick(qt.Qt.Unchecked)
+    assert not mask_of(module)[5, 25, 30]
+    counts = []
+    for _ in range(3):
+        module.ui.undoButton.click()
+        settle(host, module)
+        counts.append((bool(mask_of(module)[5, 25, 30]), len(state_of(module).centerlineNodes)))
+    assert counts == [(True, 2), (False, 1), (False, 1)]
+    assert tuple(clicks.GetNthControlPointPositionWorld(0)) == (24.0, 20.0, 6.0)
 
 
 def test_a_run_that_fails_after_another_was_started_is_said_with_its_segment(host: Any, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from gui_helpers import (
     record_of,
     segment,
     segmented,
+    segmented_behind_gate,
     settle,
     state_of,
     use_fake,
@@ -195,13 +196,16 @@ def test_an_edited_slice_stays_edited_on_another_volume_and_back(host: Any) -> N
     assert 5 in record_of(module).owned and record_of(module).owned <= {4, 5, 6}
 
 
-def test_a_cancelled_run_on_another_volume_leaves_the_record_as_it_was(host: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("slice_mm", "count"), [(2.0, 18), (3.0, 12)])
+def test_a_cancelled_run_on_another_volume_leaves_the_record_as_it_was(
+    host: Any, tmp_path: Path, slice_mm: float, count: int
+) -> None:
     volume = add_volume(host, name="First")
     module = load(host)
     add_clicks((4, 6))
     segment(host, module)
     before, record = mask_of(module), record_of(module)
-    choose(host, module, other_volume(host, 2.0, 18, "Second"))
+    choose(host, module, other_volume(host, slice_mm, count, "Second"))
     use_fake(module, f"fake?gate={tmp_path / 'gate'}")
     job = press_segment(module)
     host.wait_until(lambda: job.progress is not None)
@@ -211,6 +215,62 @@ def test_a_cancelled_run_on_another_volume_leaves_the_record_as_it_was(host: Any
     choose(host, module, volume)
     assert (mask_of(module) == before).all()
     assert record_of(module) == record
+
+
+@pytest.mark.parametrize("other", ["axis", "volume", "place"])
+def test_undo_past_a_run_on_other_slices_brings_mask_clicks_and_record_back(host: Any, other: str) -> None:
+    import vtk
+
+    volume = add_volume(host, name="First")
+    module = load(host)
+    module.widget.panel.run.confirm = lambda question: True
+    clicks = add_clicks((4, 6))
+    segment(host, module)
+    states = [(mask_of(module), 24.0)]
+    move_click(clicks, 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    states.append((mask_of(module), 29.0))
+    if other == "axis":
+        state_of(module).axis = "coronal"
+    elif other == "volume":
+        choose(host, module, other_volume(host, 1.5, 24, "Second"))
+    else:
+        matrix = vtk.vtkMatrix4x4()
+        volume.GetIJKToRASMatrix(matrix)
+        matrix.SetElement(0, 3, 1.5)
+        volume.SetIJKToRASMatrix(matrix)
+    segment(host, module)
+    if other == "place":
+        matrix.SetElement(0, 3, 0.0)
+        volume.SetIJKToRASMatrix(matrix)
+    for mask, x in reversed(states):
+        module.ui.undoButton.click()
+        settle(host, module)
+        record = record_of(module)
+        assert np.array_equal(mask_of(module, volume=volume), mask)
+        assert clicks.GetNthControlPointPositionWorld(0)[0] == pytest.approx(x)
+        assert (record.owned, record.axis, record.volumeId) == (set(), "axial", volume.GetID())
+
+
+def test_a_cancelled_run_along_another_axis_leaves_undo_as_it_was(host: Any, tmp_path: Path) -> None:
+    module, clicks = segmented_behind_gate(host, tmp_path / "gate")
+    state, first = state_of(module), mask_of(module)
+    (tmp_path / "gate").touch()
+    move_click(clicks, 0, (5.0, 0.0, 0.0))
+    settle(host, module)
+    (tmp_path / "gate").unlink()
+    state.axis = "coronal"
+    job = press_segment(module)
+    host.wait_until(lambda: job.request is not None, 5000)
+    module.ui.segmentButton.click()
+    (tmp_path / "gate").touch()
+    settle(host, module)
+    state.axis = "auto"
+    module.widget.panel.refresh()
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert np.array_equal(mask_of(module), first) and not record_of(module).owned
+    assert clicks.GetNthControlPointPositionWorld(0)[0] == pytest.approx(24.0)
 
 
 def test_a_volume_that_is_removed_takes_no_edits_with_it(host: Any) -> None:

@@ -241,3 +241,46 @@ def test_a_scene_saved_with_the_saliency_shown_keeps_the_foreground(host: Any, t
     host.open_scene(tmp_path / "saved.mrb")
     shown = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0].GetForegroundVolumeID()
     assert shown and slicer.mrmlScene.GetNodeByID(shown).GetName() == "Fused"
+
+
+@pytest.mark.parametrize("undone", ["run", "stroke"])
+def test_an_undo_that_reached_another_segment_is_whole_in_the_saved_scene(
+    host: Any, tmp_path: Path, undone: str
+) -> None:
+    import slicer
+
+    add_volume(host)
+    module = load(host)
+    state, panel = state_of(module), module.widget.panel
+    lists = [add_clicks((4, 6), "First"), add_clicks((5,), "Second", at=(12.0, 30.0))]
+    made: list[str] = []
+    for clicks in lists:
+        state.segmentId, state.centerlineNodes = "", [clicks]
+        segment(host, module)
+        made.append(state.segmentId)
+    before = mask_of(module)
+    if undone == "run":
+        move_click(lists[1], 0, (6.0, 0.0, 0.0))
+    else:
+        module.ui.editor.saveStateForUndo()
+        painted = before.astype(np.uint8)
+        painted[5, 2:6, 2:6] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(painted, state.segmentationNode, made[1], state.volumeNode)
+    host.process_events(300)
+    settle(host, module)
+    state.segmentId, state.centerlineNodes = made[0], lists[:1]
+    panel.refresh()
+    settle(host, module)
+    module.ui.undoButton.click()
+    settle(host, module)
+    slicer.mrmlScene.StartState(slicer.mrmlScene.SaveState)  # as Slicer's Save window does
+    host.save_scene(tmp_path / "case.mrb")
+    slicer.mrmlScene.EndState(slicer.mrmlScene.SaveState)
+    host.open_scene(tmp_path / "case.mrb")
+    use_fake(module)
+    state, second = state_of(module), slicer.util.getNode("Second")
+    state.segmentId, state.centerlineNodes = made[1], [second]
+    panel.refresh()
+    segment(host, module)
+    assert np.array_equal(mask_of(module), before) and not record_of(module).owned
+    assert second.GetNthControlPointPositionWorld(0)[0] == pytest.approx(12.0)

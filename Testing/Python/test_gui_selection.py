@@ -20,6 +20,7 @@ from gui_helpers import (
     segmented_behind_gate,
     settle,
     state_of,
+    use_fake,
 )
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
@@ -215,3 +216,32 @@ def test_a_volume_that_does_not_fit_the_model_is_said_before_the_run(host: Any) 
     slicer.util.updateVolumeFromArray(volume, array)
     loaded.widget.panel.refresh()
     assert "looks like CT" in status.text
+
+
+@pytest.mark.parametrize("isUnticked", [False, True])
+def test_lists_come_back_with_their_segment_in_their_order_and_with_a_branch_left_out(
+    host: Any, tmp_path: Path, isUnticked: bool
+) -> None:
+    # given: a curve, which comes first by its name, is the branch
+    add_volume(host)
+    module = load(host)
+    main, branch = add_clicks((4, 6), "Main"), add_clicks((3, 5), "Branch", kind="Curve", at=(14.0, 14.0))
+    state_of(module).centerlineNodes = [main, branch]
+    module.widget.panel.refresh()
+    for index in range(2):
+        branch.SetNthControlPointSelected(index, not isUnticked)
+    segment(host, module)
+    first = state_of(module).segmentId
+    module.ui.segmentBox.activated.emit(0)
+    module.ui.centerlineSelector.setCurrentNode(add_clicks((8,), "Other"))
+    segment(host, module)
+
+    # when
+    host.save_scene(tmp_path / "case.mrb")
+    host.open_scene(tmp_path / "case.mrb")
+    use_fake(module)
+    module.ui.segmentBox.activated.emit(module.ui.segmentBox.findData(first))
+    settle(host, module)
+
+    # then
+    assert [node.GetName() for node in state_of(module).centerlineNodes] == ["Main", "Branch"]

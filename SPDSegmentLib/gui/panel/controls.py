@@ -17,7 +17,7 @@ from ..scene.centerlines import clickName, isCurve, positionOf
 from ..scene.editor_nodes import EDITOR_ATTRIBUTE, segmentName
 from ..scene.state import ModuleState, clicksOf
 from ..scene.target import SegmentTarget, segmentNames
-from ..scene.volumes import nodeById, viewCenter, viewNode, voxelState
+from ..scene.volumes import nodeById, viewCenter, viewNode, volumeState
 from ..scene.write_record import Position, WriteRecord, loadRecord, nodeOf
 
 GLYPH_SCALE = 2.0
@@ -185,6 +185,10 @@ class Source:
         """Whether volume, model, axis and clicks are those of the result in the segment."""
         return not self._differences(task)
 
+    def isOwnButModel(self, task: Task) -> bool:
+        """Whether all is that of the result, but perhaps for another model of the same structure."""
+        return self._differences(task) <= {"model"} and not self._isOtherStructure(task)
+
     def turnToOwn(self, confirm: Callable[[str], bool]) -> str:
         """Choose a new segment where a run would replace the result of another structure, volume or other clicks.
 
@@ -244,7 +248,7 @@ class Source:
         if node is None or not segmentId:
             return
         record, clicks = loadRecord(node, segmentId), clicksOf(node, segmentId)
-        if clicks and {n.GetID() for n in clicks} != {n.GetID() for n in state.centerlineNodes}:
+        if clicks:
             state.centerlineNodes = clicks
         if record.model and nodeById(record.volumeId) is not None:
             state.volumeNode = nodeById(record.volumeId)
@@ -357,12 +361,11 @@ class EditorChoice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Segment, model, axis and volume with the voxels of now: what is said holds for these."""
+        """Segment, model, axis and volume with voxels and place of now: what is said holds for these."""
         node, segmentId = self.segment
-        model, volumeNode = self.model, self.volumeNode
-        voxels = voxelState(volumeNode) if volumeNode is not None else ""
+        model, volume = self.model, volumeState(self.volumeNode)
         nodeId = node.GetID() if node is not None else ""
-        return nodeId, segmentId, model.name if model is not None else "", self._state().axis, voxels
+        return nodeId, segmentId, model.name if model is not None else "", self._state().axis, volume
 
     def missing(self) -> str:
         """Return what has to be chosen before a run, empty if nothing."""

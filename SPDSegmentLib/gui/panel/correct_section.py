@@ -22,6 +22,7 @@ from ..scene.state import idleTimer
 from ..scene.target import SegmentTarget
 from ..scene.volumes import jumpTo, nodeById
 from ..scene.write_record import Position, WriteRecord
+from .inputs_section import InputsSection
 from .run_section import RunSection, progressText
 
 NOTICE_MS = 200
@@ -182,15 +183,17 @@ class CorrectSection(VTKObservationMixin):
 class AssistSection:
     """Buttons among the clicks (suggest, accept, dismiss) and below the editor (learn, apply, forget)."""
 
-    def __init__(self, ui: Any, segmenter: Segmenter, task: Callable[[], Task | None], run: RunSection) -> None:
+    def __init__(self, ui: Any, segmenter: Segmenter, inputs: InputsSection, run: RunSection) -> None:
         self.ui = ui
         self.ghost = GhostClick()
         self._segmenter = segmenter
-        self._task = task
+        self._inputs = inputs
+        self._task = inputs.currentTask
         self._run = run
         self._request: Request | None = None
         self._lesson: Learned | None = None
-        self._lessonModel = ""
+        self._asksLesson = False  # rather than a click
+        self._askedFor: tuple[str, ...] = ()  # what was chosen when it was asked for what is offered
         self._record = WriteRecord()
         self._dismissed: dict[tuple[str, ...], list[Position]] = {}
         for button, action in (
@@ -208,7 +211,7 @@ class AssistSection:
         if record.written != self._record.written or record.owned != self._record.owned:
             self.withdraw()
         self._record = record.copy()
-        self._checkLesson()
+        self._checkChoice()
         self._refresh()
 
     def withdraw(self) -> None:
@@ -224,29 +227,42 @@ class AssistSection:
         self.withdraw()
         self._dismissed.clear()
 
-    def _checkLesson(self) -> None:
-        """Take back what another model has learned than the one that is chosen now."""
-        if self._lesson is None:
+    @property
+    def _choice(self) -> tuple[str, ...]:
+        """What an offer holds for: segment, volume, axis, lists of clicks, and the model's files."""
+        model = self._inputs.model
+        return (*self._inputs.choice(), model.key if model is not None else "")
+
+    def _checkChoice(self) -> None:
+        """Take back what was asked for or offered for another choice than that of now."""
+        hasLesson = self._lesson is not None or self._isLearning
+        isOpen = hasLesson or self._request is not None or self.ghost.node is not None
+        if not isOpen or self._askedFor == self._choice:
             return
-        task = self._task()
-        if task is None or task.view.model.key != self._lessonModel:
-            self.withdraw()
+        self.withdraw()
+        if hasLesson:
             self.ui.learnLabel.text = _(
-                "What was learned belongs to another model; press Learn from corrections again."
+                "What was learned belongs to another model, volume, axis or list of clicks; press Learn from"
+                " corrections again."
             )
+
+    @property
+    def _isLearning(self) -> bool:
+        return self._request is not None and self._asksLesson
 
     def _refresh(self) -> None:
         ui, record = self.ui, self._record
         isIdle = self._request is None and not self._run.isRunning
-        hasResult = bool(record.model) and self._task() is not None
+        task = self._task() if record.model else None
+        source = self._inputs.source
+        hasResult = task is not None and source.isOwnButModel(task)
         ui.suggestButton.enabled = hasResult and isIdle
         for button in (ui.acceptButton, ui.dismissButton):
             button.enabled = self.ghost.positionRas is not None
-        isLearning = self._request is not None and self.ghost.node is None and bool(ui.learnLabel.text)
-        ui.learnButton.text = _("Cancel") if isLearning else _("Learn from corrections")
-        ui.learnButton.enabled = isLearning or (hasResult and isIdle and len(record.owned) > 1)
-        ui.applyLearnedButton.enabled = isIdle and self._lesson is not None and bool(self._lesson.name)
-        ui.forgetLearnedButton.enabled = isIdle and bool(record.learned)
+        ui.learnButton.text = _("Cancel") if self._isLearning else _("Learn from corrections")
+        ui.learnButton.enabled = self._isLearning or (hasResult and isIdle and len(record.owned) > 1)
+        ui.applyLearnedButton.enabled = hasResult and isIdle and self._lesson is not None and bool(self._lesson.name)
+        ui.forgetLearnedButton.enabled = isIdle and bool(record.learned) and task is not None and source.isOwn(task)
         if record.learned and not ui.learnLabel.text:
             ui.learnLabel.text = _("The masks are those of the model as it was adapted to your corrections.")
 
@@ -255,6 +271,7 @@ class AssistSection:
         if task is None:
             return
         self.withdraw()
+        self._asksLesson, self._askedFor = False, self._choice
         dismissed = self._dismissed.get(task.key, [])
         try:
             self._request = self._segmenter.suggest(task, dismissed, lambda answer: self._offer(task, answer))
@@ -293,9 +310,11 @@ class AssistSection:
         elif isinstance(answer, SPDError) and not isinstance(answer, Cancelled):
             text = answer.sentence
         self.ui.suggestLabel.text = text
+        self._checkChoice()
         self._refresh()
 
     def _accept(self) -> None:
+        self._checkChoice()
         task, place = self._task(), self.ghost.positionRas
         self.withdraw()
         if task is not None and place is not None and task.centerlineNodes:
@@ -319,6 +338,7 @@ class AssistSection:
         if task is None:
             return
         self.withdraw()
+        self._asksLesson, self._askedFor = True, self._choice
         label = self.ui.learnLabel
         label.text = _("Learning...")
         try:
@@ -334,7 +354,7 @@ class AssistSection:
     def _taught(self, task: Task, answer: Answer | SPDError) -> None:
         self._request = None
         if isinstance(answer, Learned):
-            self._lesson, self._lessonModel = answer, task.view.model.key
+            self._lesson = answer
             number = task.view.snapshot().stack.slice_number
             changed = slice_ranges(number(int(t)) for t in answer.changed_table[:, 0])
             parts = [answer.sentence]
@@ -342,12 +362,13 @@ class AssistSection:
                 parts += [_("Slices: {ranges}.").format(ranges=changed)] if changed else []
                 parts += [_("Press Apply to take it over; nothing has changed yet.")]
             self.ui.learnLabel.text = " ".join(parts)
-            self._checkLesson()
+            self._checkChoice()
         elif isinstance(answer, SPDError) and not isinstance(answer, Cancelled):
             self.ui.learnLabel.text = answer.sentence
         self._refresh()
 
     def _apply(self) -> None:
+        self._checkChoice()
         lesson = self._lesson
         if lesson is not None and lesson.name:
             self._run.start(learned=lesson.name)

@@ -16,9 +16,9 @@ from SPDSegmentLib.models.fit import fit_of_image
 
 from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, listModels
 from ..scene.centerlines import anyIncluded, centerlinesOfScene, checkClicks, transformEvent
-from ..scene.state import ModuleState, idleTimer
+from ..scene.state import ModuleState, Signal, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
-from ..scene.volumes import VolumeSnapshot, nodeById, shownImage, viewCenter, viewNode, voxelState
+from ..scene.volumes import VolumeSnapshot, nodeById, shownImage, viewCenter, viewNode, volumeState
 from .controls import Placing, Source, cardWindow, showDevice
 
 MOVED_MS = 200
@@ -52,6 +52,7 @@ class InputsSection(VTKObservationMixin):
         self.extraModels: list[ModelEntry] = []
         self._state = state
         self._changed = changed
+        self.onBranches = Signal()  # a person ticked or unticked one
         self.placing = Placing(ui, lambda: self.isForeign)
         self._pickedId = ""  # of a list that the panel chose, of whatever it may be
         self._namesTimer = idleTimer(self._fillNames)
@@ -153,12 +154,11 @@ class InputsSection(VTKObservationMixin):
         return _("{model} was chosen by the names of volume and clicks.").format(model=self.model.title)
 
     def choice(self) -> tuple[str, ...]:
-        """Return what is chosen: segment, model, axis, volume with the voxels of now, clicks."""
+        """Return what is chosen: segment, model, axis, volume with voxels and place of now, clicks."""
         state = self._state()
-        voxels = voxelState(state.volumeNode) if state.volumeNode is not None else ""
         nodes = (state.segmentationNode, *state.centerlineNodes)
         ids = (node.GetID() if node is not None else "" for node in nodes)
-        return (state.segmentId, state.model, state.axis, voxels, *ids)
+        return (state.segmentId, state.model, state.axis, volumeState(state.volumeNode), *ids)
 
     def doubts(self) -> str:
         """Return why the volume may not be of the model's kind, and the better model; empty where it fits."""
@@ -381,6 +381,7 @@ class InputsSection(VTKObservationMixin):
         state.centerlineNodes = [n for n in (first, *branches) if n is not None]
         self._nameBranches(state)
         self._tell()
+        self.onBranches.emit()
 
     def _onCard(self, checked: bool) -> None:
         if self.model is not None:

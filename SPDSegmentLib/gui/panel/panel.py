@@ -13,6 +13,7 @@ from ..run.console import Console
 from ..run.job import SegmentationJob
 from ..scene.centerlines import Clicks
 from ..scene.state import idleTimer, moduleState
+from ..scene.volumes import nodeById
 from ..scene.write_record import WriteRecord
 from .clicks_section import ClicksSection
 from .correct_section import AssistSection, CorrectSection
@@ -70,6 +71,7 @@ class ModulePanel(VTKObservationMixin):
         self.isClosing = False
         self._isEntered = False
         self._hasMissedClicks = False
+        self._lists: tuple[str, ...] = ()  # of clicks that the result was made of
         self.inputs = InputsSection(ui, lambda: self.state, self._inputsChanged, logic.segmenter.differences)
         self.run = RunSection(ui, logic, self.inputs, lambda: self.state)
         self.clicks = ClicksSection(ui, lambda: self.state, self._clicksChanged)
@@ -77,7 +79,7 @@ class ModulePanel(VTKObservationMixin):
         self.correct = CorrectSection(
             ui, logic.segmenter, self.inputs.currentTask, self._segmentChanged, self.review.currentSlice
         )
-        self.assist = AssistSection(ui, logic.segmenter, self.inputs.currentTask, self.run)
+        self.assist = AssistSection(ui, logic.segmenter, self.inputs, self.run)
         self.straight = StraightSection(ui, self.inputs.currentTask)
         self.display = ResultDisplay(ui, logic.segmenter.surfaces, lambda: self.state)
         self.saliency = SaliencySection(ui, logic.segmenter, self.inputs, self.run.show)
@@ -90,6 +92,7 @@ class ModulePanel(VTKObservationMixin):
         self._later = idleTimer(self._refreshScene)
         self._showLater = idleTimer(self.showRecord)
         self._startLater = idleTimer(self._startAgain)
+        self.inputs.onBranches.connect(lambda: self._clicksChanged(self.clicks.snapshot()))
         self.run.onFinished.connect(lambda job: self._showLater.start())
         self.run.onDropped.connect(self._showLater.start)
         logic.segmenter.onJob.connect(self._onJob)
@@ -99,6 +102,7 @@ class ModulePanel(VTKObservationMixin):
         self.addObserver(scene, scene.EndImportEvent, self._onSceneEnd)
         # a saved view would name the saliency, which is not saved, instead of a person's foreground
         self.addObserver(scene, scene.StartSaveEvent, lambda caller, event: self.saliency.overlay.remove())
+        self.addObserver(scene, scene.StartSaveEvent, lambda caller, event: logic.segmenter.noteChanges())
         self.addObserver(scene, scene.EndSaveEvent, lambda caller, event: self.saliency.restart())
         self.addObserver(scene, scene.NodeAddedEvent, self._onNodesChanged)
         self.addObserver(scene, scene.EndBatchProcessEvent, self._onNodesChanged)
@@ -161,6 +165,7 @@ class ModulePanel(VTKObservationMixin):
             return
         task = self.inputs.currentTask()
         record = task.target.record if task is not None else WriteRecord()
+        self._lists = record.lists
         self.clicks.show(record)
         for button in (self.ui.deleteLastButton, self.ui.clearButton):
             button.enabled = button.enabled and not self.inputs.isForeign
@@ -230,7 +235,17 @@ class ModulePanel(VTKObservationMixin):
     def _segmentChanged(self, wentBack: bool) -> None:
         if wentBack:
             self.run.forgetMessage()
+            self._turnToLists()
         self._showLater.start()
+
+    def _turnToLists(self) -> None:
+        """After undo or redo choose the lists of the result that is back, where those of the former were chosen."""
+        task = self.inputs.currentTask()
+        lists = task.target.record.lists if task is not None else ()
+        nodes = [node for nodeId in lists if (node := nodeById(nodeId)) is not None]
+        if nodes and self._lists == tuple(node.GetID() for node in self.state.centerlineNodes):
+            self.state.centerlineNodes = nodes
+            self._refreshScene()
 
     def _onSceneStartClose(self, caller: Any, event: str) -> None:
         self.isClosing = True

@@ -106,7 +106,9 @@ class ReviewSection(VTKObservationMixin):
             return f"{text}: {self._reason(t)}"
         if info is None or t not in self._review.span:
             return _("{slice}: beyond the structure").format(slice=text)
-        return _("{slice}: estimated quality {quality}").format(slice=text, quality=f"{info.quality or 0.0:.2f}")
+        if info.quality is None:
+            return _("{slice}: its quality is not estimated").format(slice=text)
+        return _("{slice}: estimated quality {quality}").format(slice=text, quality=f"{info.quality:.2f}")
 
     def _reason(self, t: int) -> str:
         kind, info = self._review.doubtful[t], self._record.info[t]

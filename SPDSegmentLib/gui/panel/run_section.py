@@ -352,6 +352,8 @@ def endText(job: SegmentationJob) -> str:
     """Return what came of a run that ended without a problem: done, undone or cancelled."""
     if job.state is JobState.DONE:
         return _doneText(job)
+    if job.keptClicks:
+        return str(_("Undone; the segment is as it was before. Clicks that have no result yet were kept."))
     if job.wasUndone:
         return str(_("Undone; the segment and its clicks are as they were before."))
     return str(_("Cancelled; nothing was changed."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .task import Task, VolumeView, findModel
 from .worker_host import WorkerHost, slicerTransport
 
 Centerlines = Any
+OPTIONS = ("segmentation", "segmentId", "axis", "device", "prompts")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Console:
 
     def segment(self, volumeNode: Any, centerlineNode: Centerlines, model: str, **options: Any) -> Any:
         """Segment and return the segmentation node; it blocks. See :meth:`start` for the arguments and errors."""
-        job = self._start(volumeNode, centerlineNode, model, blocking=True, **options)
+        job = self._start(volumeNode, centerlineNode, model, options, blocking=True)
         try:
             return job.wait()
         finally:
@@ -77,12 +79,13 @@ class Console:
             volumeNode: scalar volume.
             centerlineNode: point list or open curve, or a list of them.
             model: name or folder of a bundle.
-            options: ``segmentation`` (node), ``segmentId``, ``axis``, ``device``, ``prompts``.
+            options: ``segmentation`` (node), ``segmentId`` (of a segment of it, by default a new one), ``axis``,
+                ``device``, ``prompts``.
 
         Raises:
             SPDError: what was given cannot be segmented.
         """
-        return self._start(volumeNode, centerlineNode, model, blocking=False, **options)
+        return self._start(volumeNode, centerlineNode, model, options, blocking=False)
 
     def segmentBatch(
         self, cases: Cases, outputFolder: str | Path, model: str, *, resume: bool = True, **options: Any
@@ -103,12 +106,7 @@ class Console:
             BadInput: a bad list of cases, or the folder cannot be used or is in use.
             ModelMissing, ModelCorrupt: the model cannot be used at all.
         """
-        unknown = sorted(set(options) - {"axis", "device", "prompts"})
-        if unknown:
-            raise BadInput(
-                _("A batch has no option {name}.").format(name=unknown[0]),
-                _("Its options are axis, device and prompts."),
-            )
+        _checkOptions("segmentBatch", options, OPTIONS[2:])
         entry = replace(findModel(model, remote=self.workerHost.isRemote), info=None)
         settings = BatchSettings(**options)
         run = BatchRun(
@@ -127,8 +125,9 @@ class Console:
         self.workerHost.close()
 
     def _start(
-        self, volumeNode: Any, centerlineNode: Centerlines, model: str, *, blocking: bool, **options: Any
+        self, volumeNode: Any, centerlineNode: Centerlines, model: str, options: Mapping[str, Any], *, blocking: bool
     ) -> SegmentationJob:
+        _checkOptions("segment" if blocking else "start", options, OPTIONS)
         node = options.get("segmentation")
         known = {segmentId for _name, segmentId in segmentNames(node)}
         task = self._task(volumeNode, centerlineNode, model, **options)
@@ -174,5 +173,27 @@ class Console:
         given = centerlineNode if isinstance(centerlineNode, (list, tuple)) else [centerlineNode]
         nodes = [node for node in given if node is not None]
         checkClicks(nodes)
+        _checkSegment(segmentation, segmentId)
         target = makeTarget(segmentation, segmentId, volumeNode, entry.structure, entry.color, entry.terminology)
         return Task(VolumeView(volumeNode, entry, device, axis), nodes, target, prompts)
+
+
+def _checkOptions(call: str, given: Iterable[str], known: Iterable[str]) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise BadInput(
+            _("{call} has no option {name}.").format(call=call, name=unknown[0]),
+            _("Its options are {known}.").format(known=", ".join(known)),
+        )
+
+
+def _checkSegment(segmentationNode: Any, segmentId: str) -> None:
+    """Refuse an ID that no segment has: a new segment is made only where none is given."""
+    named = {own: f"{own} ({name})" for name, own in segmentNames(segmentationNode)}
+    if segmentId and segmentId not in named:
+        raise BadInput(
+            _("There is no segment with the ID {id}.").format(id=segmentId),
+            _("Give one of {ids}, or no segmentId for a new segment.").format(ids=", ".join(named.values()))
+            if named
+            else _("Give the segmentation that has it, or no segmentId for a new segment."),
+        )

@@ -1,10 +1,11 @@
-"""One segmentation under way: from the worker's events to the segment; no Qt."""
+"""One segmentation under way: from the worker's events to the segment; the states that runs leave there; no Qt."""
 
 from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
@@ -12,8 +13,10 @@ from SPDSegmentLib.prompts.fates import PointFate, best_fates
 from SPDSegmentLib.worker.client import Callbacks, Request, WorkerClient
 from SPDSegmentLib.worker.messages import Progress, Segmented, SliceReady
 
+from ..scene.centerlines import Clicks, renameClicks
 from ..scene.state import Signal
-from .result_writer import ResultWriter
+from ..scene.write_record import WriteRecord
+from .result_writer import ResultWriter, RunParts
 
 MAX_SLICES_PER_WRITE = 16
 SHORT_WRITE_S, LONG_WRITE_S = 0.008, 0.02
@@ -50,7 +53,8 @@ class SegmentationJob:
         request: what was sent, or None so far; answer: the worker's answer once done.
         digests: checksums of the segment once done.
         note: what a person should know about a result, or empty.
-        wasUndone: it ended because a person undid what it had written.
+        wasUndone: it ended because a person undid what it had written, or it itself.
+        keptClicks: then, whether clicks were kept that have no result yet, as they were several.
         onProgress, onSlices, onFinished: signals; called with progress, with the changed slices, with the job.
     """
 
@@ -70,6 +74,7 @@ class SegmentationJob:
         self.digests: dict[int, str] = {}
         self.note = ""
         self.wasUndone = False
+        self.keptClicks = False
         self.onProgress = Signal()
         self.onSlices = Signal()
         self.onFinished = Signal()
@@ -256,3 +261,78 @@ def _refusal(count: int) -> SPDError:
         _("Slicer's segment editor did not take over {count} slices; nothing was changed.").format(count=count),
         _("Choose New segment, or another segmentation, and run again."),
     )
+
+
+MAX_STATES = 64
+"""More than an editor's history has steps; only states that one of them leads to are remembered."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One state of a segment.
+
+    Attributes:
+        mark: its name in the segment, see ``target.MARK_TAG``; a person's edits do not change it.
+        digests: checksums by slice.
+        clicks: it came from these.
+        record: at that time.
+        parts: of the run that made it, or that ended without making one; the states between count as its own.
+    """
+
+    mark: str
+    digests: Mapping[int, str]
+    clicks: Clicks
+    record: WriteRecord
+    parts: RunParts | None = None
+
+
+class History:
+    """Remembers the latest states and finds the one that undo or redo has brought back."""
+
+    def __init__(self) -> None:
+        self._states: list[State] = []
+
+    def remember(
+        self,
+        mark: str,
+        digests: Mapping[int, str],
+        clicks: Clicks,
+        record: WriteRecord,
+        parts: RunParts | None = None,
+    ) -> None:
+        """Add a state; an older one of the same mark and content is replaced."""
+        kept = [state for state in self._states if (state.mark, state.digests) != (mark, digests)]
+        self._states = [*kept[-(MAX_STATES - 1) :], State(mark, dict(digests), clicks, record.copy(), parts)]
+
+    def of(self, mark: str) -> list[State]:
+        """Return the states of this mark, latest first; also those between parts of a run."""
+        found: list[State] = []
+        for state in reversed(self._states):
+            if state.mark == mark:
+                found.append(state)
+            elif state.parts is not None and state.parts.hasMade(mark):
+                found.append(replace(state, mark=mark, record=state.parts.recordAt(mark, state.record)))
+        return found
+
+    def givenBack(self, mark: str, record: WriteRecord, digests: Mapping[int, str]) -> set[int]:
+        """Return what differs from a record or is a person's in it, but was a run's, as it is, in a state of this mark.
+
+        Undo of a stroke leads there: slice by slice, since no state is remembered between two strokes.
+        """
+        doubtful = record.owned | record.findEdits(digests)
+        known = [state.record for state in self.of(mark) if isSameStack(state.record, record)] if doubtful else []
+        return {t for kept in known for t in doubtful - kept.owned if digests.get(t, "") == kept.written.get(t, "")}
+
+    def rename(self, renamed: Mapping[str, str]) -> None:
+        """Take over new names of clicks, see ``centerlines.restoreClicks``."""
+        self._states = [
+            replace(state, clicks=renameClicks(state.clicks, renamed), record=state.record.withNames(renamed))
+            for state in self._states
+        ]
+
+
+def isSameStack(record: WriteRecord, other: WriteRecord) -> bool:
+    """Whether two records hold for the same slices."""
+    if record.axis != other.axis or record.grid is None or other.grid is None:
+        return False
+    return record.grid.fits(other.grid)

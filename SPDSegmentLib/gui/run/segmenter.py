@@ -15,10 +15,11 @@ from ..scene.centerlines import Clicks, checkClicks, namedClicks, readClicks, re
 from ..scene.editor_nodes import editTimes, placeError, storageError
 from ..scene.state import Signal, nameSegment, ownClicks
 from ..scene.surfaces import ShownSurfaces
+from ..scene.volumes import nodeById
 from ..scene.write_record import Position, WriteRecord
 from .job import CallLater, JobState, SegmentationJob
 from .result_writer import ResultWriter
-from .task import SegmentMemory, Task, VolumeView, adoptGrid
+from .task import SegmentMemory, Task, VolumeView, adoptGrid, areAcross
 from .worker_host import OnAnswer, WorkerHost, answerTo, volumeName
 
 
@@ -91,15 +92,14 @@ class Segmenter:
         name = volumeName(snapshot, owner)
         job.onFinished.connect(lambda done: self._noteFinished(task, memory, done, former))
         job.onFinished.connect(lambda done: self._updateSurfaces(task, now=blocking))
-        memory.job = job
+        memory.task, memory.job = task, job
         memory.startedClicks, memory.startedEdits = before, editTimes(task.target.node)
         self.onJob.emit(job)
 
         def send(callbacks: Callbacks) -> Request:
             locked = writer.begin()
-            clicksBefore = before if memory.lastClicks is None else memory.lastClicks
-            undone = memory.withReleased(writer.record)  # undo brings back what was released, too
-            memory.history.remember(task.target.mark, writer.digestsBefore, clicksBefore, undone)
+            memory.rememberBefore(task, writer, former)
+            writer.record.lists = tuple(node.GetID() for node in task.centerlineNodes)
             memory.noteOtherGrids(task, isOurs=False)
             self.workerHost.useModel(task.view.model.key, task.view.device)
             self.workerHost.openVolume(snapshot, owner)
@@ -155,7 +155,6 @@ class Segmenter:
         snapshot = view.snapshot()
         self.workerHost.useModel(view.model.key, view.device)
         name = self.workerHost.openVolume(snapshot, "|".join(task.key) if task is not None else "")
-
         return self.workerHost.client.saliency(name, t, centerRas, answerTo(callback))  # type: ignore[arg-type]
 
     def suggest(self, task: Task, dismissedRas: Sequence[Position], callback: OnAnswer) -> Request | None:
@@ -186,9 +185,10 @@ class Segmenter:
         locked = {t: content.mask(t) for t in sorted(record.owned)}
         self.workerHost.useModel(task.view.model.key, task.view.device)
         name = self.workerHost.openVolume(snapshot, owner)
-        anchor = record.anchorRas if record.model == task.view.model.name else None
+        isSameModel = record.model == task.view.model.name
+        anchor, learned = (record.anchorRas, record.learned) if isSameModel else (None, "")
         self._memoryOf(task).isIncomplete = True
-        message = learn_message(name, clicks, locked, task.prompts, anchor)
+        message = learn_message(name, clicks, locked, task.prompts, anchor, learned)
         return self.workerHost.client.ask(message, answerTo(callback, onProgress))
 
     def isBusy(self, segmentationNode: Any, segmentId: str) -> bool:
@@ -211,40 +211,43 @@ class Segmenter:
         Args:
             task: with the segment.
         """
-        target = task.target
-        memory = self._memoryOf(task)
+        target, memory = task.target, self._memoryOf(task)
         if not target.isPlaced or memory.isRunning:
             return False
+        memory.task = task
         if memory.halfWritten is not None and memory.halfWritten.isBack:
             memory.halfWritten.rollBack()
             memory.halfWritten, memory.mark = None, target.mark
             self._updateSurfaces(task)
-        record = target.record
-        written = task.writtenSnapshot(record)
-        digests = target.digests(written)
-        if record.grid is not None:
-            record.grid = target.gridOf(written)
-        mark = target.mark
-        state = memory.history.find(mark, digests)
-        if state is not None:  # as it was then, whatever was released or written elsewhere since
-            known = record.findEdits(digests)
-            record.noteWritten(known, state.record.written)
-            memory.released -= known
-        wentBack = memory.mark != mark
+        mark, (record, digests) = target.mark, task.present()
+        state = memory.stateOf(task, mark, record, digests)
+        wentBack = memory.mark != mark or (state is not None and areAcross(state.record, record))
         if wentBack or (self._undoStep is not None and self._undoStep[0] != task.key):
             self.forgetUndoStep()
         if wentBack:
-            memory.mark = mark
+            memory.mark, memory.isIncomplete, memory.released = mark, True, set()
             self._updateSurfaces(task)
-            state = state or memory.history.latest(mark)
-            if state is not None:
-                memory.isIncomplete = True
-                self._restore(task, state.clicks, state.record, keepsClicks=memory.hasNewClicks)
-                record = target.record
-        record.owned &= record.findEdits(digests) | (state.record.owned if state is not None else record.owned)
-        record.noteEdits(digests)
+            state = state or next(iter(memory.history.of(mark)), None)
+            if state is None:  # somebody else has written it
+                memory.lastClicks = None
+            else:
+                self._restore(task, state.clicks, state.record, keepsClicks=memory.newClicks > 0)
+            record, digests = task.present()
+        memory.noteEdits(record, digests)
         target.saveRecord(record)
+        self.noteChanges(onlyStates=True)  # undo may have reached another segment
         return wentBack
+
+    def noteChanges(self, *, onlyStates: bool = False) -> None:
+        """Take in what somebody else has changed in any segment that has been worked on, as before a scene is saved.
+
+        Args:
+            onlyStates: only where the segment is in another state than seen last, which takes no time to find.
+        """
+        for memory, task in [(m, m.task) for key, m in self._memories.items() if m.task and m.task.key == key]:
+            isSeen = onlyStates and task.target.mark == memory.mark
+            if not isSeen and nodeById(task.volumeNode.GetID() or "") is not None:
+                self.noteChange(task)
 
     def release(self, task: Task, slices: set[int] | None = None) -> None:
         """Give a person's slices (all by default) back to the model; the next run may rewrite them."""
@@ -260,26 +263,26 @@ class Segmenter:
         """Take back what was done last while a run of a segment is under way; return whether one is.
 
         Where a person has edited any segment since, that is the edit; otherwise the run is stopped, and the clicks of
-        the result before it come back.
+        the result before it come back, unless more than the last change of a click were lost.
 
         Args:
             undo: takes back the top of the editor's history.
         """
         memory, target = self._memoryOf(task), task.target
-        job = memory.job
+        job, step = memory.job, self._undoStep
         if job is None or job.finished:
             return False
-        hasStep = job.writer.hasBegun and self._undoStep is not None and self._undoStep[0] == task.key
+        hasStep = job.writer.hasBegun and step is not None and step[0] == task.key
         if hasStep or (not job.writer.hasBegun and memory.startedEdits != editTimes(target.node)):
             mark = target.mark
             undo()
             memory.startedEdits = editTimes(target.node)
             if target.mark == mark or (hasStep and not job.writer.wasUndone()):
                 return True
-            job.wasUndone = True
+            step = None
+        job.wasUndone = True
         job.cancel(urgent=False)
-        if not job.wasUndone:
-            self._restoreLastClicks(task)
+        self._undoStep = step
         return True
 
     def bringBack(self, task: Task | None, clicks: Clicks) -> None:
@@ -328,11 +331,6 @@ class Segmenter:
         """Be told that the top of the history may be another one than the last run made."""
         self._undoStep = None
 
-    def _restoreLastClicks(self, task: Task) -> None:
-        memory = self._memoryOf(task)
-        if memory.lastClicks is not None:
-            self._restore(task, memory.lastClicks, memory.withReleased(task.target.record))
-
     def _restore(self, task: Task, clicks: Clicks, record: WriteRecord, *, keepsClicks: bool = False) -> None:
         """Bring back the clicks and the record of an earlier state."""
         renamed = {} if keepsClicks else restoreClicks(clicks)
@@ -364,19 +362,19 @@ class Segmenter:
             memory.isIncomplete = True
             if self._undoStep is not None and self._undoStep[0] == task.key and job.writer.times is not None:
                 self._undoStep = (*self._undoStep[:2], job.writer.times)
-            if job.writer.parts.count:
-                clicks = clicks if memory.lastClicks is None else memory.lastClicks
-                memory.history.remember(job.writer.parts.run, {}, clicks, job.writer.record, job.writer.parts)
+            if job.writer.parts.count and job.writer.times is None:  # otherwise no step leads into it
+                last = clicks if memory.lastClicks is None else memory.lastClicks
+                memory.history.remember(job.writer.parts.run, {}, last, job.writer.record, job.writer.parts)
             if former is not None and task.target.isPlaced:
                 former.noteEdits(task.target.digests(task.writtenSnapshot(former)))
                 task.target.saveRecord(former)
             if job.wasUndone:
                 self.forgetUndoStep()
-                state = memory.history.latest(mark)
-                if state is not None:
+                for state in memory.history.of(mark)[:1]:
                     isOther = mark != job.writer.markBefore  # the record of before the run holds for another state
                     record = state.record if isOther else memory.withReleased(task.target.record)
-                    self._restore(task, state.clicks, record)
+                    job.keptClicks = memory.newClicks > 1
+                    self._restore(task, state.clicks, record, keepsClicks=job.keptClicks)
         memory.halfWritten = None if task.target.exists else job.writer
         for other, digests, record in job.writer.neighbors.states:
             key = (other.nodeId, other.segmentId, record.identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,9 @@ from ..scene.centerlines import Clicks, renameClicks, snapshotClicks, usedClicks
 from ..scene.editor_nodes import otherRepresentation
 from ..scene.target import SegmentTarget
 from ..scene.volumes import VolumeSnapshot, nodeById, slicesBeside, takeSnapshot, voxelState
-from ..scene.write_record import RecordGrid, WriteRecord
-from .job import SegmentationJob
-from .result_writer import ResultWriter, RunParts
+from ..scene.write_record import WriteRecord
+from .job import History, SegmentationJob, State, isSameStack
+from .result_writer import ResultWriter
 
 CT_BELOW = -200
 
@@ -164,17 +165,20 @@ class Task:
         """Which of ``model``, ``volume``, ``axis``, ``voxels`` the segment's result did not come of; none without one.
 
         Args:
-            served: see ``SegmentMemory``; the voxels of a result of an earlier session are not known.
+            served: see ``SegmentMemory``; the voxels of a result of an earlier session are not known, but their place.
         """
         record = self.target.record
         if not record.model:
             return set()
         nodeId = self.volumeNode.GetID()
+        isChanged = served.startswith(f"{nodeId}|") and not served.startswith(f"{voxelState(self.volumeNode)}|")
+        isHere = record.volumeId == nodeId and self.target.isPlaced
+        isMoved = isHere and not self.writtenSnapshot(record).volumeId
         isOther = {
             "model": record.model != self.view.model.name,
             "volume": record.volumeId not in ("", nodeId),
             "axis": not self.view.cutsAlong(record.axis),
-            "voxels": served.startswith(f"{nodeId}|") and not served.startswith(f"{voxelState(self.volumeNode)}|"),
+            "voxels": isChanged or isMoved,
         }
         return {name for name, differs in isOther.items() if differs}
 
@@ -188,6 +192,14 @@ class Task:
         if record.grid is None and not record.model:
             return self.view.snapshot()
         return self.target.writtenSnapshot(record, self.volumeNode)
+
+    def present(self) -> tuple[WriteRecord, dict[int, str]]:
+        """Return the segment's record, for its slices as they lie now, and their checksums."""
+        record = self.target.record
+        written = self.writtenSnapshot(record)
+        if record.grid is not None:
+            record.grid = self.target.gridOf(written)
+        return record, self.target.digests(written)
 
     def whyInvalid(self, snapshot: VolumeSnapshot) -> str:
         """Return why results for a state of the volume may no longer be written, empty if they may."""
@@ -206,78 +218,15 @@ class Task:
         return ""
 
 
-MAX_STATES = 24
-
-
-@dataclass(frozen=True)
-class State:
-    """One state of a segment.
-
-    Attributes:
-        mark: its name in the segment, see ``target.MARK_TAG``; a person's edits do not change it.
-        digests: checksums by slice.
-        clicks: it came from these.
-        record: at that time.
-        parts: of the run that made it, or that ended without making one; the states between count as its own.
-    """
-
-    mark: str
-    digests: Mapping[int, str]
-    clicks: Clicks
-    record: WriteRecord
-    parts: RunParts | None = None
-
-
-class History:
-    """Remembers the latest states and finds the one that undo or redo has brought back."""
-
-    def __init__(self) -> None:
-        self._states: list[State] = []
-
-    def remember(
-        self,
-        mark: str,
-        digests: Mapping[int, str],
-        clicks: Clicks,
-        record: WriteRecord,
-        parts: RunParts | None = None,
-    ) -> None:
-        """Add a state; an older one of the same mark and content is replaced."""
-        kept = [state for state in self._states if (state.mark, state.digests) != (mark, digests)]
-        self._states = [*kept[-(MAX_STATES - 1) :], State(mark, dict(digests), clicks, record.copy(), parts)]
-
-    def find(self, mark: str, digests: Mapping[int, str]) -> State | None:
-        """Return the latest state of this mark and exactly this content."""
-        for state in reversed(self._states):
-            if (state.mark, state.digests) == (mark, digests):
-                return state
-        return None
-
-    def latest(self, mark: str) -> State | None:
-        """Return the latest state of this mark, whatever a person has edited since; also one between parts of a run."""
-        for state in reversed(self._states):
-            if state.mark == mark:
-                return state
-            if state.parts is not None and state.parts.hasMade(mark):
-                return replace(state, mark=mark, record=state.parts.recordAt(mark, state.record))
-        return None
-
-    def rename(self, renamed: Mapping[str, str]) -> None:
-        """Take over new names of clicks, see ``centerlines.restoreClicks``."""
-        self._states = [
-            replace(state, clicks=renameClicks(state.clicks, renamed), record=state.record.withNames(renamed))
-            for state in self._states
-        ]
-
-
 @dataclass
 class SegmentMemory:
     """One segment, for as long as its scene is open.
 
     Attributes:
+        task: the latest one for it, None where only runs of others have changed it.
         history: states of mask and clicks.
         job: the run under way.
-        lastClicks: of the latest result, None before the first.
+        lastClicks: of the latest result, None before the first and where somebody else wrote it.
         startedClicks: of the run that was started last.
         startedEdits: when voxels were edited last as it was started, see ``editor_nodes.editTimes``.
         isIncomplete: whether the next run has to send all slices.
@@ -288,6 +237,7 @@ class SegmentMemory:
         otherGrids: records for slices that cross those of now, with what a person edited in them.
     """
 
+    task: Task | None = None
     history: History = field(default_factory=History)
     job: SegmentationJob | None = None
     lastClicks: Clicks | None = None
@@ -306,27 +256,68 @@ class SegmentMemory:
         return self.job is not None and not self.job.finished
 
     @property
-    def hasNewClicks(self) -> bool:
-        """Whether there are clicks now, in the nodes of the latest result, that it did not come of."""
+    def newClicks(self) -> float:
+        """How many clicks are in the nodes of the latest result that it did not come of; infinite without a result."""
         if self.lastClicks is None:
-            return True
+            return math.inf
         nodes = [node for nodeId, _markup in self.lastClicks if (node := nodeById(nodeId)) is not None]
-        return not usedPlaces(snapshotClicks(nodes)) <= usedPlaces(self.lastClicks)
+        return len(usedPlaces(snapshotClicks(nodes)) - usedPlaces(self.lastClicks))
 
     def areOther(self, clicks: Clicks) -> bool:
         """Whether clicks differ from those of the run under way, or else of the latest result."""
         last = self.startedClicks if self.job is not None else self.lastClicks
         return last is None or usedClicks(last) != usedClicks(clicks)
 
-    def knownOn(self, axis: str, grid: RecordGrid) -> WriteRecord | None:
-        """Return what is remembered of the slices along an axis of some voxels."""
-        return next((r for r in self.otherGrids if r.axis == axis and r.grid is not None and r.grid.fits(grid)), None)
+    def knownOn(self, record: WriteRecord) -> WriteRecord | None:
+        """Return what is remembered of the slices of a record."""
+        return next((kept for kept in self.otherGrids if isSameStack(kept, record)), None)
 
     def withReleased(self, record: WriteRecord) -> WriteRecord:
         """Return a copy of a record in which what was released since the latest result is a person's again."""
         copied = record.copy()
         copied.owned |= self.released
         return copied
+
+    def stateOf(self, task: Task, mark: str, record: WriteRecord, digests: Mapping[int, str]) -> State | None:
+        """Return the latest state of this mark that the segment has now, voxel for voxel, each on its own slices.
+
+        Args:
+            task: for the segment.
+            mark: the segment's.
+            record: the segment's, which holds on its slices.
+            digests: of these.
+        """
+        seen = [(record, digests)]
+        for state in self.history.of(mark):
+            present = next((found for known, found in seen if isSameStack(known, state.record)), None)
+            if present is None:
+                present = task.target.digests(task.writtenSnapshot(state.record))
+                seen.append((state.record, present))
+            if present == state.digests:
+                return state
+        return None
+
+    def noteEdits(self, record: WriteRecord, digests: Mapping[int, str]) -> None:
+        """Make what a person edited a person's in a record, and what undo has brought back a run's."""
+        ours = self.history.givenBack(self.mark or "", record, digests)
+        record.release(ours, digests)
+        self.released -= ours
+        record.noteEdits(digests)
+
+    def rememberBefore(self, task: Task, writer: ResultWriter, former: WriteRecord | None) -> None:
+        """Remember the state to which undo of a run leads, with what was released since.
+
+        Args:
+            task: of the run.
+            writer: the run's way into the segment, which has begun.
+            former: what :func:`adoptGrid` returned.
+        """
+        record, digests = writer.record, writer.digestsBefore
+        if former is not None:
+            record, digests = former, task.target.digests(task.writtenSnapshot(former))
+            record.noteEdits(digests)
+        clicks = (self.startedClicks or ()) if self.lastClicks is None else self.lastClicks
+        self.history.remember(task.target.mark, digests, clicks, self.withReleased(record))
 
     def crossingNote(self, record: WriteRecord) -> str:
         """Say why slices are kept that nobody touched: those that a person edited lie across them; empty if not so."""
@@ -363,7 +354,7 @@ def adoptGrid(task: Task, snapshot: VolumeSnapshot, memory: SegmentMemory) -> Wr
     that back on its slices no others are.
 
     Returns:
-        The former record where a result holds for other slices, otherwise None.
+        The former record where a result holds for other slices or is that of another volume, otherwise None.
     """
     target = task.target
     record, grid = target.record, target.gridOf(snapshot)
@@ -372,12 +363,12 @@ def adoptGrid(task: Task, snapshot: VolumeSnapshot, memory: SegmentMemory) -> Wr
         if (record.volumeId, record.grid) != (snapshot.nodeId, grid):
             record.volumeId, record.grid = snapshot.nodeId, grid
             target.saveRecord(record)
-        return None
+        return former if former.model and former.volumeId not in ("", snapshot.nodeId) else None
     old = task.writtenSnapshot(record)
     edited = record.owned | record.findEdits(target.digests(old))
     digests = target.digests(snapshot)
     new = WriteRecord(axis=snapshot.axis, model=record.model, volumeId=snapshot.nodeId, grid=grid)
-    beside, known = slicesBeside(old.stack, snapshot.stack, edited), memory.knownOn(snapshot.axis, grid)
+    beside, known = slicesBeside(old.stack, snapshot.stack, edited), memory.knownOn(new)
     if beside is not None:
         new.owned = beside
         new.noteWritten(set(digests) - beside, digests)
@@ -388,9 +379,15 @@ def adoptGrid(task: Task, snapshot: VolumeSnapshot, memory: SegmentMemory) -> Wr
         if known is not None:
             new.written, new.owned = dict(known.written), set(known.owned)
             new.noteEdits(digests)
-        latest = memory.knownOn(record.axis, record.grid) if record.grid is not None else None
-        memory.otherGrids = [kept for kept in memory.otherGrids if kept is not latest]
+        memory.otherGrids = [kept for kept in memory.otherGrids if not isSameStack(kept, record)]
         memory.otherGrids.append(replace(former.copy(), owned=set(edited)))
     target.saveRecord(new)
-    memory.isIncomplete, memory.history = True, History()
+    memory.isIncomplete = True
     return former if former.model else None
+
+
+def areAcross(record: WriteRecord, other: WriteRecord) -> bool:
+    """Whether two records hold for slices along other axes, or of another number."""
+    if record.grid is None or other.grid is None:
+        return False
+    return (record.axis, record.grid.shape) != (other.axis, other.grid.shape)

@@ -221,6 +221,9 @@ def maskOnVolume(source: ExportSource) -> tuple[np.ndarray, Volume]:
     """Return the segment (K, J, I) bool on the grid of its volume, and that grid.
 
     Where the segment reaches beyond the volume the grid is extended by whole voxels, unless it is to be cut.
+
+    Raises:
+        BadInput: it is to be cut, and nothing would be left.
     """
     box, (i, j, k) = source.snapshot.grid.toVolume(source.content.box, source.content.start)
     volume = source.snapshot.volume
@@ -228,6 +231,12 @@ def maskOnVolume(source: ExportSource) -> tuple[np.ndarray, Volume]:
     if source.isCut:
         box = box[tuple(slice(max(-f, 0), max(n - f, 0)) for f, n in zip(firsts, limits, strict=True))]
         firsts = np.maximum(firsts, 0)
+        if not box.any():
+            named = {"name": source.name, "volume": volume.name}
+            raise BadInput(
+                _("Nothing of {name} lies in {volume}: a label map cut to it would be empty.").format(**named),
+                _("Choose the volume that {name} belongs to, or export again and answer No.").format(**named),
+            )
     inside = filled_part(box) or (slice(0, 0),) * 3
     part = box[inside]
     low = firsts + [axis.start for axis in inside] if part.size else np.zeros(3, dtype=int)

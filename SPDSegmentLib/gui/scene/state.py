@@ -117,7 +117,7 @@ OWNER_ATTRIBUTE = "SPDSegment.ClicksOwner."
 
 
 def clicksOf(segmentationNode: Any, segmentId: str) -> list[Any]:
-    """Return the nodes whose clicks belong to a segment: those of its latest result, and the one made for it.
+    """Return the nodes whose clicks belong to a segment: those chosen for its latest result, and the one made for it.
 
     Of a list that was made for the segment in another segmentation, of which this one is a clone, it gets a copy.
     """
@@ -126,8 +126,9 @@ def clicksOf(segmentationNode: Any, segmentId: str) -> list[Any]:
         made = segmentationNode.GetNodeReference(CLICKS_ROLE + safeName(segmentId))
         own = _unshared(segmentationNode, segmentId, made)
     record = loadRecord(segmentationNode, segmentId)
-    ids = sorted({nodeOf(fate.click_id) for fate in record.fates if fate.click_id})
-    found = [own, *(slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in ids)]
+    ids = record.lists or [nodeOf(fate.click_id) for fate in record.fates if fate.click_id]  # of an earlier version
+    chosen = [slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in dict.fromkeys(ids)]
+    found = chosen if own in chosen else [own, *chosen]
     return [node for n, node in enumerate(found) if node is not None and node not in found[:n]]
 
 
@@ -161,6 +162,7 @@ def _unshared(segmentationNode: Any, segmentId: str, clicks: Any) -> Any:
     former, own = ([clickName(n.GetID(), n.GetNthControlPointID(p)) for p in points] for n in (clicks, copied))
     _giveClicks(segmentationNode, segmentId, copied)
     record = loadRecord(segmentationNode, segmentId).withNames(dict(zip(former, own, strict=True)))
+    record.lists = tuple(copied.GetID() if name == clicks.GetID() else name for name in record.lists)
     saveRecord(segmentationNode, segmentId, record)
     return copied
 

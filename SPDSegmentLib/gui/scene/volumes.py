@@ -17,10 +17,8 @@ from SPDSegmentLib.errors import BadInput, GeometryUnsupported
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 
-PARALLEL = 0.999
-"""Cosine between the normals of slices that count as parallel."""
-NEARLY_PARALLEL = 0.7
-"""The same for a view and the slices that it shows."""
+PARALLEL, NEARLY_PARALLEL = 0.999, 0.7
+"""Cosines between normals: of slices that count as parallel, and of a view and the slices that it shows."""
 OPACITY = 0.45
 SHOWN_FROM = 0.05
 COLOR_NODE = "vtkMRMLColorTableNodeFileHotToColdRainbow.txt"
@@ -179,6 +177,14 @@ def voxelState(node: Any) -> str:
     scalars = image.GetPointData().GetScalars() if image is not None else None
     times = (image.GetMTime(), scalars.GetMTime()) if scalars is not None else (0, 0)
     return f"{node.GetID()}|{times[0]}|{times[1]}"
+
+
+def volumeState(node: Any) -> str:
+    """Return what changes with a volume's voxels and, where that can be told, with its place; empty for None."""
+    try:
+        return fingerprint(node, "") if node is not None else ""
+    except GeometryUnsupported:
+        return voxelState(node)
 
 
 def worldMatrix(node: Any) -> np.ndarray:

@@ -25,6 +25,7 @@ from SPDSegmentLib.prompts.fates import Fate, PointFate, Review, SliceStatus, re
 RECORD_VERSION = 1
 KEPT_TEXTS = 4
 SAME_PLACE_VOXELS = 1e-2
+_ENDING = ',"fates":%s}'
 
 Position = tuple[float, float, float]
 
@@ -83,6 +84,7 @@ class WriteRecord:
         place: by row the (4, 4) matrix from the segmentation's coordinates to world mm for which fates and anchor hold,
             empty for none; None where it is not known.
         isPartial: some slices are of a run that has not ended, the others of the result before.
+        lists: nodes of the clicks that were chosen for the latest run, in their order, also those without a used click.
     """
 
     written: dict[int, str] = field(default_factory=dict)
@@ -98,11 +100,12 @@ class WriteRecord:
     learned: str = ""
     isPartial: bool = False
     place: tuple[float, ...] | None = None
+    lists: tuple[str, ...] = ()
 
     @property
     def nodeIds(self) -> set[str]:
         """Nodes that the record names: the volume and those of the clicks."""
-        return {nodeOf(fate.click_id) for fate in self.fates if fate.click_id} | {self.volumeId} - {""}
+        return {nodeOf(fate.click_id) for fate in self.fates if fate.click_id} | {*self.lists, self.volumeId} - {""}
 
     def findEdits(self, digests: Mapping[int, str]) -> set[int]:
         """Return the slices whose content differs from what was written."""
@@ -198,10 +201,11 @@ class WriteRecord:
                 "learned": self.learned,
                 **({} if self.place is None else {"place": self.place}),
                 **({"partial": True} if self.isPartial else {}),
+                **({"lists": [names.get(nodeId, nodeId) for nodeId in self.lists]} if self.lists else {}),
             },
             separators=(",", ":"),
         )
-        return told[:-1] + _ending(_fatesText(self.fates, names))
+        return told[:-1] + _ENDING % _fatesText(self.fates, names)
 
     @staticmethod
     def fromJson(text: str | None, nodeIds: Mapping[str, str] | None = None) -> WriteRecord:
@@ -234,14 +238,10 @@ def _fatesText(fates: tuple[PointFate, ...], names: Mapping[str, str]) -> str:
     return text
 
 
-def _ending(fates: str) -> str:
-    return f',"fates":{fates}}}'
-
-
 def _withoutFates(text: str, nodeIds: Mapping[str, str]) -> tuple[str, tuple[PointFate, ...] | None]:
     """A record's text less its fates, and these, where they are among the last that were written; else all of it."""
     for fates, names, told in _texts:
-        if text.endswith(ending := _ending(told)) and {name: nodeId for nodeId, name in names.items()} == nodeIds:
+        if text.endswith(ending := _ENDING % told) and {name: nodeId for nodeId, name in names.items()} == nodeIds:
             return text[: -len(ending)] + "}", fates
     return text, None
 
@@ -269,6 +269,7 @@ def _parsed(text: str, names: tuple[tuple[str, str], ...]) -> WriteRecord:
             str(content.get("learned") or ""),
             content.get("partial") is True,
             None if content.get("place") is None else tuple(float(value) for value in content["place"]),
+            tuple(nodeIds.get(name, name) for name in content.get("lists", ())),
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return WriteRecord()
@@ -372,9 +373,8 @@ def safeName(text: str) -> str:
 
 def _nodeIds(segmentationNode: Any) -> dict[str, str]:
     """IDs of the nodes that records of a segmentation name, by that name."""
-    roles = [
-        segmentationNode.GetNthNodeReferenceRole(n) for n in range(segmentationNode.GetNumberOfNodeReferenceRoles())
-    ]
+    count = segmentationNode.GetNumberOfNodeReferenceRoles()
+    roles = [segmentationNode.GetNthNodeReferenceRole(n) for n in range(count)]
     found = {role: segmentationNode.GetNodeReferenceID(role) for role in roles if role.startswith(NODE_ROLE)}
     return {role[len(NODE_ROLE) :]: nodeId for role, nodeId in found.items() if nodeId}
 
