@@ -139,7 +139,7 @@ def _case_of(path: Path, line: int, values: list[str], columns: dict[str, int], 
     for column, place in zip(NEEDED[1:], (image, points), strict=True):
         if not found[column]:
             problem = problem or f"Line {line} of {path.name} has no value in the column {column}."
-        elif os.sep == "/" and "\\" in found[column] and not Path(place).exists():
+        elif os.sep == "/" and "\\" in found[column] and not os.path.exists(place):
             problem = problem or (
                 f"Line {line} of {path.name} has backslashes in {found[column][:60]}; here / separates folders."
             )
@@ -204,7 +204,7 @@ class BatchModel:
         name: for the report.
         structure: name of the segment; color: red, green, blue in [0, 1]; terminology: Slicer's entry, or empty.
         axis: slicing plane that it was trained on.
-        digest: stands for everything in it that changes a mask.
+        digest: ``BundleInfo.digest``, or something else that stands for a model that is not on this machine.
         info: its description, where this machine has it.
     """
 
@@ -220,16 +220,10 @@ class BatchModel:
 
 def batch_model(bundle: Bundle) -> BatchModel:
     """A bundle of this machine."""
-    info, digest = bundle.info, _digest_of(bundle)
+    info = bundle.info
     codes = info.terminology or terminology_entry(info.structure)
     axis = info.slicing_axis
-    return BatchModel(str(bundle.folder), info.name, info.structure, info.color, codes, axis, digest, info)
-
-
-def _digest_of(bundle: Bundle) -> str:
-    info = bundle.info
-    parts = (info.adapter_sha256, info.backbone_sha256, info.settings_digest())
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    return BatchModel(str(bundle.folder), info.name, info.structure, info.color, codes, axis, info.digest(), info)
 
 
 def settings_key(case: BatchCase, model: BatchModel, settings: Mapping[str, str]) -> dict[str, str]:
@@ -246,12 +240,12 @@ def case_key(case: BatchCase, model: BatchModel, settings: Mapping[str, str]) ->
     Raises:
         BadInput: image or points are not there or cannot be read.
     """
-    for what, path in (("points file", Path(case.points)), ("image", Path(case.image))):
-        if not path.exists():
-            raise BadInput(f"The {what} {path} is not there.", "Check the list of cases.")
-        if not path.is_file() and not (what == "image" and path.is_dir()):
-            raise BadInput(f"The {what} {path} is not a file.", "Check the list of cases.")
     try:
+        for what, path in (("points file", Path(case.points)), ("image", Path(case.image))):
+            if not path.exists():
+                raise BadInput(f"The {what} {path} is not there.", "Check the list of cases.")
+            if not path.is_file() and not (what == "image" and path.is_dir()):
+                raise BadInput(f"The {what} {path} is not a file.", "Check the list of cases.")
         return {
             STAMP: input_stamp(case),
             "image_digest": image_digest(Path(case.image), case.series, case.frame),

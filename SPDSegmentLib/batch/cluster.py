@@ -196,7 +196,7 @@ class ClusterDispatch:
         if isinstance(error, OtherVersion | UnfitWorker):  # it would fail every case that it takes
             raise error
         why = error.sentence if isinstance(error, SPDError) else f"{type(error).__name__}: {error}".splitlines()[0]
-        said = {"error": f"No worker could finish this case: {why}"}
+        said = {"error": f"No worker could finish this case: {process.told(why, case)}"}
         return empty_row(case, process.model.name, process.settings.full_paths) | said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -27,7 +28,9 @@ DICOM_SUFFIX = ".dcm"
 REPORT_NAME = "report"
 EARLIER = "earlier"
 """Key of a row under which the row of the result lies that the last run left as it was."""
-_ROW_ONLY = ("report", "output_digest", "known_digests", "beside", STAMP, EARLIER)
+CLAIM = "claim"
+"""Key under which the file of a row has the name of the run that computes its case."""
+_ROW_ONLY = ("report", "output_digest", "known_digests", "beside", STAMP, EARLIER, CLAIM)
 _OF_THE_CASE = ("case", "state", "error", "output", "image", "points")
 _LOCK_NAME = ".spdsegment-report.lock"
 _LOCK_SECONDS = 30.0
@@ -67,6 +70,26 @@ def read_row(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return row if _is_row(row) else None
+
+
+def claim_row(path: Path, row: Mapping[str, Any] | None) -> str:
+    """Note in the file of a row, which stays as it is, that its case is begun now; returns the name of that run.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    claim = uuid.uuid4().hex
+    write_json(path, {**(row or {}), CLAIM: claim})
+    return claim
+
+
+def has_claim(path: Path, claim: str) -> bool:
+    """Whether nobody else has begun or done the case since :func:`claim_row`."""
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(noted, dict) and noted.get(CLAIM) == claim
 
 
 def _is_row(row: object) -> TypeGuard[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import threading
 import time
@@ -16,13 +17,17 @@ from typing import Any
 from SPDSegmentLib import __version__
 from SPDSegmentLib.batch.cases import STAMP, BatchCase, BatchModel, Cases, case_key, checked_cases, settings_key
 from SPDSegmentLib.batch.report import (
+    CLAIM,
+    EARLIER,
     REPORT_NAME,
     ROW_SUFFIX,
     CaseState,
     Report,
+    claim_row,
     done_state,
     earlier_result,
     empty_row,
+    has_claim,
     is_finished,
     is_foreign,
     kept_error,
@@ -63,8 +68,7 @@ class CaseProcess:
 
     def __call__(self, segment: SegmentCase, case: BatchCase) -> dict[str, Any]:
         """The row of a case; only a cancellation gets out."""
-        row_file = self.folder / f"{case.file_name}{ROW_SUFFIX}"
-        output = self.folder / f"{case.file_name}{self.settings.suffix}"
+        row_file, output = self._places(case)
         started = time.monotonic()
         row = empty_row(case, self.model.name, self.settings.full_paths)
         settings = self.settings.key(self.model)
@@ -77,43 +81,68 @@ class CaseProcess:
             key = case_key(case, self.model, settings)
             if self.resume and former is not None and is_finished(former, output, key):
                 names = {name: row[name] for name in ("case", "image", "points")}
-                replaces = last is not former or former.get(STAMP) != key[STAMP]
+                replaces = last is not former or CLAIM in former or former.get(STAMP) != key[STAMP]
                 return self._adopt(case, row_file, former | names | {STAMP: key[STAMP]}, replaces)
-            for path in (output, *map(output.with_name, self.settings.beside(case).values())):
-                if self.resume and is_foreign(former, row_file, path):
-                    row |= kept_figures(former)
-                    row |= {"state": CaseState.KEPT.value, "error": kept_error(path), "output": output.name}
-                    return self._keep(row_file, output, row, key, former)
-            row["known_digests"] = known_digests(former)
+            if kept := self._kept(case, former, former):
+                return self._keep(case, row | kept, key, former)
+            row["known_digests"] = known_digests(earlier_result(former, row_file, output).get(EARLIER))
+            row[CLAIM] = claim_row(row_file, last)
             result = segment(case, output)
+            if not has_claim(row_file, row[CLAIM]):
+                raise BadInput("Another batch took this case over meanwhile.", "Run the same command again.")
+            if kept := self._kept(case, former, row):  # changed while the case was computed
+                del row["known_digests"]
+                return self._keep(case, row | kept, key, former)
             row |= result.figures | {"clicks": result.fates, "report": result.details}
             row |= self._write(case, result, output, row_file, row | key)
         except Cancelled:
             raise
         except SPDError as error:
-            full = self.settings.full_paths
-            row["error"] = error.sentence if full else _without_folders(error.sentence, case, self.folder)
+            row["error"] = self.told(error.sentence, case)
         except MemoryError:
             row["error"] = "There was not enough memory for this case. Close other programs, or use fewer workers."
         except Exception as error:  # one case must not stop the others
-            row["error"] = f"{type(error).__name__}: {error}"
+            row["error"] = self.told(f"{type(error).__name__}: {error}", case)
         row["seconds"] = round(time.monotonic() - started, 2)
-        return self._keep(row_file, output, row, key, former)
+        return self._keep(case, row, key, former)
 
-    @staticmethod
+    def told(self, sentence: str, case: BatchCase) -> str:
+        """A sentence on a case as the report has it: without folders, unless they are wanted."""
+        return sentence if self.settings.full_paths else _without_folders(sentence, case, self.folder)
+
+    def _places(self, case: BatchCase) -> tuple[Path, Path]:
+        """Where the row of a case lies, and its mask."""
+        return self.folder / f"{case.file_name}{ROW_SUFFIX}", self.folder / f"{case.file_name}{self.settings.suffix}"
+
+    def _kept(self, case: BatchCase, former: dict[str, Any] | None, known: dict[str, Any] | None) -> dict[str, Any]:
+        """What the row of a case says whose files are not all the batch's by the row ``known``; else nothing."""
+        row_file, output = self._places(case)
+        for path in (output, *map(output.with_name, self.settings.beside(case).values())):
+            if self.resume and is_foreign(known, row_file, path):
+                told = {"state": CaseState.KEPT.value, "error": kept_error(path), "output": output.name}
+                return kept_figures(former) | told
+        return {}
+
     def _keep(
-        row_file: Path, output: Path, row: dict[str, Any], key: dict[str, str], former: dict[str, Any] | None
+        self, case: BatchCase, row: dict[str, Any], key: dict[str, str], former: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """Write a row; what is known of an earlier result stays where the case did not get as far as that."""
+        """Write a row, unless another batch has the case now.
+
+        What is known of an earlier result stays where the case did not get as far as that.
+        """
+        row_file, output = self._places(case)
+        if CLAIM in row and not has_claim(row_file, row.pop(CLAIM)):
+            return row
         try:
             earlier = {} if "known_digests" in row else earlier_result(former, row_file, output)
             write_json(row_file, row | key | earlier)
         except SPDError as error:
-            row["error"] = f"{row['error']} {error.sentence}".strip()
+            row["error"] = f"{row['error']} {self.told(error.sentence, case)}".strip()
         return row
 
     def _adopt(self, case: BatchCase, row_file: Path, row: dict[str, Any], replaces: bool) -> dict[str, Any]:
         """The row of a finished case; of one that was killed between its mask and its row too."""
+        row.pop(CLAIM, None)
         if replaces or row["state"] == CaseState.WRITING:
             row["state"] = done_state(row).value
             row["known_digests"] = self._drop_former(case, row, known_digests(row))
@@ -148,7 +177,7 @@ class CaseProcess:
     ) -> dict[str, Any]:
         """Write a mask; returns what its row says then. The row goes first, so that a kill between loses nothing."""
         told: dict[str, Any] = {"beside": {}}
-        known = list(row["known_digests"])
+        known: list[str] = row["known_digests"]  # of the caller's row too, which is kept where this fails halfway
 
         def stage(write: Callable[[Path], None], part: Path) -> None:
             write(part)
@@ -247,7 +276,7 @@ class BatchRun:
 
     def _series_of(self, case: BatchCase) -> str:
         """The series of a case that names none; a file has none to choose among."""
-        return "" if Path(case.image).is_file() else self.settings.series
+        return "" if os.path.isfile(case.image) else self.settings.series
 
     def _guarded(self, cases: list[BatchCase], table: list[Path]) -> list[BatchCase]:
         """Cases whose mask would replace a file that the batch is read from cannot be segmented.
@@ -348,7 +377,8 @@ def _identity(path: Path) -> object:
 
 def _without_folders(sentence: str, case: BatchCase, folder: Path) -> str:
     """A sentence that names files and not the folders that they lie in."""
-    for parent in {str(folder), *(str(Path(path).parent) for path in (case.image, case.points) if path)}:
+    parents = {str(folder), *(str(Path(path).parent) for path in (case.image, case.points) if path)}
+    for parent in sorted(parents, key=len, reverse=True):  # a folder within another one goes first
         if len(parent) > 1:
             sentence = sentence.replace(f"{parent}/", "").replace(f"{parent}\\", "")
     return sentence

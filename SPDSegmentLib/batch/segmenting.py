@@ -120,6 +120,7 @@ class CaseSegmenter:
         self._settings = settings
         self._stopped = stopped
         self._on_note = on_note
+        self._replaced = False
 
     def __call__(self, case: BatchCase, output: Path) -> CaseResult:
         """Segment a case; nothing is written yet, but that ``output`` can be is found out first.
@@ -128,6 +129,8 @@ class CaseSegmenter:
             SPDError: what cannot be used, or what went wrong.
             Cancelled: somebody stopped it.
         """
+        if self._replaced:
+            raise self._other_model()
         volume = read_volume(case.image, case.series or None, case.frame or None)
         check_image(volume)
         axis = self._settings.axis or self._model.axis
@@ -153,7 +156,17 @@ class CaseSegmenter:
         answer = request.result()
         if not isinstance(answer, Segmented) or len(request.slices) != stack.n_slices:
             raise SPDError(f"The worker returned {len(request.slices)} of {stack.n_slices} slices.", "Run again.")
+        used, known = (answer.report.get("model") or {}).get("digest", ""), self._model.digest
+        if used and used != known and len(used) == len(known):  # a remote model is known by its name alone
+            self._replaced = True
+            raise self._other_model()
         return self._result(volume, stack, request.slices, answer, case, source)
+
+    def _other_model(self) -> BadInput:
+        return BadInput(
+            f"The model {self._model.name} was replaced while the batch ran.",
+            "Run the same command again; what was made with the former one is done again.",
+        )
 
     def _source(self, case: BatchCase, output: Path) -> list[Frame]:
         """The frames that DICOM files of a case refer to; none where none are wanted."""

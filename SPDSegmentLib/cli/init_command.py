@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import typer
 
 from SPDSegmentLib.cli.segment_command import names_of
 from SPDSegmentLib.cli.terminal import printable, show_training
-from SPDSegmentLib.errors import BadInput, SPDError
+from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError
 from SPDSegmentLib.files import check_output, megabytes, write_text
 
 if TYPE_CHECKING:
@@ -59,29 +60,35 @@ def init(
     if not folder.is_dir():
         raise BadInput(f"There is no folder {folder}.", "Give the folder of images and labels.")
     targets = [_values(text) for text in target or ()]
+    _check_texts({"name": name, "structure": structure, "title": f"{structure}, MR" if structure else ""})
     if output is not None:
         _check_free(output, replace)
-    from SPDSegmentLib.training.config import check_pattern
+    from SPDSegmentLib.training.config import check_fit, check_pattern
     from SPDSegmentLib.training.planning import configuration_text, plan
     from SPDSegmentLib.training.survey import find_cases, survey
 
     if patient:
         check_pattern(patient, "--patient")
     found = find_cases(folder, image, label, series, segment or ())
+    if patient:
+        check_fit(patient, "--patient", found.cases)
     with show_training(True) as bar:
         bar.say(f"{len(found.cases)} cases, named {found.image} and {found.label}.")
         seen = survey(folder, found, lambda done, total: bar.advance("checking files", done, total, None, {}), targets)
     place = (output or Path("x.toml")).resolve().parent
     data_folder = Path(os.path.relpath(folder.resolve(), place)).as_posix()
     made = plan(seen, data_folder, targets, structure, name, backbone, names_of(validation), patient, _has_gpu(device))
+    bundle = made.config.bundle
+    _check_texts({"name": bundle.name, "structure": bundle.structure, "title": bundle.title})
     output = output or Path(f"{made.config.bundle.name}.toml")
     _check_free(output, replace)
     for note in made.notes:
         typer.echo(printable(f"Note: {note}"), err=True)
     expected = [_needs(made), *([_time(made, folder, device)] if measure else [])]
+    train = f"spdsegment train {shlex.quote(str(output))}"
     head = [
-        f"Planned by: spdsegment init {folder}",
-        f"Train with: spdsegment train {output}",
+        f"Planned by: spdsegment init {shlex.quote(str(folder))}",
+        f"Train with: {train}",
         "What is commented out is at its default.",
         *expected,
     ]
@@ -94,8 +101,22 @@ def init(
             "Give files and folders names of usual letters.",
         ) from error
     write_text(output, text, "configuration")
-    for line in (*_summary(made), *expected, f"Written: {output}. Go on with: spdsegment train {output}"):
+    for line in (*_summary(made), *expected, f"Written: {output}. Go on with: {train}"):
         typer.echo(printable(line))
+
+
+def _check_texts(given: dict[str, str]) -> None:
+    """Refuse what no model can be called; what is empty was not given."""
+    from SPDSegmentLib.models.bundle_info import check_text
+
+    for field, text in given.items():
+        if text:
+            try:
+                check_text(field, text)
+            except ModelCorrupt as error:
+                raise BadInput(
+                    f"No model can be called so: {error.message}", "Correct --name or --structure."
+                ) from error
 
 
 def _values(text: str) -> tuple[int, ...]:

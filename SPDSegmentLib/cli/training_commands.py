@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from SPDSegmentLib.cli.segment_command import names_of
-from SPDSegmentLib.cli.terminal import TrainingBar, printable, require_input, show_training, termination_interrupts
+from SPDSegmentLib.cli.terminal import (
+    TrainingBar,
+    printable,
+    require_device,
+    require_input,
+    show_training,
+    termination_interrupts,
+)
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.settings import check_choice
@@ -86,7 +93,8 @@ def train(
         _draw_curves(run_folder)
         if not joint:
             split = " --split test" if read_training_config(config).data.test else ""
-            typer.echo(f"Measure it: spdsegment evaluate {config} --model {target}{split}")
+            files = f"{shlex.quote(str(config))} --model {shlex.quote(str(target))}"
+            typer.echo(f"Measure it: spdsegment evaluate {files}{split}")
 
 
 def _plain_steps(settings: TrainingConfig, config: Path, run_folder: Path, target: Path) -> Steps:
@@ -199,7 +207,7 @@ def evaluate(
         ),
     ] = "consensus",
     seeds: Annotated[int, typer.Option(help="Click sets per target and severity.", min=1)] = 3,
-    first_seed: Annotated[int, typer.Option(help="Seeds count from here.")] = 1000,
+    first_seed: Annotated[int, typer.Option(help="Seeds count from here.", min=0)] = 1000,
     limit: Annotated[int, typer.Option(help="At most this many cases, evenly picked; 0 for all.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:n.")] = "auto",
     update_card: Annotated[
@@ -210,6 +218,7 @@ def evaluate(
     require_input(config, "configuration")
     check_folder(output, "output folder")
     check_choice(split, SPLITS, "split")
+    require_device(device)
     from SPDSegmentLib.evaluation.evaluator import EvaluationConfig, load_targets
     from SPDSegmentLib.evaluation.evaluator import evaluate as run_evaluation
     from SPDSegmentLib.evaluation.report import check_reports, markdown_table
@@ -235,6 +244,8 @@ def evaluate(
         name: EvaluationConfig(severities, seeds, tuple(method for job, method in jobs if job == name), first_seed)
         for name in bundles
     }
+    for bundle in bundles.values():
+        Predictor.load(bundle, device)  # what is wrong with one is said before the first of many cases
     rows: list[EvaluationRow] = []
     with _output_folder(output), show_training(True) as bar:
         check_reports(output)

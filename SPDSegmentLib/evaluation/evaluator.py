@@ -43,7 +43,7 @@ class EvaluationConfig:
     """One evaluation of one bundle.
 
     Attributes:
-        severities: noise of the clicks, names or numbers of :mod:`SPDSegmentLib.prompts.noise`.
+        severities: noise of the clicks, names of :data:`SPDSegmentLib.prompts.noise.SEVERITIES`.
         seeds: click sets per target and severity; one where the clicks are clean, as all seeds give the same.
         methods: prompt strategies; ``saliency-only`` (S > tau as the mask); ``shuffled`` (another patient's clicks).
         first_seed: seeds count from here; the same numbers give the same clicks for every bundle.

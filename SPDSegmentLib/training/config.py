@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ from SPDSegmentLib.networks.config import NetworkConfig, SegmentationLossConfig
 from SPDSegmentLib.prompts.distillation import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
 from SPDSegmentLib.settings import build_settings, check_choice, check_ranges, shorten
+
+_PERSON = re.compile(r"(?i)(sub|subj|subject|pat|patient|pt)[-_]?[a-z0-9]*?\d+(?=[-_./]|$)")
+_VISIT = (
+    r"(?:[-_ ](?:left|right|l|r|pre|post|baseline|follow-?up\d*|visit\d+|ses-?\d+|scan\d+|t\d+|tp\d+|day-?\d+)"
+    r"|(?<=\d)[lr])"
+)
+MOST_OF_ONE = 10
+"""Cases of a patient, on average, above which what case names begin with is no patient."""
 
 
 @dataclass(frozen=True)
@@ -317,6 +326,20 @@ def patient_of(case: str, pattern: str) -> str:
     return (match.group(1) or case) if match else case
 
 
+def patient_pattern(cases: Sequence[str]) -> str:
+    """A regular expression whose first group names the patient: what case names begin with, or all of them.
+
+    Of the usual ways to name cases it is the one by which most belong together, though not every name need follow it,
+    but none by which all are one patient.
+    """
+    patterns = ["(.*)", f"(?i)(.+?)(?:{_VISIT})+$"]
+    if words := sorted({match[1] for case in cases if (match := _PERSON.match(case))}):
+        patterns.insert(1, f"((?:{'|'.join(words)})[-_]?[A-Za-z0-9]*?\\d+)")
+    patients = {pattern: len({patient_of(case, pattern) for case in cases}) for pattern in patterns}
+    likely = [p for p, n in patients.items() if n > 1 and len(cases) <= MOST_OF_ONE * n]
+    return min(likely, key=patients.__getitem__, default="(.*)")
+
+
 def check_pattern(pattern: str, where: str) -> None:
     """Raise :class:`BadInput` for a pattern of patients that is no regular expression or has no group."""
     try:
@@ -333,10 +356,24 @@ def check_pattern(pattern: str, where: str) -> None:
         )
 
 
+def check_fit(pattern: str, where: str, cases: Sequence[str], every: bool = True) -> None:
+    """Raise :class:`BadInput` where a pattern finds no patient in names of cases: in one, or not ``every`` in all."""
+    odd = [case for case in cases if not ((match := re.match(pattern, case)) and match.group(1))]
+    if odd and (every or len(odd) == len(cases)):
+        fits = "none" if len(odd) == len(cases) else f"only {len(cases) - len(odd)}"
+        raise BadInput(
+            f"'{shorten(pattern)}' ({where}) fits {fits} of the {len(cases)} names of cases; "
+            f"one that it does not fit is {odd[0]}.",
+            "Let its first group be the patient in each name; '|.*' at the group's end makes every other case one.",
+        )
+
+
 def check_split(data: DataConfig, path: Path) -> None:
     """Raise :class:`BadInput` where a patient is in two parts, or nobody trains; ``path`` is for messages."""
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    check_pattern(data.patient_pattern, f"patient_pattern in {path}")
+    where = f"patient_pattern in {path}"
+    check_pattern(data.patient_pattern, where)
+    check_fit(data.patient_pattern, where, [*itertools.chain(*parts.values())], every=False)
     patients = {part: {patient_of(case, data.patient_pattern) for case in cases} for part, cases in parts.items()}
     for first, second in itertools.combinations(patients, 2):
         if both := sorted(patients[first] & patients[second]):

@@ -27,8 +27,8 @@ from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.geometry.intensity import CT_WINDOW
 from SPDSegmentLib.geometry.limits import free_memory_bytes
 from SPDSegmentLib.settings import build_settings, documented
-from SPDSegmentLib.training.config import TrainingConfig, check_split
-from SPDSegmentLib.training.survey import Survey, patient_pattern, shared_numbers, split_patients
+from SPDSegmentLib.training.config import TrainingConfig, check_split, patient_pattern
+from SPDSegmentLib.training.survey import Survey, shared_numbers, split_patients
 
 if TYPE_CHECKING:
     from SPDSegmentLib.training.cases import Case
@@ -92,7 +92,7 @@ def plan(
         has_gpu: plan larger inputs.
 
     Raises:
-        BadInput: no case has the targets, or a patient would train and validate.
+        BadInput: no case has the targets, or none that trains, or a patient would train and validate.
     """
     from SPDSegmentLib.networks.tiny_vit import TinyViTEncoder
 
@@ -114,6 +114,12 @@ def plan(
         if missing := sorted(set(validation) - known):
             raise BadInput(f"There is no case {missing[0]} to validate with.", f"Known: {', '.join(sorted(known))}.")
         train, validating, test = sorted(known - set(validation)), sorted(validation), []
+    having = {case.name for case in found.facts if any(values in case.structures for values in chosen)}
+    if having and not having.intersection(train):
+        raise BadInput(
+            f"No case is left to train with that has the structure; it is in {', '.join(sorted(having)[:8])}.",
+            "Leave one of these out of --validation.",
+        )
     reasons: dict[str, str] = {}
     facts = [case.structures[values] for case in found.facts for values in chosen if values in case.structures]
     plane, reasons["data.plane"] = _plane(found, facts)
@@ -136,10 +142,11 @@ def plan(
     reasons["stage2.entries"] = f"four views of each of them, from {ENTRIES[0]} to {ENTRIES[1]}"
     title = structure or (found.names.get(wanted[0], "") if len(wanted) == 1 else "") or found.title or "Structure"
     modality = "CT" if is_ct else "MR"
+    short = re.sub(r"[^a-z0-9]+", "-", title.lower())[:90].strip("-") or "structure"
     values: dict[str, Any] = {
         "fov_mm": fov,
         "bundle": {
-            "name": name or f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-') or 'structure'}-{modality.lower()}",
+            "name": name or f"{short}-{modality.lower()}",
             "title": f"{title}, {modality}",
             "structure": title,
             "modality": modality,

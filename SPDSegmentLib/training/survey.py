@@ -21,7 +21,7 @@ from SPDSegmentLib.geometry.labels import read_labeled
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 
-SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
+SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 LABEL_WORDS = {"label", "labels", "labelstr", "lbl", "seg", "segmentation", "segmentations", "mask", "masks", "gt",
                "groundtruth", "annotation", "annotations"}  # fmt: skip
 IMAGE_WORDS = {"image", "images", "imagestr", "img", "volume", "scan", "0000"}
@@ -29,16 +29,9 @@ ASIDE = {"imagests", "labelsts", "predictions", "results"}
 """Folders that hold nothing to learn from."""
 MAX_FILES = 200_000
 MAX_VALUES = 64
-"""A label map with more values than this is an image."""
+"""What has more values than this is an image where most voxels differ from the next one."""
 FEW_SLICES = 3
 SAMPLE = 20_000
-_PERSON = re.compile(r"(?i)(sub|subj|subject|pat|patient|pt)[-_]?[a-z0-9]*?\d+(?=[-_.]|$)")
-_VISIT = (
-    r"(?:[-_ ](?:left|right|l|r|pre|post|baseline|follow-?up\d*|visit\d+|ses-?\d+|scan\d+|t\d+|tp\d+|day-?\d+)"
-    r"|(?<=\d)[lr])"
-)
-MOST_OF_ONE = 10
-"""Cases of a patient, on average, above which what case names begin with is no patient."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +136,7 @@ def find_cases(
     images = _matching([*files, *all_images], image) if image else _patterns(all_images, set())
     ranked = sorted(
         ((len(of_label.keys() & images[i].keys()), not above.intersection([*images[i].values(), *of_label.values()]),
-          bool(_words(i) & IMAGE_WORDS), len(os.path.commonprefix([i, k])), -len(i), i, k)
+          len(_words(i) & IMAGE_WORDS), len(os.path.commonprefix([i, k])), -len(i), i, k)
          for k, of_label in labels.items() for i in images), reverse=True,
     )  # fmt: skip
     if not ranked or ranked[0][0] == 0:
@@ -165,7 +158,8 @@ def find_cases(
         named = sorted(namings.values())
         raise BadInput(
             f"The cases of {folder} have labels of {len(named)} kinds of names: {_some(named, 8)}.",
-            f"Say which are to be learned, as in --label '{named[0]}'.",
+            f"Say which are to be learned, as in --label '{named[0]}'; where all are, let {{case}} stand for folders "
+            "too, as in --image '{case}_T1w.nii.gz' --label 'labels/{case}_seg.nii.gz'.",
         )
     others = dict.fromkeys(i for n, *_, i, k in ranked if n == count and k == label and i != image)
     distinct = [
@@ -196,8 +190,10 @@ def _matching(files: Sequence[str], pattern: str) -> dict[str, dict[str, str]]:
     if "{case}" not in pattern:
         raise BadInput(f"The pattern '{pattern}' has no {{case}} in it.", "Write it as in '{case}_image.nii.gz'.")
     first, *rest = (re.escape(part) for part in pattern.split("{case}"))
-    expression = re.compile(first + r"(?P<case>[^/]+)" + r"(?P=case)".join(rest))
-    found = {match["case"]: name for name in files if (match := expression.fullmatch(name))}
+    found: dict[str, str] = {}
+    for case in ("[^/]+", ".+"):  # which stands for folders too where there is no other way to read the pattern
+        expression = re.compile(rf"{first}(?P<case>{case})" + r"(?P=case)".join(rest))
+        found = found or {match["case"]: name for name in files if (match := expression.fullmatch(name))}
     if not found:
         raise BadInput(f"No file is named '{pattern}'.", "Check the pattern; folders count from the one given.")
     return {pattern: found}
@@ -270,13 +266,14 @@ def _facts(folder: Path, name: str, found: FoundCases, targets: Sequence[tuple[i
     volume, labels = read_labeled(folder, found, name)
     label_file = folder / found.label.format(case=name)
     numbers, counts = np.unique(labels, return_counts=True)
-    if len(numbers) > MAX_VALUES or numbers[0] < 0:
+    many = len(numbers) > MAX_VALUES
+    if numbers[0] < 0 or (many and _differ(labels)):
         raise BadInput(
             f"{label_file} holds {len(numbers)} values from {numbers[0]} to {numbers[-1]}: it is no label map.",
             "Give labels from 0 up, one number a structure; --label says how their files are named.",
         )
     values = {int(n): int(c) for n, c in zip(numbers, counts, strict=True) if n}
-    structures = [*((value,) for value in values), *targets]
+    structures = list(targets) if many and targets else [*((value,) for value in values), *targets]
     spacing = volume.spacing_mm
     coarse = SliceStack(volume).plane if spacing.max() > 1.5 * float(np.median(spacing)) else ""
     digest = hashlib.sha256(np.ascontiguousarray(volume.array).data).hexdigest()
@@ -292,6 +289,13 @@ def _facts(folder: Path, name: str, found: FoundCases, targets: Sequence[tuple[i
         looks_like_ct(volume.array),
         digest,
     )
+
+
+def _differ(labels: np.ndarray) -> bool:
+    """Whether most voxels that are not 0 have another value than the next one."""
+    inside = labels[..., :-1] != 0
+    same = np.count_nonzero(inside & (labels[..., :-1] == labels[..., 1:]))
+    return bool(2 * same < np.count_nonzero(inside))
 
 
 def _structure(mask: np.ndarray, volume: Volume, planes: dict[str, SliceStack]) -> StructureFacts:
@@ -328,10 +332,10 @@ def _note_oddities(result: Survey) -> None:
              if 2 * n >= len(result.facts) - len(empty)}  # fmt: skip
     for facts in result.facts:
         if odd := sorted(facts.values.keys() - usual):
-            say(f"Case {facts.name} has the label values {', '.join(map(str, odd))}, which most have not.")
+            say(f"Case {facts.name} has the label values {_some([*map(str, odd)])}, which most have not.")
         thin = ["+".join(map(str, t)) for t, s in facts.structures.items() if min(s.slices.values()) < FEW_SLICES]
         if thin:
-            say(f"Case {facts.name} has the label {', '.join(thin)} on fewer than {FEW_SLICES} slices.")
+            say(f"Case {facts.name} has the label {_some(thin)} on fewer than {FEW_SLICES} slices.")
     kinds = {facts.is_ct for facts in result.facts}
     if len(kinds) > 1:
         ct = [facts.name for facts in result.facts if facts.is_ct]
@@ -340,22 +344,6 @@ def _note_oddities(result: Survey) -> None:
 
 def _some(names: Sequence[str], shown: int = 4) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def patient_pattern(cases: Sequence[str]) -> str:
-    """A regular expression whose first group names the patient: what case names begin with, or all of them.
-
-    Of the usual ways to name cases it is the one by which most belong together, though not every name need follow it,
-    but none by which all are one patient.
-    """
-    from SPDSegmentLib.training.config import patient_of
-
-    patterns = ["(.*)", f"(?i)(.+?)(?:{_VISIT})+$"]
-    if words := sorted({match[1] for case in cases if (match := _PERSON.match(case))}):
-        patterns.insert(1, f"((?:{'|'.join(words)})[-_]?[A-Za-z0-9]*?\\d+)")
-    patients = {pattern: len({patient_of(case, pattern) for case in cases}) for pattern in patterns}
-    likely = [p for p, n in patients.items() if n > 1 and len(cases) <= MOST_OF_ONE * n]
-    return min(likely, key=patients.__getitem__, default="(.*)")
 
 
 def shared_numbers(cases: Sequence[str], pattern: str) -> str:
@@ -368,9 +356,10 @@ def shared_numbers(cases: Sequence[str], pattern: str) -> str:
     shared = next((names for number, names in people.items() if number and len(names) > 1), [])
     if len(people) < 2 or not shared:
         return ""
+    wanted = r"(\D*\d+|.*)" if "" in people else r"(\D*\d+)"
     return (
         f"{_some(shared)} count as {len(shared)} patients; if their first number is the patient, so that none trains "
-        r"and validates, give --patient '(\D*\d+)'."
+        f"and validates, give --patient '{wanted}'."
     )
 
 

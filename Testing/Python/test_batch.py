@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from batch_helpers import Case, Run, states, times, write_clicks, write_image, w
 from points_files import write_markups
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.batch.cases import image_digest
-from SPDSegmentLib.batch.segmenting import BatchSettings
+from SPDSegmentLib.batch.cases import BatchCase, image_digest
+from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, CaseSegmenter
 from SPDSegmentLib.cli.batch_command import _conclude
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled, OutOfMemory
+from SPDSegmentLib.files import write_whole
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.markups import ControlPoint, Markup, insist_on, read_markups
 
@@ -110,6 +113,30 @@ def test_notes_and_the_fate_of_every_click_are_in_the_report(run: Run, cases: li
     assert line["notes"] == row["notes"] and line["clicks_outside"] == "1" and float(line["length_mm"]) > 0
     details = json.loads((tmp_path / "out" / "a.case.json").read_text(encoding="utf-8"))
     assert details["report"]["notes"] == [row["notes"]] and details["image_digest"]
+
+
+def test_an_error_in_the_report_names_no_folder_of_a_patient(
+    run: Run, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given: folders of patients in that of the clicks; an image, an unforeseen end and a row that are errors
+    folders = [tmp_path / "data" / f"Doe_{n}" for n in range(8)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "ct.nii.gz").write_bytes(b"no image")
+    (tmp_path / "data" / "Doe_out" / "row.case.json").mkdir(parents=True)
+
+    def odd(self: CaseSegmenter, case: BatchCase, output: Path) -> CaseResult:
+        raise RuntimeError(f"{case.image} is odd")
+
+    for name, segment in (("image", CaseSegmenter.__call__), ("row", odd)):
+        monkeypatch.setattr(CaseSegmenter, "__call__", segment)
+        listed = [(f"{name}{n}", str(folder / "ct.nii.gz"), cases[0][2]) for n, folder in enumerate(folders)]
+        listed += [("row", *cases[0][1:])]
+        # when
+        rows = run(listed, folder=tmp_path / "data" / "Doe_out")["cases"]
+        # then
+        errors = [row["error"] for row in rows if row["error"]]
+        assert len(errors) == 9 and not [error for error in errors if "Doe" in error], errors
 
 
 @pytest.mark.parametrize("ids", [["node_0"] * 4, ["2", "", "3", "3"]], ids=["one for all", "some"])
@@ -226,6 +253,30 @@ def test_a_case_that_fails_for_a_while_keeps_its_earlier_result(run: Run, cases:
     assert states(run(cases[:1])) == {"a": "done"}, "a mask of the batch is not taken for a person's"
 
 
+@pytest.mark.parametrize("with_earlier", [True, False])
+def test_a_case_whose_disk_was_full_between_two_of_its_files_is_done_when_there_is_space(
+    run: Run, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_earlier: bool
+) -> None:
+    listed, how = [("a", str(write_series(tmp_path / "dicom")), cases[0][2])], BatchSettings(dicom=("rtstruct",))
+    if with_earlier:
+        run(listed, settings=how)
+        write_clicks(Path(cases[0][2]), (4, 6))
+
+    def full(path: Path, write: Callable[[Path], None], *options: Any, **named: Any) -> None:
+        def some(part: Path) -> None:
+            write(part)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        write_whole(path, some if path.name == "a.seg.nrrd" else write, *options, **named)
+
+    monkeypatch.setattr("SPDSegmentLib.batch.run.write_whole", full)
+    (row,) = run(listed, settings=how)["cases"]
+    assert row["state"] == "failed" and "the disk is full" in row["error"]
+    monkeypatch.setattr("SPDSegmentLib.batch.run.write_whole", write_whole)
+    (row,) = run(listed, settings=how)["cases"]
+    assert row["state"] == "done", row["error"]
+
+
 def test_a_batch_killed_between_a_mask_and_its_row_takes_the_mask_over(
     run: Run, cases: list[Case], tmp_path: Path
 ) -> None:
@@ -244,6 +295,7 @@ def test_results_of_version_0_1_0_are_done_again_and_not_taken_for_a_persons(
     old = {"case": "a", "state": "done", "image": cases[0][1], "points": cases[0][2], "model": "fake", "settings": ""}
     (tmp_path / "out" / "a.case.json").write_text(json.dumps(old))
     before = times(tmp_path / "out")
+    assert states(run(cases[:1], bundle="fake?bug=1")) == {"a": "failed"}
     assert states(run(cases[:1])) == {"a": "done"} and times(tmp_path / "out") != before
 
 

@@ -41,12 +41,13 @@ def test_one_bad_case_of_any_kind_does_not_stop_the_others(run: Run, cases: list
     rows += ["bad-image,bad.nii.gz,a.mrk.json", "bad-points,a.nii.gz,bad.mrk.json", "no-value,,a.mrk.json"]
     os.mkfifo(tmp_path / "data" / "pipe.nii.gz")
     rows += ["pipe,pipe.nii.gz,a.mrk.json", "folder,a.nii.gz,."]
+    rows += [f"long,{'i' * 300},a.mrk.json", f"long-points,a.nii.gz,{'p' * 300}", f"slash,{'s' * 300}\\\\1,a.mrk.json"]
     rows += [f"{'n' * 300},b.nii.gz,b.mrk.json", "z,c.nii.gz,c.mrk.json"]
     table.write_text("name,image,points\n" + "\n".join(rows))
     report = run(table)
     good = [row["case"] for row in report["cases"] if row["state"] == "done"]
-    assert good == ["a", "n" * 300, "z"] and len(report["cases"]) == 10
-    assert all(row["error"] for row in report["cases"] if row["state"] == "failed")
+    assert good == ["a", "n" * 300, "z"] and len(report["cases"]) == 13
+    assert all(row["error"] and "Errno" not in row["error"] for row in report["cases"] if row["state"] == "failed")
 
 
 @pytest.mark.parametrize("kind", ["ROI", "Line", "Curve", "Plane"])

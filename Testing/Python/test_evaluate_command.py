@@ -177,6 +177,25 @@ def test_what_cannot_be_measured_is_one_sentence_and_leaves_no_table(
     assert not (tmp_path / "tables").exists()
 
 
+@pytest.mark.parametrize(("fault", "code", "text"), [("weights", 3, "not on this machine"), ("tensors", 2, "adapter")])
+def test_a_second_model_that_cannot_run_is_refused_before_the_first_case(
+    folder: Path, tmp_path: Path, spd_home: Path, fault: str, code: int, text: str
+) -> None:
+    if fault == "tensors":
+        bundle = read_bundle(folder / "bundle")
+        network = {**bundle.info.network, "lora_rank": 4}
+        info = dataclasses.replace(bundle.info, name="other", network=network)
+        write_bundle(tmp_path / "other", info, tensors(bundle.adapter_path), "")
+    result = run(folder, tmp_path / "tables", "-m", str(tmp_path / "other") if fault == "tensors" else "kidney-mr")
+    assert result.exit_code == code and text in result.stderr and "Stopped after" not in result.stderr
+    assert not (tmp_path / "tables").exists()
+
+
+def test_seeds_begin_at_zero(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "tables", "--first-seed", "-2000")
+    assert result.exit_code == 2 and "--first-seed" in result.stderr
+
+
 def test_a_case_without_the_structure_is_named_and_left_out(folder: Path, tmp_path: Path) -> None:
     write_cases(tmp_path / "data")
     path = tmp_path / "data" / "a_label.nii.gz"

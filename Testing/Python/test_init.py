@@ -26,9 +26,9 @@ from SPDSegmentLib.models.bundle import read_bundle
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.settings import documented
 from SPDSegmentLib.training import planning
-from SPDSegmentLib.training.config import TrainingConfig, patient_of, read_training_config
+from SPDSegmentLib.training.config import TrainingConfig, patient_of, patient_pattern, read_training_config
 from SPDSegmentLib.training.planning import configuration_text, measure_time, plan
-from SPDSegmentLib.training.survey import find_cases, patient_pattern, shared_numbers, survey
+from SPDSegmentLib.training.survey import find_cases, shared_numbers, survey
 
 
 def run(*arguments: str | Path) -> Result:
@@ -75,6 +75,11 @@ BOX = (slice(4, 16), slice(10, 20), slice(12, 20))
          "{case}_label.nii.gz", ("p1", "p2")),
         (["imagesTr/li_1_0000.nii.gz", "labelsTr/li_1.nii.gz", "imagesTr/li_2_0000.nii.gz", "labelsTr/li_2.nii.gz",
           "imagesTs/li_9_0000.nii.gz"], "imagesTr/{case}_0000.nii.gz", "labelsTr/{case}.nii.gz", ("li_1", "li_2")),
+        ([f"imagesTr/{c}_{n}.nii.gz" for c in "ab" for n in ("0000", "0001")] + [f"labelsTr/{c}.nii.gz" for c in "ab"],
+         "imagesTr/{case}_0000.nii.gz", "labelsTr/{case}.nii.gz", ("a", "b")),
+        (["C0.mhd", "C0_segmentation.mhd", "C1.mhd", "C1_segmentation.mhd"], "{case}.mhd", "{case}_segmentation.mhd",
+         ("C0", "C1")),
+        (["a.nhdr", "a_label.nhdr", "b.nhdr", "b_label.nhdr"], "{case}.nhdr", "{case}_label.nhdr", ("a", "b")),
         (["a/ct.nrrd", "a/seg.seg.nrrd", "b/ct.nrrd", "b/seg.seg.nrrd"], "{case}/ct.nrrd", "{case}/seg.seg.nrrd",
          ("a", "b")),
         (["s-1/s-1_t2.mha", "s-1/s-1_mask.mha", "s-2/s-2_t2.mha", "s-2/s-2_mask.mha"], "{case}/{case}_t2.mha",
@@ -110,6 +115,32 @@ def test_labels_of_several_namings_are_listed_and_one_is_to_be_chosen(tmp_path: 
     assert names[1] in refused.value.message and f"--label '{names[1]}'" in refused.value.remedy
     found = find_cases(folder, label=names[1])
     assert (found.image, found.label, found.cases) == (image, names[1], ("s0000", "s0001", "s0002"))
+
+
+def test_cases_in_folders_of_sessions_are_said_by_one_pattern_and_stay_with_their_patient(tmp_path: Path) -> None:
+    visits = [f"sub-0{n}/ses-{k}/anat/sub-0{n}_ses-{k}" for n in (1, 2) for k in (1, 2)]
+    folder = touch(tmp_path, *(f"{v}_T1w.nii.gz" for v in visits), *(f"labels/{v}_T1w_seg.nii.gz" for v in visits))
+    with pytest.raises(BadInput, match="labels of 2 kinds of names") as refused:
+        find_cases(folder)
+    assert "let {case} stand for folders too" in refused.value.remedy
+    found = find_cases(folder, "{case}_T1w.nii.gz", "labels/{case}_T1w_seg.nii.gz")
+    assert found.cases == tuple(visits) and not found.unpaired
+    pattern = patient_pattern(found.cases)
+    assert [patient_of(case, pattern) for case in found.cases] == ["sub-01", "sub-01", "sub-02", "sub-02"]
+
+
+def test_a_map_of_very_many_structures_is_no_image(tmp_path: Path) -> None:
+    boxes = {
+        n: (slice(4 * (n // 30), 4 * (n // 30) + 4), slice(n % 30, n % 30 + 1), slice(2, 30)) for n in range(1, 90)
+    }
+    for name in ("c0", "c1"):
+        write_case(tmp_path / "data", name, boxes, (1, 1, 4))
+    found = find_cases(tmp_path / "data")
+    seen = survey(tmp_path / "data", found, targets=[(5,), (6, 7)])
+    assert not seen.unusable and [set(facts.structures) for facts in seen.facts] == [{(5,), (6, 7)}] * 2
+    result = init(tmp_path / "data", "--target", "5")
+    assert result.exit_code == 0, result.output
+    assert read_training_config(tmp_path / "plan.toml").data.targets == ((5,),)
 
 
 def test_every_file_is_checked_and_what_is_wrong_is_said(tmp_path: Path) -> None:
@@ -226,7 +257,7 @@ def test_cases_that_may_be_of_one_patient_are_said(tmp_path: Path) -> None:
     assert not any(shared_numbers(names, "(.*)") for names in (["chaos_01", "chaos_02"], ["BraTS_19_1", "BraTS_19_2"]))
 
 
-@pytest.mark.parametrize("pattern", [r"c\d+", "(", ""])
+@pytest.mark.parametrize("pattern", [r"c\d+", "(", r"(case\d+)", "(c[01])", "(x)?", ""])
 def test_a_pattern_of_patients_is_checked_before_the_files(tmp_path: Path, pattern: str) -> None:
     folder = touch(tmp_path / "data", *(f"c{n}_{kind}.nii.gz" for n in range(3) for kind in ("image", "label")))
     result = init(folder, "--patient", pattern)
@@ -256,6 +287,16 @@ def test_what_cannot_be_planned_is_refused_and_nothing_is_replaced(tmp_path: Pat
     assert "No case has the label value 7; they have 1" in init(folder, "--target", "7").stderr
     assert "There is no case x to validate with" in init(folder, "--validation", "x").stderr
     assert "has no {case} in it" in init(folder, "--image", "image.nii.gz").stderr
+    assert "No case is left to train with" in init(folder, "--validation", "c0,c1").stderr
+    for option, text in (("--name", "My Model!"), ("--structure", " "), ("--structure", "x" * 197)):
+        refused = init(folder, option, text)
+        assert refused.exit_code == 2 and "Correct --name or --structure" in refused.stderr
+        assert "2 cases" not in refused.stderr, "before the files are read"
+    assert init(folder, "--structure", "x" * 150).exit_code == 0
+    read_training_config(tmp_path / "plan.toml")
+    (tmp_path / "plan.toml").unlink()
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"x" * 300: 1}}), encoding="utf-8")
+    assert "Correct --name or --structure" in init(folder).stderr
     (tmp_path / "plan.toml").write_text("mine", encoding="utf-8")
     assert "is there already" in init(folder).stderr
     assert (tmp_path / "plan.toml").read_text(encoding="utf-8") == "mine"

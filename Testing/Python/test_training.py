@@ -17,11 +17,12 @@ from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.prompts.distillation import SlicePrompts
 from SPDSegmentLib.prompts.fates import SliceStatus
 from SPDSegmentLib.training.cases import apply_view, random_view
-from SPDSegmentLib.training.config import AugmentationConfig, read_training_config
+from SPDSegmentLib.training.config import AugmentationConfig, check_fit, patient_of, read_training_config
 from SPDSegmentLib.training.loop import Loop, Phase, Processes, schedule
 from SPDSegmentLib.training.result import plot_curves, save_bundle
 from SPDSegmentLib.training.run import RunHooks, train
 from SPDSegmentLib.training.stages import prompt_beyond
+from SPDSegmentLib.training.survey import shared_numbers
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +202,19 @@ def test_a_patient_in_both_parts_is_refused(data: Path, tmp_path: Path) -> None:
     path.write_text(text.replace('plane = "axial"', 'plane = "axial"\npatient_pattern = "(s\\\\d+)_"'))
     with pytest.raises(BadInput, match="Patient s1 is in both"):
         read_training_config(path)
+    path.write_text(path.read_text().replace("(s\\\\d+)_", "(patient\\\\d+)"))
+    with pytest.raises(BadInput, match="fits none of the 2 names of cases; one that it does not fit is s1_l"):
+        read_training_config(path)
+
+
+def test_a_pattern_is_to_find_a_patient_in_every_name_or_to_say_that_all_others_are_one_each() -> None:
+    names = ["subj1_a", "subj1_b", "subj2_b", "left"]
+    with pytest.raises(BadInput, match=r"\(--patient\) fits only 2 of the 4 names of cases; .* is subj2_b"):
+        check_fit("(subj1)", "--patient", names)
+    check_fit("(subj1|.*)", "--patient", names)
+    hint = shared_numbers(names, "(.*)").partition("give --patient '")[2].partition("'")[0]
+    check_fit(hint, "--patient", names)
+    assert len({patient_of(name, hint) for name in names}) == 3
 
 
 def test_a_label_without_the_target_is_refused(data: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -77,6 +78,19 @@ def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(threads)
     assert result.exit_code == 0, result.output
     return folder
+
+
+def test_the_commands_that_are_said_to_follow_are_taken_by_a_shell_whatever_files_are_called(
+    config: Path, tmp_path: Path
+) -> None:
+    named, plan = config.with_name("my structure.toml"), tmp_path / "the plan.toml"
+    bundle = tmp_path / "a run" / "bundle"
+    shutil.copy(config, named)
+    planned = [str(config.parent / "data"), "--output", str(plan), "--no-measure"]
+    first = CliRunner().invoke(app_module.build_app(), ["init", *planned])
+    assert shlex.split(first.stdout.partition("Go on with: ")[2]) == ["spdsegment", "train", str(plan)], first.output
+    said = run(named, bundle.parent).stdout.partition("Measure it: ")[2]
+    assert shlex.split(said)[:5] == ["spdsegment", "evaluate", str(named), "--model", str(bundle)]
 
 
 def test_a_run_leaves_a_bundle_and_its_curves_as_picture_and_csv(whole: Path) -> None:

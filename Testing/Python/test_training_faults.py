@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from tiny_training import write_cases, write_config
 from typer.testing import CliRunner, Result
@@ -261,6 +262,14 @@ def test_every_training_case_that_cannot_be_used_is_named_at_once(config: Path) 
     assert result.exit_code == 2 and "2 of 2 cases cannot be used" in result.stderr
     assert all(f"{case}_image.nii.gz" in result.stderr for case in ("a", "b"))
     assert "leave the cases out of [data]" in result.stderr
+
+
+def test_an_image_of_several_frames_is_refused_with_a_way_that_a_data_set_has(config: Path) -> None:
+    path = config.parent / "data" / "a_image.nii.gz"
+    sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(str(path))] * 2), str(path))
+    result = run(config)
+    assert result.exit_code == 2 and "it holds 2 frames" in result.stderr and "--frame" not in result.stderr
+    assert "Save the wanted frame of each as a file of its own." in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("part", ["training", "validation"])

@@ -1,0 +1,90 @@
+"""What somebody changes while a batch runs: masks, clicks and models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from batch_helpers import MODEL, Case, Run, states, write_clicks
+from segment_case import tiny_bundle
+
+from SPDSegmentLib.batch.cases import BatchCase, batch_model
+from SPDSegmentLib.batch.run import BatchRun, CaseProcess
+from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, CaseSegmenter
+from SPDSegmentLib.errors import OutOfMemory
+from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
+from SPDSegmentLib.models.bundle import find_bundle, write_bundle
+from SPDSegmentLib.networks.backbones import load_adapter
+from SPDSegmentLib.worker.client import WorkerClient
+
+pytest_plugins = ["batch_helpers"]
+
+
+def test_a_mask_that_a_person_saves_while_its_case_is_computed_is_left_alone(
+    run: Run, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(cases[:1])["cases"][0]
+    output, segment, edited = tmp_path / "out" / "a.seg.nrrd", CaseSegmenter.__call__, []
+
+    def while_edited(self: CaseSegmenter, case: BatchCase, output: Path) -> CaseResult:
+        result = segment(self, case, output)
+        mask = read_labelmap(output)
+        write_labelmap(output, 1 - mask.array, mask)
+        edited.append(output.read_bytes())
+        return result
+
+    monkeypatch.setattr(CaseSegmenter, "__call__", while_edited)
+    write_clicks(Path(cases[0][2]), (2, 7))
+    (row,) = run(cases[:1])["cases"]
+    assert row["state"] == "kept" and [output.read_bytes()] == edited and row["volume_ml"] == first["volume_ml"]
+    monkeypatch.setattr(CaseSegmenter, "__call__", segment)
+    assert states(run(cases[:1])) == {"a": "kept"} and [output.read_bytes()] == edited
+
+
+@pytest.mark.parametrize("end", ["fails", "is done", "is done when the next batch has found an earlier result"])
+def test_a_case_that_runs_on_after_its_batch_was_stopped_writes_nothing_over_the_next_one(
+    run: Run, cases: list[Case], tmp_path: Path, end: str
+) -> None:
+    # given: a case of a stopped batch, still on its worker while the same table runs again with other clicks
+    out, points, there = tmp_path / "out", Path(cases[0][2]), {}
+    first = points.read_bytes()
+    run(cases[:1])
+    write_clicks(points, (2, 7))
+
+    def segment(case: BatchCase, output: Path) -> CaseResult:
+        write_clicks(points, (4, 6))
+        if end.endswith("earlier result"):
+            points.write_bytes(first)
+        assert states(run(cases[:1])) == {"a": "done"}
+        there.update({path: path.read_bytes() for path in out.iterdir()})
+        if end == "fails":
+            raise OutOfMemory("There is no memory.")
+        return CaseResult({}, [], {}, lambda path: None)
+
+    # when
+    row = CaseProcess(out, MODEL, BatchSettings(), True)(segment, BatchCase(*cases[0]))
+    # then
+    assert row["state"] == "failed" and ("took this case over" in row["error"]) == (end != "fails")
+    assert there and {path: path.read_bytes() for path in out.iterdir()} == there
+
+
+def test_a_model_that_is_replaced_while_a_batch_runs_makes_no_mask_under_the_name_of_the_first(
+    cases: list[Case], tmp_path: Path, spd_home: Path
+) -> None:
+    tiny_bundle(SimpleNamespace(model=tmp_path / "model"))
+    bundle = find_bundle(tmp_path / "model")
+    other, adapter, model = replace(bundle.info, prompts={"threshold": 0.4}), load_adapter(bundle), batch_model(bundle)
+
+    def exchange(done: int, total: int, row: dict[str, Any]) -> None:
+        if done == 1:
+            write_bundle(tmp_path / "model", other, adapter, "")
+
+    with WorkerClient() as client:
+        segment = CaseSegmenter(client, model, BatchSettings())
+        rows = BatchRun(lambda stopped: segment, tmp_path / "out", model, on_case=exchange)(cases)["cases"]
+    assert [row["state"] for row in rows[1:]] == ["failed", "failed"] and rows[0]["state"] != "failed"
+    assert all("tiny-test was replaced while the batch ran. Run the same" in row["error"] for row in rows[1:])
+    assert [path.name for path in (tmp_path / "out").glob("*.seg.nrrd")] == ["a.seg.nrrd"]
