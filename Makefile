@@ -118,17 +118,21 @@ define install
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; install it or run: make PYTHON=/path/to/python"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --no-compile $(TORCH)
+	echo '$(TORCH)' > $(VENV)/.torch
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(PIP) --no-compile --constraint $(VENV)/constraints.txt --editable '.[$(1)]'
 	$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/(tests?|transformers/models)/' $(VENV)/lib || true
-	echo '$(TORCH)' > $(VENV)/.torch
 	touch $(2)
 endef
 
-# pip leaves an installed torch as it is, so that another one that is named needs a new .venv.
+# pip leaves an installed torch as it is, so that another one that is named, or any where make did not install what is
+# there, needs a new .venv.
 named-torch:
-	@test '$(origin TORCH)' = file || test ! -f $(VENV)/.torch || test '$(TORCH)' = "$$(cat $(VENV)/.torch)" || { \
-	  echo ".venv was made with TORCH=\"$$(cat $(VENV)/.torch)\": run \`make clean\`, then this command again."; exit 1; }
+	@test '$(origin TORCH)' = file || test '$(TORCH)' = "$$(cat $(VENV)/.torch 2>/dev/null)" || { \
+	  if test -f $(VENV)/.torch; then made="was made with TORCH=\"$$(cat $(VENV)/.torch)\""; \
+	  elif ! ls -d $(VENV)/lib/python*/site-packages/torch >/dev/null 2>&1; then exit 0; \
+	  else made="has a torch that make did not install"; fi; \
+	  echo ".venv $$made: run \`make clean\`, then this command again."; exit 1; }
 
 $(INSTALLED): pyproject.toml constraints.txt | named-torch
 	$(call install,$(EXTRAS),$@)

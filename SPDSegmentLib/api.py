@@ -57,6 +57,7 @@ class Segmentation:
         stack: the slices that ``result`` counts.
         settings: what was asked for.
         said_before: notes that ``on_note`` was told before the work.
+        inputs: absolute paths of the files that it was made of.
     """
 
     mask: np.ndarray
@@ -66,6 +67,7 @@ class Segmentation:
     bundle: Bundle
     settings: Mapping[str, Any] = field(default_factory=dict)
     said_before: tuple[str, ...] = ()
+    inputs: tuple[Path, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -113,12 +115,11 @@ class Segmentation:
         """Write the mask (``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha``, ``.seg.nrrd``) and the report (JSON).
 
         Raises:
-            BadInput: a path that cannot be written, or is that of image or points; neither is then written.
+            BadInput: a path that cannot be written, or is one of the ``inputs``; neither is then written.
         """
-        inputs = _files(self.settings.get("image"), self.settings.get("points"))
-        check_mask_output(mask, self.stack.volume, inputs)
+        check_mask_output(mask, self.stack.volume, self.inputs)
         if report is not None:
-            check_output(report, "report", taken=[*inputs, Path(mask)])
+            check_output(report, "report", taken=[*self.inputs, Path(mask)])
         info = self.bundle.info
         terminology = (info.terminology,) if info.terminology else None
         write_labelmap(mask, self.mask, self.stack.volume, (info.structure,), (info.color,), terminology)
@@ -205,8 +206,9 @@ def segment(
     volume = volume_of(image, ijk_to_ras, series, frame_number)
     if are_numbers(points):
         markups = insist_on([list_of(points, frame, volume)], insist)
+    inputs = files_of(image, points)
     if output is not None:
-        check_mask_output(output, volume, _files(image, points))
+        check_mask_output(output, volume, inputs)
     stack = SliceStack(volume, axis or bundle.info.slicing_axis)
     clicks = clicks_from_markups(markups, stack)
     check_values(volume.array, intensity, volume.name)
@@ -221,7 +223,7 @@ def segment(
         "saliency_only": saliency_only, "insist": list(insist), "axis": axis, "series": series, "device": device,
         "frame_number": frame_number,
     }  # fmt: skip
-    found = segmentation_of(result, stack, bundle, settings, doubts)
+    found = segmentation_of(result, stack, bundle, settings, inputs, doubts)
     if output is not None:
         found.save(output)
     return found
@@ -239,12 +241,13 @@ def segmentation_of(
     stack: SliceStack,
     bundle: Bundle,
     settings: Mapping[str, Any],
+    inputs: tuple[Path, ...],
     said_before: tuple[str, ...] = (),
 ) -> Segmentation:
     """A result of the session as what callers get."""
     mask = stack.to_volume(result.mask.astype(np.uint8))
     volume_ml = float(mask.sum()) * (stack.volume.voxel_mm3 / 1000)
-    return Segmentation(mask, volume_ml, result, stack, bundle, settings, said_before)
+    return Segmentation(mask, volume_ml, result, stack, bundle, settings, said_before, inputs)
 
 
 def bundle_of(model: str | Path | LoadedModel) -> Bundle:
@@ -277,9 +280,9 @@ def image_name(image: Image, volume: Volume) -> Path | str:
     return Path(image) if isinstance(image, str | Path) else volume.name
 
 
-def _files(*inputs: object) -> list[Path]:
-    """Those of the inputs that are files."""
-    return [Path(given) for given in inputs if isinstance(given, str | Path) and str(given)]
+def files_of(*inputs: object) -> tuple[Path, ...]:
+    """Those of the inputs that are files or folders, by paths that mean the same whatever folder becomes current."""
+    return tuple(Path(given).absolute() for given in inputs if isinstance(given, str | Path) and str(given))
 
 
 def _shown(path: Path, full: bool) -> str:

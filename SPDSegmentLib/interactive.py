@@ -14,6 +14,7 @@ from SPDSegmentLib.api import (
     Segmentation,
     bundle_of,
     check_prompts,
+    files_of,
     image_name,
     loaded,
     model_name,
@@ -97,6 +98,7 @@ class InteractiveSegmenter:
             "prompts": prompts,
             "axis": axis,
         }
+        self._inputs = files_of(image)
         self._session = self._current = self.model.predictor.open(self.stack)
         self._points: dict[str, ControlPoint] = {}
         self._corrected: dict[int, np.ndarray] = {}
@@ -124,6 +126,7 @@ class InteractiveSegmenter:
         used = [point for markup in listed for point in markup.points if point.is_used]
         names = [str(self._next_id + n) for n in range(len(used))]
         added = {n: replace(p, id=n, insisted=insist or p.insisted) for n, p in zip(names, used, strict=True)}
+        self._inputs = tuple(dict.fromkeys((*self._inputs, *files_of(points))))
         found = self._update(self._points | added, self._corrected)
         self._next_id += len(used)
         return found
@@ -173,8 +176,15 @@ class InteractiveSegmenter:
             dismissed: places (3,) in RAS mm where you want no click, or one place.
 
         Raises:
-            BadInput: nothing was segmented yet, or a place is no finite point.
+            BadInput: nothing was segmented yet, a place is no finite point, or the mask is the thresholded saliency.
         """
+        from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY
+
+        if self._prompts == SALIENCY_ONLY:
+            raise BadInput(
+                "The mask is the thresholded saliency, for which no click is suggested.",
+                "Open the image with another strategy, such as prompts='consensus'.",
+            )
         if self.found is None:
             raise BadInput("There is no mask to improve.", "Add clicks first.")
         given: Any = np.array(dismissed, dtype=object)
@@ -198,9 +208,10 @@ class InteractiveSegmenter:
         >>> found = case.forget()                                                       # doctest: +SKIP
 
         Raises:
-            BadInput: fewer than two corrected slices, or a model that cannot learn so.
+            BadInput: fewer than two corrected slices, or a model or a strategy that cannot learn so.
         """
-        return self.model.predictor.learn(self._session, self._clicks_of(self._points), self._corrected, self._prompts)
+        clicks = self._clicks_of(self._points)
+        return self.model.predictor.learn(self._session, clicks, self._corrected, self._prompts, in_use=self._current)
 
     def apply(self, lesson: Lesson) -> Segmentation:
         """Segment under what was learned, from now on.
@@ -215,11 +226,11 @@ class InteractiveSegmenter:
                 "This was learned from another volume, or by an earlier object for the same one.",
                 "Correct slices of this one and apply what its own learn() gives.",
             )
-        return self._under(lesson.session)
+        return self._update(self._points, self._corrected, lesson.session)
 
     def forget(self) -> Segmentation:
         """Forget what was learned: the masks are the model's own again, corrected slices stay yours."""
-        return self._under(self._session)
+        return self._update(self._points, self._corrected, self._session)
 
     def release(self, *slices: int | Iterable[int]) -> Segmentation:
         """Give corrected slices back to the model, by their numbers or lists of them; an empty list releases none.
@@ -245,18 +256,15 @@ class InteractiveSegmenter:
     def _clicks_of(self, points: Mapping[str, ControlPoint]) -> Clicks:
         return clicks_from_markups([Markup("the clicks", LIST, tuple(points.values()))], self.stack)
 
-    def _under(self, session: Session) -> Segmentation:
-        before, self._current = self._current, session
-        try:
-            return self._update(self._points, self._corrected)
-        except BaseException:
-            self._current = before
-            raise
-
-    def _update(self, points: dict[str, ControlPoint], corrected: dict[int, np.ndarray]) -> Segmentation:
+    def _update(
+        self, points: dict[str, ControlPoint], corrected: dict[int, np.ndarray], session: Session | None = None
+    ) -> Segmentation:
         clicks = self._clicks_of(points)
-        result = self._current.segment(clicks, prompts=self._prompts, locked=corrected)
-        self._points, self._corrected = points, corrected
+        session = session or self._current
+        result = session.segment(clicks, prompts=self._prompts, locked=corrected)
+        if self.found is not None:  # made by another session perhaps, or before a call that failed
+            result = result.after(self.found.result)
+        self._points, self._corrected, self._current = points, corrected, session
         settings = {**self._settings, "points": len(clicks), "corrected": sorted(corrected)}
-        self.found = segmentation_of(result, self.stack, self.model.bundle, settings)
+        self.found = segmentation_of(result, self.stack, self.model.bundle, settings, self._inputs)
         return self.found

@@ -2,7 +2,8 @@
 
     python Testing/publish_tree.py --repository https://github.com/OWNER/SlicerSPDSegment [--output build/publish]
 
-The tree is what the last commit holds, as a repository of one commit. The address of the repository is the one setting
+The tree is what the last commit holds, as a repository of one commit; an earlier one of this script is replaced, and
+nothing else. The address of the repository is the one setting
 ``SPDSEGMENT_REPOSITORY`` of CMakeLists.txt, or ``--repository`` in its place; homepage, icon and screenshots follow
 from it and are written out in the tree, so that programs that only read CMakeLists.txt find them. Beside the tree lies
 ``SPDSegment.json``, the file for a pull request at the Index. Every failed check is said; the exit code is then 1.
@@ -64,15 +65,15 @@ def _with_values(text: str, values: dict[str, str]) -> str:
 
 
 def write_tree(source: Path, output: Path, repository: str) -> None:
-    """The last commit of ``source`` as a repository of one commit in ``output``, which is replaced.
+    """The last commit of ``source`` as a repository of one commit in ``output``; such a tree there is replaced.
 
     Raises:
-        PublishError: ``source`` has changes that are not committed, or ``output`` holds something else.
+        PublishError: ``source`` has changes that are not committed, or ``output`` holds something else or ``source``.
     """
     if _git(source, "status", "--porcelain", "--untracked-files=no"):
         raise PublishError(f"{source} has changes that are not committed; commit them or put them aside first.")
-    if output.exists() and any(output.iterdir()) and not (output / ".git").is_dir():
-        raise PublishError(f"{output} holds other files; name a folder that is empty or not there.")
+    if output.exists() and any(output.iterdir()) and (_lies_in(source, output) or not _was_written_here(output)):
+        raise PublishError(f"{output} holds other files or commits; name a folder that is empty or not there.")
     author = _git(source, "log", "-1", "--format=%an <%ae>")
     date = _git(source, "log", "-1", "--format=%aI")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +93,19 @@ def write_tree(source: Path, output: Path, repository: str) -> None:
         _git(tree, "gc", "--quiet", "--prune=now")
         shutil.rmtree(output, ignore_errors=True)
         tree.rename(output)
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _was_written_here(output: Path) -> bool:
+    """Whether the folder is what :func:`write_tree` left: one commit of its own and nothing besides, ignored or not."""
+    if not (output / ".git").is_dir():
+        return False
+    commits = _git(output, "log", "--all", "--reflog", "--format=%s").splitlines()
+    besides = _git(output, "status", "--porcelain", "--ignored")
+    return len(commits) == 1 and commits[0] == f"{MODULE} {version_of(output)}" and not besides
 
 
 def index_entry(settings: dict[str, str]) -> dict[str, object]:

@@ -17,6 +17,7 @@ from SPDSegmentLib.errors import BadInput, GeometryUnsupported, import_package, 
 from SPDSegmentLib.geometry.dicom_series import drawn_objects, readable
 from SPDSegmentLib.geometry.formats import is_dicom
 from SPDSegmentLib.geometry.labelmap import inside, read_labelmap, same_grid
+from SPDSegmentLib.geometry.nifti import SeveralFrames
 from SPDSegmentLib.geometry.volume import LPS_TO_RAS, Volume, check_image, read_volume
 
 OFF_GRID = 0.25
@@ -48,9 +49,12 @@ def read_labeled(folder: Path, files: LabeledFiles, case: str) -> tuple[Volume, 
         GeometryUnsupported: as these.
     """
     image = folder / files.image.format(case=case)
-    volume = read_volume(image, (files.series or None) if image.is_dir() else None)
-    check_image(volume)
-    return volume, read_labels_of(folder / files.label.format(case=case), volume, files.segments)
+    try:
+        volume = read_volume(image, (files.series or None) if image.is_dir() else None)
+        check_image(volume)
+        return volume, read_labels_of(folder / files.label.format(case=case), volume, files.segments)
+    except SeveralFrames as error:  # a data set has no way to choose one
+        raise BadInput(error.message, "Save the wanted frame of each as a file of its own.") from error
 
 
 def read_labels_of(path: str | Path, volume: Volume, segments: Sequence[str] = ()) -> np.ndarray:

@@ -333,16 +333,15 @@ def _csv_markup(content: bytes, path: Path) -> Markup:
             raise BadInput(
                 f"Line {line} of {path} has more values than columns.", "Write decimals with a point, or in quotes."
             )
+        placed, selected = (_said_yes(found.get(name, ""), name, line, path) for name in ("defined", "selected"))
         try:
-            numbers = [float(found[axis].replace(",", ".")) for axis in system.lower()]
+            numbers = [float(found[axis].replace(",", ".")) if placed else 0.0 for axis in system.lower()]
         except (KeyError, ValueError) as error:
             raise BadInput(
                 f"Line {line} of {path} has no position of three numbers.", "Correct that line of the table."
             ) from error
         x, y, z = (number * sign for number, sign in zip(numbers, _TO_RAS[system], strict=True))
-        placed, selected = (_said_yes(found.get(name, ""), name, line, path) for name in ("defined", "selected"))
-        if placed:
-            _check_finite(numbers, f"Line {line} of {path}", "Correct that line of the table.")
+        _check_finite(numbers, f"Line {line} of {path}", "Correct that line of the table.")
         told = is_insisted(found.get("description", ""))
         points.append(ControlPoint(str(count), found.get("label", ""), (x, y, z), placed, selected, told))
     return Markup(path.stem, LIST, tuple(points))
@@ -364,14 +363,13 @@ def _fcsv_point(line: str, number: int, signs: Point, path: Path) -> ControlPoin
     """One point from the columns id, x, y, z, four of its orientation, vis, sel, lock, label, desc, node, status."""
     try:
         fields = [field.strip() for field in next(csv.reader([line]))] + [""] * 15
-        x, y, z = (float(v) * s for v, s in zip(fields[1:4], signs, strict=True))
+        placed = fields[14] in ("", _PLACED_IN_FCSV)
+        x, y, z = (float(v) * s if placed else 0.0 for v, s in zip(fields[1:4], signs, strict=True))
     except (ValueError, csv.Error) as error:
         raise BadInput(
             f"Line {number} of {path} has no position of three numbers.", "Load it in Slicer and save it as .mrk.json."
         ) from error
-    placed = fields[14] in ("", _PLACED_IN_FCSV)
-    if placed:
-        _check_finite((x, y, z), f"Line {number} of {path}", "Load it in Slicer and place that point again.")
+    _check_finite((x, y, z), f"Line {number} of {path}", "Load it in Slicer and place that point again.")
     return ControlPoint(
         fields[0] or str(number), fields[11], (x, y, z), placed, _said_yes(fields[9], "sel", number, path),
         is_insisted(fields[12]),

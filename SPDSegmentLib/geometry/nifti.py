@@ -100,15 +100,20 @@ def parse_nifti(content: bytes) -> NiftiHeader | None:
     return None
 
 
+class SeveralFrames(BadInput):
+    """An image of several frames, of which none was chosen."""
+
+
 def frame_index(name: str | Path, count: int, frame: int | None) -> int:
     """The index of a frame that was chosen by its number, from 1; of an image of one frame none need be.
 
     Raises:
-        BadInput: there are several and none was chosen, or not the one that was.
+        SeveralFrames: none was chosen.
+        BadInput: there is not the one that was.
     """
     said = f"The image {name}".strip()
     if frame is None and count > 1:
-        raise BadInput(
+        raise SeveralFrames(
             f"{said} has 4 dimensions: it holds {count} frames.",
             f"Choose one, 1 to {count}: --frame N, in a batch also the column frame; or save it as its own image.",
         )

@@ -49,7 +49,8 @@ class Volume:
         series_uid, frame_of_reference: of the DICOM series that it was read from, else empty.
 
     Raises:
-        GeometryUnsupported: degenerate or sheared axes.
+        BadInput: ``ijk_to_ras`` is no matrix (4, 4).
+        GeometryUnsupported: no valid position, degenerate or sheared axes.
     """
 
     array: np.ndarray
@@ -60,9 +61,17 @@ class Volume:
 
     def __post_init__(self) -> None:
         name = f"volume {self.name}".strip()
-        matrix = np.array(self.ijk_to_ras, dtype=np.float64)
-        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-            raise GeometryUnsupported(f"The {name} has no valid position in space.")
+        wanted = "Give the matrix (4, 4) from voxel indexes to patient mm, its last row 0, 0, 0, 1."
+        try:
+            matrix = np.array(self.ijk_to_ras, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise BadInput("ijk_to_ras is no matrix of numbers.", wanted, repr(error)) from error
+        if matrix.shape != (4, 4):
+            raise BadInput(f"ijk_to_ras has the shape {matrix.shape}.", wanted)
+        if not np.isfinite(matrix).all():
+            raise GeometryUnsupported(
+                f"The {name} has no valid position in space.", "Correct its header, or ijk_to_ras if that was given."
+            )
         object.__setattr__(self, "ijk_to_ras", matrix)
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         if (lengths < 1e-9).any() or abs(np.linalg.det(matrix[:3, :3])) < 1e-9 * lengths.prod():
@@ -294,7 +303,7 @@ def volume_of(image: Image, ijk_to_ras: ArrayLike | None, series: str | None, fr
             )
         if array.ndim != 3:
             raise BadInput(f"The image is an array of shape {array.shape}.", "Give one of shape (K, J, I).")
-        volume = Volume(array, np.asarray(ijk_to_ras, dtype=float))
+        volume = Volume(array, cast("np.ndarray", ijk_to_ras))
     check_image(volume)
     return volume
 

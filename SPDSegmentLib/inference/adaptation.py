@@ -31,7 +31,7 @@ from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.networks.adapters import SaliencyHead
 from SPDSegmentLib.networks.config import SegmentationLossConfig
 from SPDSegmentLib.networks.spd import segmentation_loss
-from SPDSegmentLib.prompts.distillation import SlicePrompts
+from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY, SlicePrompts
 from SPDSegmentLib.prompts.strategies import distill_prompts
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Lesson:
         session: the volume under what was learned; None where nothing was gained.
         changed: masks (H, W) of the slices that would change, by slice.
         voxels: how many voxels would.
+        again: whether something was in use that had been learned before, which ``changed`` is compared with.
     """
 
     slices: tuple[int, ...]
@@ -73,18 +74,22 @@ class Lesson:
     session: Session | None = None
     changed: Mapping[int, np.ndarray] = field(default_factory=dict)
     voxels: int = 0
+    again: bool = False
 
     @property
     def sentence(self) -> str:
         """What was gained, in words."""
+        untaught = "by the model before it learned anything"
         if self.session is None:
             return (
                 f"Nothing was gained from {len(self.slices)} corrected slices: those left out would not get better "
-                f"(mean Dice {self.before:.3f} before, {self.after:.3f} after). Nothing was changed."
+                f"(mean Dice {self.before:.3f} {untaught if self.again else 'before'}, {self.after:.3f} after). "
+                "Nothing was changed."
             )
         return (
             f"Learned from {len(self.slices)} corrected slices: the mean Dice of those left out rises from "
-            f"{self.before:.3f} to {self.after:.3f}; {len(self.changed)} slices and {self.voxels} voxels would change."
+            f"{self.before:.3f}{f' {untaught}' if self.again else ''} to {self.after:.3f}; "
+            f"{len(self.changed)} slices and {self.voxels} voxels would change."
         )
 
 
@@ -95,21 +100,28 @@ def learn(
     prompts: str = "consensus",
     call: Call | None = None,
     anchor_xy: tuple[float, float] | None = None,
+    in_use: Session | None = None,
 ) -> Lesson:
     """Learn from slices that a person corrected, and say what would change; the session stays as it is.
 
     Args:
-        session: of the model itself.
+        session: of the model itself, which is what learns.
         clicks, prompts, anchor_xy: as for :meth:`Session.segment`.
         corrected: masks (H, W) of the corrected slices, which also are the ``locked`` ones.
+        in_use: that whose masks the person has, where that is one under what was learned before.
 
     Raises:
-        BadInput: too few slices, or a model that cannot learn so.
+        BadInput: too few slices, or a model or a strategy that cannot learn so.
         Cancelled: between two steps; nothing is learned.
     """
     call = call or Call()
     if session.predictor.engine.model.config.conditioned:
         raise BadInput("This model cannot learn from corrections: its saliency listens to clicks.", "Place clicks.")
+    if prompts == SALIENCY_ONLY:
+        raise BadInput(
+            "Nothing is learned from corrections of the thresholded saliency, which has no prompts.",
+            "Segment with another strategy, such as prompts='consensus'.",
+        )
     if len(corrected) < FEWEST:
         raise BadInput(
             f"{len(corrected)} corrected slices are too few to learn from.",
@@ -117,20 +129,23 @@ def learn(
         )
     options = {"prompts": prompts, "locked": corrected, "anchor_xy": anchor_xy, "cancelled": call.cancelled}
     before = session.segment(clicks, on_progress=call.on_progress, **options)  # type: ignore[arg-type]
+    again = in_use is not None and in_use is not session
+    if in_use is not None and again:
+        before = in_use.segment(clicks, **options)  # type: ignore[arg-type]
     slices = tuple(sorted(corrected))
     lesson = _Lessons(session, clicks, corrected, prompts, call)
     gains = lesson.left_out()
     best = int(np.argmax([after for _, after in gains]))
     own, (steps, after) = lesson.own_dice, gains[best]
     if after < own + LEAST_GAIN:
-        return Lesson(slices, own, after)
+        return Lesson(slices, own, after, again=again)
     head = lesson.train(slices, (steps,))[steps]
     name = _name(head)
     adapted = adapted_session(session, head, {"name": name, "slices": len(slices)})
     result = adapted.segment(clicks, **options)  # type: ignore[arg-type]
     changed = _differing(before, result)
     voxels = sum(int((mask ^ before.slices[t].mask).sum()) for t, mask in changed.items())
-    return Lesson(slices, own, after, name, adapted, changed, voxels)
+    return Lesson(slices, own, after, name, adapted, changed, voxels, again)
 
 
 def adapted_session(session: Session, head: SaliencyHead, learned: Mapping[str, object]) -> Session:

@@ -108,7 +108,7 @@ class Engine:
     Args:
         model: adapters merged.
         device, precision: see :func:`choose_device` and :func:`choose_precision`.
-        batch_size: slices per encoder call; halved when memory runs out.
+        batch_size: slices per encoder call; halved when memory runs out, for as long as no other volume is begun.
         cache_bytes: embeddings of a volume that are kept between calls; the rest is encoded again when it is needed.
             Volumes whose embeddings take more than :data:`CACHE_BYTES` in all have them in half precision.
     """
@@ -127,7 +127,7 @@ class Engine:
         self.encoder = CompiledEncoder(self.model.encode)
         self.device = device
         self.precision = precision
-        self.batch_size = batch_size
+        self.batch_size = self.most_batch = batch_size
         self.cache_bytes = cache_bytes
 
     @property
@@ -237,7 +237,7 @@ class Engine:
         return logits, quality
 
     def fit_memory(self, voxel_bytes: int) -> int:
-        """Before a volume is begun: halve the batch until it fits into the device's free memory.
+        """Before a volume is begun: the largest batch that fits into the device's free memory, as far as was asked for.
 
         Returns:
             Bytes of embeddings that there is room for, at most :attr:`cache_bytes`.
@@ -246,7 +246,7 @@ class Engine:
             OutOfMemory: one slice alone does not fit.
         """
         free, beside = acceleration.free_bytes_of(self.device), 0 if self.device.type == "cpu" else voxel_bytes
-        self.batch_size = acceleration.batch_for(self.device, self.image_size, lambda _: free, self.batch_size, beside)
+        self.batch_size = acceleration.batch_for(self.device, self.image_size, lambda _: free, self.most_batch, beside)
         left = free and free - beside - self.batch_size * acceleration.slice_bytes(self.image_size)
         return self.cache_bytes if left is None else min(self.cache_bytes, left)
 

@@ -87,6 +87,7 @@ class Predictor(ModelOnDevice):
             "title": info.title,
             "backbone": info.backbone,
             "adapter_sha256": info.adapter_sha256,
+            "digest": info.digest(),
             "precision": str(engine.precision).removeprefix("torch."),
         }
         return cls(engine, prompts, intensity, info.fov_mm, info.slicing_axis, identity, info)

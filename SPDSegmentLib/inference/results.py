@@ -51,12 +51,12 @@ class SliceResult:
     Attributes:
         slice_index: position in the stack.
         mask: (H, W) bool; nobody may write into it, because what did not change is handed out again.
-        quality: predicted IoU in [0, 1]; 0 where nothing was segmented.
+        quality: predicted IoU in [0, 1]; 0 where nothing was segmented, None where nothing predicts it.
     """
 
     slice_index: int
     mask: np.ndarray
-    quality: float
+    quality: float | None
     status: SliceStatus
 
     def __post_init__(self) -> None:
@@ -66,6 +66,12 @@ class SliceResult:
     def pixels(self) -> int:
         """Pixels of the mask."""
         return int(np.count_nonzero(self.mask))
+
+    def same_as(self, other: SliceResult) -> bool:
+        """Whether nothing differs."""
+        if self is other:
+            return True
+        return (self.quality, self.status) == (other.quality, other.status) and np.array_equal(self.mask, other.mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +84,7 @@ class SegmentationResult:
         notes: sentences that the user should read (clicks outside, field of view moved, ...).
         doubts: those of the notes for which the result must be looked at before it is used.
         center_xy: middle of the field of view, (column, row) in slice pixels.
-        calibration: of the model, see :mod:`SPDSegmentLib.models.fit`.
+        calibration: of the model for what was asked, see :func:`SPDSegmentLib.models.fit.calibration_for`.
     """
 
     slices: list[SliceResult]
@@ -100,16 +106,21 @@ class SegmentationResult:
 
     @functools.cached_property
     def quality(self) -> QualityEstimate | None:
-        """Predicted Dice of what the model segmented, with its lower bound; None where that is nothing."""
+        """Predicted Dice of what the model segmented, with its lower bound; None where that is nothing or saliency."""
         own = [s for s in self.slices if s.pixels and s.status is not SliceStatus.LOCKED]
         return estimate(self.calibration, [s.quality for s in own], [s.pixels for s in own])
+
+    def after(self, last: SegmentationResult) -> SegmentationResult:
+        """The same, with all slices that differ from those of ``last`` among the recomputed."""
+        differ = {new.slice_index for old, new in zip(last.slices, self.slices, strict=True) if not new.same_as(old)}
+        return replace(self, recomputed=sorted(differ.union(self.recomputed)))
 
     def click_fates(self) -> dict[int, PointFate]:
         """For every click the decision about its own slice."""
         return {fate.click: fate for fate in self.fates if fate.is_own}
 
     def _dice_of(self, part: SliceResult) -> dict[str, float | None]:
-        if not part.pixels or part.status is SliceStatus.LOCKED:
+        if not part.pixels or part.quality is None or part.status is SliceStatus.LOCKED:
             return {}
         predicted, at_least = slice_estimate(self.calibration, part.quality)
         return {"dice": round(predicted, 4), "dice_at_least": None if at_least is None else round(at_least, 4)}
@@ -131,7 +142,7 @@ class SegmentationResult:
                 {
                     "slice": s.slice_index,
                     "status": str(s.status),
-                    "quality": round(s.quality, 4),
+                    "quality": None if s.quality is None else round(s.quality, 4),
                     **self._dice_of(s),
                     "pixels": s.pixels,
                 }

@@ -33,7 +33,7 @@ from SPDSegmentLib.inference.results import (
     note_outside,
     note_unsupported,
 )
-from SPDSegmentLib.models.fit import better_model, doubts_of_image, doubts_of_result
+from SPDSegmentLib.models.fit import NOTHING, better_model, calibration_for, doubts_of_image, doubts_of_result
 from SPDSegmentLib.prompts.distillation import (
     SALIENCY_ONLY,
     Distillation,
@@ -124,7 +124,7 @@ class Session:
             on_progress: called after each batch.
             cancelled: polled between batches.
             locked: slices that a person owns, (H, W) masks by slice; kept, and context for their neighbors.
-            anchor_xy: ``center_xy`` of an earlier result, by which a new session takes up where another one ended.
+            anchor_xy: ``center_xy`` of an earlier result, where a new session looks, too, at a size of its choice.
 
         Raises:
             BadInput: no click inside the volume.
@@ -164,7 +164,10 @@ class Session:
         self.predictor.engine.compile_encoder()
         slices = [results.get(t) or self._blank(t, SliceStatus.EMPTY) for t in range(self.stack.n_slices)]
         doubts = doubts_of_places(clicks, seen, self._features.window, self.stack.pixel_mm[1])
-        doubts += self._doubts(clicks, fates, slices) if rests_on_distillation(strategy) else []
+        if rests_on_distillation(strategy):
+            doubts += self._doubts(clicks, fates, slices)
+        elif not any(s.pixels for s in slices):
+            doubts.append(NOTHING)
         notes += note_learned(learned := self.predictor.identity.get("learned"))
         return SegmentationResult(
             slices,
@@ -177,7 +180,7 @@ class Session:
             notes + doubts,
             self._features.window.center_xy,
             doubts,
-            {} if self.predictor.info is None or saliency_only or learned else self.predictor.info.calibration,
+            calibration_for(self.predictor.info, strategy, bool(learned)),
         )
 
     def distill(self, clicks: Clicks, prompts: str = "consensus") -> list[SlicePrompts]:
@@ -385,13 +388,11 @@ class Session:
         return [t for t in slices if t not in self._locked]
 
     def _saliency_mask(self, t: int) -> SliceResult:
-        """S_t > tau, or what a person owns."""
+        """S_t > tau, whose quality nothing predicts, or what a person owns."""
         if t in self._locked:
             return SliceResult(t, self._locked[t], 1.0, SliceStatus.LOCKED)
-        saliency = self.saliency(t)
-        mask = saliency > self.predictor.prompts.threshold
-        quality = float(saliency[mask].mean()) if mask.any() else 0.0
-        return SliceResult(t, mask, quality, SliceStatus.SALIENCY if mask.any() else SliceStatus.EMPTY)
+        mask = self.saliency(t) > self.predictor.prompts.threshold
+        return SliceResult(t, mask, None, SliceStatus.SALIENCY) if mask.any() else self._blank(t, SliceStatus.EMPTY)
 
 
 def _nearest_first(prompts: Iterable[SlicePrompts], center: int) -> list[SlicePrompts]:

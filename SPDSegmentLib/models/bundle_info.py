@@ -144,17 +144,8 @@ class BundleInfo:
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
-        for name, limit in _TEXT_LIMITS.items():
-            value = getattr(self, name)
-            _require(isinstance(value, str), name, "a text")
-            _require(value.isprintable() and len(value) <= limit, name, f"one line of at most {limit} characters")
-        for name in ("title", "structure", "modality"):
-            _require(bool(getattr(self, name).strip()), name, "a text that is not empty")
-        _require(
-            isinstance(self.name, str) and bool(_NAME.fullmatch(self.name)),
-            "name",
-            "a lower-case short name of at most 100 characters",
-        )
+        for name in (*_TEXT_LIMITS, "name"):
+            check_text(name, getattr(self, name))
         _require(
             isinstance(self.slicing_axis, str) and self.slicing_axis in PLANES,
             "slicing_axis",
@@ -202,6 +193,11 @@ class BundleInfo:
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _DESCRIPTIVE}
         text = json.dumps(_canonical(json_ready(settings)), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def digest(self) -> str:
+        """SHA-256 that stands for everything in the bundle that changes a mask."""
+        parts = (self.adapter_sha256, self.backbone_sha256, self.settings_digest())
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def check_settings(self) -> None:
         """Raise :class:`ModelCorrupt` where the settings are not those of ``settings_sha256``; format 1 has none."""
@@ -288,6 +284,18 @@ def _check_fit(values: Mapping[str, Any]) -> None:
         "fit.kept_share",
         "numbers from 0 to 1 by severity",
     )
+
+
+def check_text(field: str, value: Any) -> None:
+    """Raise :class:`ModelCorrupt` for what a field of text of a ``model.json`` cannot hold."""
+    _require(isinstance(value, str), field, "a text")
+    if field == "name":
+        _require(bool(_NAME.fullmatch(value)), field, "a lower-case short name of at most 100 characters")
+        return
+    limit = _TEXT_LIMITS[field]
+    _require(value.isprintable() and len(value) <= limit, field, f"one line of at most {limit} characters")
+    if field in ("title", "structure", "modality"):
+        _require(bool(value.strip()), field, "a text that is not empty")
 
 
 def _require(valid: bool, name: str, what: str) -> None:

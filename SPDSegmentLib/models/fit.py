@@ -20,7 +20,8 @@ there is no finite one, and that is said.
 
 The table ``calibration`` of a ``model.json``: ``confidence``, ``patients``, ``severity`` of the simulated clicks,
 ``volume_bias`` and ``slice_bias`` (median excess), ``volume_margin`` and ``slice_margin`` (null: not enough patients),
-and ``coverage``, the share of patients that the bound from all others holds for (null where there is none).
+and ``coverage``, the share of patients that the bound from all others holds for (null where there is none). It counts
+only for what was measured: the prompts of SPD, by the model as it was shipped (:func:`calibration_for`).
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ LEAST_COVERED = 0.25
 """A mask on less than this share of the slices between the outermost clicks is almost empty."""
 GENERAL = "any"
 """First word of the structure of a model for any structure."""
+NOTHING = "Nothing was segmented."
 _CT, _MR = "CT", "MR"
 CONFIDENCE = 0.9
+CALIBRATED_PROMPTS = "consensus"
 Iou = TypeVar("Iou", float, np.ndarray)
 
 
@@ -228,7 +231,7 @@ def _size(info: BundleInfo, stack: SliceStack, clicks: Clicks, pixels: np.ndarra
     """Doubts about a mask that is empty, almost empty, or of another size than the structure."""
     filled: np.ndarray = np.asarray(pixels > 0)
     if not filled.any():
-        return ["Nothing was segmented."]
+        return [NOTHING]
     t = clicks.slice_index[~clicks.outside]
     first, last = int(t.min()), int(t.max())
     between = filled[first : last + 1]
@@ -267,12 +270,14 @@ class QualityEstimate:
     Attributes:
         confidence: of the bound.
         patients: that the bound rests on, 0 for a model without calibration.
+        not_for: what was asked that the model's calibration does not count for; empty where there is nothing.
     """
 
     predicted: float
     at_least: float | None
     confidence: float = CONFIDENCE
     patients: int = 0
+    not_for: str = ""
 
     def sentence(self) -> str:
         """The estimate for people."""
@@ -281,7 +286,8 @@ class QualityEstimate:
             return f"{said}, at least {self.at_least:.2f} with {self.confidence:.0%} (from {self.patients} patients)."
         if self.patients:
             return f"{said}. How low it may be is not known: the model was checked on only {self.patients} patients."
-        return f"{said}. How low it may be is not known: the model was not calibrated."
+        which = f" for {self.not_for}" if self.not_for else ""
+        return f"{said}. How low it may be is not known: the model was not calibrated{which}."
 
     def report(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -298,22 +304,35 @@ def as_dice(iou: Iou) -> Iou:
     return dice
 
 
-def predicted_dice(quality: Sequence[float], pixels: Sequence[int]) -> float | None:
-    """Of a volume from the predicted IoU and the pixels of its slices; None where all are empty."""
-    weights = np.asarray(pixels, dtype=float)
+def calibration_for(info: BundleInfo | None, prompts: str, learned: bool) -> Mapping[str, Any]:
+    """A model's ``calibration`` if it counts for these prompts; otherwise the one entry ``not_for`` says what for."""
+    if info is None or not info.calibration:
+        return {}
+    if prompts != CALIBRATED_PROMPTS:
+        return {"not_for": "these prompts"}
+    return {"not_for": "what it has learned since"} if learned else info.calibration
+
+
+def predicted_dice(quality: Sequence[float | None], pixels: Sequence[int]) -> float | None:
+    """Of a volume from the pixels and the predicted IoU, None where unknown, of its slices; None for an empty mask."""
+    iou = np.array(quality, dtype=float)
+    known = ~np.isnan(iou)
+    weights = np.array(pixels, dtype=float)[known]
     if not weights.sum():
         return None
-    return float(np.average(as_dice(np.asarray(quality, dtype=float)), weights=weights))
+    return float(np.average(as_dice(iou[known]), weights=weights))
 
 
-def estimate(calibration: Mapping[str, Any], quality: Sequence[float], pixels: Sequence[int]) -> QualityEstimate | None:
-    """The predicted Dice of a volume under a model's ``calibration``, which may be empty; None for an empty mask."""
+def estimate(
+    calibration: Mapping[str, Any], quality: Sequence[float | None], pixels: Sequence[int]
+) -> QualityEstimate | None:
+    """The predicted Dice of a volume under what :func:`calibration_for` gives; None where nothing is predicted."""
     predicted = predicted_dice(quality, pixels)
     if predicted is None:
         return None
     shown, at_least = _under(calibration, "volume", predicted)
     patients, confidence = int(calibration.get("patients", 0)), float(calibration.get("confidence", CONFIDENCE))
-    return QualityEstimate(shown, at_least, confidence, patients)
+    return QualityEstimate(shown, at_least, confidence, patients, calibration.get("not_for", ""))
 
 
 def slice_estimate(calibration: Mapping[str, Any], quality: float) -> tuple[float, float | None]:

@@ -16,7 +16,7 @@ in network pixels, (column, row).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ RANGES = {
     "follow_beyond": (-1, 100_000),
 }
 """Lowest and highest value of each number that is no probability."""
+_USED = (Fate.KEPT, Fate.INSISTED, Fate.BORROWED)
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,15 @@ def supported_prompts(
     return SlicePrompts(t, points[kept], chosen[kept], SliceStatus.SUPPORTED)
 
 
+def say_spared(fates: list[PointFate], prompts: SlicePrompts, max_points: int) -> list[PointFate]:
+    """The fates of a slice's clicks, with a word where a click that is used has no place among its K prompts."""
+    if len(prompts.points) != max_points:
+        return fates
+    why = f" Of more than {max_points} clicks for this slice, {max_points} that lie far apart prompt it."
+    spared = {f.click for f in fates if f.fate in _USED} - set(prompts.sources.tolist())
+    return [replace(f, reason=f.reason + why) if f.fate in _USED and f.click in spared else f for f in fates]
+
+
 def empty_prompts(t: int, status: SliceStatus) -> SlicePrompts:
     """The prompts of a slice that gets none."""
     return SlicePrompts(t, np.empty((0, 2)), np.empty(0, int), status)
@@ -286,7 +296,10 @@ def consensus_of_slice(
 
     def agree() -> tuple[SlicePrompts | None, list[PointFate]]:
         chosen, fates = consensus(saliency, t, clicks, config)
-        return supported_prompts(saliency, t, clicks, chosen, config) if len(chosen) else None, fates
+        if not len(chosen):
+            return None, fates
+        prompts = supported_prompts(saliency, t, clicks, chosen, config)
+        return prompts, say_spared(fates, prompts, config.max_points)
 
     return saliency.decide("consensus", t, key, range(t - n, t + n + 1), agree)
 

@@ -31,6 +31,7 @@ SEEN = 0.6
 WORD_SHARE = 0.05
 """Radius around a click that is insisted on, as a share of the map, within which the saliency is taken for high."""
 WORD_HEIGHT = 0.95
+"""What it is there at the least; halfway between tau and 1 where that is more."""
 
 
 def raise_at(saliency: np.ndarray, points_xy: np.ndarray, threshold: float) -> np.ndarray:
@@ -50,8 +51,9 @@ def raise_at(saliency: np.ndarray, points_xy: np.ndarray, threshold: float) -> n
         return saliency
     rows, columns = np.mgrid[:size, : saliency.shape[1]]
     squared = [(columns - x) ** 2 + (rows - y) ** 2 for x, y in points_xy[denied]]
-    fall = np.log(WORD_HEIGHT / threshold) / max(1.0, WORD_SHARE * size) ** 2
-    hill = WORD_HEIGHT * np.exp(-fall * np.minimum.reduce(squared))
+    height = max(WORD_HEIGHT, (1 + threshold) / 2)
+    fall = np.log(height / threshold) / max(1.0, WORD_SHARE * size) ** 2
+    hill = height * np.exp(-fall * np.minimum.reduce(squared))
     raised: np.ndarray = np.maximum(saliency, hill.astype(saliency.dtype))
     return raised
 

@@ -189,7 +189,9 @@ class SaliencyMaps:
 
 
 def grown(region: np.ndarray, pixels: float) -> np.ndarray:
-    """All places at most so far from a region (S, S)."""
+    """All places at most so far from a region (S, S); none where it is empty."""
+    if not region.any():
+        return region
     near: np.ndarray = ndimage.distance_transform_edt(~region) <= pixels
     return near
 

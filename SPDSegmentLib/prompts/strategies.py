@@ -38,6 +38,7 @@ from SPDSegmentLib.prompts.distillation import (
     consensus_of_slices,
     empty_prompts,
     fate_of,
+    say_spared,
     supported_prompts,
     thin_out,
 )
@@ -120,7 +121,8 @@ def _raw(saliency: SaliencyMaps, clicks: SliceClicks, config: PromptConfig, inte
         own = clicks.on(t)
         if len(own):
             slices.append(supported_prompts(saliency, t, clicks, own, config))
-            fates += [fate_of(clicks, p, t, Fate.KEPT, "Used as it is.") for p in own]
+            used = [fate_of(clicks, p, t, Fate.KEPT, "Used as it is.") for p in own]
+            fates += say_spared(used, slices[-1], config.max_points)
         elif t in between:
             slices.append(SlicePrompts(t, between[t], np.array([-1]), SliceStatus.SYNTHESIZED))
             fates.append(_synthesized_fate(slices[-1], "On the centerline."))

@@ -192,7 +192,7 @@ class WorkerClient:
             prompts: prompting strategy of the predictor; first_slice: slice index to begin with.
             send_all: send every slice, not only the recomputed ones.
             locked: masks (H, W) of slices that a person edited, by slice index.
-            anchor_ras: that of the answer from which this result goes on, so that a new worker does as the last one.
+            anchor_ras: that of the answer from which this result goes on, where a new worker looks, too.
             learned: ``messages.Learned.name``, to segment under what corrections taught.
             callbacks: whom to tell; they may be called before this returns.
 

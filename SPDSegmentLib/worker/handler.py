@@ -34,6 +34,7 @@ MAX_DEFAULT_BYTES = 2 << 30
 SHARE_OF_MEMORY = 0.25
 LESSON_GONE = "What was learned from your corrections is no longer in the background process"
 LOST_LESSON = f"{LESSON_GONE}; learn again to have it back."
+UNCOMPARED = f"{LESSON_GONE}, so all this is against the masks of the model before it learned anything."
 
 
 def default_limit_bytes() -> int:
@@ -304,14 +305,15 @@ class RequestHandler:
         clicks, corrected = _clicks_and_locked(request, opened.stack)
         call = Call(on_progress=_Throttle(request.request_id, self._emit), cancelled=stop)
         opened.served = None  # the session may decide slices that the caller is not told of
-        options = {"call": call, "anchor_xy": slice_xy(request.anchor_ras, opened.stack)}
+        in_use = opened.learned.get(request.learned)
+        options = {"call": call, "anchor_xy": slice_xy(request.anchor_ras, opened.stack), "in_use": in_use}
         lesson = self._predictor.learn(opened.session, clicks, corrected, request.prompts, **options)
         if lesson.session is not None:
             opened.keep_learned(lesson.name, lesson.session)
         asked, slices = (request.request_id, request.volume_id), tuple(int(t) for t in lesson.slices)
         before, after, voxels = float(lesson.before), float(lesson.after), int(lesson.voxels)
-        table, bits = pack_masks(lesson.changed)
-        return m.Learned(*asked, lesson.name, slices, before, after, voxels, table, bits, lesson.sentence)
+        sentence = lesson.sentence + (f" {UNCOMPARED}" if request.learned and in_use is None else "")
+        return m.Learned(*asked, lesson.name, slices, before, after, voxels, *pack_masks(lesson.changed), sentence)
 
     def _answer_suggest(self, request: m.Suggest, stop: Stop) -> m.Suggested:
         from SPDSegmentLib.geometry.centerline import clicks_from_points

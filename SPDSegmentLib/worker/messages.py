@@ -137,10 +137,14 @@ class Segment(Prompted):
 
 @dataclass(frozen=True, eq=False)
 class Learn(Prompted):
-    """Learn from the slices that were edited by hand, and say what would change; nothing does."""
+    """Learn from the slices that were edited by hand, and say what would change; nothing does.
+
+    ``learned`` is as of the result that is there: what would change of its masks is what is said.
+    """
 
     kind: ClassVar[str] = "learn"
     anchor_ras: tuple[float, float, float] | None = None
+    learned: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +264,8 @@ class SliceReady(OnVolume):
 class Segmented(OnVolume):
     """The end of a segmentation; every slice of ``recomputed`` was sent before it.
 
-    ``anchor_ras`` is the middle of the field of view; given back with ``Segment`` it puts the next one there.
+    ``anchor_ras`` is the middle of the field of view; given back with ``Segment`` it puts the next one there, whose
+    size a model that chooses it from the first clicks chooses again in a new session.
     """
 
     kind: ClassVar[str] = "segmented"
@@ -298,7 +303,8 @@ class Learned(OnVolume):
     Attributes:
         name: with which ``Segment`` asks for it; empty where nothing was gained.
         slices: the slices learned from.
-        before, after: mean Dice of those slices, each segmented without its own correction.
+        before, after: mean Dice of those slices, each segmented without its own correction, by the model itself and by
+            what was learned.
         voxels: how many would change.
         changed_table, changed_bits: the slices that would change as they would be, see ``payloads.pack_masks``.
         sentence: what was gained, in words.

@@ -244,9 +244,10 @@ def learn_message(
     locked: Mapping[int, np.ndarray],
     prompts: str = "consensus",
     anchor_ras: tuple[float, float, float] | None = None,
+    learned: str = "",
 ) -> Learn:
     """The request to learn from slices that a person edited; arguments as of ``WorkerClient.segment``."""
-    return Learn(0, volume_id, *flatten_markups(markups), *pack_masks(locked), prompts, anchor_ras)
+    return Learn(0, volume_id, *flatten_markups(markups), *pack_masks(locked), prompts, anchor_ras, learned)
 
 
 def suggest_message(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kept_rows import Rows, inputs_of, keep, rows_to_go_on_with
-from shipped import bundle_of, data_of, predictor_of
+from shipped import bundle_of, data_of, predictor_of, shipped_name
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, Judge, Occasion, load_targets, measure, window_of
 from SPDSegmentLib.geometry.intensity import intensity_range
 from SPDSegmentLib.geometry.slices import SliceStack
@@ -78,7 +78,7 @@ def table(rows: Rows) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", nargs="?", default="kidney-mr")
+    parser.add_argument("bundle", nargs="?", type=shipped_name, default="kidney-mr")
     name = parser.parse_args().bundle
     folder, data = data_of(name)
     predictor = predictor_of(name)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from kept_rows import inputs_of, keep, rows_to_go_on_with
-from shipped import SHIPPED, bundle_of, data_of, predictor_of
+from shipped import SHIPPED, bundle_of, data_of, predictor_of, shipped_name
 from SPDSegmentLib.evaluation.evaluator import load_targets
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.models.bundle import describe_again
@@ -111,7 +111,7 @@ def table_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundles", nargs="*", default=SHIPPED)
+    parser.add_argument("bundles", nargs="*", type=shipped_name, default=SHIPPED)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="write the table into the bundle")
     options = parser.parse_args()

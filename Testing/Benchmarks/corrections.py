@@ -20,7 +20,7 @@ import numpy as np
 
 from kept_rows import inputs_of, keep, rows_to_go_on_with
 from next_click import held_out
-from shipped import SHIPPED, bundle_of, predictor_of
+from shipped import SHIPPED, bundle_of, predictor_of, shipped_name
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.inference.adaptation import learn
@@ -84,7 +84,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundles", nargs="*", default=SHIPPED)
+    parser.add_argument("bundles", nargs="*", type=shipped_name, default=SHIPPED)
     parser.add_argument("--volumes", type=int, default=5, help="volumes of each bundle at most, one a patient")
     options = parser.parse_args()
     for name in options.bundles:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from shipped import SHIPPED
+from shipped import SHIPPED, shipped_name
 from SPDSegmentLib.evaluation.evaluator import EvaluationRow
 from SPDSegmentLib.models.bundle import describe_again, read_bundle
 from SPDSegmentLib.training.config import read_training_config
@@ -42,7 +42,7 @@ def read_rows(path: Path) -> list[EvaluationRow]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundles", nargs="*", default=SHIPPED)
+    parser.add_argument("bundles", nargs="*", type=shipped_name, default=SHIPPED)
     parser.add_argument("--rows", type=Path, help="rows.csv of an evaluation on the validation patients")
     options = parser.parse_args()
     rows = read_rows(options.rows) if options.rows else []

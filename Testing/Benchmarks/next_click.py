@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from kept_rows import inputs_of, keep, rows_to_go_on_with
-from shipped import SHIPPED, bundle_of, data_of, first_of_each_patient, predictor_of
+from shipped import SHIPPED, bundle_of, data_of, first_of_each_patient, predictor_of, shipped_name
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget, load_targets
 from SPDSegmentLib.evaluation.metrics import dice
 from SPDSegmentLib.geometry.centerline import Clicks
@@ -129,7 +129,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundles", nargs="*", default=SHIPPED)
+    parser.add_argument("bundles", nargs="*", type=shipped_name, default=SHIPPED)
     parser.add_argument("--volumes", type=int, default=8, help="volumes of each bundle at most, one a patient")
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()

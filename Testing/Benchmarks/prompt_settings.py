@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from kept_rows import Rows, inputs_of, keep, rows_in, rows_to_go_on_with
-from shipped import SHIPPED, bundle_of, data_of, first_of_each_patient, predictor_of
+from shipped import SHIPPED, bundle_of, data_of, first_of_each_patient, predictor_of, shipped_name
+from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.evaluation.evaluator import (
     EvaluationConfig,
     EvaluationTarget,
@@ -88,14 +89,10 @@ def run(name: str, options: argparse.Namespace) -> None:
     folder, data = data_of(name)
     path = kept_in(name, options.setting)
     own = predictor_of(name)
-    prompts = dataclasses.asdict(own.prompts)
     inputs = inputs_under(bundle_of(name), options.setting)
     volumes = rows_to_go_on_with(path, inputs, lambda _: table_of(name, options.setting))
     draws = EvaluationConfig(tuple(options.severities), options.seeds, first_seed=options.first_seed).draws
-    predictors = {
-        value: own.with_prompts(PromptConfig.from_dict({**prompts, options.setting: _parsed(value)}))
-        for value in options.values
-    }
+    predictors = {value: own.with_prompts(_with(own.prompts, options.setting, value)) for value in options.values}
     usual = data.validation if options.all_cases else first_of_each_patient(name)
     for case in options.cases or usual:
         for target in load_targets(folder, data, [case]):
@@ -106,6 +103,11 @@ def run(name: str, options: argparse.Namespace) -> None:
                 volume["rows"] += rows_of(predictors, target, name, wanted)
                 volumes = [v for v in volumes if v is not volume] + [volume]
                 keep(path, inputs, volumes)
+
+
+def _with(prompts: PromptConfig, setting: str, value: str) -> PromptConfig:
+    """The same settings but one."""
+    return PromptConfig.from_dict({**dataclasses.asdict(prompts), setting: _parsed(value)})
 
 
 def _parsed(value: str) -> Any:
@@ -146,7 +148,7 @@ def table_of(name: str, setting: str = SETTING) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", nargs="*", default=SHIPPED)
+    parser.add_argument("bundles", nargs="*", type=shipped_name, default=SHIPPED)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--cases", nargs="+", default=[], help="these validation volumes alone")
@@ -155,6 +157,11 @@ def main() -> None:
     parser.add_argument("--severities", nargs="+", default=SEVERITIES)
     parser.add_argument("--all-cases", action="store_true", help="every validation volume, not one of each patient")
     options = parser.parse_args()
+    try:
+        for value in options.values:
+            _with(PromptConfig(), options.setting, value)
+    except SPDError as error:
+        parser.error(str(error))
     for name in options.bundles:
         run(name, options)
         print("\n".join(table_of(name, options.setting)))

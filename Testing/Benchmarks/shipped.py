@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from SPDSegmentLib.training.config import DataConfig, patient_of, read_training_
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = ("kidney-mr", "hippocampus-mr", "esophagus-ct", "spleen-mr", "spinal-cord-ct")
+
+
+def shipped_name(text: str) -> str:
+    """A name of ``SHIPPED``, as the type of a script's argument."""
+    if text not in SHIPPED:
+        raise argparse.ArgumentTypeError(f"there is no shipped bundle '{text}'; choose from {', '.join(SHIPPED)}")
+    return text
 
 
 def folder_of(name: str) -> Path:

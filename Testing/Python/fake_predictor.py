@@ -208,7 +208,13 @@ class FakeSession:
         return [FakeSuggestion(t, (x + 2.0, y), share)] if t < self.stack.shape[0] else []
 
     def learn(
-        self, clicks: Any, corrected: Mapping[int, np.ndarray], prompts: str, call: Any, anchor_xy: Any = None
+        self,
+        clicks: Any,
+        corrected: Mapping[int, np.ndarray],
+        prompts: str,
+        call: Any,
+        anchor_xy: Any = None,
+        in_use: FakeSession | None = None,
     ) -> FakeLesson:
         """Discs are as much wider as ``learns`` says; with 0 nothing is gained."""
         slices = tuple(sorted(corrected))
@@ -223,7 +229,7 @@ class FakeSession:
             return FakeLesson(slices, sentence="Nothing was gained from corrected slices. Nothing was changed.")
         wider = replace(self.behavior, radius=self.behavior.radius + self.behavior.learns)
         session = FakeSession(wider, self.stack, {"name": f"{len(slices):012d}", "slices": len(slices)})
-        before, after = (s.segment(clicks, locked=corrected).slices for s in (self, session))
+        before, after = (s.segment(clicks, locked=corrected).slices for s in (in_use or self, session))
         changed = {b.slice_index: b.mask for a, b in zip(before, after, strict=True) if (a.mask != b.mask).any()}
         voxels = sum(int((a.mask ^ b.mask).sum()) for a, b in zip(before, after, strict=True))
         text = f"Learned from {len(slices)} corrected slices; {len(changed)} slices and {voxels} voxels would change."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tiny_predictor import SIZE, BrightnessEngine, listening_predictor, tube_vol
 from torch import Tensor
 
 from SPDSegmentLib import InteractiveSegmenter, LoadedModel
+from SPDSegmentLib.api import Segmentation
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig
@@ -246,3 +248,77 @@ def test_from_python_what_was_learned_is_applied_and_forgotten_by_the_person(loa
     assert np.array_equal(case.forget().mask, own.mask)
     with pytest.raises(BadInput, match="Nothing was gained"):
         case.apply(Lesson((6, 9), 0.5, 0.5))
+
+
+def corrected_case(loaded: LoadedModel, *slices: int) -> InteractiveSegmenter:
+    case = InteractiveSegmenter(tube_volume(), loaded, axis="axial")
+    places = clicks()
+    case.add(case.stack.to_ras(places.slice_index, places.xy))
+    correct(case, *slices)
+    return case
+
+
+def correct(case: InteractiveSegmenter, *slices: int) -> None:
+    assert case.found is not None
+    mask = case.stack.from_volume(case.found.mask.copy())
+    for t, reference in corrected(*slices).items():
+        mask[t] = reference
+    case.correct(case.stack.to_volume(mask))
+
+
+def test_every_slice_that_differs_from_the_last_result_is_among_the_recomputed(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = corrected_case(loaded, 6, 9, 12, 15)
+    lesson = case.learn()
+
+    def differing(last: Segmentation, new: Segmentation) -> set[int]:
+        return set(np.flatnonzero((last.result.mask != new.result.mask).any(axis=(1, 2))).tolist())
+
+    for change in (lambda: case.apply(lesson), case.forget, lambda: case.apply(lesson)):
+        last = case.found
+        assert last is not None
+        found = change()
+        assert differing(last, found) and differing(last, found) <= set(found.result.recomputed)
+
+    last = case.found
+    moved = np.array(case.clicks["3"]) + (2, 2, 0)
+    keep = Session._keep
+
+    def fail_after_a_slice(*given: Any) -> None:
+        keep(*given)
+        raise MemoryError
+
+    monkeypatch.setattr(Session, "_keep", fail_after_a_slice)
+    with pytest.raises(MemoryError):
+        case.move("3", moved)
+    monkeypatch.undo()
+    assert case.found is last and last is not None
+    found = case.move("3", moved)
+    assert differing(last, found) <= set(found.result.recomputed)
+
+
+def test_what_a_second_lesson_would_change_is_said_of_the_masks_that_the_person_has(loaded: LoadedModel) -> None:
+    case = corrected_case(loaded, 6, 9, 12, 15)
+    first = case.learn()
+    case.apply(first)
+    correct(case, 5, 8, 18)
+    last = case.found
+    second = case.learn()
+    assert last is not None and case.found is last and not first.again
+    assert "by the model before it learned anything" in second.sentence
+    found = case.apply(second)
+    differ = np.flatnonzero((found.result.mask != last.result.mask).any(axis=(1, 2)))
+    assert sorted(second.changed) == differ.tolist() and second.voxels == int((found.mask ^ last.mask).sum())
+    assert "by the model before" in Lesson((6, 9), 0.5, 0.5, again=True).sentence
+
+
+def test_for_the_thresholded_saliency_nothing_is_suggested_or_learned_and_this_is_said(loaded: LoadedModel) -> None:
+    case = InteractiveSegmenter(tube_volume(), loaded, axis="axial", prompts="saliency-only")
+    places = clicks()
+    case.add(case.stack.to_ras(places.slice_index, places.xy))
+    correct(case, 6, 9)
+    for ask in (case.suggest, case.learn):
+        with pytest.raises(BadInput, match="thresholded saliency") as raised:
+            ask()
+        assert "prompts='consensus'" in raised.value.remedy

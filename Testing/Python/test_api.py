@@ -24,7 +24,7 @@ from SPDSegmentLib import InteractiveSegmenter, api, interactive, load_model, se
 from SPDSegmentLib.errors import BadInput, ModelMissing
 from SPDSegmentLib.geometry.markups import FRAMES, LIST, ControlPoint, Markup
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.geometry.volume import set_geometry
+from SPDSegmentLib.geometry.volume import read_volume, set_geometry
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.models.bundle import write_bundle
 
@@ -103,6 +103,33 @@ def test_neither_mask_nor_report_replaces_an_input_or_the_other(case: SimpleName
     assert {path: path.read_bytes() for path in case.folder.iterdir() if path.is_file()} == before
 
 
+def test_inputs_are_known_by_their_place_whatever_folder_is_current_when_the_mask_is_saved(
+    case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [case.folder / name for name in ("abdomen.nii.gz", "clicks.mrk.json")]
+    before = [path.read_bytes() for path in inputs]
+    found = [segment("abdomen.nii.gz", "clicks.mrk.json", "kidney-mr")]
+    found.append(InteractiveSegmenter("abdomen.nii.gz", "kidney-mr").add("clicks.mrk.json"))
+    (case.folder / "masks").mkdir()
+    monkeypatch.chdir("masks")
+    for made in found:
+        for mask, report in (("../abdomen.nii.gz", None), ("m.nrrd", "../clicks.mrk.json")):
+            with pytest.raises(BadInput, match="is also an input"):
+                made.save(mask, report)
+        made.save("abdomen.nii.gz", "clicks.mrk.json")
+    assert [path.read_bytes() for path in inputs] == before
+
+
+def test_a_mask_may_have_the_name_of_a_volume_that_was_read_elsewhere(
+    case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = read_volume("abdomen.nii.gz")
+    (case.folder / "masks").mkdir()
+    monkeypatch.chdir("masks")
+    found = segment(volume, "../clicks.mrk.json", "kidney-mr", output="abdomen.nii.gz")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage("abdomen.nii.gz")), found.mask)
+
+
 def test_one_loaded_model_segments_many_cases(case: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("kidney-mr")
     monkeypatch.setattr(Predictor, "load", lambda *_, **__: pytest.fail("loaded again"))
@@ -116,6 +143,8 @@ def test_one_loaded_model_segments_many_cases(case: SimpleNamespace, monkeypatch
     [
         ({"image": np.zeros((4, 4, 4))}, "needs ijk_to_ras"),
         ({"image": np.zeros((4, 4)), "ijk_to_ras": np.eye(4)}, "array of shape (4, 4)"),
+        ({"image": np.zeros((4, 4, 4)), "ijk_to_ras": np.eye(4)[:3]}, "ijk_to_ras has the shape (3, 4)"),
+        ({"image": np.zeros((4, 4, 4)), "ijk_to_ras": "affine"}, "ijk_to_ras is no matrix of numbers"),
         ({"points": [[1, 2]]}, "array of shape (1, 2)"),
         ({"points": [["a", "b", "c"]]}, "are no numbers"),
         ({"points": ras(*ON_TUBE), "frame": "XYZ"}, "Unknown frame 'XYZ'"),

@@ -7,10 +7,13 @@ import json
 import numpy as np
 import pytest
 from models_helpers import tiny_info
+from tiny_predictor import tiny_predictor, tube_volume
 
 from calibrate import calibrate, conformal_margin, coverage
 from SPDSegmentLib.batch.segmenting import _promised
 from SPDSegmentLib.errors import ModelCorrupt
+from SPDSegmentLib.geometry.centerline import Clicks
+from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.results import SegmentationResult, SliceResult
 from SPDSegmentLib.models.bundle import find_bundle
 from SPDSegmentLib.models.bundle_info import parse_info
@@ -85,6 +88,43 @@ def test_the_report_has_the_quality_and_leaves_a_persons_slices_out():
     assert said["sentence"].startswith("Predicted Dice 0.")
     assert "dice_at_least" in report["slices"][0] and "dice" not in report["slices"][1]
     json.dumps(report, allow_nan=False)
+
+
+def _session(patients):
+    """A model that was calibrated on so many patients, and clicks on the tube and beside it."""
+    predictor = tiny_predictor()
+    predictor.info = tiny_info(calibration=calibrate(_patients(patients), _patients(patients), "clinic"))
+    xy = np.array([[28.0, 30.0], [60.0, 2.0], [31.0, 30.0]])
+    clicks = Clicks(np.array([6, 8, 12]), xy, np.zeros(3, dtype=bool), ("1", "2", "3"))
+    return predictor, predictor.open(SliceStack(tube_volume(), "axial")), clicks
+
+
+@pytest.mark.parametrize("patients", [3, 20])
+def test_what_was_calibrated_counts_for_the_prompts_that_were_calibrated_alone(patients):
+    predictor, session, clicks = _session(patients)
+    found = session.segment(clicks).quality
+    assert found is not None and found.patients == patients and (found.at_least is not None) == (patients == 20)
+    for prompts in ("local", "raw", "interpolated", "sampled"):
+        report = session.segment(clicks, prompts=prompts).report()
+        assert report["quality"]["sentence"].endswith("the model was not calibrated for these prompts."), prompts
+        assert report["quality"]["at_least"] is None
+        assert all(part.get("dice_at_least") is None for part in report["slices"])
+        assert _promised(report["quality"])["dice_at_least"] == "not calibrated"
+    predictor.identity["learned"] = {"slices": 2}
+    adapted = session.segment(clicks).quality
+    assert adapted is not None and adapted.sentence().endswith("not calibrated for what it has learned since.")
+
+
+def test_of_the_saliency_alone_no_quality_is_predicted():
+    _, session, clicks = _session(20)
+    mine = np.ones(session.stack.shape[1:], dtype=bool)
+    for found in (session.segment(clicks, saliency_only=True), session.segment(clicks, prompts="saliency-only")):
+        report = found.report()
+        assert found.mask.any() and report["quality"] is None
+        assert {part["quality"] for part in report["slices"]} == {None}
+        assert not any("dice" in part for part in report["slices"])
+    owned = session.segment(clicks, saliency_only=True, locked={8: mine})
+    assert owned.quality is None and owned.slices[8].quality == 1
 
 
 @pytest.mark.parametrize(

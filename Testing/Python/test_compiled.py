@@ -152,6 +152,15 @@ def test_before_a_volume_is_begun_its_need_is_compared_with_free_memory(monkeypa
     session.segment(without_network.moved(clicks, 0))  # what was begun goes on
 
 
+def test_a_volume_that_is_opened_while_memory_is_short_slows_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, free = tiny_predictor(), [0]
+    monkeypatch.setattr(acceleration, "free_memory_bytes", lambda: free[0])
+    clicks = Clicks(np.array([8, 9]), np.full((2, 2), 29.0), np.zeros(2, bool), ("a", "b"))
+    for free[0], batch in ((acceleration.slice_bytes(64), 1), (1 << 40, 4)):
+        predictor.open(SliceStack(tube_volume(), "axial")).segment(clicks)
+        assert predictor.engine.batch_size == batch
+
+
 def test_a_gpu_s_volume_counts_and_an_unknown_amount_of_memory_limits_nothing() -> None:
     each = acceleration.slice_bytes(256)
     assert batch_for(GPU, 256, lambda device: 5 * each, 64, each) == 4

@@ -111,6 +111,15 @@ def test_a_structure_that_moves_aside_connects_up_to_the_jump_and_its_neighbor_f
     assert slices[1].status == SliceStatus.ABSTAINED
 
 
+def test_from_a_click_that_only_weak_saliency_supports_nothing_is_followed_in_a_corner_of_the_view() -> None:
+    weak = np.where(square(20, 20, 2) > 0.5, np.float32(0.35), np.float32(0))
+    saliency = maps_of(weak, square(2, 2, 2), square(2, 2, 2))
+    config = dataclasses.replace(OURS, n_neighbors=0, evidence="adjoining")
+    for jump in (0.0, 0.06):
+        slices = distill_prompts(saliency, clicks_at((0, 20, 20)), dataclasses.replace(config, follow_jump=jump)).slices
+        assert [p.status for p in slices] == [SliceStatus.SUPPORTED, *[SliceStatus.ABSTAINED] * 2]
+
+
 def test_beyond_the_outermost_clicks_components_are_followed_as_far_as_is_set() -> None:
     saliency = maps_of(*[square(10, 10)] * 9)
     clicks = clicks_at((4, 10, 10), (6, 25, 25))

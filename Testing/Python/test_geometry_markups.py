@@ -140,6 +140,16 @@ def test_tables_and_arrays_with_positions_that_are_not_finite_are_refused_unless
         list_of([[1, 2, 3], [1, float(word), 3]], "RAS", None)  # type: ignore[arg-type]
 
 
+def test_an_unplaced_point_of_a_table_needs_no_position(tmp_path: Path) -> None:
+    head = "# Markups fiducial file version = 5.6\n# CoordinateSystem = LPS\n"
+    for name, text in (
+        ("p.csv", "r,a,s,defined\n1,2,3,1\n,,,0\n"),
+        ("p.fcsv", head + "1,1,2,3,0,0,0,1,1,1,0,F-1,,,2\n2,,,,0,0,0,1,1,1,0,F-2,,,0\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert [p.placed for p in read_markups(tmp_path / name)[0].points] == [True, False]
+
+
 @pytest.mark.parametrize("number", [b"1e300", b"1" + b"0" * 298])
 def test_a_coordinate_beyond_any_volume_is_kept_and_its_click_is_outside(tmp_path: Path, number: bytes) -> None:
     path = tmp_path / "p.mrk.json"

@@ -158,3 +158,26 @@ def test_a_fresh_session_and_an_updated_one_give_the_same_mask(session: Session)
     updated = session.segment(clicks_at(*places, insisted=(1,)))
     fresh = tiny_predictor().open(SliceStack(tube_volume(), "axial")).segment(clicks_at(*places, insisted=(1,)))
     assert np.array_equal(updated.mask, fresh.mask)
+
+
+@pytest.mark.parametrize("strategy", ["consensus", "raw"])
+def test_of_more_clicks_on_a_slice_than_prompt_it_the_others_are_told_so(strategy: str) -> None:
+    saliency = np.zeros((3, 64, 64), np.float32)
+    saliency[1, 10:50, 10:50] = 0.9
+    xy = np.random.default_rng(0).uniform(12, 48, (15, 2))
+    maps = SaliencyMaps.from_array(saliency, 0.5)
+    for insisted in (True, False):
+        for count in (10, 15):
+            clicks = SliceClicks(np.ones(count, int), xy[:count], np.full(count, insisted))
+            found = distill_prompts(maps, clicks, PromptConfig(min_distance_px=0.0), strategy)
+            told = {f.click for f in found.fates if f.is_own and "10 that lie far apart prompt it" in f.reason}
+            assert told == set(range(count)) - set(found.slices[1].sources.tolist()) and len(told) == count - 10
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.9, 0.95, 0.96, 0.99])
+def test_the_hill_of_a_click_that_is_insisted_on_is_as_wide_whatever_tau_is(tau: float) -> None:
+    raised = raise_at(np.zeros((64, 64), np.float16), np.array([[30.0, 30.0]]), tau)
+    rows, columns = np.mgrid[:64, :64]
+    squared = (rows - 30) ** 2 + (columns - 30) ** 2
+    assert (raised > tau)[squared <= 8].all() and not (raised > tau)[squared > 11].any()
+    assert raised.max() == raised[30, 30] <= 1

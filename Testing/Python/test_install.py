@@ -149,6 +149,32 @@ def test_another_torch_for_an_environment_that_is_there_is_refused_with_what_hel
     assert other.returncode != 0 and 'made with TORCH="torch==2.13.0": run `make clean`' in other.stdout
 
 
+def test_a_named_torch_is_known_from_its_installation_on_and_refused_beside_one_of_unknown_origin(
+    repository: Path, tmp_path: Path
+) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed here")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(repository / name, tmp_path)
+    python, recorded = tmp_path / ".venv" / "bin" / "python", tmp_path / ".venv" / ".torch"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\ncase "$*" in *--constraint*) exit 1;; esac\n', encoding="utf-8")  # ends after torch
+    python.chmod(0o755)
+
+    def make(torch: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "setup", "PYTHON=python3", f"TORCH={torch}"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+
+    assert make("torch --index-url cpu").returncode != 0
+    assert recorded.read_text(encoding="utf-8") == "torch --index-url cpu\n"
+    assert 'made with TORCH="torch --index-url cpu": run `make clean`' in make("torch").stdout
+    recorded.unlink()
+    (tmp_path / ".venv" / "lib" / "python3.12" / "site-packages" / "torch").mkdir(parents=True)
+    other = make("torch")
+    assert other.returncode != 0 and "a torch that make did not install: run `make clean`" in other.stdout
+    assert not recorded.exists()
+
+
 def test_the_dockerfile_is_sound_and_copies_what_the_build_needs(repository: Path) -> None:
     text = (repository / "Dockerfile").read_text(encoding="utf-8")
     ignored = (repository / ".dockerignore").read_text(encoding="utf-8").splitlines()

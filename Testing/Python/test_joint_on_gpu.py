@@ -245,7 +245,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(alone: tuple[Path, Pla
 
 def test_a_training_whose_loss_is_no_number_ends_with_an_error(alone: tuple[Path, Plan]) -> None:
     training = Training(alone[1], None, *unpack(alone[0]))
-    training.model.prompt_encoder.no_mask_embed.weight.data.fill_(float("nan"))
+    next(training.model.conditioning.parameters()).data.fill_(float("nan"))
     with pytest.raises(BadInput, match="unstable: by step 4 its loss is not a finite number"):
         training.run(time.monotonic() + 600, {})
 

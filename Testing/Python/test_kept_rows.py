@@ -1,8 +1,10 @@
-"""Rows that the benchmark's scripts keep: those of other inputs are refused, what is missing is told."""
+"""Rows that the benchmark's scripts keep: those of other inputs are refused, what is missing is told. Wrong calls."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from kept_rows import Rows, inputs_of, keep, rows_in, rows_to_go_on_with
 from prompt_settings import inputs_under, missing, table_of
 from SPDSegmentLib.models.bundle import Bundle
 
+SCRIPTS = ("brightness", "calibrate", "corrections", "fit_tables", "next_click", "prompt_settings")
 ROWS = [{"case": "a", "dsc": 0.5}]
 
 
@@ -86,3 +89,21 @@ def test_the_table_of_a_setting_is_a_mean_over_patients_and_tells_what_is_missin
     head, line = table_of("kidney-mr")
     assert head == "kidney-mr: 3 targets of 2 patients, 1 missing"
     assert "dsc 0.6000" in line and "wrong_kept -" in line
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        *((name, "kidny", "no shipped bundle 'kidny'; choose from kidney-mr") for name in SCRIPTS),
+        ("prompt_settings", "--setting treshold --values 0.5", "Unknown prompt setting 'treshold'. Known: "),
+        ("prompt_settings", "--setting threshold", "threshold is 'gate', which is not a number"),
+        ("spdbench.__main__", "no.toml --threads -3", "there are no -3 threads; give 1 or more"),
+    ],
+)
+def test_a_wrong_word_is_a_mistake_of_the_call_and_nothing_is_read(
+    script: str, words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(script).main()
+    assert ended.value.code == 2 and said in capsys.readouterr().err

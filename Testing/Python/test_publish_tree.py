@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -153,6 +154,33 @@ def test_a_folder_with_other_files_is_left_alone(
     assert publish(source, tmp_path / "mine") == 2
     assert "holds other files" in capsys.readouterr().err
     assert (tmp_path / "mine" / "work.txt").read_text(encoding="utf-8") == "work"
+
+
+def test_a_repository_that_a_person_works_in_is_left_alone(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = tmp_path / "tree"
+    for folder in (source, tmp_path):  # what is published, and what it lies in
+        assert publish(source, folder) == 2 and "holds other files or commits" in capsys.readouterr().err
+    for change in ("a clone", "a file", "an ignored file", "a commit", "a stash"):
+        assert publish(source, written) == 0
+        if change == "a clone":
+            git(tmp_path, "clone", "-q", str(source), str(tmp_path / "clone"))
+        elif change == "an ignored file":
+            (written / ".git" / "info" / "exclude").write_text("*.bin\n")
+            (written / "model.bin").write_bytes(b"days of training")
+        elif change == "a file":
+            (written / "notes.txt").write_text("work")
+        else:
+            (written / "README.md").write_text("work")
+            git(written, *(["stash", "-q"] if change == "a stash" else ["commit", "-qam", "SPDSegment 9.8.7"]))
+        folder = tmp_path / "clone" if change == "a clone" else written
+        before = sorted(folder.rglob("*"))
+        assert publish(source, folder) == 2, change
+        assert "holds other files or commits" in capsys.readouterr().err
+        assert sorted(folder.rglob("*")) == before, change
+        shutil.rmtree(folder)
+    assert (source / "README.md").is_file()
 
 
 def test_this_tree_would_pass_with_an_address(repository: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,6 +252,14 @@ def test_every_strategy_and_the_saliency_alone_give_a_result(session: Session) -
     alone = session.segment(clicks, saliency_only=True)
     assert alone.mask[10, 30, 30] and not alone.mask[10, 5, 5]
     assert session.segment(clicks, prompts="sampled").slices[10].status == "synthesized"
+
+
+@pytest.mark.parametrize("how", [{"prompts": "sampled"}, {"saliency_only": True}])
+def test_an_empty_mask_is_a_reason_to_look_whatever_the_prompts_are(how: dict[str, Any]) -> None:
+    volume = tube_volume()
+    dark = dataclasses.replace(volume, array=volume.array // 4 + 1)
+    result = tiny_predictor().open(SliceStack(dark, "axial")).segment(clicks_at(center(6), center(12)), **how)
+    assert not result.mask.any() and result.doubts == ["Nothing was segmented."]
 
 
 def test_when_memory_runs_out_the_batch_is_halved_down_to_one() -> None:

@@ -62,7 +62,7 @@ def test_half_wrong_clicks_give_a_good_kidney_on_the_sample(
     assert low < (dice(result.mask, truth) or 0) < high
     fates = [fate.fate for fate in result.click_fates().values()]
     assert "kept" in fates and "rejected_own_slice" in fates
-    supported = [s.quality for s in result.slices if s.status == "supported"]
+    supported = [s.quality or 0.0 for s in result.slices if s.status == "supported"]
     assert np.mean(supported) > 0.7
 
 

@@ -144,6 +144,21 @@ def test_the_lesson_in_use_outlives_lessons_that_are_not_applied() -> None:
         assert answer.report["model"]["learned"]["name"] == applied and answer.report["notes"] == []
 
 
+def test_what_a_lesson_would_change_is_said_of_the_masks_under_the_lesson_in_use() -> None:
+    with driver("subprocess") as d:
+        d.segment()
+        applied = _learn(d, 2)
+        d.segment(learned=applied)
+        locked = {t: np.ones(SHAPE[1:], bool) for t in range(2)}
+        again = d.result(d.client.ask(learn_message("volume", TUBE, locked, learned=applied)))
+        assert again.voxels == len(again.changed_table) == 0, "the same corrections teach the same"
+        untaught, lost = (
+            d.result(d.client.ask(learn_message("volume", TUBE, locked, learned=n))) for n in ("", "gone")
+        )
+        assert untaught.voxels == lost.voxels > 0
+        assert "before it learned anything" in lost.sentence and "before it learned" not in untaught.sentence
+
+
 def test_no_click_is_suggested_for_a_lesson_that_is_gone() -> None:
     with driver("subprocess") as d:
         d.segment()

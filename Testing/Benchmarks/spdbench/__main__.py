@@ -20,11 +20,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="results folder")
     parser.add_argument("--work", type=Path, help="folder of trainings, runs/benchmark by default")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for its default")
     parser.add_argument("--list", action="store_true", help="show all cells and stop")
     parser.add_argument("--report-only", action="store_true", help="measure nothing")
     parser.add_argument("--no-training", action="store_true", help="rows without a training say so")
     given = parser.parse_args()
+    if given.threads < 0:
+        parser.error(f"argument --threads: there are no {given.threads} threads; give 1 or more, or 0 for torch's own")
     options = BenchmarkOptions(
         given.config,
         given.quick,
