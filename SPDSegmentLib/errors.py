@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
 import sys
 from typing import Any, ClassVar
 
@@ -23,6 +25,12 @@ def well_formed(text: str) -> str:
 
 def _escape(code: int) -> str:
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else "\ufffd"
+
+
+def command_line(*parts: object) -> str:
+    """Words as a shell of this system takes them when they are pasted into it."""
+    words = [str(part) for part in parts]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 MUST_LOOK = 6
@@ -149,7 +157,7 @@ def missing_package(name: str, why: str, details: str = "") -> DependencyMissing
     command = [sys.executable or "python", "-m", "pip", "install", *(REQUIREMENTS.get(n, n) for n in names)]
     return DependencyMissing(
         f"The Python package {name} is needed here and cannot be imported ({why}).",
-        f"Run: {shlex.join(command)}",
+        f"Run: {command_line(*command)}",
         details,
     )
 

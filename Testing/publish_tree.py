@@ -101,7 +101,7 @@ def _lies_in(path: Path, folder: Path) -> bool:
 
 def _was_written_here(output: Path) -> bool:
     """Whether the folder is what :func:`write_tree` left: one commit of its own and nothing besides, ignored or not."""
-    if not (output / ".git").is_dir():
+    if not all((output / name).exists() for name in (".git", "SPDSegmentLib/__init__.py")):
         return False
     commits = _git(output, "log", "--all", "--reflog", "--format=%s").splitlines()
     besides = _git(output, "status", "--porcelain", "--ignored")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 import uuid
@@ -84,12 +85,32 @@ def claim_row(path: Path, row: Mapping[str, Any] | None) -> str:
 
 
 def has_claim(path: Path, claim: str) -> bool:
-    """Whether nobody else has begun or done the case since :func:`claim_row`."""
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(noted, dict) and noted.get(CLAIM) == claim
+    """Whether nobody else has begun or done the case since :func:`claim_row`.
+
+    Raises:
+        BadInput: it cannot be read, and could not a moment later either.
+    """
+    for wait in (0.1, 0.4, 1.5, 0.0):  # disks of a network and virus scanners fail for a moment
+        try:
+            noted = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return False
+        except OSError as error:
+            reason = error
+            time.sleep(wait)
+        else:
+            return isinstance(noted, dict) and noted.get(CLAIM) == claim
+    raise BadInput(
+        f"{path.name} cannot be read, by which it is known that no other batch has the case: {reason.strerror}.",
+        "Run the same command again.",
+        repr(reason),
+    )
+
+
+def check_claim(row_file: Path, row: Mapping[str, Any]) -> None:
+    """Raise :class:`BadInput` where another batch has begun or done a case since this one claimed it."""
+    if not has_claim(row_file, row[CLAIM]):
+        raise BadInput("Another batch took this case over meanwhile.", "Run the same command again.")
 
 
 def _is_row(row: object) -> TypeGuard[dict[str, Any]]:
@@ -105,7 +126,7 @@ def result_of(row: dict[str, Any] | None) -> dict[str, Any] | None:
 def earlier_result(row: dict[str, Any] | None, row_file: Path, output: Path) -> dict[str, Any]:
     """What a row that takes the place of another one holds of it, so that its files are known as the batch's."""
     if row is not None and "known_digests" not in row:  # of version 0.1.0, which told its masks by the row's time
-        digest = None if is_foreign(row, row_file, output) else _digest(output)
+        digest = None if is_foreign(row, row_file, output) else digest_of(output)
         row = row | {"known_digests": [digest] if digest else []}
     return {} if row is None else {EARLIER: row}
 
@@ -117,14 +138,14 @@ def is_finished(row: Mapping[str, Any] | None, output: Path, key: Mapping[str, s
     if row["state"] not in (CaseState.DONE, CaseState.LOOK, CaseState.WRITING):
         return False
     beside = row.get("beside", {})
-    return _digest(output) == row.get("output_digest", "") and all(
-        _digest(output.with_name(name)) == digest for name, digest in beside.items()
+    return digest_of(output) == row.get("output_digest", "") and all(
+        digest_of(output.with_name(name)) == digest for name, digest in beside.items()
     )
 
 
 def is_foreign(row: Mapping[str, Any] | None, row_file: Path, output: Path) -> bool:
     """Whether a file lies in a result's place that the batch did not write as it is, so that it must not be lost."""
-    digest = _digest(output)
+    digest = digest_of(output)
     if digest is None or digest in known_digests(row):
         return False
     if output.suffix == DICOM_SUFFIX:
@@ -275,10 +296,25 @@ class Report:
         return self._keys[case.name]
 
 
-def _digest(path: Path) -> str | None:
+def digest_of(path: Path) -> str | None:
+    """Digest of a result, or None where there is none.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
     try:
         return sha256_of(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise BadInput(f"The result {path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+
+
+def without_folders(sentence: str, case: BatchCase, folder: Path) -> str:
+    """A sentence that names files and not the folders that they lie in."""
+    parents = {str(folder), *(str(Path(path).parent) for path in (case.image, case.points) if path)}
+    for parent in sorted(parents, key=len, reverse=True):  # a folder within another one goes first
+        if len(parent) > 1:
+            for written, end in itertools.product((repr(parent)[1:-1], parent), ("/", "\\\\", "\\")):
+                sentence = sentence.replace(written + end, "")
+    return sentence

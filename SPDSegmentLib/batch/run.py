@@ -23,7 +23,9 @@ from SPDSegmentLib.batch.report import (
     ROW_SUFFIX,
     CaseState,
     Report,
+    check_claim,
     claim_row,
+    digest_of,
     done_state,
     earlier_result,
     empty_row,
@@ -36,6 +38,7 @@ from SPDSegmentLib.batch.report import (
     read_row,
     report_row,
     result_of,
+    without_folders,
 )
 from SPDSegmentLib.batch.segmenting import DICOM_SUFFIXES, BatchSettings, CaseResult, check_settings
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
@@ -87,10 +90,10 @@ class CaseProcess:
                 return self._keep(case, row | kept, key, former)
             row["known_digests"] = known_digests(earlier_result(former, row_file, output).get(EARLIER))
             row[CLAIM] = claim_row(row_file, last)
+            begun = {} if self.resume else {path: digest_of(path) for path in self._results(case)}
             result = segment(case, output)
-            if not has_claim(row_file, row[CLAIM]):
-                raise BadInput("Another batch took this case over meanwhile.", "Run the same command again.")
-            if kept := self._kept(case, former, row):  # changed while the case was computed
+            check_claim(row_file, row)
+            if kept := self._kept(case, former, row, begun):  # changed while the case was computed
                 del row["known_digests"]
                 return self._keep(case, row | kept, key, former)
             row |= result.figures | {"clicks": result.fates, "report": result.details}
@@ -108,17 +111,32 @@ class CaseProcess:
 
     def told(self, sentence: str, case: BatchCase) -> str:
         """A sentence on a case as the report has it: without folders, unless they are wanted."""
-        return sentence if self.settings.full_paths else _without_folders(sentence, case, self.folder)
+        return sentence if self.settings.full_paths else without_folders(sentence, case, self.folder)
 
     def _places(self, case: BatchCase) -> tuple[Path, Path]:
         """Where the row of a case lies, and its mask."""
         return self.folder / f"{case.file_name}{ROW_SUFFIX}", self.folder / f"{case.file_name}{self.settings.suffix}"
 
-    def _kept(self, case: BatchCase, former: dict[str, Any] | None, known: dict[str, Any] | None) -> dict[str, Any]:
-        """What the row of a case says whose files are not all the batch's by the row ``known``; else nothing."""
+    def _results(self, case: BatchCase) -> list[Path]:
+        """The files that are written of a case, its mask first."""
+        output = self._places(case)[1]
+        return [output, *map(output.with_name, self.settings.beside(case).values())]
+
+    def _kept(
+        self,
+        case: BatchCase,
+        former: dict[str, Any] | None,
+        known: dict[str, Any] | None,
+        begun: Mapping[Path, str | None] | None = None,
+    ) -> dict[str, Any]:
+        """What the row of a case says whose files are not all the batch's by the row ``known``; else nothing.
+
+        Where nothing is resumed, what lay there when the case was ``begun`` may go, whoever wrote it.
+        """
         row_file, output = self._places(case)
-        for path in (output, *map(output.with_name, self.settings.beside(case).values())):
-            if self.resume and is_foreign(known, row_file, path):
+        for path in self._results(case) if self.resume or begun else ():
+            may_go = not self.resume and begun is not None and digest_of(path) == begun.get(path)
+            if not may_go and is_foreign(known, row_file, path):
                 told = {"state": CaseState.KEPT.value, "error": kept_error(path), "output": output.name}
                 return kept_figures(former) | told
         return {}
@@ -131,13 +149,15 @@ class CaseProcess:
         What is known of an earlier result stays where the case did not get as far as that.
         """
         row_file, output = self._places(case)
-        if CLAIM in row and not has_claim(row_file, row.pop(CLAIM)):
-            return row
         try:
+            if CLAIM in row and not has_claim(row_file, row.pop(CLAIM)):
+                return row
             earlier = {} if "known_digests" in row else earlier_result(former, row_file, output)
             write_json(row_file, row | key | earlier)
         except SPDError as error:
-            row["error"] = f"{row['error']} {self.told(error.sentence, case)}".strip()
+            sentence = self.told(error.sentence, case)
+            if sentence not in row["error"]:
+                row["error"] = f"{row['error']} {sentence}".strip()
         return row
 
     def _adopt(self, case: BatchCase, row_file: Path, row: dict[str, Any], replaces: bool) -> dict[str, Any]:
@@ -184,6 +204,7 @@ class CaseProcess:
             known.insert(0, sha256_of(part))
 
         def note() -> None:
+            check_claim(row_file, row)
             write_json(row_file, row | told | {"state": CaseState.WRITING.value, "known_digests": known})
 
         def write_mask(part: Path) -> None:
@@ -373,12 +394,3 @@ def _identity(path: Path) -> object:
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         return path.resolve()
     return path
-
-
-def _without_folders(sentence: str, case: BatchCase, folder: Path) -> str:
-    """A sentence that names files and not the folders that they lie in."""
-    parents = {str(folder), *(str(Path(path).parent) for path in (case.image, case.points) if path)}
-    for parent in sorted(parents, key=len, reverse=True):  # a folder within another one goes first
-        if len(parent) > 1:
-            sentence = sentence.replace(f"{parent}/", "").replace(f"{parent}\\", "")
-    return sentence

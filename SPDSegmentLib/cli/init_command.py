@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 
 from SPDSegmentLib.cli.segment_command import names_of
 from SPDSegmentLib.cli.terminal import printable, show_training
-from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError
+from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError, command_line
 from SPDSegmentLib.files import check_output, megabytes, write_text
 
 if TYPE_CHECKING:
@@ -85,9 +84,9 @@ def init(
     for note in made.notes:
         typer.echo(printable(f"Note: {note}"), err=True)
     expected = [_needs(made), *([_time(made, folder, device)] if measure else [])]
-    train = f"spdsegment train {shlex.quote(str(output))}"
+    train = f"spdsegment train {command_line(output)}"
     head = [
-        f"Planned by: spdsegment init {shlex.quote(str(folder))}",
+        f"Planned by: spdsegment init {command_line(folder)}",
         f"Train with: {train}",
         "What is commented out is at its default.",
         *expected,

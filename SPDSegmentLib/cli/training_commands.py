@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import shlex
 import signal
 import sys
 import threading
@@ -24,7 +23,7 @@ from SPDSegmentLib.cli.terminal import (
     show_training,
     termination_interrupts,
 )
-from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError
+from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError, command_line
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.settings import check_choice
 from SPDSegmentLib.staging import FolderLock
@@ -93,7 +92,7 @@ def train(
         _draw_curves(run_folder)
         if not joint:
             split = " --split test" if read_training_config(config).data.test else ""
-            files = f"{shlex.quote(str(config))} --model {shlex.quote(str(target))}"
+            files = command_line(config, "--model", target)
             typer.echo(f"Measure it: spdsegment evaluate {files}{split}")
 
 
@@ -251,7 +250,7 @@ def evaluate(
         check_reports(output)
         targets = load_targets(folder, data, cases, bar.say)
         cases = list(dict.fromkeys(target.case for target in targets))
-        command = shlex.join(["spdsegment", *sys.argv[1:]])
+        command = command_line("spdsegment", *sys.argv[1:])
         with _kept(output, rows, _context(command, cases, bundles, seeds, first_seed)) as keep:
             for name, bundle in bundles.items():
                 protocol = protocols[name]

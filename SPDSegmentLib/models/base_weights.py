@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing
+from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing, command_line
 from SPDSegmentLib.files import user_path, write_json, write_whole
 from SPDSegmentLib.models.download import Watcher, download_url, extract_member, pip_download, watched
 from SPDSegmentLib.models.storage import (
@@ -344,7 +343,7 @@ def _checked(
 
 
 def _add_command(name: str, path: Path | None = None) -> str:
-    file = "FILE" if path is None else shlex.quote(str(path))
+    file = "FILE" if path is None else command_line(path)
     return f"spdsegment models add --as {name} --accept-unknown {file}"
 
 

@@ -7,14 +7,13 @@ import dataclasses
 import difflib
 import functools
 import os
-import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing, SPDError
+from SPDSegmentLib.errors import BadInput, ModelCorrupt, ModelMissing, SPDError, command_line
 from SPDSegmentLib.files import check_folder, check_output, user_path, write_bytes, write_json, write_text
 from SPDSegmentLib.models.base_weights import BASE_WEIGHTS, WEIGHTLESS_BACKBONES, base_weights_sha256, find_base_weights
 from SPDSegmentLib.models.bundle_info import FORMAT_VERSION, BundleInfo, read_info
@@ -77,7 +76,7 @@ class Bundle:
             raise ModelCorrupt(
                 f"{self.folder / INFO_NAME}: {error.message}",
                 "Get a fresh copy of the bundle, or take it as it is by: "
-                f"spdsegment models add --accept-unknown {shlex.quote(str(self.folder))}",
+                f"spdsegment models add --accept-unknown {command_line(self.folder)}",
                 error.details,
             ) from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from SPDSegmentLib.errors import Cancelled, DependencyMissing, ModelCorrupt, ModelMissing, SPDError
+from SPDSegmentLib.errors import Cancelled, DependencyMissing, ModelCorrupt, ModelMissing, SPDError, command_line
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models.storage import BLOCK, ByteProgress, CancelQuery, storage_error
 from SPDSegmentLib.settings import shorten
@@ -243,7 +242,7 @@ def _pip_error(requirement: str, folder: Path, log: str) -> SPDError:
     tail = "\n".join(log.splitlines()[-30:])
     if "No module named pip" in log:
         return DependencyMissing(
-            "This Python has no pip.", f"Run: {shlex.quote(python_executable())} -m ensurepip", details=tail
+            "This Python has no pip.", f"Run: {command_line(python_executable())} -m ensurepip", details=tail
         )
     if "No space left on device" in log or "Errno 28" in log:
         return storage_error(OSError(errno.ENOSPC, "No space left on device"), folder.parent)

@@ -332,7 +332,7 @@ def patient_pattern(cases: Sequence[str]) -> str:
     Of the usual ways to name cases it is the one by which most belong together, though not every name need follow it,
     but none by which all are one patient.
     """
-    patterns = ["(.*)", f"(?i)(.+?)(?:{_VISIT})+$"]
+    patterns = ["(.*)", f"(?i)(.+?)(?:{_VISIT})+$", *(["([^/]+)"] if any("/" in case for case in cases) else [])]
     if words := sorted({match[1] for case in cases if (match := _PERSON.match(case))}):
         patterns.insert(1, f"((?:{'|'.join(words)})[-_]?[A-Za-z0-9]*?\\d+)")
     patients = {pattern: len({patient_of(case, pattern) for case in cases}) for pattern in patterns}
@@ -364,8 +364,14 @@ def check_fit(pattern: str, where: str, cases: Sequence[str], every: bool = True
         raise BadInput(
             f"'{shorten(pattern)}' ({where}) fits {fits} of the {len(cases)} names of cases; "
             f"one that it does not fit is {odd[0]}.",
-            "Let its first group be the patient in each name; '|.*' at the group's end makes every other case one.",
+            f"Let its first group be the patient in each name; {_all_in_one(pattern)} makes every other case one.",
         )
+
+
+def _all_in_one(pattern: str) -> str:
+    """A pattern whose one group is all of another one, or a whole name."""
+    inner = re.sub(r"(?<!\\)[(](?![?])", "(?:", pattern)
+    return f"'({inner}|.*)'"
 
 
 def check_split(data: DataConfig, path: Path) -> None:

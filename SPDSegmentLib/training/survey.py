@@ -132,8 +132,10 @@ def find_cases(
         all_images += [p for p in places if modalities - NOT_IMAGES and p not in (".", *all_images)]
         all_labels += [p for p in places if modalities.intersection(DRAWN) and p not in (".", *all_labels)]
         above.update(places[1:])
-    labels = _matching([*files, *all_labels], label) if label else _patterns(all_labels, LABEL_WORDS)
-    images = _matching([*files, *all_images], image) if image else _patterns(all_images, set())
+    readings = {p: _matching([*files, *own_], p) for p, own_ in ((label, all_labels), (image, all_images)) if p}
+    wide = bool(readings) and _read_with_folders(list(readings.values()))
+    labels = {label: readings[label][wide]} if label else _patterns(all_labels, LABEL_WORDS)
+    images = {image: readings[image][wide]} if image else _patterns(all_images, set())
     ranked = sorted(
         ((len(of_label.keys() & images[i].keys()), not above.intersection([*images[i].values(), *of_label.values()]),
           len(_words(i) & IMAGE_WORDS), len(os.path.commonprefix([i, k])), -len(i), i, k)
@@ -185,18 +187,22 @@ def _words(name: str) -> set[str]:
     return set(re.split(r"[^a-z0-9]+", name.lower()))
 
 
-def _matching(files: Sequence[str], pattern: str) -> dict[str, dict[str, str]]:
-    """Files that are named as a pattern says, by case."""
+def _matching(files: Sequence[str], pattern: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Files that are named as a pattern says, by case: where that is a name, and where it may have folders too."""
     if "{case}" not in pattern:
         raise BadInput(f"The pattern '{pattern}' has no {{case}} in it.", "Write it as in '{case}_image.nii.gz'.")
     first, *rest = (re.escape(part) for part in pattern.split("{case}"))
-    found: dict[str, str] = {}
-    for case in ("[^/]+", ".+"):  # which stands for folders too where there is no other way to read the pattern
-        expression = re.compile(rf"{first}(?P<case>{case})" + r"(?P=case)".join(rest))
-        found = found or {match["case"]: name for name in files if (match := expression.fullmatch(name))}
+    expression = re.compile(rf"{first}(?P<case>.+)" + r"(?P=case)".join(rest))
+    found = {match["case"]: name for name in files if (match := expression.fullmatch(name))}
     if not found:
         raise BadInput(f"No file is named '{pattern}'.", "Check the pattern; folders count from the one given.")
-    return {pattern: found}
+    return {case: name for case, name in found.items() if "/" not in case}, found
+
+
+def _read_with_folders(readings: Sequence[tuple[dict[str, str], dict[str, str]]]) -> bool:
+    """Whether ``{case}`` stands for folders too: one pattern cannot be read otherwise, or two share few cases so."""
+    shared = [set.intersection(*(set(reading[n]) for reading in readings)) for n in (0, 1)]
+    return not shared[0] if len(readings) == 1 else 2 * len(shared[0]) < len(shared[1])
 
 
 def _patterns(files: Sequence[str], dropped: set[str]) -> dict[str, dict[str, str]]:
@@ -356,9 +362,11 @@ def shared_numbers(cases: Sequence[str], pattern: str) -> str:
     shared = next((names for number, names in people.items() if number and len(names) > 1), [])
     if len(people) < 2 or not shared:
         return ""
-    wanted = r"(\D*\d+|.*)" if "" in people else r"(\D*\d+)"
+    what, wanted = "first number", r"(\D*\d+|.*)" if "" in people else r"(\D*\d+)"
+    if all("/" in name for name in shared):
+        what, wanted = "first folder", "([^/]+)"
     return (
-        f"{_some(shared)} count as {len(shared)} patients; if their first number is the patient, so that none trains "
+        f"{_some(shared)} count as {len(shared)} patients; if their {what} is the patient, so that none trains "
         f"and validates, give --patient '{wanted}'."
     )
 

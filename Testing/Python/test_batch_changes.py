@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ from batch_helpers import MODEL, Case, Run, states, write_clicks
 from segment_case import tiny_bundle
 
 from SPDSegmentLib.batch.cases import BatchCase, batch_model
+from SPDSegmentLib.batch.report import claim_row, has_claim, without_folders
 from SPDSegmentLib.batch.run import BatchRun, CaseProcess
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, CaseSegmenter
-from SPDSegmentLib.errors import OutOfMemory
+from SPDSegmentLib.errors import BadInput, OutOfMemory
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.models.bundle import find_bundle, write_bundle
 from SPDSegmentLib.networks.backbones import load_adapter
@@ -23,8 +25,9 @@ from SPDSegmentLib.worker.client import WorkerClient
 pytest_plugins = ["batch_helpers"]
 
 
+@pytest.mark.parametrize("resume", [True, False])
 def test_a_mask_that_a_person_saves_while_its_case_is_computed_is_left_alone(
-    run: Run, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     first = run(cases[:1])["cases"][0]
     output, segment, edited = tmp_path / "out" / "a.seg.nrrd", CaseSegmenter.__call__, []
@@ -38,13 +41,40 @@ def test_a_mask_that_a_person_saves_while_its_case_is_computed_is_left_alone(
 
     monkeypatch.setattr(CaseSegmenter, "__call__", while_edited)
     write_clicks(Path(cases[0][2]), (2, 7))
-    (row,) = run(cases[:1])["cases"]
+    (row,) = run(cases[:1], resume=resume)["cases"]
     assert row["state"] == "kept" and [output.read_bytes()] == edited and row["volume_ml"] == first["volume_ml"]
     monkeypatch.setattr(CaseSegmenter, "__call__", segment)
     assert states(run(cases[:1])) == {"a": "kept"} and [output.read_bytes()] == edited
 
 
-@pytest.mark.parametrize("end", ["fails", "is done", "is done when the next batch has found an earlier result"])
+def test_a_row_that_the_disk_gives_only_a_moment_later_is_still_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, read, failures = tmp_path / "a.case.json", Path.read_text, [OSError(errno.ESTALE, "Stale file handle")]
+    claim = claim_row(row, None)
+
+    def read_text(path: Path, *args: Any, **options: Any) -> str:
+        if failures:
+            raise failures.pop()
+        return read(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr("SPDSegmentLib.batch.report.time.sleep", lambda seconds: None)
+    assert has_claim(row, claim) and not failures
+    failures += 4 * [OSError(errno.EACCES, "Permission denied")]
+    with pytest.raises(BadInput, match="a.case.json cannot be read, .*: Permission denied"):
+        has_claim(row, claim)
+
+
+def test_a_folder_whose_name_an_error_writes_with_escapes_is_left_out_too() -> None:
+    case = BatchCase("a", "/study/M\udcfcller/ct.nii.gz", "/study/a.mrk.json")
+    error = f"OSError: {OSError(5, 'Input/output error', case.image)}"
+    assert without_folders(error, case, Path("/out")) == "OSError: [Errno 5] Input/output error: 'ct.nii.gz'"
+
+
+@pytest.mark.parametrize(
+    "end", ["fails", "is done", "is done when the next batch has found an earlier result", "is written"]
+)
 def test_a_case_that_runs_on_after_its_batch_was_stopped_writes_nothing_over_the_next_one(
     run: Run, cases: list[Case], tmp_path: Path, end: str
 ) -> None:
@@ -54,12 +84,19 @@ def test_a_case_that_runs_on_after_its_batch_was_stopped_writes_nothing_over_the
     run(cases[:1])
     write_clicks(points, (2, 7))
 
-    def segment(case: BatchCase, output: Path) -> CaseResult:
+    def meanwhile(staged: Path = out) -> None:
         write_clicks(points, (4, 6))
         if end.endswith("earlier result"):
             points.write_bytes(first)
         assert states(run(cases[:1])) == {"a": "done"}
-        there.update({path: path.read_bytes() for path in out.iterdir()})
+        there.update({path: path.read_bytes() for path in out.iterdir() if path != staged})
+        if staged != out:
+            staged.write_bytes(b"mask")
+
+    def segment(case: BatchCase, output: Path) -> CaseResult:
+        if end == "is written":
+            return CaseResult({}, [], {}, meanwhile)
+        meanwhile()
         if end == "fails":
             raise OutOfMemory("There is no memory.")
         return CaseResult({}, [], {}, lambda path: None)

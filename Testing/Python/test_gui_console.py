@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import signal
@@ -353,3 +354,21 @@ def test_a_segment_that_the_console_has_written_is_written_whole_by_the_panel(
     state.centerlineNodes = [clicks]
     segment(host, module)
     assert np.array_equal(mask_of(module), first)
+
+
+def test_a_volume_that_is_removed_after_its_case_is_freed(host: Any, logic: Any) -> None:
+    import slicer
+
+    freed: list[int] = []
+    for case in range(3):
+        volume = host.add_volume(np.random.default_rng(0).integers(0, 200, SHAPE).astype(np.int16), SPACING)
+        points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "C")
+        points.AddControlPointWorld(16, 15, 9)
+        volume.GetImageData().AddObserver("DeleteEvent", lambda caller, event, case=case: freed.append(case))
+        segmentation = logic.segment(volume, points, model="fake")
+        for node in (segmentation, points, volume):
+            slicer.mrmlScene.RemoveNode(node)
+        host.process_events(30)
+        del node, segmentation, points, volume
+    gc.collect()
+    assert {0, 1} <= set(freed)

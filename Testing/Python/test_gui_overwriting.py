@@ -20,6 +20,7 @@ from gui_helpers import (
     segmented_behind_gate,
     settle,
     state_of,
+    use_fake,
 )
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
@@ -165,3 +166,40 @@ def test_a_result_that_a_run_cannot_touch_is_not_looked_through(host: Any, monke
     second = state_of(module).segmentId
     assert not (mask_of(module, first) & mask_of(module, second)).any()
     assert second in looked and first not in looked
+
+
+def test_a_neighbor_that_was_not_chosen_since_the_scene_was_opened_is_a_runs_when_undone_and_saved(
+    host: Any, tmp_path: Path
+) -> None:
+    import slicer
+
+    def reopen() -> None:
+        slicer.mrmlScene.StartState(slicer.mrmlScene.SaveState)  # as Slicer's Save window does
+        host.save_scene(tmp_path / "case.mrb")
+        slicer.mrmlScene.EndState(slicer.mrmlScene.SaveState)
+        host.open_scene(tmp_path / "case.mrb")
+        use_fake(module)
+        settle(host, module)
+
+    # given
+    add_volume(host)
+    module = load(host)
+    add_clicks((3,))
+    segment(host, module)
+    first, before = state_of(module).segmentId, mask_of(module)
+    choose(host, module, "", add_clicks((3,), "Other", at=(6.0, 34.0)))
+    segment(host, module)
+    reopen()
+    overwrite()
+
+    # when
+    move_click(slicer.util.getNode("Other"), 0, (20.0, -14.0, 0.0))
+    settle(host, module)
+    assert (before & ~mask_of(module, first)).any()
+    module.ui.undoButton.click()
+    settle(host, module)
+    reopen()
+
+    # then
+    choose(host, module, first, slicer.util.getNode("Centerline"))
+    assert np.array_equal(mask_of(module), before) and not record_of(module).owned

@@ -328,3 +328,49 @@ def test_a_hardened_transform_of_volume_and_segment_locks_nothing(host: Any) -> 
     module.widget.panel.correct.takeIn()
     assert not record_of(module).owned
     assert not segment(host, module).writer.record.owned
+
+
+def test_undo_of_a_run_of_another_segment_leaves_the_clicks_of_a_list_that_both_share(host: Any) -> None:
+    # given
+    add_volume(host)
+    module, clicks = load(host), add_clicks((4, 6))
+    made = []
+    for _ in range(2):
+        state_of(module).segmentId = ""
+        segment(host, module)
+        made.append(state_of(module).segmentId)
+
+    def turn_to(segment_id: str) -> None:
+        state_of(module).segmentId = segment_id
+        module.widget.panel.refresh()
+        settle(host, module)
+
+    turn_to(made[0])
+    move_click(clicks, 0, (8.0, 0.0, 0.0))
+    settle(host, module)
+    turn_to(made[1])
+    segment(host, module)
+    turn_to(made[0])
+    first, second = mask_of(module), mask_of(module, made[1])
+
+    # when
+    module.ui.undoButton.click()
+    settle(host, module)
+
+    # then
+    assert not np.array_equal(mask_of(module, made[1]), second)
+    assert np.array_equal(mask_of(module), first) and clicks.GetNthControlPointPositionWorld(0)[0] == 32.0
+
+
+def test_a_result_that_was_moved_away_from_its_volume_is_not_said_to_have_another_volume(host: Any) -> None:
+    import slicer
+    import vtk
+
+    module, matrix = segmented(host), vtk.vtkMatrix4x4()
+    matrix.SetElement(0, 3, 6.0)
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "shift")
+    transform.SetMatrixTransformToParent(matrix)
+    state_of(module).segmentationNode.SetAndObserveTransformNodeID(transform.GetID())
+    module.widget.panel.run.forgetMessage()
+    module.widget.panel.refresh()
+    assert "Kidney was moved or the volume was changed since; press Segment" in module.ui.statusLabel.text

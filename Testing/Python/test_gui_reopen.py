@@ -284,3 +284,35 @@ def test_an_undo_that_reached_another_segment_is_whole_in_the_saved_scene(
     segment(host, module)
     assert np.array_equal(mask_of(module), before) and not record_of(module).owned
     assert second.GetNthControlPointPositionWorld(0)[0] == pytest.approx(12.0)
+
+
+def test_a_segment_whose_volume_cannot_be_segmented_hides_no_edit_of_another_from_a_save(host: Any) -> None:
+    import slicer
+    from test_gui_geometry import warped
+
+    from SPDSegmentLib.gui.scene.write_record import loadRecord
+
+    # given: a segment without a result, chosen before one that somebody has edited since
+    volume = add_volume(host)
+    module, state = load(host), None
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Result")
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    state, drawn = state_of(module), node.GetSegmentation().AddEmptySegment("Drawn", "Drawn")
+    add_clicks((4, 6))
+    state.segmentationNode, state.segmentId = node, drawn
+    module.widget.panel.refresh()
+    settle(host, module)
+    module.widget.panel.correct.takeIn()
+    state.segmentId = ""
+    segment(host, module)
+    made, edited = state.segmentId, mask_of(module).astype(np.uint8)
+    edited[5, 2:6, 2:6] = 1
+
+    # when
+    volume.SetAndObserveTransformNodeID(warped().GetID())
+    slicer.util.updateSegmentBinaryLabelmapFromArray(edited, node, made, volume)
+    module.logic.segmenter.noteChanges()
+
+    # then
+    assert loadRecord(node, made).owned

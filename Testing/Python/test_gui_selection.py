@@ -245,3 +245,18 @@ def test_lists_come_back_with_their_segment_in_their_order_and_with_a_branch_lef
 
     # then
     assert [node.GetName() for node in state_of(module).centerlineNodes] == ["Main", "Branch"]
+
+
+@pytest.mark.parametrize("slices", [(3, 5), ()])
+def test_a_ticked_branch_starts_nothing_where_a_run_waits_for_segment(host: Any, slices: tuple[int, ...]) -> None:
+    import qt
+
+    module = segmented(host)
+    first, before = state_of(module).segmentId, mask_of(module)
+    node = state_of(module).segmentationNode
+    module.ui.centerlineSelector.setCurrentNode(add_clicks(slices, "Other clicks", at=(12.0, 30.0)))
+    settle(host, module)
+    module.ui.branchesList.item(0).setCheckState(qt.Qt.Checked)
+    settle(host, module)
+    assert len(state_of(module).centerlineNodes) == 2
+    assert node.GetSegmentation().GetNumberOfSegments() == 1 and np.array_equal(mask_of(module, first), before)

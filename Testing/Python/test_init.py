@@ -125,6 +125,8 @@ def test_cases_in_folders_of_sessions_are_said_by_one_pattern_and_stay_with_thei
     assert "let {case} stand for folders too" in refused.value.remedy
     found = find_cases(folder, "{case}_T1w.nii.gz", "labels/{case}_T1w_seg.nii.gz")
     assert found.cases == tuple(visits) and not found.unpaired
+    touch(tmp_path, "labels/template_T1w_seg.nii.gz")
+    assert find_cases(folder, found.image, found.label).cases == tuple(visits)
     pattern = patient_pattern(found.cases)
     assert [patient_of(case, pattern) for case in found.cases] == ["sub-01", "sub-01", "sub-02", "sub-02"]
 
@@ -239,6 +241,8 @@ def test_patients_are_read_from_usual_names() -> None:
         ("case000_baseline case000_followup case001_baseline", "case000 case000 case001"),
         ("000_Day0 000_Day30 001_Day0", "000 000 001"),
         ("patient00L patient00R patient01L", "patient00 patient00 patient01"),
+        ("p01/ses1 p01/ses2 p02/ses1 p02/ses2", "p01 p01 p02 p02"),
+        ("Doe/first Doe/second Roe/first", "Doe Doe Roe"),
     ],
 )
 def test_cases_of_one_patient_belong_together_though_not_every_name_says_so(cases: str, patients: str) -> None:

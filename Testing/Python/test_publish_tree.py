@@ -162,6 +162,9 @@ def test_a_repository_that_a_person_works_in_is_left_alone(
     written = tmp_path / "tree"
     for folder in (source, tmp_path):  # what is published, and what it lies in
         assert publish(source, folder) == 2 and "holds other files or commits" in capsys.readouterr().err
+    git(tmp_path, "clone", "-q", str(source), str(tmp_path / "foreign"))
+    git(tmp_path / "foreign", "rm", "-rq", "SPDSegmentLib")
+    assert publish(source, tmp_path / "foreign") == 2 and "holds other files or commits" in capsys.readouterr().err
     for change in ("a clone", "a file", "an ignored file", "a commit", "a stash"):
         assert publish(source, written) == 0
         if change == "a clone":

@@ -215,6 +215,12 @@ def test_a_pattern_is_to_find_a_patient_in_every_name_or_to_say_that_all_others_
     hint = shared_numbers(names, "(.*)").partition("give --patient '")[2].partition("'")[0]
     check_fit(hint, "--patient", names)
     assert len({patient_of(name, hint) for name in names}) == 3
+    with pytest.raises(BadInput) as refused:
+        check_fit(r"case_(\d+)", "--patient", ["case_01", "case_01b", "x1"])
+    wanted = refused.value.remedy.split("'")[1]
+    check_fit(wanted, "--patient", ["case_01", "case_01b", "x1"])
+    assert [patient_of(name, wanted) for name in ("case_01b", "x1")] == ["case_01", "x1"]
+    assert "--patient '([^/]+)'" in shared_numbers(["Doe/ses1", "Doe/ses2", "Roe/ses1"], "(.*)")
 
 
 def test_a_label_without_the_target_is_refused(data: Path, tmp_path: Path) -> None:

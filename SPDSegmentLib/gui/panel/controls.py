@@ -381,7 +381,7 @@ class EditorChoice:
 def sourceText(differs: set[str]) -> str:
     """Return what a result, ``{name}``, did not come of, see ``Task.differences``, and how it is computed again."""
     if differs == {"voxels"}:
-        text = _("The volume was changed since {name} came of it; press Segment to compute it again.")
+        text = _("{name} was moved or the volume was changed since; press Segment to compute it again.")
     else:
         text = _("{name} came of another volume, model or axis; press Segment to compute it again.")
     return str(text)

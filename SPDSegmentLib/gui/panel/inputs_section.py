@@ -52,7 +52,7 @@ class InputsSection(VTKObservationMixin):
         self.extraModels: list[ModelEntry] = []
         self._state = state
         self._changed = changed
-        self.onBranches = Signal()  # a person ticked or unticked one
+        self.onBranches = Signal()  # a person ticked or unticked one for the result of what was chosen
         self.placing = Placing(ui, lambda: self.isForeign)
         self._pickedId = ""  # of a list that the panel chose, of whatever it may be
         self._namesTimer = idleTimer(self._fillNames)
@@ -372,16 +372,16 @@ class InputsSection(VTKObservationMixin):
     def _onBranches(self, item: Any) -> None:
         if self._filling:
             return
-        state = self._state()
-        listed = self.ui.branchesList
+        state, task, listed = self._state(), self.currentTask(), self.ui.branchesList
+        isOwn = task is not None and self.source.isOwn(task)  # without the branch: else a run has to be asked for
         items = [listed.item(row) for row in range(listed.count)]
         checked = [i.data(qt.Qt.UserRole) for i in items if i.checkState() == qt.Qt.Checked]
-        branches = [nodeById(nodeId) for nodeId in checked]
-        first = self.ui.centerlineSelector.currentNode()
-        state.centerlineNodes = [n for n in (first, *branches) if n is not None]
+        nodes = (self.ui.centerlineSelector.currentNode(), *map(nodeById, checked))
+        state.centerlineNodes = [node for node in nodes if node is not None]
         self._nameBranches(state)
         self._tell()
-        self.onBranches.emit()
+        if isOwn:
+            self.onBranches.emit()
 
     def _onCard(self, checked: bool) -> None:
         if self.model is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from SPDSegmentLib.errors import SPDError
@@ -11,7 +12,7 @@ from SPDSegmentLib.worker.client import Callbacks, Request
 from SPDSegmentLib.worker.messages import Progress, SaliencyReady
 from SPDSegmentLib.worker.requests import learn_message, suggest_message
 
-from ..scene.centerlines import Clicks, checkClicks, namedClicks, readClicks, renameClicks, restoreClicks
+from ..scene.centerlines import Clicks, checkClicks, namedClicks, readClicks, renameClicks, restoreClicks, shareLists
 from ..scene.editor_nodes import editTimes, placeError, storageError
 from ..scene.state import Signal, nameSegment, ownClicks
 from ..scene.surfaces import ShownSurfaces
@@ -19,7 +20,7 @@ from ..scene.volumes import nodeById
 from ..scene.write_record import Position, WriteRecord
 from .job import CallLater, JobState, SegmentationJob
 from .result_writer import ResultWriter
-from .task import SegmentMemory, Task, VolumeView, adoptGrid, areAcross
+from .task import SegmentMemory, Task, VolumeView, adoptGrid, areAcross, letGo
 from .worker_host import OnAnswer, WorkerHost, answerTo, volumeName
 
 
@@ -67,6 +68,7 @@ class Segmenter:
                 raise problem
             nameSegment(task.target.node, task.target.segmentId)
             ownClicks(task.target.node, task.target.segmentId)
+        letGo(self._memories.values())
         memory = self._memoryOf(task)
         checkClicks(task.centerlineNodes)  # a start that fails leaves the run under way alone
         snapshot = task.view.snapshot()
@@ -193,15 +195,15 @@ class Segmenter:
 
     def isBusy(self, segmentationNode: Any, segmentId: str) -> bool:
         """Whether a run is writing into a segment."""
-        segment = (segmentationNode.GetID(), segmentId)
-        return any(memory.isRunning for key, memory in self._memories.items() if key[:2] == segment)
+        return any(m.isRunning for key, m in self._memories.items() if key[:2] == (segmentationNode.GetID(), segmentId))
 
     def checkJobs(self) -> None:
-        """End the jobs whose volume, clicks or segment are gone."""
+        """End the jobs whose volume, clicks or segment are gone; a volume that is gone is not held."""
         for job in self._jobs:
             job.checkValid()
+        letGo(self._memories.values())
 
-    def noteChange(self, task: Task) -> bool:
+    def noteChange(self, task: Task, *, isBeside: bool = False) -> bool:
         """Take in that somebody else changed the segment; return whether undo or redo did.
 
         Undo and redo bring the clicks of that state back, unless there are some that are not segmented yet; any other
@@ -210,6 +212,7 @@ class Segmenter:
 
         Args:
             task: with the segment.
+            isBeside: another segment may be looked at; a list of the latest result of any other keeps its clicks.
         """
         target, memory = task.target, self._memoryOf(task)
         if not target.isPlaced or memory.isRunning:
@@ -231,7 +234,9 @@ class Segmenter:
             if state is None:  # somebody else has written it
                 memory.lastClicks = None
             else:
-                self._restore(task, state.clicks, state.record, keepsClicks=memory.newClicks > 0)
+                others = [m.lastClicks or () for m in self._memories.values() if isBeside and m is not memory]
+                keepsClicks = memory.newClicks > 0 or shareLists(state.clicks, others)
+                self._restore(task, state.clicks, state.record, keepsClicks=keepsClicks)
             record, digests = task.present()
         memory.noteEdits(record, digests)
         target.saveRecord(record)
@@ -247,7 +252,8 @@ class Segmenter:
         for memory, task in [(m, m.task) for key, m in self._memories.items() if m.task and m.task.key == key]:
             isSeen = onlyStates and task.target.mark == memory.mark
             if not isSeen and nodeById(task.volumeNode.GetID() or "") is not None:
-                self.noteChange(task)
+                with suppress(SPDError):  # of a volume that cannot be segmented now: the other segments are looked at
+                    self.noteChange(task, isBeside=True)
 
     def release(self, task: Task, slices: set[int] | None = None) -> None:
         """Give a person's slices (all by default) back to the model; the next run may rewrite them."""
@@ -320,11 +326,9 @@ class Segmenter:
         step = (task.key, task.target.ownEditor)
         if self._undoStep == (*step, editTimes(task.target.node)):
             return
-        isMade = True
         if task.saveStateForUndo is not None:
             task.saveStateForUndo()
-        else:
-            isMade = self.saveStateForUndo is not None and self.saveStateForUndo(task)
+        isMade = task.saveStateForUndo or (self.saveStateForUndo and self.saveStateForUndo(task))
         self._undoStep = (*step, None) if isMade else None
 
     def forgetUndoStep(self) -> None:
@@ -378,7 +382,8 @@ class Segmenter:
         memory.halfWritten = None if task.target.exists else job.writer
         for other, digests, record in job.writer.neighbors.states:
             key = (other.nodeId, other.segmentId, record.identity)
-            theirs = self._memories.setdefault(key, SegmentMemory())
+            theirs = self._memories.setdefault(key, SegmentMemory(mark=other.mark))
+            theirs.task = theirs.task or Task(task.view, (), other)  # undo of the run is to be noticed
             theirs.history.remember(other.mark, digests, theirs.lastClicks or (), record)
         self.onJob.emit(job)
 

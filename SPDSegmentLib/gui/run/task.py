@@ -223,7 +223,7 @@ class SegmentMemory:
     """One segment, for as long as its scene is open.
 
     Attributes:
-        task: the latest one for it, None where only runs of others have changed it.
+        task: the latest one for it, or of a run that changed it too; None where its volume is gone.
         history: states of mask and clicks.
         job: the run under way.
         lastClicks: of the latest result, None before the first and where somebody else wrote it.
@@ -274,9 +274,7 @@ class SegmentMemory:
 
     def withReleased(self, record: WriteRecord) -> WriteRecord:
         """Return a copy of a record in which what was released since the latest result is a person's again."""
-        copied = record.copy()
-        copied.owned |= self.released
-        return copied
+        return replace(record.copy(), owned=record.owned | self.released)
 
     def stateOf(self, task: Task, mark: str, record: WriteRecord, digests: Mapping[int, str]) -> State | None:
         """Return the latest state of this mark that the segment has now, voxel for voxel, each on its own slices.
@@ -345,6 +343,13 @@ class SegmentMemory:
             self.startedClicks = renameClicks(self.startedClicks, renamed)
         if self.job is not None:
             self.job.writer.rename(renamed)
+
+
+def letGo(memories: Iterable[SegmentMemory]) -> None:
+    """Hold no volume that is gone from the scene."""
+    for memory in memories:
+        if memory.task and nodeById(memory.task.volumeNode.GetID() or "") is not memory.task.volumeNode:
+            memory.task = None
 
 
 def adoptGrid(task: Task, snapshot: VolumeSnapshot, memory: SegmentMemory) -> WriteRecord | None:

@@ -158,6 +158,12 @@ def restoreClicks(clicks: Clicks) -> dict[str, str]:
     return renamed
 
 
+def shareLists(clicks: Clicks, others: Iterable[Clicks]) -> bool:
+    """Whether clicks are in any node that others are in too."""
+    own = {nodeId for nodeId, _markup in clicks}
+    return any(nodeId in own for other in others for nodeId, _markup in other)
+
+
 def removeClicks(node: Any, *, lastOnly: bool = False) -> None:
     """Take all clicks of a node away, or the last one; the one that follows the pointer while placing stays."""
     wasModifying = node.StartModify()
