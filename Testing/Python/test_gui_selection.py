@@ -260,3 +260,34 @@ def test_a_ticked_branch_starts_nothing_where_a_run_waits_for_segment(host: Any,
     settle(host, module)
     assert len(state_of(module).centerlineNodes) == 2
     assert node.GetSegmentation().GetNumberOfSegments() == 1 and np.array_equal(mask_of(module, first), before)
+
+
+def test_after_undo_of_the_first_run_of_another_segment_that_is_chosen_with_its_own_list(host: Any) -> None:
+    # given
+    add_volume(host)
+    module, _ = load(host), add_clicks((4, 6))
+    segment(host, module)
+    first, box = state_of(module).segmentId, module.ui.segmentBox
+    clicks = add_clicks((), name="B clicks")
+    module.ui.centerlineSelector.setCurrentNode(clicks)
+    settle(host, module)
+    clicks.AddControlPointWorld(10.0, 30.0, 15.0)
+    settle(host, module)
+    second = state_of(module).segmentId
+    assert second not in ("", first) and mask_of(module, second).any()
+
+    def choose(segment_id: str) -> None:
+        box.currentIndex = box.findData(segment_id)
+        box.activated.emit(box.currentIndex)
+        host.process_events(250)
+        settle(host, module)
+
+    # when
+    choose(first)
+    module.ui.undoButton.click()
+    settle(host, module)
+    choose(second)
+
+    # then
+    assert not mask_of(module, second).any()
+    assert [node.GetName() for node in state_of(module).centerlineNodes] == ["B clicks"]

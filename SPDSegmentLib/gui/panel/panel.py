@@ -243,7 +243,8 @@ class ModulePanel(VTKObservationMixin):
         task = self.inputs.currentTask()
         lists = task.target.record.lists if task is not None else ()
         nodes = [node for nodeId in lists if (node := nodeById(nodeId)) is not None]
-        if nodes and self._lists == tuple(node.GetID() for node in self.state.centerlineNodes):
+        chosen = tuple(node.GetID() for node in self.state.centerlineNodes)
+        if nodes and self._lists == chosen != tuple(node.GetID() for node in nodes):
             self.state.centerlineNodes = nodes
             self._refreshScene()
 

@@ -237,7 +237,7 @@ class Segmenter:
                 others = [m.lastClicks or () for m in self._memories.values() if isBeside and m is not memory]
                 keepsClicks = memory.newClicks > 0 or shareLists(state.clicks, others)
                 self._restore(task, state.clicks, state.record, keepsClicks=keepsClicks)
-            record, digests = task.present()
+            record, digests = task.present((record, digests))
         memory.noteEdits(record, digests)
         target.saveRecord(record)
         self.noteChanges(onlyStates=True)  # undo may have reached another segment

@@ -172,8 +172,7 @@ class Task:
             return set()
         nodeId = self.volumeNode.GetID()
         isChanged = served.startswith(f"{nodeId}|") and not served.startswith(f"{voxelState(self.volumeNode)}|")
-        isHere = record.volumeId == nodeId and self.target.isPlaced
-        isMoved = isHere and not self.writtenSnapshot(record).volumeId
+        isMoved = record.volumeId == nodeId and self.target.isPlaced and not self.writtenSnapshot(record).volumeId
         isOther = {
             "model": record.model != self.view.model.name,
             "volume": record.volumeId not in ("", nodeId),
@@ -193,9 +192,11 @@ class Task:
             return self.view.snapshot()
         return self.target.writtenSnapshot(record, self.volumeNode)
 
-    def present(self) -> tuple[WriteRecord, dict[int, str]]:
-        """Return the segment's record, for its slices as they lie now, and their checksums."""
+    def present(self, seen: tuple[WriteRecord, dict[int, str]] | None = None) -> tuple[WriteRecord, dict[int, str]]:
+        """Return the segment's record, for its slices as they lie now, and their checksums, or those that were seen."""
         record = self.target.record
+        if seen is not None and isSameStack(record, seen[0]):
+            return replace(record, grid=seen[0].grid), seen[1]
         written = self.writtenSnapshot(record)
         if record.grid is not None:
             record.grid = self.target.gridOf(written)
@@ -315,7 +316,8 @@ class SegmentMemory:
             record, digests = former, task.target.digests(task.writtenSnapshot(former))
             record.noteEdits(digests)
         clicks = (self.startedClicks or ()) if self.lastClicks is None else self.lastClicks
-        self.history.remember(task.target.mark, digests, clicks, self.withReleased(record))
+        lists = record.lists or tuple(nodeId for nodeId, _markup in clicks)
+        self.history.remember(task.target.mark, digests, clicks, replace(self.withReleased(record), lists=lists))
 
     def crossingNote(self, record: WriteRecord) -> str:
         """Say why slices are kept that nobody touched: those that a person edited lie across them; empty if not so."""
