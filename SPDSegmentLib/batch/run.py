@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,14 +86,15 @@ class CaseProcess:
                 names = {name: row[name] for name in ("case", "image", "points")}
                 replaces = last is not former or CLAIM in former or former.get(STAMP) != key[STAMP]
                 return self._adopt(case, row_file, former | names | {STAMP: key[STAMP]}, replaces)
-            if kept := self._kept(case, former, former):
+            lay = {path: digest_of(path) for path in self._results(case)}
+            if self.resume and (kept := self._kept(case, former, former, lay)):
                 return self._keep(case, row | kept, key, former)
             row["known_digests"] = known_digests(earlier_result(former, row_file, output).get(EARLIER))
             row[CLAIM] = claim_row(row_file, last)
-            begun = {} if self.resume else {path: digest_of(path) for path in self._results(case)}
             result = segment(case, output)
             check_claim(row_file, row)
-            if kept := self._kept(case, former, row, begun):  # changed while the case was computed
+            changed = [path for path, digest in lay.items() if digest_of(path) != digest]  # while it was computed
+            if kept := self._kept(case, former, row, changed):
                 del row["known_digests"]
                 return self._keep(case, row | kept, key, former)
             row |= result.figures | {"clicks": result.fates, "report": result.details}
@@ -127,16 +128,12 @@ class CaseProcess:
         case: BatchCase,
         former: dict[str, Any] | None,
         known: dict[str, Any] | None,
-        begun: Mapping[Path, str | None] | None = None,
+        paths: Iterable[Path],
     ) -> dict[str, Any]:
-        """What the row of a case says whose files are not all the batch's by the row ``known``; else nothing.
-
-        Where nothing is resumed, what lay there when the case was ``begun`` may go, whoever wrote it.
-        """
+        """What the row of a case says of whose results some are not the batch's by the row ``known``; else nothing."""
         row_file, output = self._places(case)
-        for path in self._results(case) if self.resume or begun else ():
-            may_go = not self.resume and begun is not None and digest_of(path) == begun.get(path)
-            if not may_go and is_foreign(known, row_file, path):
+        for path in paths:
+            if is_foreign(known, row_file, path):
                 told = {"state": CaseState.KEPT.value, "error": kept_error(path), "output": output.name}
                 return kept_figures(former) | told
         return {}

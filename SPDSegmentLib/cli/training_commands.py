@@ -243,8 +243,8 @@ def evaluate(
         name: EvaluationConfig(severities, seeds, tuple(method for job, method in jobs if job == name), first_seed)
         for name in bundles
     }
-    for bundle in bundles.values():
-        Predictor.load(bundle, device)  # what is wrong with one is said before the first of many cases
+    # what is wrong with one is said before the first of many cases
+    predictors = {name: Predictor.load(bundle, device) for name, bundle in bundles.items()}
     rows: list[EvaluationRow] = []
     with _output_folder(output), show_training(True) as bar:
         check_reports(output)
@@ -252,9 +252,8 @@ def evaluate(
         cases = list(dict.fromkeys(target.case for target in targets))
         command = command_line("spdsegment", *sys.argv[1:])
         with _kept(output, rows, _context(command, cases, bundles, seeds, first_seed)) as keep:
-            for name, bundle in bundles.items():
-                protocol = protocols[name]
-                predictor = Predictor.load(bundle, device)
+            for name, protocol in protocols.items():
+                predictor = predictors.pop(name)
                 total = len(targets) * len(protocol.draws) * len(protocol.methods)
                 for done, row in enumerate(run_evaluation(predictor, targets, protocol, labels[name]), start=1):
                     rows.append(row)

@@ -6,6 +6,7 @@ Nothing is resampled: what does not lie on the image's own voxels or slices is r
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,17 @@ def read_labeled(folder: Path, files: LabeledFiles, case: str) -> tuple[Volume, 
         return volume, read_labels_of(folder / files.label.format(case=case), volume, files.segments)
     except SeveralFrames as error:  # a data set has no way to choose one
         raise BadInput(error.message, "Save the wanted frame of each as a file of its own.") from error
+
+
+def case_expression(pattern: str, case: str = "[^/]+") -> re.Pattern[str]:
+    """What names of files match that are named as a pattern with ``{case}`` says; the group ``case`` is that name.
+
+    Args:
+        pattern: the case may occur in it several times, always with one name.
+        case: what that name may be.
+    """
+    first, *rest = (re.escape(part) for part in pattern.split("{case}"))
+    return re.compile(rf"{first}(?P<case>{case})" + r"(?P=case)".join(rest))
 
 
 def read_labels_of(path: str | Path, volume: Volume, segments: Sequence[str] = ()) -> np.ndarray:

@@ -129,8 +129,9 @@ def learn(
         )
     options = {"prompts": prompts, "locked": corrected, "anchor_xy": anchor_xy, "cancelled": call.cancelled}
     before = session.segment(clicks, on_progress=call.on_progress, **options)  # type: ignore[arg-type]
-    again = in_use is not None and in_use is not session
-    if in_use is not None and again:
+    in_use = in_use or session
+    again = in_use is not session
+    if again:
         before = in_use.segment(clicks, **options)  # type: ignore[arg-type]
     slices = tuple(sorted(corrected))
     lesson = _Lessons(session, clicks, corrected, prompts, call)

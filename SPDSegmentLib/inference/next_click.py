@@ -172,7 +172,8 @@ def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None 
     kept = session.features.cached_slices()
     candidates = [t for t in sorted(kept) if t not in decided or decided[t][1].status is not SliceStatus.LOCKED]
     away = np.abs(np.subtract.outer(np.array(candidates, dtype=int), inside.slice_index)).min(axis=1, initial=10**6)
-    doubt = np.array([1 - (decided[t][1].quality or 0.0) if t in decided else 1.0 for t in candidates])
+    doubts = {t: 1 - (decided[t][1].quality or 0.0) if t in decided else 1.0 for t in candidates}
+    doubt = np.array(list(doubts.values()))
     order = np.argsort(-doubt * (away + 1), kind="stable")[:MOST_SLICES]
     jitter_px = JITTER * session.features.window.size
     asked = [p for n in np.sort(order) for p in perturbed(candidates[int(n)], prompts, anchors, jitter_px)]
@@ -194,8 +195,7 @@ def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None 
         own = decided[t][1].mask if t in decided else nothing
         dispute = dispute_of(np.stack([own, *others]))
         if dispute is not None and t not in offered:
-            doubtful = 1 - (decided[t][1].quality or 0.0) if t in decided else 1.0
-            disputes[t] = dataclasses.replace(dispute, doubt=doubtful)
+            disputes[t] = dataclasses.replace(dispute, doubt=doubts[t])
     return found + rank(disputes, inside, stack.pixel_mm, stack.slice_mm, count - len(found))
 
 

@@ -8,7 +8,6 @@ whose intensities stay as they are.
 from __future__ import annotations
 
 import glob
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from scipy.spatial import KDTree
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.intensity import check_values, intensity_range, normalize
-from SPDSegmentLib.geometry.labels import read_labeled
+from SPDSegmentLib.geometry.labels import case_expression, read_labeled
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.prompts.click_path import click_path
 from SPDSegmentLib.prompts.noise import simulate_clicks_from_path
@@ -171,10 +170,8 @@ def case_names(spec: SetConfig, folder: Path) -> list[str]:
 
 def _named(folder: Path, pattern: str) -> list[str]:
     """Names of the cases whose files or folders are named as a pattern with ``{case}`` says, sorted."""
-    parts = pattern.split("{case}")
-    first, *rest = (re.escape(part) for part in parts)
-    expression = re.compile(first + r"(?P<case>[^/]+)" + r"(?P=case)".join(rest))
-    places = (path.relative_to(folder).as_posix() for path in folder.glob("*".join(map(glob.escape, parts))))
+    expression, anything = case_expression(pattern), "*".join(map(glob.escape, pattern.split("{case}")))
+    places = (path.relative_to(folder).as_posix() for path in folder.glob(anything))
     return sorted(match["case"] for place in places if (match := expression.fullmatch(place)))
 
 

@@ -17,7 +17,7 @@ from SPDSegmentLib.errors import BadInput, GeometryUnsupported
 from SPDSegmentLib.geometry.dicom_series import DRAWN, NOT_IMAGES, folders_of
 from SPDSegmentLib.geometry.intensity import looks_like_ct
 from SPDSegmentLib.geometry.labelmap import filled_part
-from SPDSegmentLib.geometry.labels import read_labeled
+from SPDSegmentLib.geometry.labels import case_expression, read_labeled
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume
 
@@ -191,8 +191,7 @@ def _matching(files: Sequence[str], pattern: str) -> tuple[dict[str, str], dict[
     """Files that are named as a pattern says, by case: where that is a name, and where it may have folders too."""
     if "{case}" not in pattern:
         raise BadInput(f"The pattern '{pattern}' has no {{case}} in it.", "Write it as in '{case}_image.nii.gz'.")
-    first, *rest = (re.escape(part) for part in pattern.split("{case}"))
-    expression = re.compile(rf"{first}(?P<case>.+)" + r"(?P=case)".join(rest))
+    expression = case_expression(pattern, ".+")
     found = {match["case"]: name for name in files if (match := expression.fullmatch(name))}
     if not found:
         raise BadInput(f"No file is named '{pattern}'.", "Check the pattern; folders count from the one given.")

@@ -127,13 +127,18 @@ def test_commands_that_the_pages_give_name_extras_that_there_are(repository: Pat
     assert given >= 3
 
 
-def test_another_torch_for_an_environment_that_is_there_is_refused_with_what_helps(
-    repository: Path, tmp_path: Path
-) -> None:
+def copy_of_makefile(repository: Path, folder: Path) -> None:
+    """Put what `make setup` reads into a folder; the test is skipped where there is no make."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed here")
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(repository / name, tmp_path)
+        shutil.copy(repository / name, folder)
+
+
+def test_another_torch_for_an_environment_that_is_there_is_refused_with_what_helps(
+    repository: Path, tmp_path: Path
+) -> None:
+    copy_of_makefile(repository, tmp_path)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / ".torch").write_text("torch==2.13.0\n", encoding="utf-8")
     (tmp_path / ".venv" / ".installed").touch()
@@ -152,10 +157,7 @@ def test_another_torch_for_an_environment_that_is_there_is_refused_with_what_hel
 def test_a_named_torch_is_known_from_its_installation_on_and_refused_beside_one_of_unknown_origin(
     repository: Path, tmp_path: Path
 ) -> None:
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed here")
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(repository / name, tmp_path)
+    copy_of_makefile(repository, tmp_path)
     python, recorded = tmp_path / ".venv" / "bin" / "python", tmp_path / ".venv" / ".torch"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\ncase "$*" in *--constraint*) exit 1;; esac\n', encoding="utf-8")  # ends after torch

@@ -16,7 +16,6 @@ from ..scene.centerlines import Clicks, checkClicks, namedClicks, readClicks, re
 from ..scene.editor_nodes import editTimes, placeError, storageError
 from ..scene.state import Signal, nameSegment, ownClicks
 from ..scene.surfaces import ShownSurfaces
-from ..scene.volumes import nodeById
 from ..scene.write_record import Position, WriteRecord
 from .job import CallLater, JobState, SegmentationJob
 from .result_writer import ResultWriter
@@ -249,9 +248,9 @@ class Segmenter:
         Args:
             onlyStates: only where the segment is in another state than seen last, which takes no time to find.
         """
+        letGo(self._memories.values())
         for memory, task in [(m, m.task) for key, m in self._memories.items() if m.task and m.task.key == key]:
-            isSeen = onlyStates and task.target.mark == memory.mark
-            if not isSeen and nodeById(task.volumeNode.GetID() or "") is not None:
+            if not (onlyStates and task.target.mark == memory.mark):
                 with suppress(SPDError):  # of a volume that cannot be segmented now: the other segments are looked at
                     self.noteChange(task, isBeside=True)
 
