@@ -287,18 +287,32 @@ def _take_rights(staged: Path, target: Path, mode: int) -> None:
     try:
         old = os.stat(target)
     except FileNotFoundError:
-        os.chmod(staged, mode)
+        _set_mode(staged, mode)
         return
     kept = stat.S_IMODE(old.st_mode)
     if os.name == "posix":
+        new, owner = os.stat(staged), old.st_uid if os.geteuid() == 0 else -1
         try:
-            os.chown(staged, old.st_uid if os.geteuid() == 0 else -1, old.st_gid)
+            if new.st_gid != old.st_gid or owner not in (-1, new.st_uid):
+                os.chown(staged, owner, old.st_gid)
         except OSError:  # another group must not get the rights of the old one
             kept &= ~0o070 | (kept & 0o007) << 3
     with contextlib.suppress(OSError):
         shutil.copystat(target, staged)
         os.utime(staged)
-    os.chmod(staged, kept)
+    _set_mode(staged, kept)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Set a file's mode; where a network share or another system's disk refuses, its own stays unless it opens more."""
+    now = stat.S_IMODE(os.stat(path).st_mode)
+    if now == mode:
+        return
+    try:
+        os.chmod(path, mode)
+    except OSError:
+        if now & ~mode:
+            raise
 
 
 def json_ready(value: Any) -> Any:

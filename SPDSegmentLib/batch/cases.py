@@ -169,12 +169,18 @@ def _beside(table: Path, text: str) -> str:
 
 
 def _as_case(case: Any) -> BatchCase:
-    if isinstance(case, BatchCase):
-        return replace(case, name=str(case.name), image=str(user_path(case.image)), points=str(user_path(case.points)))
-    if isinstance(case, (str, Path)) or not isinstance(case, Sequence) or len(case) != 3:
-        raise BadInput("A case of the batch is not (name, image, points).", "Give three values for each case.")
-    name, image, points = case
-    return BatchCase(str(name), str(user_path(image)), str(user_path(points)))
+    if not isinstance(case, BatchCase):
+        if isinstance(case, (str, Path)) or not isinstance(case, Sequence) or len(case) != 3:
+            raise BadInput("A case of the batch is not (name, image, points).", "Give three values for each case.")
+        case = BatchCase(*case)
+    name, problem, places = str(case.name), case.problem, dict[str, str]()
+    for column in NEEDED[1:]:
+        given = getattr(case, column)
+        gap = given is None or given != given or not str(given).strip()  # a gap of a table may be NaN
+        places[column] = "" if gap else str(user_path(given))
+        if gap:
+            problem = problem or f"The case '{name[:60]}' has no value for {column}."
+    return replace(case, name=name, problem=problem, **places)
 
 
 def _refuse_collisions(cases: list[BatchCase]) -> None:

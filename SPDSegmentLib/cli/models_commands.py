@@ -151,12 +151,15 @@ def add_model(
                 f"--sha256 is the checksum of one file, and {source} is a folder.",
                 "Leave --sha256 out: a model's folder holds its own checksums.",
             )
+        earlier = [folder.resolve() for folder in user_models_folder().glob("*")]
         if file.is_dir():
             bundle = add_bundle(file, accept_unknown)
         else:
             with show_bytes("model") as progress:
                 bundle = add_packed(source, accept_unknown, sha256, progress)
         typer.echo(f"{bundle.info.name}: {bundle.folder}")
+        if bundle.folder in earlier and bundle.folder != file.resolve():
+            typer.echo("It replaced the model of this name that you had.", err=True)
         if note := origin_note(bundle):
             typer.echo(note, err=True)
         return
@@ -224,9 +227,16 @@ def _confirm(question: str) -> None:
 
 
 def _own_bundle_folder(name: str) -> Path:
-    """Folder of a model of the user's, sound or damaged."""
+    """Folder of a model of the user's: of that name, or a damaged one in a folder of that name."""
     own = user_models_folder() / name
-    return own if own.is_dir() else find_bundle(name).folder
+    if not own.is_dir():
+        return find_bundle(name).folder
+    try:
+        bundle = read_bundle(own)
+        bundle.check_settings()
+    except SPDError:
+        return own
+    return own if bundle.info.name == name else find_bundle(name).folder
 
 
 def _weights_name(name: str) -> str:

@@ -163,7 +163,9 @@ def _write_info(folder: Path, info: BundleInfo) -> None:
 
 
 def add_bundle(source: str | Path, accept_unknown: bool = False) -> Bundle:
-    """Copy a bundle into the user's folder of models; raises as :func:`read_bundle` and :func:`write_bundle`.
+    """Copy a bundle into the user's folder of models, in the place of one of the same name.
+
+    Raises as :func:`read_bundle` and :func:`write_bundle`; :class:`BadInput` where another name's is in its place.
 
     Args:
         accept_unknown: take settings that were changed after the model was made, with a new checksum.
@@ -177,6 +179,9 @@ def add_bundle(source: str | Path, accept_unknown: bool = False) -> Bundle:
             _write_info(bundle.folder, bundle.info)
         return read_bundle(bundle.folder)
     check_replaceable(target)
+    if (other := _name_of(target / INFO_NAME, _files_of(target))) not in ("", target.name):
+        why = f"The folder {target} holds another model of yours, {other}."
+        raise BadInput(why, f"Rename that folder to {other}, then add this model again.")
     with staging_folder(target.parent) as staging:
         new = staging / target.name
         new.mkdir()
@@ -193,10 +198,8 @@ def add_bundle(source: str | Path, accept_unknown: bool = False) -> Bundle:
 def check_removable(folder: Path) -> None:
     """Raise :class:`BadInput` for a bundle that is not in the user's folder."""
     if folder.resolve().parent == shipped_models_folder():
-        raise BadInput(
-            f"The model {folder.name} comes with SPDSegment and cannot be removed.",
-            "Leave it; a model of your own of the same name is used in its place.",
-        )
+        why = f"The model {folder.name} comes with SPDSegment and cannot be removed."
+        raise BadInput(why, "Leave it; a model of your own of the same name is used in its place.")
     if folder.resolve().parent != user_models_folder().resolve():
         raise BadInput(f"{folder} is not in the folder of your models.", "Delete that folder yourself if you want to.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -119,6 +120,14 @@ def test_a_backslash_in_a_name_that_exists_is_part_of_it(tmp_path: Path) -> None
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"none\.csv cannot be read: No such file"):
         checked_cases(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("gap", ["", "  ", None, float("nan")])
+def test_a_given_case_with_a_gap_is_never_the_current_folder(gap: object) -> None:
+    good, image, points = checked_cases([("a", "i", "p"), ("b", gap, "p"), BatchCase("c", "i", cast(str, gap))])
+    assert not good.problem and (image.image, points.points) == ("", "")
+    assert image.problem == "The case 'b' has no value for image."
+    assert points.problem == "The case 'c' has no value for points."
 
 
 def test_long_names_become_short_file_names_that_differ() -> None:

@@ -130,6 +130,36 @@ def test_a_shipped_model_is_not_removed_and_nothing_is_asked(
     assert model_folder.is_dir()
 
 
+def renamed(folder: Path, name: str) -> Path:
+    """Give a model another name by its description; it stays in its folder."""
+    values = json.loads((folder / "model.json").read_text()) | {"name": name}
+    (folder / "model.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_a_model_of_another_name_in_the_folder_of_a_name_is_neither_removed_nor_replaced(
+    model_folder: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("models", "add", model_folder)
+    own = renamed(spd_home / "models" / "tiny-test", "mine")
+    monkeypatch.setattr(bundle_module, "shipped_models_folder", lambda: model_folder.parent)
+    refused = run("models", "remove", "--yes", "tiny-test")
+    assert refused.exit_code == 2 and "The model tiny-test comes with SPDSegment" in refused.stderr
+    refused = run("models", "add", model_folder)
+    assert refused.exit_code == 2 and "tiny-test holds another model of yours, mine. Rename" in refused.stderr
+    assert "mine" in run("models", "show", "mine").stdout
+    own.rename(own.with_name("mine"))
+    assert run("models", "add", model_folder).exit_code == 0
+    assert run("models", "remove", "--yes", "mine").exit_code == 0 and own.is_dir()
+
+
+def test_that_a_model_of_the_same_name_was_replaced_is_said(model_folder: Path, spd_home: Path) -> None:
+    assert "replaced" not in run("models", "add", model_folder).output
+    assert "It replaced the model of this name that you had." in run("models", "add", model_folder).stderr
+    own = spd_home / "models" / "tiny-test"
+    assert "replaced" not in run("models", "add", "--accept-unknown", own).output
+
+
 def test_what_is_no_model_is_said_to_be_what_it_is(model_folder: Path, tmp_path: Path) -> None:
     run("models", "add", model_folder)
     assert "Did you mean tiny-test?" in run("models", "pack", "Tiny-Tset").stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -65,6 +66,30 @@ def test_a_private_file_is_private_while_it_is_written(tmp_path: Path) -> None:
     path.chmod(0o600)
     write_whole(path, lambda part: seen.append(part.stat().st_mode & 0o077))
     assert seen == [0]
+
+
+@posix
+@pytest.mark.parametrize(
+    ("former", "taken"), [(None, True), (0o644, True), (0o666, True), (0o600, True), (0o640, False)]
+)
+def test_a_disk_that_refuses_rights_takes_a_file_unless_more_people_could_open_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: int | None, taken: bool
+) -> None:
+    def refuse(path: object, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    path, before = tmp_path / "a.json", os.umask(0o022)
+    try:
+        if former is not None:
+            path.touch()
+            path.chmod(former)
+        monkeypatch.setattr(os, "chmod", refuse)
+        monkeypatch.setattr(os, "chown", refuse)
+        with contextlib.nullcontext() if taken else pytest.raises(BadInput, match="there is no permission"):
+            write_json(path, 1)
+    finally:
+        os.umask(before)
+    assert path.read_text() == ("1\n" if taken else "")
 
 
 @posix

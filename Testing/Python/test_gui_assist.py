@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,21 @@ def test_the_segment_is_straightened_measured_and_saved_when_asked(host: Any, mo
     rows = list(csv.reader((tmp_path / "Kidney.csv").open(encoding="utf-8", newline="")))
     assert rows[0][0] == "position_mm" and len(rows) == 1 + len(found.position_mm)
     assert (tmp_path / "Kidney.png").read_bytes().startswith(b"\x89PNG")
+
+    straight.askPath = lambda name, suffix: str(tmp_path / name)  # typed without the ending: the window did not ask
+    asked: list[Path] = []
+
+    def refuse(path: Path) -> bool:
+        asked.append(path)
+        return False
+
+    straight.confirm = refuse
+    for button, suffix in ((ui.saveTableButton, ".csv"), (ui.savePictureButton, ".png")):
+        kept = tmp_path / f"Kidney{suffix}"
+        kept.write_text("precious")
+        button.click()
+        assert asked.pop() == kept and kept.read_text() == "precious"
+    straight.askPath = lambda name, suffix: str(tmp_path / f"{name}{suffix}")
 
     for k, how in ((3, "Paint"), (3, "Erase")):  # another state, also of a slice that is a person's already
         if straight.found is None:

@@ -147,6 +147,24 @@ def test_bad_arguments_are_typed_errors(logic: Any, nodes: Any) -> None:
         logic.segment(volume, None, model="fake")
 
 
+def test_what_is_no_node_of_the_scene_or_of_another_kind_is_refused_in_a_sentence(logic: Any, nodes: Any) -> None:
+    import slicer
+
+    volume, points = nodes
+    loose, before = slicer.vtkMRMLSegmentationNode(), node_names()
+    loose.SetName("Loose")
+    for given, segmentation, named in (
+        ((volume, points), loose, "Loose is no vtkMRMLSegmentationNode in the scene. Give the node itself, and add"),
+        ((volume, points), volume, "is no vtkMRMLSegmentationNode"),
+        ((volume.GetName(), points), None, f"{volume.GetName()} is no vtkMRMLScalarVolumeNode"),
+        ((volume, [points, "Clicks"]), None, "Clicks is no vtkMRMLMarkupsNode"),
+    ):
+        for call in (logic.segment, logic.start):
+            with pytest.raises(BadInput, match=named):
+                call(*given, model="fake", segmentation=segmentation)
+    assert node_names() == before
+
+
 @pytest.mark.parametrize("how", ["segment", "start", "cancel"])
 def test_a_run_that_comes_to_nothing_leaves_no_segment(host: Any, logic: Any, nodes: Any, how: str) -> None:
     import slicer

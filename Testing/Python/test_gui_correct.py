@@ -383,3 +383,13 @@ def test_clicks_brought_back_during_a_run_keep_their_fates(host: Any, tmp_path: 
     settle(host, module)
     names = {f"{node.GetID()}:{node.GetNthControlPointID(n)}" for n in range(2)}
     assert {fate.click_id for fate in record_of(module).fates} == names
+
+
+@pytest.mark.parametrize("computed", [(), (2, 3)])
+def test_review_draws_edited_slices_beyond_those_computed_so_far(host: Any, module: Any, computed: Any) -> None:
+    record, plot = record_of(module), module.ui.qualityPlot
+    record.info, record.owned = {t: record.info[t] for t in computed}, {11}
+    module.ui.reviewSection.collapsed = False
+    module.widget.panel.review.show(record)
+    image = plot.pixmap.toImage()
+    assert image.pixelColor(round(11.5 / 12 * image.width()) - 8, 40).name() == "#8a8f98"

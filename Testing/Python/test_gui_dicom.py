@@ -271,3 +271,58 @@ def test_half_a_structure_set_is_not_left_behind(module: Any, tmp_path: Path, mo
     before = nodes()
     assert "could not write the structure set: Failed to convert" in press(module, tmp_path, "rtstruct")
     assert [path.name for path in tmp_path.iterdir()] == ["database"] and nodes() == before
+
+
+def test_a_place_that_a_structure_set_cannot_have_is_named(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_slicer_rt(monkeypatch)
+    (tmp_path / "file").write_text("x")
+    before = nodes()
+    assert press(module, tmp_path / "gone", "rtstruct").endswith("gone does not exist. Create it first.")
+    assert "is a file, or lies in one" in press(module, tmp_path / "file", "rtstruct")
+    state = module.widget.panel.state
+    state.segmentationNode.GetSegmentation().GetSegment(state.segmentId).SetName("é" * 130)
+    assert "the name is too long" in press(module, tmp_path, "rtstruct")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["database", "file"] and nodes() == before
+
+
+def test_a_structure_set_is_there_as_a_whole_or_not_at_all(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_slicer_rt(monkeypatch)
+    calls: list[Any] = []
+
+    def fill(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("SPDSegmentLib.gui.scene.dicom_export.sync", fill)
+    assert "the disk is full. Free some space" in press(module, tmp_path, "rtstruct")
+    assert [path.name for path in tmp_path.iterdir()] == ["database"]
+    assert press(module, tmp_path, "rtstruct").startswith("Written"), "once there is space"
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (AttributeError("'NoneType' object has no attribute 'GetName'"), "has no attribute 'GetName'"),
+        (KeyError("Modality"), "KeyError('Modality')"),
+        (FileNotFoundError(2, "No such file or directory", "itkimage2segimage"), "directory: 'itkimage2segimage'"),
+    ],
+)
+def test_whatever_the_exporter_raises_is_said(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, said: str
+) -> None:
+    monkeypatch.setattr(SegExporter, "failure", failure)
+    text = press(module, tmp_path)
+    assert text.startswith("Slicer's exporter refused the segment: ") and said in text
+
+
+def test_a_failure_that_nobody_foresaw_is_said_below_the_button(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_slicer_rt(monkeypatch)
+    monkeypatch.setattr("slicer.vtkSlicerDICOMExportable", None)
+    assert press(module, tmp_path, "rtstruct").startswith("This failed: 'NoneType' object is not callable")

@@ -291,3 +291,21 @@ def test_after_undo_of_the_first_run_of_another_segment_that_is_chosen_with_its_
     # then
     assert not mask_of(module, second).any()
     assert [node.GetName() for node in state_of(module).centerlineNodes] == ["B clicks"]
+
+
+def test_a_volume_without_values_is_said_and_another_can_be_chosen(host: Any) -> None:
+    import slicer
+    import vtk
+
+    volume, module = add_volume(host), load(host)
+    add_clicks((2,))
+    hollow = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Hollow")
+    image = vtk.vtkImageData()
+    image.SetDimensions(4, 4, 4)
+    hollow.SetAndObserveImageData(image)
+    state_of(module).volumeNode = hollow
+    module.widget.panel.refresh()
+    assert "The volume has no voxels" in module.ui.statusLabel.text and not module.ui.segmentButton.enabled
+    state_of(module).volumeNode = volume
+    module.widget.panel.refresh()
+    assert module.ui.segmentButton.enabled

@@ -52,7 +52,7 @@ class ExportSection:
         self.dicomKinds = dicomKinds()
         self.askFolder: Callable[[], str] = _askFolder
         self.askPath: Callable[[ExportFormat, str], str] = _askPath
-        self.confirm: Callable[[Path], bool] = _confirmReplace
+        self.confirm: Callable[[Path], bool] = confirmReplace
         self.askCut: Callable[[str], bool] = slicer.util.confirmYesNoDisplay
         self._state = state
         self._isBusy = isBusy
@@ -126,6 +126,9 @@ class ExportSection:
         except SPDError as error:
             self.ui.exportLabel.text = error.sentence
             return
+        except Exception as error:
+            self._showFailure(error)
+            return
         slicer.app.settings().setValue(_FOLDER_SETTING, folder)
         self.ui.exportLabel.text = _("Written: {path}. Import it in the DICOM module to send it.").format(path=path)
 
@@ -151,8 +154,7 @@ class ExportSection:
             if isinstance(error, SPDError):
                 self.ui.exportLabel.text = error.sentence
             elif error is not None:
-                self.ui.exportLabel.text = _("This failed: {reason}.").format(reason=error)
-                logging.getLogger(__name__).error("export failed", exc_info=error)
+                self._showFailure(error)
             else:
                 self.ui.exportLabel.text = onDone(result)
             self.refresh()
@@ -160,6 +162,10 @@ class ExportSection:
         self.ui.exportLabel.text = message
         self._background.start(call, end)
         self.refresh()
+
+    def _showFailure(self, error: Exception) -> None:
+        self.ui.exportLabel.text = _("This failed: {reason}.").format(reason=error)
+        logging.getLogger(__name__).error("export failed", exc_info=error)
 
     def _checkWhole(self) -> None:
         """Raise a problem while a run is writing: some slices are of the former result, others of the next one."""
@@ -188,5 +194,6 @@ def _askFolder() -> str:
     return str(qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), _("Export to DICOM"), folder))
 
 
-def _confirmReplace(path: Path) -> bool:
+def confirmReplace(path: Path) -> bool:
+    """Ask whether a file that exists may be replaced."""
     return bool(slicer.util.confirmOkCancelDisplay(_("{path} exists. Replace it?").format(path=path)))

@@ -16,7 +16,7 @@ from SPDSegmentLib.geometry.slices import SliceStack, slice_ranges
 from SPDSegmentLib.prompts.fates import DOUBTFUL_BELOW, END, GAP, LOW_QUALITY, Review
 
 from ..run.task import Task
-from ..scene.state import idleTimer
+from ..scene.state import idleTimer, painting
 from ..scene.volumes import jumpTo, nodeById, viewCenter, viewNode
 from ..scene.write_record import WriteRecord
 
@@ -104,9 +104,9 @@ class ReviewSection(VTKObservationMixin):
             return _("{slice}: edited by you").format(slice=text)
         if t in self._review.doubtful:
             return f"{text}: {self._reason(t)}"
-        if info is None or t not in self._review.span:
+        if t not in self._review.span:
             return _("{slice}: beyond the structure").format(slice=text)
-        if info.quality is None:
+        if info is None or info.quality is None:
             return _("{slice}: its quality is not estimated").format(slice=text)
         return _("{slice}: estimated quality {quality}").format(slice=text, quality=f"{info.quality:.2f}")
 
@@ -127,13 +127,13 @@ class ReviewSection(VTKObservationMixin):
     @property
     def _range(self) -> range:
         """Slices that the plot shows, from the left to the right."""
-        return range(max(self._record.info, default=0) + 1)
+        return range(max([*self._record.info, *self._review.span], default=-1) + 1)
 
     def _sliceAt(self, x: int) -> int | None:
         """The slice at a place of the plot; None where there is nothing yet."""
         left, width = MARGIN, _plotWidth(self.ui) - 2 * MARGIN
         t = (x - left) * len(self._range) // max(width, 1)
-        return min(max(t, 0), len(self._range) - 1) if self._record.info else None
+        return min(max(t, 0), len(self._range) - 1) if self._range else None
 
     def _onPress(self, x: int) -> None:
         t = self._sliceAt(x)
@@ -162,13 +162,17 @@ class ReviewSection(VTKObservationMixin):
 
     def _draw(self, current: int | None) -> None:
         """Bars as high as the quality, a line where doubt begins, the shown slice, and slice numbers below."""
-        record, count = self._record, len(self._range)
         width = _plotWidth(self.ui)
         pixmap = qt.QPixmap(width, HEIGHT + AXIS_HEIGHT)
         pixmap.fill(qt.QColor(qt.Qt.transparent))
-        painter = qt.QPainter()
-        painter.begin(pixmap)
-        painter.fillRect(0, 0, width, HEIGHT, qt.QColor(_EMPTY))
+        with painting(pixmap) as painter:
+            painter.fillRect(0, 0, width, HEIGHT, qt.QColor(_EMPTY))
+            if self._range:
+                self._drawBars(painter, width, current)
+        self.ui.qualityPlot.setPixmap(pixmap)
+
+    def _drawBars(self, painter: Any, width: int, current: int | None) -> None:
+        record, count = self._record, len(self._range)
         edges = [MARGIN + t * (width - 2 * MARGIN) // count for t in range(count + 1)]
         for t in self._review.span:
             owned = t in record.owned
@@ -179,15 +183,12 @@ class ReviewSection(VTKObservationMixin):
             bar = 6 if isGap else max(4, round(min(max(quality, 0.0), 1.0) * (HEIGHT - 6)))
             color = _OWNED if owned else (_DOUBTFUL if t in self._review.doubtful else _GOOD)
             painter.fillRect(edges[t], HEIGHT - bar, max(1, edges[t + 1] - edges[t]), bar, qt.QColor(color))
-        if record.info:
-            level = HEIGHT - round(DOUBTFUL_BELOW * (HEIGHT - 6))
-            painter.fillRect(MARGIN, level, width - 2 * MARGIN, 1, qt.QColor(_LINE))
-            self._drawAxis(painter, edges)
-        if current is not None and record.info:
+        level = HEIGHT - round(DOUBTFUL_BELOW * (HEIGHT - 6))
+        painter.fillRect(MARGIN, level, width - 2 * MARGIN, 1, qt.QColor(_LINE))
+        self._drawAxis(painter, edges)
+        if current is not None:
             middle = (edges[min(current, count - 1)] + edges[min(current, count - 1) + 1]) // 2
             painter.fillRect(min(middle, width - 2), 0, 2, HEIGHT, qt.QColor(_MARK))
-        painter.end()
-        self.ui.qualityPlot.setPixmap(pixmap)
 
     def _drawAxis(self, painter: Any, edges: list[int]) -> None:
         stack = self._stack()

@@ -13,12 +13,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import SPDError
-from SPDSegmentLib.files import write_csv, write_png
+from SPDSegmentLib.files import check_output, write_csv, write_png
 from SPDSegmentLib.geometry.straighten import COLUMNS, Straightened, straighten
 
 from ..run.task import Task
-from ..scene.state import BackgroundCall
+from ..scene.state import BackgroundCall, painting
 from ..scene.write_record import WriteRecord
+from .export_section import confirmReplace
 
 IMAGE_HEIGHT, PLOT_HEIGHT, AXIS_HEIGHT = 110, 90, 18
 LEFT, RIGHT = 34, 46
@@ -35,6 +36,7 @@ class StraightSection:
     def __init__(self, ui: Any, task: Callable[[], Task | None]) -> None:
         self.ui = ui
         self.askPath: Callable[[str, str], str] = _askPath
+        self.confirm: Callable[[Path], bool] = confirmReplace
         self.found: Straightened | None = None
         self._task = task
         self._background = BackgroundCall()
@@ -132,8 +134,12 @@ class StraightSection:
             self.ui.straightLabel.text = _("The segment or the volume has changed since; measure again.")
             self._refresh()
             return
-        path = Path(chosen if chosen.lower().endswith(suffix) else chosen + suffix)
+        asked = chosen.lower().endswith(suffix)  # the window has asked for this very name
+        path = Path(chosen if asked else chosen + suffix)
         try:
+            check_output(path)
+            if not asked and path.exists() and not self.confirm(path):
+                return
             if suffix == ".csv":
                 write_csv(path, [COLUMNS, *found.table()], "table of measures")
             else:
@@ -148,33 +154,31 @@ def drawStraightened(found: Straightened, width: int) -> Any:
     """Return a pixmap: one plane along the centerline with the mask's contour, diameter and area below it."""
     pixmap = qt.QPixmap(width, IMAGE_HEIGHT + PLOT_HEIGHT + AXIS_HEIGHT)
     pixmap.fill(qt.QColor(_PAPER))
-    painter = qt.QPainter()
-    painter.begin(pixmap)
-    count, right, bottom = len(found.position_mm), width - RIGHT, IMAGE_HEIGHT + PLOT_HEIGHT
-    columns = [LEFT + n * (right - LEFT) // count for n in range(count + 1)]
-    _drawPlane(painter, found, columns)
-    places = [(a + b) // 2 for a, b in zip(columns, columns[1:], strict=False)]
-    for values, color, x, align in (
-        (found.area_mm2, _AREA, right + 3, qt.Qt.AlignLeft),
-        (found.diameter_mm, _DIAMETER, 0, qt.Qt.AlignRight),
-    ):
-        top = 1.15 * max(float(values.max()), 1e-3)
-        heights = [bottom - round(float(value) / top * (PLOT_HEIGHT - 8)) for value in values]
-        painter.setPen(qt.QPen(qt.QColor(color), 2))
-        for n in range(count - 1):
-            painter.drawLine(places[n], heights[n], places[n + 1], heights[n + 1])
-        box = qt.QRect(x, min(heights) - 8, (LEFT if x == 0 else RIGHT) - 5, 16)
-        painter.drawText(box, align | qt.Qt.AlignVCenter, f"{float(values.max()):.0f}")
-    painter.setPen(qt.QPen(qt.QColor(_AREA), 1))
-    painter.drawText(qt.QRect(right - 160, IMAGE_HEIGHT + 2, 157, 14), qt.Qt.AlignRight, _("area, mm²"))
-    painter.setPen(qt.QPen(qt.QColor(_DIAMETER), 1))
-    painter.drawText(qt.QRect(LEFT + 3, IMAGE_HEIGHT + 2, 160, 14), qt.Qt.AlignLeft, _("diameter, mm"))
-    painter.setPen(qt.QPen(qt.QColor("#1f2933"), 1))
-    painter.drawLine(LEFT, bottom, right, bottom)
-    painter.drawText(qt.QRect(LEFT - 20, bottom + 2, 40, 14), qt.Qt.AlignHCenter, "0")
-    end = _("{length} mm along").format(length=f"{found.centerline_mm:.0f}")
-    painter.drawText(qt.QRect(right - 120, bottom + 2, 120, 14), qt.Qt.AlignRight, end)
-    painter.end()
+    with painting(pixmap) as painter:
+        count, right, bottom = len(found.position_mm), width - RIGHT, IMAGE_HEIGHT + PLOT_HEIGHT
+        columns = [LEFT + n * (right - LEFT) // count for n in range(count + 1)]
+        _drawPlane(painter, found, columns)
+        places = [(a + b) // 2 for a, b in zip(columns, columns[1:], strict=False)]
+        for values, color, x, align in (
+            (found.area_mm2, _AREA, right + 3, qt.Qt.AlignLeft),
+            (found.diameter_mm, _DIAMETER, 0, qt.Qt.AlignRight),
+        ):
+            top = 1.15 * max(float(values.max()), 1e-3)
+            heights = [bottom - round(float(value) / top * (PLOT_HEIGHT - 8)) for value in values]
+            painter.setPen(qt.QPen(qt.QColor(color), 2))
+            for n in range(count - 1):
+                painter.drawLine(places[n], heights[n], places[n + 1], heights[n + 1])
+            box = qt.QRect(x, min(heights) - 8, (LEFT if x == 0 else RIGHT) - 5, 16)
+            painter.drawText(box, align | qt.Qt.AlignVCenter, f"{float(values.max()):.0f}")
+        painter.setPen(qt.QPen(qt.QColor(_AREA), 1))
+        painter.drawText(qt.QRect(right - 160, IMAGE_HEIGHT + 2, 157, 14), qt.Qt.AlignRight, _("area, mm²"))
+        painter.setPen(qt.QPen(qt.QColor(_DIAMETER), 1))
+        painter.drawText(qt.QRect(LEFT + 3, IMAGE_HEIGHT + 2, 160, 14), qt.Qt.AlignLeft, _("diameter, mm"))
+        painter.setPen(qt.QPen(qt.QColor("#1f2933"), 1))
+        painter.drawLine(LEFT, bottom, right, bottom)
+        painter.drawText(qt.QRect(LEFT - 20, bottom + 2, 40, 14), qt.Qt.AlignHCenter, "0")
+        end = _("{length} mm along").format(length=f"{found.centerline_mm:.0f}")
+        painter.drawText(qt.QRect(right - 120, bottom + 2, 120, 14), qt.Qt.AlignRight, end)
     return pixmap
 
 

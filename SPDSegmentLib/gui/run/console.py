@@ -15,8 +15,10 @@ from SPDSegmentLib.batch.run import BatchRun
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
 from SPDSegmentLib.errors import BadInput
 
-from ..scene.editor_nodes import isEmptySegment, segmentName
+from ..scene.centerlines import checkClicks
+from ..scene.editor_nodes import checkNodes, isEmptySegment, segmentName
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
+from ..scene.volumes import takeSnapshot
 from .job import JobState, SegmentationJob
 from .segmenter import Segmenter
 from .task import Task, VolumeView, findModel
@@ -129,6 +131,7 @@ class Console:
     ) -> SegmentationJob:
         _checkOptions("segment" if blocking else "start", options, OPTIONS)
         node = options.get("segmentation")
+        checkNodes(volumeNode, _listed(centerlineNode), node)
         known = {segmentId for _name, segmentId in segmentNames(node)}
         task = self._task(volumeNode, centerlineNode, model, **options)
         target = task.target
@@ -165,13 +168,9 @@ class Console:
         device: str = "auto",
         prompts: str = "consensus",
     ) -> Task:
-        from ..scene.centerlines import checkClicks
-        from ..scene.volumes import takeSnapshot
-
         entry = findModel(model, remote=self.workerHost.isRemote)
         takeSnapshot(volumeNode, axis)
-        given = centerlineNode if isinstance(centerlineNode, (list, tuple)) else [centerlineNode]
-        nodes = [node for node in given if node is not None]
+        nodes = [node for node in _listed(centerlineNode) if node is not None]
         checkClicks(nodes)
         _checkSegment(segmentation, segmentId)
         target = makeTarget(segmentation, segmentId, volumeNode, entry.structure, entry.color, entry.terminology)
@@ -185,6 +184,10 @@ def _checkOptions(call: str, given: Iterable[str], known: Iterable[str]) -> None
             _("{call} has no option {name}.").format(call=call, name=unknown[0]),
             _("Its options are {known}.").format(known=", ".join(known)),
         )
+
+
+def _listed(centerlines: Centerlines) -> list[Any]:
+    return list(centerlines) if isinstance(centerlines, (list, tuple)) else [centerlines]
 
 
 def _checkSegment(segmentationNode: Any, segmentId: str) -> None:

@@ -19,8 +19,9 @@ import vtk
 from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing
-from SPDSegmentLib.files import check_output, write_whole
+from SPDSegmentLib.files import check_folder, check_output, write_error, write_whole
 from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY
+from SPDSegmentLib.staging import staging_folder, sync
 
 from .export_files import ExportSource, fileStem, makeSource
 from .volumes import parentMatrix
@@ -73,7 +74,8 @@ def exportDicom(
         confirm: asked before a file that exists is replaced.
 
     Raises:
-        BadInput: the volume is not from DICOM, its files are gone, or the segment has no place in its series.
+        BadInput: the volume is not from DICOM, its files are gone, the segment has no place in its series, the
+            exporter refuses it, or its place cannot be written to.
         DependencyMissing: Slicer lacks the exporter.
         Cancelled: ``confirm`` said no.
     """
@@ -87,6 +89,10 @@ def exportDicom(
     path = Path(folder) / (fileStem(source.name) + kind.suffix)
     if path.suffix:
         check_output(path)
+    elif os.path.lexists(path.parent):
+        check_folder(path)
+    else:
+        raise BadInput(_("The folder {path} does not exist.").format(path=path.parent), _("Create it first."))
     if path.exists() and (path.is_dir() or not confirm(path)):
         if not path.is_dir():
             raise Cancelled()
@@ -155,8 +161,9 @@ def _writeSeg(source: ExportSource, volumeNode: Any, path: Path) -> None:
         def write(part: Path) -> None:
             try:
                 exporter.export(str(part.parent), part.name, metadata, [source.target.segmentId])
-            except (ValueError, RuntimeError) as error:  # what the exporter and the program that it calls raise
-                raise BadInput(_("Slicer's exporter refused the segment: {reason}").format(reason=error)) from error
+            except Exception as error:  # it raises whatever its parts and the program that it calls raise
+                reason = error if isinstance(error, (ValueError, RuntimeError, OSError)) else repr(error)
+                raise BadInput(_("Slicer's exporter refused the segment: {reason}").format(reason=reason)) from error
 
         try:
             write_whole(path, write, lambda part: part.read_bytes()[128:132] == b"DICM", "DICOM segmentation")
@@ -183,26 +190,36 @@ def _writeStructureSet(source: ExportSource, volumeNode: Any, path: Path) -> Non
     patient = hierarchy.GetItemAncestorAtLevel(item, levels.GetDICOMLevelPatient())
     tags = {name: hierarchy.GetItemAttribute(patient, f"DICOM.{name}") for name in _PATIENT if patient}
     tags |= {name: hierarchy.GetItemAttribute(study, f"DICOM.{name}") for name in _STUDY}
-    with tempfile.TemporaryDirectory(prefix=".SPDSegment-", dir=path.parent) as staging, _alone(source) as node:
+    with _newFolder(path) as staging, _alone(source) as node:
         own = hierarchy.GetItemByDataNode(node)
         hierarchy.SetItemParent(own, study)
         found = vtk.vtkCollection()
         for shown, modality in ((item, hierarchy.GetItemAttribute(item, "DICOM.Modality")), (own, "RTSTRUCT")):
             exportable = slicer.vtkSlicerDICOMExportable()
             exportable.SetSubjectHierarchyItemID(shown)
-            exportable.SetDirectory(staging)
+            exportable.SetDirectory(str(staging))
             series = {"Modality": modality, "SeriesDescription": f"{source.name} ({CREATOR})", "SeriesNumber": "1"}
             for name, value in (tags | series).items():
                 if value:
                     exportable.SetTag(name, value)
             found.AddItem(exportable)
         problem = module.logic().ExportDicomRTStudy(found)
-        if problem or not any(Path(staging).iterdir()):
+        if problem or not any(staging.iterdir()):
             reason = problem or _("nothing was written")
             raise BadInput(_("SlicerRT could not write the structure set: {reason}").format(reason=reason))
-        path.mkdir()
-        for file in Path(staging).iterdir():
-            os.replace(file, path / file.name)
+
+
+@contextmanager
+def _newFolder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside ``path`` that gets its name once all files in it are whole; gone where anything fails."""
+    try:
+        with staging_folder(path.parent) as staging:
+            yield staging
+            for file in staging.iterdir():
+                sync(file)
+            os.rename(staging, path)
+    except OSError as error:
+        raise write_error(path, error, "structure set") from error
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported, SPDError
 from SPDSegmentLib.geometry.volume import has_right_angles
 
-from .volumes import SegmentContent, VolumeSnapshot, parentMatrix
+from .volumes import SegmentContent, VolumeSnapshot, nodeById, parentMatrix
 from .write_record import loadRecord
 
 EDITOR_ATTRIBUTE = "SPDSegment.Editor"
@@ -293,3 +293,20 @@ def _modeTexts() -> dict[int, str]:
         kinds.EditAllowedOutsideVisibleSegments: _("outside visible segments"),
         kinds.EditAllowedInsideSingleSegment: _("inside one segment"),
     }
+
+
+def checkNodes(volumeNode: Any, centerlineNodes: Iterable[Any], segmentationNode: Any) -> None:
+    """Refuse what is no node of its kind in the scene, such as a node's name; None is left to those who look for it.
+
+    Raises:
+        BadInput: with what was given.
+    """
+    given = [(volumeNode, "vtkMRMLScalarVolumeNode"), (segmentationNode, "vtkMRMLSegmentationNode")]
+    given += [(node, "vtkMRMLMarkupsNode") for node in centerlineNodes]
+    for node, kind in given:
+        isNode = hasattr(node, "GetID")
+        if node is not None and not (isNode and nodeById(node.GetID()) is node and node.IsA(kind)):
+            raise BadInput(
+                _("{name} is no {kind} in the scene.").format(name=node.GetName() if isNode else node, kind=kind),
+                _("Give the node itself, and add it to the scene first if it is not there."),
+            )

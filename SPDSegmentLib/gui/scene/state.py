@@ -1,12 +1,13 @@
 """What the scene keeps: the module's settings, by Slicer's wrapper of its parameter node, and whose clicks are whose.
 
-Also signals and timers.
+Also signals, timers and painters.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import qt
@@ -222,6 +223,17 @@ def idleTimer(action: Callable[[], None], milliseconds: int = 0) -> Any:
     timer.setInterval(milliseconds)
     timer.connect("timeout()", action)
     return timer
+
+
+@contextmanager
+def painting(pixmap: Any) -> Iterator[Any]:
+    """A painter on a pixmap; it ends also where drawing fails, as Qt ends the process with a pixmap under a painter."""
+    painter = qt.QPainter()
+    painter.begin(pixmap)
+    try:
+        yield painter
+    finally:
+        painter.end()
 
 
 LOOK_MS = 10

@@ -106,7 +106,8 @@ def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
         BadInput: no voxels, a label map, or not a scalar volume.
         GeometryUnsupported: a non-linear parent transform or axes that are not at right angles.
     """
-    if node is None or node.GetImageData() is None or 0 in node.GetImageData().GetDimensions():
+    image = node.GetImageData() if node is not None else None
+    if image is None or 0 in image.GetDimensions() or image.GetPointData().GetScalars() is None:
         raise BadInput(_("The volume has no voxels."), _("Load a volume and choose it."))
     if node.GetImageData().GetNumberOfScalarComponents() != 1:
         raise BadInput(
