@@ -91,9 +91,10 @@ def train(
         typer.echo(f"Bundle: {target}")
         _draw_curves(run_folder)
         if not joint:
-            split = " --split test" if read_training_config(config).data.test else ""
-            files = command_line(config, "--model", target)
-            typer.echo(f"Measure it: spdsegment evaluate {files}{split}")
+            data, files = read_training_config(config).data, command_line(config, "--model", target)
+            split = " --split test" if data.test else "" if data.validation else " --split train"
+            known = "" if data.test or data.validation else ", though on cases that it learned from"
+            typer.echo(f"Measure it{known}: spdsegment evaluate {files}{split}")
 
 
 def _plain_steps(settings: TrainingConfig, config: Path, run_folder: Path, target: Path) -> Steps:

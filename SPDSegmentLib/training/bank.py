@@ -11,6 +11,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,3 +195,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], key: str) -> None:
     except BadInput as error:
         error.remedy += " Then run the same command: it goes on."
         raise
+
+
+def remove_entries(folder: Path) -> None:
+    """Delete kept embeddings of a run, also in ``folder/validation``, and what is empty then; all else stays."""
+    for place in (folder / "validation", folder):
+        for path in place.glob("[0-9][0-9][0-9][0-9][0-9]*.safetensors"):
+            with suppress(OSError):
+                path.unlink()
+        with suppress(OSError):
+            place.rmdir()

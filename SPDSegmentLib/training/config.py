@@ -13,7 +13,7 @@ from typing import Any
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.intensity import IntensityConfig
-from SPDSegmentLib.models.bundle_info import terminology_entry
+from SPDSegmentLib.models.bundle_info import PLANES, terminology_entry
 from SPDSegmentLib.networks.config import NetworkConfig, SegmentationLossConfig
 from SPDSegmentLib.prompts.distillation import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.noise import SEVERITIES
@@ -72,7 +72,7 @@ class DataConfig:
             default each has its own number.
         clicks: file name of given clicks (``.mrk.json``) with ``{case}``, with a list for each of several targets, in
             their order; empty for simulated ones.
-        plane: slicing plane: ``axial``, ``coronal``, ``sagittal``, an axis ``i``, ``j``, ``k``, or ``auto``.
+        plane: slicing plane: ``axial``, ``coronal``, ``sagittal`` or ``auto``.
         train, validation, test: cases to learn from; cases to choose the best checkpoint by; cases for the
             measurement alone. No patient may be in two of them.
         patient_pattern: regular expression whose first group names the patient of a case.
@@ -103,6 +103,7 @@ class DataConfig:
                 raise BadInput(f"The file name {name} = '{pattern}' has no {{case}} in it.", "Write {case} once.")
         if not self.targets or not all(self.targets):
             raise BadInput("targets names no label value.", "Give a list of lists, such as targets = [[1]].")
+        check_choice(self.plane, PLANES, "slicing plane")
         if any(0 in values for values in (*self.targets, self.saliency)):
             raise BadInput("targets or saliency in [data] names the label value 0, the background.", "Leave it out.")
 

@@ -8,7 +8,6 @@ and with S_t. Both learn the clicked target alone, on slices beyond its ends too
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel, hard_dice, pairwise_slice_consistency, segmentation_loss, soft_iou
 from SPDSegmentLib.prompts.click_tokens import SLICES, TokenKind
 from SPDSegmentLib.prompts.distillation import PromptConfig
-from SPDSegmentLib.training.bank import check_room, encoder_digest, is_made_of, write_tensors
+from SPDSegmentLib.training.bank import check_room, encoder_digest, is_made_of, remove_entries, write_tensors
 from SPDSegmentLib.training.cases import digest_of
 from SPDSegmentLib.training.joint_batches import JointSampler, Runs
 from SPDSegmentLib.training.joint_cases import WITH_SYNTHETIC, JointVolume, case_names, load_joint_cases
@@ -340,8 +339,8 @@ def train_joint(
             runner.kept = processes.main_first(lambda: keep_runs(model, sampler, config, folder, processes, hooks))
         loop.run(runner.phase())
         processes.wait()
-        if processes.is_main and folder.is_dir():
-            shutil.rmtree(folder, ignore_errors=True)
+        if processes.is_main:
+            remove_entries(folder)
     return model
 
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from SPDSegmentLib.files import write_json
 from SPDSegmentLib.models.base_weights import base_weights_sha256
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.staging import FolderLock
-from SPDSegmentLib.training.bank import EmbeddingBank, build_bank
+from SPDSegmentLib.training.bank import EmbeddingBank, build_bank, remove_entries
 from SPDSegmentLib.training.cases import Case, load_case, load_cases
 from SPDSegmentLib.training.config import TrainingConfig
 from SPDSegmentLib.training.joint_config import JointConfig
@@ -122,8 +121,8 @@ def train(
             stage2.validate = _validation(model, config, data_folder, run_folder, processes, hooks)
         loop.run(stage2.decoder_phase())
         processes.wait()
-        if processes.is_main and own.is_dir():
-            shutil.rmtree(own, ignore_errors=True)
+        if processes.is_main:
+            remove_entries(own)
         return model
 
 

@@ -89,8 +89,13 @@ def test_the_commands_that_are_said_to_follow_are_taken_by_a_shell_whatever_file
     planned = [str(config.parent / "data"), "--output", str(plan), "--no-measure"]
     first = CliRunner().invoke(app_module.build_app(), ["init", *planned])
     assert shlex.split(first.stdout.partition("Go on with: ")[2]) == ["spdsegment", "train", str(plan)], first.output
-    said = run(named, bundle.parent).stdout.partition("Measure it: ")[2]
-    assert shlex.split(said)[:5] == ["spdsegment", "evaluate", str(named), "--model", str(bundle)]
+    own = bundle.parent / "run" / "embeddings" / "00000_notes.txt"  # of a person, in the folder of the run's own
+    own.parent.mkdir(parents=True)
+    own.write_text("mine", encoding="utf-8")
+    said = run(named, bundle.parent).stdout.partition("Measure it, though on cases that it learned from: ")[2]
+    model = ["--model", str(bundle), "--split", "train"]
+    assert shlex.split(said) == ["spdsegment", "evaluate", str(named), *model]  # there are no validation cases
+    assert [*own.parent.iterdir()] == [own] and own.read_text(encoding="utf-8") == "mine"
 
 
 def test_a_run_leaves_a_bundle_and_its_curves_as_picture_and_csv(whole: Path) -> None:
@@ -270,7 +275,7 @@ def test_each_of_several_targets_gets_the_clicks_of_its_own_list(config: Path, t
     ("old", "new", "text"),
     [
         ('name = "tiny"', 'name = "Tiny MR"', "the field 'name'"),
-        ('plane = "axial"', 'plane = "k"', "the field 'slicing_axis'"),
+        ('plane = "axial"', 'plane = "k"', "slicing plane 'k'"),
         ('name = "tiny"', 'name = "tiny"\ncolor = [1.0]', "color"),
         ("fov_mm = 64.0", "fov_mm = -5.0", "fov_mm is -5, which is not at least 0"),
         ("seed = 3", "seed = -3", "seed is -3"),
