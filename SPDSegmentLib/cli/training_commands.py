@@ -63,7 +63,7 @@ def train(
     import torch
 
     from SPDSegmentLib.models.bundle import check_replaceable
-    from SPDSegmentLib.training.config import read_training_config
+    from SPDSegmentLib.training.config import TrainingConfig, read_training_config
     from SPDSegmentLib.training.joint_config import is_joint, read_joint_config
     from SPDSegmentLib.training.loop import join_processes
     from SPDSegmentLib.training.run import RunHooks
@@ -90,11 +90,11 @@ def train(
         save(model)
         typer.echo(f"Bundle: {target}")
         _draw_curves(run_folder)
-        if not joint:
-            data, files = read_training_config(config).data, command_line(config, "--model", target)
-            split = " --split test" if data.test else "" if data.validation else " --split train"
-            known = "" if data.test or data.validation else ", though on cases that it learned from"
-            typer.echo(f"Measure it{known}: spdsegment evaluate {files}{split}")
+        if isinstance(settings, TrainingConfig):
+            split = "test" if settings.data.test else "validation" if settings.data.validation else "train"
+            known = ", though on cases that it learned from" if split == "train" else ""
+            option = "" if split == "validation" else f" --split {split}"  # what it measures by default
+            typer.echo(f"Measure it{known}: spdsegment evaluate {command_line(config, '--model', target)}{option}")
 
 
 def _plain_steps(settings: TrainingConfig, config: Path, run_folder: Path, target: Path) -> Steps:

@@ -298,7 +298,7 @@ def test_a_structure_set_is_there_as_a_whole_or_not_at_all(
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("SPDSegmentLib.gui.scene.dicom_export.sync", fill)
+    monkeypatch.setattr("SPDSegmentLib.staging.sync", fill)
     assert "the disk is full. Free some space" in press(module, tmp_path, "rtstruct")
     assert [path.name for path in tmp_path.iterdir()] == ["database"]
     assert press(module, tmp_path, "rtstruct").startswith("Written"), "once there is space"

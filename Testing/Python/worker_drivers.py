@@ -24,7 +24,7 @@ from Testing.Host.environment import limit
 
 TRANSPORTS = ("subprocess", "qprocess", "qprocess-event-loop")
 FAKE_WORKER = WorkerCommand((sys.executable, str(Path(__file__).with_name("fake_predictor.py"))))
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 200.0
 SHAPE = (12, 40, 48)
 
 

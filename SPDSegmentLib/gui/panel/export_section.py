@@ -123,9 +123,6 @@ class ExportSection:
                 path = exportDicom(kind, node, segmentId, state.volumeNode, folder, algorithm, self.confirm)
         except Cancelled:
             return
-        except SPDError as error:
-            self.ui.exportLabel.text = error.sentence
-            return
         except Exception as error:
             self._showFailure(error)
             return
@@ -151,9 +148,7 @@ class ExportSection:
         """Run a call beside the window; ``onDone`` turns what it returned into the line below the buttons."""
 
         def end(result: Any, error: Exception | None) -> None:
-            if isinstance(error, SPDError):
-                self.ui.exportLabel.text = error.sentence
-            elif error is not None:
+            if error is not None:
                 self._showFailure(error)
             else:
                 self.ui.exportLabel.text = onDone(result)
@@ -164,6 +159,9 @@ class ExportSection:
         self.refresh()
 
     def _showFailure(self, error: Exception) -> None:
+        if isinstance(error, SPDError):
+            self.ui.exportLabel.text = error.sentence
+            return
         self.ui.exportLabel.text = _("This failed: {reason}.").format(reason=error)
         logging.getLogger(__name__).error("export failed", exc_info=error)
 

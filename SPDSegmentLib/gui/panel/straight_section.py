@@ -12,11 +12,12 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from SPDSegmentLib.errors import SPDError
-from SPDSegmentLib.files import check_output, write_csv, write_png
+from SPDSegmentLib.errors import Cancelled, SPDError
+from SPDSegmentLib.files import write_csv, write_png
 from SPDSegmentLib.geometry.straighten import COLUMNS, Straightened, straighten
 
 from ..run.task import Task
+from ..scene.export_files import checkPlace
 from ..scene.state import BackgroundCall, painting
 from ..scene.write_record import WriteRecord
 from .export_section import confirmReplace
@@ -137,13 +138,13 @@ class StraightSection:
         asked = chosen.lower().endswith(suffix)  # the window has asked for this very name
         path = Path(chosen if asked else chosen + suffix)
         try:
-            check_output(path)
-            if not asked and path.exists() and not self.confirm(path):
-                return
+            checkPlace(path, (lambda path: True) if asked else self.confirm)
             if suffix == ".csv":
                 write_csv(path, [COLUMNS, *found.table()], "table of measures")
             else:
                 write_png(path, lambda part: pixmap.save(str(part), "PNG"))
+        except Cancelled:
+            return
         except SPDError as error:
             self.ui.straightLabel.text = error.sentence
         else:

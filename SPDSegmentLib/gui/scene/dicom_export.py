@@ -18,12 +18,12 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from SPDSegmentLib.errors import BadInput, Cancelled, DependencyMissing
-from SPDSegmentLib.files import check_folder, check_output, write_error, write_whole
+from SPDSegmentLib.errors import BadInput, DependencyMissing
+from SPDSegmentLib.files import check_folder, write_error, write_whole
 from SPDSegmentLib.geometry.labelmap import DEFAULT_TERMINOLOGY
-from SPDSegmentLib.staging import staging_folder, sync
+from SPDSegmentLib.staging import replace_folder, staging_folder
 
-from .export_files import ExportSource, fileStem, makeSource
+from .export_files import ExportSource, checkPlace, fileStem, makeSource
 from .volumes import parentMatrix
 
 INSTANCES = "DICOM.instanceUIDs"
@@ -88,15 +88,12 @@ def exportDicom(
     segment.SetTag("DICOM.SegmentAlgorithmName", f"{CREATOR} {algorithm}" if algorithm else "")
     path = Path(folder) / (fileStem(source.name) + kind.suffix)
     if path.suffix:
-        check_output(path)
-    elif os.path.lexists(path.parent):
-        check_folder(path)
+        checkPlace(path, confirm)
     else:
-        raise BadInput(_("The folder {path} does not exist.").format(path=path.parent), _("Create it first."))
-    if path.exists() and (path.is_dir() or not confirm(path)):
-        if not path.is_dir():
-            raise Cancelled()
-        raise BadInput(_("{path} exists.").format(path=path), _("Choose another folder, or remove it."))
+        if not os.path.lexists(path.parent):
+            raise BadInput(_("The folder {path} does not exist.").format(path=path.parent), _("Create it first."))
+        check_folder(path)
+        _refuseExisting(path)
     kind.write(source, volumeNode, path)
     return path
 
@@ -215,11 +212,15 @@ def _newFolder(path: Path) -> Iterator[Path]:
     try:
         with staging_folder(path.parent) as staging:
             yield staging
-            for file in staging.iterdir():
-                sync(file)
-            os.rename(staging, path)
+            _refuseExisting(path)  # it may have come meanwhile
+            replace_folder(staging, path)
     except OSError as error:
         raise write_error(path, error, "structure set") from error
+
+
+def _refuseExisting(path: Path) -> None:
+    if path.exists():
+        raise BadInput(_("{path} exists.").format(path=path), _("Choose another folder, or remove it."))
 
 
 @contextmanager

@@ -193,10 +193,20 @@ def exportSegment(
 def choosePath(format_: ExportFormat, path: str | Path, confirm: Callable[[Path], bool]) -> Path:
     """Return where a file may be written; arguments and errors as for :func:`exportSegment`."""
     path = format_.withSuffix(user_path(path))
+    checkPlace(path, confirm)
+    return path
+
+
+def checkPlace(path: Path, confirm: Callable[[Path], bool]) -> None:
+    """Find out whether a file may be written.
+
+    Raises:
+        BadInput: it cannot be.
+        Cancelled: it exists, and ``confirm`` said no.
+    """
     check_output(path)
     if path.exists() and not confirm(path):
         raise Cancelled()
-    return path
 
 
 def writeFile(source: ExportSource, format_: ExportFormat, path: Path) -> Path:

@@ -109,7 +109,7 @@ def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
     image = node.GetImageData() if node is not None else None
     if image is None or 0 in image.GetDimensions() or image.GetPointData().GetScalars() is None:
         raise BadInput(_("The volume has no voxels."), _("Load a volume and choose it."))
-    if node.GetImageData().GetNumberOfScalarComponents() != 1:
+    if image.GetNumberOfScalarComponents() != 1:
         raise BadInput(
             _("{name} is a color volume.").format(name=node.GetName()), _("Choose a volume with one value per voxel.")
         )
@@ -118,7 +118,7 @@ def takeSnapshot(node: Any, axis: str = "auto") -> VolumeSnapshot:
             _("{name} is a label map, not an image.").format(name=node.GetName()),
             _("Choose the volume that it belongs to."),
         )
-    if any(node.GetImageData().GetExtent()[::2]):  # as cutting filters leave it; every voxel stays where it is
+    if any(image.GetExtent()[::2]):  # as cutting filters leave it; every voxel stays where it is
         node.ShiftImageDataExtentToZeroStart()
     state, name = fingerprint(node, axis), node.GetName() or ""
     snapshot = _inUse.get((state, name))
