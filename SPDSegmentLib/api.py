@@ -121,8 +121,8 @@ class Segmentation:
         if report is not None:
             check_output(report, "report", taken=[*self.inputs, Path(mask)])
         info = self.bundle.info
-        terminology = (info.terminology,) if info.terminology else None
-        write_labelmap(mask, self.mask, self.stack.volume, (info.structure,), (info.color,), terminology)
+        entry = (info.entry,) if info.entry else None
+        write_labelmap(mask, self.mask, self.stack.volume, (info.structure,), (info.color,), entry)
         if report is not None:
             write_json(report, self.report(), "report")
 

@@ -170,7 +170,8 @@ def is_alive(process: Any) -> bool:
 
 LOCK_NAME = ".spdsegment.lock"
 POLL_SECONDS = 0.05
-_NOT_SUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_NOT_SUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
+"""Of file systems without locks; EBADF is what NFS says of a file that may only be read."""
 _WINDOWS_BYTE = 1 << 30
 """The byte that is locked on Windows, beyond the text, which others may read."""
 
@@ -232,20 +233,20 @@ class FolderLock:
             os.close(file)
 
     def _try(self) -> bool:
+        taken = False
         try:
             file = self._open()
+            try:
+                taken = self._lock(file)
+            finally:
+                if not taken:
+                    os.close(file)
         except OSError as error:
             raise BadInput(
                 f"The folder {self.folder} cannot be used: {error.strerror or error}.",
                 "Check its permissions, or choose another folder.",
                 repr(error),
             ) from error
-        taken = False
-        try:
-            taken = self._lock(file)
-        finally:
-            if not taken:
-                os.close(file)
         if taken:
             self._file = file
             _held.add(self)

@@ -23,7 +23,7 @@ from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import user_path
 from SPDSegmentLib.geometry.labelmap import DEFAULT_COLOR
 from SPDSegmentLib.models.bundle import Bundle
-from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
+from SPDSegmentLib.models.bundle_info import BundleInfo
 from SPDSegmentLib.models.storage import sha256_of
 from SPDSegmentLib.settings import named_columns, table_rows
 
@@ -35,6 +35,7 @@ _UNSAFE = re.compile(r"[^\w.-]+")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 WHOLE_IN_ONE_FILE = (".nii", ".nii.gz", ".dcm")
 _META_DATA = re.compile(rb"(?m)^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\r\n]*?)[ \t\r]*$")
+_NRRD_DATA = re.compile(rb"(?mi)^data ?file:[ \t]*([^\r\n]*?)[ \t\r]*$")
 KEY_FIELDS = ("image_digest", "points_digest", "model_digest", "version", "settings")
 STAMP = "stamp"
 """What stands beside the key and is no part of it, see :func:`input_stamp`."""
@@ -227,9 +228,8 @@ class BatchModel:
 def batch_model(bundle: Bundle) -> BatchModel:
     """A bundle of this machine."""
     info = bundle.info
-    codes = info.terminology or terminology_entry(info.structure)
-    axis = info.slicing_axis
-    return BatchModel(str(bundle.folder), info.name, info.structure, info.color, codes, axis, info.digest(), info)
+    drawn = info.structure, info.color, info.entry, info.slicing_axis
+    return BatchModel(str(bundle.folder), info.name, *drawn, info.digest(), info)
 
 
 def settings_key(case: BatchCase, model: BatchModel, settings: Mapping[str, str]) -> dict[str, str]:
@@ -267,7 +267,7 @@ def case_key(case: BatchCase, model: BatchModel, settings: Mapping[str, str]) ->
 def input_stamp(case: BatchCase) -> str:
     """Digest of the sizes and times of a case's files, by which unchanged ones are known without being read.
 
-    Empty where they cannot be looked at, or where the image leads to files elsewhere.
+    Empty where they cannot be looked at, or where it cannot be told which they are.
     """
     image, told = Path(case.image), []
     try:
@@ -275,9 +275,7 @@ def input_stamp(case: BatchCase) -> str:
             from SPDSegmentLib.geometry.dicom_series import files_of
 
             files = [(path.relative_to(image).as_posix(), path) for path in files_of(image, True)]
-        elif _is_whole(image):
-            files = [("", image)]
-        else:
+        elif not (files := [("voxels" if n else "", path) for n, path in enumerate(_files_of(image))]):
             return ""
         for name, path in [*files, ("points", Path(case.points))]:
             state = path.stat()
@@ -314,11 +312,22 @@ def image_digest(path: Path, series: str = "", frame: int = 0) -> str:
 
 def _is_whole(path: Path) -> bool:
     """Whether an image is one file: NIfTI, DICOM, or NRRD or MetaImage whose header does not lead to another file."""
-    if path.name.lower().endswith(WHOLE_IN_ONE_FILE):
-        return True
+    return _files_of(path) == [path]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files of an image: itself, or header and voxels; none where that cannot be told. Raises OSError."""
+    name = path.name.lower()
+    if name.endswith(WHOLE_IN_ONE_FILE):
+        return [path]
+    if name.endswith(".hdr"):
+        return [path, path.with_suffix(".img")]
     with path.open("rb") as file:
         start = file.read(1 << 16)
-    if (leads_to := _META_DATA.search(start)) is not None:
-        return leads_to[1].upper() == b"LOCAL"
-    header = start.partition(b"\n\n")[0].partition(b"\r\n\r\n")[0].lower()
-    return start.startswith(b"NRRD") and b"data file:" not in header and b"datafile:" not in header
+    if (leads_to := _META_DATA.search(start)) is None:
+        if not start.startswith(b"NRRD"):
+            return []
+        leads_to = _NRRD_DATA.search(start.partition(b"\n\n")[0].partition(b"\r\n\r\n")[0])
+    elif leads_to[1].upper() == b"LOCAL":
+        leads_to = None
+    return [path] if leads_to is None else [path, path.parent / os.fsdecode(leads_to[1])]

@@ -26,14 +26,17 @@ from SPDSegmentLib import __version__
 from SPDSegmentLib.batch.cases import BatchCase, BatchModel, batch_model
 from SPDSegmentLib.batch.report import empty_row
 from SPDSegmentLib.batch.run import CaseProcess, SchedulerLost, SegmentCase
-from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, CaseSegmenter
-from SPDSegmentLib.errors import BadInput, DeviceUnavailable, SPDError, import_package
+from SPDSegmentLib.batch.segmenting import FOR_NO_CASE, BatchSettings, CaseResult, CaseSegmenter
+from SPDSegmentLib.errors import BadInput, SPDError, import_package
+from SPDSegmentLib.geometry.limits import usable_cores
 from SPDSegmentLib.models.bundle import find_bundle
 from SPDSegmentLib.worker.client import WorkerClient
+from SPDSegmentLib.worker.requests import local_command
 
 MakeSegmenter = Callable[[BatchModel, BatchSettings], SegmentCase]
 CONNECT_SECONDS = 15
 LOST_SECONDS = 20.0
+NO_WORKER_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 _PAUSE_SECONDS = 2.0
 """How long a worker that cannot segment holds each case that is given to it all the same."""
@@ -173,8 +176,8 @@ class ClusterDispatch:
                     raise UnfitWorker(f"The worker {worker} cannot go on: {error.message}", error.remedy, worker)
 
     def _next(self, finished: queue.SimpleQueue[Any]) -> Any:
-        """The next finished task; a scheduler that is away for longer is lost."""
-        away = 0.0
+        """The next finished task; a scheduler that is away for longer is lost, and for a worker it is waited."""
+        away, due = 0.0, time.monotonic() + NO_WORKER_SECONDS
         while True:
             with contextlib.suppress(queue.Empty):
                 future = finished.get(timeout=_POLL_SECONDS)
@@ -184,6 +187,11 @@ class ClusterDispatch:
             away = 0.0 if self.client.status == "running" and away < LOST_SECONDS else away + _POLL_SECONDS
             if away >= LOST_SECONDS:
                 raise _lost()
+            if self.client.status == "running" and time.monotonic() >= due:
+                due = time.monotonic() + NO_WORKER_SECONDS
+                with contextlib.suppress(OSError):
+                    if not self.client.nthreads():
+                        self.say("The cluster has no worker; the batch goes on waiting for one. Ctrl+C ends it.")
 
     def _row_of(self, future: Any, process: CaseProcess, case: BatchCase) -> dict[str, Any]:
         if future.status == "finished":
@@ -260,14 +268,16 @@ def process_on_worker(process: CaseProcess, make: MakeSegmenter, case: BatchCase
     def watched(case: BatchCase, output: Path) -> CaseResult:
         try:
             return segment(case, output)
-        except DeviceUnavailable as error:
+        except FOR_NO_CASE as error:
             lost.append(error)
             raise
 
-    row = process(watched, case) | {"worker": os.getpid()}
-    if lost:
-        _close(segment)
-        raise _unfit_here(lost[0], key, batch)
+    try:
+        row = process(watched, case) | {"worker": os.getpid()}
+    finally:
+        if lost:
+            _close(segment)
+            raise _unfit_here(lost[0], key, batch)
     with _guard:
         if batch == _batches[0]:
             _idle.setdefault(key, []).append(segment)
@@ -305,7 +315,47 @@ def worker_segmenter(model: BatchModel, settings: BatchSettings) -> CaseSegmente
         ModelMissing: it has none.
     """
     _require_model(model)
-    return CaseSegmenter(WorkerClient(), model, settings)
+    command = replace(local_command(), environment=tuple(sorted(background_environment().items())))
+    return CaseSegmenter(WorkerClient(command=command), model, settings)
+
+
+def background_environment() -> dict[str, str]:
+    """Variables for a background process of this worker: its share of the cores, unless somebody has decided on that.
+
+    What Dask's nanny has set is left out: one core for numerical libraries, and how memory is given back.
+    """
+    import psutil
+    from dask import config
+    from distributed import get_worker
+
+    variables = dict(os.environ)
+    if get_worker().nanny is not None:
+        before: dict[str, str] = {}
+        with contextlib.suppress(psutil.Error, OSError, AttributeError):
+            before = psutil.Process().parent().environ()
+        for name, value in config.get("distributed.nanny.pre-spawn-environ", {}).items():
+            if variables.get(name) == str(value) and name not in before:
+                del variables[name]
+    if "OMP_NUM_THREADS" not in variables:
+        variables["OMP_NUM_THREADS"] = str(share_of_cores())
+    return variables
+
+
+def share_of_cores() -> int:
+    """How many of the cores that this worker may use are its own, by the threads of all workers that may use them."""
+    from distributed import get_client, get_worker
+
+    client, host = get_client(), get_worker().address.rpartition(":")[0]
+    threads = {worker: count for worker, count in client.nthreads().items() if worker.rpartition(":")[0] == host}
+    places = client.run(place_of_worker, workers=list(threads), on_error="ignore")
+    beside = sum(threads[worker] for worker, place in places.items() if place == place_of_worker())
+    return max(1, usable_cores() // max(1, beside))
+
+
+def place_of_worker() -> str:
+    """The machine of a worker, and the cores that it may use there where the system says."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "all"
+    return f"{platform.node()} {cores}"
 
 
 def _require_model(model: BatchModel) -> None:

@@ -225,12 +225,12 @@ class Report:
         self._due = 0.0
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take a row, and write the reports unless they were written just now."""
+        """Take a row, and write the reports unless they were written just now, or another process writes them."""
         self._rows[str(row["case"])] = report_row(row)
         begun = time.monotonic()
         if begun >= self._due:
             try:
-                self._write(False)
+                self._write(False, 0.0)
             except (SPDError, OSError):
                 self._due = begun + 1  # the last call says what remains
                 return
@@ -247,11 +247,19 @@ class Report:
         for case in self._cases:
             if case.name not in self._rows:
                 self._of_others(case, True)  # images are read before other parts have to wait
-        return self._write(True)
+        return self._write(True, _LOCK_SECONDS)
 
-    def _write(self, checked: bool) -> dict[str, Any]:
+    def _write(self, checked: bool, wait_seconds: float) -> dict[str, Any]:
         """Write the reports, the rows of others only with a look at their images and clicks if ``checked``."""
-        with FolderLock(self._folder, "report", _LOCK_NAME, _LOCK_SECONDS):
+        with contextlib.ExitStack() as locked:
+            try:
+                locked.enter_context(FolderLock(self._folder, "report", _LOCK_NAME, wait_seconds))
+            except BadInput as error:
+                raise BadInput(
+                    f"The report lacks what was just done, while every mask is kept: {error.message}",
+                    "When that has ended, run the same command again: it writes the whole report.",
+                    error.details,
+                ) from error
             rows = []
             for case in self._cases:
                 row = self._rows.get(case.name)

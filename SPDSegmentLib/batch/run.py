@@ -40,7 +40,7 @@ from SPDSegmentLib.batch.report import (
     result_of,
     without_folders,
 )
-from SPDSegmentLib.batch.segmenting import DICOM_SUFFIXES, BatchSettings, CaseResult, check_settings
+from SPDSegmentLib.batch.segmenting import DICOM_SUFFIXES, FOR_NO_CASE, BatchSettings, CaseResult, check_settings
 from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
 from SPDSegmentLib.files import user_path, write_json, write_whole
 from SPDSegmentLib.geometry.labelmap import SUFFIXES
@@ -70,7 +70,7 @@ class CaseProcess:
     resume: bool
 
     def __call__(self, segment: SegmentCase, case: BatchCase) -> dict[str, Any]:
-        """The row of a case; only a cancellation gets out."""
+        """The row of a case; only a cancellation gets out, and what no case can be segmented with."""
         row_file, output = self._places(case)
         started = time.monotonic()
         row = empty_row(case, self.model.name, self.settings.full_paths)
@@ -99,7 +99,7 @@ class CaseProcess:
                 return self._keep(case, row | kept, key, former)
             row |= result.figures | {"clicks": result.fates, "report": result.details}
             row |= self._write(case, result, output, row_file, row | key)
-        except Cancelled:
+        except (Cancelled, *FOR_NO_CASE):
             raise
         except SPDError as error:
             row["error"] = self.told(error.sentence, case)
@@ -255,6 +255,7 @@ class BatchRun:
             BadInput: a list that cannot be used, a folder that cannot be used or is in use, an input where report or
                 rows belong, or a report that cannot be written; the masks stay.
             Cancelled: somebody stopped it; the report holds what was finished.
+            DeviceUnavailable, ModelMissing, ModelCorrupt, DependencyMissing, WorkerDied: no case can be; as above.
             SchedulerLost, OtherVersion, UnfitWorker: see :mod:`SPDSegmentLib.batch.cluster`; as above.
         """
         index, count = self.part

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +14,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SPDSegmentLib.batch.cases import BatchCase, BatchModel
-from SPDSegmentLib.errors import BadInput, Cancelled, SPDError
+from SPDSegmentLib.errors import (
+    BadInput,
+    Cancelled,
+    DependencyMissing,
+    DeviceUnavailable,
+    ModelCorrupt,
+    ModelMissing,
+    SPDError,
+)
 from SPDSegmentLib.files import check_output
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
 from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, measure, write_labelmap
 from SPDSegmentLib.geometry.markups import insist_on, read_markups
-from SPDSegmentLib.geometry.slices import SliceStack
+from SPDSegmentLib.geometry.slices import AXES, SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 from SPDSegmentLib.models.fit import fit_of_image
-from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY
+from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY, STRATEGIES
 from SPDSegmentLib.prompts.fates import Fate, SliceStatus, best_fates, review
+from SPDSegmentLib.settings import check_choice
 from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
-from SPDSegmentLib.worker.messages import Segmented, SliceReady
+from SPDSegmentLib.worker.health import NotInstalled
+from SPDSegmentLib.worker.messages import Segmented, SliceReady, StatusReply
 from SPDSegmentLib.worker.payloads import unpack_mask
+from SPDSegmentLib.worker.requests import check_device
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.dicom_frames import Frame
@@ -37,6 +49,14 @@ _COUNTED = {
 }  # fmt: skip
 DICOM_SUFFIXES = {"dicom_seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
 _numbers = itertools.count(1)
+
+
+class WorkerLacks(DependencyMissing):
+    """A Python package that the worker needs for every case."""
+
+
+FOR_NO_CASE = (DeviceUnavailable, ModelMissing, ModelCorrupt, WorkerLacks, NotInstalled)
+"""Errors of a worker that can segment no case at all: the batch ends with the first one."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,41 @@ class CaseResult:
     beside: dict[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
+def cards_of(client: WorkerClient) -> list[str]:
+    """The graphics cards that a worker can use, by the names of devices; none where it cannot say."""
+    try:
+        answer = client.wait(client.status(probe=True))
+    except SPDError:
+        return []
+    devices = answer.devices if isinstance(answer, StatusReply) else None
+    return [device.name for device in devices or () if device.name.startswith("cuda")]
+
+
+class Cards:
+    """Gives each worker of a batch a graphics card in turn, where several can be used and none was named.
+
+    Args:
+        device: of the batch; one with a number, and the CPU, is what every worker gets.
+        find: lists the cards; asked once, of the first worker that segments a case.
+    """
+
+    def __init__(self, device: str, find: Callable[[WorkerClient], Sequence[str]] = cards_of) -> None:
+        self._device = device
+        self._find = find
+        self._turns: Iterator[str] | None = None
+        self._lock = threading.Lock()
+
+    def next(self, client: WorkerClient) -> str:
+        """The device of one more worker."""
+        if self._device not in ("auto", "cuda"):
+            return self._device
+        with self._lock:
+            if self._turns is None:
+                found = self._find(client)
+                self._turns = itertools.cycle(found if len(found) > 1 else [self._device])
+            return next(self._turns)
+
+
 class CaseSegmenter:
     """Segments cases, one after the other, with one worker that stays warm between them.
 
@@ -105,6 +160,7 @@ class CaseSegmenter:
         client: of the worker; all calls come from the thread that uses this object.
         stopped: polled; true cancels the case under way.
         on_note: told, before a case is segmented, why its image may not be of the model's kind.
+        cards: shares the graphics cards among the workers; without them the worker takes the device of the settings.
     """
 
     def __init__(
@@ -114,19 +170,22 @@ class CaseSegmenter:
         settings: BatchSettings,
         stopped: Callable[[], bool] = lambda: False,
         on_note: Callable[[str], object] = lambda note: None,
+        cards: Cards | None = None,
     ) -> None:
         self._client = client
         self._model = model
         self._settings = settings
         self._stopped = stopped
         self._on_note = on_note
+        self._cards = cards
+        self._device = "" if cards else settings.device
         self._replaced = False
 
     def __call__(self, case: BatchCase, output: Path) -> CaseResult:
         """Segment a case; nothing is written yet, but that ``output`` can be is found out first.
 
         Raises:
-            SPDError: what cannot be used, or what went wrong.
+            SPDError: what cannot be used, or what went wrong; those of ``FOR_NO_CASE`` concern every case.
             Cancelled: somebody stopped it.
         """
         if self._replaced:
@@ -143,7 +202,9 @@ class CaseSegmenter:
         if doubts:
             self._on_note(f"{case.name}: {' '.join(doubts)}")
         self._client.reset()  # workers that died on other cases do not count
-        self._client.set_model(ModelChoice(self._model.key, self._settings.device))
+        if self._cards is not None and not self._device:
+            self._device = self._cards.next(self._client)
+        self._client.set_model(ModelChoice(self._model.key, self._device))
         name = f"batch {next(_numbers)}"
         self._client.open_volume(name, volume.array, volume.ijk_to_ras, axis)
         try:
@@ -153,7 +214,10 @@ class CaseSegmenter:
             self._wait(request)
         finally:
             self._client.close_volume(name)
-        answer = request.result()
+        try:
+            answer = request.result()
+        except DependencyMissing as error:
+            raise WorkerLacks(error.message, error.remedy, error.details) from error
         if not isinstance(answer, Segmented) or len(request.slices) != stack.n_slices:
             raise SPDError(f"The worker returned {len(request.slices)} of {stack.n_slices} slices.", "Run again.")
         used, known = (answer.report.get("model") or {}).get("digest", ""), self._model.digest
@@ -293,3 +357,8 @@ def check_settings(settings: BatchSettings) -> None:
     """Raise BadInput for settings that no case could be segmented with."""
     if settings.suffix not in SUFFIXES:
         raise BadInput(f"'{settings.suffix}' is no file format for masks.", f"Use one of {', '.join(SUFFIXES)}.")
+    check_choice(settings.axis or AXES[0], AXES, "slicing axis")
+    check_choice(settings.prompts, (*STRATEGIES, SALIENCY_ONLY), "prompt strategy")
+    check_device(settings.device)
+    for kind in settings.dicom:
+        check_choice(kind, DICOM_SUFFIXES, "kind of DICOM file")

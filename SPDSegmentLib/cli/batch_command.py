@@ -16,7 +16,6 @@ import typer
 from SPDSegmentLib.cli.segment_command import CaseOptions, names_of
 from SPDSegmentLib.cli.terminal import (
     printable,
-    require_device,
     require_input,
     show_training,
     takes,
@@ -24,6 +23,7 @@ from SPDSegmentLib.cli.terminal import (
 )
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, require_package
 from SPDSegmentLib.files import check_folder
+from SPDSegmentLib.worker.requests import check_device
 
 if TYPE_CHECKING:
     from SPDSegmentLib.batch.segmenting import CaseSegmenter
@@ -46,7 +46,7 @@ class BatchRequest(CaseOptions):
     ]
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.")]
     workers: Annotated[
-        int, typer.Option(help="Cases that are segmented at once; with --slurm: jobs.", min=1, max=256)
+        int, typer.Option(help="Cases at once, on all graphics cards in turn; with --slurm: jobs.", min=1, max=256)
     ] = 1
     scheduler: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Segment on the workers of this Dask scheduler.")
@@ -77,7 +77,7 @@ def batch(request: BatchRequest) -> None:
     scheduler, slurm, workers = request.scheduler, request.slurm, request.workers
     require_input(request.cases, "table")
     check_folder(request.output, "output folder")
-    require_device(request.device)
+    check_device(request.device)
     numbers = _PART.fullmatch(request.part)
     if numbers is None:
         raise BadInput(f"'{request.part}' is no part.", "Give --part I/N, for example 2/8.")
@@ -87,7 +87,7 @@ def batch(request: BatchRequest) -> None:
         require_package("highdicom")
     from SPDSegmentLib.batch.cases import batch_model
     from SPDSegmentLib.batch.run import BatchRun
-    from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
+    from SPDSegmentLib.batch.segmenting import BatchSettings, Cards, CaseSegmenter
     from SPDSegmentLib.models.bundle import base_weights_for, find_bundle
     from SPDSegmentLib.worker.client import WorkerClient
 
@@ -108,11 +108,12 @@ def batch(request: BatchRequest) -> None:
     )
     if workers > 1 and not slurm:
         _share_cores(workers)
+    cards = Cards(request.device) if workers > 1 else None
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as clients, show_training(True) as bar:
 
         def make_segmenter(stopped: Callable[[], bool]) -> CaseSegmenter:
-            return CaseSegmenter(clients.enter_context(WorkerClient()), chosen, settings, stopped, bar.say)
+            return CaseSegmenter(clients.enter_context(WorkerClient()), chosen, settings, stopped, bar.say, cards)
 
         def show(done: int, total: int, row: dict[str, Any]) -> None:
             rows.append(row)

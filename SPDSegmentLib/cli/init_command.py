@@ -74,9 +74,8 @@ def init(
     with show_training(True) as bar:
         bar.say(f"{len(found.cases)} cases, named {found.image} and {found.label}.")
         seen = survey(folder, found, lambda done, total: bar.advance("checking files", done, total, None, {}), targets)
-    place = (output or Path("x.toml")).resolve().parent
-    data_folder = Path(os.path.relpath(folder.resolve(), place)).as_posix()
-    made = plan(seen, data_folder, targets, structure, name, backbone, names_of(validation), patient, _has_gpu(device))
+    place = _seen_from((output or Path("x.toml")).resolve().parent, folder.resolve())
+    made = plan(seen, place, targets, structure, name, backbone, names_of(validation), patient, _has_gpu(device))
     bundle = made.config.bundle
     _check_texts({"name": bundle.name, "structure": bundle.structure, "title": bundle.title})
     output = output or Path(f"{made.config.bundle.name}.toml")
@@ -102,6 +101,14 @@ def init(
     write_text(output, text, "configuration")
     for line in (*_summary(made), *expected, f"Written: {output}. Go on with: {train}"):
         typer.echo(printable(line))
+
+
+def _seen_from(place: Path, folder: Path) -> str:
+    """A folder relative to a place; as it is where they lie on two drives of Windows."""
+    try:
+        return Path(os.path.relpath(folder, place)).as_posix()
+    except ValueError:
+        return folder.as_posix()
 
 
 def _check_texts(given: dict[str, str]) -> None:

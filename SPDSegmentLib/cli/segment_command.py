@@ -19,7 +19,6 @@ from SPDSegmentLib.api import segment as segment_case
 from SPDSegmentLib.cli.terminal import (
     as_spd_error,
     printable,
-    require_device,
     require_input,
     require_output,
     show_slices,
@@ -30,6 +29,7 @@ from SPDSegmentLib.files import write_csv, write_json, write_png
 from SPDSegmentLib.geometry.labelmap import SUFFIXES
 from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, read_markups
 from SPDSegmentLib.models.bundle import origin_note
+from SPDSegmentLib.worker.requests import check_device
 
 if TYPE_CHECKING:
     from SPDSegmentLib.cli.preview import PreviewText
@@ -135,7 +135,7 @@ class SegmentRequest(CaseOptions):
             if path is not None:
                 require_output(path, what, suffixes, taken)
                 taken.append(path)
-        require_device(self.device)
+        check_device(self.device)
 
 
 @takes(SegmentRequest)
@@ -320,11 +320,11 @@ def _write_picture(path: Path, request: SegmentRequest, outcome: Segmentation) -
 def _write_dicom(source: Sequence[Frame], path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
     from SPDSegmentLib.geometry.dicom_objects import write_dicom_seg, write_rtstruct
     from SPDSegmentLib.models.bundle_info import drawn_structure
+    from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY
 
     info, volume = outcome.bundle.info, outcome.stack.volume
-    structure = drawn_structure(
-        info.structure, info.terminology, info.color, info.name, outcome.mask, volume, request.prompts
-    )
+    prompts = SALIENCY_ONLY if request.saliency_only else request.prompts
+    structure = drawn_structure(info.structure, info.entry, info.color, info.name, outcome.mask, volume, prompts)
     write = write_dicom_seg if path == request.dicom_seg else write_rtstruct
     write(path, outcome.mask, volume, source, structure)
 

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import functools
 import inspect
-import re
 import signal
 import threading
 import traceback
@@ -42,17 +41,10 @@ if TYPE_CHECKING:
     from SPDSegmentLib.inference.results import SegmentationProgress
 
 T = TypeVar("T")
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 WIDEST = 100
 WHAT_WIDTH = 24
 SHOWN_VALUES = ("total", "dsc")
 """The other terms are in the curves."""
-
-
-def require_device(name: str) -> None:
-    """Raise :class:`BadInput` for what is no name of a device."""
-    if not _DEVICE.fullmatch(name):
-        raise BadInput(f"Unknown device '{name}'.", "Use auto, cpu, cuda or cuda:n.")
 
 
 def require_input(path: Path, what: str) -> None:

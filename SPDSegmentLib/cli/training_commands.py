@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import platform
 import signal
 import sys
@@ -18,7 +19,6 @@ from SPDSegmentLib.cli.segment_command import names_of
 from SPDSegmentLib.cli.terminal import (
     TrainingBar,
     printable,
-    require_device,
     require_input,
     show_training,
     termination_interrupts,
@@ -27,6 +27,7 @@ from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError, command_line
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.settings import check_choice
 from SPDSegmentLib.staging import FolderLock
+from SPDSegmentLib.worker.requests import check_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +63,7 @@ def train(
     require_input(config, "training configuration")
     import torch
 
+    from SPDSegmentLib.inference.acceleration import keep_to_own_cores
     from SPDSegmentLib.models.bundle import check_replaceable
     from SPDSegmentLib.training.config import TrainingConfig, read_training_config
     from SPDSegmentLib.training.joint_config import is_joint, read_joint_config
@@ -70,6 +72,7 @@ def train(
 
     joint = is_joint(config)
     settings = read_joint_config(config) if joint else read_training_config(config)
+    keep_to_own_cores()
     if threads:
         torch.set_num_threads(threads)
     run_folder = run_folder or Path("runs") / settings.bundle.name
@@ -158,7 +161,7 @@ def _starting_point(
 
 
 def _draw_curves(run_folder: Path) -> None:
-    from SPDSegmentLib.training.result import plot_curves
+    from SPDSegmentLib.training.run import plot_curves
 
     try:
         curves = plot_curves(run_folder)
@@ -218,8 +221,8 @@ def evaluate(
     require_input(config, "configuration")
     check_folder(output, "output folder")
     check_choice(split, SPLITS, "split")
-    require_device(device)
-    from SPDSegmentLib.evaluation.evaluator import EvaluationConfig, load_targets
+    check_device(device)
+    from SPDSegmentLib.evaluation.evaluator import EvaluationConfig, learned_from, load_targets, plane_of
     from SPDSegmentLib.evaluation.evaluator import evaluate as run_evaluation
     from SPDSegmentLib.evaluation.report import check_reports, markdown_table
     from SPDSegmentLib.inference.predictor import Predictor
@@ -239,6 +242,7 @@ def evaluate(
     if update_card:
         check_replaceable(next(iter(bundles.values())).folder)
     labels = _labels(bundles)
+    plane = plane_of((bundle.info for bundle in bundles.values()), data.plane)
     severities = _listed(severity, "severity")
     protocols = {
         name: EvaluationConfig(severities, seeds, tuple(method for job, method in jobs if job == name), first_seed)
@@ -249,8 +253,15 @@ def evaluate(
     rows: list[EvaluationRow] = []
     with _output_folder(output), show_training(True) as bar:
         check_reports(output)
-        targets = load_targets(folder, data, cases, bar.say)
+        if plane != data.plane:
+            bar.say(f"Note: the slices are {plane}, as the model takes them; the configuration says {data.plane}.")
+        targets = load_targets(folder, dataclasses.replace(data, plane=plane), cases, bar.say)
         cases = list(dict.fromkeys(target.case for target in targets))
+        known = {name: learned_from(bundle.info, cases, data.patient_pattern) for name, bundle in bundles.items()}
+        for name, seen in known.items():
+            if seen:
+                said = f"{labels[name]} was trained on patients of {len(seen)} of the {len(cases)} cases, as {seen[0]}"
+                bar.say(f"Note: {said}; its figures there say nothing about other patients.")
         command = command_line("spdsegment", *sys.argv[1:])
         with _kept(output, rows, _context(command, cases, bundles, seeds, first_seed)) as keep:
             for name, protocol in protocols.items():
@@ -264,7 +275,7 @@ def evaluate(
     typer.echo(f"\nWritten to {output}: rows.csv, summary.json, table.md, severity.png")
     if update_card:
         name, first = next(iter(bundles.items()))
-        _update(first, [row for row in rows if row.bundle == labels[name]], cases, split, command)
+        _update(first, [row for row in rows if row.bundle == labels[name]], cases, split, command, len(known[name]))
 
 
 @contextlib.contextmanager
@@ -365,9 +376,11 @@ def _context(command: str, cases: list[str], bundles: dict[str, Bundle], seeds: 
     }
 
 
-def _update(bundle: Bundle, rows: list[EvaluationRow], cases: list[str], split: str, command: str) -> None:
+def _update(
+    bundle: Bundle, rows: list[EvaluationRow], cases: list[str], split: str, command: str, learned_from: int
+) -> None:
     from SPDSegmentLib.evaluation.report import markdown_table, summarize
     from SPDSegmentLib.training.result import update_metrics
 
     metrics = {"cases": len(cases), "split": split, "summary": summarize(rows), "table": markdown_table(rows)}
-    update_metrics(bundle, metrics | {"command": command})
+    update_metrics(bundle, metrics | {"command": command} | ({"learned_from": learned_from} if learned_from else {}))

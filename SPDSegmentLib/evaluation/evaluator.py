@@ -11,7 +11,7 @@ import hashlib
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow, fov_of_clicks, place_window
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.inference.session import Session
+from SPDSegmentLib.models.bundle_info import BundleInfo
 from SPDSegmentLib.prompts.click_path import ClickPath, click_path, nearest_pixel
 from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY, STRATEGIES
 from SPDSegmentLib.prompts.fates import Fate, PointFate
@@ -144,6 +145,29 @@ class EvaluationTarget:
             simulated.slice_index, simulated.xy, np.zeros(n, dtype=bool), tuple(str(i + 1) for i in range(n))
         )
         return clicks, float(1 - simulated.inside_target.mean()) if n else 1.0
+
+
+def plane_of(models: Iterable[BundleInfo], plane: str) -> str:
+    """The slicing plane that models are measured in: their own, in which they are used; ``plane`` where they take any.
+
+    Raises:
+        BadInput: they have different ones.
+    """
+    own = {info.slicing_axis: info.name for info in models if info.slicing_axis != "auto"}
+    if len(own) > 1:
+        said = ", ".join(f"{name} {axis}" for axis, name in own.items())
+        raise BadInput(f"The models are made for different slices ({said}).", "Measure them one by one.")
+    return next(iter(own), plane)
+
+
+def learned_from(info: BundleInfo, cases: Sequence[str], pattern: str) -> list[str]:
+    """Those of the cases whose patient, by the first group of ``pattern``, a model says that it was trained on.
+
+    Patients are known by their names alone; a model of several data sets has the data set's before each.
+    """
+    names = [str(name) for name in info.training.get("patients") or ()]
+    known = {patient_of(part, pattern) for name in names for part in (name, name.partition("/")[2]) if part}
+    return [case for case in cases if patient_of(case, pattern) in known]
 
 
 def load_targets(

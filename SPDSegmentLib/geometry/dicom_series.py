@@ -90,14 +90,14 @@ def drawn_objects(place: Path) -> Headers:
     return found
 
 
-def folders_of(folder: Path) -> dict[str, set[str]]:
+def folders_of(folder: Path, most: int = 10 * MAX_SEARCHED) -> dict[str, set[str]]:
     """Folders at or below one that hold DICOM files, as paths from there, each with the modalities of its files.
 
     Raises:
-        BadInput: there are too many files.
+        BadInput: there are more than ``most`` files.
     """
     found: dict[str, set[str]] = defaultdict(set)
-    for path in files_of(folder, True, 10 * MAX_SEARCHED):
+    for path in files_of(folder, True, most):
         if modality := modality_of(path):
             found[path.parent.relative_to(folder).as_posix()].add(modality)
     return found

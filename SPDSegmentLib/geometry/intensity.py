@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ LARGEST_LIMIT = 1e9
 SMALLEST_SHARE = 1e-5
 """Two intensities that are closer than this share of the larger one are not told apart in float32."""
 
+FEWEST_COLUMNS = 32
+"""Evenly spaced intensities that lie in fewer columns than this are spaced otherwise."""
 MIN_WINDOW_SHARE = 0.1
 """An image whose values span less of a window was rescaled."""
 CT_WINDOW = (-160.0, 240.0)
@@ -124,8 +127,10 @@ def looks_like_ct(array: np.ndarray) -> bool:
 
 
 def _sample(array: np.ndarray) -> np.ndarray:
-    """About two million evenly spaced intensities, (N,)."""
-    step = max(1, array.size // 2_000_000)
+    """About two million evenly spaced intensities, (N,), from enough columns in all parts of the volume."""
+    step, width = max(1, array.size // 2_000_000), (1, *array.shape)[-1]
+    if width // math.gcd(step, width) < min(width, FEWEST_COLUMNS):
+        step = next(n for n in itertools.count(step) if math.gcd(n, array.size) == 1)
     return array.reshape(-1)[::step] if array.flags.c_contiguous else array.ravel()[::step]
 
 

@@ -8,7 +8,7 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from SPDSegmentLib.errors import MORE_MEMORY, BadInput, OutOfMemory
@@ -22,23 +22,27 @@ KEPT_BYTES = 256 << 20
 GROWTH_BYTES = 64 << 20
 TORCH_BYTES = 700 << 20
 """Address space that torch and the libraries beside it take when they are loaded."""
+SYSTEM = Path("/")
+"""Where the kernel's ``proc`` and ``sys`` are."""
+NO_LIMIT = 1 << 60
 # of glibc's mallopt(3)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def check_memory(what: str, shape: Sequence[int], voxel_bytes: int) -> None:
+def check_memory(what: str, shape: Sequence[int], voxel_bytes: int, while_reading: int = 0) -> None:
     """Refuse an image that does not fit into free memory.
 
     Args:
         what: the image, in words that a sentence begins with.
         shape: number of voxels along each axis, as the header says.
-        voxel_bytes: of one voxel.
+        voxel_bytes: of one voxel, once it is read.
+        while_reading: that one voxel takes at the most before that.
 
     Raises:
         OutOfMemory: it does not fit.
     """
     voxels = math.prod(int(n) for n in shape)
-    needed, free = voxels * (voxel_bytes + BYTES_BESIDE_VOXEL), free_memory_bytes()
+    needed, free = voxels * max(voxel_bytes + BYTES_BESIDE_VOXEL, while_reading), free_memory_bytes()
     if free is not None and needed > free:
         raise OutOfMemory(
             f"{what} has {' x '.join(map(str, shape))} voxels, which need about {megabytes(needed)} of "
@@ -72,12 +76,14 @@ def free_memory_bytes() -> int | None:
         free: int | None = int(psutil.virtual_memory().available)
     except Exception:
         free = _windows_free_memory() if sys.platform == "win32" else _proc_value("MemAvailable:")
-    return min((n for n in (free, address_space_left()) if n is not None), default=None)
+    known = (free, address_space_left(), *(left for _, left in _group_memory()))
+    return min((n for n in known if n is not None), default=None)
 
 
 def usable_cores() -> int:
-    """How many cores this process may use: those of its job, which may be fewer than the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use: those of its job or container, which may be fewer than the machine's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min((cores, *(math.ceil(quota) for quota in _group_cores()))))
 
 
 def total_memory_bytes() -> int | None:
@@ -88,7 +94,8 @@ def total_memory_bytes() -> int | None:
         total: int | None = int(psutil.virtual_memory().total)
     except Exception:
         total = _proc_value("MemTotal:")
-    return min((n for n in (total, address_space_limit()) if n is not None), default=None)
+    known = (total, address_space_limit(), *(limit for limit, _ in _group_memory()))
+    return min((n for n in known if n is not None), default=None)
 
 
 def address_space_limit() -> int | None:
@@ -163,6 +170,55 @@ def check_room_for_torch() -> None:
             f"and loading torch needs about {(limit - left + TORCH_BYTES) >> 20} MB.",
             MORE_MEMORY,
         )
+
+
+def _group_folders(controller: str) -> Iterator[Path]:
+    """Where Linux keeps the limits of this process's control groups, as those of a container, the nearest first."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = (SYSTEM / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
+        if controllers and controller not in controllers.split(","):
+            continue
+        names = [name for name in path.split("/") if name not in ("", "..")]
+        for mounted in (controllers, controller) if controllers else ("", "unified"):
+            for depth in range(len(names), -1, -1):  # a container may see its own group as the uppermost
+                yield SYSTEM.joinpath("sys/fs/cgroup", mounted, *names[:depth])
+
+
+def _group_memory() -> Iterator[tuple[int, int]]:
+    """Bytes that each of this process's control groups may have, and what is left of them."""
+    for folder in _group_folders("memory"):
+        for limit_file, used_file, prefix in (
+            ("memory.max", "memory.current", ""),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        ):
+            limit = _numbers(folder / limit_file).get("")
+            if limit is not None and 0 <= limit < NO_LIMIT:
+                known, used = _numbers(folder / "memory.stat"), _numbers(folder / used_file).get("", 0)
+                cached = sum(known.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+                yield limit, min(limit, max(0, limit - used + cached))
+
+
+def _group_cores() -> Iterator[float]:
+    """How many cores' time each of this process's control groups may have."""
+    for folder in _group_folders("cpu"):
+        quota, period = _numbers(folder / "cpu.cfs_quota_us").get(""), _numbers(folder / "cpu.cfs_period_us").get("")
+        for name, value in _numbers(folder / "cpu.max").items():
+            quota, period = (int(name), value) if name.isdecimal() else (quota, period)
+        if quota and period and quota > 0 and period > 0:
+            yield quota / period
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The numbers of a file of the kernel by what stands before them in their lines; none that cannot be read."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.rpartition(" ")
+            with contextlib.suppress(ValueError):
+                found[name] = int(value)
+    return found
 
 
 def _proc_value(key: str) -> int | None:

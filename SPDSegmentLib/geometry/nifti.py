@@ -70,6 +70,15 @@ class NiftiHeader:
         kind = _TYPES.get(self.datatype)
         return None if kind is None else np.dtype(f"{kind[:-2]}{self.order}{kind[-2:]}")
 
+    @property
+    def scaled_dtype(self) -> np.dtype | None:
+        """Type of a voxel once it is scaled as the header says, None where nothing is scaled."""
+        slope, inter = self.scaling
+        if self.dtype is None or slope == 0 or (slope, inter) == (1, 0):
+            return None
+        wide = self.dtype.itemsize > (2 if self.dtype.kind in "iu" else 4)
+        return np.dtype(np.float64 if wide else np.float32)
+
 
 def parse_nifti(content: bytes) -> NiftiHeader | None:
     """The header at the begin of a file, of any byte order; None where there is none."""
@@ -157,12 +166,12 @@ def read_voxels(path: Path, header: NiftiHeader, voxels: Path, frame: int | None
     array = _read_array(voxels, int(header.start), header.extent[2::-1], dtype, index, sizes[3])
     if dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise invalid_values(f"image {path.name}")
-    slope, inter = header.scaling
-    if slope == 0 or (slope, inter) == (1, 0):
+    kind = header.scaled_dtype
+    if kind is None:
         return array
-    wide = dtype.itemsize > (2 if dtype.kind in "iu" else 4)
-    scale = np.float64 if wide else np.float32
-    scaled: np.ndarray = np.multiply(array, scale(slope), dtype=scale) + scale(inter)
+    slope, inter = (kind.type(value) for value in header.scaling)
+    scaled: np.ndarray = np.multiply(array, slope, dtype=kind)
+    scaled += inter
     return scaled
 
 
@@ -191,7 +200,8 @@ def _read_array(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype,
             stream.read(1)  # at the end of a gzip file its checksum is compared
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise cut from error
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    native = dtype.newbyteorder("=")
+    return array if dtype == native else array.byteswap(inplace=True).view(native)
 
 
 class CutShort(BadInput):

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from SPDSegmentLib.geometry.volume import Volume
+from SPDSegmentLib.geometry.volume import Volume, transformed
 from SPDSegmentLib.settings import check_choice
 
 AXES = ("auto", "i", "j", "k", "axial", "coronal", "sagittal")
@@ -85,8 +85,7 @@ class SliceStack:
 
     def to_slices(self, points_ras: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Patient millimeters (N, 3) to continuous slice positions (N,) and pixels (N, 2), (column, row)."""
-        points = np.asarray(points_ras, dtype=np.float64).reshape(-1, 3)
-        thw = points @ self._ras_to_thw[:3, :3].T + self._ras_to_thw[:3, 3]
+        thw = transformed(np.reshape(points_ras, (-1, 3)), self._ras_to_thw)
         return thw[:, 0], thw[:, [2, 1]]
 
     def to_ras(self, slice_position: np.ndarray, xy: np.ndarray) -> np.ndarray:
@@ -94,8 +93,7 @@ class SliceStack:
         xy = np.asarray(xy, dtype=np.float64).reshape(-1, 2)
         position = np.broadcast_to(np.asarray(slice_position, dtype=np.float64), len(xy))
         thw = np.stack((position, xy[:, 1], xy[:, 0]), axis=1)
-        ras: np.ndarray = thw @ self._thw_to_ras[:3, :3].T + self._thw_to_ras[:3, 3]
-        return ras
+        return transformed(thw, self._thw_to_ras)
 
     def slice_number(self, t: int) -> int:
         """Index of slice t along the volume's own axis, as 3D Slicer shows it, which holds every file right-handed."""

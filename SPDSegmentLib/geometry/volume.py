@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class Volume:
         series_uid, frame_of_reference: of the DICOM series that it was read from, else empty.
 
     Raises:
-        BadInput: ``ijk_to_ras`` is no matrix (4, 4).
+        BadInput: ``ijk_to_ras`` is no matrix (4, 4), or its last row is not 0, 0, 0, 1.
         GeometryUnsupported: no valid position, degenerate or sheared axes.
     """
 
@@ -72,6 +73,9 @@ class Volume:
             raise GeometryUnsupported(
                 f"The {name} has no valid position in space.", "Correct its header, or ijk_to_ras if that was given."
             )
+        if not np.allclose(matrix[3], (0, 0, 0, 1), rtol=0, atol=1e-6):
+            row = ", ".join(f"{value:.4g}" for value in matrix[3])
+            raise BadInput(f"The last row of ijk_to_ras is {row}: it may be transposed.", wanted)
         object.__setattr__(self, "ijk_to_ras", matrix)
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         if (lengths < 1e-9).any() or abs(np.linalg.det(matrix[:3, :3])) < 1e-9 * lengths.prod():
@@ -105,12 +109,20 @@ class Volume:
 
     def to_ras(self, ijk: np.ndarray) -> np.ndarray:
         """Voxel indexes (N, 3) to patient millimeters (N, 3)."""
-        return np.asarray(ijk @ self.ijk_to_ras[:3, :3].T + self.ijk_to_ras[:3, 3])
+        return transformed(ijk, self.ijk_to_ras)
 
     def to_ijk(self, ras: np.ndarray) -> np.ndarray:
         """Patient millimeters (N, 3) to voxel indexes (N, 3), with fractions."""
-        ras_to_ijk = self.ras_to_ijk
-        return np.asarray(ras @ ras_to_ijk[:3, :3].T + ras_to_ijk[:3, 3])
+        return transformed(ras, self.ras_to_ijk)
+
+
+def transformed(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points (N, 3) through a (4, 4) matrix, each bit for bit as if it were alone.
+
+    The last bits of a matrix product depend on N.
+    """
+    of, (x, y, z, origin) = np.asarray(points, dtype=np.float64), matrix[:3].T
+    return np.asarray(of[..., :1] * x + of[..., 1:2] * y + of[..., 2:] * z + origin)
 
 
 def has_right_angles(matrix: np.ndarray) -> bool:
@@ -160,9 +172,10 @@ def read_volume(path: str | Path, series: str | None = None, frame: int | None =
 
 def _read_nifti(path: Path, files: NiftiFiles, frame: int | None) -> Volume:
     """The image where ITK, and with it 3D Slicer, places it; a NIfTI-2 image where its standard says."""
-    shape, dtype = files.header.extent[:3], files.header.dtype
-    if dtype is not None and all(n > 0 for n in shape):
-        check_memory(f"The image {path}", shape, dtype.itemsize)
+    shape, stored, scaled = files.header.extent[:3], files.header.dtype, files.header.scaled_dtype
+    if stored is not None and all(n > 0 for n in shape):
+        kept = (scaled or stored).itemsize
+        check_memory(f"The image {path}", shape, kept, stored.itemsize + kept if scaled else kept)
     array = read_voxels(path, files.header, files.voxels, frame)
     said = nifti_position(files.header)
     if files.header.version == 1:
@@ -207,8 +220,10 @@ def _read_file(path: Path) -> SimpleITK.Image:
             reader.SetFileName(str(plain))
             reader.ReadImageInformation()
             bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
-            voxel_bytes = reader.GetNumberOfComponents() * (int(bits[1]) // 8 if bits else 1)
-            check_memory(f"The image {path}", reader.GetSize(), voxel_bytes)
+            voxel_bytes, shape = int(bits[1]) // 8 if bits else 1, reader.GetSize()
+            frames = reader.GetNumberOfComponents() * math.prod(shape[3:])
+            copies = 1 if frames == 1 else 2  # ITK's of the frame, and the array
+            check_memory(f"The image {path}", shape[:3], voxel_bytes, (frames + copies) * voxel_bytes)
             image: SimpleITK.Image = reader.Execute()
             return image
     except RuntimeError as error:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from SPDSegmentLib.errors import MORE_CARD_MEMORY, MORE_MEMORY, OutOfMemory
-from SPDSegmentLib.geometry.limits import free_memory_bytes
+from SPDSegmentLib.geometry.limits import free_memory_bytes, usable_cores
 from SPDSegmentLib.models.storage import home_folder
 
 SWITCH = "SPDSEGMENT_COMPILE"
@@ -59,6 +59,12 @@ def _alone_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_alone_in_child)
+
+
+def keep_to_own_cores() -> None:
+    """Let torch have no more threads than this process may use cores: in a container it counts the machine's."""
+    if torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())
 
 
 def batch_for_cores() -> int:

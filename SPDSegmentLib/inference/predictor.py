@@ -12,7 +12,7 @@ from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import check_values
 from SPDSegmentLib.geometry.slices import SliceStack
-from SPDSegmentLib.inference.acceleration import batch_for, batch_for_cores
+from SPDSegmentLib.inference.acceleration import batch_for, batch_for_cores, keep_to_own_cores
 from SPDSegmentLib.inference.adaptation import Lesson, learn
 from SPDSegmentLib.inference.engine import CACHE_BYTES, Engine, ModelOnDevice, choose_device, choose_precision
 from SPDSegmentLib.inference.features import SliceFeatures
@@ -64,6 +64,7 @@ class Predictor(ModelOnDevice):
         intensity = bundle.intensity()
         weights = base_weights_for(bundle)
         chosen = choose_device(device)
+        keep_to_own_cores()
         model = SPDModel(network, weights, adapters=False)
         try:
             model.merge_adapter_state(load_adapter(bundle, model.state_dict() if weights is not None else {}))

@@ -147,7 +147,7 @@ def write_bundle(folder: str | Path, info: BundleInfo, tensors: Mapping[str, tor
 
 def _check_written(folder: Path, name: str) -> None:
     try:
-        read_bundle(folder)
+        read_bundle(folder).intensity()
     except ModelCorrupt as error:
         raise ModelCorrupt(
             f"The model {name} was not written, because it could not be used: {error.message}",

@@ -188,6 +188,11 @@ class BundleInfo:
         """License of the training data, also of bundles that spell the key as 0.1.0 did."""
         return str(self.training.get("license") or self.training.get("licence") or "")
 
+    @property
+    def entry(self) -> str:
+        """Its ``terminology``, or else that of its structure where that is known here; may be empty."""
+        return self.terminology or terminology_entry(self.structure)
+
     def settings_digest(self) -> str:
         """SHA-256 of everything here that a mask depends on, however the file was formatted."""
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _DESCRIPTIVE}

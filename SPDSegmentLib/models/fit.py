@@ -173,7 +173,8 @@ def _accepts(info: BundleInfo, stack: SliceStack, clicks: Clicks | None) -> bool
 
 
 def _modality(info: BundleInfo, array: np.ndarray) -> list[str]:
-    if info.modality not in (_CT, _MR) or is_general(info):
+    rescaled = info.modality == _CT and info.normalization.get("kind") == "percentile"  # as it may look like anything
+    if info.modality not in (_CT, _MR) or is_general(info) or rescaled:
         return []
     found = _CT if looks_like_ct(array) else _MR
     if found == info.modality:

@@ -90,9 +90,11 @@ class SaliencyMaps:
         self._decided: dict[tuple[str, int], tuple[object, range, Any]] = {}
 
     @classmethod
-    def from_array(cls, saliency: np.ndarray, threshold: float, slice_px: float = 1.0) -> SaliencyMaps:
+    def from_array(
+        cls, saliency: np.ndarray, threshold: float, slice_px: float = 1.0, pixel_mm: float = 1.0
+    ) -> SaliencyMaps:
         """From S as one array (T, S, S)."""
-        return cls(len(saliency), saliency.__getitem__, threshold, slice_px)
+        return cls(len(saliency), saliency.__getitem__, threshold, slice_px, pixel_mm)
 
     def map(self, t: int) -> np.ndarray:
         """S_t, (S, S)."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from SPDSegmentLib.errors import Cancelled
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.limits import keep_freed_memory
-from SPDSegmentLib.models.bundle import Bundle, write_bundle
+from SPDSegmentLib.models.bundle import Bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo
 from SPDSegmentLib.networks.adapters import TokenBatch
 from SPDSegmentLib.networks.spd import SPDModel, hard_dice, pairwise_slice_consistency, segmentation_loss, soft_iou
@@ -33,7 +33,7 @@ from SPDSegmentLib.training.joint_batches import JointSampler, Runs
 from SPDSegmentLib.training.joint_cases import WITH_SYNTHETIC, JointVolume, case_names, load_joint_cases
 from SPDSegmentLib.training.joint_config import JointConfig
 from SPDSegmentLib.training.loop import Phase, Processes
-from SPDSegmentLib.training.result import adapter_tensors, describe, model_card
+from SPDSegmentLib.training.result import describe, write_model
 from SPDSegmentLib.training.run import RunHooks, check_unchanged, opened_run
 
 KEPT = "embeddings"
@@ -386,4 +386,4 @@ def joint_bundle_info(config: JointConfig, config_name: str, root: Path) -> Bund
 def save_joint_bundle(model: SPDModel, config: JointConfig, config_name: str, root: Path, folder: Path) -> Bundle:
     """Write the bundle of a finished joint training."""
     info = joint_bundle_info(config, config_name, root)
-    return write_bundle(folder, info, adapter_tensors(model), model_card(info))
+    return write_model(folder, model, info)

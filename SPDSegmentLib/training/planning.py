@@ -40,6 +40,9 @@ FOV_STEP_MM, LEAST_FOV_MM = 6.0, 36.0
 SIZES, CPU_SIZE = (112, 256), 168
 """Side of the network's input: below, embeddings are too coarse for SAM's decoder; above, steps take long."""
 WINDOW_STEP, WINDOW_LEAST = 10.0, 250.0
+MANY_BELOW = 0.05
+"""Share of voxels below 0 from which an MR is no longer as scanners give it."""
+ALL_COUNT = -1e6
 ENTRIES = (60, 240)
 WIDTH = 116
 """Of lines of the configuration."""
@@ -133,7 +136,8 @@ def plan(
     size = math.ceil(min(max(fov / pixel, low), high) / multiple) * multiple
     reasons["network.image_size"] = f"{fov:.0f} mm at the data's pixels of {pixel:.3g} mm, from {low} to {high}"
     is_ct = found.modality == "CT" or (not found.modality and sum(f.is_ct for f in found.facts) * 2 > len(found.facts))
-    intensity, reasons["intensity.kind"] = _intensity(is_ct, facts)
+    below = float(np.median([case.below_zero for case in found.facts]))
+    intensity, reasons["intensity.kind"], odd = _intensity(is_ct, below, facts)
     slices = int(np.median([fact.slices[plane] for fact in facts]))
     n_targets = sum(values in case.structures for case in found.facts for values in chosen if case.name in set(train))
     steps = 900 if n_targets <= 50 else 1500
@@ -188,7 +192,7 @@ def plan(
     }
     config = build_settings(TrainingConfig, values, "the plan")
     check_split(config.data, Path("the plan"))
-    notes = [*found.notes, *filter(None, [shared_numbers(names, pattern) if guessed else ""])]
+    notes = [*found.notes, *filter(None, [odd, shared_numbers(names, pattern) if guessed else ""])]
     if not targets and len(chosen) > 1:
         named = ", ".join(f"{value} {found.names.get(value, '')}".strip() for value in wanted)
         notes.append(f"The labels have several values ({named}): each is a structure of its own; --target 1+2 joins.")
@@ -223,16 +227,33 @@ def _plane(found: Survey, facts: Sequence[Any]) -> tuple[str, str]:
     return plane, f"across the structure's longest side ({longest.max():.0f} mm)"
 
 
-def _intensity(is_ct: bool, facts: Sequence[Any]) -> tuple[dict[str, Any], str]:
-    """MR: percentiles of the image; CT: those of the structure as in nnU-Net, with the window of soft tissue in it."""
-    if not is_ct:
-        return {"kind": "percentile", "low": 0.5, "high": 99.5, "dither": 0.02}, "no Hounsfield units"
+def _intensity(is_ct: bool, below: float, facts: Sequence[Any]) -> tuple[dict[str, Any], str, str]:
+    """MR: percentiles of the image; CT: those of the structure as in nnU-Net, with the window of soft tissue in it.
+
+    Args:
+        below: share of an image's voxels that are below 0, as air and fat of a CT are.
+
+    Returns:
+        The table, why it is so, and a sentence where the intensities are odd, else an empty one.
+    """
+    if not is_ct or below == 0:
+        table = {"kind": "percentile", "low": 0.5, "high": 99.5, "dither": 0.02}
+        if is_ct:
+            way = "give the original images for a model that takes CT as scanners give it"
+            return table, "no Hounsfield units", f"The CT images hold nothing below 0: no Hounsfield units; {way}."
+        if below < MANY_BELOW:
+            return table, "no Hounsfield units", ""
+        said = f"Of the images' voxels {below:.0%} are below 0, as after a z-score: all count for the percentiles"
+        way = "the model takes only images that were made so"
+        return table | {"foreground": ALL_COUNT}, "no Hounsfield units, and much below 0", f"{said}; {way}."
     low, high = np.percentile(np.concatenate([fact.intensities for fact in facts]), (0.5, 99.5))
     low, high = min(float(low), CT_WINDOW[0]), max(float(high), CT_WINDOW[1])
     low, high = max(low, -1000.0), min(high, 1500.0)
     low, high = math.floor(low / WINDOW_STEP) * WINDOW_STEP, math.ceil(high / WINDOW_STEP) * WINDOW_STEP
-    return {"kind": "window", "low": low, "high": max(high, low + WINDOW_LEAST), "dither": 0.03}, (
-        "Hounsfield units; soft tissue, and the 0.5th to 99.5th percentile of the structure"
+    return (
+        {"kind": "window", "low": low, "high": max(high, low + WINDOW_LEAST), "dither": 0.03},
+        "Hounsfield units; soft tissue, and the 0.5th to 99.5th percentile of the structure",
+        "",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import re
@@ -13,14 +14,14 @@ import numpy as np
 import torch
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.errors import BadInput, SPDError
 from SPDSegmentLib.evaluation.metrics import dice
-from SPDSegmentLib.files import write_csv, write_png, write_text
+from SPDSegmentLib.files import user_path, write_csv, write_text
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig, brightness, intensity_range
 from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.models.base_weights import WEIGHTLESS_BACKBONES, base_weights_sha256, find_base_weights
-from SPDSegmentLib.models.bundle import CARD_NAME, Bundle, describe_again, write_bundle
+from SPDSegmentLib.models.bundle import CARD_NAME, Bundle, describe_again, read_bundle, write_bundle
 from SPDSegmentLib.models.bundle_info import BundleInfo, terminology_entry
 from SPDSegmentLib.models.fit import intensity_facts
 from SPDSegmentLib.models.storage import to_changes
@@ -40,8 +41,12 @@ if TYPE_CHECKING:
 MANY = 20
 _BRIGHTNESS = "brightness"
 _MEASURED = "## Measured"
+_MEASURED_FIELDS = ("metrics", "calibration", "adapter_sha256", "settings_sha256", "format_version")
 _SPLITS = {"test": "test", "train": "training"}
 _PLANES = {"auto": "across the largest spacing"}
+_MODEL_OPTION = re.compile(
+    r"""(?P<option>(?<!\S)(?:-m ?|--model[ =]))(?P<quote>["']?)(?P<folder>\S.*?)(?P<method>:[a-z-]+)?(?P=quote)(?!\S)"""
+)
 
 
 def adapter_tensors(model: SPDModel) -> dict[str, Tensor]:
@@ -124,13 +129,42 @@ def save_bundle(
     info = bundle_info(config, config_name)
     if data_folder is not None:
         info = knowing(info, config.data, data_folder)
-    return write_bundle(folder, info, adapter_tensors(model), model_card(info))
+    return write_model(folder, model, info)
+
+
+def write_model(folder: Path, model: SPDModel, info: BundleInfo) -> Bundle:
+    """Write a model as a bundle.
+
+    Where this very model is there already, what was measured of it, a card that a person changed and other files stay.
+    """
+    tensors = adapter_tensors(model)
+    there = _same_model(folder, info, tensors)
+    if there is None:
+        return write_bundle(folder, info, tensors, model_card(info))
+    own_card = there.card not in ("", model_card(there.info))
+    changes = {f.name: getattr(info, f.name) for f in dataclasses.fields(info) if f.name not in _MEASURED_FIELDS}
+    updated = describe_again(there, **changes | {"fit": {**there.info.fit, **info.fit}})
+    if not own_card:
+        write_text(updated.folder / CARD_NAME, model_card(updated.info), "model card")
+    return updated
+
+
+def _same_model(folder: Path, info: BundleInfo, tensors: Mapping[str, Tensor]) -> Bundle | None:
+    """The bundle of a folder if it makes the same masks as a model."""
+    with contextlib.suppress(SPDError):
+        there = read_bundle(folder)
+        own = load_state_dict(there.adapter_path)
+        if own.keys() == tensors.keys() and there.info.settings_digest() == info.settings_digest():
+            pairs = [(own[name], tensors[name].cpu()) for name in own]
+            return there if all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs) else None
+    return None
 
 
 def knowing(info: BundleInfo, data: DataConfig, folder: Path) -> BundleInfo:
     """The description with what its training cases are like: ranges that leave out the extreme twentieth of many.
 
-    Shares of clicks that were kept in validation stay as they are.
+    Shares of clicks that were kept in validation stay as they are. A field of view that is dark throughout, as bright
+    padding makes it, has no usual brightness.
 
     Raises:
         BadInput: a case cannot be read.
@@ -141,7 +175,8 @@ def knowing(info: BundleInfo, data: DataConfig, folder: Path) -> BundleInfo:
     ends = (5, 95) if len(facts) >= MANY else (0, 100)
     found = {}
     for name in facts[0]:
-        low, high = np.percentile([fact[name] for fact in facts], ends)
+        values = [fact[name] for fact in facts if name != _BRIGHTNESS or fact[name] > 0] or [0.0]
+        low, high = np.percentile(values, ends)
         found[name] = [float(f"{low:.4g}"), float(f"{high:.4g}")]
     usual_low, usual_high = found.pop(_BRIGHTNESS)
     normalization = dict(info.normalization)
@@ -208,7 +243,10 @@ def _measured(metrics: Mapping[str, Any]) -> str:
     """The section of a model card that says what was measured."""
     if not metrics:
         return "\n".join([_MEASURED, "", "Nothing yet: run `spdsegment evaluate` with `--update-card`.", ""])
-    volumes = f"{metrics.get('cases', 0)} {_SPLITS.get(str(metrics.get('split')), 'validation')} volumes"
+    split, known = str(metrics.get("split")), metrics.get("learned_from", 0)
+    volumes = f"{metrics.get('cases', 0)} {_SPLITS.get(split, 'validation')} volumes"
+    if known and split != "train":
+        volumes += f", {known} of them of patients that it was trained on,"
     table, command = str(metrics.get("table", "")), f"Command: `{metrics.get('command', '')}`"
     return "\n".join([_MEASURED, "", f"On {volumes} with simulated clicks: ", "", table, "", command, ""])
 
@@ -219,8 +257,9 @@ def update_metrics(bundle: Bundle, metrics: Mapping[str, Any]) -> Bundle:
     Raises:
         BadInput: a file cannot be written.
     """
+    metrics = {**metrics, "command": _by_name(str(metrics.get("command", "")), bundle)}
     card, section = bundle.card, _measured(metrics)
-    updated = describe_again(bundle, metrics=dict(metrics))
+    updated = describe_again(bundle, metrics=metrics)
     former = _measured(bundle.info.metrics)
     if not card:
         card = model_card(updated.info)
@@ -234,50 +273,21 @@ def update_metrics(bundle: Bundle, metrics: Mapping[str, Any]) -> Bundle:
     return updated
 
 
+def _by_name(command: str, bundle: Bundle) -> str:
+    """A command that travels with a bundle: with the bundle's name in place of the folder that it was in."""
+
+    def named(found: re.Match[str]) -> str:
+        here = user_path(found["folder"]).resolve() == bundle.folder
+        return f"{found['option']}{bundle.info.name}{found['method'] or ''}" if here else found[0]
+
+    return _MODEL_OPTION.sub(named, command)
+
+
 def _view(info: BundleInfo) -> str:
     if info.fov_mm:
         return f"{info.fov_mm:g} mm"
     conditioned = info.network.get("saliency") == "conditioned"
     return "a field of view that the clicks decide" if conditioned else "the whole slice"
-
-
-def plot_curves(run_folder: Path) -> Path | None:
-    """Draw every ``*.csv`` of a run that has steps into ``curves.png``; returns its path."""
-    from matplotlib.figure import Figure
-
-    curves = {path.stem: _read_curve(path) for path in sorted(run_folder.glob("*.csv"))}
-    curves = {name: curve for name, curve in curves.items() if len(curve.get("step", [])) > 1}
-    if not curves:
-        return None
-    figure = Figure(figsize=(9, 3.2 * len(curves)), layout="constrained")
-    for row, (name, curve) in zip(figure.subplots(len(curves), 2, squeeze=False), curves.items(), strict=True):
-        for axes, keys in ((row[0], [k for k in curve if k not in ("step", "dsc")]), (row[1], ["dsc"])):
-            for key in keys:
-                axes.plot(curve["step"], _smooth(curve[key]), label=key)
-            axes.set_title(name, fontsize=9)
-            axes.set_xlabel("step")
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize=7)
-        row[0].set_yscale("log")
-    path = run_folder / "curves.png"
-    write_png(path, lambda part: figure.savefig(part, dpi=110), "figure")
-    return path
-
-
-def _read_curve(path: Path) -> dict[str, list[float]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows and "step" in rows[0] else {}
-
-
-def _smooth(values: list[float], share: float = 0.03) -> list[float]:
-    """Exponential moving average over about ``share`` of the curve."""
-    keep = 1 - 1 / max(1.0, share * len(values))
-    smoothed, current = [], values[0]
-    for value in values:
-        current = keep * current + (1 - keep) * value
-        smoothed.append(max(current, 1e-6))
-    return smoothed
 
 
 CURVE_NAME = "validation.csv"

@@ -7,6 +7,7 @@ were then.
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.files import write_json
+from SPDSegmentLib.files import write_json, write_png
 from SPDSegmentLib.models.base_weights import base_weights_sha256
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.staging import FolderLock
@@ -35,6 +36,7 @@ Settings = TrainingConfig | JointConfig
 CONFIG_NAME, CASES_NAME = "config.json", "cases.json"
 CONTENT = "content"
 """Key of the digests of what a run starts from, beside the settings."""
+_BEGUN = "how this run was started", "go on with this configuration (the checkpoints are compared with it)"
 DIGEST = 16
 SHOWN_DIFFERENCES = SHOWN_CHANGED = 3
 _NO_MATTER = ("bundle.", "checkpoint_seconds")
@@ -207,9 +209,8 @@ def opened_run(
         def forward(progress: LoopProgress) -> None:
             hooks.on_progress(progress.phase, progress.step, progress.steps, progress.seconds_left, progress.losses)
 
-        loop = Loop(
-            folders[0], config.checkpoint_seconds, forward, hooks.cancelled, processes, run_key(config, content)
-        )
+        key = run_key(folders[0], config, content)
+        loop = Loop(folders[0], config.checkpoint_seconds, forward, hooks.cancelled, processes, key)
         loop.check()
         torch.manual_seed(config.seed)
         yield loop, SPDModel(config.network, weights).to(processes.device)
@@ -266,12 +267,14 @@ def check_unchanged(run_folder: Path, cases: Mapping[str, str], processes: Proce
         write_json(path, {**there, **cases}, "list of cases", indent=1)
 
 
-def run_key(config: Settings, content: Mapping[str, str]) -> str:
+def run_key(run_folder: Path, config: Settings, content: Mapping[str, str]) -> str:
     """A digest of all settings that change what is computed and differ from their defaults, then those of ``content``.
 
-    A run that began without the latter has a beginning of it.
+    A run that began without the latter has a beginning of it. Numbers are written as in the run's folder, which
+    :func:`claim` has compared: 48 and 48.0 are one setting.
     """
-    settings = _settings(_plain(config))
+    there = _settings(_table(run_folder / CONFIG_NAME, *_BEGUN))
+    settings = {name: there.get(name, value) for name, value in _settings(_plain(config)).items()}
     defaults = _settings(_defaults(type(config)))
     telling = {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
     key = hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:DIGEST]
@@ -298,8 +301,7 @@ def _table(path: Path, what: str, instead: str) -> dict[str, Any]:
 
 
 def _check_same(path: Path, config: Settings, content: Mapping[str, str]) -> None:
-    instead = "go on with this configuration (the checkpoints are compared with it)"
-    there = _table(path, "how this run was started", instead)
+    there = _table(path, *_BEGUN)
     defaults = _settings(_defaults(type(config)))
     before = defaults | _settings(there)
     now = defaults | _settings(_plain(config) | ({CONTENT: content} if CONTENT in there else {}))
@@ -349,3 +351,42 @@ def _defaults(cls: type) -> dict[str, Any]:
         elif field.default is not dataclasses.MISSING:
             values[field.name] = json.loads(json.dumps(field.default))
     return values
+
+
+def plot_curves(run_folder: Path) -> Path | None:
+    """Draw every ``*.csv`` of a run that has steps into ``curves.png``; returns its path."""
+    from matplotlib.figure import Figure
+
+    curves = {path.stem: _read_curve(path) for path in sorted(run_folder.glob("*.csv"))}
+    curves = {name: curve for name, curve in curves.items() if len(curve.get("step", [])) > 1}
+    if not curves:
+        return None
+    figure = Figure(figsize=(9, 3.2 * len(curves)), layout="constrained")
+    for row, (name, curve) in zip(figure.subplots(len(curves), 2, squeeze=False), curves.items(), strict=True):
+        for axes, keys in ((row[0], [k for k in curve if k not in ("step", "dsc")]), (row[1], ["dsc"])):
+            for key in keys:
+                axes.plot(curve["step"], _smooth(curve[key]), label=key)
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel("step")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7)
+        row[0].set_yscale("log")
+    path = run_folder / "curves.png"
+    write_png(path, lambda part: figure.savefig(part, dpi=110), "figure")
+    return path
+
+
+def _read_curve(path: Path) -> dict[str, list[float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows and "step" in rows[0] else {}
+
+
+def _smooth(values: list[float], share: float = 0.03) -> list[float]:
+    """Exponential moving average over about ``share`` of the curve."""
+    keep = 1 - 1 / max(1.0, share * len(values))
+    smoothed, current = [], values[0]
+    for value in values:
+        current = keep * current + (1 - keep) * value
+        smoothed.append(max(current, 1e-6))
+    return smoothed

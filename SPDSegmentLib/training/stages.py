@@ -240,8 +240,8 @@ class Stage2:
         """The prompts of an entry's slices by fresh clicks."""
         clicks = clicks_in_view(entry.target, (entry.first, entry.last), entry.view, self.config.stage2.severities, rng)
         path = entry.target.path
-        pixel_mm = np.sqrt(abs(np.linalg.det(entry.view.matrix)) * np.prod(path.pixel_mm))
-        maps = SaliencyMaps.from_array(saliency, self.config.prompts.threshold, float(path.slice_mm / pixel_mm))
+        pixel_mm = float(np.sqrt(abs(np.linalg.det(entry.view.matrix)) * np.prod(path.pixel_mm)))
+        maps = SaliencyMaps.from_array(saliency, self.config.prompts.threshold, path.slice_mm / pixel_mm, pixel_mm)
         prompts = list(distill_prompts(maps, clicks, self.config.prompts, strategy).slices)
         return prompt_beyond(prompts, self.config.stage2.beyond_share, rng)
 

@@ -7,14 +7,14 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
-from SPDSegmentLib.geometry.dicom_series import DRAWN, NOT_IMAGES, folders_of
+from SPDSegmentLib.geometry.dicom_series import DRAWN, NOT_IMAGES, files_of, folders_of
 from SPDSegmentLib.geometry.intensity import looks_like_ct
 from SPDSegmentLib.geometry.labelmap import filled_part
 from SPDSegmentLib.geometry.labels import case_expression, read_labeled
@@ -27,7 +27,7 @@ LABEL_WORDS = {"label", "labels", "labelstr", "lbl", "seg", "segmentation", "seg
 IMAGE_WORDS = {"image", "images", "imagestr", "img", "volume", "scan", "0000"}
 ASIDE = {"imagests", "labelsts", "predictions", "results"}
 """Folders that hold nothing to learn from."""
-MAX_FILES = 200_000
+MAX_FILES = 1_000_000
 MAX_VALUES = 64
 """What has more values than this is an image where most voxels differ from the next one."""
 FEW_SLICES = 3
@@ -76,7 +76,7 @@ class CaseFacts:
     Attributes:
         shape, spacing_mm: (3,) along I, J, K; coarse: plane of its slices where they are thick, else empty.
         values: number of voxels of each label value; structures: by their label values.
-        is_ct: by its intensities; digest: of its voxels.
+        is_ct: by its intensities; below_zero: share of its voxels; digest: of them.
     """
 
     name: str
@@ -87,6 +87,7 @@ class CaseFacts:
     structures: dict[tuple[int, ...], StructureFacts]
     pixel_mm: dict[str, float]
     is_ct: bool
+    below_zero: float
     digest: str
 
 
@@ -123,9 +124,9 @@ def find_cases(
     Raises:
         BadInput: nothing that belongs together, or labels of several namings.
     """
-    files = [path.relative_to(folder).as_posix() for path in _files(folder)]
+    files = _files(folder)
     masks = {name for name in files if _words(name) & LABEL_WORDS}
-    own = folders_of(folder)
+    own = folders_of(folder, MAX_FILES)
     all_images, all_labels, above = [f for f in files if f not in masks], sorted(masks), set()
     for place, modalities in sorted(own.items()):
         places = [place, *(parent.as_posix() for parent in PurePosixPath(place).parents)]
@@ -174,13 +175,11 @@ def find_cases(
     return FoundCases(image, label, tuple(cases), tuple(missing), tuple(distinct), series, tuple(segments))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for count, path in enumerate(sorted(folder.rglob("*"))):
-        if count > MAX_FILES:
-            raise BadInput(f"{folder} holds more than {MAX_FILES} files.", "Give the folder of one data set.")
-        hidden = any(part.startswith(".") or part.lower() in ASIDE for part in path.relative_to(folder).parts)
-        if not hidden and path.name.lower().endswith(SUFFIXES) and path.is_file():
-            yield path
+def _files(folder: Path) -> list[str]:
+    """Images and labels at or below a folder, or where links lead to, as paths from there."""
+    names = (path.relative_to(folder) for path in files_of(folder, True, MAX_FILES))
+    aside = (name.as_posix() for name in names if not ASIDE.intersection(part.lower() for part in name.parts))
+    return sorted(name for name in aside if name.lower().endswith(SUFFIXES))
 
 
 def _words(name: str) -> set[str]:
@@ -292,6 +291,7 @@ def _facts(folder: Path, name: str, found: FoundCases, targets: Sequence[tuple[i
         {t: _structure(np.isin(labels, t), volume, planes) for t in structures if values.keys() & set(t)},
         {plane: min(stack.pixel_mm) for plane, stack in planes.items()},
         looks_like_ct(volume.array),
+        float(np.count_nonzero(volume.array < 0) / volume.array.size),
         digest,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Protocol
 
 from SPDSegmentLib import __version__
-from SPDSegmentLib.errors import BadInput
+from SPDSegmentLib.errors import BadInput, command_line
 from SPDSegmentLib.models.bundle import bundle_state
 
 from . import messages as m
@@ -88,6 +88,7 @@ class Connection:
         self._model_state: object = None
         self._load_number = m.NO_REQUEST
         self._has_folder = False
+        self._command = ""
         self._listener = listener
         self._config = config
         self._ids = ids
@@ -117,6 +118,7 @@ class Connection:
         """Start the process and greet it."""
         self.send(m.Hello(next(self._ids), os.getpid()))
         self._has_folder = command.folder is not None
+        self._command = command_line(*command.arguments)
         self.transport.start(from_here(command), self)
         if not self.ended:
             self.transport.call_later(self._config.start_seconds, self.check_start)
@@ -351,7 +353,8 @@ class Connection:
             self.log_lines.append(self._half_line)
         tail = tuple(line[:500] for line in [*self.log_lines][-TOLD_LINES:])
         launched = self.hello is not None and self._process_ids[:1] != [self.hello.process_id]
-        self._listener.on_ended(self, Ending(code, self._reason or reason, tail, launched))
+        command = self._command if self.hello is None else ""
+        self._listener.on_ended(self, Ending(code, self._reason or reason, tail, launched, command))
 
     @property
     def _is_here(self) -> bool:

@@ -46,6 +46,9 @@ FAREWELL = re.compile(r"^(Fatal Python error|\w+(\.\w+)*(Error|Exception|Interru
 MEMORY_LINES = 20
 KILL_CODES = (-9, 137, 247)
 """Of SIGKILL: itself, as a shell says it, and as a Python program does that returns its child's code."""
+_NOT_FOUND = (127, 9009)
+_ABSENT = re.compile("could not be started: .*(No such file|Permission denied|cannot find)")
+MAX_COMMAND = 200
 _SHELL_CODES = {126: "the command cannot be run", 127: "the command was not found", 255: "the connection failed"}
 
 
@@ -218,6 +221,10 @@ class Heartbeat:
         return self.limits.working if works else self.limits.silent
 
 
+class NotInstalled(WorkerDied):
+    """What the command of a worker needs is not installed where it leads."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a worker ended.
@@ -227,12 +234,14 @@ class Ending:
         reason: what the system or the protocol said, may be empty.
         log_lines: last lines of its log.
         launched: whether the code is that of another program, which started the worker and outlived it.
+        command: that started it, where it never said hello; else empty.
     """
 
     code: int | None
     reason: str
     log_lines: tuple[str, ...]
     launched: bool = False
+    command: str = ""
 
     @property
     def by_signal(self) -> bool:
@@ -268,6 +277,17 @@ class Ending:
         hidden = self.launched and self.code == EXIT_FAILURE
         return hidden and not any(FAREWELL.search(line) for line in self.log_lines[-MEMORY_LINES:])
 
+    @property
+    def _not_found(self) -> str:
+        """What was said of something that is not installed where the command leads; else empty."""
+        if not self.command or self.reason:
+            return self.reason if self.command and _ABSENT.search(self.reason) else ""
+        lines = [line.strip().rstrip(".") for line in self.log_lines if line.strip()]
+        if self.code in _NOT_FOUND:
+            return lines[-1] if lines else describe_exit(self.code)
+        modules = [line for line in lines if "No module named" in line]
+        return modules[-1] if modules and self.code == EXIT_FAILURE else ""
+
     def to_error(self, *, deaths: int, max_deaths: int) -> WorkerDied:
         """Return the error for requests that were waiting.
 
@@ -276,6 +296,13 @@ class Ending:
             max_deaths: after how many no other is started.
         """
         details = "\n".join((f"exit code: {self.code}", *self.log_lines))
+        if self._not_found:
+            return NotInstalled(
+                f"The worker command '{self.command[:MAX_COMMAND]}' does not start SPDSegment: {self._not_found}.",
+                "Install SPDSegment and torch on the machine that it leads to (pip install .), or give programs in it "
+                f"with their whole paths; then {'restart it' if deaths >= max_deaths else 'run again'}.",
+                details,
+            )
         if deaths >= max_deaths:
             return WorkerDied(
                 f"The background process ended {deaths} times in a row ({self.describe()}) and is not started again.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import numpy as np
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.prompts.fates import Fate, PointFate
 
-from .protocol import ContentError
+from .protocol import MAX_JSON_BYTES, ContentError
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.markups import Markup
@@ -198,6 +199,8 @@ class PointGroup:
     insisted: tuple[int, ...] = ()
 
 
+CLICK_BYTES = 256
+"""What an answer says of a click, beside its id, which is there twice."""
 FlatPoints = tuple[np.ndarray, tuple[str, ...], tuple[PointGroup, ...]]
 
 
@@ -205,6 +208,9 @@ def flatten_markups(markups: Iterable[Markup]) -> FlatPoints:
     """Return points (N, 3) in RAS mm, their ids and groups; unplaced and unselected ones are left out.
 
     What is no number or beyond any volume becomes finite, and stays beyond: numbers on the wire are finite.
+
+    Raises:
+        BadInput: there are so many that the answer, which tells of each, could not be sent.
     """
     from SPDSegmentLib.geometry.markups import BEYOND_MM
 
@@ -217,6 +223,13 @@ def flatten_markups(markups: Iterable[Markup]) -> FlatPoints:
         ids.extend(point.id for point in used)
         insisted = tuple(n for n, point in enumerate(used) if point.insisted)
         groups.append(PointGroup(markup.name, markup.kind, len(used), insisted))
+    most = MAX_JSON_BYTES * len(ids) // (CLICK_BYTES * len(ids) + 2 * len(json.dumps(ids)))
+    if len(ids) > most:
+        names = ", ".join(dict.fromkeys(group.name for group in groups))[:80]
+        raise BadInput(
+            f"The points of {names} are {len(ids)} clicks, and the background process can be sent {most} at once.",
+            "Use fewer clicks; a few along the structure are enough.",
+        )
     points = np.nan_to_num(np.array(positions, dtype="<f8").reshape(-1, 3), nan=2 * BEYOND_MM)
     return points.clip(-2 * BEYOND_MM, 2 * BEYOND_MM), tuple(ids), tuple(groups)
 

@@ -22,7 +22,7 @@ from SPDSegmentLib.errors import (
 
 from .health import BEAT_SECONDS, ProcessWatch, is_ancestor
 from .messages import Event, Failed
-from .protocol import Buffer, ContentError, encode_message
+from .protocol import Buffer, ContentError, FrameTooLarge, encode_message
 
 MAX_DETAILS = 20_000
 Buffers = list[Buffer]
@@ -178,6 +178,8 @@ def to_error(raised: BaseException) -> SPDError:
     details = "".join(traceback.format_exception(raised))[-MAX_DETAILS:]
     if isinstance(raised, ContentError):
         return BadInput(str(raised), "", details)
+    if isinstance(raised, FrameTooLarge):
+        return BadInput("The answer is larger than the background process can send.", "Use fewer clicks.", details)
     if is_out_of_memory(raised):
         return out_of_memory(raised, details)
     if isinstance(raised, ImportError):

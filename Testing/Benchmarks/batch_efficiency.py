@@ -38,7 +38,7 @@ def seconds_on(workers: int, cases_each: int, seconds: float, folder: Path) -> f
             dask.add_worker()
         client = cluster.connect(dask.address)
         client.wait_for_workers(workers, timeout=300)
-        settings = BatchSettings(suffix=".nii.gz", axis=f"{seconds}")
+        settings = BatchSettings(suffix=".nii.gz", series=f"{seconds}")
         spent = 0.0
         for name, count in (("warm", 2 * workers), ("measured", cases_each * workers)):
             run = BatchRun(

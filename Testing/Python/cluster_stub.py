@@ -26,7 +26,7 @@ def not_here(stopped: Callable[[], bool]) -> Callable[[BatchCase, Path], CaseRes
 
 
 def sleeping_segmenter(model: BatchModel, settings: BatchSettings) -> Callable[[BatchCase, Path], CaseResult]:
-    """Waits as many seconds as the setting ``axis`` says."""
+    """Waits as many seconds as the setting ``series`` says."""
     noted: list[bool] = []
 
     def segment(case: BatchCase, output: Path) -> CaseResult:
@@ -34,7 +34,7 @@ def sleeping_segmenter(model: BatchModel, settings: BatchSettings) -> Callable[[
             noted.append(True)
             with (output.parent / _STARTS).open("a", encoding="utf-8") as file:
                 file.write(f"{os.getpid()}\n")
-        time.sleep(float(settings.axis))
+        time.sleep(float(settings.series))
 
         def write(path: Path) -> None:
             path.write_bytes(case.name.encode())

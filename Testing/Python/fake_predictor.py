@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt, ModelMissing, OutOfMemory  # noqa: E402
+from SPDSegmentLib.errors import BadInput, Cancelled, DeviceUnavailable, ModelCorrupt, ModelMissing, OutOfMemory  # noqa: E402
 from SPDSegmentLib.prompts.fates import Fate, PointFate, SliceStatus  # noqa: E402
 
 REACH = 2
@@ -50,6 +50,7 @@ class Behavior:
     missing: int = 0
     corrupt: int = 0
     no_torch: int = 0
+    no_device: int = 0
     memory: int = 0
     bug: int = 0
     noise: int = 0
@@ -304,6 +305,8 @@ def load_fake(bundle: str, device: str, precision: str) -> FakePredictor:
         raise ModelCorrupt("The base weights are damaged.", "Fetch them again.")
     if behavior.no_torch:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    if behavior.no_device:
+        raise DeviceUnavailable(f"There is no device {device}.", "This machine has 0 CUDA device(s).")
     return FakePredictor(behavior)
 
 

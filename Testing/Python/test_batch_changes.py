@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from batch_helpers import MODEL, Case, Run, states, write_clicks
+from batch_helpers import MODEL, Case, Run, states, write_clicks, write_image
 from segment_case import tiny_bundle
 
-from SPDSegmentLib.batch.cases import BatchCase, batch_model
+from SPDSegmentLib.batch.cases import BatchCase, batch_model, image_digest
 from SPDSegmentLib.batch.report import claim_row, has_claim, without_folders
 from SPDSegmentLib.batch.run import BatchRun, CaseProcess
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult, CaseSegmenter
@@ -125,3 +125,26 @@ def test_a_model_that_is_replaced_while_a_batch_runs_makes_no_mask_under_the_nam
     assert [row["state"] for row in rows[1:]] == ["failed", "failed"] and rows[0]["state"] != "failed"
     assert all("tiny-test was replaced while the batch ran. Run the same" in row["error"] for row in rows[1:])
     assert [path.name for path in (tmp_path / "out").glob("*.seg.nrrd")] == ["a.seg.nrrd"]
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr", ".hdr"])
+def test_an_image_of_several_files_is_read_for_its_digest_once_and_again_only_when_one_has_changed(
+    run: Run, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    read: list[str] = []
+
+    def digest(path: Path, *which: Any) -> str:
+        read.append(path.name)
+        return image_digest(path, *which)
+
+    monkeypatch.setattr("SPDSegmentLib.batch.cases.image_digest", digest)
+    listed = [(name, image.replace(".nii.gz", suffix), points) for name, image, points in cases]
+    for _, image, _ in listed:
+        write_image(Path(image))
+    for number in (1, 2):
+        run(listed, part=(number, 2))
+    assert sorted(read) == [f"{name}{suffix}" for name in "abc"]
+    voxels = next(path for path in Path(listed[0][1]).parent.glob("a.*") if path.suffix in (".raw", ".zraw", ".img"))
+    voxels.touch()
+    run(listed, part=(2, 2))
+    assert sorted(read[3:]) == [f"a{suffix}", f"b{suffix}"]

@@ -28,6 +28,7 @@ from SPDSegmentLib.batch.report import read_row
 from SPDSegmentLib.batch.run import BatchRun
 from SPDSegmentLib.batch.segmenting import BatchSettings, CaseResult
 from SPDSegmentLib.errors import BadInput, DependencyMissing, DeviceUnavailable
+from SPDSegmentLib.geometry.limits import usable_cores
 
 pytest.importorskip("distributed", reason="Dask is not installed (pip install '.[batch]')")
 
@@ -62,11 +63,11 @@ class Dask:
             [sys.executable, "-c", code, *arguments], stdout=log, stderr=log, cwd=self.folder, env=environment
         )
 
-    def add_worker(self) -> subprocess.Popen[bytes]:
-        """A worker without a nanny, so that a kill is one."""
+    def add_worker(self, watched: str = "--no-nanny") -> subprocess.Popen[bytes]:
+        """A worker, without a nanny by default, so that a kill is one."""
         self.workers.append(
             self._start(
-                "distributed.cli.dask_worker", self.address, "--no-nanny", "--nthreads", "1", "--no-dashboard",
+                "distributed.cli.dask_worker", self.address, watched, "--nthreads", "1", "--no-dashboard",
                 "--host", "127.0.0.1", "--death-timeout", "60", "--local-directory", str(self.folder),
             )
         )  # fmt: skip
@@ -100,7 +101,7 @@ def many(tmp_path: Path, count: int) -> list[Case]:
 
 
 def run_on(dask: Dask, folder: Path, listed: list[Case], seconds: float = 0.2, **options: Any) -> dict[str, Any]:
-    model, settings = MODEL, options.pop("settings", BatchSettings(suffix=".nii.gz", axis=f"{seconds}"))
+    model, settings = MODEL, options.pop("settings", BatchSettings(suffix=".nii.gz", series=f"{seconds}"))
     make = options.pop("make", sleeping_segmenter)
     client = cluster.connect(dask.address)
     try:
@@ -222,7 +223,7 @@ def test_a_lost_scheduler_loses_no_finished_case(dask: Dask, tmp_path: Path, mon
 def test_a_full_disk_on_a_worker_costs_that_case_alone(dask: Dask, tmp_path: Path) -> None:
     dask.add_worker()
     listed = many(tmp_path, 4)
-    settings = BatchSettings(suffix=".nii.gz", axis="0.05", insist=("case02",))  # the stub's disk is full at this case
+    settings = BatchSettings(suffix=".nii.gz", series="0.05", insist=("case02",))  # the disk is full there
     report = run_on(dask, tmp_path / "out", listed, settings=settings, make=segmenter_that_needs)
     assert states(report) == {"case00": "done", "case01": "done", "case02": "failed", "case03": "done"}
     (failed,) = [row for row in report["cases"] if row["state"] == "failed"]
@@ -238,6 +239,53 @@ def test_what_cannot_be_used_is_a_sentence(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(DependencyMissing):
         cluster.connect("tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("chosen", ["", "1"])
+def test_a_background_process_has_the_cores_that_dasks_nanny_takes_away_unless_somebody_did(
+    dask: Dask, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", chosen) if chosen else monkeypatch.delenv("OMP_NUM_THREADS")
+    dask.add_worker("--nanny")
+    client = cluster.connect(dask.address)
+    with client:
+        seen = client.submit(os.getenv, "OMP_NUM_THREADS", pure=False).result(120)
+        given = client.submit(cluster.background_environment, pure=False).result(120)
+    assert seen == "1" and given["OMP_NUM_THREADS"] == (chosen or str(usable_cores()))
+    assert "MALLOC_TRIM_THRESHOLD_" not in given
+
+
+def test_workers_on_the_same_cores_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = cluster.place_of_worker()
+    places = {"tcp://a:1": here, "tcp://a:2": here, "tcp://a:3": f"{here} of another job", "tcp://b:1": here}
+
+    def run(ask: object, workers: list[str], on_error: str) -> dict[str, str]:
+        return {worker: places[worker] for worker in workers}
+
+    seen = SimpleNamespace(run=run, nthreads=lambda: dict.fromkeys(places, 2))
+    monkeypatch.setattr("distributed.get_client", lambda: seen)
+    monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(address="tcp://a:1"))
+    monkeypatch.setattr(cluster, "usable_cores", lambda: 16)
+    assert cluster.share_of_cores() == 4
+    monkeypatch.setattr(cluster, "usable_cores", lambda: 2)
+    assert cluster.share_of_cores() == 1
+
+
+def test_a_cluster_that_stays_without_a_worker_is_said_again_and_again_until_there_is_one(
+    dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if len(said) == 3:
+            dask.add_worker()
+
+    monkeypatch.setattr(cluster, "NO_WORKER_SECONDS", 0.1)
+    monkeypatch.setattr(cluster, "ClusterDispatch", functools.partial(cluster.ClusterDispatch, say=say))
+    assert set(states(run_on(dask, tmp_path / "out", many(tmp_path, 2))).values()) == {"done"}
+    assert said[0].startswith("The cluster has no worker yet")
+    assert said[1] == said[2] == "The cluster has no worker; the batch goes on waiting for one. Ctrl+C ends it."
 
 
 @pytest.mark.parametrize("joins", ["before", "later"])
@@ -262,7 +310,7 @@ def test_slurm_jobs_are_workers(tmp_path: Path, cases: list[Case], monkeypatch: 
     commands = tmp_path / "bin"
     commands.mkdir()
     (commands / "sbatch").write_text(
-        '#!/bin/sh\ncp "$1" "$0.script"\nnohup sh "$1" >"$0.log" 2>&1 &\necho "Submitted batch job $!"\n', "utf-8"
+        '#!/bin/sh\ncp "$1" "$0.job"\nnohup sh "$0.job" >"$0.log" 2>&1 &\necho "Submitted batch job $!"\n', "utf-8"
     )
     (commands / "scancel").write_text('#!/bin/sh\nfor pid in "$@"; do pkill -P "$pid"; kill "$pid"; done\n', "utf-8")
     for name in ("sbatch", "scancel"):
@@ -275,12 +323,12 @@ def test_slurm_jobs_are_workers(tmp_path: Path, cases: list[Case], monkeypatch: 
     told = {"jobqueue.slurm.cores": 1, "jobqueue.slurm.memory": "1GB", "jobqueue.slurm.queue": "gpu",
             "jobqueue.slurm.interface": "lo", "jobqueue.slurm.scheduler-options": {"dashboard": False},
             "jobqueue.slurm.local-directory": str(tmp_path)}  # fmt: skip
-    settings = BatchSettings(suffix=".nii.gz", axis="0.05")
+    settings = BatchSettings(suffix=".nii.gz", series="0.05")
     with dask.config.set(told), cluster.slurm_jobs(1) as client:
         dispatch = cluster.ClusterDispatch(client, sleeping_segmenter)
         report = BatchRun(not_here, tmp_path / "out", MODEL, settings, dispatch=dispatch)(cases)
     assert set(states(report).values()) == {"done"}
-    script = (commands / "sbatch.script").read_text(encoding="utf-8")
+    script = (commands / "sbatch.job").read_text(encoding="utf-8")
     assert "#SBATCH -p gpu" in script and "--nthreads 1" in script
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from SPDSegmentLib.cli.batch_command import _share_cores
 from SPDSegmentLib.errors import OutOfMemory
+from SPDSegmentLib.geometry import limits
 from SPDSegmentLib.inference import acceleration
-from SPDSegmentLib.inference.acceleration import batch_for_cores, on_cores
+from SPDSegmentLib.inference.acceleration import batch_for_cores, keep_to_own_cores, on_cores
 from SPDSegmentLib.inference.engine import list_devices
 
 
@@ -53,6 +54,15 @@ def _noting(seen: list[tuple[int, int]]) -> Callable[[Tensor], Tensor]:
         return batch
 
     return run
+
+
+@pytest.mark.parametrize(("own", "threads"), [(1, 1), (2, 2), (8, 2)])
+def test_torch_has_no_more_threads_than_a_container_has_cores(
+    monkeypatch: pytest.MonkeyPatch, own: int, threads: int
+) -> None:
+    monkeypatch.setattr(acceleration, "usable_cores", lambda: own)
+    keep_to_own_cores()
+    assert torch.get_num_threads() == threads
 
 
 def test_a_batch_is_split_among_the_cores_and_comes_back_in_order() -> None:
@@ -167,9 +177,12 @@ def test_embeddings_are_those_of_one_core_and_memory_that_runs_out_halves_the_ba
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not bind processes to cores")
-def test_workers_share_the_cores_of_the_job_and_not_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_the_cores_of_the_job_and_not_those_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(limits, "SYSTEM", tmp_path)
     _share_cores(4)
     assert os.environ["OMP_NUM_THREADS"] == "2" and list_devices()[-1][1] == "CPU, 8 cores"

@@ -20,8 +20,9 @@ from typer.testing import CliRunner, Result
 
 from fit_tables import read_rows
 from SPDSegmentLib.cli import app as app_module
+from SPDSegmentLib.errors import command_line
 from SPDSegmentLib.evaluation import evaluator
-from SPDSegmentLib.evaluation.evaluator import METHODS
+from SPDSegmentLib.evaluation.evaluator import METHODS, EvaluationRow, EvaluationTarget
 from SPDSegmentLib.evaluation.report import compare, markdown_table, summarize
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
 from SPDSegmentLib.geometry.volume import Volume
@@ -29,6 +30,7 @@ from SPDSegmentLib.models.bundle import read_bundle, write_bundle
 from SPDSegmentLib.networks.config import NetworkConfig
 from SPDSegmentLib.networks.spd import SPDModel
 from SPDSegmentLib.staging import FolderLock
+from SPDSegmentLib.training.result import update_metrics
 
 pytest.importorskip("matplotlib")
 
@@ -123,6 +125,57 @@ def test_the_figures_are_written_into_the_card_on_request(folder: Path, tmp_path
     assert updated.info.metrics["summary"][0]["method"] == "consensus"
     assert "| tiny-test | consensus |" in updated.card
     assert updated.info.adapter_sha256 == bundle.info.adapter_sha256
+
+
+@pytest.mark.parametrize("names", [["a"], ["chaos/a", "chaos/c"]])
+def test_cases_that_the_model_learned_from_are_said_here_and_on_its_card(
+    folder: Path, tmp_path: Path, names: list[str]
+) -> None:
+    bundle = read_bundle(folder / "bundle")
+    learned = dataclasses.replace(bundle.info, training={"patients": names})
+    write_bundle(tmp_path / "bundle", learned, tensors(bundle.adapter_path), "")
+    result = run(folder, tmp_path / "t", "--update-card", model=tmp_path / "bundle", config="both.toml")
+    assert "Note: tiny-test was trained on patients of 1 of the 2 cases, as a;" in result.output
+    assert (
+        "On 2 validation volumes, 1 of them of patients that it was trained on,"
+        in read_bundle(tmp_path / "bundle").card
+    )
+    assert "was trained on" not in run(folder, tmp_path / "t").output
+
+
+def test_a_model_is_measured_in_its_own_plane(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, planes, measured = read_bundle(folder / "bundle"), list[str](), evaluator.measure
+
+    def noting(segment: Any, target: EvaluationTarget, *rest: Any) -> EvaluationRow:
+        planes.append(target.stack.plane)
+        return measured(segment, target, *rest)
+
+    monkeypatch.setattr(evaluator, "measure", noting)
+    for plane in ("coronal", "auto"):
+        described = dataclasses.replace(bundle.info, slicing_axis=plane, name=plane)
+        write_bundle(tmp_path / plane, described, tensors(bundle.adapter_path), "")
+    result = run(folder, tmp_path / "t", model=tmp_path / "coronal")
+    assert "Note: the slices are coronal, as the model takes them; the configuration says axial." in result.output
+    assert "Note" not in run(folder, tmp_path / "t", model=tmp_path / "auto").output
+    refused = run(folder, tmp_path / "t", "-m", str(folder / "bundle"), model=tmp_path / "coronal")
+    assert refused.exit_code != 0 and "(coronal coronal, tiny-test axial)" in " ".join(refused.output.split())
+    assert planes == ["coronal", "axial"]
+
+
+@pytest.mark.parametrize(
+    ("option", "place"), [("-m", "bundle"), ("--model", "my runs/bundle"), ("--model=", "./bundle"), ("-m", "C/b:raw")]
+)
+def test_the_card_s_command_names_the_model_and_not_the_folder_that_it_was_in(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, place: str
+) -> None:
+    shutil.copytree(folder / "bundle", tmp_path / place.removesuffix(":raw"))
+    monkeypatch.chdir(tmp_path)
+    given = [option + place] if option.endswith("=") else [option, place]
+    command = command_line("evaluate", "c.toml", *given, "-m", "kidney-mr", "--methods", "raw", "-o", "bundle")
+    updated = update_metrics(read_bundle(place.removesuffix(":raw")), {"command": command})
+    named = " ".join(given).replace(place.removesuffix(":raw"), "tiny-test")
+    assert f"`evaluate c.toml {named} -m kidney-mr --methods raw -o bundle`" in updated.card
+    assert named in updated.info.metrics["command"]
 
 
 def test_the_card_names_the_split_and_keeps_what_a_person_wrote(folder: Path, tmp_path: Path) -> None:

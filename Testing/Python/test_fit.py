@@ -161,6 +161,11 @@ def test_nothing_is_said_of_an_image_that_fits() -> None:
     assert fit_of_image(KIDNEY, *clicked(like_mr())) == fit_of_image(ESOPHAGUS, *clicked(like_ct())) == []
 
 
+def test_a_model_of_ct_that_was_in_no_hounsfield_units_doubts_no_image_for_its_units() -> None:
+    rescaled = dataclasses.replace(ESOPHAGUS, normalization={"kind": "percentile", "low": 0.5, "high": 99.5}, fit={})
+    assert "Hounsfield" not in said(rescaled, like_mr()) + said(rescaled, like_ct())
+
+
 def test_a_bundle_without_the_table_is_doubted_by_modality_and_plane_alone() -> None:
     bare = dataclasses.replace(KIDNEY, fit={})
     assert said(bare, like_mr((1.0, 1.0, 1.0))) == ""

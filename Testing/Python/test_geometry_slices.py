@@ -43,6 +43,19 @@ def test_points_return_from_slices_to_where_they_were(volume: Volume, axis: str,
 
 
 @settings(max_examples=80, deadline=None)
+@given(volumes(), st.sampled_from(AXES), st.integers(0, 2**32 - 1), st.integers(1, 70))
+def test_a_point_has_the_same_place_bit_for_bit_whatever_the_others_are(
+    volume: Volume, axis: str, seed: int, count: int
+) -> None:
+    stack = SliceStack(volume, axis)
+    points = np.random.default_rng(seed).uniform(-500, 500, (count, 3))
+    ways = (volume.to_ras, volume.to_ijk, lambda p: np.column_stack(stack.to_slices(p)))
+    for way in (*ways, lambda p: stack.to_ras(p[:, 0], p[:, 1:])):
+        among = way(points)
+        assert all(np.array_equal(way(points[i : i + 1])[0], among[i]) for i in range(count))
+
+
+@settings(max_examples=80, deadline=None)
 @given(volumes(), st.sampled_from(AXES), st.data())
 def test_a_voxel_keeps_its_value_and_its_place_on_the_slices(volume: Volume, axis: str, data: st.DataObject) -> None:
     stack = SliceStack(volume, axis)

@@ -10,7 +10,14 @@ import SimpleITK as sitk
 from geometry_helpers import AFFINE, VALUES, affine, meta, nifti, nrrd, refused
 
 from SPDSegmentLib.errors import BadInput
-from SPDSegmentLib.geometry.intensity import LARGEST_GAIN, IntensityConfig, brightness, check_values, gain_in_view
+from SPDSegmentLib.geometry.intensity import (
+    LARGEST_GAIN,
+    IntensityConfig,
+    brightness,
+    check_values,
+    gain_in_view,
+    intensity_range,
+)
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 
 # --- units and sizes
@@ -118,6 +125,18 @@ def tissue(value: float) -> np.ndarray:
     array = np.full((6, 8, 8), value) + np.linspace(-20, 20, 8)
     array[:3] = 0
     return array
+
+
+def test_percentiles_of_a_large_volume_come_from_all_its_columns() -> None:
+    large = np.ascontiguousarray(np.broadcast_to(np.arange(1, 9, dtype=np.uint8), (1000, 1000, 8)))
+    assert intensity_range(large, IntensityConfig()) == (1, 8)
+
+
+@pytest.mark.parametrize(("shape", "step"), [((9, 500, 400), 1), ((26, 400, 500), 2), ((62, 512, 512), 8)])
+def test_percentiles_are_those_that_models_were_calibrated_with(shape: tuple[int, int, int], step: int) -> None:
+    volume = np.random.default_rng(0).integers(-40, 120, shape, dtype=np.int8)
+    every = volume.ravel()[::step]
+    assert intensity_range(volume, IntensityConfig()) == tuple(np.percentile(every[every > 0], (0.5, 99.5)))
 
 
 def test_brightness_is_that_of_what_is_not_air() -> None:

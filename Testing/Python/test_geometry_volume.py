@@ -166,6 +166,12 @@ def test_axes_that_are_no_right_angled_grid_are_refused(axes: np.ndarray) -> Non
         Volume(NOISE, matrix)
 
 
+def test_a_transposed_matrix_is_refused() -> None:
+    matrix = affine(np.eye(3), (1, 1, 3), (10, -20, 30.5))
+    with pytest.raises(BadInput, match=r"^The last row of ijk_to_ras is 10, -20, 30\.5, 1: it may be transposed"):
+        Volume(NOISE, matrix.T)
+
+
 @pytest.mark.parametrize("axes", [SHEARED, FLAT])
 @pytest.mark.parametrize("suffix", ["nii", "nrrd", "mha"])
 def test_files_with_such_axes_are_refused(tmp_path: Path, suffix: str, axes: list[list[float]]) -> None:

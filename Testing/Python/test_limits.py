@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_helpers import multi_frame, series
+from geometry_helpers import nifti
 
 from SPDSegmentLib.errors import BadInput, OutOfMemory
 from SPDSegmentLib.geometry import dicom, limits
@@ -32,6 +34,32 @@ def test_an_image_larger_than_free_memory_is_refused_by_its_header(
     assert str(path) in caught.value.message
     monkeypatch.setattr(limits, "free_memory_bytes", lambda: 4_000_000)
     assert read_volume(path).array.size == 100**3
+
+
+@pytest.mark.parametrize(("kind", "megabytes"), [("i2", 6), ("i4", 12), ("f4", 8)])
+def test_a_nifti_that_is_scaled_needs_memory_for_what_is_stored_and_for_what_it_becomes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, megabytes: int
+) -> None:
+    path = nifti(tmp_path, (112, "2f", (0.5, -3.0)), values=np.arange(100**3, dtype=kind).reshape(100, 100, 100))
+    monkeypatch.setattr(limits, "free_memory_bytes", lambda: megabytes * 1_000_000 - 1)
+    with pytest.raises(OutOfMemory, match=rf"need about {megabytes}\.0 MB"):
+        read_volume(path)
+    monkeypatch.setattr(limits, "free_memory_bytes", lambda: megabytes * 1_000_000)
+    assert read_volume(path).array[0, 0, 5] == -0.5
+
+
+@pytest.mark.parametrize(("frames", "megabytes"), [(1, 8), (3, 20)])
+def test_an_image_that_itk_reads_needs_memory_for_its_copy_and_for_all_its_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int, megabytes: int
+) -> None:
+    path = tmp_path / "image.mha"
+    still = sitk.GetImageFromArray(np.arange(100**3, dtype=np.float32).reshape(100, 100, 100))
+    sitk.WriteImage(still if frames == 1 else sitk.JoinSeries([still] * frames), str(path))
+    monkeypatch.setattr(limits, "free_memory_bytes", lambda: megabytes * 1_000_000 - 1)
+    with pytest.raises(OutOfMemory, match=rf"need about {megabytes}\.0 MB"):
+        read_volume(path, frame=frames)
+    monkeypatch.setattr(limits, "free_memory_bytes", lambda: megabytes * 1_000_000)
+    assert read_volume(path, frame=frames).array.shape == (100, 100, 100)
 
 
 def test_a_file_of_millions_of_points_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
@@ -60,6 +88,82 @@ def test_a_limit_on_the_address_space_bounds_what_is_free(psutil: bool) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     free, total, left = map(int, done.stdout.split())
     assert 0 < free <= left < total == 900
+
+
+def system(monkeypatch: pytest.MonkeyPatch, root: Path, groups: str, files: dict[str, str]) -> None:
+    """Let the kernel's files lie in a folder: the process's groups, and files of them."""
+    named = {f"sys/fs/cgroup/{name}": content for name, content in files.items()}
+    for name, content in ({"proc/self/cgroup": groups} | named).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{content}\n", encoding="utf-8")
+    monkeypatch.setattr(limits, "SYSTEM", root)
+
+
+MB = 1 << 20
+V1, V2 = "4:memory:/docker/a b\n3:cpu,cpuacct:/docker/a b\n0::/", "0::/pod/box"
+UNLIMITED_V1 = "9223372036854771712"
+
+
+@pytest.mark.parametrize(
+    ("groups", "folder", "memory_file", "used_file", "prefix"),
+    [
+        (V2, "pod/box", "memory.max", "memory.current", ""),
+        (V2, "pod", "memory.max", "memory.current", ""),
+        (V2, "", "memory.max", "memory.current", ""),
+        (V2, "unified/pod/box", "memory.max", "memory.current", ""),
+        (V1, "memory/docker/a b", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        (V1, "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ],
+)
+def test_a_container_s_memory_bounds_what_is_free_and_its_file_cache_is_free(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    groups: str,
+    folder: str,
+    memory_file: str,
+    used_file: str,
+    prefix: str,
+) -> None:
+    kept = f"anon 5\n{prefix}inactive_file {2 * MB}\n{prefix}active_file {MB}"
+    files = {memory_file: str(30 * MB), used_file: str(20 * MB), "memory.stat": kept}
+    system(monkeypatch, tmp_path, groups, {f"{folder}/{name}": content for name, content in files.items()})
+    assert (limits.free_memory_bytes(), limits.total_memory_bytes()) == (13 * MB, 30 * MB)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        (V2, {"pod/box/cpu.max": "150000 100000"}, 2),
+        (V2, {"pod/box/cpu.max": "max 100000", "pod/cpu.max": "20000 100000"}, 1),
+        (V2, {"pod/box/cpu.max": "max 100000"}, 8),
+        (V2, {"pod/box/cpu.max": "9900000 100000"}, 8),
+        (
+            V1,
+            {"cpu,cpuacct/docker/a b/cpu.cfs_quota_us": "300000", "cpu,cpuacct/docker/a b/cpu.cfs_period_us": "1e5"},
+            8,
+        ),
+        (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "300000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 3),
+        (V1, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_a_container_s_share_of_the_cores_is_what_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    system(monkeypatch, tmp_path, groups, files)
+    assert limits.usable_cores() == cores
+
+
+@pytest.mark.parametrize("said", ["max", UNLIMITED_V1, "", "many", str(1 << 59)])
+def test_a_limit_that_is_none_or_not_known_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(limits, "SYSTEM", tmp_path / "nothing")
+    total = limits.total_memory_bytes()
+    system(monkeypatch, tmp_path / "damaged", "what\x00\n::\n", {"memory.max": "5"})
+    assert limits.total_memory_bytes() == 5
+    system(monkeypatch, tmp_path, V2, {"pod/box/memory.max": said, "pod/box/memory.current": "0"})
+    assert limits.total_memory_bytes() == total
 
 
 @pytest.mark.parametrize("whole_file", [False, True])

@@ -378,3 +378,10 @@ def test_any_image_that_is_taken_becomes_numbers_from_0_to_1(offset: float, dtyp
 def test_intensity_limits_that_cannot_be_told_apart_are_refused(low: float, high: float) -> None:
     with pytest.raises(BadInput):
         IntensityConfig("window", low, high)
+
+
+def test_a_model_whose_normalization_none_could_use_is_not_written(tmp_path: Path) -> None:
+    info = tiny_info(normalization={"kind": "percentile", "low": 0.5, "high": 250.0})
+    with pytest.raises(ModelCorrupt, match="was not written"):
+        write_bundle(tmp_path / "b", info, {"a": torch.zeros(2)}, "")
+    assert list(tmp_path.iterdir()) == []

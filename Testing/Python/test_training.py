@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from tiny_training import write_cases, write_config
 
 from SPDSegmentLib.errors import BadInput, Cancelled
 from SPDSegmentLib.evaluation.evaluator import EvaluationConfig, evaluate, load_targets
+from SPDSegmentLib.geometry.intensity import IntensityConfig
+from SPDSegmentLib.geometry.volume import read_volume, set_geometry
 from SPDSegmentLib.geometry.window import place_window
 from SPDSegmentLib.inference.predictor import Predictor
 from SPDSegmentLib.networks.spd import SPDModel
-from SPDSegmentLib.prompts.distillation import SlicePrompts
+from SPDSegmentLib.prompts.distillation import Distillation, SlicePrompts
 from SPDSegmentLib.prompts.fates import SliceStatus
-from SPDSegmentLib.training.cases import apply_view, random_view
+from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps
+from SPDSegmentLib.prompts.strategies import distill_prompts
+from SPDSegmentLib.training import stages, survey
+from SPDSegmentLib.training.cases import apply_view, load_case, random_view
 from SPDSegmentLib.training.config import AugmentationConfig, check_fit, patient_of, read_training_config
 from SPDSegmentLib.training.loop import Loop, Phase, Processes, schedule
-from SPDSegmentLib.training.result import plot_curves, save_bundle
-from SPDSegmentLib.training.run import RunHooks, train
+from SPDSegmentLib.training.planning import plan
+from SPDSegmentLib.training.result import save_bundle, update_metrics
+from SPDSegmentLib.training.run import RunHooks, plot_curves, train
 from SPDSegmentLib.training.stages import prompt_beyond
 from SPDSegmentLib.training.survey import shared_numbers
 
@@ -169,6 +181,25 @@ def test_a_run_folder_of_another_configuration_is_refused(data: Path, tmp_path: 
         run(write_config(data, stage1=3, head=0, stage2=0), tmp_path / "run")
 
 
+@pytest.mark.parametrize("first", ["64.0", "64"])
+def test_a_run_goes_on_where_a_number_is_written_otherwise(data: Path, tmp_path: Path, first: str) -> None:
+    path, runs = write_config(data, stage1=2, head=0, stage2=1), list[SPDModel]()
+    for number in (first, "64.0", "64"):
+        path.write_text(path.read_text(encoding="utf-8").replace("fov_mm = 64.0", f"fov_mm = {number}"))
+        runs.append(run(path, tmp_path / "run"))
+        path = write_config(data, stage1=2, head=0, stage2=1)
+    assert all(torch.equal(*values) for values in zip(*(list(m.state_dict().values()) for m in runs[:2]), strict=True))
+
+
+def test_another_model_in_the_same_folder_has_no_figures_yet(data: Path, tmp_path: Path) -> None:
+    config = read_training_config(write_config(data, stage1=1, head=0, stage2=0))
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        bundle = save_bundle(SPDModel(config.network), config, "tiny.toml", tmp_path / "bundle")
+        assert not bundle.info.metrics and "Nothing yet" in bundle.card
+        update_metrics(bundle, {"table": "| 91.5 |"})
+
+
 def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
     config_path = write_config(data, stage1=2, head=0, stage2=0)
     run(config_path, tmp_path / "run")
@@ -221,6 +252,21 @@ def test_a_pattern_is_to_find_a_patient_in_every_name_or_to_say_that_all_others_
     check_fit(wanted, "--patient", ["case_01", "case_01b", "x1"])
     assert [patient_of(name, wanted) for name in ("case_01b", "x1")] == ["case_01", "x1"]
     assert "--patient '([^/]+)'" in shared_numbers(["Doe/ses1", "Doe/ses2", "Roe/ses1"], "(.*)")
+
+
+def test_prompts_in_training_know_millimeters_as_in_use(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = write_config(data, 1, 0, 2), list[tuple[float, float]]()
+    path.write_text(path.read_text(encoding="utf-8").replace("fov_mm = 64.0", "fov_mm = 128.0"), encoding="utf-8")
+
+    def note(maps: SaliencyMaps, *rest: Any) -> Distillation:
+        seen.append((maps.pixel_mm, maps.slice_px * maps.pixel_mm))
+        return distill_prompts(maps, *rest)
+
+    monkeypatch.setattr(stages, "distill_prompts", note)
+    run(path, tmp_path / "run")
+    assert seen and np.allclose(seen, (2.0, 4.0))
 
 
 def test_a_label_without_the_target_is_refused(data: Path, tmp_path: Path) -> None:
@@ -287,3 +333,65 @@ def test_an_unstable_training_ends_at_once_and_its_last_checkpoint_is_sound(tmp_
     state = torch.load(tmp_path / "p.ckpt", weights_only=True)
     assert state["step"] == 3 and state["parameters"][0].isfinite().all()
     assert len((tmp_path / "p.csv").read_text(encoding="utf-8").splitlines()) == 4
+
+
+def change_images(folder: Path, change: Callable[[np.ndarray], np.ndarray], names: Sequence[str] = ("a", "b")) -> None:
+    """Change the intensities of the images of :func:`write_cases`."""
+    for name in names:
+        path = folder / f"{name}_image.nii.gz"
+        volume = read_volume(path)
+        image = sitk.GetImageFromArray(change(volume.array.astype(np.float32)))
+        sitk.WriteImage(set_geometry(image, volume.ijk_to_ras), str(path))
+
+
+@pytest.mark.parametrize("padded", ["a", "ab"])
+def test_bright_padding_leaves_a_bundle_that_can_be_loaded(tmp_path: Path, padded: str) -> None:
+    write_cases(tmp_path / "data")
+    change_images(tmp_path / "data", lambda image: np.where(np.arange(64)[:, None] < 10, 30000, image), padded)
+    config = read_training_config(write_config(tmp_path, 1, 0, 0))
+    config = dataclasses.replace(config, intensity=IntensityConfig(), fov_mm=40.0)
+    model = SPDModel(config.network)
+    usual = save_bundle(model, config, "c.toml", tmp_path / "bundle", tmp_path / "data").intensity()
+    assert (usual.usual_low > 0) == (padded == "a") and usual.usual_low <= usual.usual_high
+
+
+@pytest.mark.parametrize(
+    ("modality", "change", "words"),
+    [
+        ("CT", lambda image: image + 1, "The CT images hold nothing below 0: no Hounsfield units"),
+        ("MRI", lambda image: (image - image.mean()) / image.std(), r"voxels \d\d% are below 0, as after a z-score"),
+        ("MRI", lambda image: image - 20 * (image < 10), ""),
+    ],
+)
+def test_intensities_that_no_scanner_gives_are_said_in_the_plan_and_show_all_of_the_image(
+    tmp_path: Path, modality: str, change: Callable[[np.ndarray], np.ndarray], words: str
+) -> None:
+    write_cases(tmp_path)
+    change_images(tmp_path, change)
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": modality}}), encoding="utf-8")
+    made = plan(survey.survey(tmp_path, survey.find_cases(tmp_path)), ".")
+    assert re.search(words, " ".join(made.notes)) and bool(made.notes) == bool(words)
+    case = load_case(tmp_path, "a", made.config.data, made.config.intensity)
+    assert made.config.bundle.modality == modality[:2] and np.mean((case.images > 0) & (case.images < 1)) > 0.9
+
+
+def test_cases_are_found_where_links_lead_and_none_twice(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for case in ("p1", "p2"):
+        for name in ("image", "label", "predictions/label", ".a/image"):
+            (tmp_path / case / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / case / f"{name}.nii.gz").touch()
+        (tmp_path / "data" / case).symlink_to(tmp_path / case)
+    (tmp_path / "data" / "all").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "gone").symlink_to(tmp_path / "nowhere")
+    found = survey.find_cases(tmp_path / "data")
+    assert (found.image, found.label, found.cases) == ("{case}/image.nii.gz", "{case}/label.nii.gz", ("p1", "p2"))
+
+
+def test_more_files_than_any_data_set_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cases(tmp_path)
+    monkeypatch.setattr(survey, "MAX_FILES", 4)
+    assert survey.find_cases(tmp_path).cases == ("a", "b")
+    monkeypatch.setattr(survey, "MAX_FILES", 3)
+    with pytest.raises(BadInput, match="holds more than 3 files"):
+        survey.find_cases(tmp_path)

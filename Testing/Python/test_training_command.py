@@ -32,7 +32,7 @@ from SPDSegmentLib.models.bundle import read_bundle
 from SPDSegmentLib.training.cases import load_case, read_labeled_case
 from SPDSegmentLib.training.config import read_training_config
 from SPDSegmentLib.training.loop import Loop, Phase, Processes
-from SPDSegmentLib.training.result import knowing
+from SPDSegmentLib.training.result import knowing, update_metrics
 
 STEPS = {"stage1": 6, "stage1_head": 3, "stage2": 8}
 
@@ -130,6 +130,24 @@ def test_a_bundle_says_what_its_training_cases_are_like(data: Path, config: Path
     shown = dataclasses.replace(info, normalization={"kind": "percentile", "low": 0.5, "high": 99.5})
     usual = knowing(shown, settings.data, data / "data").normalization
     assert 0 < usual["usual_low"] <= usual["usual_high"] < 1
+
+
+@pytest.mark.parametrize("own", ["", "Mine.\n"])
+def test_a_second_training_into_the_same_folder_keeps_what_was_measured_of_the_same_model(
+    config: Path, whole: Path, tmp_path: Path, own: str
+) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    update_metrics(read_bundle(tmp_path / "bundle"), {"table": "| 91.5 |", "summary": [{"dsc": 0.915}]})
+    with (tmp_path / "bundle" / "README.md").open("a", encoding="utf-8") as card:
+        card.write(own)
+    (tmp_path / "bundle" / "LICENSE").write_text("CC0")
+    renamed = config.with_name("renamed.toml")
+    renamed.write_text(config.read_text(encoding="utf-8").replace('title = "Tiny"', 'title = "Small"'))
+    assert run(renamed, tmp_path).exit_code == 0
+    now = read_bundle(tmp_path / "bundle")
+    assert now.info.metrics["summary"] == [{"dsc": 0.915}] and "| 91.5 |" in now.card and now.card.endswith(own)
+    assert now.info.title == "Small" and ("# Small" in now.card) == (own == "")
+    assert (tmp_path / "bundle" / "LICENSE").exists()
 
 
 @pytest.mark.parametrize(("phase", "checkpoint_seconds"), [("stage1", 1000.0), ("stage2", 0.0)])

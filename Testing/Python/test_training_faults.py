@@ -248,7 +248,7 @@ def test_validation_files_are_checked_before_anything_is_computed(config: Path, 
     elif damage == "truncated":
         path.write_bytes(path.read_bytes()[:-20])
     else:
-        write_labelmap(path, labels.array, type(labels)(labels.array, labels.ijk_to_ras * 2))
+        write_labelmap(path, labels.array, type(labels)(labels.array, labels.ijk_to_ras @ np.diag([2.0, 2, 2, 1])))
     result = run(config)
     assert result.exit_code == 2 and "b_label.nii.gz" in result.stderr
     assert not list((config.parent / "run").glob("stage*"))

@@ -25,7 +25,7 @@ from worker_drivers import (
 
 from SPDSegmentLib.errors import WorkerDied
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request
-from SPDSegmentLib.worker.health import describe_exit
+from SPDSegmentLib.worker.health import Ending, describe_exit
 from SPDSegmentLib.worker.payloads import unpack_mask
 from SPDSegmentLib.worker.requests import WorkerCommand, local_command, parse_command
 from SPDSegmentLib.worker.transports import QProcessTransport
@@ -150,6 +150,38 @@ def test_a_command_that_is_not_there_is_named(transport: str) -> None:
     d.client.set_command(FAKE_WORKER)
     assert d.result(d.client.status()).devices is None
     d.client.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("", "'/no/ssh' could not be started: "),
+        ("echo Welcome >&2; no-spdsegment worker", ": no-spdsegment: "),
+        ("cd /; .venv/bin/spdsegment worker", ": .venv/bin/spdsegment: "),
+        ('exec "$PYTHON" -c "import no_SPDSegmentLib.worker"', "No module named 'no_SPDSegmentLib'"),
+    ],
+)
+def test_a_command_that_finds_no_spdsegment_is_named_with_what_to_install(
+    transport: str, script: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHON", sys.executable)
+    command = WorkerCommand(("sh", "-c", script) if script else ("/no/ssh", "-c", "host"))
+    with driver(transport, command=command) as d, pytest.raises(WorkerDied) as died:
+        d.result(d.client.status())
+    assert (
+        died.value.message.startswith(f"The worker command '{command.arguments[0]} -c ") and said in died.value.message
+    )
+    assert "Install SPDSegment and torch on the machine that it leads to" in died.value.remedy
+
+
+def test_what_is_no_missing_program_is_not_told_to_be_installed(transport: str) -> None:
+    command, log = "ssh host spdsegment worker", ("WARNING No module named 'optional'",)
+    endings = [Ending(255, "", log, command=command), Ending(1, "", ("Traceback:", "ValueError: x"), command=command),
+               Ending(1, "", log), Ending(None, "the application ended it", log, command=command),
+               Ending(None, "'ssh' could not be started: Cannot allocate memory", (), command=command),
+               Ending(None, "'ssh' could not be started: Too many open files", (), command=command),
+               Ending(3, "it did not answer within 120 s", log, command=command)]  # fmt: skip
+    assert not any("Install" in ending.to_error(deaths=1, max_deaths=3).remedy for ending in endings)
 
 
 def test_a_timer_that_fires_early_calls_back_in_time_all_the_same(transport: str) -> None:

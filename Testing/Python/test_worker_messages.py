@@ -35,6 +35,7 @@ from SPDSegmentLib.worker.protocol import (
     ContentError,
     DecodedFrame,
     FrameParser,
+    FrameTooLarge,
     decode_frame,
     decode_message,
     encode_message,
@@ -198,6 +199,7 @@ def test_reports_become_plain_json() -> None:
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), OutOfMemory, "memory"),
         (ModuleNotFoundError("x", name="torch"), DependencyMissing, "package torch "),
         (ContentError("The mask does not fit."), BadInput, "mask"),
+        (FrameTooLarge("A frame of 20000000 bytes."), BadInput, "answer is larger"),
         (KeyError("oops"), SPDError, "KeyError"),
         (Cancelled(), Cancelled, "Cancelled"),
     ],
@@ -221,3 +223,11 @@ def test_a_click_beyond_any_volume_crosses_the_wire_and_stays_outside(bad: float
     clicks = clicks_from_markups(restore_markups(read.points_ras, read.point_ids, read.groups), stack)
     assert [clicks.ids[i] for i in np.flatnonzero(clicks.outside)] == ["1"]
     assert np.isfinite(clicks.xy).all() and set(clicks.inside().slice_index.tolist()) == set(range(2, 10))
+
+
+@pytest.mark.parametrize(("count", "name"), [(100_000, "{}"), (30_000, "MarkupsFiducial_{}" + 150 * "x")])
+def test_more_clicks_than_an_answer_can_tell_of_are_refused_before_they_are_sent(count: int, name: str) -> None:
+    points = tuple(ControlPoint(name.format(n), "", (1.0, 2.0, 3.0)) for n in range(count))
+    with pytest.raises(BadInput, match=rf"The points of vessel are {count} clicks, .* be sent \d+ at once\. Use fewer"):
+        flatten_markups([Markup("vessel", "Fiducial", points)])
+    assert len(flatten_markups([Markup("vessel", "Fiducial", points[: count // 2])])[1]) == count // 2

@@ -1,0 +1,28 @@
+"""Where the data lie, seen from the configuration that ``spdsegment init`` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from tiny_training import write_cases
+from typer.testing import CliRunner
+
+from SPDSegmentLib.cli.app import build_app
+from SPDSegmentLib.training.config import read_training_config
+
+
+@pytest.mark.parametrize("drives", [1, 2])
+def test_data_are_named_from_the_configuration_or_from_the_root_where_it_is_on_another_drive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drives: int
+) -> None:
+    write_cases(tmp_path / "data")
+    if drives == 2:
+        monkeypatch.setattr("os.path.relpath", Mock(side_effect=ValueError("path is on mount 'D:'")))
+    words = ["init", tmp_path / "data", "-o", tmp_path / "plan.toml", "--no-measure", "--validation", "b"]
+    result = CliRunner().invoke(build_app(), [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    folder = (tmp_path / "data").resolve().as_posix() if drives == 2 else "data"
+    assert f'"{folder}"' in (tmp_path / "plan.toml").read_text(encoding="utf-8")
+    assert read_training_config(tmp_path / "plan.toml").data.train == ("a",)
