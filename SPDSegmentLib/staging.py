@@ -199,6 +199,7 @@ class FolderLock:
         self.wait_seconds = wait_seconds
         self._file: int | None = None
         self._owner_file: Path | None = None
+        self._left: Path | None = None
 
     def __enter__(self) -> FolderLock:
         self.acquire()
@@ -270,6 +271,9 @@ class FolderLock:
         except OSError as error:
             if error.errno not in _NOT_SUPPORTED:
                 raise
+            if error.errno == errno.EBADF and (owner := _read_owner(self.path)) and _may_live(owner):
+                self._left = self.path
+                return False
             return self._take_owner_file()
         try:
             return os.name == "nt" or os.path.samestat(os.fstat(file), os.stat(self.path))
@@ -284,8 +288,8 @@ class FolderLock:
                 file.write(_myself(self.what))
                 self._owner_file = path
                 return True
-            owner = _read_owner(path)
-            if owner.get("host") != platform.node() or is_alive(owner.get("process")):
+            if _may_live(_read_owner(path)):
+                self._left = path
                 return False
             path.unlink(missing_ok=True)
         return False
@@ -294,8 +298,8 @@ class FolderLock:
         time.sleep(POLL_SECONDS)  # who has just taken the lock writes the name
         path = self.path.with_name(f"{self.path.name}.owner")
         remedy = "Wait until it has ended, or choose another folder."
-        if path.exists():
-            remedy += f" If that process is gone, delete {path}."
+        if self._left is not None:
+            remedy += f" If that process is gone, delete {self._left}."
         owner = _read_owner(path) or _read_owner(self.path)
         return BadInput(f"The folder {self.folder} is in use by {_described(owner)}.", remedy)
 
@@ -367,6 +371,11 @@ def _read_owner(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}
+
+
+def _may_live(owner: dict[str, Any]) -> bool:
+    """Whether who wrote a file may still be there: nothing is known of the processes of another machine."""
+    return owner.get("host") != platform.node() or is_alive(owner.get("process"))
 
 
 def _described(owner: dict[str, Any]) -> str:

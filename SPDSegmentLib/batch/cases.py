@@ -280,7 +280,7 @@ def input_stamp(case: BatchCase) -> str:
         for name, path in [*files, ("points", Path(case.points))]:
             state = path.stat()
             told.append(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\0")
-    except (OSError, BadInput):
+    except (OSError, ValueError, BadInput):
         return ""
     return hashlib.sha256("".join(told).encode(errors="surrogateescape")).hexdigest()
 

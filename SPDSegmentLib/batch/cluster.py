@@ -161,8 +161,16 @@ class ClusterDispatch:
             raise error
         return others
 
+    def _ask(self, question: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """What each worker answers; one that has just gone, before the scheduler knows of it, is left out."""
+        answers = self.client.run(question, *arguments, on_error="return")
+        for answer in answers.values():
+            if isinstance(answer, Exception) and not isinstance(answer, OSError | SPDError):
+                raise answer
+        return {worker: answer for worker, answer in answers.items() if not isinstance(answer, OSError)}
+
     def _check_workers(self) -> None:
-        found = self.client.run(version_of_worker)
+        found = self._ask(version_of_worker)
         for worker, version in found.items():
             if version != __version__:
                 raise other_version(worker, version, __version__)
@@ -171,13 +179,13 @@ class ClusterDispatch:
 
     def _check_models(self, model: BatchModel) -> None:
         if self.make_segmenter is None:
-            for worker, error in self.client.run(model_error_of_worker, model).items():
+            for worker, error in self._ask(model_error_of_worker, model).items():
                 if error is not None:
                     raise UnfitWorker(f"The worker {worker} cannot go on: {error.message}", error.remedy, worker)
 
     def _next(self, finished: queue.SimpleQueue[Any]) -> Any:
         """The next finished task; a scheduler that is away for longer is lost, and for a worker it is waited."""
-        away, due = 0.0, time.monotonic() + NO_WORKER_SECONDS
+        away, pause, due = 0.0, NO_WORKER_SECONDS, time.monotonic() + NO_WORKER_SECONDS
         while True:
             with contextlib.suppress(queue.Empty):
                 future = finished.get(timeout=_POLL_SECONDS)
@@ -188,7 +196,8 @@ class ClusterDispatch:
             if away >= LOST_SECONDS:
                 raise _lost()
             if self.client.status == "running" and time.monotonic() >= due:
-                due = time.monotonic() + NO_WORKER_SECONDS
+                pause *= 2  # a queue of jobs may take hours
+                due = time.monotonic() + pause
                 with contextlib.suppress(OSError):
                     if not self.client.nthreads():
                         self.say("The cluster has no worker; the batch goes on waiting for one. Ctrl+C ends it.")
@@ -345,10 +354,12 @@ def share_of_cores() -> int:
     """How many of the cores that this worker may use are its own, by the threads of all workers that may use them."""
     from distributed import get_client, get_worker
 
-    client, host = get_client(), get_worker().address.rpartition(":")[0]
-    threads = {worker: count for worker, count in client.nthreads().items() if worker.rpartition(":")[0] == host}
-    places = client.run(place_of_worker, workers=list(threads), on_error="ignore")
-    beside = sum(threads[worker] for worker, place in places.items() if place == place_of_worker())
+    beside, host = 1, get_worker().address.rpartition(":")[0]
+    with contextlib.suppress(Exception):  # whatever Dask cannot say fails no case
+        client = get_client()
+        threads = {worker: count for worker, count in client.nthreads().items() if worker.rpartition(":")[0] == host}
+        places = client.run(place_of_worker, workers=list(threads), on_error="ignore")
+        beside = sum(threads[worker] for worker, place in places.items() if place == place_of_worker())
     return max(1, usable_cores() // max(1, beside))
 
 

@@ -257,7 +257,7 @@ class Report:
             except BadInput as error:
                 raise BadInput(
                     f"The report lacks what was just done, while every mask is kept: {error.message}",
-                    "When that has ended, run the same command again: it writes the whole report.",
+                    f"{error.remedy} Then run the same command again: it writes the whole report.",
                     error.details,
                 ) from error
             rows = []

@@ -119,13 +119,17 @@ class CaseResult:
 
 
 def cards_of(client: WorkerClient) -> list[str]:
-    """The graphics cards that a worker can use, by the names of devices; none where it cannot say."""
+    """The graphics cards that a worker can use, by the names of devices; none where it cannot say.
+
+    One with less than half as much free memory as another, as a small one for the screen has, is left out.
+    """
     try:
         answer = client.wait(client.status(probe=True))
     except SPDError:
         return []
     devices = answer.devices if isinstance(answer, StatusReply) else None
-    return [device.name for device in devices or () if device.name.startswith("cuda")]
+    free = {device.name: device.free_bytes or 0 for device in devices or () if device.name.startswith("cuda")}
+    return [name for name, count in free.items() if 2 * count >= max(free.values())]
 
 
 class Cards:
@@ -148,8 +152,8 @@ class Cards:
             return self._device
         with self._lock:
             if self._turns is None:
-                found = self._find(client)
-                self._turns = itertools.cycle(found if len(found) > 1 else [self._device])
+                found = list(self._find(client))
+                self._turns = itertools.cycle([self._device] if found in ([], ["cuda:0"]) else found)
             return next(self._turns)
 
 

@@ -261,7 +261,7 @@ def evaluate(
         for name, seen in known.items():
             if seen:
                 said = f"{labels[name]} was trained on patients of {len(seen)} of the {len(cases)} cases, as {seen[0]}"
-                bar.say(f"Note: {said}; its figures there say nothing about other patients.")
+                bar.say(f"Note: {said}; its figures there say nothing about others, unless only the names agree.")
         command = command_line("spdsegment", *sys.argv[1:])
         with _kept(output, rows, _context(command, cases, bundles, seeds, first_seed)) as keep:
             for name, protocol in protocols.items():

@@ -155,6 +155,9 @@ def files_of(folder: Path, below: bool, most: int = MAX_SEARCHED) -> Iterator[Pa
 
     def is_new(path: str) -> bool:
         real = Path(os.path.realpath(path))
+        within = os.path.islink(path) and real.is_relative_to(root)
+        if within and not any(part.startswith(".") for part in real.relative_to(root).parts):
+            return False  # it is found by its own name
         new = real not in seen
         seen.add(real)
         return new

@@ -180,7 +180,7 @@ def _group_folders(controller: str) -> Iterator[Path]:
     for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
         if controllers and controller not in controllers.split(","):
             continue
-        names = [name for name in path.split("/") if name not in ("", "..")]
+        names = [] if ".." in path.split("/") else [name for name in path.split("/") if name]
         for mounted in (controllers, controller) if controllers else ("", "unified"):
             for depth in range(len(names), -1, -1):  # a container may see its own group as the uppermost
                 yield SYSTEM.joinpath("sys/fs/cgroup", mounted, *names[:depth])
@@ -196,7 +196,8 @@ def _group_memory() -> Iterator[tuple[int, int]]:
             limit = _numbers(folder / limit_file).get("")
             if limit is not None and 0 <= limit < NO_LIMIT:
                 known, used = _numbers(folder / "memory.stat"), _numbers(folder / used_file).get("", 0)
-                cached = sum(known.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+                kinds = ("active_file", "inactive_file", "slab_reclaimable")
+                cached = sum(known.get(f"{prefix}{kind}", 0) for kind in kinds)
                 yield limit, min(limit, max(0, limit - used + cached))
 
 

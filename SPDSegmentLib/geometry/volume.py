@@ -75,7 +75,8 @@ class Volume:
             )
         if not np.allclose(matrix[3], (0, 0, 0, 1), rtol=0, atol=1e-6):
             row = ", ".join(f"{value:.4g}" for value in matrix[3])
-            raise BadInput(f"The last row of ijk_to_ras is {row}: it may be transposed.", wanted)
+            turned = ": it may be transposed" if np.array_equal(matrix[:, 3], (0, 0, 0, 1)) else ""
+            raise BadInput(f"The last row of ijk_to_ras is {row}{turned}.", wanted)
         object.__setattr__(self, "ijk_to_ras", matrix)
         lengths = np.linalg.norm(matrix[:3, :3], axis=0)
         if (lengths < 1e-9).any() or abs(np.linalg.det(matrix[:3, :3])) < 1e-9 * lengths.prod():

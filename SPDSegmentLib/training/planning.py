@@ -24,7 +24,7 @@ import numpy as np
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.files import megabytes
-from SPDSegmentLib.geometry.intensity import CT_WINDOW
+from SPDSegmentLib.geometry.intensity import CT_WINDOW, MIN_WINDOW_SHARE
 from SPDSegmentLib.geometry.limits import free_memory_bytes
 from SPDSegmentLib.settings import build_settings, documented
 from SPDSegmentLib.training.config import TrainingConfig, check_split, patient_pattern
@@ -137,7 +137,8 @@ def plan(
     reasons["network.image_size"] = f"{fov:.0f} mm at the data's pixels of {pixel:.3g} mm, from {low} to {high}"
     is_ct = found.modality == "CT" or (not found.modality and sum(f.is_ct for f in found.facts) * 2 > len(found.facts))
     below = float(np.median([case.below_zero for case in found.facts]))
-    intensity, reasons["intensity.kind"], odd = _intensity(is_ct, below, facts)
+    looks_so = any(case.is_ct for case in found.facts)
+    intensity, reasons["intensity.kind"], odd = _intensity(is_ct, looks_so, below, facts)
     slices = int(np.median([fact.slices[plane] for fact in facts]))
     n_targets = sum(values in case.structures for case in found.facts for values in chosen if case.name in set(train))
     steps = 900 if n_targets <= 50 else 1500
@@ -227,26 +228,31 @@ def _plane(found: Survey, facts: Sequence[Any]) -> tuple[str, str]:
     return plane, f"across the structure's longest side ({longest.max():.0f} mm)"
 
 
-def _intensity(is_ct: bool, below: float, facts: Sequence[Any]) -> tuple[dict[str, Any], str, str]:
+def _intensity(is_ct: bool, looks_so: bool, below: float, facts: Sequence[Any]) -> tuple[dict[str, Any], str, str]:
     """MR: percentiles of the image; CT: those of the structure as in nnU-Net, with the window of soft tissue in it.
 
     Args:
+        is_ct: by what the data set says, or else by the intensities; looks_so: by those of some images.
         below: share of an image's voxels that are below 0, as air and fat of a CT are.
 
     Returns:
         The table, why it is so, and a sentence where the intensities are odd, else an empty one.
     """
-    if not is_ct or below == 0:
-        table = {"kind": "percentile", "low": 0.5, "high": 99.5, "dither": 0.02}
+    low, high = np.percentile(np.concatenate([fact.intensities for fact in facts]), (0.5, 99.5))
+    rescaled = not looks_so and high - low < MIN_WINDOW_SHARE * (CT_WINDOW[1] - CT_WINDOW[0])
+    if not is_ct or below == 0 or rescaled:
+        table: dict[str, Any] = {"kind": "percentile", "low": 0.5, "high": 99.5, "dither": 0.02}
+        if below >= MANY_BELOW:
+            table["foreground"] = ALL_COUNT
         if is_ct:
+            said = "hold nothing below 0" if below == 0 else "hardly differ within the structure"
             way = "give the original images for a model that takes CT as scanners give it"
-            return table, "no Hounsfield units", f"The CT images hold nothing below 0: no Hounsfield units; {way}."
+            return table, "no Hounsfield units", f"The CT images {said}: no Hounsfield units; {way}."
         if below < MANY_BELOW:
             return table, "no Hounsfield units", ""
         said = f"Of the images' voxels {below:.0%} are below 0, as after a z-score: all count for the percentiles"
         way = "the model takes only images that were made so"
-        return table | {"foreground": ALL_COUNT}, "no Hounsfield units, and much below 0", f"{said}; {way}."
-    low, high = np.percentile(np.concatenate([fact.intensities for fact in facts]), (0.5, 99.5))
+        return table, "no Hounsfield units, and much below 0", f"{said}; {way}."
     low, high = min(float(low), CT_WINDOW[0]), max(float(high), CT_WINDOW[1])
     low, high = max(low, -1000.0), min(high, 1500.0)
     low, high = math.floor(low / WINDOW_STEP) * WINDOW_STEP, math.ceil(high / WINDOW_STEP) * WINDOW_STEP

@@ -45,7 +45,8 @@ _MEASURED_FIELDS = ("metrics", "calibration", "adapter_sha256", "settings_sha256
 _SPLITS = {"test": "test", "train": "training"}
 _PLANES = {"auto": "across the largest spacing"}
 _MODEL_OPTION = re.compile(
-    r"""(?P<option>(?<!\S)(?:-m ?|--model[ =]))(?P<quote>["']?)(?P<folder>\S.*?)(?P<method>:[a-z-]+)?(?P=quote)(?!\S)"""
+    r"""(?<!\S)(?P<outer>["']?)(?P<option>-m ?|--model[ =])(?P<quote>["']?)"""
+    r"""(?P<folder>\S.*?)(?P<method>:[a-z-]+)?(?P=quote)(?P=outer)(?!\S)"""
 )
 
 
@@ -151,7 +152,7 @@ def write_model(folder: Path, model: SPDModel, info: BundleInfo) -> Bundle:
 
 def _same_model(folder: Path, info: BundleInfo, tensors: Mapping[str, Tensor]) -> Bundle | None:
     """The bundle of a folder if it makes the same masks as a model."""
-    with contextlib.suppress(SPDError):
+    with contextlib.suppress(SPDError, OSError):
         there = read_bundle(folder)
         own = load_state_dict(there.adapter_path)
         if own.keys() == tensors.keys() and there.info.settings_digest() == info.settings_digest():
@@ -246,7 +247,7 @@ def _measured(metrics: Mapping[str, Any]) -> str:
     split, known = str(metrics.get("split")), metrics.get("learned_from", 0)
     volumes = f"{metrics.get('cases', 0)} {_SPLITS.get(split, 'validation')} volumes"
     if known and split != "train":
-        volumes += f", {known} of them of patients that it was trained on,"
+        volumes += f", {known} of them of patients that it was trained on, by their names,"
     table, command = str(metrics.get("table", "")), f"Command: `{metrics.get('command', '')}`"
     return "\n".join([_MEASURED, "", f"On {volumes} with simulated clicks: ", "", table, "", command, ""])
 

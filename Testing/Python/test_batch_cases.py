@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from SPDSegmentLib.batch.cases import BatchCase, _is_whole, checked_cases, read_cases
+from SPDSegmentLib.batch.cases import BatchCase, _is_whole, checked_cases, input_stamp, read_cases
 from SPDSegmentLib.errors import BadInput
 
 HEADER = "name,image,points\n"
@@ -152,3 +152,10 @@ def test_voxels_that_look_like_empty_lines_take_no_time_to_look_through(tmp_path
     image.write_bytes(b"NRRD0004\nencoding: raw\n\n" + b"\n" * (1 << 16))
     begun = time.process_time()
     assert _is_whole(image) and time.process_time() - begun < 1
+
+
+def test_a_header_that_leads_nowhere_has_no_stamp(tmp_path: Path) -> None:
+    image = tmp_path / "a.mhd"
+    for name in (b"a\0b.raw", b"gone.raw", b"LIST"):
+        image.write_bytes(b"ObjectType = Image\nElementDataFile = " + name + b"\n")
+        assert input_stamp(BatchCase("a", str(image), str(image))) == ""

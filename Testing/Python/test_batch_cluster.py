@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from batch_helpers import MODEL, Case, cases, states, write_clicks, write_image
@@ -269,6 +270,8 @@ def test_workers_on_the_same_cores_share_them(monkeypatch: pytest.MonkeyPatch) -
     assert cluster.share_of_cores() == 4
     monkeypatch.setattr(cluster, "usable_cores", lambda: 2)
     assert cluster.share_of_cores() == 1
+    seen.nthreads = Mock(side_effect=TimeoutError("the scheduler does not answer"))
+    assert cluster.share_of_cores() == 2
 
 
 def test_a_cluster_that_stays_without_a_worker_is_said_again_and_again_until_there_is_one(
@@ -286,6 +289,18 @@ def test_a_cluster_that_stays_without_a_worker_is_said_again_and_again_until_the
     assert set(states(run_on(dask, tmp_path / "out", many(tmp_path, 2))).values()) == {"done"}
     assert said[0].startswith("The cluster has no worker yet")
     assert said[1] == said[2] == "The cluster has no worker; the batch goes on waiting for one. Ctrl+C ends it."
+
+
+def test_a_worker_that_goes_as_the_batch_begins_is_not_waited_for(dask: Dask, tmp_path: Path) -> None:
+    leaving, _ = dask.add_worker(), dask.add_worker()
+    with cluster.connect(dask.address) as client:
+        client.wait_for_workers(2, 60)
+        os.kill(leaving.pid, signal.SIGSTOP)
+        threading.Timer(0.3, leaving.kill).start()  # while it is asked for its version
+        dispatch = cluster.ClusterDispatch(client)
+        assert list(dispatch._ask(cluster.version_of_worker).values()) == [__version__]
+        with pytest.raises(ZeroDivisionError):
+            dispatch._ask(divmod, 1, 0)
 
 
 @pytest.mark.parametrize("joins", ["before", "later"])

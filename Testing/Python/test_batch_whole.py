@@ -21,11 +21,12 @@ from typer.testing import CliRunner
 
 from SPDSegmentLib.batch import report as report_module
 from SPDSegmentLib.batch.run import BatchRun
-from SPDSegmentLib.batch.segmenting import BatchSettings, Cards, CaseSegmenter
+from SPDSegmentLib.batch.segmenting import BatchSettings, Cards, CaseSegmenter, cards_of
 from SPDSegmentLib.cli.app import build_app
 from SPDSegmentLib.errors import BadInput, DependencyMissing, DeviceUnavailable, ModelCorrupt, ModelMissing, WorkerDied
 from SPDSegmentLib.staging import FolderLock
 from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
+from SPDSegmentLib.worker.messages import Device, StatusReply
 from SPDSegmentLib.worker.requests import WorkerCommand
 from Testing.Host.environment import limit
 
@@ -81,6 +82,7 @@ def test_a_worker_command_that_leads_nowhere_ends_the_batch_with_the_first_case(
         ("auto", ["cuda:0", "cuda:1"], ["cuda:0", "cuda:1", "cuda:0"]),
         ("cuda", ["cuda:0", "cuda:1", "cuda:2"], ["cuda:0", "cuda:1", "cuda:2"]),
         ("auto", ["cuda:0"], ["auto"] * 3),
+        ("auto", ["cuda:1"], ["cuda:1"] * 3),
         ("auto", [], ["auto"] * 3),
         ("cuda:1", None, ["cuda:1"] * 3),
         ("cpu", None, ["cpu"] * 3),
@@ -94,6 +96,15 @@ def test_workers_share_the_graphics_cards_in_turn_unless_one_is_named(
     with WorkerClient() as client:
         assert [cards.next(client) for _ in given] == given
     assert find.call_count == (found is not None)  # the first worker is asked, and no other
+
+
+@pytest.mark.parametrize(
+    ("free", "used"), [([24, 20], [0, 1]), ([24, 2], [0]), ([2, 24, 13], [1, 2]), ([None, None], [0, 1]), ([], [])]
+)
+def test_a_small_graphics_card_beside_a_large_one_is_left_out(free: list[int | None], used: list[int]) -> None:
+    found = [*(Device(f"cuda:{n}", "", size) for n, size in enumerate(free)), Device("cpu", "CPU", 99)]
+    client = Mock(wait=Mock(return_value=StatusReply(1, tuple(found))))
+    assert cards_of(client) == [f"cuda:{n}" for n in used]
 
 
 def test_every_worker_of_a_batch_keeps_its_card_for_all_its_cases(cases: list[Case], tmp_path: Path) -> None:
@@ -153,6 +164,7 @@ def test_another_process_with_the_report_costs_no_time_with_each_case_and_no_mas
             run(cases, on_case=lambda done, total, row: begun.append(time.monotonic()))
     assert len(times(tmp_path / "out")) == 3 and begun[2] - begun[0] < limit(2.0)
     assert "run the same command again" in refused.value.remedy
+    assert refused.value.remedy.startswith("Wait until it has ended, or choose another folder.")
     assert set(states(run(cases)).values()) == {"done"} and (tmp_path / "out" / "report.csv").exists()
 
 

@@ -136,8 +136,9 @@ def test_cases_that_the_model_learned_from_are_said_here_and_on_its_card(
     write_bundle(tmp_path / "bundle", learned, tensors(bundle.adapter_path), "")
     result = run(folder, tmp_path / "t", "--update-card", model=tmp_path / "bundle", config="both.toml")
     assert "Note: tiny-test was trained on patients of 1 of the 2 cases, as a;" in result.output
+    assert "say nothing about others, unless only the names agree." in " ".join(result.output.split())
     assert (
-        "On 2 validation volumes, 1 of them of patients that it was trained on,"
+        "On 2 validation volumes, 1 of them of patients that it was trained on, by their names, with simulated clicks"
         in read_bundle(tmp_path / "bundle").card
     )
     assert "was trained on" not in run(folder, tmp_path / "t").output
@@ -163,7 +164,14 @@ def test_a_model_is_measured_in_its_own_plane(folder: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("option", "place"), [("-m", "bundle"), ("--model", "my runs/bundle"), ("--model=", "./bundle"), ("-m", "C/b:raw")]
+    ("option", "place"),
+    [
+        ("-m", "bundle"),
+        ("--model", "my runs/bundle"),
+        ("--model=", "./bundle"),
+        ("-m", "C/b:raw"),
+        ("--model=", "my runs/bundle"),
+    ],
 )
 def test_the_card_s_command_names_the_model_and_not_the_folder_that_it_was_in(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, place: str

@@ -170,6 +170,9 @@ def test_a_transposed_matrix_is_refused() -> None:
     matrix = affine(np.eye(3), (1, 1, 3), (10, -20, 30.5))
     with pytest.raises(BadInput, match=r"^The last row of ijk_to_ras is 10, -20, 30\.5, 1: it may be transposed"):
         Volume(NOISE, matrix.T)
+    matrix[3, 3] = 0
+    with pytest.raises(BadInput, match=r"^The last row of ijk_to_ras is 0, 0, 0, 0\. Give"):
+        Volume(NOISE, matrix)
 
 
 @pytest.mark.parametrize("axes", [SHEARED, FLAT])

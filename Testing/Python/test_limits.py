@@ -124,7 +124,7 @@ def test_a_container_s_memory_bounds_what_is_free_and_its_file_cache_is_free(
     used_file: str,
     prefix: str,
 ) -> None:
-    kept = f"anon 5\n{prefix}inactive_file {2 * MB}\n{prefix}active_file {MB}"
+    kept = f"anon 5\n{prefix}inactive_file {2 * MB}\n{prefix}active_file {MB // 2}\n{prefix}slab_reclaimable {MB // 2}"
     files = {memory_file: str(30 * MB), used_file: str(20 * MB), "memory.stat": kept}
     system(monkeypatch, tmp_path, groups, {f"{folder}/{name}": content for name, content in files.items()})
     assert (limits.free_memory_bytes(), limits.total_memory_bytes()) == (13 * MB, 30 * MB)
@@ -137,6 +137,7 @@ def test_a_container_s_memory_bounds_what_is_free_and_its_file_cache_is_free(
         (V2, {"pod/box/cpu.max": "max 100000", "pod/cpu.max": "20000 100000"}, 1),
         (V2, {"pod/box/cpu.max": "max 100000"}, 8),
         (V2, {"pod/box/cpu.max": "9900000 100000"}, 8),
+        ("0::/../box", {"box/cpu.max": "100000 100000", "cpu.max": "400000 100000"}, 4),  # box is another one
         (
             V1,
             {"cpu,cpuacct/docker/a b/cpu.cfs_quota_us": "300000", "cpu,cpuacct/docker/a b/cpu.cfs_period_us": "1e5"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -114,3 +115,22 @@ def test_without_locks_of_the_file_system_the_owner_must_be_alive(
     with lock, pytest.raises(BadInput, match="in use by another batch"):
         FolderLock(tmp_path, "batch").acquire()
     assert not (tmp_path / f"{LOCK_NAME}.owner").exists()
+
+
+@pytest.mark.parametrize("owner", ["", "dead", "alive", "elsewhere"])
+def test_a_lock_that_may_only_be_read_on_a_network_disk_is_taken_from_nobody_who_may_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    told = {"process": int(done.stdout) if owner == "dead" else os.getpid(), "host": platform.node()}
+    (tmp_path / LOCK_NAME).write_text(json.dumps(told | ({"host": "far"} if owner == "elsewhere" else {})))
+    if not owner:
+        (tmp_path / LOCK_NAME).write_text("")
+    with contextlib.ExitStack() as held:
+        if owner in ("alive", "elsewhere"):
+            held.enter_context(pytest.raises(BadInput, match=f"is gone, delete {tmp_path / LOCK_NAME}\\.$"))
+        held.enter_context(FolderLock(tmp_path, "batch"))

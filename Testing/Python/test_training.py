@@ -359,6 +359,7 @@ def test_bright_padding_leaves_a_bundle_that_can_be_loaded(tmp_path: Path, padde
     ("modality", "change", "words"),
     [
         ("CT", lambda image: image + 1, "The CT images hold nothing below 0: no Hounsfield units"),
+        ("CT", lambda image: (image - image.mean()) / image.std(), "CT images hardly differ within the structure: no"),
         ("MRI", lambda image: (image - image.mean()) / image.std(), r"voxels \d\d% are below 0, as after a z-score"),
         ("MRI", lambda image: image - 20 * (image < 10), ""),
     ],
@@ -376,16 +377,16 @@ def test_intensities_that_no_scanner_gives_are_said_in_the_plan_and_show_all_of_
 
 
 def test_cases_are_found_where_links_lead_and_none_twice(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    for case in ("p1", "p2"):
+    for case in ("p1", "p2", "data/p3"):
         for name in ("image", "label", "predictions/label", ".a/image"):
             (tmp_path / case / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / case / f"{name}.nii.gz").touch()
-        (tmp_path / "data" / case).symlink_to(tmp_path / case)
+    for name, leads_to in {"p1": "p1", "p2": "p2", "best": "data/p3"}.items():
+        (tmp_path / "data" / name).symlink_to(tmp_path / leads_to)
     (tmp_path / "data" / "all").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "gone").symlink_to(tmp_path / "nowhere")
     found = survey.find_cases(tmp_path / "data")
-    assert (found.image, found.label, found.cases) == ("{case}/image.nii.gz", "{case}/label.nii.gz", ("p1", "p2"))
+    assert (found.image, found.label, found.cases) == ("{case}/image.nii.gz", "{case}/label.nii.gz", ("p1", "p2", "p3"))
 
 
 def test_more_files_than_any_data_set_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

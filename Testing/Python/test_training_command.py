@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -148,6 +149,15 @@ def test_a_second_training_into_the_same_folder_keeps_what_was_measured_of_the_s
     assert now.info.metrics["summary"] == [{"dsc": 0.915}] and "| 91.5 |" in now.card and now.card.endswith(own)
     assert now.info.title == "Small" and ("# Small" in now.card) == (own == "")
     assert (tmp_path / "bundle" / "LICENSE").exists()
+
+
+def test_a_model_takes_the_place_of_one_that_cannot_be_read(
+    config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    update_metrics(read_bundle(tmp_path / "bundle"), {"summary": [{"dsc": 0.915}]})
+    monkeypatch.setattr("SPDSegmentLib.training.result.read_bundle", Mock(side_effect=PermissionError))
+    assert run(config, tmp_path).exit_code == 0 and not read_bundle(tmp_path / "bundle").info.metrics
 
 
 @pytest.mark.parametrize(("phase", "checkpoint_seconds"), [("stage1", 1000.0), ("stage2", 0.0)])
