@@ -18,13 +18,14 @@ from slicer.util import VTKObservationMixin
 
 from SPDSegmentLib.errors import Cancelled, SPDError
 from SPDSegmentLib.gui.panel.about import resourcePath
+from SPDSegmentLib.gui.panel.clicks_section import Removals
 from SPDSegmentLib.gui.panel.controls import MODEL, EditorChoice, showPlainly, sourceText
 from SPDSegmentLib.gui.panel.run_section import endText, forSlicer, ofSegment, progressText
 from SPDSegmentLib.gui.run.job import SegmentationJob
 from SPDSegmentLib.gui.run.task import ModelEntry, Task, VolumeView
-from SPDSegmentLib.gui.scene.centerlines import clickEvents, removeClicks, snapshotClicks
+from SPDSegmentLib.gui.scene.centerlines import clickEvents, snapshotClicks
 from SPDSegmentLib.gui.scene.editor_nodes import segmentName
-from SPDSegmentLib.gui.scene.state import idleTimer, makeClicks
+from SPDSegmentLib.gui.scene.state import callAtSceneClose, idleTimer, makeClicks
 
 CLICK_MS = 150
 """After a change of the clicks, before a run starts."""
@@ -48,12 +49,14 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         self._jobs: dict[tuple[str, ...], SegmentationJob] = {}  # by segment
         self._ends: dict[tuple[str, ...], str] = {}  # what came of those of other segments, until one turns to these
         self._views: dict[tuple[str, ...], VolumeView] = {}  # of the same
+        self._removals = Removals()
         self._followed: tuple[str, ...] = ()
         self._message = ""
         self._saidOf: tuple[str, ...] = ()  # what was chosen then
         self._clicksTimer = idleTimer(self._onClicks, CLICK_MS)
         self._segmentTimer = idleTimer(self._onSegment, CLICK_MS)
         self._refreshTimer = idleTimer(self._refresh)
+        callAtSceneClose(self._forgetScene)
 
     def clone(self) -> Any:
         """Return another effect of this kind, for another editor."""
@@ -94,8 +97,10 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         )
         self.deleteLastButton = _button(_("Delete last click"), lambda checked: self._removeClicks(lastOnly=True))
         self.clearButton = _button(_("Clear"), lambda checked: self._removeClicks(lastOnly=False))
+        self.bringBackButton = _button(_("Bring back clicks"), self._onBringBack)
         row = qt.QHBoxLayout()
-        for widget in (self.placeWidget, self.placeButton, self.deleteLastButton, self.clearButton):
+        buttons = (self.placeButton, self.deleteLastButton, self.clearButton, self.bringBackButton)
+        for widget in (self.placeWidget, *buttons):
             row.addWidget(widget)
         add.addOptionsWidget(row)
         self.segmentButton = _button(_("Segment"), self._onRun)
@@ -179,7 +184,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
             if task is not None:
                 job = self.logic.segmenter.start(task, everywhere=everywhere)
         except SPDError as error:
-            self._say(_sentence(error))
+            self._say(self._sentence(error))
         if job is not None and task is not None:
             key = task.key
             self._jobs[key], self._views[key] = job, task.view
@@ -233,6 +238,12 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         """What is followed: segmentation, segment, clicks."""
         return (*self._chosen.names[:2], *(clicks.GetID() for clicks in self.clickNodes))
 
+    def _forgetScene(self) -> None:
+        """Hold nothing of a scene that closes."""
+        self.job = None
+        for kept in (self._jobs, self._ends, self._views, self._removals, self._chosen):
+            kept.clear()
+
     def _stopFollowing(self) -> None:
         for timer in (self._clicksTimer, self._segmentTimer, self._refreshTimer):
             timer.stop()
@@ -261,6 +272,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         any_ = any(node.GetNumberOfDefinedControlPoints() for node in nodes)
         self.deleteLastButton.enabled = self.clearButton.enabled = any_
         isRunning = self._isRunningHere
+        removed = self._removals.latest(nodes, self._chosen.segment[0])
+        self.bringBackButton.enabled = not isRunning and removed is not None
         self.segmentButton.text = _("Cancel") if isRunning else _("Segment")
         self.segmentButton.enabled = isRunning or (any_ and not missing)
         self.placeButton.enabled = self._chosen.target is not None
@@ -312,8 +325,13 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         self.placeWidget.placeModeEnabled = on and target is not None
 
     def _removeClicks(self, *, lastOnly: bool) -> None:
-        for node in self.clickNodes[:1]:
-            removeClicks(node, lastOnly=lastOnly)
+        self._removals.remove(self.clickNodes, self._chosen.segment[0], lastOnly=lastOnly)
+
+    def _onBringBack(self, checked: bool) -> None:
+        clicks = self._removals.latest(self.clickNodes, self._chosen.segment[0])
+        if clicks is not None:
+            self._removals.forget(self.clickNodes)
+            self.logic.segmenter.bringBack(self.task, clicks)
 
     def _onRun(self, checked: bool) -> None:
         if self._ownJob is not None and self._isRunningHere:
@@ -333,7 +351,11 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         if self._isRunningHere:
             isFollowed = self._views[self._chosen.key].isLike(task.view)
         else:
-            isFollowed = bool(task.target.record.model) and not segmenter.differences(task)
+            differs = segmenter.differences(task)
+            isFollowed = bool(task.target.record.model) and not differs
+            if "lesson" in differs:
+                self._say("")
+                self._refresh()
         if isFollowed and segmenter.hasOtherClicks(task, snapshotClicks(task.centerlineNodes)):
             self.start()
 
@@ -351,8 +373,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
 
     def _onFinished(self, job: SegmentationJob, task: Task, key: tuple[str, ...]) -> None:
         problem = None if isinstance(job.error, Cancelled) else job.error
-        text = endText(job) if problem is None else _sentence(problem)
-        if self._jobs[key] is not job:
+        text = endText(job) if problem is None else self._sentence(problem)
+        if self._jobs.get(key) is not job:
             return
         isGone = task.key != key  # its ID may be another one's by now
         if key == self._chosen.key:
@@ -365,10 +387,10 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         if self._followed:
             self._look()
 
-
-def _sentence(error: SPDError) -> str:
-    """An error with a remedy that can be followed from the Segment Editor, which has no Set-up."""
-    return forSlicer(error, setUp=str(_("Set-up in the module SPDSegment"))).sentence
+    def _sentence(self, error: SPDError) -> str:
+        """An error with a remedy that can be followed from the Segment Editor, which has no Set-up."""
+        setUp = str(_("Set-up in the module SPDSegment"))
+        return forSlicer(error, setUp=setUp, isRemote=self.logic.workerHost.isRemote).sentence
 
 
 def _button(text: str, onClicked: Any, *, checkable: bool = False) -> Any:

@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gui_helpers import add_clicks, add_volume, load, mask_of, record_of, segment, segmented, settle, state_of
+from gui_helpers import (
+    add_clicks,
+    add_volume,
+    load,
+    mask_of,
+    move_click,
+    record_of,
+    segment,
+    segmented,
+    settle,
+    state_of,
+)
 from test_gui_correct import paint
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
@@ -248,3 +259,25 @@ def test_a_suggested_click_is_withdrawn_where_another_list_is_chosen(host: Any, 
     assert not module.ui.suggestButton.enabled, "the result is not that of these clicks"
     module.widget.panel.assist._accept()
     assert other.GetNumberOfControlPoints() == 1
+
+
+def test_live_update_replaces_nothing_where_what_was_learned_is_lost_and_segment_goes_on(
+    host: Any, module: Any
+) -> None:
+    module.ui.correctSection.collapsed = False
+    paint(host, module, 3)
+    paint(host, module, 4)
+    press(host, module, "learnButton")
+    press(host, module, "applyLearnedButton")
+    taught, clicks = mask_of(module), state_of(module).centerlineNodes[0]
+    module.logic.workerHost.restart()
+    move_click(clicks, 0, (1.0, 0.0, 0.0))
+    settle(host, module)
+    module.widget.panel.refresh()
+    assert np.array_equal(mask_of(module), taught) and record_of(module).learned
+    assert "taught is no longer" in module.ui.statusLabel.text and module.ui.forgetLearnedButton.enabled
+    segment(host, module)
+    assert not np.array_equal(mask_of(module), taught) and not record_of(module).learned
+    move_click(clicks, 0, (-1.0, 0.0, 0.0))
+    settle(host, module)
+    assert module.widget.panel.run.job.writer.changed and "taught" not in module.ui.statusLabel.text

@@ -225,3 +225,18 @@ def test_a_volume_that_is_moved_alone_waits_for_segment_and_a_warped_segment_bre
     editor.effect.task.volumeNode.SetOrigin(0.0, 0.0, 6.0)
     editor.click(9)
     assert target.record.written == before and "press Segment" in editor.effect.statusLabel.text
+
+
+def test_live_update_replaces_nothing_where_what_was_learned_is_lost(editor: Editor) -> None:
+    editor.click(3, 5)
+    editor.run()
+    taught, target = editor.mask(), editor.effect.task.target
+    record = target.record
+    record.learned = "lesson"  # by the panel, which shares worker and memory
+    target.saveRecord(record)
+    editor.module.logic.workerHost.restart()
+    editor.effect.clickNodes[0].SetNthControlPointPositionWorld(0, 30.0, 20.0, 9.0)
+    editor.rest()
+    assert np.array_equal(editor.mask(), taught) and "taught is no longer" in editor.effect.statusLabel.text
+    editor.run()
+    assert not np.array_equal(editor.mask(), taught) and not target.record.learned

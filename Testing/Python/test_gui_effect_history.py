@@ -134,3 +134,44 @@ def test_a_cloned_segmentation_has_clicks_of_its_own(editor: Editor) -> None:
     assert editor.clicked() == [3] and editor.effect.clickNodes == clicks and np.array_equal(editor.mask(), first)
     turn_to(clone)
     assert editor.clicked() == [9] and editor.effect.clickNodes == [node]
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_clicks_that_were_cleared_come_back_and_no_others_in_their_place(editor: Editor, ran: bool) -> None:
+    effect = editor.effect
+    editor.click(3, 6)
+    if ran:
+        editor.run()
+    job, before = effect.job, editor.mask()
+    assert not effect.bringBackButton.enabled
+    effect.clearButton.click()
+    editor.widget.setCurrentSegmentID("Other")
+    editor.rest()
+    assert not effect.bringBackButton.enabled, "these are clicks of another segment"
+    editor.widget.setCurrentSegmentID("Kidney")
+    editor.rest()
+    effect.bringBackButton.click()
+    editor.rest()
+    assert editor.clicked() == [3, 6] and not effect.bringBackButton.enabled
+    assert effect.job is job and np.array_equal(editor.mask(), before)
+    effect.clearButton.click()
+    editor.click(8)
+    assert not effect.bringBackButton.enabled and editor.clicked() == [8]
+
+
+def test_nothing_of_a_closed_scene_is_held_and_a_run_that_it_ends_raises_nothing(
+    host: Any, editor: Editor, tmp_path: Path, slot_errors: Any
+) -> None:
+    import slicer
+
+    use_fake(editor.module, f"fake?gate={tmp_path / 'gate'}")
+    editor.widget.setActiveEffectByName("")
+    editor.choose()
+    editor.click(3)
+    editor.effect.segmentButton.click()
+    job, effect = editor.effect.job, editor.effect
+    host.wait_until(lambda: job.writer.changed)
+    slicer.mrmlScene.Clear(0)
+    host.process_events(300)
+    assert job.finished and not slot_errors.take()
+    assert effect.job is None and not (effect._jobs or effect._views or effect._ends)

@@ -1,4 +1,4 @@
-"""What models of the user's say of themselves, as plain text and never as built in; the first visit to the module."""
+"""What models are called and say of themselves, as plain text and never as built in; the first visit to the module."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gui_helpers import FAKE_WORKER, add_volume
 
 from SPDSegmentLib.models.storage import shipped_models_folder, user_models_folder
 
@@ -94,6 +95,28 @@ def test_a_worker_on_another_computer_needs_nothing_here(host: Any, spd_home: Pa
     loaded = host.load_module(MODULE)
     host.process_events(60)
     assert loaded.ui.setupSection.collapsed
+
+
+def test_a_worker_elsewhere_is_told_the_name_of_a_model_of_this_machine(host: Any, module: Any) -> None:
+    from SPDSegmentLib.gui.run.task import VolumeView
+
+    volume = add_volume(host)
+    module.logic.workerHost.setCommand(FAKE_WORKER)
+    model = next(model for model in module.widget.panel.inputs.models if model.name == "kidney-mr")
+    module.logic.segmenter.saliency(VolumeView(volume, model), None, 0, lambda answer: None)
+    assert Path(model.key).is_dir() and module.logic.workerHost.client.model.bundle == "kidney-mr"
+
+
+@pytest.mark.parametrize("typed", ["kidney-mr", "{folder}/kidney-mr", "/far/away", "fake?radius=5"])
+def test_what_was_typed_for_a_worker_elsewhere_goes_as_it_is(module: Any, typed: str) -> None:
+    from SPDSegmentLib.gui.run.task import findModel
+
+    typed = typed.format(folder=shipped_models_folder())
+    host = module.logic.workerHost
+    host.setCommand(FAKE_WORKER)
+    entry = findModel(typed, remote=True)
+    assert host.choiceOf(entry, "cpu").bundle == typed
+    assert entry.digest == f"name:{typed}", "which version the worker has is not known here"
 
 
 def test_the_sample_has_a_name_for_people_and_a_picture(host: Any) -> None:

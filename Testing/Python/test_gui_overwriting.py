@@ -203,3 +203,24 @@ def test_a_neighbor_that_was_not_chosen_since_the_scene_was_opened_is_a_runs_whe
     # then
     choose(host, module, first, slicer.util.getNode("Centerline"))
     assert np.array_equal(mask_of(module), before) and not record_of(module).owned
+
+
+def test_what_a_run_took_comes_back_where_the_same_clicks_are_run_again_and_not_where_one_is_moved(host: Any) -> None:
+    add_volume(host)
+    module = load(host)
+    node = add_clicks((3, 9))
+    segment(host, module)
+    first, before = state_of(module).segmentId, mask_of(module)
+    overwrite()
+    choose(host, module, "", add_clicks((3,), "Other", at=(28.0, 20.0)))
+    segment(host, module)
+    cut = mask_of(module, first)
+    choose(host, module, first, node)
+    for x in (2.0, -2.0):
+        move_click(node, 1, (x, 0.0, 0.0))
+        settle(host, module)
+    assert (before & ~cut).any() and np.array_equal(mask_of(module, first), cut), "slices beyond the click's stay"
+    segment(host, module)
+    assert np.array_equal(mask_of(module, first), before) and not record_of(module).owned
+    job = segment(host, module)
+    assert not job.request.message.send_all and not job.writer.changed

@@ -309,3 +309,64 @@ def test_a_volume_without_values_is_said_and_another_can_be_chosen(host: Any) ->
     state_of(module).volumeNode = volume
     module.widget.panel.refresh()
     assert module.ui.segmentButton.enabled
+
+
+def turn_away_and_move_all(host: Any, module: Any, at: str) -> None:
+    """Without live update move every click of the segment, with it, no segment, or another one chosen; turn back."""
+    state, choose = state_of(module), module.widget.panel.inputs._onChosen
+    kidney, clicks, other = state.segmentId, state.centerlineNodes[0], add_clicks((5, 7), "Clicks 2", at=(12.0, 30.0))
+    state.liveUpdate = False
+    choose("segmentId", "")
+    if at != "no segment":
+        module.ui.centerlineSelector.setCurrentNode(other)
+        segment(host, module)
+    if at == "it":
+        choose("segmentId", kidney)
+    for index in range(2):
+        move_click(clicks, index, (3.0, 0.0, 0.0))
+    settle(host, module)
+    choose("segmentId", "")
+    choose("segmentId", kidney)
+    settle(host, module)
+
+
+@pytest.mark.parametrize("at", ["it", "another segment"])
+def test_a_segments_own_list_is_not_asked_about_where_all_of_its_clicks_were_moved(
+    host: Any, module: Any, at: str
+) -> None:
+    turn_away_and_move_all(host, module, at)
+    assert "not those of" not in module.ui.statusLabel.text
+    segment(host, module)
+    assert mask_of(module)[2, 20, 30] and module.ui.segmentBox.currentText == "Kidney"
+    assert not host.dialogs.messages
+
+
+def test_a_list_that_changed_while_no_segment_was_chosen_is_asked_about(host: Any, module: Any) -> None:
+    turn_away_and_move_all(host, module, "no segment")
+    assert "not those of Kidney" in module.ui.statusLabel.text
+
+
+def test_a_list_whose_clicks_were_all_moved_is_still_that_of_its_segment_in_the_scene_opened_again(
+    host: Any, module: Any, tmp_path: Path
+) -> None:
+    state_of(module).liveUpdate = False
+    for index in range(2):
+        move_click(state_of(module).centerlineNodes[0], index, (3.0, 0.0, 0.0))
+    settle(host, module)
+    host.save_scene(tmp_path / "case.mrb")
+    host.open_scene(tmp_path / "case.mrb")
+    use_fake(module)
+    settle(host, module)
+    assert "not those of" not in module.ui.statusLabel.text and module.ui.segmentButton.enabled
+
+
+def test_undo_brings_cleared_clicks_back_after_another_list_was_chosen_meanwhile(host: Any, module: Any) -> None:
+    clicks, before = state_of(module).centerlineNodes[0], mask_of(module)
+    module.ui.clearButton.click()
+    for node in (add_clicks((5, 7), "Clicks 2", at=(12.0, 30.0)), clicks):
+        module.ui.centerlineSelector.setCurrentNode(node)
+        settle(host, module)
+    module.widget.panel.inputs._onChosen("segmentId", module.ui.segmentBox.itemData(1))
+    module.ui.undoButton.click()
+    settle(host, module)
+    assert clicks.GetNumberOfDefinedControlPoints() == 2 and np.array_equal(mask_of(module), before)

@@ -351,6 +351,7 @@ def test_an_unused_card_is_a_warning_unless_chosen(
 
 @pytest.mark.parametrize("behavior", ["missing=1", "no_torch=1"])
 def test_a_run_that_lacks_something_opens_the_setup(host: Any, module: Any, behavior: str) -> None:
+    module.logic.workerHost.isRemote = False
     run_with(host, module, f"fake?{behavior}")
     assert not module.ui.setupSection.collapsed
     assert "Press the button below" in module.ui.setupLabel.text

@@ -27,6 +27,7 @@ from gui_helpers import (
 )
 from worker_drivers import slow_to_start
 
+from SPDSegmentLib.errors import ModelMissing
 from SPDSegmentLib.worker.client import ModelChoice
 
 pytest_plugins = ["Testing.Host.pytest_plugin"]
@@ -210,3 +211,36 @@ def cancelled_after(host: Any, module: Any) -> float:
     assert children in ([], [process_id])
     assert "nothing was changed" in module.ui.statusLabel.text
     return seconds
+
+
+def test_what_a_worker_elsewhere_lacks_is_got_there_and_not_in_the_set_up(host: Any) -> None:
+    module = opened(host, "fake?no_torch=1")
+    host.process_events(60)
+    module.ui.setupSection.collapsed = True
+    segment(host, module)
+    text = module.ui.statusLabel.text
+    assert "On the computer where the worker runs, run: " in text and "pip install" in text and "Set-up" not in text
+    assert module.ui.setupSection.collapsed
+
+
+@pytest.mark.parametrize(
+    ("remedy", "said"),
+    [
+        ("Run: spdsegment models fetch x", "runs, run: spdsegment models fetch x"),
+        ("Give a folder or one of these: none.", "Add it on the computer where the worker runs"),
+        ("Choose a model; Set-up shows how to get one.", "Choose a model; Set-up shows how to get one."),
+    ],
+)
+def test_a_model_that_a_worker_elsewhere_lacks_is_got_there(host: Any, remedy: str, said: str) -> None:
+    from SPDSegmentLib.gui.panel.run_section import forSlicer
+
+    told = forSlicer(ModelMissing("It is not here.", remedy, "details"), isRemote=True)
+    assert said in told.remedy and told.details == "details"
+
+
+def test_where_no_model_is_named_for_a_worker_elsewhere_no_set_up_is_named(host: Any) -> None:
+    from SPDSegmentLib.gui.run.task import findModel
+
+    with pytest.raises(ModelMissing) as caught:
+        findModel("", remote=True)
+    assert "Set-up" not in caught.value.sentence

@@ -1,4 +1,4 @@
-"""What the module says of itself, where its resources lie, its sample data, and its self-test."""
+"""What the module says of itself and of a model, where its resources lie, its sample data, and its self-test."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -21,6 +22,7 @@ from ..scene.export_files import exportFormats, exportSegment, makeSource
 from ..scene.target import makeTarget
 from ..setup import missingPackages
 
+CARD_SIZE = (600, 520)
 CATEGORY = "SPDSegment"
 SAMPLE_NAME = "Kidney MR with clicks"
 NODE_NAMES = ("Kidney MR", "Kidney clicks")
@@ -40,6 +42,19 @@ def helpText() -> str:
 def acknowledgement() -> str:
     """Return whom to thank."""
     return _("Builds on Segment Anything, LiteMedSAM and PEFT; the model cards name the data of each model.")
+
+
+def cardWindow(title: str, card: str) -> Any:
+    """Return a window with a model card; what it shows is text only: no HTML, no images from files or the network."""
+    window = qt.QDialog(slicer.util.mainWindow())
+    window.setWindowTitle(title)
+    text = qt.QTextBrowser()
+    text.openLinks = False
+    text.setMarkdown(card.replace("<", "&lt;").replace("![", "["))
+    layout = qt.QVBoxLayout(window)
+    layout.addWidget(text)
+    window.resize(*CARD_SIZE)
+    return window
 
 
 def resourcePath(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from SPDSegmentLib.geometry.markups import ControlPoint
 from SPDSegmentLib.prompts.fates import SIGNS, Fate, PointFate
 
 from ..scene.centerlines import (
+    SAME_PLACE_MM,
     Clicks,
     clickEvents,
     clickName,
@@ -29,7 +30,6 @@ from ..scene.editor_nodes import voxelDigests
 from ..scene.state import ModuleState, idleTimer
 from ..scene.volumes import jumpTo, nodeById
 from ..scene.write_record import Position, WriteRecord, nodeOf
-from .controls import SAME_PLACE_MM
 from .overlays import FateMarks
 
 MAX_ROWS = 2000
@@ -49,6 +49,44 @@ class RowContent:
     color: tuple[float, float, float] | None
 
 
+class Removals:
+    """Clicks that *Delete last click* and *Clear* took away: they can come back while nothing else has changed since.
+
+    Lists have their own, so that they are not lost where one turns to another segment and back.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, ...], list[tuple[Clicks, Clicks, set[int]]]] = {}  # before, after, voxels then
+
+    def remove(self, nodes: Sequence[Any], segmentationNode: Any, *, lastOnly: bool) -> bool:
+        """Take the clicks of the first node away, or the last one, and return whether there were any."""
+        before = snapshotClicks(nodes)
+        for node in nodes[:1]:
+            removeClicks(node, lastOnly=lastOnly)
+        after = snapshotClicks(nodes)
+        if after != before:
+            known = self._of.setdefault(tuple(node.GetID() for node in nodes), [])
+            known.append((before, after, voxelDigests(segmentationNode)))
+        return after != before
+
+    def latest(self, nodes: Sequence[Any], segmentationNode: Any) -> Clicks | None:
+        """Return the clicks as they were before the latest removal, None where clicks or voxels have changed since."""
+        known = self._of.get(tuple(node.GetID() for node in nodes))
+        if not known:
+            return None
+        before, after, voxels = known[-1]
+        isLatest = _allClicks(after) == _allClicks(snapshotClicks(nodes))
+        return before if isLatest and voxels == voxelDigests(segmentationNode) else None
+
+    def forget(self, nodes: Sequence[Any]) -> None:
+        """The latest removal was taken back."""
+        del self._of[tuple(node.GetID() for node in nodes)][-1:]
+
+    def clear(self) -> None:
+        """Let go of the scene."""
+        self._of.clear()
+
+
 class ClicksSection(VTKObservationMixin):
     """Follows the centerline nodes; ``onClicksChanged`` gets the clicks after changes, no more often than is useful."""
 
@@ -66,8 +104,7 @@ class ClicksSection(VTKObservationMixin):
         self._filling = False
         self._dragging = False
         self._record = WriteRecord()
-        self._removals: list[tuple[Clicks, Clicks, set[int]]] = []
-        """Clicks before and after *Delete last click* and *Clear*, and the voxels then."""
+        self._removals = Removals()
         self._turnedDown: set[str] = set()  # clicks that were rejected when they were unticked
         self._nodeIds: list[str] = []
         self._timer = idleTimer(self._onTimeout, REFRESH_MS)
@@ -95,7 +132,6 @@ class ClicksSection(VTKObservationMixin):
             return
         self.removeObservers()
         self._nodeIds = ids
-        self._removals.clear()
         self._dragging = False
         dragStarts, dragEnds = dragEvents()
         for node in nodes:
@@ -106,22 +142,13 @@ class ClicksSection(VTKObservationMixin):
             self.addObserver(node, node.DisplayModifiedEvent, lambda caller, event: self._marksTimer.start())
 
     def _remove(self, *, lastOnly: bool) -> None:
-        nodes = self._state().centerlineNodes
-        before = snapshotClicks(nodes)
-        for node in nodes[:1]:
-            removeClicks(node, lastOnly=lastOnly)
-        after = snapshotClicks(nodes)
-        if after != before:
-            self._removals.append((before, after, voxelDigests(self._state().segmentationNode)))
+        state = self._state()
+        if self._removals.remove(state.centerlineNodes, state.segmentationNode, lastOnly=lastOnly):
             self.ui.undoButton.enabled = True
 
     def removed(self) -> Clicks | None:
         """Return the clicks as they were before the latest removal, None where clicks or voxels have changed since."""
-        if not self._removals:
-            return None
-        before, after, voxels = self._removals[-1]
-        isLatest = _allClicks(after) == _allClicks(self.snapshot())
-        return before if isLatest and voxels == voxelDigests(self._state().segmentationNode) else None
+        return self._removals.latest(self._state().centerlineNodes, self._state().segmentationNode)
 
     def snapshot(self) -> Clicks:
         """Return the clicks as they are now."""
@@ -129,7 +156,7 @@ class ClicksSection(VTKObservationMixin):
 
     def forgetRemoval(self) -> None:
         """The latest removal was taken back."""
-        del self._removals[-1:]
+        self._removals.forget(self._state().centerlineNodes)
 
     def show(self, record: WriteRecord) -> None:
         """Show the fates of a record: a thousand clicks in several events, so that each is short."""
@@ -189,6 +216,7 @@ class ClicksSection(VTKObservationMixin):
             timer.stop()
         self.removeObservers()
         self._nodeIds = []
+        self._removals.clear()
         self._turnedDown.clear()
         self.marks.clear()
 

@@ -1,29 +1,25 @@
-"""Placing clicks, a model's card, what a result came of and what is chosen in a Segment Editor."""
+"""Placing clicks, what a result came of and what is chosen in a Segment Editor."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 
 from SPDSegmentLib.errors import SPDError
 
 from ..run.task import ModelEntry, Task, VolumeView, likelyModel
-from ..scene.centerlines import clickName, isCurve, positionOf
+from ..scene.centerlines import hasAny, isCurve, positionOf
 from ..scene.editor_nodes import EDITOR_ATTRIBUTE, segmentName
-from ..scene.state import ModuleState, clicksOf
+from ..scene.state import ModuleState, clicksOf, isOfOthers
 from ..scene.target import SegmentTarget, segmentNames
 from ..scene.volumes import nodeById, viewCenter, viewNode, volumeState
 from ..scene.write_record import Position, WriteRecord, loadRecord, nodeOf
 
 GLYPH_SCALE = 2.0
 GLYPH_COLOR = (1.0, 0.9, 0.3)
-CARD_SIZE = (600, 520)
-SAME_PLACE_MM = 0.01
 MODEL = "Model"
 """A parameter of the effect, which the editor's node keeps."""
 
@@ -108,23 +104,10 @@ def showPlainly(node: Any) -> None:
         setColor(*GLYPH_COLOR)
 
 
-def cardWindow(title: str, card: str) -> Any:
-    """Return a window with a model card; what it shows is text only: no HTML, no images from files or the network."""
-    window = qt.QDialog(slicer.util.mainWindow())
-    window.setWindowTitle(title)
-    text = qt.QTextBrowser()
-    text.openLinks = False
-    text.setMarkdown(card.replace("<", "&lt;").replace("![", "["))
-    layout = qt.QVBoxLayout(window)
-    layout.addWidget(text)
-    window.resize(*CARD_SIZE)
-    return window
-
-
 class Source:
     """What a result came of: volume, model, axis, clicks. It is replaced unasked only where these are still chosen.
 
-    A list that was cleared keeps its segment for as long as that stays chosen.
+    A list that was cleared keeps its segment, unless it was used for another one since.
 
     Attributes:
         isNext: whether the chosen list was made for the next structure, which has no segment yet.
@@ -143,23 +126,40 @@ class Source:
         self._task = task
         self._models = models
         self._own: tuple[str, ...] = ()
+        self._begins: dict[str, Position | None] = {}  # first clicks of the lists that are chosen while no result is
+        self._elsewhere: set[str] = set()  # those lists that have got another one meanwhile
+
+    def forgetScene(self) -> None:
+        """In another scene other nodes have the same names."""
+        self.isNext, self._own = False, ()
+        self._begins.clear()
+        self._elsewhere.clear()
 
     def _differences(self, task: Task | None) -> set[str]:
         """What is not that of the result, see ``Task.differences``, or is ``clicks``; none where there is no result."""
         record = task.target.record if task is not None else WriteRecord()
         if task is None or not record.model:
             self._own = ()
+            for node in self._state().centerlineNodes:
+                begin = positionOf(node, 0) if node.GetNumberOfControlPoints() else None
+                if self._begins.setdefault(node.GetID(), begin) != begin:
+                    self._elsewhere.add(node.GetID())
             return set()
+        self._begins.clear()
         found = self._differencesOf(task)
         of = {fate.click_id: fate.position_ras for fate in record.fates if fate.click_id}
         nodes = {node.GetID(): node for node in task.centerlineNodes}
         shared = [nodes[nodeId] for nodeId in {nodeOf(name) for name in of} if nodeId in nodes]
         if of and not shared:
             found.add("clicks")
-        elif not of or any(isCurve(node) or _hasAny(node, of) for node in shared):
+        elif not of or any(isCurve(node) or hasAny(node, of) for node in shared):
             self._own = task.key
+            self._elsewhere -= nodes.keys()
         elif self._own != task.key:
-            found.add("clicks")
+            if any(node.GetID() in self._elsewhere or isOfOthers(node, *task.key[:2]) for node in shared):
+                found.add("clicks")
+            else:
+                self._own = task.key
         return found
 
     def note(self) -> str:
@@ -185,9 +185,9 @@ class Source:
         """Whether volume, model, axis and clicks are those of the result in the segment."""
         return not self._differences(task)
 
-    def isOwnButModel(self, task: Task) -> bool:
-        """Whether all is that of the result, but perhaps for another model of the same structure."""
-        return self._differences(task) <= {"model"} and not self._isOtherStructure(task)
+    def isOwnBut(self, task: Task, *but: str) -> bool:
+        """Whether all is that of the result, but perhaps for some things; a model is one of the same structure."""
+        return self._differences(task) <= set(but) and not self._isOtherStructure(task)
 
     def turnToOwn(self, confirm: Callable[[str], bool]) -> str:
         """Choose a new segment where a run would replace the result of another structure, volume or other clicks.
@@ -278,6 +278,10 @@ class EditorChoice:
         """Be told that a segment is chosen: of another one the result's model holds until one is chosen for it."""
         if self.segment != self._turnedTo:
             self._turnedTo, self._modelBefore = self.segment, self._effect.parameter(MODEL)
+
+    def clear(self) -> None:
+        """Let go of the scene."""
+        self._turnedTo, self._modelBefore = (None, ""), None
 
     def chooseModel(self, name: str) -> None:
         """Choose the model for this segment, and for those that have no result and name none."""
@@ -380,14 +384,13 @@ class EditorChoice:
 
 def sourceText(differs: set[str]) -> str:
     """Return what a result, ``{name}``, did not come of, see ``Task.differences``, and how it is computed again."""
-    if differs == {"voxels"}:
+    if differs - {"lesson"} == {"voxels"}:
         text = _("{name} was moved or the volume was changed since; press Segment to compute it again.")
+    elif differs == {"lesson"}:
+        text = _(
+            "What your corrections of {name} taught is no longer in the background process; press Segment to compute"
+            " {name} again without it."
+        )
     else:
         text = _("{name} came of another volume, model or axis; press Segment to compute it again.")
     return str(text)
-
-
-def _hasAny(node: Any, places: Mapping[str, Position]) -> bool:
-    """Whether a node still has one of some clicks where it was: a list that was emptied gives names again."""
-    names = ((n, clickName(node.GetID(), node.GetNthControlPointID(n))) for n in range(node.GetNumberOfControlPoints()))
-    return any(name in places and math.dist(positionOf(node, n), places[name]) < SAME_PLACE_MM for n, name in names)

@@ -255,14 +255,15 @@ class AssistSection:
         isIdle = self._request is None and not self._run.isRunning
         task = self._task() if record.model else None
         source = self._inputs.source
-        hasResult = task is not None and source.isOwnButModel(task)
+        hasResult = task is not None and source.isOwnBut(task, "model", "lesson")
         ui.suggestButton.enabled = hasResult and isIdle
         for button in (ui.acceptButton, ui.dismissButton):
             button.enabled = self.ghost.positionRas is not None
         ui.learnButton.text = _("Cancel") if self._isLearning else _("Learn from corrections")
         ui.learnButton.enabled = self._isLearning or (hasResult and isIdle and len(record.owned) > 1)
         ui.applyLearnedButton.enabled = hasResult and isIdle and self._lesson is not None and bool(self._lesson.name)
-        ui.forgetLearnedButton.enabled = isIdle and bool(record.learned) and task is not None and source.isOwn(task)
+        hasLearned = bool(record.learned) and task is not None and source.isOwnBut(task, "lesson")
+        ui.forgetLearnedButton.enabled = isIdle and hasLearned
         if record.learned and not ui.learnLabel.text:
             ui.learnLabel.text = _("The masks are those of the model as it was adapted to your corrections.")
 
@@ -308,7 +309,7 @@ class AssistSection:
                 "No click is suggested: no slice is missing, and the model agrees with itself wherever it has looked."
             )
         elif isinstance(answer, SPDError) and not isinstance(answer, Cancelled):
-            text = answer.sentence
+            text = self._run.told(answer).sentence
         self.ui.suggestLabel.text = text
         self._checkChoice()
         self._refresh()
@@ -364,7 +365,7 @@ class AssistSection:
             self.ui.learnLabel.text = " ".join(parts)
             self._checkChoice()
         elif isinstance(answer, SPDError) and not isinstance(answer, Cancelled):
-            self.ui.learnLabel.text = answer.sentence
+            self.ui.learnLabel.text = self._run.told(answer).sentence
         self._refresh()
 
     def _apply(self) -> None:

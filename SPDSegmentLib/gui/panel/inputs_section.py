@@ -19,7 +19,8 @@ from ..scene.centerlines import anyIncluded, centerlinesOfScene, checkClicks, tr
 from ..scene.state import ModuleState, Signal, idleTimer
 from ..scene.target import SegmentTarget, makeTarget, segmentNames
 from ..scene.volumes import VolumeSnapshot, nodeById, shownImage, viewCenter, viewNode, volumeState
-from .controls import Placing, Source, cardWindow, showDevice
+from .about import cardWindow
+from .controls import Placing, Source, showDevice
 
 MOVED_MS = 200
 AXES = ("auto", "axial", "coronal", "sagittal", "i", "j", "k")
@@ -113,7 +114,8 @@ class InputsSection(VTKObservationMixin):
         """Let go of the scene's nodes."""
         self._namesTimer.stop()
         self._movedTimer.stop()
-        self._removed, self.source.isNext, self._held = ("", ""), False, None
+        self._removed, self._held = ("", ""), None
+        self.source.forgetScene()
         self.removeObservers()
         if self._card is not None:
             self._card.close()
@@ -143,8 +145,7 @@ class InputsSection(VTKObservationMixin):
 
     def note(self) -> str:
         """Return what a person should know before a segmentation starts, empty if nothing."""
-        said = self.source.note()
-        if said:
+        if said := self.source.note():
             return said
         task = self.currentTask()
         if task is not None and task.target.record.isPartial:

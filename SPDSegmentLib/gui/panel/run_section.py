@@ -133,7 +133,11 @@ class RunSection:
 
     def show(self, error: SPDError) -> None:
         """Show a problem as one sentence."""
-        self._say(forSlicer(error).sentence, error.details, isProblem=True)
+        self._say(self.told(error).sentence, error.details, isProblem=True)
+
+    def told(self, error: SPDError) -> SPDError:
+        """Return an error of a request, or before it, with a remedy that can be followed."""
+        return forSlicer(error, isRemote=self.logic.workerHost.isRemote)
 
     def forgetMessage(self) -> None:
         """What was said last holds no longer, as after an undo."""
@@ -252,7 +256,7 @@ class RunSection:
         problem = None if isinstance(job.error, Cancelled) else job.error
         if problem is not None and (job is not self.job or not self._isChosen(task)):
             named = type(problem)(ofSegment(task, problem.message), problem.remedy, problem.details)
-            self._failures[task.key] = forSlicer(named)
+            self._failures[task.key] = self.told(named)
         if job is not self.job:
             self._show(self._shown)
             self.refresh()
@@ -314,9 +318,18 @@ def ofSegment(task: Task, text: str) -> str:
     return f"{name}: {text}" if name else text
 
 
-def forSlicer(error: SPDError, *, setUp: str = "") -> SPDError:
-    """Return the same error with a remedy that a person in front of Slicer can follow; ``setUp``: where that is."""
+def forSlicer(error: SPDError, *, setUp: str = "", isRemote: bool = False) -> SPDError:
+    """Return the same error with a remedy that a person in front of Slicer can follow.
+
+    Args:
+        error: as it came.
+        setUp: what the set-up is called, where that is not before one's eyes.
+        isRemote: the worker runs elsewhere: what it lacks the set-up cannot get.
+    """
     setUp = setUp or str(_("Set-up"))
+    remedy = _remoteRemedy(error) if isRemote else ""
+    if remedy:
+        return type(error)(error.message, remedy, error.details)
     remedy = error.remedy
     if isinstance(error, ModelMissing) and "models fetch" in remedy:
         remedy = _("Open {setUp} and press Install what is missing.").format(setUp=setUp)
@@ -333,6 +346,19 @@ def forSlicer(error: SPDError, *, setUp: str = "") -> SPDError:
             setUp=setUp
         )
     return type(error)(error.message, remedy, error.details)
+
+
+def _remoteRemedy(error: SPDError) -> str:
+    """What to do where the worker runs; empty for what is mended here."""
+    remedy = error.remedy
+    if isinstance(error, DependencyMissing) and "the set-up" in remedy:
+        return str(_("Install it on the computer where the worker runs."))
+    if isinstance(error, ModelMissing) and "Give a folder" in remedy:
+        return str(_("Add it on the computer where the worker runs, by: spdsegment models add FOLDER"))
+    isOfCommand = "spdsegment " in remedy or "pip install" in remedy
+    if not isOfCommand or not isinstance(error, (DependencyMissing, ModelCorrupt, ModelMissing)):
+        return ""
+    return str(_("On the computer where the worker runs, {command}")).format(command=remedy[0].lower() + remedy[1:])
 
 
 def progressText(progress: Progress) -> str:

@@ -227,7 +227,7 @@ class SetupSection:
     def _onDevices(self, request: Request) -> None:
         if request.error is not None:
             if not isinstance(request.error, Cancelled):
-                _showText(self.ui.deviceLabel, forSlicer(request.error).sentence)
+                _showText(self.ui.deviceLabel, self._run.told(request.error).sentence)
             return
         if not isinstance(request.answer, StatusReply) or request.answer.devices is None:
             return
@@ -251,8 +251,9 @@ class SetupSection:
         if job.state is JobState.DONE and job.answer is not None:
             self._warn(job.answer.device)
         elif isinstance(job.error, (DependencyMissing, ModelMissing, ModelCorrupt)):
-            self._run.show(forSlicer(job.error))
-            self.open(_("Press the button below to get what is missing."))
+            self._run.show(job.error)
+            if not self._logic.workerHost.isRemote:
+                self.open(_("Press the button below to get what is missing."))
 
     def _warn(self, device: str) -> None:
         host = self._logic.workerHost

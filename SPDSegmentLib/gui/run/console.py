@@ -107,6 +107,7 @@ class Console:
         Raises:
             BadInput: a bad list of cases, or the folder cannot be used or is in use.
             ModelMissing, ModelCorrupt: the model cannot be used at all.
+            DeviceUnavailable, DependencyMissing, WorkerDied: nor the worker, for any case.
         """
         _checkOptions("segmentBatch", options, OPTIONS[2:])
         entry = replace(findModel(model, remote=self.workerHost.isRemote), info=None)

@@ -336,3 +336,10 @@ def isSameStack(record: WriteRecord, other: WriteRecord) -> bool:
     if record.axis != other.axis or record.grid is None or other.grid is None:
         return False
     return record.grid.fits(other.grid)
+
+
+def areAcross(record: WriteRecord, other: WriteRecord) -> bool:
+    """Whether two records hold for slices along other axes, or of another number."""
+    if record.grid is None or other.grid is None:
+        return False
+    return (record.axis, record.grid.shape) != (other.axis, other.grid.shape)

@@ -16,10 +16,11 @@ from ..scene.centerlines import Clicks, checkClicks, namedClicks, readClicks, re
 from ..scene.editor_nodes import editTimes, placeError, storageError
 from ..scene.state import Signal, nameSegment, ownClicks
 from ..scene.surfaces import ShownSurfaces
+from ..scene.target import segmentNames
 from ..scene.write_record import Position, WriteRecord
-from .job import CallLater, JobState, SegmentationJob
+from .job import CallLater, JobState, SegmentationJob, areAcross
 from .result_writer import ResultWriter
-from .task import SegmentMemory, Task, VolumeView, adoptGrid, areAcross, letGo
+from .task import SegmentMemory, Task, VolumeView, adoptGrid, letGo
 from .worker_host import OnAnswer, WorkerHost, answerTo, volumeName
 
 
@@ -77,6 +78,8 @@ class Segmenter:
             self.noteChange(task)
         before = readClicks(task.centerlineNodes)
         clicks = namedClicks(before, snapshot.stack)
+        if memory.isCut and not memory.areOther(before):
+            memory.isCut, memory.isIncomplete = False, True
         former = adoptGrid(task, snapshot, memory)
         writer = ResultWriter(
             task.target, snapshot, lambda: self._saveState(task), uuid.uuid4().hex[:12], everywhere=everywhere
@@ -102,7 +105,7 @@ class Segmenter:
             memory.rememberBefore(task, writer, former)
             writer.record.lists = tuple(node.GetID() for node in task.centerlineNodes)
             memory.noteOtherGrids(task, isOurs=False)
-            self.workerHost.useModel(task.view.model.key, task.view.device)
+            self.workerHost.useModel(task.view.model, task.view.device)
             self.workerHost.openVolume(snapshot, owner)
             isSameModel = writer.record.model == task.view.model.name
             formerLesson = writer.record.learned if isSameModel else ""
@@ -125,7 +128,7 @@ class Segmenter:
         """Have the worker of this machine started and the model loaded before they are needed, if nothing runs."""
         host = self.workerHost
         if not (host.isRemote or host.client.busy or host.client.deaths):
-            host.useModel(view.model.key, view.device)
+            host.useModel(view.model, view.device)
             host.client.warm_up()
 
     def hasOtherClicks(self, task: Task, clicks: Clicks) -> bool:
@@ -134,7 +137,8 @@ class Segmenter:
 
     def differences(self, task: Task) -> set[str]:
         """What the segment's result did not come of, see ``Task.differences``."""
-        return task.differences(self._memoryOf(task).served)
+        served, view, host = self._memoryOf(task).served, task.view, self.workerHost
+        return task.differences(served, hasLesson=host.hasServed(served, host.choiceOf(view.model, view.device)))
 
     def saliency(
         self,
@@ -154,7 +158,7 @@ class Segmenter:
             centerRas: where to look while nothing was segmented, by default the slices' middle.
         """
         snapshot = view.snapshot()
-        self.workerHost.useModel(view.model.key, view.device)
+        self.workerHost.useModel(view.model, view.device)
         name = self.workerHost.openVolume(snapshot, "|".join(task.key) if task is not None else "")
         return self.workerHost.client.saliency(name, t, centerRas, answerTo(callback))  # type: ignore[arg-type]
 
@@ -184,7 +188,7 @@ class Segmenter:
         clicks, record = namedClicks(readClicks(task.centerlineNodes), snapshot.stack), task.target.record
         content = task.target.read(snapshot, record.owned)
         locked = {t: content.mask(t) for t in sorted(record.owned)}
-        self.workerHost.useModel(task.view.model.key, task.view.device)
+        self.workerHost.useModel(task.view.model, task.view.device)
         name = self.workerHost.openVolume(snapshot, owner)
         isSameModel = record.model == task.view.model.name
         anchor, learned = (record.anchorRas, record.learned) if isSameModel else (None, "")
@@ -382,7 +386,7 @@ class Segmenter:
         for other, digests, record in job.writer.neighbors.states:
             key = (other.nodeId, other.segmentId, record.identity)
             theirs = self._memories.setdefault(key, SegmentMemory(mark=other.mark))
-            theirs.task = theirs.task or Task(task.view, (), other)  # undo of the run is to be noticed
+            theirs.task, theirs.isCut = theirs.task or Task(task.view, (), other), True  # its undo is to be noticed
             theirs.history.remember(other.mark, digests, theirs.lastClicks or (), record)
         self.onJob.emit(job)
 
@@ -391,8 +395,5 @@ class Segmenter:
         node = task.target.node
         if node is None:
             return
-        segmentation = node.GetSegmentation()
-        ids = [task.target.segmentId]
-        if task.target.changesOthers:
-            ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+        ids = [own for _name, own in segmentNames(node)] if task.target.changesOthers else [task.target.segmentId]
         (self.surfaces.updateNow if now else self.surfaces.updateLater)(node, ids)

@@ -46,20 +46,22 @@ def listModels() -> list[ModelEntry]:
 
 
 def findModel(name: str, *, remote: bool = False) -> ModelEntry:
-    """Return a model by name or folder; with ``remote`` an unknown name is left to the worker.
+    """Return a model by name or folder; with ``remote`` the worker is told what was given, known here or not.
 
     Raises:
         ModelMissing: no name was given, or there is no such bundle here.
         ModelCorrupt: the bundle is damaged.
     """
     if not name:
-        raise ModelMissing(_("No model was chosen."), _("Choose a model; Set-up shows how to get one."))
+        remedy = _("Name one that the worker has.") if remote else _("Choose a model; Set-up shows how to get one.")
+        raise ModelMissing(_("No model was chosen."), remedy)
     try:
-        return _entry(find_bundle(name))
+        entry = _entry(find_bundle(name))
     except SPDError:
         if not remote:
             raise
         return ModelEntry(name, name, name.partition("?")[0], digest=f"name:{name}", title=name)
+    return replace(entry, key=str(name), info=None, digest=f"name:{name}") if remote else entry
 
 
 def likelyModel(models: Sequence[ModelEntry], names: Iterable[str], lowestValue: float | None) -> int | None:
@@ -161,11 +163,12 @@ class Task:
         """Identifies the segment, as ``SegmentTarget.key``."""
         return self.target.key
 
-    def differences(self, served: str = "") -> set[str]:
+    def differences(self, served: str = "", *, hasLesson: bool = True) -> set[str]:
         """Which of ``model``, ``volume``, ``axis``, ``voxels`` the segment's result did not come of; none without one.
 
         Args:
             served: see ``SegmentMemory``; the voxels of a result of an earlier session are not known, but their place.
+            hasLesson: whether the worker still has what corrections taught; else ``lesson`` where the result needs it.
         """
         record = self.target.record
         if not record.model:
@@ -178,6 +181,7 @@ class Task:
             "volume": record.volumeId not in ("", nodeId),
             "axis": not self.view.cutsAlong(record.axis),
             "voxels": isChanged or isMoved,
+            "lesson": bool(record.learned) and record.model == self.view.model.name and not hasLesson,
         }
         return {name for name, differs in isOther.items() if differs}
 
@@ -231,6 +235,8 @@ class SegmentMemory:
         startedClicks: of the run that was started last.
         startedEdits: when voxels were edited last as it was started, see ``editor_nodes.editTimes``.
         isIncomplete: whether the next run has to send all slices.
+        isCut: whether a run of another segment took voxels; they come back where this is run again as it is, while a
+            changed click goes on changing only what it can reach.
         served: name of the volume of the latest result in the worker.
         mark: state of the segment that was seen last, see ``target.MARK_TAG``.
         halfWritten: the way of a run that ended because the segment was removed; what it wrote may come back.
@@ -245,6 +251,7 @@ class SegmentMemory:
     startedClicks: Clicks | None = None
     startedEdits: Mapping[str, int] = field(default_factory=dict)
     isIncomplete: bool = False
+    isCut: bool = False
     served: str = ""
     mark: str | None = None
     halfWritten: ResultWriter | None = None
@@ -391,10 +398,3 @@ def adoptGrid(task: Task, snapshot: VolumeSnapshot, memory: SegmentMemory) -> Wr
     target.saveRecord(new)
     memory.isIncomplete = True
     return former if former.model else None
-
-
-def areAcross(record: WriteRecord, other: WriteRecord) -> bool:
-    """Whether two records hold for slices along other axes, or of another number."""
-    if record.grid is None or other.grid is None:
-        return False
-    return (record.axis, record.grid.shape) != (other.axis, other.grid.shape)

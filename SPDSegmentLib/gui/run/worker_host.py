@@ -12,6 +12,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from SPDSegmentLib.batch.cases import BatchModel
 from SPDSegmentLib.errors import SPDError
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.worker.client import Callbacks, ModelChoice, Request, WorkerClient
@@ -82,9 +83,14 @@ class WorkerHost:
         self.isRemote = chosen is not None
         self.client.set_command(withEnvironment(chosen) if chosen is not None else defaultCommand())
 
-    def useModel(self, bundle: str, device: str) -> None:
+    def useModel(self, model: BatchModel, device: str) -> None:
         """Choose the model for the next request."""
-        self.client.set_model(ModelChoice(bundle, device))
+        self.client.set_model(self.choiceOf(model, device))
+
+    def choiceOf(self, model: BatchModel, device: str) -> ModelChoice:
+        """Return what the worker is told of a model: a folder of this machine is nothing to one elsewhere."""
+        isFolder = model.info is not None
+        return ModelChoice(model.name if self.isRemote and isFolder else model.key, device)
 
     def openVolume(self, snapshot: VolumeSnapshot, owner: str = "") -> str:
         """Make a volume's state known and return its name; other states of the node, and old volumes, are forgotten.
@@ -119,9 +125,9 @@ class WorkerHost:
         if name in self._volumes:
             self._volumes[name] = (*self._volumes[name][:2], session)
 
-    def hasServed(self, name: str) -> bool:
-        """Whether the running worker, with the present model, has given a whole result for a volume before."""
-        connection, model = self.client.connection, self.client.model
+    def hasServed(self, name: str, choice: ModelChoice | None = None) -> bool:
+        """Whether the running worker, with a model (the present one), has given a whole result for a volume before."""
+        connection, model = self.client.connection, choice or self.client.model
         if connection is None or model is None or name not in self._volumes:
             return False
         return self._volumes[name][2] == connection.session_of(name, model) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from SPDSegmentLib.geometry.slices import SliceStack
 from .volumes import hiddenNode
 
 Clicks = tuple[tuple[str, Markup], ...]
+SAME_PLACE_MM = 0.01
 
 _KINDS = {
     "vtkMRMLMarkupsFiducialNode": "Fiducial",
@@ -171,6 +173,12 @@ def removeClicks(node: Any, *, lastOnly: bool = False) -> None:
     for index in reversed(indexes[-1:] if lastOnly else indexes):
         node.RemoveNthControlPoint(index)
     node.EndModify(wasModifying)
+
+
+def hasAny(node: Any, places: Mapping[str, tuple[float, float, float]]) -> bool:
+    """Whether a node still has one of some clicks where it was: a list that was emptied gives names again."""
+    names = ((n, clickName(node.GetID(), node.GetNthControlPointID(n))) for n in range(node.GetNumberOfControlPoints()))
+    return any(name in places and math.dist(positionOf(node, n), places[name]) < SAME_PLACE_MM for n, name in names)
 
 
 GHOST_SCALE, GHOST_COLOR = 3.0, (0.35, 0.85, 0.95)

@@ -6,6 +6,7 @@ Also signals, timers and painters.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -127,10 +128,25 @@ def clicksOf(segmentationNode: Any, segmentId: str) -> list[Any]:
         made = segmentationNode.GetNodeReference(CLICKS_ROLE + safeName(segmentId))
         own = _unshared(segmentationNode, segmentId, made)
     record = loadRecord(segmentationNode, segmentId)
-    ids = record.lists or [nodeOf(fate.click_id) for fate in record.fates if fate.click_id]  # of an earlier version
-    chosen = [slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in dict.fromkeys(ids)]
+    chosen = [slicer.mrmlScene.GetNodeByID(nodeId) for nodeId in _listsOf(record)]
     found = chosen if own in chosen else [own, *chosen]
     return [node for n, node in enumerate(found) if node is not None and node not in found[:n]]
+
+
+def _listsOf(record: WriteRecord) -> list[str]:
+    ids = record.lists or [nodeOf(fate.click_id) for fate in record.fates if fate.click_id]  # of an earlier version
+    return list(dict.fromkeys(ids))
+
+
+def isOfOthers(clicks: Any, segmentationId: str, segmentId: str) -> bool:
+    """Whether the result of another segment of the scene came of a list, as where it was cleared and used again."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        segmentation = node.GetSegmentation()
+        ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+        others = [own for own in ids if (node.GetID(), own) != (segmentationId, segmentId)]
+        if any(clicks.GetID() in _listsOf(loadRecord(node, own)) for own in others):
+            return True
+    return False
 
 
 def ownClicks(segmentationNode: Any, segmentId: str) -> None:
@@ -209,6 +225,17 @@ class Signal:
         for receiver in list(self._receivers):
             if receiver in self._receivers:
                 receiver(*arguments)
+
+
+def callAtSceneClose(forget: Callable[[], None]) -> None:
+    """Call a method whenever the scene starts to close, for as long as its object lives, which is not kept by that."""
+    method, scene = weakref.WeakMethod(forget), slicer.mrmlScene
+
+    def tell(caller: Any, event: str) -> None:
+        if (living := method()) is not None:
+            living()
+
+    scene.AddObserver(scene.StartCloseEvent, tell)
 
 
 def idleTimer(action: Callable[[], None], milliseconds: int = 0) -> Any:
