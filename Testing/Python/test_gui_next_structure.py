@@ -232,6 +232,8 @@ def test_a_run_that_fails_after_another_was_started_is_said_with_its_segment(hos
     module, node = segmented_behind_gate(host, tmp_path / "gate")
     panel, volume = module.widget.panel, state_of(module).volumeNode
     other = add_clicks((5,), "Other clicks", at=(12.0, 30.0))
+    module.ui.liveUpdateCheck.checked = False
+    node.AddControlPointWorld(30.0, 14.0, 15.0)  # without another click the run would not wait
     panel.run.start()
     failing = panel.run.job
     host.wait_until(lambda: failing.request is not None)
