@@ -237,8 +237,7 @@ def test_a_run_that_fails_after_another_was_started_is_said_with_its_segment(hos
     panel.run.start()
     failing = panel.run.job
     host.wait_until(lambda: failing.request is not None)
-    second = add_volume(host, name="Second")
-    state = state_of(module)
+    second, state = add_volume(host, name="Second"), state_of(module)
     state.segmentId, state.volumeNode, state.centerlineNodes = "", second, [other]
     panel.run.start()
     assert panel.run.job is not failing
