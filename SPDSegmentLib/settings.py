@@ -171,6 +171,12 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def check_device(name: str) -> None:
+    """Raise :class:`BadInput` for what is no name of a device; whether it is there the worker says."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(name)):
+        raise BadInput(f"Unknown device '{name}'.", "Use auto, cpu, cuda or cuda:n.")
+
+
 def check_choice(value: object, choices: Iterable[str], what: str) -> None:
     """Raise :class:`BadInput` where ``value`` is none of the known ones."""
     known = tuple(choices)

@@ -19,14 +19,13 @@ from asyncio import CancelledError as AsyncCancelledError
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib import __version__
 from SPDSegmentLib.batch.cases import BatchCase, BatchModel, batch_model
 from SPDSegmentLib.batch.report import empty_row
 from SPDSegmentLib.batch.run import CaseProcess, SchedulerLost, SegmentCase
-from SPDSegmentLib.batch.segmenting import FOR_NO_CASE, BatchSettings, CaseResult, CaseSegmenter
+from SPDSegmentLib.batch.segmenting import FOR_NO_CASE, BatchSettings, CaseSegmenter
 from SPDSegmentLib.errors import BadInput, SPDError, import_package
 from SPDSegmentLib.geometry.limits import usable_cores
 from SPDSegmentLib.models.bundle import find_bundle
@@ -267,26 +266,16 @@ def process_on_worker(process: CaseProcess, make: MakeSegmenter, case: BatchCase
     if known is not None:
         time.sleep(_PAUSE_SECONDS)
         raise known
-    lost: list[SPDError] = []
     if segment is None:
         try:
             segment = make(process.model, process.settings)
         except SPDError as error:
             raise _unfit_here(error, key, batch) from error
-
-    def watched(case: BatchCase, output: Path) -> CaseResult:
-        try:
-            return segment(case, output)
-        except FOR_NO_CASE as error:
-            lost.append(error)
-            raise
-
     try:
-        row = process(watched, case) | {"worker": os.getpid()}
-    finally:
-        if lost:
-            _close(segment)
-            raise _unfit_here(lost[0], key, batch)
+        row = process(segment, case) | {"worker": os.getpid()}
+    except FOR_NO_CASE as error:
+        _close(segment)
+        raise _unfit_here(error, key, batch) from error
     with _guard:
         if batch == _batches[0]:
             _idle.setdefault(key, []).append(segment)

@@ -32,12 +32,11 @@ from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 from SPDSegmentLib.models.fit import fit_of_image
 from SPDSegmentLib.prompts.distillation import SALIENCY_ONLY, STRATEGIES
 from SPDSegmentLib.prompts.fates import Fate, SliceStatus, best_fates, review
-from SPDSegmentLib.settings import check_choice
+from SPDSegmentLib.settings import check_choice, check_device
 from SPDSegmentLib.worker.client import ModelChoice, WorkerClient
 from SPDSegmentLib.worker.health import NotInstalled
 from SPDSegmentLib.worker.messages import Segmented, SliceReady, StatusReply
 from SPDSegmentLib.worker.payloads import unpack_mask
-from SPDSegmentLib.worker.requests import check_device
 
 if TYPE_CHECKING:
     from SPDSegmentLib.geometry.dicom_frames import Frame

@@ -23,7 +23,7 @@ from SPDSegmentLib.cli.terminal import (
 )
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, require_package
 from SPDSegmentLib.files import check_folder
-from SPDSegmentLib.worker.requests import check_device
+from SPDSegmentLib.settings import check_device
 
 if TYPE_CHECKING:
     from SPDSegmentLib.batch.segmenting import CaseSegmenter

@@ -29,7 +29,7 @@ from SPDSegmentLib.files import write_csv, write_json, write_png
 from SPDSegmentLib.geometry.labelmap import SUFFIXES
 from SPDSegmentLib.geometry.markups import LIST, ControlPoint, Markup, read_markups
 from SPDSegmentLib.models.bundle import origin_note
-from SPDSegmentLib.worker.requests import check_device
+from SPDSegmentLib.settings import check_device
 
 if TYPE_CHECKING:
     from SPDSegmentLib.cli.preview import PreviewText

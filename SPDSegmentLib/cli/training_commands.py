@@ -25,9 +25,8 @@ from SPDSegmentLib.cli.terminal import (
 )
 from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError, command_line
 from SPDSegmentLib.files import check_folder
-from SPDSegmentLib.settings import check_choice
+from SPDSegmentLib.settings import check_choice, check_device
 from SPDSegmentLib.staging import FolderLock
-from SPDSegmentLib.worker.requests import check_device
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,6 @@ again) does not know what the caller holds.
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -61,15 +60,6 @@ class ClientConfig:
     cancel_seconds: float = 0.9
     close_seconds: float = 1.5
     max_deaths: int = 3
-
-
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-
-
-def check_device(name: str) -> None:
-    """Raise :class:`BadInput` for what is no name of a device; whether it is there the worker says."""
-    if not _DEVICE.fullmatch(str(name)):
-        raise BadInput(f"Unknown device '{name}'.", "Use auto, cpu, cuda or cuda:n.")
 
 
 @dataclass(frozen=True)

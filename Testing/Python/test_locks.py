@@ -96,16 +96,27 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
         pass
 
 
+def without_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Let every lock of a file fail as on a network disk."""
+
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def ended_process() -> int:
+    """The number of a process that has ended."""
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    return int(done.stdout)
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_without_locks_of_the_file_system_the_owner_must_be_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
 ) -> None:
-    def not_supported(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", not_supported)
-    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    owner = {"what": "training", "process": os.getpid() if alive else int(done.stdout), "host": platform.node()}
+    without_locks(monkeypatch, errno.ENOLCK)
+    owner = {"what": "training", "process": os.getpid() if alive else ended_process(), "host": platform.node()}
     (tmp_path / f"{LOCK_NAME}.owner").write_text(json.dumps(owner))
     lock = FolderLock(tmp_path, "batch")
     if alive:
@@ -121,12 +132,8 @@ def test_without_locks_of_the_file_system_the_owner_must_be_alive(
 def test_a_lock_that_may_only_be_read_on_a_network_disk_is_taken_from_nobody_who_may_live(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str
 ) -> None:
-    def flock(*_: object) -> None:
-        raise OSError(errno.EBADF, "Bad file descriptor")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    told = {"process": int(done.stdout) if owner == "dead" else os.getpid(), "host": platform.node()}
+    without_locks(monkeypatch, errno.EBADF)
+    told = {"process": ended_process() if owner == "dead" else os.getpid(), "host": platform.node()}
     (tmp_path / LOCK_NAME).write_text(json.dumps(told | ({"host": "far"} if owner == "elsewhere" else {})))
     if not owner:
         (tmp_path / LOCK_NAME).write_text("")

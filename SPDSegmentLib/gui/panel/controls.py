@@ -12,9 +12,9 @@ from SPDSegmentLib.errors import SPDError
 
 from ..run.task import ModelEntry, Task, VolumeView, likelyModel
 from ..scene.centerlines import hasAny, isCurve, positionOf
-from ..scene.editor_nodes import EDITOR_ATTRIBUTE, segmentName
+from ..scene.editor_nodes import EDITOR_ATTRIBUTE, segmentName, segmentNames
 from ..scene.state import ModuleState, clicksOf, isOfOthers
-from ..scene.target import SegmentTarget, segmentNames
+from ..scene.target import SegmentTarget
 from ..scene.volumes import nodeById, viewCenter, viewNode, volumeState
 from ..scene.write_record import Position, WriteRecord, loadRecord, nodeOf
 

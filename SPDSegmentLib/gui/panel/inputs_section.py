@@ -16,8 +16,9 @@ from SPDSegmentLib.models.fit import fit_of_image
 
 from ..run.task import ModelEntry, Task, VolumeView, findModel, likelyModel, listModels
 from ..scene.centerlines import anyIncluded, centerlinesOfScene, checkClicks, transformEvent
+from ..scene.editor_nodes import segmentNames
 from ..scene.state import ModuleState, Signal, idleTimer
-from ..scene.target import SegmentTarget, makeTarget, segmentNames
+from ..scene.target import SegmentTarget, makeTarget
 from ..scene.volumes import VolumeSnapshot, nodeById, shownImage, viewCenter, viewNode, volumeState
 from .about import cardWindow
 from .controls import Placing, Source, showDevice
@@ -263,10 +264,9 @@ class InputsSection(VTKObservationMixin):
             self._filling = False
 
     def _fillSegments(self, state: ModuleState) -> None:
-        box = self.ui.segmentBox
+        box, node = self.ui.segmentBox, state.segmentationNode
         box.clear()
         box.addItem(_("New segment"), "")
-        node = state.segmentationNode
         for name, segmentId in segmentNames(node):
             box.addItem(name, segmentId)
         if box.findData(state.segmentId) < 0:

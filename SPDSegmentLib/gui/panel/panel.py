@@ -211,7 +211,7 @@ class ModulePanel(VTKObservationMixin):
             isOwn = self.run.isOfRun(task)
         else:
             isOwn = bool(task.target.record.model) and self.inputs.source.isOwn(task)
-            if "lesson" in self.logic.segmenter.differences(task):
+            if not isOwn and "lesson" in self.logic.segmenter.differences(task):
                 self.run.forgetMessage()  # for a word on why nothing follows
         return isOwn and self.logic.segmenter.hasOtherClicks(task, clicks)
 

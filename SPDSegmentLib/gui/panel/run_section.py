@@ -16,9 +16,8 @@ from SPDSegmentLib.worker.messages import Progress
 from ..run.console import Console, MadeSegment
 from ..run.job import JobState, SegmentationJob
 from ..run.task import Task
-from ..scene.editor_nodes import areaSentence, convertToLabelmap, otherRepresentation, segmentName
+from ..scene.editor_nodes import areaSentence, convertToLabelmap, otherRepresentation, segmentName, segmentNames
 from ..scene.state import ModuleState, Signal, idleTimer
-from ..scene.target import segmentNames
 from ..scene.volumes import jumpTo
 from .inputs_section import InputsSection
 

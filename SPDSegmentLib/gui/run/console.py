@@ -16,8 +16,8 @@ from SPDSegmentLib.batch.segmenting import BatchSettings, CaseSegmenter
 from SPDSegmentLib.errors import BadInput
 
 from ..scene.centerlines import checkClicks
-from ..scene.editor_nodes import checkNodes, isEmptySegment, segmentName
-from ..scene.target import SegmentTarget, makeTarget, segmentNames
+from ..scene.editor_nodes import checkNodes, isEmptySegment, segmentName, segmentNames
+from ..scene.target import SegmentTarget, makeTarget
 from ..scene.volumes import takeSnapshot
 from .job import JobState, SegmentationJob
 from .segmenter import Segmenter

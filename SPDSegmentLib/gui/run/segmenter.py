@@ -13,10 +13,9 @@ from SPDSegmentLib.worker.messages import Progress, SaliencyReady
 from SPDSegmentLib.worker.requests import learn_message, suggest_message
 
 from ..scene.centerlines import Clicks, checkClicks, namedClicks, readClicks, renameClicks, restoreClicks, shareLists
-from ..scene.editor_nodes import editTimes, placeError, storageError
+from ..scene.editor_nodes import editTimes, placeError, segmentNames, storageError
 from ..scene.state import Signal, nameSegment, ownClicks
 from ..scene.surfaces import ShownSurfaces
-from ..scene.target import segmentNames
 from ..scene.write_record import Position, WriteRecord
 from .job import CallLater, JobState, SegmentationJob, areAcross
 from .result_writer import ResultWriter

@@ -79,11 +79,25 @@ def voxelDigests(segmentationNode: Any) -> set[int]:
     return {zlib.crc32(np.ascontiguousarray(vtk_to_numpy(values)).data) for values in scalars}
 
 
+def segmentIds(segmentationNode: Any) -> list[str]:
+    """Return the IDs of the segments of a segmentation node, in their order."""
+    segmentation = segmentationNode.GetSegmentation()
+    return [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+
+
+def segmentNames(segmentationNode: Any) -> list[tuple[str, str]]:
+    """Return names and IDs of the segments of a segmentation node, or of None."""
+    if segmentationNode is None:
+        return []
+    segmentation = segmentationNode.GetSegmentation()
+    return [(segmentation.GetSegment(own).GetName(), own) for own in segmentIds(segmentationNode)]
+
+
 def labelmapsOf(segmentationNode: Any) -> dict[str, Any]:
     """Return the binary labelmaps by segment, where there are any; segments may share one."""
     segmentation = segmentationNode.GetSegmentation()
     name = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
-    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    ids = segmentIds(segmentationNode)
     images = {segmentId: segmentation.GetSegment(segmentId).GetRepresentation(name) for segmentId in ids}
     return {segmentId: image for segmentId, image in images.items() if image is not None}
 
@@ -244,8 +258,7 @@ def _maskSegments(editor: Any, segmentationNode: Any, segmentId: str) -> tuple[b
     """Return whether changes are allowed inside or outside of segments, and these; None for everywhere."""
     kinds = slicer.vtkMRMLSegmentationNode
     mode = editor.GetMaskMode()
-    segmentation = segmentationNode.GetSegmentation()
-    every = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+    every = segmentIds(segmentationNode)
     display = segmentationNode.GetDisplayNode()
     visible = [name for name in every if display is None or display.GetSegmentVisibility(name)]
     if mode == kinds.EditAllowedEverywhere:

@@ -18,6 +18,7 @@ from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import parameterNodeWrapper
 
 from .centerlines import clickName
+from .editor_nodes import segmentIds
 from .write_record import WriteRecord, identify, identityOf, loadRecord, nodeOf, safeName, saveRecord
 
 _EARLIER_TEXTS = {"segmentId": "SegmentID", "model": "Model", "axis": "Axis", "device": "Device"}
@@ -141,9 +142,7 @@ def _listsOf(record: WriteRecord) -> list[str]:
 def isOfOthers(clicks: Any, segmentationId: str, segmentId: str) -> bool:
     """Whether the result of another segment of the scene came of a list, as where it was cleared and used again."""
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-        segmentation = node.GetSegmentation()
-        ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
-        others = [own for own in ids if (node.GetID(), own) != (segmentationId, segmentId)]
+        others = [own for own in segmentIds(node) if (node.GetID(), own) != (segmentationId, segmentId)]
         if any(clicks.GetID() in _listsOf(loadRecord(node, own)) for own in others):
             return True
     return False

@@ -19,7 +19,7 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from SPDSegmentLib.files import write_whole
 
-from .editor_nodes import otherRepresentation
+from .editor_nodes import otherRepresentation, segmentIds
 from .state import BackgroundCall, idleTimer
 
 LPS_HEADER = "3D Slicer output. SPACE=LPS"
@@ -260,8 +260,9 @@ class ShownSurfaces:
         if otherRepresentation(segmentationNode):
             segmentationNode.CreateClosedSurfaceRepresentation()
             return
-        ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
-        missing = [i for i in ids if segmentation.GetSegment(i).GetRepresentation(SURFACE) is None]
+        missing = [
+            i for i in segmentIds(segmentationNode) if segmentation.GetSegment(i).GetRepresentation(SURFACE) is None
+        ]
         for missingId in missing:
             segmentation.GetSegment(missingId).AddRepresentation(SURFACE, vtk.vtkPolyData())
         segmentation.InvokeEvent(slicer.vtkSegmentation.ContainedRepresentationNamesModified)

@@ -377,15 +377,6 @@ def makeTarget(
     return SegmentTarget(segmentationNode, segmentId)
 
 
-def segmentNames(segmentationNode: Any) -> list[tuple[str, str]]:
-    """Return names and IDs of the segments of a segmentation node, or of None."""
-    if segmentationNode is None:
-        return []
-    segmentation = segmentationNode.GetSegmentation()
-    ids = [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
-    return [(segmentation.GetSegment(segmentId).GetName(), segmentId) for segmentId in ids]
-
-
 def _freeName(segmentation: Any, name: str) -> str:
     """Return a name that no segment has: Kidney, Kidney 2, Kidney 3."""
     count = segmentation.GetNumberOfSegments()
