@@ -190,7 +190,11 @@ class ClusterDispatch:
                 future = finished.get(timeout=_POLL_SECONDS)
                 if future.status in ("finished", "error"):
                     return future
-                away = LOST_SECONDS  # cancelled or lost: not by us
+                if future.status == "cancelled":  # not by us
+                    away = LOST_SECONDS
+                else:  # its worker is gone with the row, which another one makes again
+                    time.sleep(_POLL_SECONDS)
+                    future.add_done_callback(finished.put)
             away = 0.0 if self.client.status == "running" and away < LOST_SECONDS else away + _POLL_SECONDS
             if away >= LOST_SECONDS:
                 raise _lost()

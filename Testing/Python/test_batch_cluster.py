@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import platform
+import queue
 import random
 import signal
 import subprocess
@@ -146,6 +146,17 @@ def test_a_worker_that_is_killed_at_random_loses_no_case(dask: Dask, tmp_path: P
     assert not killer.is_alive() and sum(worker.poll() is not None for worker in dask.workers) == 1
     assert set(states(report).values()) == {"done"} and len(report["cases"]) == 12
     assert not list(out.glob(".*partial*"))
+
+
+def test_a_row_that_went_with_its_worker_is_waited_for() -> None:
+    class Gone(SimpleNamespace):
+        def add_done_callback(self, done: Callable[[Any], None]) -> None:
+            self.status = "finished"
+            done(self)
+
+    finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    finished.put(future := Gone(status="lost"))
+    assert cluster.ClusterDispatch(SimpleNamespace(status="running"))._next(finished) is future
 
 
 def test_a_worker_without_a_device_costs_no_case_and_is_named(
