@@ -21,7 +21,7 @@ from SPDSegmentLib.files import check_output, write_json
 from SPDSegmentLib.geometry.centerline import clicks_from_markups
 from SPDSegmentLib.geometry.intensity import check_values
 from SPDSegmentLib.geometry.labelmap import check_mask_output, write_labelmap
-from SPDSegmentLib.geometry.markups import are_numbers, insist_on, list_of, markups_of
+from SPDSegmentLib.geometry.markups import are_numbers, list_of, mark_clicks, markups_of
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.volume import Volume, volume_of
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for, find_bundle
@@ -154,6 +154,7 @@ def segment(
     prompts: str = "consensus",
     saliency_only: bool = False,
     insist: str | int | Sequence[str | int] = (),
+    ends: str | int | Sequence[str | int] = (),
     device: str = "auto",
     on_progress: Callable[[SegmentationProgress], None] | None = None,
     on_note: Callable[[str], None] = lambda note: None,
@@ -188,6 +189,7 @@ def segment(
         prompts: ``consensus``, ``local``, ``raw``, ``interpolated`` or ``sampled``.
         saliency_only: the thresholded saliency as the mask.
         insist: id or ids of clicks that prompt whatever the model believes.
+        ends: id or ids of clicks at whose slices the structure ends: nothing is segmented past them.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``; of a loaded model its own is used.
         on_progress: called after each batch.
         on_note: told, before anything is computed, why the image may not be of the model's kind.
@@ -195,17 +197,15 @@ def segment(
     Raises:
         SPDError: each kind, see :mod:`SPDSegmentLib.errors`.
     """
-    if not isinstance(insist, str | int | np.integer | Iterable):
-        raise BadInput("The clicks to insist on are no ids.", "Give one id, a list of ids, or () for none.")
-    insist = tuple(map(str, (insist,) if isinstance(insist, str | int | np.integer) else insist))
+    insist, ends = _ids(insist, "to insist on"), _ids(ends, "at the ends")
     check_prompts(prompts)
     if not are_numbers(points):
-        markups = insist_on(markups_of(points, frame), insist)
+        markups = mark_clicks(markups_of(points, frame), insist, ends)
     bundle = bundle_of(model)
     intensity = bundle.intensity()  # refused before the image is read
     volume = volume_of(image, ijk_to_ras, series, frame_number)
     if are_numbers(points):
-        markups = insist_on([list_of(points, frame, volume)], insist)
+        markups = mark_clicks([list_of(points, frame, volume)], insist, ends)
     inputs = files_of(image, points)
     if output is not None:
         check_mask_output(output, volume, inputs)
@@ -220,13 +220,20 @@ def segment(
     settings = {
         "image": image_name(image, volume), "points": Path(points) if isinstance(points, str | Path) else len(clicks),
         "model": model_name(model), "output": None if output is None else Path(output), "prompts": prompts,
-        "saliency_only": saliency_only, "insist": list(insist), "axis": axis, "series": series, "device": device,
-        "frame_number": frame_number,
+        "saliency_only": saliency_only, "insist": list(insist), "ends": list(ends), "axis": axis, "series": series,
+        "device": device, "frame_number": frame_number,
     }  # fmt: skip
     found = segmentation_of(result, stack, bundle, settings, inputs, doubts)
     if output is not None:
         found.save(output)
     return found
+
+
+def _ids(given: str | int | Sequence[str | int], which: str) -> tuple[str, ...]:
+    """Ids of clicks, as texts."""
+    if not isinstance(given, str | int | np.integer | Iterable):
+        raise BadInput(f"The clicks {which} are no ids.", "Give one id, a list of ids, or () for none.")
+    return tuple(map(str, (given,) if isinstance(given, str | int | np.integer) else given))
 
 
 def check_prompts(prompts: str) -> None:

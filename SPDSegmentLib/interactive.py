@@ -51,6 +51,11 @@ class InteractiveSegmenter:
     >>> list(case.clicks)
     ['1', '3']
 
+    A click can be the end of the structure: nothing is segmented past its slice.
+
+    >>> bool(case.end("1").result.mask[:10].any())
+    False
+
     Slices that you correct are yours: updates leave them as they are until you release them.
 
     >>> mask = case.found.mask.copy()
@@ -114,18 +119,22 @@ class InteractiveSegmenter:
         """Slices of the stack that are yours."""
         return sorted(self._corrected)
 
-    def add(self, points: Points, frame: str = "RAS", insist: bool = False) -> Segmentation:
+    def add(self, points: Points, frame: str = "RAS", insist: bool = False, end: bool = False) -> Segmentation:
         """Add clicks, as :func:`segment` takes them; a curve becomes one click a slice.
 
         Args:
             insist: they prompt whatever the model believes.
+            end: the structure ends at their slices: nothing is segmented past them.
         """
         volume = self.stack.volume
         markups = [list_of(points, frame, volume)] if are_numbers(points) else markups_of(points, frame)
         listed = [resolve_curve(markup, self.stack) for markup in markups if not markup.is_shape]
         used = [point for markup in listed for point in markup.points if point.is_used]
         names = [str(self._next_id + n) for n in range(len(used))]
-        added = {n: replace(p, id=n, insisted=insist or p.insisted) for n, p in zip(names, used, strict=True)}
+        added = {
+            n: replace(p, id=n, insisted=insist or p.insisted, ends=end or p.ends)
+            for n, p in zip(names, used, strict=True)
+        }
         self._inputs = tuple(dict.fromkeys((*self._inputs, *files_of(points))))
         found = self._update(self._points | added, self._corrected)
         self._next_id += len(used)
@@ -140,6 +149,15 @@ class InteractiveSegmenter:
         place: Any = [point]
         (moved,) = list_of(place, frame, self.stack.volume).points
         changed = replace(self._point(click), position_ras=moved.position_ras)
+        return self._update(self._points | {changed.id: changed}, self._corrected)
+
+    def end(self, click: str | int, ends: bool = True) -> Segmentation:
+        """Say that the structure ends at the slice of a click, by its id, or take that back.
+
+        Raises:
+            BadInput: no such click.
+        """
+        changed = replace(self._point(click), ends=ends)
         return self._update(self._points | {changed.id: changed}, self._corrected)
 
     def remove(self, *clicks: str | int) -> Segmentation:

@@ -21,8 +21,8 @@ from SPDSegmentLib.staging import FolderLock
 COLUMNS = (
     "case", "state", "error", "notes", "seconds", "volume_ml", "length_mm", "mean_diameter_mm", "largest_diameter_mm",
     "voxels", "quality", "dice", "dice_at_least", "doubtful_slices", "clicks_kept", "clicks_insisted",
-    "clicks_borrowed", "clicks_rejected", "clicks_outside", "points_synthesized", "output", "dicom_seg", "rtstruct",
-    "model", "device", "image", "points",
+    "clicks_borrowed", "clicks_rejected", "clicks_past_end", "clicks_outside", "points_synthesized", "output",
+    "dicom_seg", "rtstruct", "model", "device", "image", "points",
 )  # fmt: skip
 ROW_SUFFIX = ".case.json"
 DICOM_SUFFIX = ".dcm"

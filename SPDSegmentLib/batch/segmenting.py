@@ -26,7 +26,7 @@ from SPDSegmentLib.errors import (
 from SPDSegmentLib.files import check_output
 from SPDSegmentLib.geometry.centerline import clicks_from_markups, resolve_curve
 from SPDSegmentLib.geometry.labelmap import SUFFIXES, check_mask_output, measure, write_labelmap
-from SPDSegmentLib.geometry.markups import insist_on, read_markups
+from SPDSegmentLib.geometry.markups import mark_clicks, read_markups
 from SPDSegmentLib.geometry.slices import AXES, SliceStack
 from SPDSegmentLib.geometry.volume import Volume, check_image, read_volume
 from SPDSegmentLib.models.fit import fit_of_image
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 _COUNTED = {
     Fate.KEPT: "clicks_kept", Fate.INSISTED: "clicks_insisted", Fate.BORROWED: "clicks_borrowed",
-    Fate.REJECTED_OWN_SLICE: "clicks_rejected", Fate.OUTSIDE: "clicks_outside", Fate.SYNTHESIZED: "points_synthesized",
+    Fate.REJECTED_OWN_SLICE: "clicks_rejected", Fate.PAST_END: "clicks_past_end", Fate.OUTSIDE: "clicks_outside",
+    Fate.SYNTHESIZED: "points_synthesized",
 }  # fmt: skip
 DICOM_SUFFIXES = {"dicom_seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
 _numbers = itertools.count(1)
@@ -69,6 +70,7 @@ class BatchSettings:
         suffix: of the masks.
         saliency_only: take the thresholded saliency as the mask.
         insist: ids of clicks of every case that prompt whatever the model believes.
+        ends: ids of clicks of every case at whose slices the structure ends.
         series, frame: wanted series of DICOM folders and frame of 4-D images, for cases that name none.
         dicom: what is written beside the masks, of ``dicom_seg`` and ``rtstruct``.
         full_paths: name files in the report with their folders.
@@ -80,6 +82,7 @@ class BatchSettings:
     suffix: str = ".seg.nrrd"
     saliency_only: bool = False
     insist: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
     series: str = ""
     frame: int = 0
     dicom: tuple[str, ...] = ()
@@ -91,6 +94,7 @@ class BatchSettings:
         if self.saliency_only:
             said["prompts"] = SALIENCY_ONLY
         said |= {"insist": ",".join(sorted(self.insist))} if self.insist else {}
+        said |= {"ends": ",".join(sorted(self.ends))} if self.ends else {}
         return said | ({"dicom": ",".join(sorted(self.dicom))} if self.dicom else {})
 
     def beside(self, case: BatchCase) -> dict[str, str]:
@@ -197,7 +201,7 @@ class CaseSegmenter:
         check_image(volume)
         axis = self._settings.axis or self._model.axis
         stack = SliceStack(volume, axis)
-        markups = insist_on(read_markups(case.points), self._settings.insist)
+        markups = mark_clicks(read_markups(case.points), self._settings.insist, self._settings.ends)
         clicks = clicks_from_markups(markups, stack)
         check_mask_output(output, volume)
         source = self._source(case, output)

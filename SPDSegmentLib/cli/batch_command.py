@@ -101,6 +101,7 @@ def batch(request: BatchRequest) -> None:
         suffix=f".{request.mask_format.value}",
         saliency_only=request.saliency_only,
         insist=names_of(request.insist),
+        ends=names_of(request.ends),
         series=request.series or "",
         frame=request.frame_number or 0,
         dicom=tuple(name for name in ("dicom_seg", "rtstruct") if getattr(request, name)),

@@ -66,6 +66,7 @@ class CaseOptions:
         str,
         typer.Option(help="Ids of clicks, or LIST:ID, separated by commas, that prompt whatever the model believes."),
     ] = ""
+    ends: Annotated[str, typer.Option(help="Ids of clicks, as for --insist, at whose slices the structure ends.")] = ""
     axis: Annotated[Axis | None, typer.Option(help="Slicing axis; by default that of the model.")] = None
     device: DeviceOption = "auto"
     full_paths: Annotated[bool, typer.Option("--full-paths", help="Name files in the report with their folders.")] = (
@@ -258,6 +259,7 @@ def run_segmentation(
         on_progress=on_progress,
         on_note=on_note,
         insist=names_of(request.insist),
+        ends=names_of(request.ends),
         **{name: getattr(request, name) for name in _PASSED_ON},
     )
     return _write_beside(request, outcome, source, replaced)
@@ -307,6 +309,7 @@ def _write_beside(
 
 def _write_report(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
     asked = dataclasses.asdict(request) | {"point": request.positions, "insist": names_of(request.insist)}
+    asked["ends"] = names_of(request.ends)
     write_json(path, outcome.report(request.full_paths, asked), "report")
 
 

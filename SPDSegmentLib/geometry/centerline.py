@@ -40,6 +40,7 @@ class Clicks:
         ids: control point ids; samples of a curve carry that of the nearest control point.
         insisted: (N,) bool, prompts whatever the model believes; of a curve only control points themselves.
         lists: names of the lists that they come from, or empty.
+        ends: (N,) bool, the structure ends at this slice; of a curve only control points themselves.
     """
 
     slice_index: np.ndarray
@@ -48,18 +49,45 @@ class Clicks:
     ids: tuple[str, ...]
     insisted: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=bool))
     lists: tuple[str, ...] = ()
+    ends: np.ndarray = field(default_factory=lambda: np.zeros((), dtype=bool))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "insisted", np.broadcast_to(self.insisted, np.shape(self.slice_index)))
+        for name in ("insisted", "ends"):
+            object.__setattr__(self, name, np.broadcast_to(getattr(self, name), np.shape(self.slice_index)))
 
     def __len__(self) -> int:
         return len(self.slice_index)
 
     def inside(self) -> Clicks:
         """Those that lie in the volume."""
-        kept = np.flatnonzero(~self.outside)
+        return self.only(np.flatnonzero(~self.outside))
+
+    def only(self, kept: np.ndarray) -> Clicks:
+        """Those with the indexes ``kept``, (M,) int."""
         ids, lists = (tuple(names[int(i)] for i in kept) if names else () for names in (self.ids, self.lists))
-        return Clicks(self.slice_index[kept], self.xy[kept], self.outside[kept], ids, self.insisted[kept], lists)
+        places = self.slice_index[kept], self.xy[kept], self.outside[kept]
+        return Clicks(*places, ids, self.insisted[kept], lists, self.ends[kept])
+
+    def extent(self, n_slices: int) -> range:
+        """The slices that the structure may fill: those between its two marked ends, or all where none is marked.
+
+        One end, and each of more than two (of branches), bounds the side on which fewer of the other clicks lie; as
+        many on either side, and it bounds neither.
+        """
+        within = self.slice_index[~self.outside]
+        marked = np.unique(self.slice_index[self.ends & ~self.outside])
+        if len(marked) == 2:
+            return range(int(marked[0]), int(marked[1]) + 1)
+        before, after = ((side(within, marked[:, None])).sum(axis=1) for side in (np.less, np.greater))
+        first = min(marked[before < after].tolist(), default=0)
+        last = max(marked[before > after].tolist(), default=n_slices - 1)
+        return range(first, last + 1)
+
+    def past(self, extent: range) -> np.ndarray:
+        """Which of them lie in the volume and past the ends that :meth:`extent` goes by, (N,) bool."""
+        within = (self.slice_index >= extent.start) & (self.slice_index < extent.stop)
+        past: np.ndarray = ~within & ~self.outside
+        return past
 
 
 def clicks_from_points(
@@ -108,22 +136,22 @@ def clicks_from_markups(markups: Sequence[Markup], stack: SliceStack) -> Clicks:
             f"No click lies inside the volume: all {len(clicks)} of {names} are outside.",
             SAME_PATIENT,
         )
-    return replace(clicks, lists=lists)
+    return replace(clicks, lists=lists, ends=np.array([point.ends for point in points], dtype=bool))
 
 
 def resolve_curve(markup: Markup, stack: SliceStack) -> Markup:
     """A curve as the list of the points at which it, as Slicer shows it, meets the slices; other markups as they are.
 
     Each sample has the id of the nearest control point, and is selected where that one is; the sample that stands for a
-    control point is insisted on where that one is. A curve passes by those of its points that are beyond any volume;
-    they stay as clicks of their own.
+    control point is insisted on, or an end, where that one is. A curve passes by those of its points that are beyond
+    any volume; they stay as clicks of their own.
     """
     placed = [point for point in markup.points if point.placed] if markup.is_curve else []
     positions = np.array([point.position_ras for point in placed], dtype=float).reshape(-1, 3)
     reached = within_reach(positions)
     if reached.sum() < 2:
         return markup
-    beyond = [replace(placed[n], insisted=False) for n in np.flatnonzero(~reached)]
+    beyond = [replace(placed[n], insisted=False, ends=False) for n in np.flatnonzero(~reached)]
     positions, placed = positions[reached], [placed[n] for n in np.flatnonzero(reached)]
     path = np.array(markup.path) if markup.path else None
     samples, nearest = sample_curve(positions, stack, markup.kind == "ClosedCurve", path, markup.curve_type)
@@ -132,7 +160,9 @@ def resolve_curve(markup: Markup, stack: SliceStack) -> Markup:
     own = np.zeros(len(samples), dtype=bool)
     own[order[np.unique(nearest[order], return_index=True)[1]]] = True
     points = [
-        replace(placed[n], position_ras=(r, a, s), insisted=placed[n].insisted and is_own)
+        replace(
+            placed[n], position_ras=(r, a, s), insisted=placed[n].insisted and is_own, ends=placed[n].ends and is_own
+        )
         for (r, a, s), n, is_own in zip(samples.tolist(), nearest.tolist(), own.tolist(), strict=True)
     ]
     return Markup(markup.name, LIST, (*beyond, *points))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,8 +35,8 @@ LIST = "Fiducial"
 CURVES = ("Curve", "ClosedCurve", "Line")
 LINEAR, SPLINE, KOCHANEK, POLYNOMIAL = CURVE_TYPES = ("linear", "spline", "kochanekSpline", "polynomial")
 """Slicer's names for the ways in which a curve joins its points; ``spline`` unless a file says otherwise."""
-INSISTED = "insisted"
-"""Description of a control point that a person insists on: it prompts whatever the model believes."""
+INSISTED, END = "insisted", "end"
+"""Words of a control point's description: it prompts whatever the model believes; the structure ends at its slice."""
 BEYOND_MM = 1e5
 """No volume reaches as far; a coordinate beyond it is a click outside the volume."""
 _PLACED_IN_FCSV = "2"
@@ -58,6 +59,7 @@ class ControlPoint:
     Attributes:
         placed: it has a position; selected: the user did not exclude it.
         insisted: it prompts whatever the model believes.
+        ends: the structure ends at its slice.
     """
 
     id: str
@@ -66,6 +68,7 @@ class ControlPoint:
     placed: bool = True
     selected: bool = True
     insisted: bool = False
+    ends: bool = False
 
     @property
     def is_used(self) -> bool:
@@ -152,8 +155,8 @@ def named_apart(markups: Sequence[Markup]) -> list[Markup]:
     return apart
 
 
-def insist_on(markups: Sequence[Markup], names: Sequence[str]) -> list[Markup]:
-    """Markups whose points have ids of their own, and of these ids, or where there is none labels, are insisted on.
+def mark_clicks(markups: Sequence[Markup], insist: Sequence[str] = (), ends: Sequence[str] = ()) -> list[Markup]:
+    """Markups whose points have ids of their own; those of some ids, or labels, are insisted on or marked as ends.
 
     An id that several points of a list have, as scripts write them, becomes ID (NUMBER OF THE POINT). The name of the
     list (:func:`named_apart`) and a colon may stand before either.
@@ -171,21 +174,23 @@ def insist_on(markups: Sequence[Markup], names: Sequence[str]) -> list[Markup]:
                 ways = (point.id, f"{apart.name}:{point.id}", point.label, f"{apart.name}:{point.label}")
                 for known, way in zip(named, ways, strict=True):
                     known.setdefault(way, []).append((n, i))
-    told: set[tuple[int, int]] = set()
-    for name in names:
+    told: dict[str, set[tuple[int, int]]] = {"insist on": set(), "end at": set()}
+    for name, purpose in [*((name, "insist on") for name in insist), *((name, "end at") for name in ends)]:
         found = next((known[name] for known in named if name in known), [])
         if not found:
             some = ", ".join(dict.fromkeys(used[:10])) + (", ..." if len(used) > 10 else "")
-            raise BadInput(f"There is no click '{name}' to insist on.", f"Give ids of the points file: {some}.")
+            raise BadInput(f"There is no click '{name}' to {purpose}.", f"Give ids of the points file: {some}.")
         lists = [all_apart[n].name for n in dict(found)]
         if len(lists) > 1:
             choice = " or ".join(f"{listed}:{name}" for listed in lists)
-            raise BadInput(f"The click '{name}' to insist on is in several lists.", f"Give {choice}.")
-        told.update(found)
-    return [
-        replace(m, points=tuple(replace(p, insisted=p.insisted or (n, i) in told) for i, p in enumerate(m.points)))
-        for n, m in enumerate(markups)
-    ]
+            raise BadInput(f"The click '{name}' to {purpose} is in several lists.", f"Give {choice}.")
+        told[purpose].update(found)
+
+    def marked(point: ControlPoint, place: tuple[int, int]) -> ControlPoint:
+        insisted, ends = point.insisted or place in told["insist on"], point.ends or place in told["end at"]
+        return replace(point, insisted=insisted, ends=ends)
+
+    return [replace(m, points=tuple(marked(p, (n, i)) for i, p in enumerate(m.points))) for n, m in enumerate(markups)]
 
 
 def _with_own_ids(markup: Markup) -> Markup:
@@ -265,14 +270,14 @@ def _point(point: Any, number: int, signs: Point, name: str, path: Path) -> Cont
     identity = str(point.get("id") or number + 1)
     label = str(point.get("label", ""))
     selected = bool(point.get("selected", True))
-    insisted = is_insisted(point.get("description", ""))
+    marks = marks_in(point.get("description", ""))
     if not placed or position is None:
-        return ControlPoint(identity, label, (0.0, 0.0, 0.0), False, selected, insisted)
+        return ControlPoint(identity, label, (0.0, 0.0, 0.0), False, selected, *marks)
     if not isinstance(position, list) or len(position) != 3 or not all(map(_is_number, position)):
         raise BadInput(f"{where} has no position of three numbers.", "Place it again in Slicer.")
     _check_finite(position, where, "Place it again in Slicer.")
     x, y, z = (float(v) * s for v, s in zip(position, signs, strict=True))
-    return ControlPoint(identity, label, (x, y, z), True, selected, insisted)
+    return ControlPoint(identity, label, (x, y, z), True, selected, *marks)
 
 
 def _check_finite(position: Iterable[float], where: str, remedy: str) -> None:
@@ -281,9 +286,18 @@ def _check_finite(position: Iterable[float], where: str, remedy: str) -> None:
         raise BadInput(f"{where} has a position that is not finite.", remedy)
 
 
-def is_insisted(description: Any) -> bool:
-    """Whether a control point's description says that its person insists on it."""
-    return isinstance(description, str) and description.strip().lower() == INSISTED
+def marks_in(description: Any) -> tuple[bool, bool]:
+    """Whether a control point's description says that its person insists on it, and that the structure ends there.
+
+    It says so with the words ``insisted`` and ``end`` and no others.
+    """
+    words = set(re.split(r"[\s,;]+", description.strip().lower())) if isinstance(description, str) else set()
+    return (INSISTED in words, END in words) if words <= {INSISTED, END} else (False, False)
+
+
+def marks_as_text(insisted: bool, ends: bool) -> str:
+    """The description that :func:`marks_in` understands; empty for neither."""
+    return ", ".join(word for word, said in ((INSISTED, insisted), (END, ends)) if said)
 
 
 def _is_number(value: Any) -> bool:
@@ -342,8 +356,8 @@ def _csv_markup(content: bytes, path: Path) -> Markup:
             ) from error
         x, y, z = (number * sign for number, sign in zip(numbers, _TO_RAS[system], strict=True))
         _check_finite(numbers, f"Line {line} of {path}", "Correct that line of the table.")
-        told = is_insisted(found.get("description", ""))
-        points.append(ControlPoint(str(count), found.get("label", ""), (x, y, z), placed, selected, told))
+        marks = marks_in(found.get("description", ""))
+        points.append(ControlPoint(str(count), found.get("label", ""), (x, y, z), placed, selected, *marks))
     return Markup(path.stem, LIST, tuple(points))
 
 
@@ -372,5 +386,5 @@ def _fcsv_point(line: str, number: int, signs: Point, path: Path) -> ControlPoin
     _check_finite((x, y, z), f"Line {number} of {path}", "Load it in Slicer and place that point again.")
     return ControlPoint(
         fields[0] or str(number), fields[11], (x, y, z), placed, _said_yes(fields[9], "sel", number, path),
-        is_insisted(fields[12]),
+        *marks_in(fields[12]),
     )  # fmt: skip

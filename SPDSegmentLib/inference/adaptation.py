@@ -253,10 +253,11 @@ class _Lessons:
     def _prompts_without(self, fold: Sequence[int], clicks: Clicks, strategy: str) -> dict[int, SlicePrompts]:
         """The prompts that slices of a fold have where only the others were corrected."""
         others = {t: mask for t, mask in self._corrected.items() if t not in fold}
-        inside = np.flatnonzero(~clicks.outside)
+        clicks, inside = self._session.within_ends(clicks)
         maps = self._features.maps(self._session.predictor.prompts.threshold, others, lambda: self._call)
-        network_clicks, _ = self._features.network_clicks(clicks, inside)
-        found = distill_prompts(maps, network_clicks, self._session.predictor.prompts, strategy, frozenset(others))
+        seen, _ = self._features.network_clicks(clicks, inside)
+        config, extent = self._session.predictor.prompts, self._session.extent
+        found = distill_prompts(maps, seen, config, strategy, frozenset(others), extent)
         return {t: found.slices[t] for t in fold}
 
     def _dice(self, features: SliceFeatures, slices: Sequence[int]) -> list[float]:

@@ -163,13 +163,13 @@ def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None 
     decided = session.decided
     if not decided:
         return []
-    inside = clicks.inside()
+    inside = clicks.inside().only(np.flatnonzero(~clicks.inside().past(session.extent)))
     found = in_empty_slices(session, inside, count, call)
     prompts = {t: p for t, (p, _) in decided.items() if len(p.points)}
     anchors, stack = sorted(prompts), session.stack
     if len(found) == count or not anchors:
         return found
-    kept = session.features.cached_slices()
+    kept = session.features.cached_slices().intersection(session.extent)
     candidates = [t for t in sorted(kept) if t not in decided or decided[t][1].status is not SliceStatus.LOCKED]
     away = np.abs(np.subtract.outer(np.array(candidates, dtype=int), inside.slice_index)).min(axis=1, initial=10**6)
     doubts = {t: 1 - (decided[t][1].quality or 0.0) if t in decided else 1.0 for t in candidates}
@@ -235,7 +235,7 @@ def in_empty_slices(session: Session, clicks: Clicks, count: int, call: Call) ->
     found: list[Suggestion] = []
     while len(found) < count:
         borders = np.array(sorted(filled | asked))
-        free = [t for t in sorted(likely) if t not in filled and t not in asked and t not in owned]
+        free = [t for t in sorted(likely) if t in session.extent and not (t in filled or t in asked or t in owned)]
         gains = [likely[t] * np.abs(borders - t).min() for t in free]
         if not gains or max(gains) < LEAST_GAIN:
             break

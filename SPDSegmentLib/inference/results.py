@@ -22,6 +22,7 @@ from SPDSegmentLib.prompts.strategies import NEAREST_REASON, rests_on_distillati
 UNREMARKABLE_SLICES, UNREMARKABLE_SHARE = 3, 0.25
 """A mask may go on past the outermost click by so many slices, or this share of the clicks' extent, without a note."""
 BEYOND_VOLUME, BEYOND_VIEW = "Outside the volume.", "Outside the model's field of view."
+PAST_END = "Past the end that you marked."
 NAMED = 5
 """So many clicks are named in a note."""
 LEAST_UNSEEN, LEAST_UNSEEN_SHARE = 3, 0.25
@@ -267,6 +268,25 @@ def fates_of_points(
         reason = BEYOND_VOLUME if clicks.outside[click] else BEYOND_VIEW
         results.append(PointFate(click, t, Fate.OUTSIDE, (column, row), t, reason, clicks.ids[click]))
     return results
+
+
+def fates_of_given(fates: Iterable[PointFate], given: Clicks, extent: range) -> list[PointFate]:
+    """Fates by all clicks ``given``: what became of those within ``extent``, and of those past it."""
+    past = given.past(extent)
+    kept = np.flatnonzero(~past).tolist()
+    results = [replace(fate, click=kept[fate.click]) if fate.click >= 0 else fate for fate in fates]
+    for click in np.flatnonzero(past).tolist():
+        t, (column, row) = int(given.slice_index[click]), given.xy[click].tolist()
+        results.append(PointFate(click, t, Fate.PAST_END, (column, row), t, PAST_END, given.ids[click]))
+    return results
+
+
+def note_ends(clicks: Clicks, extent: range, n_slices: int) -> list[str]:
+    """What the user should know where clicks are marked as ends, and none of them bounds anything."""
+    marked = set(clicks.slice_index[clicks.ends & ~clicks.outside].tolist())
+    if marked <= {0, n_slices - 1} or extent != range(n_slices):
+        return []
+    return ["The marked end bounds nothing: as many other clicks lie on either side of it. Mark the outermost click."]
 
 
 def note_learned(learned: Mapping[str, Any] | None) -> list[str]:

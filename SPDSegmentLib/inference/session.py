@@ -26,8 +26,10 @@ from SPDSegmentLib.inference.results import (
     SegmentationResult,
     SliceResult,
     doubts_of_places,
+    fates_of_given,
     fates_of_points,
     note_beyond,
+    note_ends,
     note_gain,
     note_learned,
     note_outside,
@@ -45,9 +47,6 @@ from SPDSegmentLib.prompts.fates import PointFate, SliceStatus
 from SPDSegmentLib.prompts.saliency_maps import SaliencyMaps, SliceClicks
 from SPDSegmentLib.prompts.strategies import distill_prompts, rests_on_distillation
 
-OUTSIDE_LOGIT = -1.0
-"""What is put beyond the window where logits are restored in whole."""
-
 
 class Session:
     """The slices of one volume as one model sees them.
@@ -64,6 +63,7 @@ class Session:
         self._features = features or SliceFeatures(
             predictor.engine, stack, predictor.intensity, predictor.fov_mm, predictor.prompts.threshold
         )
+        self.extent = range(stack.n_slices)  # slices that the structure may fill, by the ends marked in the last clicks
         self._maps: SaliencyMaps | None = None
         self._locked: dict[int, np.ndarray] = {}
         self._slices: dict[int, tuple[SlicePrompts, SliceResult]] = {}
@@ -116,7 +116,7 @@ class Session:
         """Segment the volume with these clicks.
 
         Args:
-            clicks: in the stack's pixels; those outside the volume get the fate ``outside``.
+            clicks: in the stack's pixels; those outside the volume or past a marked end get a fate that says so.
             prompts: strategy, see :func:`SPDSegmentLib.prompts.strategies.distill_prompts`, or ``SALIENCY_ONLY``.
             saliency_only: return S_t > tau as the mask (a control); no decoding.
             first_slice: slices nearest to it come first, by default the middle of the clicks.
@@ -134,11 +134,12 @@ class Session:
         call = Call(on_slice, on_progress, cancelled)
         self._on_the_way.clear()
         encoded_before = self._features.encoded
-        inside = np.flatnonzero(~clicks.outside)
+        given, (clicks, inside) = clicks, self.within_ends(clicks)
         if len(inside) == 0:
             raise BadInput("No click lies inside the volume.", "Place points on the structure in this volume.")
         self._features.make_room()
         notes = self._place_window(clicks.xy[inside], anchor_xy) + note_gain(self._features.gain)
+        notes += note_ends(given, self.extent, self.stack.n_slices)
         self._set_locked(locked or {})
         network_clicks, seen = self._features.network_clicks(clicks, inside)
         center = int(np.median(clicks.slice_index[inside])) if first_slice is None else first_slice
@@ -155,7 +156,7 @@ class Session:
         else:
             recomputed = self._decode_early(network_clicks, prompts, center, call)
             distillation = self._distill(network_clicks, prompts, call)
-            recomputed |= self._decode(_nearest_first(distillation.slices, center), call)
+            recomputed |= self._decode(sorted(distillation.slices, key=lambda p: abs(p.slice_index - center)), call)
             self._collect(call)
             fates = fates_of_points(clicks, seen, distillation, self._features.window)
             notes += note_outside(fates) + note_unsupported(distillation, prompts)
@@ -171,7 +172,7 @@ class Session:
         notes += note_learned(learned := self.predictor.identity.get("learned"))
         return SegmentationResult(
             slices,
-            fates,
+            fates_of_given(fates, given, self.extent),
             sorted(recomputed),
             self._features.encoded - encoded_before,
             call.seconds,
@@ -185,11 +186,17 @@ class Session:
 
     def distill(self, clicks: Clicks, prompts: str = "consensus") -> list[SlicePrompts]:
         """The prompts that :meth:`segment` would decode, of every slice, with points in slice pixels; no decoding."""
-        inside = np.flatnonzero(~clicks.outside)
+        clicks, inside = self.within_ends(clicks)
         if len(inside):
             self._place_window(clicks.xy[inside])
         slices = self._distill(self._features.network_clicks(clicks, inside)[0], prompts, Call()).slices
         return [dataclasses.replace(p, points=self._features.window.to_slice(p.points)) for p in slices]
+
+    def within_ends(self, clicks: Clicks) -> tuple[Clicks, np.ndarray]:
+        """Those of the clicks that no marked end leaves out, and the indexes of those among them inside the volume."""
+        self.extent = clicks.extent(self.stack.n_slices)
+        clicks = clicks.only(np.flatnonzero(~clicks.past(self.extent))) if clicks.ends.any() else clicks
+        return clicks, np.flatnonzero(~clicks.outside)
 
     def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:
         """S_t in the slice's own pixels, (H, W) float32, 0 outside the view; raises as :meth:`SliceFeatures.ensure`.
@@ -256,7 +263,7 @@ class Session:
     def _distill(self, clicks: SliceClicks, strategy: str, call: Call) -> Distillation:
         self._listen(clicks)
         maps = self._saliency_maps(call)
-        return distill_prompts(maps, clicks, self.predictor.prompts, strategy, frozenset(self._locked))
+        return distill_prompts(maps, clicks, self.predictor.prompts, strategy, frozenset(self._locked), self.extent)
 
     def _decode_early(self, clicks: SliceClicks, strategy: str, center: int, call: Call) -> set[int]:
         """Encode around the clicks, nearest to the view first, and decode supported slices as soon as they can be.
@@ -267,12 +274,12 @@ class Session:
         self._listen(clicks)
         config, last = self.predictor.prompts, self.stack.n_slices - 1
         ahead = self.predictor.engine.device.type == "cuda"
-        wide = int(config.evidence != "gate")  # other evidence looks into the adjoining slices
-        n = max(config.n_neighbors, wide)
+        n = max(config.n_neighbors, wide := int(config.evidence != "gate"))  # others look into the adjoining slices
         around, beside = ([range(max(0, s - k), min(last, s + k) + 1) for s in range(last + 1)] for k in (n, wide))
         clicked = {int(t) for t in clicks.slice_index}
-        waiting = sorted({s for t in clicked for s in around[t]}, key=lambda t: (abs(t - center), t))
-        held: set[int] = set()
+        reached = {*self.extent}.intersection(s for t in clicked for s in around[t])
+        waiting = sorted(reached, key=lambda t: (abs(t - center), t))
+        held, changed = set[int](), set[int]()
 
         def matters(t: int) -> bool:
             seen = self._features.known_slices() - held
@@ -283,7 +290,6 @@ class Session:
                 for s in clicked.intersection(around[t])
             )
 
-        changed: set[int] = set()
         size, started = self.predictor.engine.batch_size, False
         unseen = [t for t in waiting if t not in self._features.known_slices()]
         if not self._features.missing(needed := list(filter(matters, unseen))):  # all will be decoded in one go
@@ -361,16 +367,15 @@ class Session:
         if had_mask or result.pixels or result.status is SliceStatus.SUPPORTED:
             call.on_slice(result)
 
-    def _heard_other(self, prompts: SlicePrompts) -> bool:
+    def _heard_other(self, p: SlicePrompts) -> bool:
         """Whether the saliency that goes into a mask was told other clicks than when the mask was made."""
-        t = prompts.slice_index
-        return bool(len(prompts.points)) and self._told[t] != self._features.told(t)
+        return bool(len(p.points)) and self._told[p.slice_index] != self._features.told(p.slice_index)
 
     def _blank(self, t: int, status: SliceStatus) -> SliceResult:
         return SliceResult(t, self._nothing, 0.0, status)
 
     def _saliency_masks(self, call: Call, center: int) -> dict[int, SliceResult]:
-        """S_t > tau of every slice that no person owns."""
+        """S_t > tau of every slice that no person owns; none past a marked end."""
         order = sorted(range(self.stack.n_slices), key=lambda t: (abs(t - center), t))
         call.expect("encoding", len(self._features.missing(self._free(order))))
         results: dict[int, SliceResult] = {}
@@ -384,16 +389,12 @@ class Session:
         return results
 
     def _free(self, slices: Iterable[int]) -> list[int]:
-        """Those that no person owns."""
-        return [t for t in slices if t not in self._locked]
+        """Those that no person owns and no marked end leaves out."""
+        return [t for t in slices if t not in self._locked and t in self.extent]
 
     def _saliency_mask(self, t: int) -> SliceResult:
         """S_t > tau, whose quality nothing predicts, or what a person owns."""
         if t in self._locked:
             return SliceResult(t, self._locked[t], 1.0, SliceStatus.LOCKED)
-        mask = self.saliency(t) > self.predictor.prompts.threshold
+        mask = self.saliency(t) > self.predictor.prompts.threshold if t in self.extent else self._nothing
         return SliceResult(t, mask, None, SliceStatus.SALIENCY) if mask.any() else self._blank(t, SliceStatus.EMPTY)
-
-
-def _nearest_first(prompts: Iterable[SlicePrompts], center: int) -> list[SlicePrompts]:
-    return sorted(prompts, key=lambda p: (abs(p.slice_index - center), p.slice_index))

@@ -20,6 +20,7 @@ class Fate(StrEnum):
     REJECTED_NEIGHBOR = "rejected_neighbor"
     BORROWED = "borrowed"
     SYNTHESIZED = "synthesized"
+    PAST_END = "past_end"
     OUTSIDE = "outside"
 
 
@@ -46,6 +47,7 @@ SIGNS = {
     Fate.BORROWED: FateSign("borrowed", (0.34, 0.71, 0.91), "triangle", "\u25b3"),
     Fate.SYNTHESIZED: FateSign("added by the model", (0.9, 0.62, 0.0), "diamond", "\u25c7"),
     Fate.REJECTED_OWN_SLICE: FateSign("not used", (0.84, 0.37, 0.0), "cross", "\u2715"),
+    Fate.PAST_END: FateSign("past the end", (0.8, 0.47, 0.65), "cross", "\u2715"),
     Fate.OUTSIDE: FateSign("outside the volume", (0.6, 0.6, 0.6), "cross", "\u2715"),
 }
 
@@ -89,11 +91,12 @@ class PointFate:
 
     @property
     def is_own(self) -> bool:
-        """Whether a click is judged by its own slice, or lies outside."""
+        """Whether a click is judged by its own slice, or lies outside or past an end."""
         return self.click >= 0 and (self.fate is Fate.OUTSIDE or self.slice_index == self.from_slice)
 
 
-_RANK = {Fate.INSISTED: 4, Fate.KEPT: 3, Fate.BORROWED: 2, Fate.REJECTED_OWN_SLICE: 1, Fate.OUTSIDE: 0}
+_ORDER = (Fate.OUTSIDE, Fate.PAST_END, Fate.REJECTED_OWN_SLICE, Fate.BORROWED, Fate.KEPT, Fate.INSISTED)
+_RANK = {fate: rank for rank, fate in enumerate(_ORDER)}
 
 
 def best_fates(fates: Iterable[PointFate]) -> list[PointFate]:
@@ -144,7 +147,7 @@ def review(
         clicks: slice and fate of each click.
         edited: slices that a person drew; they need no look.
     """
-    placed = [(t, fate) for t, fate in clicks if fate is not Fate.OUTSIDE]
+    placed = [(t, fate) for t, fate in clicks if fate not in (Fate.OUTSIDE, Fate.PAST_END)]
     filled = {
         t
         for t, (status, quality) in slices.items()

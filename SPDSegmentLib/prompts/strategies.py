@@ -19,6 +19,8 @@ every click, or more than ``follow_beyond`` past the outermost ones, are not loo
 
 Where a click is supported, all of this depends only on the nearest supported slice on each side, so a changed click
 reaches no farther than those.
+
+Where a person has marked ends of the structure, slices past them are never prompted, whatever the strategy (ours).
 """
 
 from __future__ import annotations
@@ -69,34 +71,39 @@ def distill_prompts(
     config: PromptConfig,
     strategy: str = "consensus",
     owned: frozenset[int] = frozenset(),
+    extent: range | None = None,
 ) -> Distillation:
     """Prompts for all slices of a volume.
 
     Args:
+        clicks: none past a marked end.
         strategy: ``consensus`` (CPD), ``local`` (CPD without enrichment), ``raw`` (all clicks), ``interpolated`` (raw,
             and along the centerline in slices without a click between the first and the last), ``sampled`` (points
             from the saliency alone; clicks ignored).
         owned: slices whose map is a person's own mask; each supports its neighbors like a validated click.
+        extent: slices that the structure may fill, see :meth:`Clicks.extent`; None for all.
 
     Raises:
         BadInput: unknown strategy.
     """
     check_choice(strategy, STRATEGIES, "prompt strategy")
+    extent = range(saliency.n_slices) if extent is None else extent
     if strategy in ("raw", "interpolated"):
         return _raw(saliency, clicks, config, strategy == "interpolated")
     if strategy == "sampled":
-        return _sampled(saliency, config)
+        return _sampled(saliency, config, extent)
     if strategy == "local":
         config = dataclasses.replace(config, context_enrichment=False)
-    supported, fates = consensus_of_slices(saliency, range(saliency.n_slices), clicks, config)
-    for t in sorted(owned - supported.keys()):
+    supported, fates = consensus_of_slices(saliency, extent, clicks, config)
+    for t in sorted(owned.intersection(extent) - supported.keys()):
         if saliency.is_salient(t):
             labels = range(1, int(saliency.components(t).max()) + 1)
             points = np.stack([saliency.deepest_point(t, label) for label in labels])
             supported[t] = SlicePrompts(t, points, np.full(len(points), -1), SliceStatus.SUPPORTED)
-    others, synthesized = fill_unsupported(saliency, supported, clicks, config, owned)
+    others, synthesized = fill_unsupported(saliency, supported, clicks, config, owned, extent)
     prompts = supported | others
-    return Distillation(tuple(prompts[t] for t in range(saliency.n_slices)), tuple(fates + synthesized))
+    nothing = (empty_prompts(t, SliceStatus.ABSTAINED) for t in range(saliency.n_slices))
+    return Distillation(tuple(prompts.get(p.slice_index, p) for p in nothing), tuple(fates + synthesized))
 
 
 def interpolate_clicks(clicks: SliceClicks) -> dict[int, np.ndarray]:
@@ -131,12 +138,12 @@ def _raw(saliency: SaliencyMaps, clicks: SliceClicks, config: PromptConfig, inte
     return Distillation(tuple(slices), tuple(fates))
 
 
-def _sampled(saliency: SaliencyMaps, config: PromptConfig) -> Distillation:
+def _sampled(saliency: SaliencyMaps, config: PromptConfig, extent: range) -> Distillation:
     """Farthest points of the salient region of each slice, whatever was clicked (docs/method.md, section 9)."""
     slices: list[SlicePrompts] = []
     fates: list[PointFate] = []
     for t in range(saliency.n_slices):
-        rows, columns = np.nonzero(saliency.components(t))
+        rows, columns = np.nonzero(saliency.components(t)) if t in extent else ((), ())
         if len(rows) == 0:
             slices.append(empty_prompts(t, SliceStatus.EMPTY))
             continue
@@ -157,16 +164,18 @@ def fill_unsupported(
     clicks: SliceClicks,
     config: PromptConfig,
     owned: frozenset[int] = frozenset(),
+    extent: range | None = None,
 ) -> tuple[dict[int, SlicePrompts], list[PointFate]]:
-    """Prompts for every slice that is not in ``supported``, and the fates of synthesized points.
+    """Prompts for every slice of ``extent``, by default all, that is not in ``supported``; fates of synthesized points.
 
     Args:
         owned: slices that count as clicked where they lead to others.
     """
+    extent = range(saliency.n_slices) if extent is None else extent
     if not supported and config.unsupported == "synthesize":
-        start = _nearest_start(saliency, clicks, config)
+        start = _nearest_start(saliency, clicks, config, extent)
         if start is not None:
-            others, reasons = fill_unsupported(saliency, {start.slice_index: start}, clicks, config)
+            others, reasons = fill_unsupported(saliency, {start.slice_index: start}, clicks, config, extent=extent)
             return {**others, start.slice_index: start}, [_synthesized_fate(start, NEAREST_REASON), *reasons]
     salient = [t for t, of in supported.items() if saliency.component_at(t, of.points).any()]
     anchors = sorted(salient or supported)  # a slice whose clicks are believed against its saliency leads nowhere
@@ -174,14 +183,15 @@ def fill_unsupported(
     prompts: dict[int, SlicePrompts] = {}
     fates: list[PointFate] = []
     for before, after in zip([None, *anchors], [*anchors, None], strict=True):
-        first = 0 if before is None else before + 1
-        last = saliency.n_slices if after is None else after
+        first = extent.start if before is None else before + 1
+        last = extent.stop if after is None else after
         if first == last:
             continue
         gap = range(first, last)
         sides = None if before is None else supported[before], None if after is None else supported[after]
         near = _near_clicks(clicked, gap, config.follow_beyond)
-        key = (config, near, *(None if side is None else (side.slice_index, side.points.tobytes()) for side in sides))
+        anchored = (None if side is None else (side.slice_index, side.points.tobytes()) for side in sides)
+        key = (config, gap, near, *anchored)
         middles = saliency.decide(
             "gap",
             first,
@@ -218,7 +228,9 @@ def _synthesized_fate(prompts: SlicePrompts, reason: str) -> PointFate:
     return PointFate(-1, t, Fate.SYNTHESIZED, (column, row), t, reason)
 
 
-def _nearest_start(saliency: SaliencyMaps, clicks: SliceClicks, config: PromptConfig) -> SlicePrompts | None:
+def _nearest_start(
+    saliency: SaliencyMaps, clicks: SliceClicks, config: PromptConfig, extent: range
+) -> SlicePrompts | None:
     """A point in the salient object that lies nearest to the clicks as a whole, in its slice nearest to a click.
 
     Objects connect through slices; the distances are three-dimensional, so a speck that happens to lie beside one click
@@ -229,7 +241,7 @@ def _nearest_start(saliency: SaliencyMaps, clicks: SliceClicks, config: PromptCo
     far = FAR * saliency.map(int(clicks.slice_index[0])).shape[0]
     reach = int(far / saliency.slice_px)
     first, last = int(clicks.slice_index.min()) - reach, int(clicks.slice_index.max()) + reach
-    within = range(max(0, first), min(saliency.n_slices, last + 1))
+    within = range(max(extent.start, first), min(extent.stop, last + 1))
     around = _near_clicks(clicks.slice_index, within, config.follow_beyond)
     scale = np.array([saliency.slice_px, 1.0, 1.0])
     where = np.column_stack((clicks.slice_index, clicks.xy[:, ::-1])) * scale

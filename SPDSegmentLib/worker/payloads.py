@@ -191,12 +191,14 @@ class PointGroup:
     Attributes:
         name, kind: of the node; count: how many of the points are its own.
         insisted: which of them, counted from 0, prompt whatever the model believes.
+        ends: at the slices of which of them the structure ends.
     """
 
     name: str
     kind: str
     count: int
     insisted: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
 
 
 CLICK_BYTES = 256
@@ -221,8 +223,8 @@ def flatten_markups(markups: Iterable[Markup]) -> FlatPoints:
         used = [point for point in markup.points if point.is_used]
         positions.extend(point.position_ras for point in used)
         ids.extend(point.id for point in used)
-        insisted = tuple(n for n, point in enumerate(used) if point.insisted)
-        groups.append(PointGroup(markup.name, markup.kind, len(used), insisted))
+        insisted, ends = (tuple(n for n, p in enumerate(used) if getattr(p, said)) for said in ("insisted", "ends"))
+        groups.append(PointGroup(markup.name, markup.kind, len(used), insisted, ends))
     most = MAX_JSON_BYTES * len(ids) // (CLICK_BYTES * len(ids) + 2 * len(json.dumps(ids)))
     if len(ids) > most:
         names = ", ".join(dict.fromkeys(group.name for group in groups))[:80]
@@ -238,21 +240,21 @@ def restore_markups(points_ras: np.ndarray, ids: Sequence[str], groups: Sequence
     """Return the markups of flat points, the inverse of :func:`flatten_markups`.
 
     Raises:
-        BadInput: the numbers of points, ids and group members differ, or a point that is insisted on is not there.
+        BadInput: the numbers of points, ids and group members differ, or a marked point is not there.
     """
     from SPDSegmentLib.geometry.markups import ControlPoint, Markup
 
     total = sum(group.count for group in groups)
     if not len(points_ras) == len(ids) == total or any(group.count < 0 for group in groups):
         raise BadInput(f"{len(points_ras)} clicks arrived with {len(ids)} names in groups of {total}.")
-    if any(not 0 <= n < group.count for group in groups for n in group.insisted):
-        raise BadInput("A click that is insisted on is not among those that arrived.")
+    if any(not 0 <= n < group.count for group in groups for n in (*group.insisted, *group.ends)):
+        raise BadInput("A click that is insisted on, or marked as an end, is not among those that arrived.")
     markups: list[Markup] = []
     start = 0
     for group in groups:
-        members, insisted = range(start, start + group.count), set(group.insisted)
+        members, insisted, ends = range(start, start + group.count), set(group.insisted), set(group.ends)
         points = tuple(
-            ControlPoint(ids[n], ids[n], (r, a, s), placed=True, selected=True, insisted=n - start in insisted)
+            ControlPoint(ids[n], ids[n], (r, a, s), True, True, n - start in insisted, n - start in ends)
             for n, (r, a, s) in zip(members, points_ras[start : start + group.count].tolist(), strict=True)
         )
         markups.append(Markup(group.name, group.kind, points))

@@ -27,7 +27,7 @@ import numpy as np
 from SPDSegmentLib.settings import parse_json
 
 MAGIC = b"SPDW"
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 FLAG_PAYLOAD_CHECKED = 1
 MAX_JSON_BYTES = 16 << 20
 MAX_PAYLOAD_BYTES = 64 << 20

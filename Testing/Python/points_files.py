@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from SPDSegmentLib.files import write_json
-from SPDSegmentLib.geometry.markups import CURVES, INSISTED, SPLINE, Markup
+from SPDSegmentLib.geometry.markups import CURVES, SPLINE, Markup, marks_as_text
 
 _SCHEMA = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#"
 
@@ -34,7 +34,7 @@ def _node(markup: Markup) -> dict[str, Any]:
             {
                 "id": point.id,
                 "label": point.label,
-                "description": INSISTED if point.insisted else "",
+                "description": marks_as_text(point.insisted, point.ends),
                 "associatedNodeID": "",
                 "position": [-point.position_ras[0], -point.position_ras[1], point.position_ras[2]]
                 if point.placed

@@ -273,9 +273,26 @@ def test_a_model_or_clicks_to_insist_on_of_another_kind_are_refused_in_a_sentenc
     for model in (None, 3):
         with pytest.raises(BadInput, match="is no model"):
             load_model(model)  # type: ignore[arg-type]
-    for insist in (None, 1.5):
-        with pytest.raises(BadInput, match="insist"):
-            segment(case.volume, ras(*ON_TUBE), "kidney-mr", insist=insist)  # type: ignore[arg-type]
+    for ids in (None, 1.5):
+        with pytest.raises(BadInput, match="to insist on"):
+            segment(case.volume, ras(*ON_TUBE), "kidney-mr", insist=ids)  # type: ignore[arg-type]
+        with pytest.raises(BadInput, match="at the ends"):
+            segment(case.volume, ras(*ON_TUBE), "kidney-mr", ends=ids)  # type: ignore[arg-type]
+
+
+def test_nothing_is_segmented_past_clicks_that_are_ends_and_they_can_be_taken_back(case: SimpleNamespace) -> None:
+    work = InteractiveSegmenter(case.volume, "kidney-mr")
+    free = work.add(ras(*ON_TUBE)).mask
+    work.end(1)
+    bounded = work.end(len(ON_TUBE))
+    slices = [t for _, _, t in ON_TUBE]
+    filled = set(np.flatnonzero(bounded.result.mask.any(axis=(1, 2))).tolist())
+    assert filled and not filled - set(range(min(slices), max(slices) + 1))
+    at_once = segment(case.volume, ras(*ON_TUBE), "kidney-mr", ends=[1, len(ON_TUBE)])
+    np.testing.assert_array_equal(bounded.mask, at_once.mask)
+    assert at_once.report()["request"]["ends"] == ["1", str(len(ON_TUBE))]
+    work.end(1, False)
+    np.testing.assert_array_equal(work.end(len(ON_TUBE), False).mask, free)
 
 
 def test_a_model_of_random_weights_runs_through_the_real_predictor(tmp_path: Path, spd_home: Path) -> None:

@@ -24,7 +24,7 @@ from SPDSegmentLib.cli.batch_command import _conclude
 from SPDSegmentLib.errors import MUST_LOOK, BadInput, Cancelled, OutOfMemory
 from SPDSegmentLib.files import write_whole
 from SPDSegmentLib.geometry.labelmap import read_labelmap, write_labelmap
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup, insist_on, read_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup, mark_clicks, read_markups
 
 pytest_plugins = ["batch_helpers"]
 
@@ -151,9 +151,9 @@ def test_points_with_the_same_id_are_clicks_of_their_own(
     assert len({click["id"] for click in row["clicks"] if click["id"]}) == 4
     name = ids[-1]
     with pytest.raises(BadInput, match=rf"no click '{name}' to insist on") as refused:
-        insist_on(read_markups(cases[0][2]), [name])
+        mark_clicks(read_markups(cases[0][2]), [name])
     assert f"{name} (4)" in refused.value.remedy
-    (clicks,) = insist_on(read_markups(cases[0][2]), [f"{name} (4)"])
+    (clicks,) = mark_clicks(read_markups(cases[0][2]), [f"{name} (4)"])
     assert [point.insisted for point in clicks.points] == [False, False, False, True]
 
 

@@ -285,6 +285,7 @@ def test_an_unknown_click_to_insist_on_or_series_fails_the_case_with_a_sentence(
     folder = write_series(tmp_path / "dicom")
     for settings, words in (
         (BatchSettings(insist=("9",)), "There is no click '9' to insist on"),
+        (BatchSettings(ends=("9",)), "There is no click '9' to end at"),
         (BatchSettings(series="7.7"), "7.7"),
     ):
         (row,) = run([("a", str(folder), cases[0][2])], settings=settings)["cases"]

@@ -302,7 +302,10 @@ def test_an_image_that_does_not_fit_is_said_before_the_run_and_ends_with_6(
     assert any(said in doubt for doubt in json.loads((case.out / "r.json").read_text(encoding="utf-8"))["doubts"])
 
 
-def test_a_click_that_is_not_there_cannot_be_insisted_on(case: SimpleNamespace) -> None:
-    result = run(case, "--insist", "2, 9")
-    assert result.exit_code == 2 and "no click '9' to insist on" in result.stderr
+@pytest.mark.parametrize(("option", "said"), [("--insist", "to insist on"), ("--ends", "to end at")])
+def test_a_click_that_is_not_there_is_neither_insisted_on_nor_an_end(
+    case: SimpleNamespace, option: str, said: str
+) -> None:
+    result = run(case, option, "2, 9")
+    assert result.exit_code == 2 and f"no click '9' {said}" in result.stderr
     assert not case.output.exists()

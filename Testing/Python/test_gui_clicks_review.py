@@ -17,7 +17,7 @@ from SPDSegmentLib.prompts.fates import SIGNS, Fate, PointFate, SliceStatus, rev
 pytest_plugins = ["Testing.Host.pytest_plugin"]
 
 KEPT_COLOR = (0, 158, 115)
-NOT_USED = (Fate.REJECTED_OWN_SLICE, Fate.OUTSIDE)
+NOT_USED = (Fate.REJECTED_OWN_SLICE, Fate.PAST_END, Fate.OUTSIDE)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tiny_predictor import reached, tiny_predictor, tube_volume
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import Clicks, clicks_from_markups
-from SPDSegmentLib.geometry.markups import ControlPoint, Markup, insist_on, read_markups
+from SPDSegmentLib.geometry.markups import ControlPoint, Markup, mark_clicks, read_markups
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.distillation import PromptConfig
@@ -40,7 +40,7 @@ def session() -> Session:
 
 
 def test_the_word_is_kept_in_the_points_file_and_on_the_wire(tmp_path: Path) -> None:
-    insisted = insist_on([POINTS], ["9"])
+    insisted = mark_clicks([POINTS], ["9"])
     write_markups(tmp_path / "a.mrk.json", insisted)
     assert [point.insisted for point in read_markups(tmp_path / "a.mrk.json")[0].points] == [False, True, False]
     assert [point.insisted for point in restore_markups(*flatten_markups(insisted))[0].points] == [False, True, False]
@@ -54,7 +54,7 @@ def test_an_fcsv_file_says_it_in_its_description(tmp_path: Path) -> None:
 
 
 def test_of_a_curve_the_control_points_are_insisted_on_and_not_the_samples_between() -> None:
-    curve = dataclasses.replace(insist_on([POINTS], ["F-6", "12"])[0], kind="Curve")
+    curve = dataclasses.replace(mark_clicks([POINTS], ["F-6", "12"])[0], kind="Curve")
     clicks = clicks_from_markups([curve], SliceStack(tube_volume(), "axial"))
     assert len(clicks) == 7
     assert clicks.slice_index[clicks.insisted].tolist() == [6, 12]
@@ -62,20 +62,20 @@ def test_of_a_curve_the_control_points_are_insisted_on_and_not_the_samples_betwe
 
 def test_insisting_on_a_click_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(BadInput, match=r"no click '7' to insist on\. .*6, 9, 12"):
-        insist_on([POINTS], ["6", "7"])
+        mark_clicks([POINTS], ["6", "7"])
 
 
 LEFT, RIGHT = (dataclasses.replace(POINTS, name=name) for name in ("left", "right"))
 
 
 def insisted_among(lists: Sequence[Markup], *names: str) -> list[list[bool]]:
-    return [[point.insisted for point in markup.points] for markup in insist_on(lists, names)]
+    return [[point.insisted for point in markup.points] for markup in mark_clicks(lists, names)]
 
 
 @pytest.mark.parametrize("name", ["9", "F-9"])
 def test_a_click_that_several_lists_have_is_insisted_on_by_list_and_id(name: str) -> None:
     with pytest.raises(BadInput, match=rf"'{name}' .*in several lists. Give left:{name} or right:{name}."):
-        insist_on([LEFT, RIGHT], [name])
+        mark_clicks([LEFT, RIGHT], [name])
     assert insisted_among([LEFT, RIGHT], f"right:{name}") == [[False] * 3, [False, True, False]]
     assert insisted_among([LEFT, LEFT], f"list 2:{name}") == [[False] * 3, [False, True, False]]
     alone = dataclasses.replace(RIGHT, points=RIGHT.points[:1])
@@ -85,7 +85,7 @@ def test_a_click_that_several_lists_have_is_insisted_on_by_list_and_id(name: str
 def test_clicks_of_several_lists_are_told_apart_and_say_their_list() -> None:
     further = ControlPoint("p", "", (-25.0, -30.0, 15.0))
     lists = [LEFT, dataclasses.replace(RIGHT, points=(RIGHT.points[0], further))]
-    clicks = clicks_from_markups(insist_on(lists, ["right:6"]), SliceStack(tube_volume(), "axial"))
+    clicks = clicks_from_markups(mark_clicks(lists, ["right:6"]), SliceStack(tube_volume(), "axial"))
     assert clicks.ids == ("left:6", "9", "12", "right:6", "p")
     assert clicks.lists == ("left", "left", "left", "right", "right")
     assert np.flatnonzero(clicks.insisted).tolist() == [3]

@@ -16,7 +16,7 @@ from kept_rows import Rows, inputs_of, keep, rows_in, rows_to_go_on_with
 from prompt_settings import inputs_under, missing, table_of
 from SPDSegmentLib.models.bundle import Bundle
 
-SCRIPTS = ("brightness", "calibrate", "corrections", "fit_tables", "next_click", "prompt_settings")
+SCRIPTS = ("brightness", "calibrate", "corrections", "ends", "fit_tables", "next_click", "prompt_settings")
 ROWS = [{"case": "a", "dsc": 0.5}]
 
 

@@ -23,6 +23,7 @@ from ..scene.centerlines import (
     indexOf,
     positionOf,
     removeClicks,
+    setEnd,
     setIncluded,
     snapshotClicks,
 )
@@ -34,19 +35,20 @@ from .overlays import FateMarks
 
 MAX_ROWS = 2000
 ROWS_PER_PART = 60
-EXCLUDED = "excluded"
+EXCLUDED, IS_END = "excluded", "end"
 REFRESH_MS = 150
 
 
 @dataclass(frozen=True)
 class RowContent:
-    """What a row of the table shows; ``color`` is that of the fate, 0 to 1."""
+    """What a row of the table shows; ``color`` is that of the fate, 0 to 1; ``ends``: the structure ends there."""
 
     name: str
     included: bool
     fate: str
     reason: str
     color: tuple[float, float, float] | None
+    ends: bool = False
 
 
 class Removals:
@@ -120,6 +122,8 @@ class ClicksSection(VTKObservationMixin):
         table.horizontalHeader().setResizeContentsPrecision(30)
         table.connect("itemChanged(QTableWidgetItem*)", self._onItemChanged)
         table.connect("cellClicked(int,int)", self._onCellClicked)
+        table.connect("itemSelectionChanged()", self._showEnd)
+        ui.endButton.connect("clicked(bool)", self._onEnd)
         ui.clicksSection.connect("contentsCollapsed(bool)", lambda collapsed: self.fill())
         ui.deleteLastButton.connect("clicked(bool)", lambda checked: self._remove(lastOnly=True))
         ui.clearButton.connect("clicked(bool)", lambda checked: self._remove(lastOnly=False))
@@ -209,6 +213,7 @@ class ClicksSection(VTKObservationMixin):
         elif changed:
             for column in (0, 1):
                 self.ui.clicksTable.resizeColumnToContents(column)
+        self._showEnd()
 
     def close(self) -> None:
         """Let go of the nodes."""
@@ -277,6 +282,20 @@ class ClicksSection(VTKObservationMixin):
         if index >= 0:
             jumpTo(positionOf(node, index))
 
+    def _showEnd(self) -> None:
+        """Show whether the structure ends at the chosen click."""
+        row, button = self.ui.clicksTable.currentRow(), self.ui.endButton
+        button.enabled = 0 <= row < len(self._contents) and self._contents[row].included
+        button.checked = button.enabled and self._contents[row].ends
+
+    def _onEnd(self, ends: bool) -> None:
+        row = self.ui.clicksTable.currentRow()
+        if row < len(self._rows):
+            nodeId, clickId = self._rows[row]
+            node = nodeById(nodeId)
+            if node is not None:
+                setEnd(node, clickId, ends)
+
     def _onPoints(self, caller: Any, event: str) -> None:
         if not self._dragging:
             self._timer.start()
@@ -299,7 +318,11 @@ class ClicksSection(VTKObservationMixin):
 
 def _allClicks(clicks: Clicks) -> list[Any]:
     """What a person sees of clicks, used or not; their names change where they are brought back."""
-    return [(nodeId, [(p.position_ras, p.placed, p.selected, p.insisted) for p in m.points]) for nodeId, m in clicks]
+
+    def seen(point: ControlPoint) -> tuple[Any, ...]:
+        return point.position_ras, point.placed, point.selected, point.insisted, point.ends
+
+    return [(nodeId, list(map(seen, markup.points))) for nodeId, markup in clicks]
 
 
 def _isNear(one: Position | None, other: Position) -> bool:
@@ -310,12 +333,13 @@ def _rowContent(point: ControlPoint, fate: PointFate | None, texts: Mapping[str,
     name = point.label or point.id
     if not point.selected:
         return RowContent(name, False, texts[EXCLUDED], "", None)
+    name = texts[IS_END].format(name=name) if point.ends else name
     if fate is None:
-        return RowContent(name, True, "", "", None)
+        return RowContent(name, True, "", "", None, point.ends)
     words, sign = texts.get(fate.fate, fate.fate), SIGNS.get(fate.fate)
     if sign is None:
-        return RowContent(name, True, words, fate.reason, None)
-    return RowContent(name, True, f"{sign.character} {words}", fate.reason, sign.color)
+        return RowContent(name, True, words, fate.reason, None, point.ends)
+    return RowContent(name, True, f"{sign.character} {words}", fate.reason, sign.color, point.ends)
 
 
 def fateTexts() -> dict[str, str]:
@@ -326,8 +350,10 @@ def fateTexts() -> dict[str, str]:
         Fate.REJECTED_OWN_SLICE: _("not used"),
         Fate.BORROWED: _("borrowed"),
         Fate.SYNTHESIZED: _("added by the model"),
+        Fate.PAST_END: _("past the end"),
         Fate.OUTSIDE: _("outside the volume"),
         EXCLUDED: _("excluded"),
+        IS_END: _("{name} (end)"),
     }
 
 

@@ -15,7 +15,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.centerline import resolve_curve
-from SPDSegmentLib.geometry.markups import INSISTED, ControlPoint, Markup, Point, is_insisted
+from SPDSegmentLib.geometry.markups import INSISTED, ControlPoint, Markup, Point, marks_as_text, marks_in
 from SPDSegmentLib.geometry.slices import SliceStack
 
 from .volumes import hiddenNode
@@ -112,7 +112,7 @@ def namedClicks(clicks: Clicks, stack: SliceStack) -> list[Markup]:
 
 def _named(nodeId: str, p: ControlPoint) -> ControlPoint:
     """``dataclasses.replace`` takes five times as long, which a thousand clicks notice."""
-    return ControlPoint(clickName(nodeId, p.id), p.label, p.position_ras, p.placed, p.selected, p.insisted)
+    return ControlPoint(clickName(nodeId, p.id), p.label, p.position_ras, p.placed, p.selected, p.insisted, p.ends)
 
 
 def clickName(nodeId: str, pointId: str) -> str:
@@ -199,18 +199,18 @@ def usedClicks(clicks: Clicks) -> list[tuple[str, str, list[list[float]]]]:
     """Return what a result depends on: nodes, every click that is placed and included, and the course of curves."""
 
     def told(markup: Markup) -> list[list[float]]:
-        given = [(*p.position_ras, p.insisted) for p in markup.points if p.is_used]
-        points: list[list[float]] = np.round(np.array(given, dtype=float).reshape(-1, 4), 3).tolist()
+        given = [(*p.position_ras, p.insisted, p.ends) for p in markup.points if p.is_used]
+        points: list[list[float]] = np.round(np.array(given, dtype=float).reshape(-1, 5), 3).tolist()
         return points + np.round(markup.path, 3).tolist()
 
     return [(nodeId, markup.kind, told(markup)) for nodeId, markup in clicks]
 
 
-def usedPlaces(clicks: Clicks) -> set[tuple[str, float, float, float, bool]]:
-    """Return the clicks that are placed and included: node, place rounded to micrometers, whether insisted on."""
+def usedPlaces(clicks: Clicks) -> set[tuple[str, float, float, float, bool, bool]]:
+    """Return the clicks that are placed and included: node, place rounded to micrometers, insisted on, an end."""
     places = ((nodeId, p) for nodeId, markup in clicks for p in markup.points if p.is_used)
     return {
-        (nodeId, round(r, 3), round(a, 3), round(s, 3), p.insisted)
+        (nodeId, round(r, 3), round(a, 3), round(s, 3), p.insisted, p.ends)
         for nodeId, p in places
         for r, a, s in [p.position_ras]
     }
@@ -225,15 +225,35 @@ def setIncluded(node: Any, clickId: str, included: bool, insisted: bool = False)
     if index < 0:
         return
     wasModifying = node.StartModify()
-    description, kept = node.GetNthControlPointDescription(index) or "", DESCRIPTION_ATTRIBUTE + clickId
-    if insisted and not is_insisted(description):
-        node.SetAttribute(kept, description)
-        node.SetNthControlPointDescription(index, INSISTED)
-    elif not included and is_insisted(description):
-        node.SetNthControlPointDescription(index, node.GetAttribute(kept) or "")
-        node.RemoveAttribute(kept)
+    wasInsisted, ends = marks_in(node.GetNthControlPointDescription(index))
+    _mark(node, index, included and (insisted or wasInsisted), ends)
     node.SetNthControlPointSelected(index, included)
     node.EndModify(wasModifying)
+
+
+def setEnd(node: Any, clickId: str, ends: bool) -> None:
+    """Say that the structure ends at the slice of a click, or take that back; else its description stays as it was."""
+    index = indexOf(node, clickId)
+    if index >= 0:
+        _mark(node, index, marks_in(node.GetNthControlPointDescription(index))[0], ends)
+
+
+def _mark(node: Any, index: int, insisted: bool, ends: bool) -> None:
+    """Say of a click what it is in place of its description, which comes back when it is neither."""
+    description, kept = node.GetNthControlPointDescription(index) or "", _descriptionOf(node, index)
+    before, after = marks_in(description), (insisted, ends)
+    if after == before:
+        return
+    if not any(before):
+        node.SetAttribute(kept, description)
+    node.SetNthControlPointDescription(index, marks_as_text(*after) or node.GetAttribute(kept) or "")
+    if not any(after):
+        node.RemoveAttribute(kept)
+
+
+def _descriptionOf(node: Any, index: int) -> str:
+    """The attribute of a node that keeps the description that a click had."""
+    return DESCRIPTION_ATTRIBUTE + str(node.GetNthControlPointID(index))
 
 
 def addClick(node: Any, positionRas: Point) -> None:
@@ -327,12 +347,12 @@ def _readNode(node: Any) -> Markup:
         node.GetNthControlPointPositionWorld(index, position)
         points.append(
             ControlPoint(
-                id=node.GetNthControlPointID(index),
-                label=node.GetNthControlPointLabel(index),
-                position_ras=(position[0], position[1], position[2]),
-                placed=node.GetNthControlPointPositionStatus(index) == defined,
-                selected=bool(node.GetNthControlPointSelected(index)),
-                insisted=is_insisted(node.GetNthControlPointDescription(index)),
+                node.GetNthControlPointID(index),
+                node.GetNthControlPointLabel(index),
+                (position[0], position[1], position[2]),
+                node.GetNthControlPointPositionStatus(index) == defined,
+                bool(node.GetNthControlPointSelected(index)),
+                *marks_in(node.GetNthControlPointDescription(index)),
             )
         )
     return Markup(node.GetName() or "", kind, tuple(points), _path(node))
@@ -368,6 +388,6 @@ def _restorePoint(node: Any, index: int, point: ControlPoint) -> str:
     else:
         node.UnsetNthControlPointPosition(index)
     node.SetNthControlPointSelected(index, point.selected)
-    if is_insisted(node.GetNthControlPointDescription(index)) != point.insisted:
-        node.SetNthControlPointDescription(index, INSISTED if point.insisted else "")
+    if marks_in(node.GetNthControlPointDescription(index)) != (point.insisted, point.ends):
+        node.SetNthControlPointDescription(index, marks_as_text(point.insisted, point.ends))
     return str(node.GetNthControlPointID(index))

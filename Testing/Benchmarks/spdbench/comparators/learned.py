@@ -27,7 +27,15 @@ from spdbench.comparators.inputs import (
     as_cases,
     window_of,
 )
-from spdbench.comparators.protocol import Budget, ClickedSegmenter, InputSettings, NotRun, OnProgress, TrainingCase
+from spdbench.comparators.protocol import (
+    OUTSIDE_LOGIT,
+    Budget,
+    ClickedSegmenter,
+    InputSettings,
+    NotRun,
+    OnProgress,
+    TrainingCase,
+)
 from SPDSegmentLib.errors import BadInput, Cancelled, ModelCorrupt
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.files import write_bytes, write_json
@@ -35,7 +43,6 @@ from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.geometry.window import InputWindow
 from SPDSegmentLib.inference.engine import autocast, choose_device, choose_precision
-from SPDSegmentLib.inference.session import OUTSIDE_LOGIT
 from SPDSegmentLib.networks.backbones import load_state_dict
 from SPDSegmentLib.networks.config import SegmentationLossConfig
 from SPDSegmentLib.networks.spd import segmentation_loss

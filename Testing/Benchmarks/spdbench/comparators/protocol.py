@@ -19,6 +19,9 @@ from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.geometry.intensity import IntensityConfig
 from SPDSegmentLib.geometry.slices import SliceStack
 
+OUTSIDE_LOGIT = -1.0
+"""What is put beyond the window where logits are restored in whole."""
+
 
 class ClickedSegmenter:
     """Segments only where a click lies inside the volume."""

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from spdbench.comparators.inputs import FeatureCache, NetworkClicks, window_of
-from spdbench.comparators.protocol import InputSettings, NotRun, Untrained
+from spdbench.comparators.protocol import OUTSIDE_LOGIT, InputSettings, NotRun, Untrained
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.evaluator import EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
 from SPDSegmentLib.inference.engine import choose_device
-from SPDSegmentLib.inference.session import OUTSIDE_LOGIT
 
 SHAPES = ("points", "box")
 PIXEL_MEAN = (0.485, 0.456, 0.406)

@@ -26,12 +26,19 @@ from torch import Tensor
 from spdbench.comparators.bundle_row import BundleRow
 from spdbench.comparators.inputs import window_of
 from spdbench.comparators.learned import BATCH, SliceNetwork
-from spdbench.comparators.protocol import Budget, Comparator, InputSettings, OnProgress, TrainingCase, make_comparator
+from spdbench.comparators.protocol import (
+    OUTSIDE_LOGIT,
+    Budget,
+    Comparator,
+    InputSettings,
+    OnProgress,
+    TrainingCase,
+    make_comparator,
+)
 from spdbench.comparators.sam_rows import SamComparator, SamNetwork
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.evaluation.evaluator import SALIENCY_ONLY, EvaluationTarget
 from SPDSegmentLib.geometry.centerline import Clicks
-from SPDSegmentLib.inference.session import OUTSIDE_LOGIT
 from SPDSegmentLib.models.bundle import Bundle
 from SPDSegmentLib.networks.spd import SPDModel
 
