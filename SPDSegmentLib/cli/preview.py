@@ -304,7 +304,7 @@ def _legend(figure: Any, points: Iterable[PointFate], color: tuple[float, float,
     counts = Counter(point.fate for point in points)
     handles = [Line2D([], [], color=color, linewidth=1.8, label="segmentation")]
     for fate, sign in SIGNS.items():
-        if fate is Fate.OUTSIDE:
+        if fate is Fate.OUTSIDE or (fate is Fate.PAST_END and not counts[fate]):
             continue
         face, label = sign.color if fate in FILLED else "none", f"{sign.words} ({counts[fate]})"
         handles.append(

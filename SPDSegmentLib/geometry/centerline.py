@@ -89,6 +89,10 @@ class Clicks:
         past: np.ndarray = ~within & ~self.outside
         return past
 
+    def up_to_ends(self, n_slices: int) -> Clicks:
+        """Those that no marked end leaves out."""
+        return self.only(np.flatnonzero(~self.past(self.extent(n_slices)))) if self.ends.any() else self
+
 
 def clicks_from_points(
     points_ras: np.ndarray, stack: SliceStack, ids: Sequence[str] | None = None, insisted: Sequence[bool] | None = None

@@ -195,7 +195,7 @@ class Session:
     def within_ends(self, clicks: Clicks) -> tuple[Clicks, np.ndarray]:
         """Those of the clicks that no marked end leaves out, and the indexes of those among them inside the volume."""
         self.extent = clicks.extent(self.stack.n_slices)
-        clicks = clicks.only(np.flatnonzero(~clicks.past(self.extent))) if clicks.ends.any() else clicks
+        clicks = clicks.up_to_ends(self.stack.n_slices)
         return clicks, np.flatnonzero(~clicks.outside)
 
     def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:

@@ -18,6 +18,8 @@ from SPDSegmentLib.inference.next_click import suggest
 from SPDSegmentLib.inference.session import Session
 from SPDSegmentLib.prompts.distillation import STRATEGIES
 from SPDSegmentLib.prompts.fates import Fate, SliceStatus, review
+from SPDSegmentLib.training.cases import _given_clicks
+from SPDSegmentLib.training.config import DataConfig
 from SPDSegmentLib.worker.payloads import flatten_markups, restore_markups
 
 POINTS = Markup("line", "Fiducial", tuple(ControlPoint(str(n), f"F-{n}", (-25.0, -30.0, 3.0 * n)) for n in (6, 9, 12)))
@@ -167,6 +169,13 @@ def test_of_a_curve_the_control_point_is_the_end_and_the_samples_past_it_do_not_
     curve = dataclasses.replace(mark_clicks([POINTS], ends=["12"])[0], kind="Curve")
     clicks = clicks_from_markups([curve], SliceStack(tube_volume(), "axial"))
     assert clicks.slice_index[clicks.ends].tolist() == [12] and clicks.extent(24) == range(13)
+
+
+def test_training_learns_from_the_clicks_that_use_would_take(tmp_path: Path) -> None:
+    write_markups(tmp_path / "a.mrk.json", mark_clicks([POINTS], ends=["9", "12"]))
+    data = DataConfig("", "{case}.nii.gz", "{case}.nii.gz", ((1,),), ("a",), clicks="{case}.mrk.json")
+    (given,) = _given_clicks(tmp_path, "a", data, SliceStack(tube_volume(), "axial"), [True])
+    assert given is not None and given.slice_index.tolist() == [9, 12]
 
 
 def test_clicks_past_an_end_are_no_places_to_look_at() -> None:
