@@ -73,8 +73,9 @@ class SPDSegmentWidget(ScriptedLoadableModuleWidget):
         self.panel = panel.ModulePanel(widget, self.ui, self.logic)
 
     def onReload(self) -> None:
-        """Load the library again as well; Slicer itself reloads this file only."""
-        for name in [name for name in sys.modules if name.partition(".")[0] == "SPDSegmentLib"]:
+        """Load the library again as well, and the effect for new editors; Slicer itself reloads this file only."""
+        own = ("SPDSegmentLib", "SegmentEditorSPDLib")
+        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
 

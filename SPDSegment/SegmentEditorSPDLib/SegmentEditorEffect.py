@@ -85,11 +85,12 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         """Make the widgets of the options."""
         add = self.scriptedEffect
         self.modelBox = qt.QComboBox()
+        self.modelBox.sizeAdjustPolicy = qt.QComboBox.AdjustToMinimumContentsLengthWithIcon
         self.modelBox.connect("activated(int)", self._onModel)
         add.addLabeledOptionsWidget(_("Model:"), self.modelBox)
         self.placeWidget = slicer.qSlicerMarkupsPlaceWidget()
         self.placeWidget.setMRMLScene(slicer.mrmlScene)
-        self.placeWidget.buttonsVisible = False
+        self.placeWidget.setVisible(False)
         self.placeWidget.placeMultipleMarkups = slicer.qSlicerMarkupsPlaceWidget.ForcePlaceMultipleMarkups
         self.placeButton = _button(_("Place clicks"), self._onPlace, checkable=True)
         self.placeWidget.connect(
@@ -97,24 +98,22 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         )
         self.deleteLastButton = _button(_("Delete last click"), lambda checked: self._removeClicks(lastOnly=True))
         self.clearButton = _button(_("Clear"), lambda checked: self._removeClicks(lastOnly=False))
+        self.clearButton.toolTip = _("Take all clicks of this segment away; Bring back clicks undoes that.")
         self.bringBackButton = _button(_("Bring back clicks"), self._onBringBack)
-        row = qt.QHBoxLayout()
-        buttons = (self.placeButton, self.deleteLastButton, self.clearButton, self.bringBackButton)
-        for widget in (self.placeWidget, *buttons):
-            row.addWidget(widget)
-        add.addOptionsWidget(row)
+        self.bringBackButton.toolTip = _("Bring back what Delete last click or Clear took away last.")
         self.segmentButton = _button(_("Segment"), self._onRun)
-        self.writeAnywayButton = _button(_("Write anyway once"), lambda checked: self.start(everywhere=True))
         self.liveCheck = qt.QCheckBox(_("Live update"))
         self.liveCheck.toolTip = _("Recompute the neighborhood of a click as soon as you add, move or remove it.")
         self.liveCheck.connect("toggled(bool)", self._onLive)
-        row = qt.QHBoxLayout()
-        for widget in (self.segmentButton, self.writeAnywayButton, self.liveCheck):
-            row.addWidget(widget)
-        add.addOptionsWidget(row)
+        self.writeAnywayButton = _button(_("Write anyway once"), lambda checked: self.start(everywhere=True))
+        grid = qt.QGridLayout()  # two columns: more would be cut off in a narrow panel
+        buttons = (self.placeButton, self.deleteLastButton, self.clearButton, self.bringBackButton, self.segmentButton)
+        for n, widget in enumerate((*buttons, self.liveCheck, self.placeWidget)):
+            grid.addWidget(widget, n // 2, n % 2)
+        grid.addWidget(self.writeAnywayButton, 4, 0, 1, 2)
+        add.addOptionsWidget(grid)
         self.statusLabel = qt.QLabel()
-        self.statusLabel.wordWrap = True
-        self.statusLabel.textFormat = qt.Qt.PlainText
+        self.statusLabel.wordWrap, self.statusLabel.textFormat = True, qt.Qt.PlainText
         add.addOptionsWidget(self.statusLabel)
 
     def setMRMLDefaults(self) -> None:
@@ -137,8 +136,9 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         self._stopFollowing()
 
     def cleanup(self) -> None:
-        """Let go of everything before the effect is deleted."""
+        """Let go of everything before the effect is deleted; a run goes on, and its end is not said here."""
         self._stopFollowing()
+        self._jobs.clear()
 
     def interactionNodeModified(self, _interactionNode: Any) -> None:
         """Stay active while clicks are placed; by default place mode ends an effect."""
@@ -368,14 +368,14 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorEffect, VTKObservationMix
         self._refresh()
 
     def _show(self, text: str, key: tuple[str, ...]) -> None:
-        if key == self._chosen.key:
+        if key in self._jobs and key == self._chosen.key:
             self.statusLabel.text = text
 
     def _onFinished(self, job: SegmentationJob, task: Task, key: tuple[str, ...]) -> None:
-        problem = None if isinstance(job.error, Cancelled) else job.error
-        text = endText(job) if problem is None else self._sentence(problem)
         if self._jobs.get(key) is not job:
             return
+        problem = None if isinstance(job.error, Cancelled) else job.error
+        text = endText(job) if problem is None else self._sentence(problem)
         isGone = task.key != key  # its ID may be another one's by now
         if key == self._chosen.key:
             self._say(text)

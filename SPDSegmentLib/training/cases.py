@@ -227,7 +227,8 @@ def _given_clicks(
         )
     given: list[SliceClicks | None] = []
     for k, there in enumerate(present):
-        clicks = clicks_from_markups([lists[k]] if apart else markups, stack).up_to_ends(stack.n_slices).inside() if there else None
+        placed = clicks_from_markups([lists[k]] if apart else markups, stack) if there else None
+        clicks = None if placed is None else placed.up_to_ends(stack.n_slices).inside()
         given.append(None if clicks is None else SliceClicks(clicks.slice_index, clicks.xy))
     return given
 

@@ -144,7 +144,7 @@ def test_a_worker_that_is_killed_at_random_loses_no_case(dask: Dask, tmp_path: P
     report = run_on(dask, out, listed, seconds=0.4, workers=3)
     killer.join(10)
     assert not killer.is_alive() and sum(worker.poll() is not None for worker in dask.workers) == 1
-    assert set(states(report).values()) == {"done"} and len(report["cases"]) == 12
+    assert set(states(report).values()) == {"done"} and len(report["cases"]) == 12, report["cases"]
     assert not list(out.glob(".*partial*"))
 
 

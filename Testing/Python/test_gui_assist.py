@@ -281,3 +281,13 @@ def test_live_update_replaces_nothing_where_what_was_learned_is_lost_and_segment
     move_click(clicks, 0, (-1.0, 0.0, 0.0))
     settle(host, module)
     assert module.widget.panel.run.job.writer.changed and "taught" not in module.ui.statusLabel.text
+
+
+def test_whether_a_run_may_follow_is_only_asked(host: Any) -> None:
+    module = segmented(host)
+    panel, task = module.widget.panel, module.widget.panel.inputs.currentTask()
+    task.target.saveRecord(replace(task.target.record, learned="lesson"))
+    module.logic.workerHost.restart()
+    panel.run._say("said before")
+    assert not panel._isFollowed(panel.clicks.snapshot())
+    assert module.ui.statusLabel.text == "said before"

@@ -175,3 +175,39 @@ def test_nothing_of_a_closed_scene_is_held_and_a_run_that_it_ends_raises_nothing
     host.process_events(300)
     assert job.finished and not slot_errors.take()
     assert effect.job is None and not (effect._jobs or effect._views or effect._ends)
+
+
+def test_a_run_goes_on_where_its_editor_is_deleted(
+    host: Any, editor: Editor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake(editor.module, f"fake?gate={tmp_path / 'gate'}")
+    editor.widget.setActiveEffectByName("")
+    editor.choose()
+    editor.click(3)
+    editor.effect.segmentButton.click()
+    job = editor.effect.job
+    host.wait_until(lambda: job.writer.changed)
+    editor.effect.deactivate()
+    editor.effect.cleanup()
+    monkeypatch.setattr(type(editor.effect.scriptedEffect), "parameterSetNode", property(lambda gone: 1 / 0))
+    (tmp_path / "gate").touch()
+    host.wait_until(lambda: job.finished)
+    assert job.error is None and not host.take_slot_errors()
+
+
+def test_reload_takes_the_effect_along(host: Any, editor: Editor, tmp_path: Path) -> None:
+    editor.module.widget.onReload()
+    use_fake(editor.module, f"fake?gate={tmp_path / 'gate'}")
+    another = Editor(host, editor.module, editor.volume)
+    another.click(3)
+    another.effect.segmentButton.click()
+    host.wait_until(lambda: another.effect.job.writer.changed)
+    another.effect.segmentButton.click()
+    another.rest()
+    assert another.effect.statusLabel.text == "Cancelled; nothing was changed."
+
+
+def test_a_segments_name_with_a_percent_sign_is_no_format_of_labels(editor: Editor) -> None:
+    editor.segmentation.GetSegmentation().GetSegment("Kidney").SetName("Dose 95% cover")
+    editor.click(3)
+    assert editor.effect.clickNodes[0].GetNthControlPointLabel(0) == "Dose 95% cover clicks-1"

@@ -1,4 +1,4 @@
-"""The module from a source checkout and from an installed tree, where everything lies beside SPDSegment.py."""
+"""The module from a source checkout and from an installed tree, and its widgets in a narrow panel."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gui_helpers import load, segmented
 
 from Testing.update_cmake_lists import LISTS, listed_files
 
@@ -107,3 +108,47 @@ def test_module_worker_and_resources_are_found(
 def test_the_self_test_passes(host: Any) -> None:
     module = host.load_module(Path(__file__).resolve().parents[2] / "SPDSegment" / "SPDSegment.py")
     module.python.SPDSegmentTest().runTest()
+
+
+NARROW_LINES = 20
+"""Lines of text that are as high as the narrowest panel is wide, 350 pixels at Slicer's usual size of letters."""
+
+
+@pytest.mark.parametrize("row", ["removeRow", "suggestRow", "straightRow", "lockRow", "learnRow", "setupRow"])
+def test_no_row_of_buttons_is_wider_than_a_narrow_panel(host: Any, row: str) -> None:
+    from PySide6.QtWidgets import QLayout
+
+    module = load(host)
+    for section in ("clicks", "straight", "correct", "setup"):
+        getattr(module.ui, f"{section}Section").collapsed = False
+    panel = module.widget.panel.widget
+    assert panel.findChild(QLayout, row).minimumSize().width() <= NARROW_LINES * panel.fontMetrics().height()
+
+
+def test_slice_numbers_have_room_where_letters_are_large(host: Any) -> None:
+    from SPDSegmentLib.gui.scene.state import lineHeight
+
+    module = segmented(host)
+    plot, font = module.ui.qualityPlot, module.ui.qualityPlot.font
+    module.ui.reviewSection.collapsed = False
+    before = plot.pixmap.height() - lineHeight(plot)
+    font.setPointSizeF(2 * font.pointSizeF())
+    plot.font = font
+    module.widget.panel.review._drawCurrent()
+    assert plot.pixmap.height() - lineHeight(plot) == before
+
+
+def test_the_straightened_picture_follows_the_width_of_the_panel(host: Any) -> None:
+    module = segmented(host)
+    module.ui.straightSection.collapsed = False
+    straight, picture = module.widget.panel.straight, module.ui.straightPicture
+    module.ui.straightButton.click()
+    host.wait_until(lambda: straight.found is not None)
+    picture.resize(picture.width + 90, picture.height)
+    host.wait_until(lambda: not straight._drawTimer.isActive())
+    assert picture.pixmap.width() == picture.width
+
+
+def test_the_titles_of_the_table_of_measures_are_whole(host: Any) -> None:
+    header = load(host).ui.straightTable.horizontalHeader()
+    assert all(header.sectionSize(n) == header.sectionSizeHint(n) for n in range(header.count()))

@@ -218,7 +218,7 @@ def test_a_download_can_be_cancelled_and_the_window_stays_alive(host: Any, modul
         module.ui.setupCancelButton.click()
         host.wait_until(lambda: not tool.isRunning, 10_000)
     assert module.ui.setupLabel.text == "Cancelled." and module.ui.installButton.enabled
-    assert block.longest_cpu_ms < 100
+    assert block.longest_cpu_ms < 100, block.longest_was
 
 
 def test_a_tool_that_dies_is_reported(host: Any, module: Any) -> None:

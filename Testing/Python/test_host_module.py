@@ -207,4 +207,4 @@ def test_the_longest_block_of_the_main_thread_is_measured(host: Any) -> None:
         qt.QTimer.singleShot(0, work)
         host.process_events(200)
     assert block.longest_ms >= 80
-    assert 80 <= block.longest_cpu_ms < 160
+    assert 80 <= block.longest_cpu_ms < 160 and "in the system" in block.longest_was

@@ -189,6 +189,8 @@ class ModulePanel(VTKObservationMixin):
         self._hasMissedClicks |= not self._isEntered
         if self._isFollowed(clicks):
             self._startLater.start()  # an event of its own, so that each is short
+        elif self._lacksLesson:
+            self.run.forgetMessage()  # for a word on why nothing follows
 
     def _startAgain(self) -> None:
         self._hasMissedClicks |= not self._isEntered
@@ -211,9 +213,15 @@ class ModulePanel(VTKObservationMixin):
             isOwn = self.run.isOfRun(task)
         else:
             isOwn = bool(task.target.record.model) and self.inputs.source.isOwn(task)
-            if not isOwn and "lesson" in self.logic.segmenter.differences(task):
-                self.run.forgetMessage()  # for a word on why nothing follows
         return isOwn and self.logic.segmenter.hasOtherClicks(task, clicks)
+
+    @property
+    def _lacksLesson(self) -> bool:
+        """Whether clicks are not followed as the worker no longer has what corrections taught for this result."""
+        task = self.inputs.currentTask() if self._mayFollow else None
+        if task is None or self.run.isRunningFor(task):
+            return False
+        return "lesson" in self.logic.segmenter.differences(task)
 
     def _onUndo(self, checked: bool) -> None:
         """Bring back clicks, where taking them away was the last change and nothing runs, else mask and clicks."""

@@ -16,12 +16,13 @@ from SPDSegmentLib.geometry.slices import SliceStack, slice_ranges
 from SPDSegmentLib.prompts.fates import DOUBTFUL_BELOW, END, GAP, LOW_QUALITY, Review
 
 from ..run.task import Task
-from ..scene.state import idleTimer, painting
+from ..scene.state import idleTimer, lineHeight, painting
 from ..scene.volumes import jumpTo, nodeById, viewCenter, viewNode
 from ..scene.write_record import WriteRecord
 
-HEIGHT, AXIS_HEIGHT = 72, 18
-"""Of the bars and of the slice numbers below them, in pixels."""
+HEIGHT = 72
+"""Of the bars, in pixels."""
+TICK_HEIGHT = 3
 MARGIN = 8
 """Left and right of the bars: room for half a number."""
 TICK_PX = 56
@@ -41,7 +42,7 @@ class ReviewSection(VTKObservationMixin):
         self._task = task
         self._record = WriteRecord()
         self._review = Review(range(0), {}, [])
-        self._pointer = _Pointer(self._onPress, self._onHover, self._timer.start)
+        self._pointer = Pointer(self._timer.start, self._onPress, self._onHover)
         ui.qualityPlot.installEventFilter(self._pointer)
         ui.nextDoubtfulButton.connect("clicked(bool)", lambda checked: self.step(1))
         ui.previousDoubtfulButton.connect("clicked(bool)", lambda checked: self.step(-1))
@@ -163,7 +164,7 @@ class ReviewSection(VTKObservationMixin):
     def _draw(self, current: int | None) -> None:
         """Bars as high as the quality, a line where doubt begins, the shown slice, and slice numbers below."""
         width = _plotWidth(self.ui)
-        pixmap = qt.QPixmap(width, HEIGHT + AXIS_HEIGHT)
+        pixmap = qt.QPixmap(width, HEIGHT + TICK_HEIGHT + lineHeight(self.ui.qualityPlot))
         pixmap.fill(qt.QColor(qt.Qt.transparent))
         with painting(pixmap) as painter:
             painter.fillRect(0, 0, width, HEIGHT, qt.QColor(_EMPTY))
@@ -192,22 +193,27 @@ class ReviewSection(VTKObservationMixin):
 
     def _drawAxis(self, painter: Any, edges: list[int]) -> None:
         stack = self._stack()
-        painter.setPen(self.ui.qualityPlot.palette.color(qt.QPalette.WindowText))
+        plot = self.ui.qualityPlot
+        painter.setPen(plot.palette.color(qt.QPalette.WindowText))
+        painter.setFont(plot.font)
         step = _tickStep(len(edges) - 1, max(1, (edges[-1] - edges[0]) // TICK_PX))
         for t in range(len(edges) - 1):
             number = stack.slice_number(t) if stack is not None else t
             if number % step == 0:
                 middle = (edges[t] + edges[t + 1]) // 2
-                painter.drawLine(middle, HEIGHT, middle, HEIGHT + 3)
-                box = qt.QRect(middle - TICK_PX // 2, HEIGHT + 3, TICK_PX, AXIS_HEIGHT - 3)
+                painter.drawLine(middle, HEIGHT, middle, HEIGHT + TICK_HEIGHT)
+                box = qt.QRect(middle - TICK_PX // 2, HEIGHT + TICK_HEIGHT, TICK_PX, lineHeight(plot))
                 painter.drawText(box, qt.Qt.AlignHCenter | qt.Qt.AlignTop, str(number))
 
 
-class _Pointer(qt.QWidget):
-    """Tells where the pointer is over a widget and where its button is pressed, as x in pixels, and of a new size."""
+class Pointer(qt.QWidget):
+    """Tells of a new size of a widget, where its button is pressed and where the pointer is, as x in pixels."""
 
     def __init__(
-        self, onPress: Callable[[int], None], onHover: Callable[[int], None], onResize: Callable[[], None]
+        self,
+        onResize: Callable[[], None],
+        onPress: Callable[[int], None] = lambda x: None,
+        onHover: Callable[[int], None] = lambda x: None,
     ) -> None:
         qt.QWidget.__init__(self)
         self._onPress = onPress

@@ -18,11 +18,12 @@ from SPDSegmentLib.geometry.straighten import COLUMNS, Straightened, straighten
 
 from ..run.task import Task
 from ..scene.export_files import checkPlace
-from ..scene.state import BackgroundCall, painting
+from ..scene.state import BackgroundCall, idleTimer, lineHeight, painting
 from ..scene.write_record import WriteRecord
 from .export_section import confirmReplace
+from .review_section import FOLLOW_MS, Pointer
 
-IMAGE_HEIGHT, PLOT_HEIGHT, AXIS_HEIGHT = 110, 90, 18
+IMAGE_HEIGHT, PLOT_HEIGHT = 110, 90
 LEFT, RIGHT = 34, 46
 MIN_WIDTH = 300
 SHOWN_PERCENT = (1.0, 99.0)
@@ -44,9 +45,13 @@ class StraightSection:
         self._state: tuple[Any, ...] = ()
         self._hasContent = False
         self._pixmap: Any = None
+        self._drawTimer = idleTimer(self._draw, FOLLOW_MS)
+        self._pointer = Pointer(self._drawTimer.start)
+        ui.straightPicture.installEventFilter(self._pointer)
         titles = (_("Along, mm"), _("Slice"), _("Area, mm²"), _("Diameter, mm"), _("Least, mm"), _("Greatest, mm"))
         ui.straightTable.setHorizontalHeaderLabels(list(titles))
         ui.straightTable.verticalHeader().setVisible(False)
+        ui.straightTable.resizeColumnsToContents()
         ui.straightButton.connect("clicked(bool)", lambda checked: self.measure())
         ui.saveTableButton.connect("clicked(bool)", lambda checked: self._save(".csv"))
         ui.savePictureButton.connect("clicked(bool)", lambda checked: self._save(".png"))
@@ -71,6 +76,7 @@ class StraightSection:
 
     def close(self) -> None:
         """Let a measurement come to its end."""
+        self._drawTimer.stop()
         self._background.close()
 
     def measure(self) -> None:
@@ -114,8 +120,15 @@ class StraightSection:
                 item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
                 table.setItem(n, k, item)
         table.resizeColumnsToContents()
-        self._pixmap = drawStraightened(found, max(MIN_WIDTH, self.ui.straightPicture.width))
-        self.ui.straightPicture.setPixmap(self._pixmap)
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draw what was measured as wide as there is room; that is what is saved."""
+        picture, found = self.ui.straightPicture, self.found
+        width = max(MIN_WIDTH, int(picture.width))
+        if found is not None and (self._pixmap is None or self._pixmap.width() != width):
+            self._pixmap = drawStraightened(found, width, lineHeight(picture))
+            picture.setPixmap(self._pixmap)
 
     def _refresh(self) -> None:
         task = self._task()
@@ -151,9 +164,15 @@ class StraightSection:
             self.ui.straightLabel.text = _("{measures} Written: {path}").format(measures=found.sentence(), path=path)
 
 
-def drawStraightened(found: Straightened, width: int) -> Any:
-    """Return a pixmap: one plane along the centerline with the mask's contour, diameter and area below it."""
-    pixmap = qt.QPixmap(width, IMAGE_HEIGHT + PLOT_HEIGHT + AXIS_HEIGHT)
+def drawStraightened(found: Straightened, width: int, line: int) -> Any:
+    """Return a pixmap: one plane along the centerline with the mask's contour, diameter and area below it.
+
+    Args:
+        found: what was measured.
+        width: of the pixmap, in pixels.
+        line: height of a line of text, in pixels.
+    """
+    pixmap = qt.QPixmap(width, IMAGE_HEIGHT + PLOT_HEIGHT + line + 4)
     pixmap.fill(qt.QColor(_PAPER))
     with painting(pixmap) as painter:
         count, right, bottom = len(found.position_mm), width - RIGHT, IMAGE_HEIGHT + PLOT_HEIGHT
@@ -169,17 +188,17 @@ def drawStraightened(found: Straightened, width: int) -> Any:
             painter.setPen(qt.QPen(qt.QColor(color), 2))
             for n in range(count - 1):
                 painter.drawLine(places[n], heights[n], places[n + 1], heights[n + 1])
-            box = qt.QRect(x, min(heights) - 8, (LEFT if x == 0 else RIGHT) - 5, 16)
+            box = qt.QRect(x, min(heights) - line // 2, (LEFT if x == 0 else RIGHT) - 5, line)
             painter.drawText(box, align | qt.Qt.AlignVCenter, f"{float(values.max()):.0f}")
         painter.setPen(qt.QPen(qt.QColor(_AREA), 1))
-        painter.drawText(qt.QRect(right - 160, IMAGE_HEIGHT + 2, 157, 14), qt.Qt.AlignRight, _("area, mm²"))
+        painter.drawText(qt.QRect(right - 160, IMAGE_HEIGHT + 2, 157, line), qt.Qt.AlignRight, _("area, mm²"))
         painter.setPen(qt.QPen(qt.QColor(_DIAMETER), 1))
-        painter.drawText(qt.QRect(LEFT + 3, IMAGE_HEIGHT + 2, 160, 14), qt.Qt.AlignLeft, _("diameter, mm"))
+        painter.drawText(qt.QRect(LEFT + 3, IMAGE_HEIGHT + 2, 160, line), qt.Qt.AlignLeft, _("diameter, mm"))
         painter.setPen(qt.QPen(qt.QColor("#1f2933"), 1))
         painter.drawLine(LEFT, bottom, right, bottom)
-        painter.drawText(qt.QRect(LEFT - 20, bottom + 2, 40, 14), qt.Qt.AlignHCenter, "0")
+        painter.drawText(qt.QRect(LEFT - 20, bottom + 2, 40, line), qt.Qt.AlignHCenter, "0")
         end = _("{length} mm along").format(length=f"{found.centerline_mm:.0f}")
-        painter.drawText(qt.QRect(right - 120, bottom + 2, 120, 14), qt.Qt.AlignRight, end)
+        painter.drawText(qt.QRect(right - 120, bottom + 2, 120, line), qt.Qt.AlignRight, end)
     return pixmap
 
 

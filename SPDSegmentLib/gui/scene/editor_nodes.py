@@ -285,15 +285,18 @@ def areaSentence(withheld: Mapping[int, bool], asked: int, area: str) -> str:
     if not withheld:
         return ""
     if excluded == asked:
-        text = _("The editable area ({area}) excludes all {count} slices: show it, or write anyway once.")
+        text = _("The editable area ({area}) excludes all {count} slices: change the masking, or write anyway once.")
         return text.format(area=area, count=excluded)
     if not cut:
-        text = _("The editable area ({area}) excludes {count} slices: show it, or write anyway once.")
+        text = _("The editable area ({area}) excludes {count} slices: change the masking, or write anyway once.")
         return text.format(area=area, count=excluded)
     if not excluded:
-        text = _("The editable area ({area}) cuts {count} slices: show it, or write anyway once.")
+        text = _("The editable area ({area}) cuts {count} slices: change the masking, or write anyway once.")
         return text.format(area=area, count=cut)
-    text = _("The editable area ({area}) excludes {count} slices and cuts {cut} more: show it, or write anyway once.")
+    text = _(
+        "The editable area ({area}) excludes {count} slices and cuts {cut} more: change the masking, or write anyway"
+        " once."
+    )
     return text.format(area=area, count=excluded, cut=cut)
 
 

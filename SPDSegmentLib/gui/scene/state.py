@@ -199,6 +199,8 @@ def makeClicks(segmentationNode: Any, segmentId: str) -> Any:
     node = slicer.mrmlScene.AddNewNodeByClass(
         "vtkMRMLMarkupsFiducialNode", slicer.mrmlScene.GenerateUniqueName(_("{name} clicks").format(name=name))
     )
+    if "%" in node.GetName():  # Slicer takes the name for a part of the format
+        node.SetControlPointLabelFormat(node.GetName().replace("%", "%%") + "-%d")
     ownClicks(segmentationNode, segmentId)
     _giveClicks(segmentationNode, segmentId, node)
     return node
@@ -260,6 +262,11 @@ def painting(pixmap: Any) -> Iterator[Any]:
         yield painter
     finally:
         painter.end()
+
+
+def lineHeight(widget: Any) -> int:
+    """Return the height in pixels of a line of text as large as a widget's, which may be larger than usual."""
+    return int(qt.QFontMetrics(widget.font).height())
 
 
 LOOK_MS = 10
