@@ -73,6 +73,14 @@ def replace_folder(new: Path, folder: Path) -> None:
         sync_folder(folder.parent)
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, whole or not at all; OSError is left to the caller."""
+    os.listdir(folder)  # where it may not be entered, nothing of it could be deleted
+    with hidden_name(folder.parent) as gone:
+        os.replace(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed runs have left in a folder: hidden files of ours whose process is gone, or a day old.
 

@@ -15,7 +15,7 @@ from SPDSegmentLib.cli.models_commands import models_app
 from SPDSegmentLib.cli.segment_command import DeviceOption, SegmentRequest, describe, run_segmentation, segment
 from SPDSegmentLib.cli.terminal import FailureReportingGroup, show_bytes, show_slices
 from SPDSegmentLib.cli.training_commands import evaluate, train
-from SPDSegmentLib.errors import BadInput, ModelMissing
+from SPDSegmentLib.errors import MUST_LOOK, BadInput, ModelMissing
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.models.base_weights import WEIGHTLESS_BACKBONES, fetch_base_weights
 from SPDSegmentLib.models.bundle import Bundle, find_bundle, list_bundles, list_shipped_bundles
@@ -88,6 +88,8 @@ def demo(
     describe(request, done)
     done.raise_failures()
     typer.echo(f"Dice against the shipped label: {dice_with(case / LABEL, done.outcome.mask):.3f}")
+    if done.outcome.result.doubts or not done.outcome.mask.any():
+        raise typer.Exit(MUST_LOOK)
 
 
 def dice_with(label: Path, mask_kji: np.ndarray) -> float:

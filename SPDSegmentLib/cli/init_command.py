@@ -58,7 +58,7 @@ def init(
     """
     if not folder.is_dir():
         raise BadInput(f"There is no folder {folder}.", "Give the folder of images and labels.")
-    targets = [_values(text) for text in target or ()]
+    targets = list(dict.fromkeys(_values(text) for text in target or ()))
     _check_texts({"name": name, "structure": structure, "title": f"{structure}, MR" if structure else ""})
     if output is not None:
         _check_free(output, replace)
@@ -128,7 +128,7 @@ def _check_texts(given: dict[str, str]) -> None:
 def _values(text: str) -> tuple[int, ...]:
     if not _VALUES.fullmatch(text):
         raise BadInput(f"'{text}' is no list of label values.", "Give --target as in 2, or 1+2 for one of both.")
-    return tuple(map(int, text.split("+")))
+    return tuple(sorted(set(map(int, text.split("+")))))
 
 
 def _check_free(output: Path, replace: bool) -> None:

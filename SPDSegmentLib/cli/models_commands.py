@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from SPDSegmentLib.cli.terminal import printable, require_input, show_bytes
-from SPDSegmentLib.errors import BadInput, ModelMissing, SPDError
+from SPDSegmentLib.errors import BadInput, Cancelled, ModelMissing, SPDError
 from SPDSegmentLib.files import megabytes
 from SPDSegmentLib.models import base_weights
 from SPDSegmentLib.models.base_weights import (
@@ -59,7 +59,8 @@ def list_models(as_json: AsJson = False) -> None:
         }
         typer.echo(json.dumps(value, indent=2))
         return
-    table = Table("Model", "Structure", "Modality", "Slices", "Base weights", box=None, title_justify="left")
+    whole = Column("Model", overflow="fold")  # a name that is cut could not be typed
+    table = Table(whole, "Structure", "Modality", "Slices", "Base weights", box=None, title_justify="left")
     for bundle in bundles:
         info = bundle.info
         table.add_row(*map(Text, (info.name, info.structure, info.modality, info.slicing_axis, info.backbone)))
@@ -122,10 +123,13 @@ def fetch_models(
 ) -> None:
     """Download and check base weights; does nothing where they are already here."""
     for name in dict.fromkeys(_weights_name(name) for name in names):
-        size = base_weights.BASE_WEIGHTS[name].size
+        if name in base_weights.WEIGHTLESS_BACKBONES:
+            typer.echo(f"{name}: has no base weights to fetch")
+            continue
+        weights = base_weights.known_weights(name)
         if weights_status(name).state != "ready":
-            what = f"{name} ({megabytes(size)})" if size else name
-            typer.echo(f"Fetching {what} from {base_weights.BASE_WEIGHTS[name].source}", err=True)
+            what = f"{name} ({megabytes(weights.size)})" if weights.size else name
+            typer.echo(f"Fetching {what} from {weights.source}", err=True)
         with show_bytes(name) as progress:
             path = fetch_base_weights(name, progress, accept_unknown=accept_unknown)
         typer.echo(f"{name}: {path}")
@@ -216,14 +220,18 @@ def remove_models(
 
 
 def _confirm(question: str) -> None:
-    """Ask for a yes; raises BadInput where nobody can answer."""
+    """Ask for a yes; raises BadInput where nobody can answer, and ``typer.Abort`` for a no."""
     try:
-        typer.confirm(question, abort=True)
-    except typer.Abort:
-        if sys.stdin.isatty() or sys.stdin.read(1):
-            raise
+        agreed = typer.confirm(question)
+    except typer.Abort as error:
         typer.echo(err=True)
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise Cancelled() from None
+        if sys.stdin.isatty():
+            raise
         raise BadInput("There is no terminal to ask for a yes.", "Give --yes.") from None
+    if not agreed:
+        raise typer.Abort
 
 
 def _own_bundle_folder(name: str) -> Path:

@@ -235,7 +235,7 @@ class TrainingBar:
     def say(self, text: str) -> None:
         """Show a line above the bars."""
         if self._visible:
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(printable(text), markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from SPDSegmentLib.cli.terminal import (
     show_training,
     termination_interrupts,
 )
-from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError, command_line
+from SPDSegmentLib.errors import BadInput, ModelCorrupt, SPDError, command_line, well_formed
 from SPDSegmentLib.files import check_folder
 from SPDSegmentLib.settings import check_choice, check_device
 from SPDSegmentLib.staging import FolderLock
@@ -75,9 +75,14 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     run_folder = run_folder or Path("runs") / settings.bundle.name
+    if str(run_folder.absolute()) != well_formed(str(run_folder.absolute())):
+        raise BadInput(f"The name of the run folder {run_folder} is not valid Unicode.", "Choose another --run-folder.")
     check_folder(run_folder, "run folder")
     target = output or run_folder / "bundle"
     check_replaceable(target)
+    if run_folder.resolve().is_relative_to(target.resolve()):
+        why = f"The bundle {target} would take the place of the run folder {run_folder}."
+        raise BadInput(why, "Give --output another folder; one within the run folder will do.")
     steps_of: Callable[..., Steps] = _joint_steps if joint else _plain_steps
     check, run, save = steps_of(settings, config, run_folder, target)
     processes = join_processes(device)
@@ -165,7 +170,7 @@ def _draw_curves(run_folder: Path) -> None:
     try:
         curves = plot_curves(run_folder)
     except (ImportError, OSError, BadInput) as error:
-        typer.echo(f"Note: the curves in {run_folder} were not drawn: {error}.", err=True)
+        typer.echo(f"Note: the curves in {run_folder} were not drawn: {str(error).rstrip('.')}.", err=True)
         return
     if curves is not None:
         typer.echo(f"Curves: {curves}")
@@ -173,22 +178,30 @@ def _draw_curves(run_folder: Path) -> None:
 
 @contextlib.contextmanager
 def _interrupt_sets(event: threading.Event, bar: TrainingBar) -> Iterator[None]:
-    """Within the block the first Ctrl+C asks to stop after the current step; the second one stops at once."""
+    """Within the block the first Ctrl+C asks to stop after the current step; the second one stops at once.
+
+    A job's end, which Slurm announces half a minute before by SIGTERM, counts as Ctrl+C.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def handle(number: int, frame: object) -> None:
         event.set()
         bar.say("Stopping after this step; press Ctrl+C again to stop at once.")
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
-    signal.signal(signal.SIGINT, handle)
+    for number in previous:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
 
 def evaluate(

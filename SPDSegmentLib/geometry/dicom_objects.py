@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Sequence
+import logging
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -33,9 +37,18 @@ WHOLE_WIDTH_MM = 120.0
 SIDE_SHARE = 0.1
 _RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
-_EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+_EXPLICIT_LITTLE_ENDIAN, _IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
+_LONGEST_EXPLICIT = 0xFFFE
+"""Bytes of the longest text that the explicit encoding has room for."""
 _MAKER = "SPDSegment"
 _REMEDY = "Export the series again from the archive, or leave out --dicom-seg and --rtstruct."
+_one_at_a_time = threading.Lock()
+_MAY_BE_EMPTY = {
+    "PatientName": "PN", "PatientID": "LO", "PatientBirthDate": "DA", "PatientSex": "CS", "StudyDate": "DA",
+    "StudyTime": "TM", "StudyID": "SH", "AccessionNumber": "SH",
+}  # fmt: skip
+"""What a segmentation takes from its series and may be empty, each with its kind."""
+_SEXES = ("", "M", "F", "O")
 _OF_THE_PATIENT = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyInstanceUID", "StudyDate",
     "StudyTime", "StudyID", "StudyDescription", "AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID",
@@ -105,13 +118,30 @@ def source_of(image: Path, series: str | None, with_highdicom: bool = False, num
             if not said:
                 raise BadInput(f"The DICOM file {frame.file} has no {name}, so that nothing can refer to it.", _REMEDY)
             setattr(frame.header, name, said)
-        if not frame.header.get("FrameOfReferenceUID"):
-            raise BadInput(
-                f"The DICOM file {frame.file} has no FrameOfReferenceUID, so that nothing can refer to it.", _REMEDY
-            )
+        for name, missing in (
+            ("FrameOfReferenceUID", not frame.header.get("FrameOfReferenceUID")),
+            ("StudyInstanceUID", "StudyInstanceUID" not in frame.header),
+        ):
+            if missing:
+                raise BadInput(f"The DICOM file {frame.file} has no {name}, so that nothing can refer to it.", _REMEDY)
     return frames
 
 
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep what pydicom and highdicom warn of, with the patient's name, out of terminals and logs."""
+    logger = logging.getLogger("pydicom")
+    with _one_at_a_time, warnings.catch_warnings():  # which is of the whole process
+        warnings.simplefilter("ignore")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+@_without_warnings()
 def write_dicom_seg(
     path: Path, mask_kji: np.ndarray, volume: Volume, source: Sequence[Frame], structure: Structure
 ) -> None:
@@ -151,7 +181,7 @@ def write_dicom_seg(
     if structure.laterality is not None:
         kind = segment.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [_concept(structure.laterality)]
-    images = [copy.copy(header) for header in headers.values()]
+    images = [_completed(header) for header in headers.values()]
     for image in images:
         if "SpacingBetweenSlices" in image:  # which is often wrong; the slices' places are not
             image.SpacingBetweenSlices = f"{np.linalg.norm(volume.ijk_to_ras[:3, 2]):.8g}"
@@ -176,13 +206,35 @@ def write_dicom_seg(
     try:
         made = make()
     except (AttributeError, TypeError, ValueError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why = "a value of its header is not valid"  # which the patient may be known by
+        if isinstance(error, AttributeError):
+            why = (str(error).splitlines() or ["an element"])[0].rstrip(".")
         raise BadInput(
-            f"The series of {source[0].file.parent} lacks what a DICOM SEG needs: {why}", _REMEDY, repr(error)
+            f"The series of {source[0].file.parent} lacks what a DICOM SEG needs: {why}.", _REMEDY, repr(error)
         ) from error
     write_whole(path, made.save_as, lambda part: _seg_holds(part, mask_kji, source), "DICOM SEG file")
 
 
+def _completed(header: Any) -> Any:
+    """A copy with all that may be empty, and empty what those who take names away have left without a meaning."""
+    from pydicom.valuerep import DA, TM
+
+    missing = []
+    for name, kind in _MAY_BE_EMPTY.items():
+        text = str(header.get(name) or "")
+        try:
+            {"DA": DA, "TM": TM}.get(kind, str)(text)
+        except ValueError:
+            text = ""
+        if name not in header or text != str(header[name].value or "") or (kind == "CS" and text not in _SEXES):
+            missing.append(name)
+    made = copy.deepcopy(header) if missing else copy.copy(header)
+    for name in missing:
+        made.add_new(name, _MAY_BE_EMPTY[name], "")
+    return made
+
+
+@_without_warnings()
 def write_rtstruct(
     path: Path, mask_kji: np.ndarray, volume: Volume, source: Sequence[Frame], structure: Structure
 ) -> None:
@@ -201,7 +253,6 @@ def write_rtstruct(
     first, now = source[0].header, datetime.now()
     made = Dataset()
     made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = _EXPLICIT_LITTLE_ENDIAN  # type: ignore[assignment]
     made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = _RTSTRUCT_CLASS  # type: ignore[assignment]
     made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = generate_uid(None)
     for name in _OF_THE_PATIENT:
@@ -235,18 +286,22 @@ def write_rtstruct(
             ROIGenerationDescription=f"SPD {__version__} {structure.model}"[:64].strip(),
         )
     ]
-    contours = []
+    contours, longest = [], 0
     for k in np.flatnonzero(mask_kji.any(axis=(1, 2))).tolist():
         for loop in keyholes(outlines(mask_kji[k])):
             points = volume.to_ras(np.column_stack((loop, np.full(len(loop), k)))) * (-1, -1, 1)
+            data = [f"{value:.10g}" for value in points.ravel()]
+            longest = max(longest, len("\\".join(data)))
             contours.append(
                 _item(
                     ContourImageSequence=[_reference(source[k].header, source[k].index)],
                     ContourGeometricType="CLOSED_PLANAR",
                     NumberOfContourPoints=len(points),
-                    ContourData=[f"{value:.10g}" for value in points.ravel()],
+                    ContourData=data,
                 )
             )
+    syntax = _EXPLICIT_LITTLE_ENDIAN if longest <= _LONGEST_EXPLICIT else _IMPLICIT_LITTLE_ENDIAN
+    made.file_meta.TransferSyntaxUID = syntax  # type: ignore[assignment]
     made.ROIContourSequence = [
         _item(
             ReferencedROINumber=1,
@@ -282,7 +337,7 @@ def _check_mask(path: Path, mask_kji: np.ndarray, volume: Volume, source: Sequen
 
 def _series_number(source: Any, number: int) -> int:
     try:
-        return 1000 * int(source.get("SeriesNumber") or 0) + number
+        return 1000 * max(0, int(source.get("SeriesNumber") or 0)) + number
     except (TypeError, ValueError):
         return number
 

@@ -120,6 +120,15 @@ def modality_of(path: Path) -> str:
         return ""
 
 
+def person_of(place: Path) -> str:
+    """The number of the patient in the first DICOM file at or below a place; empty where there is none."""
+    for path in [place] if place.is_file() else files_of(place, True):
+        if modality_of(path):
+            with readable(path):
+                return str(read_header(path).get("PatientID") or "").strip()
+    return ""
+
+
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turn what pydicom raises of damaged elements, which it looks at only when they are asked for, into a sentence."""

@@ -156,7 +156,9 @@ def _check_name(path: Path, what: str, suffixes: tuple[str, ...]) -> None:
         if path.name.endswith((suffix, suffix.upper())):
             return
     article = what if " " in what else f"a {what} file" if what == META else f"an {what} file"
-    raise BadInput(f"The image {path} is {article} with another name.", f"Name it {path.stem}{suffixes[0]}.")
+    meant = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), "")  # as in scan.Nii.gz
+    name = path.name[: -len(meant)] + meant if meant else path.stem + suffixes[0]
+    raise BadInput(f"The image {path} is {article} with another name.", f"Name it {name}.")
 
 
 def _beside(path: Path, suffix: str, what: str) -> Path:

@@ -225,8 +225,9 @@ def _seg_mask(drawn: Drawn, volume: Volume) -> np.ndarray:
             return np.zeros(volume.array.shape, bool)
         part = read.get_volume(segment_numbers=[drawn.number])
     except Exception as error:  # whatever a file of somebody else lacks
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(
-            f"'{drawn.name}' of the DICOM SEG file {drawn.path} cannot be read: {str(error).splitlines()[0]}",
+            f"'{drawn.name}' of the DICOM SEG file {drawn.path} cannot be read: {why}",
             "Export it again, or save it as a label map of the image.",
             repr(error),
         ) from error
@@ -293,8 +294,11 @@ def _contours(drawn: Drawn) -> list[np.ndarray]:
         for contour in region.get("ContourSequence") or ():
             if contour.get("ContourGeometricType") not in _CLOSED:
                 continue
+            data = contour.get("ContourData")
             try:
-                points = np.array(contour.get("ContourData"), dtype=float).reshape(-1, 3)
+                if isinstance(data, bytes):  # longer than the explicit encoding has room for, so of unknown kind
+                    data = data.decode("ascii").rstrip(" \0").split("\\")
+                points = np.array(data, dtype=float).reshape(-1, 3)
             except (TypeError, ValueError) as error:
                 raise BadInput(
                     f"A contour of '{drawn.name}' in {drawn.path} is damaged.", "Export it again.", repr(error)

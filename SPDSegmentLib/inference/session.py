@@ -165,10 +165,7 @@ class Session:
         self.predictor.engine.compile_encoder()
         slices = [results.get(t) or self._blank(t, SliceStatus.EMPTY) for t in range(self.stack.n_slices)]
         doubts = doubts_of_places(clicks, seen, self._features.window, self.stack.pixel_mm[1])
-        if rests_on_distillation(strategy):
-            doubts += self._doubts(clicks, fates, slices)
-        elif not any(s.pixels for s in slices):
-            doubts.append(NOTHING)
+        doubts += self._doubts(clicks, fates, slices, rests_on_distillation(strategy))
         notes += note_learned(learned := self.predictor.identity.get("learned"))
         return SegmentationResult(
             slices,
@@ -209,20 +206,23 @@ class Session:
         restored: np.ndarray = self._features.window.restore(saliency[None], 0.0)[0]
         return restored
 
-    def _doubts(self, clicks: Clicks, fates: Sequence[PointFate], slices: Sequence[SliceResult]) -> list[str]:
-        """Sentences on why image or result are not of the kind that the model knows."""
-        info = self.predictor.info
+    def _doubts(
+        self, clicks: Clicks, fates: Sequence[PointFate], slices: Sequence[SliceResult], judged: bool
+    ) -> list[str]:
+        """Sentences on why image or result, where clicks were judged, are not of the kind that the model knows."""
+        info, pixels = self.predictor.info, np.array([s.pixels for s in slices])
+        nothing = [] if judged or pixels.any() else [NOTHING]
         if info is None:
-            return []
+            return nothing
         own = [f.fate for f in fates if f.is_own]
         within = clicks.slice_index[~clicks.outside]
         seen = (self._window, int(within.min()), int(within.max()))
         if self._image_doubts is None or self._image_doubts[0] != seen:
             self._image_doubts = seen, doubts_of_image(info, self.stack, clicks)
         of_image = self._image_doubts[1]
-        of_result = doubts_of_result(info, self.stack, clicks, own, np.array([s.pixels for s in slices]))
-        if not (of_image or of_result):
-            return []
+        of_result = doubts_of_result(info, self.stack, clicks, own, pixels) if judged else nothing
+        if not of_image and not (judged and of_result):
+            return nothing
         return [*of_image, *of_result, better_model(info, self.stack, clicks, unrecognized=not of_image)]
 
     def _place_window(self, xy: np.ndarray, anchor_xy: tuple[float, float] | None = None) -> list[str]:

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import functools
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from SPDSegmentLib.models.base_weights import BASE_WEIGHTS, WEIGHTLESS_BACKBONES
 from SPDSegmentLib.models.bundle_info import FORMAT_VERSION, BundleInfo, read_info
 from SPDSegmentLib.models.storage import (
     check_finite,
+    is_closed,
     read_tensor_shapes,
     sha256_of,
     shipped_models_folder,
@@ -27,7 +27,7 @@ from SPDSegmentLib.models.storage import (
     user_models_folder,
 )
 from SPDSegmentLib.settings import shorten
-from SPDSegmentLib.staging import replace_folder, sweep
+from SPDSegmentLib.staging import remove_folder, replace_folder, sweep
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +94,8 @@ def read_bundle(folder: str | Path) -> Bundle:
         ModelCorrupt: a damaged or newer description, a wrong checksum, a truncated adapter, values that are not finite.
     """
     folder = user_path(folder).resolve()
+    if is_closed(folder):
+        raise ModelCorrupt(f"{folder} may not be entered.", "Change its permissions, or ask whose it is.")
     if not (folder / INFO_NAME).is_file():
         raise ModelMissing(f"{folder} holds no model bundle ({INFO_NAME} is missing).", "Choose a bundle's folder.")
     info = read_info(folder / INFO_NAME)
@@ -102,8 +104,7 @@ def read_bundle(folder: str | Path) -> Bundle:
         raise ModelCorrupt(f"{adapter} is missing.", "Get a fresh copy of the bundle.")
     read_tensor_shapes(adapter)
     state = adapter.stat()
-    digest = _digest_of(adapter, state.st_size, state.st_mtime_ns)
-    if digest != info.adapter_sha256:
+    if (digest := _digest_of(adapter, state.st_size, state.st_mtime_ns)) != info.adapter_sha256:
         both = f"expected {info.adapter_sha256}\nactual   {digest}"
         raise ModelCorrupt(f"{adapter} has the wrong checksum.", "Get a fresh copy of the bundle.", both)
     return Bundle(info, folder, adapter)
@@ -209,7 +210,7 @@ def remove_bundle(folder: str | Path) -> None:
     folder = Path(folder).resolve()
     check_removable(folder)
     try:
-        shutil.rmtree(folder)
+        remove_folder(folder)
     except OSError as error:
         raise storage_error(error, folder) from error
 
@@ -272,7 +273,7 @@ def bundle_state(name_or_path: str) -> tuple[object, ...]:
         path, roots = user_path(name_or_path), filter(None, (user_models_folder(), shipped_models_folder()))
         if _holds_info(path):
             return _files_of(path)
-        states = {folder: _files_of(folder) for root in roots for folder in _bundle_folders(root)}
+        states = {f: _files_of(f) for root in roots for f in _bundle_folders(root) if _holds_info(f)}
         return tuple(s for f, s in states.items() if name_or_path in (f.name, _name_of(f / INFO_NAME, s)))
     return ()
 
@@ -333,9 +334,8 @@ def find_bundle(name_or_path: str | Path, extra_folders: Iterable[str | Path] = 
     small = {name.casefold(): name for name in bundles}
     near = difflib.get_close_matches(wanted.casefold(), small, n=1)
     meant = f"Did you mean {small[near[0]]}? " if near else ""
-    said = f"There is no model '{shorten(wanted)}'."
-    if wanted in BASE_WEIGHTS:
-        said = f"{wanted} is base weights, not a model."
+    unknown = f"There is no model '{shorten(wanted)}'."
+    said = f"{wanted} is base weights, not a model." if wanted in BASE_WEIGHTS else unknown
     raise ModelMissing(said, f"{meant}Give a folder or one of these: {known}.")
 
 
@@ -377,7 +377,7 @@ def _bundle_folders(root: Path) -> list[Path]:
         children = sorted(root.iterdir())
     except OSError:
         return []
-    return [child for child in children if not child.name.startswith(".") and _holds_info(child)]
+    return [c for c in children if not c.name.startswith(".") and (_holds_info(c) or is_closed(c))]
 
 
 def _holds_info(folder: Path) -> bool:

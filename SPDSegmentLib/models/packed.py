@@ -25,6 +25,7 @@ SUMS_NAME = "SHA256SUMS"
 LARGEST_BYTES = {INFO_NAME: 16 << 20, CARD_NAME: 4 << 20, SUMS_NAME: 1 << 16, ADAPTER_NAME: 2 << 30}
 """What a member may hold at most; an archive that says or holds more is refused."""
 _FRONT = re.compile(r"\A---\n.*?\n---\n\n?", re.DOTALL)
+_OTHER_ARCHIVES = (".gz", ".tar", ".tgz", ".bz2", ".xz", ".7z")
 _AGAIN = "Get the file again from where it was made, with 'spdsegment models pack'."
 _STORED = (1980, 1, 1, 0, 0, 0)
 """Time of all members, so that the same bundle always gives the same file."""
@@ -34,9 +35,11 @@ def pack_bundle(bundle: Bundle, target: str | Path) -> None:
     """Write a bundle as one file (``.zip``), or into a new folder as a model hub expects it, with no file in part.
 
     Raises:
-        BadInput: the target cannot be written, or is a folder that holds something.
+        BadInput: the target cannot be written, is named as another archive, or is a folder that holds something.
     """
     target = Path(target)
+    if target.suffix.lower() in _OTHER_ARCHIVES and not target.is_dir():
+        raise BadInput(f"A model is packed as .zip, and {target} is named as another archive.", "Name it NAME.zip.")
     contents = {name: (bundle.folder / name).read_bytes() for name in (INFO_NAME, ADAPTER_NAME)}
     contents[CARD_NAME] = hub_card(bundle).encode()
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(contents.items()))

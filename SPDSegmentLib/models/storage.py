@@ -81,6 +81,11 @@ def shipped_models_folder() -> Path | None:
     return resources / "Models" if resources and (resources / "Models").is_dir() else None
 
 
+def is_closed(folder: Path) -> bool:
+    """Whether a folder is there and may not be entered."""
+    return os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK)
+
+
 def storage_error(error: OSError, folder: Path) -> BadInput:
     """The sentence for a folder that cannot be written to."""
     if error.errno in _FULL:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from SPDSegmentLib.errors import DependencyMissing, ModelCorrupt, import_package, missing_package
-from SPDSegmentLib.files import write_whole
+from SPDSegmentLib.files import plain_path, write_whole
 from SPDSegmentLib.models.base_weights import refetch_command
 from SPDSegmentLib.models.bundle import Bundle, base_weights_for
 from SPDSegmentLib.models.storage import changed_names, from_changes
@@ -232,10 +232,12 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            with plain_path(path) as plain:
+                state = load_file(plain)
         else:
             _require_safe_torch()
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with plain_path(path) as plain:
+                state = torch.load(plain, map_location="cpu", weights_only=True)
     except DependencyMissing:
         raise
     except Exception as error:

@@ -103,6 +103,8 @@ class DataConfig:
                 raise BadInput(f"The file name {name} = '{pattern}' has no {{case}} in it.", "Write {case} once.")
         if not self.targets or not all(self.targets):
             raise BadInput("targets names no label value.", "Give a list of lists, such as targets = [[1]].")
+        if len(set(map(frozenset, self.targets))) < len(self.targets):
+            raise BadInput("targets in [data] names a structure twice.", "Name each once.")
         check_choice(self.plane, PLANES, "slicing plane")
         if any(0 in values for values in (*self.targets, self.saliency)):
             raise BadInput("targets or saliency in [data] names the label value 0, the background.", "Leave it out.")
@@ -285,7 +287,10 @@ def read_training_config(path: str | Path) -> TrainingConfig:
         BadInput: naming the file and the setting that is missing, unknown, or of the wrong kind.
     """
     path = Path(path)
-    config = build_settings(TrainingConfig, read_toml(path), str(path))
+    values = read_toml(path)
+    if "sets" in values and "data" not in values:
+        raise BadInput(f"{path} is of a joint training and has no table [data].", "Give one whose [data] names cases.")
+    config = build_settings(TrainingConfig, values, str(path))
     check_split(config.data, path)
     return config
 
@@ -378,6 +383,9 @@ def _all_in_one(pattern: str) -> str:
 def check_split(data: DataConfig, path: Path) -> None:
     """Raise :class:`BadInput` where a patient is in two parts, or nobody trains; ``path`` is for messages."""
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    for part, cases in parts.items():
+        if twice := next((case for case in cases if cases.count(case) > 1), ""):
+            raise BadInput(f"Case {twice} is twice in {part} of {path}.", "Name each case once.")
     where = f"patient_pattern in {path}"
     check_pattern(data.patient_pattern, where)
     check_fit(data.patient_pattern, where, [*itertools.chain(*parts.values())], every=False)

@@ -158,10 +158,12 @@ def case_names(spec: SetConfig, folder: Path) -> list[str]:
             f"{folder} holds no case {unknown[0]}, which exclude of its set names.",
             f"Correct exclude; there are {shorten(', '.join(found) or 'none', 200)}.",
         )
-    names = list(spec.cases) or [n for n in found if (folder / spec.label.format(case=n)).exists()]
-    names = [name for name in dict.fromkeys(names) if name not in spec.exclude]
-    if not names:
+    every = list(spec.cases) or [n for n in found if (folder / spec.label.format(case=n)).exists()]
+    if not every:
         raise BadInput(f"{folder} holds no pair {spec.image} and {spec.label}.", "Check folder, image and label.")
+    names = [name for name in dict.fromkeys(every) if name not in spec.exclude]
+    if not names:
+        raise BadInput(f"Every case of {folder} is in exclude of its set.", "Leave at least one to learn from.")
     if spec.max_cases and len(names) > spec.max_cases:
         chosen = np.linspace(0, len(names) - 1, spec.max_cases).round().astype(int)
         names = [names[i] for i in chosen]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from SPDSegmentLib.errors import BadInput
 from SPDSegmentLib.geometry.intensity import CT_WINDOW, MR_PERCENTILES, IntensityConfig
+from SPDSegmentLib.geometry.slices import AXES
 from SPDSegmentLib.networks.config import NetworkConfig, SegmentationLossConfig
 from SPDSegmentLib.prompts.distillation import PromptConfig
 from SPDSegmentLib.settings import build_settings, check_choice, check_ranges
@@ -54,6 +55,7 @@ class SetConfig:
 
     def __post_init__(self) -> None:
         check_choice(self.modality, ("CT", "MR"), f"modality of {self.folder}")
+        check_choice(self.plane, AXES, f"plane of {self.folder}")
         limits = {"fov_mm": (1e-3, 1e6), "weight": (1e-6, 1e6), "max_cases": (0, 1e9), "synthetic": (0, 100)}
         check_ranges(self, limits)
         for structure, values in self.structures.items():

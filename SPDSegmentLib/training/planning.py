@@ -28,7 +28,7 @@ from SPDSegmentLib.geometry.intensity import CT_WINDOW, MIN_WINDOW_SHARE
 from SPDSegmentLib.geometry.limits import free_memory_bytes
 from SPDSegmentLib.settings import build_settings, documented
 from SPDSegmentLib.training.config import TrainingConfig, check_split, patient_pattern
-from SPDSegmentLib.training.survey import Survey, shared_numbers, split_patients
+from SPDSegmentLib.training.survey import CaseFacts, Survey, shared_numbers, some_of, split_patients
 
 if TYPE_CHECKING:
     from SPDSegmentLib.training.cases import Case
@@ -116,7 +116,7 @@ def plan(
         known = {facts.name for facts in found.facts}
         if missing := sorted(set(validation) - known):
             raise BadInput(f"There is no case {missing[0]} to validate with.", f"Known: {', '.join(sorted(known))}.")
-        train, validating, test = sorted(known - set(validation)), sorted(validation), []
+        train, validating, test = sorted(known - set(validation)), sorted(set(validation)), []
     having = {case.name for case in found.facts if any(values in case.structures for values in chosen)}
     if having and not having.intersection(train):
         raise BadInput(
@@ -193,7 +193,8 @@ def plan(
     }
     config = build_settings(TrainingConfig, values, "the plan")
     check_split(config.data, Path("the plan"))
-    notes = [*found.notes, *filter(None, [odd, shared_numbers(names, pattern) if guessed else ""])]
+    shared = shared_numbers(names, pattern) if guessed else ""
+    notes = [*found.notes, *filter(None, [odd, shared, _divided(found.facts, (train, validating, test))])]
     if not targets and len(chosen) > 1:
         named = ", ".join(f"{value} {found.names.get(value, '')}".strip() for value in wanted)
         notes.append(f"The labels have several values ({named}): each is a structure of its own; --target 1+2 joins.")
@@ -214,6 +215,20 @@ def plan(
     cells = (size // (TinyViTEncoder.stride if multiple == 8 else 16)) ** 2
     disk = kept * (cells * EMBEDDING_BYTES + 2 * size * size)
     return Plan(config, reasons, tuple(notes), disk, memory)
+
+
+def _divided(facts: Sequence[CaseFacts], parts: Sequence[Sequence[str]]) -> str:
+    """A sentence where cases of one patient, by their DICOM files, are in several parts of the data, else empty."""
+    people: dict[str, list[str]] = {}
+    for fact in facts:
+        people.setdefault(fact.person, []).append(fact.name)
+    for person, cases in people.items():
+        if person and sum(any(case in part for case in cases) for part in parts) > 1:
+            return (
+                f"{some_of(cases)} are of one patient by their DICOM files, and not all on one side of the split: keep "
+                "them together by --patient or --validation."
+            )
+    return ""
 
 
 def _plane(found: Survey, facts: Sequence[Any]) -> tuple[str, str]:

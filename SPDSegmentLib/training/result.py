@@ -230,9 +230,9 @@ def model_card(info: BundleInfo) -> str:
         *([f"- Starts from: the adapter of `{Path(start).name}`"] if (start := training.get("start")) else []),
         f"- Prompts in training: `{training.get('strategy', 'consensus')}`",
         *([f"- Steps: {', '.join(f'{count} {name}' for name, count in steps.items())}"] if steps else []),
-        f"- Trained on: {training.get('dataset', '')} ({len(training.get('patients', []))} volumes), "
-        f"license {info.license}",
-        f"- Attribution: {training.get('attribution', '')}",
+        f"- Trained on: {training.get('dataset') or 'data without a name'} "
+        f"({len(training.get('patients', []))} volumes), license {info.license or 'not named'}",
+        *([f"- Attribution: {named}"] if (named := training.get("attribution")) else []),
         f"- Configuration: `{training.get('config', '')}`, seed {training.get('seed', 0)}",
         "",
         _measured(info.metrics),

@@ -354,7 +354,7 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 def plot_curves(run_folder: Path) -> Path | None:
-    """Draw every ``*.csv`` of a run that has steps into ``curves.png``; returns its path."""
+    """Draw every ``*.csv`` of a run that has steps and numbers into ``curves.png``; returns its path."""
     from matplotlib.figure import Figure
 
     curves = {path.stem: _read_curve(path) for path in sorted(run_folder.glob("*.csv"))}
@@ -379,7 +379,9 @@ def plot_curves(run_folder: Path) -> Path | None:
 def _read_curve(path: Path) -> dict[str, list[float]]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows and "step" in rows[0] else {}
+    with contextlib.suppress(TypeError, ValueError):  # a table of somebody else's
+        return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows and "step" in rows[0] else {}
+    return {}
 
 
 def _smooth(values: list[float], share: float = 0.03) -> list[float]:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from SPDSegmentLib.errors import BadInput, GeometryUnsupported
-from SPDSegmentLib.geometry.dicom_series import DRAWN, NOT_IMAGES, files_of, folders_of
+from SPDSegmentLib.geometry.dicom_series import DRAWN, NOT_IMAGES, files_of, folders_of, person_of
 from SPDSegmentLib.geometry.intensity import looks_like_ct
 from SPDSegmentLib.geometry.labelmap import filled_part
 from SPDSegmentLib.geometry.labels import case_expression, read_labeled
@@ -77,6 +77,7 @@ class CaseFacts:
         shape, spacing_mm: (3,) along I, J, K; coarse: plane of its slices where they are thick, else empty.
         values: number of voxels of each label value; structures: by their label values.
         is_ct: by its intensities; below_zero: share of its voxels; digest: of them.
+        person: number of the patient in its DICOM files, else empty.
     """
 
     name: str
@@ -89,6 +90,7 @@ class CaseFacts:
     is_ct: bool
     below_zero: float
     digest: str
+    person: str = ""
 
 
 @dataclass
@@ -160,7 +162,7 @@ def find_cases(
     if len(namings) > 1:
         named = sorted(namings.values())
         raise BadInput(
-            f"The cases of {folder} have labels of {len(named)} kinds of names: {_some(named, 8)}.",
+            f"The cases of {folder} have labels of {len(named)} kinds of names: {some_of(named, 8)}.",
             f"Say which are to be learned, as in --label '{named[0]}'; where all are, let {{case}} stand for folders "
             "too, as in --image '{case}_T1w.nii.gz' --label 'labels/{case}_seg.nii.gz'.",
         )
@@ -293,6 +295,7 @@ def _facts(folder: Path, name: str, found: FoundCases, targets: Sequence[tuple[i
         looks_like_ct(volume.array),
         float(np.count_nonzero(volume.array < 0) / volume.array.size),
         digest,
+        person_of(folder / found.image.format(case=name)),
     )
 
 
@@ -319,9 +322,9 @@ def _note_oddities(result: Survey) -> None:
     """Sentences about cases that can be used and are odd all the same; a copy of another is left out."""
     say, found = result.notes.append, result.found
     if found.unpaired:
-        say(f"{len(found.unpaired)} images have no label and are left out: {_some(found.unpaired)}.")
+        say(f"{len(found.unpaired)} images have no label and are left out: {some_of(found.unpaired)}.")
     if found.others:
-        say(f"The cases have further images ({_some(found.others)}); taken is {found.image}: --image takes another.")
+        say(f"The cases have further images ({some_of(found.others)}); taken is {found.image}: --image takes another.")
     for name, why in result.unusable:
         say(f"Case {name} is left out: {why}")
     first: dict[str, str] = {}
@@ -332,22 +335,23 @@ def _note_oddities(result: Survey) -> None:
         first.setdefault(facts.digest, facts.name)
     empty = [facts.name for facts in result.facts if not facts.values]
     if empty:
-        say(f"{len(empty)} cases have no label but 0 and serve as background: {_some(empty)}.")
+        say(f"{len(empty)} cases have no label but 0 and serve as background: {some_of(empty)}.")
     usual = {value for value, n in Counter(v for f in result.facts for v in f.values).items()
              if 2 * n >= len(result.facts) - len(empty)}  # fmt: skip
     for facts in result.facts:
         if odd := sorted(facts.values.keys() - usual):
-            say(f"Case {facts.name} has the label values {_some([*map(str, odd)])}, which most have not.")
+            say(f"Case {facts.name} has the label values {some_of([*map(str, odd)])}, which most have not.")
         thin = ["+".join(map(str, t)) for t, s in facts.structures.items() if min(s.slices.values()) < FEW_SLICES]
         if thin:
-            say(f"Case {facts.name} has the label {_some(thin)} on fewer than {FEW_SLICES} slices.")
+            say(f"Case {facts.name} has the label {some_of(thin)} on fewer than {FEW_SLICES} slices.")
     kinds = {facts.is_ct for facts in result.facts}
     if len(kinds) > 1:
         ct = [facts.name for facts in result.facts if facts.is_ct]
-        say(f"{len(ct)} of {len(result.facts)} images look like CT, the others do not: {_some(ct)}.")
+        say(f"{len(ct)} of {len(result.facts)} images look like CT, the others do not: {some_of(ct)}.")
 
 
-def _some(names: Sequence[str], shown: int = 4) -> str:
+def some_of(names: Sequence[str], shown: int = 4) -> str:
+    """The first of some names, and how many more there are."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
@@ -365,7 +369,7 @@ def shared_numbers(cases: Sequence[str], pattern: str) -> str:
     if all("/" in name for name in shared):
         what, wanted = "first folder", "([^/]+)"
     return (
-        f"{_some(shared)} count as {len(shared)} patients; if their {what} is the patient, so that none trains "
+        f"{some_of(shared)} count as {len(shared)} patients; if their {what} is the patient, so that none trains "
         f"and validates, give --patient '{wanted}'."
     )
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -108,16 +109,66 @@ def test_a_model_is_added_shown_and_its_weights_are_fetched_by_its_name(
     assert (spd_home / "weights" / "stub.pth").read_bytes() == CONTENT
 
 
+def test_the_list_cuts_no_name(tmp_path: Path, publisher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    info = tiny_info(name=f"{'prostate-' * 8}mr", structure="Peripheral zone of the prostate")
+    run("models", "add", write_bundle(tmp_path / "m", info, {"w": torch.zeros(2)}, "").folder)
+    first = [line[1 : line.index("  ")] for line in run("models", "list").stdout.split("\n\n")[0].splitlines()[1:]]
+    assert "".join(first).replace(" ", "") == info.name
+
+
+def test_a_model_without_base_weights_has_nothing_to_fetch(tmp_path: Path, publisher: Path) -> None:
+    folder = write_bundle(tmp_path / "tiny-test", tiny_info(), {"w": torch.zeros(2)}, "").folder
+    fetched = run("models", "fetch", folder)
+    assert fetched.exit_code == 0 and fetched.stdout == "tiny_random: has no base weights to fetch\n"
+
+
+def test_ctrl_c_at_a_question_is_a_cancellation(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(question: str) -> bool:  # as typer asks
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
+    run("models", "add", model_folder)
+    monkeypatch.setattr(typer, "confirm", interrupted)
+    assert run("models", "remove", "tiny-test").exit_code == 130
+
+
 def test_a_model_of_the_user_is_deleted_only_after_a_yes(model_folder: Path, spd_home: Path) -> None:
     run("models", "add", model_folder)
     own = spd_home / "models" / "tiny-test"
-    assert run("models", "remove", "tiny-test", input="n\n").exit_code != 0
+    refused = run("models", "remove", "tiny-test", input="n\n")
+    assert refused.exit_code == 1 and "no terminal" not in refused.stderr
     assert own.is_dir()
     unasked = run("models", "remove", "tiny-test")
     assert unasked.exit_code == 2 and "Error: There is no terminal to ask for a yes. Give --yes." in unasked.stderr
     assert own.is_dir()
     assert run("models", "remove", "tiny-test", "--yes").exit_code == 0
     assert not own.exists()
+
+
+def test_a_model_that_cannot_be_removed_stays_whole(
+    model_folder: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("models", "add", model_folder)
+    with monkeypatch.context() as patch:  # as in a folder without the right to write
+        patch.setattr("os.rmdir", Mock(side_effect=PermissionError(errno.EACCES, "denied")))
+        patch.setattr("os.replace", Mock(side_effect=PermissionError(errno.EACCES, "denied")))
+        refused = run("models", "remove", "tiny-test", "--yes")
+    assert refused.exit_code == 2 and "No permission to write" in refused.stderr
+    assert run("models", "verify", "tiny-test").stdout == "tiny-test: good\n"
+
+
+def test_a_model_that_may_not_be_entered_is_said_and_not_passed_over(
+    model_folder: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("models", "add", model_folder)
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "tiny-test" and access(path, mode))
+    for command in ("list", "verify"):
+        assert "tiny-test may not be entered" in run("models", command).stdout
+    assert "tiny-test may not be entered" in run("models", "show", "tiny-test").stderr
 
 
 def test_a_shipped_model_is_not_removed_and_nothing_is_asked(
@@ -223,6 +274,17 @@ def test_json_output_is_json(model_folder: Path, publisher: Path) -> None:
     assert listed["base_weights"][0]["state"] == "missing"
     assert json.loads(run("models", "show", "tiny-test", "--json").stdout)["structure"] == "kidney"
     assert json.loads(run("models", "show", "stub", "--json").stdout)["sha256"] == sha256(CONTENT)
+
+
+@pytest.mark.parametrize(("doubts", "code"), [([], 0), (["Nothing was segmented."], 6)])
+def test_a_demo_that_must_be_looked_at_says_so_by_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doubts: list[str], code: int
+) -> None:
+    done = Mock()
+    done.outcome.result.doubts = doubts
+    for name in ("describe", "dice_with", "fetch_base_weights", "run_segmentation"):
+        monkeypatch.setattr(app_module, name, Mock(return_value=done if name == "run_segmentation" else 0.5))
+    assert run("demo", "--output", tmp_path / "demo").exit_code == code
 
 
 def test_the_version_is_shown() -> None:

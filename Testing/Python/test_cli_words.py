@@ -88,6 +88,12 @@ def test_what_is_said_is_never_read_as_markup(screen: io.StringIO) -> None:
     assert any("in /data/[red]/[bold]x" in line for line in lines(screen))
 
 
+def test_what_is_said_holds_nothing_that_a_terminal_would_obey(screen: io.StringIO) -> None:
+    with terminal.show_training(True) as bar:
+        bar.say("a case named \x1b]0;mine\x07")
+    assert "a case named \ufffd]0;mine\ufffd" in screen.getvalue()
+
+
 @pytest.mark.parametrize("path", [(), ("models",)], ids=["spdsegment", "models"])
 def test_the_list_of_commands_cuts_no_sentence(path: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(app.build_app(), [*path, "--help"], env={"COLUMNS": "80"}).output

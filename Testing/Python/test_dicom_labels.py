@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from dicom_helpers import Change, multi_frame, series
+from dicom_helpers import PIXELS, Change, multi_frame, series
 from fuzz_mutations import mutate_bytes, mutate_dicom
 from pydicom.dataset import Dataset
 from test_dicom_objects import KIDNEY, of_the_patient, some_mask
@@ -75,6 +75,17 @@ def test_what_was_written_is_read_back_voxel_by_voxel(
     path = drawn(tmp_path / "labels", name, image, mask)
     np.testing.assert_array_equal(read_labels_of(path, volume), mask)
     np.testing.assert_array_equal(read_labels_of(path.parent, volume, ["KIDNEY"]), mask)
+
+
+def test_an_outline_longer_than_the_explicit_encoding_has_room_for_is_written_and_read(tmp_path: Path) -> None:
+    pixels = np.zeros((6, 96, 96), np.int16)
+    image, mask = series(tmp_path / "s", of_the_patient, pixels), pixels.astype(np.uint8)
+    mask[2] = np.random.default_rng(0).random((96, 96)) < 0.8
+    path = drawn(tmp_path / "labels", "rt.dcm", image, mask)
+    np.testing.assert_array_equal(read_labels_of(path, read_volume(image)), mask)
+    # and as others write it: in the explicit encoding such an element is of unknown kind
+    changed(path, lambda made: setattr(made.file_meta, "TransferSyntaxUID", pydicom.uid.ExplicitVRLittleEndian))
+    np.testing.assert_array_equal(read_labels_of(path, read_volume(image)), mask)
 
 
 def test_a_series_that_says_a_wrong_distance_of_its_slices_does_not_spoil_what_is_written(tmp_path: Path) -> None:
@@ -320,6 +331,19 @@ def test_init_plans_from_dicom_and_training_and_evaluation_read_what_it_wrote(tm
     assert target.mask.sum() == 4 * 8 * 6 and target.path is not None
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_init_says_where_cases_of_one_patient_are_divided(tmp_path: Path, apart: bool) -> None:
+    for case in ("x7", "y3"):
+        number = case if apart else "17"
+        made = series(tmp_path / "data" / case / "image", of_the_patient_with(PatientID=number), PIXELS + ord(case[0]))
+        mask = np.ones(PIXELS.shape, np.uint8)
+        drawn(tmp_path / "data" / case / "label", "rt.dcm", made, mask)
+    given = ["init", str(tmp_path / "data"), "-o", str(tmp_path / "p.toml"), "--no-measure", "--structure", "Kidney"]
+    result = CliRunner().invoke(app_module.build_app(), given)
+    assert result.exit_code == 0, result.output
+    assert ("x7, y3 are of one patient by their DICOM files" in result.stderr) is not apart
+
+
 def test_init_finds_folders_of_series_and_labels_beside_each_other(shared_data: Path, tmp_path: Path) -> None:
     # given cases as a public archive gives them: three modalities, each with its own contours
     result = CliRunner().invoke(
@@ -329,6 +353,7 @@ def test_init_finds_folders_of_series_and_labels_beside_each_other(shared_data: 
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     data = read_training_config(tmp_path / "a.toml").data
+    assert "CT, MR_T1, PET are of one patient by their DICOM files" in result.stderr
     assert (data.image, data.label) == ("{case}/image", "{case}/mask")
     assert sorted((*data.train, *data.validation)) == ["CT", "MR_T1", "PET"]
 

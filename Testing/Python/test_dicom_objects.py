@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pydicom
@@ -153,6 +154,58 @@ def test_a_structure_set_is_read_back_voxel_by_voxel(image: Path, tmp_path: Path
     (observation,) = read.RTROIObservationsSequence
     assert observation.RTROIIdentificationCodeSequence[0].CodeValue == "64033007"
     assert pydicom.dcmread(path).file_meta.MediaStorageSOPClassUID == pydicom.uid.RTStructureSetStorage
+
+
+@pytest.mark.parametrize("write", [write_dicom_seg, write_rtstruct])
+def test_what_a_series_does_oddly_puts_no_name_of_a_patient_on_a_terminal(
+    write: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def odd(t: int, made: Dataset) -> None:
+        of_the_patient(t, made)
+        made.PatientName, made.StudyID = "SMITH", "longer than 16 characters"
+
+    image = series(tmp_path / "series", odd)
+    volume, source = read_volume(image), source_of(image, None)
+    recwarn.clear()
+    caplog.clear()
+    write(tmp_path / "made.dcm", some_mask(volume.array.shape), volume, source, KIDNEY)
+    assert (recwarn.list, caplog.records) == ([], [])
+
+
+def test_what_those_who_take_names_away_leave_spoils_no_segmentation(tmp_path: Path) -> None:
+    def odd(t: int, made: Dataset) -> None:
+        of_the_patient(t, made)
+        made.PatientBirthDate, made.StudyDate, made.StudyTime = "19600000", "removed", "25:99"
+        made.PatientSex, made.SeriesNumber = "U", -3
+        del made.StudyID, made.PatientName
+
+    image = series(tmp_path / "series", odd)
+    volume, source = read_volume(image), source_of(image, None)
+    write_dicom_seg(tmp_path / "s.dcm", some_mask(volume.array.shape), volume, source, KIDNEY)
+    made = pydicom.dcmread(tmp_path / "s.dcm")
+    assert (made.PatientID, made.PatientBirthDate, made.StudyDate, made.PatientSex) == ("17", "", "", "")
+    assert source[0].header.PatientBirthDate == "19600000", "what was read stays"
+
+
+@pytest.mark.parametrize("name", ["StudyInstanceUID", "FrameOfReferenceUID"])
+def test_a_series_that_nothing_can_refer_to_is_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    def nameless(t: int, made: Dataset) -> None:
+        of_the_patient(t, made)
+        delattr(made, name)
+
+    with pytest.raises(BadInput, match=f"has no {name}, so that nothing can refer to it"):
+        source_of(series(tmp_path / "series", nameless), None)
+
+
+def test_a_value_that_a_segmentation_cannot_take_is_named_without_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = series(tmp_path / "series", of_the_patient)
+    volume = read_volume(image)
+    monkeypatch.setattr(highdicom.seg, "Segmentation", Mock(side_effect=ValueError("'Doe^Jane' is no value")))
+    with pytest.raises(BadInput, match=r"needs: a value of its header is not valid\. Export") as refused:
+        write_dicom_seg(tmp_path / "s.dcm", some_mask(volume.array.shape), volume, source_of(image, None), KIDNEY)
+    assert "Doe" not in refused.value.sentence
 
 
 def test_objects_of_one_time_of_a_series_refer_to_the_slices_of_that_time(tmp_path: Path) -> None:

@@ -252,6 +252,12 @@ def test_a_second_model_that_cannot_run_is_refused_before_the_first_case(
     assert not (tmp_path / "tables").exists()
 
 
+def test_a_configuration_of_a_joint_training_is_named_as_such(folder: Path, tmp_path: Path) -> None:
+    (folder / "joint.toml").write_text("[sets.blobs]\nfolder = 'data'\n", encoding="utf-8")
+    result = run(folder, tmp_path / "tables", config="joint.toml")
+    assert result.exit_code == 2 and "joint.toml is of a joint training and has no table [data]" in result.stderr
+
+
 def test_seeds_begin_at_zero(folder: Path, tmp_path: Path) -> None:
     result = run(folder, tmp_path / "tables", "--first-seed", "-2000")
     assert result.exit_code == 2 and "--first-seed" in result.stderr

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models_helpers import tiny_info
+from tiny_predictor import tiny_predictor
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
 from SPDSegmentLib.evaluation.evaluator import verdict_shares
@@ -190,3 +191,12 @@ def test_an_evaluation_counts_right_clicks_rejected_and_wrong_clicks_kept() -> N
     words = ("kept", "rejected_own_slice", "kept", "rejected_own_slice", "outside")
     fates = {n: PointFate(n, 0, Fate(word)) for n, word in enumerate(words)}
     assert verdict_shares(mask, clicks, fates) == (0.4, 0.5, 0.3333)
+
+
+@pytest.mark.parametrize("strategy", ["consensus", "raw", "interpolated", "sampled", "saliency-only"])
+def test_an_image_of_another_kind_must_be_looked_at_whatever_prompts_its_slices(strategy: str) -> None:
+    predictor = tiny_predictor()
+    predictor.info = KIDNEY
+    stack, clicks = clicked(like_ct(scale=1.0))
+    result = predictor.open(stack).segment(clicks, prompts=strategy)
+    assert any("looks like CT" in doubt for doubt in result.doubts) and set(result.doubts) <= set(result.notes)

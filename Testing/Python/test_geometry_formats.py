@@ -78,6 +78,7 @@ def test_an_analyze_image_is_refused_by_name(pair: Path) -> None:
         ("a.nii", "scan.hdr", "a NIfTI file with another name", "scan.nii"),
         ("a.nii", "scan.Nii", "a NIfTI file with another name", "scan.nii"),
         ("a.nii", "scan.mha", "a NIfTI file with another name", "scan.nii"),
+        ("a.nii.gz", "scan.Nii.gz", "a NIfTI file with another name", "scan.nii.gz"),
         ("a.hdr", "scan.nii", "the header of a NIfTI pair", "scan.hdr"),
         ("a.nrrd", "scan.nii", "an NRRD file with another name", "scan.nrrd"),
         ("a.nrrd", "scan.dat", "an NRRD file with another name", "scan.nrrd"),
@@ -93,7 +94,7 @@ def test_a_file_with_the_name_of_another_format_is_named_and_the_new_name_works(
     if made == "a.hdr":
         shutil.move(tmp_path / "a.img", tmp_path / "scan.img")
     # when it is read, it is refused
-    refused(tmp_path / named, words)
+    refused(tmp_path / named, f"{words}.*[.] Name it {remedy}[.]$")
     # then the remedy works
     shutil.move(tmp_path / named, tmp_path / remedy)
     np.testing.assert_array_equal(read_volume(tmp_path / remedy).array, VALUES)

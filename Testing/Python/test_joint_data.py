@@ -72,6 +72,17 @@ def test_a_ct_that_is_shifted_is_refused(data: Path) -> None:
         load(data, modality="CT")
 
 
+def test_a_set_of_which_everything_is_excluded_is_refused(data: Path) -> None:
+    names = tuple(path.name.removesuffix("_image.nii.gz") for path in (data / "data").glob("*_image.nii.gz"))
+    with pytest.raises(BadInput, match="Every case of .*data is in exclude"):
+        load(data, exclude=names)
+
+
+def test_a_plane_that_is_none_is_named_with_its_set(data: Path) -> None:
+    with pytest.raises(BadInput, match="Unknown plane of data 'top'"):
+        load(data, plane="top")
+
+
 def test_an_excluded_name_that_is_no_case_is_refused(data: Path) -> None:
     with pytest.raises(BadInput, match="holds no case A, which exclude of its set names") as refused:
         load(data, exclude=("A",))

@@ -68,6 +68,12 @@ def test_a_packed_model_is_added_and_is_the_same(file: Path, home: Path, tmp_pat
         assert b"library_name: spdsegment" in archive.read("kidney-own/README.md")
 
 
+def test_the_name_of_another_archive_makes_no_folder_of_that_name(file: Path, tmp_path: Path) -> None:
+    refused = run("pack", tmp_path / "own", "--output", tmp_path / "own.tar.gz")
+    assert refused.exit_code == 2 and "is named as another archive. Name it NAME.zip." in refused.stderr
+    assert not (tmp_path / "own.tar.gz").exists()
+
+
 def test_the_same_model_always_gives_the_same_file(file: Path, tmp_path: Path) -> None:
     packed.pack_bundle(read_bundle(tmp_path / "own"), tmp_path / "second.zip")
     assert file.read_bytes() == (tmp_path / "second.zip").read_bytes()

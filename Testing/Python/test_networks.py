@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from tiny_predictor import adapters_off
 
 from SPDSegmentLib.errors import BadInput, ModelCorrupt
@@ -251,3 +253,16 @@ def test_direction_of_slice_consistency_matters_only_where_the_neighbor_is_const
     assert torch.allclose(gradients["next"], gradients["previous"]) != stop_gradient
     expected = (gradients["next"] + gradients["previous"]) * 3 / 4  # three slices have a next one, all four a neighbor
     assert torch.allclose(gradients["both"], expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_weights_are_read_from_a_folder_whose_name_is_no_utf8(tmp_path: Path, name: str) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8les"))
+    folder.mkdir()
+    made = {"a": torch.arange(3.0)}
+    if name.endswith(".pth"):
+        with open(folder / name, "wb") as file:
+            torch.save(made, file)
+    else:
+        (folder / name).write_bytes(save(made))
+    assert torch.equal(load_state_dict(folder / name)["a"], made["a"])

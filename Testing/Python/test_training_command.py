@@ -314,6 +314,8 @@ def test_each_of_several_targets_gets_the_clicks_of_its_own_list(config: Path, t
         ("{case}_image", "{kase}_image", "has no {case} in it"),
         ("{case}_label", "label", "has no {case} in it"),
         ("targets = [[1]]", "targets = []", "targets names no label value"),
+        ("targets = [[1]]", "targets = [[1, 2], [3], [2, 1]]", "targets in [data] names a structure twice"),
+        ('train = ["a", "b"]', 'train = ["a", "b", "a"]', "Case a is twice in train"),
         ("steps = 6", 'steps = "many"', "steps in"),
         ('train = ["a", "b"]', 'train = "a"', "train in"),
         ('folder = "data"', 'folder = "nowhere"', "does not exist"),
