@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +197,18 @@ def test_a_run_goes_on_where_its_editor_is_deleted(
     assert job.error is None and not host.take_slot_errors()
 
 
-def test_reload_takes_the_effect_along(host: Any, editor: Editor, tmp_path: Path) -> None:
+@pytest.fixture
+def library() -> Iterator[None]:
+    """Bring the library's modules back after a test that loads them again: other tests hold on to them."""
+    own = ("SPDSegmentLib", "SegmentEditorSPDLib")
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in own}
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def test_reload_takes_the_effect_along(library: None, host: Any, editor: Editor, tmp_path: Path) -> None:
     editor.module.widget.onReload()
     use_fake(editor.module, f"fake?gate={tmp_path / 'gate'}")
     another = Editor(host, editor.module, editor.volume)
