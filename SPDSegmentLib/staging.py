@@ -75,7 +75,9 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder, whole or not at all; OSError is left to the caller."""
-    os.listdir(folder)  # where it may not be entered, nothing of it could be deleted
+    may = os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+    if folder.exists() and not may:  # it could be renamed, and nothing in it deleted
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     with hidden_name(folder.parent) as gone:
         os.replace(folder, gone)
         shutil.rmtree(gone, ignore_errors=True)

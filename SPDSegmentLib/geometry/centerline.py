@@ -71,8 +71,8 @@ class Clicks:
     def extent(self, n_slices: int) -> range:
         """The slices that the structure may fill: those between its two marked ends, or all where none is marked.
 
-        One end, and each of more than two (of branches), bounds the side on which fewer of the other clicks lie; as
-        many on either side, and it bounds neither.
+        One end bounds the side on which fewer of the other clicks lie; as many on either side, and it bounds neither.
+        Of more than two (of branches) so does the outermost on each side.
         """
         within = self.slice_index[~self.outside]
         marked = np.unique(self.slice_index[self.ends & ~self.outside])

@@ -291,7 +291,7 @@ def marks_in(description: Any) -> tuple[bool, bool]:
 
     It says so with the words ``insisted`` and ``end`` and no others.
     """
-    words = set(re.split(r"[\s,;]+", description.strip().lower())) if isinstance(description, str) else set()
+    words = set(re.findall(r"[^\s,;]+", description.lower())) if isinstance(description, str) else set()
     return (INSISTED in words, END in words) if words <= {INSISTED, END} else (False, False)
 
 

@@ -107,7 +107,8 @@ def learn(
     Args:
         session: of the model itself, which is what learns.
         clicks, prompts, anchor_xy: as for :meth:`Session.segment`.
-        corrected: masks (H, W) of the corrected slices, which also are the ``locked`` ones.
+        corrected: masks (H, W) of the corrected slices, which also are the ``locked`` ones; those past a marked end,
+            where nothing is segmented, teach nothing.
         in_use: that whose masks the person has, where that is one under what was learned before.
 
     Raises:
@@ -122,9 +123,12 @@ def learn(
             "Nothing is learned from corrections of the thresholded saliency, which has no prompts.",
             "Segment with another strategy, such as prompts='consensus'.",
         )
-    if len(corrected) < FEWEST:
+    extent = clicks.extent(session.stack.n_slices)
+    taught = {t: mask for t, mask in corrected.items() if t in extent}
+    if len(taught) < FEWEST:
+        within = "" if len(taught) == len(corrected) else " up to the marked end"
         raise BadInput(
-            f"{len(corrected)} corrected slices are too few to learn from.",
+            f"{len(taught)} corrected slices{within} are too few to learn from.",
             f"Correct at least {FEWEST} slices of this volume.",
         )
     options = {"prompts": prompts, "locked": corrected, "anchor_xy": anchor_xy, "cancelled": call.cancelled}
@@ -133,8 +137,8 @@ def learn(
     again = in_use is not session
     if again:
         before = in_use.segment(clicks, **options)  # type: ignore[arg-type]
-    slices = tuple(sorted(corrected))
-    lesson = _Lessons(session, clicks, corrected, prompts, call)
+    slices = tuple(sorted(taught))
+    lesson = _Lessons(session, clicks, taught, prompts, call)
     gains = lesson.left_out()
     best = int(np.argmax([after for _, after in gains]))
     own, (steps, after) = lesson.own_dice, gains[best]

@@ -185,7 +185,7 @@ def note_beyond(clicked: np.ndarray, results: Iterable[SliceResult]) -> list[str
     beyond = max((slices for slices, r in past if slices > allowed and r.pixels), default=0)
     if not beyond:
         return []
-    return [f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends."]
+    return [f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends; a click can mark one."]
 
 
 def note_gain(gain: float) -> list[str]:
@@ -284,7 +284,7 @@ def fates_of_given(fates: Iterable[PointFate], given: Clicks, extent: range) -> 
 def note_ends(clicks: Clicks, extent: range, n_slices: int) -> list[str]:
     """What the user should know where clicks are marked as ends, and none of them bounds anything."""
     marked = set(clicks.slice_index[clicks.ends & ~clicks.outside].tolist())
-    if marked <= {0, n_slices - 1} or extent != range(n_slices):
+    if not marked or marked & {0, n_slices - 1} or extent != range(n_slices):
         return []
     return ["The marked end bounds nothing: as many other clicks lie on either side of it. Mark the outermost click."]
 

@@ -277,7 +277,7 @@ class Session:
         n = max(config.n_neighbors, wide := int(config.evidence != "gate"))  # others look into the adjoining slices
         around, beside = ([range(max(0, s - k), min(last, s + k) + 1) for s in range(last + 1)] for k in (n, wide))
         clicked = {int(t) for t in clicks.slice_index}
-        reached = {*self.extent}.intersection(s for t in clicked for s in around[t])
+        reached = {s for t in clicked for s in around[t] if s in self.extent or s in beside[t]}
         waiting = sorted(reached, key=lambda t: (abs(t - center), t))
         held, changed = set[int](), set[int]()
 

@@ -86,8 +86,10 @@ def intensity_facts(
 def fit_of_image(info: BundleInfo, stack: SliceStack, clicks: Clicks | None = None) -> list[str]:
     """Sentences for a person before a run: why an image does not fit, and the better installed model; none if it does.
 
-    Values that the model refuses are among the reasons. Without clicks the brightness around them is not looked at.
+    Values that the model refuses are among the reasons. Without clicks the brightness around them is not looked at, nor
+    is it around those past a marked end.
     """
+    clicks = None if clicks is None else clicks.up_to_ends(stack.n_slices)
     try:
         check_values(stack.array, IntensityConfig.from_dict(info.normalization), stack.volume.name)
         doubts = doubts_of_image(info, stack, clicks)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from models_helpers import tiny_info
-from tiny_predictor import SIZE, BrightnessEngine, listening_predictor, tube_volume
+from tiny_predictor import SIZE, BrightnessEngine, listening_predictor, tiny_predictor, tube_volume
 from torch import Tensor
 
 from SPDSegmentLib import InteractiveSegmenter, LoadedModel
@@ -183,6 +185,15 @@ def test_one_corrected_slice_and_a_listening_saliency_are_refused(session: Sessi
         learn(listening, clicks(), corrected(6, 9))
 
 
+def test_corrections_past_a_marked_end_teach_nothing(session: Session) -> None:
+    marked = dataclasses.replace(clicks(), ends=np.isin(clicks().slice_index, (4, 13)))
+    erased = {t: np.zeros((SIZE, SIZE), bool) for t in (15, 17)}
+    lesson, alone = learn(session, marked, corrected(6, 9, 12) | erased), learn(session, marked, corrected(6, 9, 12))
+    assert lesson.slices == (6, 9, 12) and (lesson.before, lesson.after) == (alone.before, alone.after)
+    with pytest.raises(BadInput, match="1 corrected slices up to the marked end are too few"):
+        learn(session, marked, corrected(6) | erased)
+
+
 def test_learning_tells_its_progress_and_can_be_cancelled_and_then_nothing_has_changed(session: Session) -> None:
     fixed = corrected(6, 9, 12)
     before = session.segment(clicks(), locked=fixed)
@@ -311,6 +322,19 @@ def test_what_a_second_lesson_would_change_is_said_of_the_masks_that_the_person_
     differ = np.flatnonzero((found.result.mask != last.result.mask).any(axis=(1, 2)))
     assert sorted(second.changed) == differ.tolist() and second.voxels == int((found.mask ^ last.mask).sum())
     assert "by the model before" in Lesson((6, 9), 0.5, 0.5, again=True).sentence
+
+
+def test_an_end_that_could_not_be_marked_bounds_no_suggestion(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = InteractiveSegmenter(tube_volume(), dataclasses.replace(loaded, predictor=tiny_predictor()), axis="axial")
+    case.add(case.stack.to_ras(np.array([9, 12, 15]), np.full((3, 2), 30.0)))
+    before = case.suggest()
+    assert before is not None and before[2] < case.clicks["1"][2]
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(case._session.features, "make_room", Mock(side_effect=MemoryError))
+        case.end("1")
+    assert case.suggest() == before
 
 
 def test_for_the_thresholded_saliency_nothing_is_suggested_or_learned_and_this_is_said(loaded: LoadedModel) -> None:

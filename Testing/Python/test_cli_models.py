@@ -148,13 +148,15 @@ def test_a_model_of_the_user_is_deleted_only_after_a_yes(model_folder: Path, spd
     assert not own.exists()
 
 
+@pytest.mark.parametrize("its_own", [False, True])
 def test_a_model_that_cannot_be_removed_stays_whole(
-    model_folder: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, spd_home: Path, monkeypatch: pytest.MonkeyPatch, its_own: bool
 ) -> None:
     run("models", "add", model_folder)
-    with monkeypatch.context() as patch:  # as in a folder without the right to write
-        patch.setattr("os.rmdir", Mock(side_effect=PermissionError(errno.EACCES, "denied")))
-        patch.setattr("os.replace", Mock(side_effect=PermissionError(errno.EACCES, "denied")))
+    denied = Mock(side_effect=PermissionError(errno.EACCES, "denied"))
+    with monkeypatch.context() as patch:  # as in a folder without the right to write, or with a folder without it
+        patch.setattr("os.rmdir", denied)
+        patch.setattr(*("os.access", lambda path, mode: not mode & os.W_OK) if its_own else ("os.replace", denied))
         refused = run("models", "remove", "tiny-test", "--yes")
     assert refused.exit_code == 2 and "No permission to write" in refused.stderr
     assert run("models", "verify", "tiny-test").stdout == "tiny-test: good\n"

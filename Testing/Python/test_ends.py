@@ -16,7 +16,7 @@ from SPDSegmentLib.geometry.markups import ControlPoint, Markup, mark_clicks, ma
 from SPDSegmentLib.geometry.slices import SliceStack
 from SPDSegmentLib.inference.next_click import suggest
 from SPDSegmentLib.inference.session import Session
-from SPDSegmentLib.prompts.distillation import STRATEGIES
+from SPDSegmentLib.prompts.distillation import STRATEGIES, PromptConfig
 from SPDSegmentLib.prompts.fates import Fate, SliceStatus, review
 from SPDSegmentLib.training.cases import _given_clicks
 from SPDSegmentLib.training.config import DataConfig
@@ -102,7 +102,8 @@ def test_many_clicks_past_an_end_are_no_reason_for_doubt(session: Session) -> No
 
 def test_an_end_that_bounds_nothing_is_said(session: Session) -> None:
     assert any("bounds nothing" in note for note in session.segment(clicks_on(5, 9, 13, ends=(9,))).notes)
-    assert not any("bounds nothing" in note for note in session.segment(clicks_on(0, 9, 13, ends=(0,))).notes)
+    for clicks in (clicks_on(0, 9, 13, ends=(0,)), clicks_on(0, 4, 7, 10, 13, 16, 23, ends=(0, 13, 23))):
+        assert not any("bounds nothing" in note for note in session.segment(clicks).notes)
 
 
 def test_marking_an_end_changes_what_lies_past_it_and_its_reach_alone(session: Session) -> None:
@@ -122,6 +123,18 @@ def test_ends_that_come_and_go_leave_what_a_fresh_session_finds(make: object) ->
     for ends in ((7, 16), (), (10,), (13, 4), (10, 16), (7,)):
         fresh = make().open(stack).segment(clicks_on(*LINE, ends=ends))  # type: ignore[operator]
         assert np.array_equal(session.segment(clicks_on(*LINE, ends=ends)).mask, fresh.mask), ends
+
+
+def test_slices_at_an_end_come_as_soon_as_the_others() -> None:
+    predictor, stages = tiny_predictor(), list[int | str]()
+    predictor.prompts = PromptConfig(evidence="adjoining")  # which looks at the slice past the end
+    predictor.open(SliceStack(tube_volume(), "axial")).segment(
+        clicks_on(*range(5, 17), ends=(5, 16)),
+        first_slice=16,
+        on_slice=lambda result: stages.append(result.slice_index),
+        on_progress=lambda progress: stages.append(progress.stage),
+    )
+    assert "encoding" in stages[stages.index(16) :], "it does not wait for the last encoding"
 
 
 def test_a_slice_that_a_person_drew_stays_past_an_end(session: Session) -> None:
@@ -154,7 +167,7 @@ def test_files_and_wire_keep_ends_and_what_is_insisted_on(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("marks", [(False, False), (True, False), (False, True), (True, True)])
 def test_marks_are_read_as_they_are_written(marks: tuple[bool, bool]) -> None:
-    assert marks_in(marks_as_text(*marks)) == marks
+    assert marks_in(marks_as_text(*marks)) == marks_in(f" {marks_as_text(*marks).title()}, ") == marks
 
 
 def test_an_end_must_be_among_the_clicks() -> None:

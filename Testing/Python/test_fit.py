@@ -75,6 +75,14 @@ def test_images_of_a_models_kind_are_not_doubted() -> None:
     assert said(ESOPHAGUS, like_ct()) == ""
 
 
+def test_what_lies_past_a_marked_end_is_no_reason_to_doubt_an_image() -> None:
+    image = like_ct()
+    image.array[9:] = 1500
+    stack, clicks = clicked(image)
+    marked = dataclasses.replace(clicks, ends=np.isin(clicks.slice_index, (2, 8)))
+    assert fit_of_image(ESOPHAGUS, stack, clicks) and not fit_of_image(ESOPHAGUS, stack, marked)
+
+
 def test_ct_given_to_a_model_for_mr_and_the_reverse() -> None:
     assert "looks like CT" in said(KIDNEY, like_ct((1.25, 1.25, 7.7))) and "for MR" in said(KIDNEY, like_ct())
     assert "does not look like CT" in said(ESOPHAGUS, like_mr((3.9, 3.9, 2.5)))

@@ -91,6 +91,24 @@ def test_a_click_is_an_end_and_insisted_on_and_its_own_description_comes_back(ho
     assert not list(node.GetAttributeNames())
 
 
+def test_clicks_that_come_back_have_their_own_description_too(host: Any) -> None:
+    from SPDSegmentLib.gui.scene.centerlines import removeClicks, restoreClicks, setEnd, snapshotClicks
+
+    node = add_clicks((3,))
+    node.SetNthControlPointDescription(0, "hilum, see report")
+    before = snapshotClicks([node])
+    setEnd(node, node.GetNthControlPointID(0), True)
+    marked = snapshotClicks([node])
+    restoreClicks(before)
+    assert node.GetNthControlPointDescription(0) == "hilum, see report"
+    restoreClicks(marked)
+    removeClicks(node)
+    restoreClicks(marked)
+    assert node.GetNthControlPointDescription(0) == "end"
+    setEnd(node, node.GetNthControlPointID(0), False)
+    assert node.GetNthControlPointDescription(0) == "hilum, see report"
+
+
 def test_undo_of_clear_brings_ends_back(host: Any, module: Any) -> None:
     press_end(host, module, 2)
     module.ui.clearButton.click()

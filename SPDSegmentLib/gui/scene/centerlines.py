@@ -383,11 +383,12 @@ def _realPoints(node: Any) -> list[int]:
 def _restorePoint(node: Any, index: int, point: ControlPoint) -> str:
     if index >= node.GetNumberOfControlPoints() or node.GetNthControlPointID(index) != point.id:
         node.InsertControlPointWorld(index, point.position_ras, point.label)
+        if point.insisted or point.ends:
+            node.SetNthControlPointDescription(index, node.GetAttribute(DESCRIPTION_ATTRIBUTE + point.id) or "")
     if point.placed:
         node.SetNthControlPointPositionWorld(index, *point.position_ras)
     else:
         node.UnsetNthControlPointPosition(index)
     node.SetNthControlPointSelected(index, point.selected)
-    if marks_in(node.GetNthControlPointDescription(index)) != (point.insisted, point.ends):
-        node.SetNthControlPointDescription(index, marks_as_text(point.insisted, point.ends))
+    _mark(node, index, point.insisted, point.ends)
     return str(node.GetNthControlPointID(index))
