@@ -185,7 +185,9 @@ def note_beyond(clicked: np.ndarray, results: Iterable[SliceResult]) -> list[str
     beyond = max((slices for slices, r in past if slices > allowed and r.pixels), default=0)
     if not beyond:
         return []
-    return [f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends; a click can mark one."]
+    return [
+        f"The mask goes on for up to {beyond} slices past the outermost clicks. Check its ends; a click can mark one."
+    ]
 
 
 def note_gain(gain: float) -> list[str]:
