@@ -58,7 +58,7 @@ def test_stopped_while_idle_the_next_request_is_served_by_another(transport: str
         d.segment()
         old = _stop(d)
         request, _ = d.segment(markups=[line(3)])
-        assert len(request.slices) == SHAPE[0]
+        assert len(request.slices) == SHAPE[0], (d.logs, old, d.client.process_id)
         assert d.client.process_id != old and not psutil.pid_exists(old)
 
 
