@@ -210,7 +210,8 @@ class InteractiveSegmenter:
             given = [dismissed]  # one place
         refused = list_of(given, "RAS", self.stack.volume).points if np.size(given) else ()
         places = [*self.clicks.values(), *(point.position_ras for point in refused)]
-        self._current.within_ends(self._clicks_of(self._points))  # a call that failed may have left it at other ends
+        extent = self._clicks_of(self._points).extent(self.stack.n_slices)
+        self._current.extent = extent  # a call that failed may have left it at other ends
         found = self.model.predictor.suggest(self._current, clicks_from_points(np.array(places), self.stack))
         if not found:
             return None

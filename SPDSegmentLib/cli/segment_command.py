@@ -308,8 +308,8 @@ def _write_beside(
 
 
 def _write_report(path: Path, request: SegmentRequest, outcome: Segmentation) -> None:
-    asked = dataclasses.asdict(request) | {"point": request.positions, "insist": names_of(request.insist)}
-    asked["ends"] = names_of(request.ends)
+    ids = {"insist": names_of(request.insist), "ends": names_of(request.ends)}
+    asked = dataclasses.asdict(request) | {"point": request.positions} | ids
     write_json(path, outcome.report(request.full_paths, asked), "report")
 
 

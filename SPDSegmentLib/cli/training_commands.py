@@ -75,7 +75,7 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     run_folder = run_folder or Path("runs") / settings.bundle.name
-    if str(run_folder.absolute()) != well_formed(str(run_folder.absolute())):
+    if (place := str(run_folder.absolute())) != well_formed(place):
         raise BadInput(f"The name of the run folder {run_folder} is not valid Unicode.", "Choose another --run-folder.")
     check_folder(run_folder, "run folder")
     target = output or run_folder / "bundle"

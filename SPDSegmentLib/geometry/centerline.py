@@ -89,6 +89,10 @@ class Clicks:
         past: np.ndarray = ~within & ~self.outside
         return past
 
+    def within(self, extent: range) -> np.ndarray:
+        """Indexes, (M,) int, of those that lie in the volume and on a slice of ``extent``."""
+        return np.flatnonzero(~(self.outside | self.past(extent)))
+
     def up_to_ends(self, n_slices: int) -> Clicks:
         """Those that no marked end leaves out."""
         return self.only(np.flatnonzero(~self.past(self.extent(n_slices)))) if self.ends.any() else self

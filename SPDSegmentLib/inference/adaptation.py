@@ -257,11 +257,10 @@ class _Lessons:
     def _prompts_without(self, fold: Sequence[int], clicks: Clicks, strategy: str) -> dict[int, SlicePrompts]:
         """The prompts that slices of a fold have where only the others were corrected."""
         others = {t: mask for t, mask in self._corrected.items() if t not in fold}
-        clicks, inside = self._session.within_ends(clicks)
+        extent = clicks.extent(self._session.stack.n_slices)
         maps = self._features.maps(self._session.predictor.prompts.threshold, others, lambda: self._call)
-        seen, _ = self._features.network_clicks(clicks, inside)
-        config, extent = self._session.predictor.prompts, self._session.extent
-        found = distill_prompts(maps, seen, config, strategy, frozenset(others), extent)
+        seen, _ = self._features.network_clicks(clicks, clicks.within(extent))
+        found = distill_prompts(maps, seen, self._session.predictor.prompts, strategy, frozenset(others), extent)
         return {t: found.slices[t] for t in fold}
 
     def _dice(self, features: SliceFeatures, slices: Sequence[int]) -> list[float]:

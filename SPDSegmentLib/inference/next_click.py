@@ -163,7 +163,7 @@ def suggest(session: Session, clicks: Clicks, count: int = 1, call: Call | None 
     decided = session.decided
     if not decided:
         return []
-    inside = clicks.inside().only(np.flatnonzero(~clicks.inside().past(session.extent)))
+    inside = clicks.only(clicks.within(session.extent))
     found = in_empty_slices(session, inside, count, call)
     prompts = {t: p for t, (p, _) in decided.items() if len(p.points)}
     anchors, stack = sorted(prompts), session.stack

@@ -266,9 +266,7 @@ def fates_of_points(
         name = clicks.ids[click] if click >= 0 else ""
         results.append(replace(fate, click=click, xy=(column, row), click_id=name))
     for click in np.setdiff1d(np.arange(len(clicks.slice_index)), seen).tolist():
-        t, (column, row) = int(clicks.slice_index[click]), clicks.xy[click].tolist()
-        reason = BEYOND_VOLUME if clicks.outside[click] else BEYOND_VIEW
-        results.append(PointFate(click, t, Fate.OUTSIDE, (column, row), t, reason, clicks.ids[click]))
+        results.append(_left_out(clicks, click, Fate.OUTSIDE, BEYOND_VOLUME if clicks.outside[click] else BEYOND_VIEW))
     return results
 
 
@@ -277,10 +275,13 @@ def fates_of_given(fates: Iterable[PointFate], given: Clicks, extent: range) -> 
     past = given.past(extent)
     kept = np.flatnonzero(~past).tolist()
     results = [replace(fate, click=kept[fate.click]) if fate.click >= 0 else fate for fate in fates]
-    for click in np.flatnonzero(past).tolist():
-        t, (column, row) = int(given.slice_index[click]), given.xy[click].tolist()
-        results.append(PointFate(click, t, Fate.PAST_END, (column, row), t, PAST_END, given.ids[click]))
-    return results
+    return results + [_left_out(given, click, Fate.PAST_END, PAST_END) for click in np.flatnonzero(past).tolist()]
+
+
+def _left_out(clicks: Clicks, click: int, fate: Fate, reason: str) -> PointFate:
+    """The fate of a click that no slice is asked about."""
+    t, (column, row) = int(clicks.slice_index[click]), clicks.xy[click].tolist()
+    return PointFate(click, t, fate, (column, row), t, reason, clicks.ids[click])
 
 
 def note_ends(clicks: Clicks, extent: range, n_slices: int) -> list[str]:

@@ -134,7 +134,9 @@ class Session:
         call = Call(on_slice, on_progress, cancelled)
         self._on_the_way.clear()
         encoded_before = self._features.encoded
-        given, (clicks, inside) = clicks, self.within_ends(clicks)
+        self.extent = clicks.extent(self.stack.n_slices)
+        given, clicks = clicks, clicks.up_to_ends(self.stack.n_slices)
+        inside = clicks.within(self.extent)
         if len(inside) == 0:
             raise BadInput("No click lies inside the volume.", "Place points on the structure in this volume.")
         self._features.make_room()
@@ -183,17 +185,12 @@ class Session:
 
     def distill(self, clicks: Clicks, prompts: str = "consensus") -> list[SlicePrompts]:
         """The prompts that :meth:`segment` would decode, of every slice, with points in slice pixels; no decoding."""
-        clicks, inside = self.within_ends(clicks)
+        self.extent = clicks.extent(self.stack.n_slices)
+        inside = clicks.within(self.extent)
         if len(inside):
             self._place_window(clicks.xy[inside])
         slices = self._distill(self._features.network_clicks(clicks, inside)[0], prompts, Call()).slices
         return [dataclasses.replace(p, points=self._features.window.to_slice(p.points)) for p in slices]
-
-    def within_ends(self, clicks: Clicks) -> tuple[Clicks, np.ndarray]:
-        """Those of the clicks that no marked end leaves out, and the indexes of those among them inside the volume."""
-        self.extent = clicks.extent(self.stack.n_slices)
-        clicks = clicks.up_to_ends(self.stack.n_slices)
-        return clicks, np.flatnonzero(~clicks.outside)
 
     def saliency(self, t: int, center_xy: tuple[float, float] | None = None) -> np.ndarray:
         """S_t in the slice's own pixels, (H, W) float32, 0 outside the view; raises as :meth:`SliceFeatures.ensure`.

@@ -229,14 +229,13 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     state: Any
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        with plain_path(path) as plain:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import load_file
 
-            with plain_path(path) as plain:
                 state = load_file(plain)
-        else:
-            _require_safe_torch()
-            with plain_path(path) as plain:
+            else:
+                _require_safe_torch()
                 state = torch.load(plain, map_location="cpu", weights_only=True)
     except DependencyMissing:
         raise

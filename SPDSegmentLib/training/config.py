@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -384,7 +385,7 @@ def check_split(data: DataConfig, path: Path) -> None:
     """Raise :class:`BadInput` where a patient is in two parts, or nobody trains; ``path`` is for messages."""
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     for part, cases in parts.items():
-        if twice := next((case for case in cases if cases.count(case) > 1), ""):
+        if twice := next((case for case, times in Counter(cases).items() if times > 1), ""):
             raise BadInput(f"Case {twice} is twice in {part} of {path}.", "Name each case once.")
     where = f"patient_pattern in {path}"
     check_pattern(data.patient_pattern, where)

@@ -61,6 +61,17 @@ class Editor:
         self.rest()
         return job
 
+    def start_behind(self, gate: Path, k: int = 3) -> Any:
+        """Place a click and press Segment; return the job, which waits in its middle until ``gate`` is there."""
+        use_fake(self.module, f"fake?gate={gate}")
+        self.widget.setActiveEffectByName("")
+        self.choose()
+        self.click(k)
+        self.effect.segmentButton.click()
+        job = self.effect.job
+        self.host.wait_until(lambda: job.writer.changed)
+        return job
+
     def rest(self) -> None:
         """Let the application run until nothing waits and nothing runs."""
         effect = self.effect
@@ -264,13 +275,7 @@ def test_a_problem_is_one_sentence_and_changes_nothing(host: Any, editor: Editor
 
 
 def test_a_start_that_fails_leaves_the_run_under_way_to_be_cancelled(host: Any, editor: Editor, tmp_path: Path) -> None:
-    use_fake(editor.module, f"fake?gate={tmp_path / 'gate'}")
-    editor.widget.setActiveEffectByName("")
-    editor.choose()
-    editor.click(4)
-    editor.effect.segmentButton.click()
-    job = editor.effect.job
-    host.wait_until(lambda: job.writer.changed)
+    job = editor.start_behind(tmp_path / "gate", 4)
     editor.effect.clickNodes[0].SetNthControlPointSelected(0, False)
     host.process_events(400)
     assert editor.effect.job is job and not job.finished and editor.effect.segmentButton.text == "Cancel"
@@ -283,13 +288,7 @@ def test_a_first_click_of_one_segment_starts_nothing_while_another_is_computed(
     host: Any, editor: Editor, tmp_path: Path
 ) -> None:
     effect, gate = editor.effect, tmp_path / "gate"
-    use_fake(editor.module, f"fake?gate={gate}")
-    editor.widget.setActiveEffectByName("")
-    editor.choose()
-    editor.click(3)
-    effect.segmentButton.click()
-    job = effect.job
-    host.wait_until(lambda: job.writer.changed)
+    job = editor.start_behind(gate)
     editor.widget.setCurrentSegmentID("Other")
     host.process_events(300)
     assert effect.segmentButton.text == "Segment" and effect.statusLabel.text.startswith("Press Place clicks")

@@ -166,13 +166,7 @@ def test_nothing_of_a_closed_scene_is_held_and_a_run_that_it_ends_raises_nothing
 ) -> None:
     import slicer
 
-    use_fake(editor.module, f"fake?gate={tmp_path / 'gate'}")
-    editor.widget.setActiveEffectByName("")
-    editor.choose()
-    editor.click(3)
-    editor.effect.segmentButton.click()
-    job, effect = editor.effect.job, editor.effect
-    host.wait_until(lambda: job.writer.changed)
+    job, effect = editor.start_behind(tmp_path / "gate"), editor.effect
     slicer.mrmlScene.Clear(0)
     host.process_events(300)
     assert job.finished and not slot_errors.take()
@@ -182,13 +176,7 @@ def test_nothing_of_a_closed_scene_is_held_and_a_run_that_it_ends_raises_nothing
 def test_a_run_goes_on_where_its_editor_is_deleted(
     host: Any, editor: Editor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_fake(editor.module, f"fake?gate={tmp_path / 'gate'}")
-    editor.widget.setActiveEffectByName("")
-    editor.choose()
-    editor.click(3)
-    editor.effect.segmentButton.click()
-    job = editor.effect.job
-    host.wait_until(lambda: job.writer.changed)
+    job = editor.start_behind(tmp_path / "gate")
     editor.effect.deactivate()
     editor.effect.cleanup()
     monkeypatch.setattr(type(editor.effect.scriptedEffect), "parameterSetNode", property(lambda gone: 1 / 0))
@@ -210,11 +198,8 @@ def library() -> Iterator[None]:
 
 def test_reload_takes_the_effect_along(library: None, host: Any, editor: Editor, tmp_path: Path) -> None:
     editor.module.widget.onReload()
-    use_fake(editor.module, f"fake?gate={tmp_path / 'gate'}")
     another = Editor(host, editor.module, editor.volume)
-    another.click(3)
-    another.effect.segmentButton.click()
-    host.wait_until(lambda: another.effect.job.writer.changed)
+    another.start_behind(tmp_path / "gate")
     another.effect.segmentButton.click()
     another.rest()
     assert another.effect.statusLabel.text == "Cancelled; nothing was changed."

@@ -48,7 +48,8 @@ def reached(session: Session, before: Clicks, after: Clicks, prompts: str = "con
     """Slices that a change of clicks reaches: those whose prompts differ. No other slice may change."""
     found = []
     for clicks in (before, after):
-        clicks, inside = session.within_ends(clicks)
+        session.extent = clicks.extent(session.stack.n_slices)
+        inside = clicks.within(session.extent)
         if len(inside):
             session._place_window(clicks.xy[inside])
         slices = session._distill(session.features.network_clicks(clicks, inside)[0], prompts, Call()).slices

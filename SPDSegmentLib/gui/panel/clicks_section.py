@@ -259,13 +259,12 @@ class ClicksSection(VTKObservationMixin):
             self.ui.clicksTable.setItem(row, column, item)
 
     def _onItemChanged(self, item: Any) -> None:
-        if self._filling or item.column() != 0 or item.row() >= len(self._rows):
+        if self._filling or item.column() != 0:
             return
-        nodeId, clickId = self._rows[item.row()]
-        node = nodeById(nodeId)
+        node, clickId = self._clickOf(item.row())
         if node is None:
             return
-        included, name = item.checkState() == qt.Qt.Checked, clickName(nodeId, clickId)
+        included, name = item.checkState() == qt.Qt.Checked, clickName(node.GetID(), clickId)
         fate = next((fate.fate for fate in self._record.fates if fate.click_id == name), None)
         if fate == Fate.REJECTED_OWN_SLICE:
             self._turnedDown.add(name)
@@ -274,13 +273,15 @@ class ClicksSection(VTKObservationMixin):
         setIncluded(node, clickId, included, insisted=included and name in self._turnedDown)
 
     def _onCellClicked(self, row: int, column: int) -> None:
-        if row >= len(self._rows):
-            return
-        nodeId, clickId = self._rows[row]
-        node = nodeById(nodeId)
+        node, clickId = self._clickOf(row)
         index = indexOf(node, clickId) if node is not None else -1
         if index >= 0:
             jumpTo(positionOf(node, index))
+
+    def _clickOf(self, row: int) -> tuple[Any, str]:
+        """Return the node and the ID of the click in a row of the table; None and no ID where there is none."""
+        nodeId, clickId = self._rows[row] if 0 <= row < len(self._rows) else ("", "")
+        return nodeById(nodeId), clickId
 
     def _showEnd(self) -> None:
         """Show whether the structure ends at the chosen click."""
@@ -289,12 +290,9 @@ class ClicksSection(VTKObservationMixin):
         button.checked = button.enabled and self._contents[row].ends
 
     def _onEnd(self, ends: bool) -> None:
-        row = self.ui.clicksTable.currentRow()
-        if row < len(self._rows):
-            nodeId, clickId = self._rows[row]
-            node = nodeById(nodeId)
-            if node is not None:
-                setEnd(node, clickId, ends)
+        node, clickId = self._clickOf(self.ui.clicksTable.currentRow())
+        if node is not None:
+            setEnd(node, clickId, ends)
 
     def _onPoints(self, caller: Any, event: str) -> None:
         if not self._dragging:
@@ -334,12 +332,12 @@ def _rowContent(point: ControlPoint, fate: PointFate | None, texts: Mapping[str,
     if not point.selected:
         return RowContent(name, False, texts[EXCLUDED], "", None)
     name = texts[IS_END].format(name=name) if point.ends else name
-    if fate is None:
-        return RowContent(name, True, "", "", None, point.ends)
-    words, sign = texts.get(fate.fate, fate.fate), SIGNS.get(fate.fate)
-    if sign is None:
-        return RowContent(name, True, words, fate.reason, None, point.ends)
-    return RowContent(name, True, f"{sign.character} {words}", fate.reason, sign.color, point.ends)
+    words, reason, color = "", "", None
+    if fate is not None:
+        words, reason = texts.get(fate.fate, fate.fate), fate.reason
+        if (sign := SIGNS.get(fate.fate)) is not None:
+            words, color = f"{sign.character} {words}", sign.color
+    return RowContent(name, True, words, reason, color, point.ends)
 
 
 def fateTexts() -> dict[str, str]:
